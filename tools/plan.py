@@ -1,0 +1,53 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Say what `./slipway site` would change, as a table or as JSON.
+
+Usage: ./slipway plan [--json] [ARGUMENTS FOR ansible-playbook ...]
+
+Exit status: 0 nothing would change, 2 something would, 1 a host could not be asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "collections"))
+
+from ansible_collections.slipway.host.plugins.module_utils import _report  # noqa: E402
+
+
+def main(arguments: list[str]) -> int:
+    """Survey the hosts and print the plan; return the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    as_json = "--json" in arguments
+    passed_on = [argument for argument in arguments if argument != "--json"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        run = subprocess.run(
+            ["ansible-playbook", str(ROOT / "playbooks" / "plan.yml"), *passed_on],
+            env={**os.environ, "SLIPWAY_REPORT": str(file)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        report = json.loads(file.read_text()) if file.exists() else {}
+    if not report:
+        sys.stderr.write(run.stdout + run.stderr)
+        return _report.EXIT_ERROR
+    if as_json:
+        print(json.dumps(report, indent=2, sort_keys=True))
+    else:
+        print(_report.plan(report))
+    return _report.exit_status(report)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
