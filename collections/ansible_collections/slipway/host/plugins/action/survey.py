@@ -1,0 +1,149 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action of slipway.host.survey: one question to a host, compared with its owned state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.action import ActionBase
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+
+GROUP = "slipway_drift"
+# A host whose facts change between two questions changes while it is asked.
+ATTEMPTS = 3
+
+Vars = dict[str, Any]
+
+
+@cache
+def role_variables(role: str) -> tuple[Path, Vars, Vars]:
+    """Return the folder, the defaults and the vars of a role, with those of its dependencies."""
+    for folder in C.DEFAULT_ROLES_PATH:
+        path = Path(folder) / role
+        if path.is_dir():
+            break
+    else:
+        raise AnsibleActionFail(f"there is no role '{role}' in {', '.join(C.DEFAULT_ROLES_PATH)}")
+
+    def load(name: str) -> Vars:
+        file = path / name / "main.yml"
+        if not file.is_file():
+            return {}
+        return dict(DataLoader().load_from_file(str(file), trusted_as_template=True) or {})
+
+    defaults, own = load("defaults"), load("vars")
+    for dependency in load("meta").get("dependencies", []):
+        _path, its_defaults, its_vars = role_variables(dependency["role"])
+        defaults, own = {**its_defaults, **defaults}, {**its_vars, **own}
+    return path, defaults, own
+
+
+def warm() -> None:
+    """Read the roles once in the controller's main process; the workers of all hosts inherit it."""
+    for folder in C.DEFAULT_ROLES_PATH:
+        for variables in Path(folder).glob("*/vars/main.yml"):
+            role_variables(variables.parent.parent.name)
+
+
+warm()
+
+
+class ActionModule(ActionBase):
+    """Ansible's entry point."""
+
+    _requires_connection = True
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: str | None = None, task_vars: Vars | None = None) -> dict[str, Any]:
+        """Survey one host, see the documentation of slipway.host.survey."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(
+            {
+                "roles": {"type": "list", "elements": "str", "required": True},
+                "enabled": {"type": "bool", "default": True},
+            }
+        )
+        roles: list[str] = arguments["roles"]
+        variables = task_vars or {}
+        facts = variables.get("ansible_facts", {}).get("slipway")
+        answer: _owned.Answer = {}
+        owned: dict[str, Mapping[str, Any]] = {}
+        for _attempt in range(ATTEMPTS):
+            if facts is None:
+                facts = self._facts(variables, roles)
+            owned = self._templated(variables, roles, "owned", facts)
+            for role, statement in owned.items():
+                _owned.check(role, statement)
+            answer = _ask.ask(self, _owned.question(list(owned.values())))
+            if same_host(answer["facts"], facts):
+                break
+            facts = None
+        drift = {role: _owned.differences(owned[role], answer) for role in roles}
+        acting = [role for role in roles if drift[role] or not arguments["enabled"]]
+        if acting:
+            self._join_group(result)
+        result.update(
+            changed=False,
+            ansible_facts={"slipway": facts},
+            drift=acting,
+            urls={
+                project["name"]: project["url"]
+                for statement in owned.values()
+                for project in statement.get("projects", ())
+                if project.get("url")
+            },
+            differences={
+                role: [vars(difference) for difference in found]
+                for role, found in drift.items()
+                if found
+            },
+        )
+        return result
+
+    def _facts(self, variables: Vars, roles: list[str]) -> Vars:
+        """Ask what the host is and, only where a role must choose by it, what it can reach."""
+        facts: Vars = _ask.ask(self, {})["facts"]
+        if not facts["docker_package"]:
+            reach = self._templated(variables, roles, "reach", facts)
+            facts = _ask.ask(self, {"reach": list(reach.values())})["facts"]
+        return facts
+
+    def _templated(self, variables: Vars, roles: list[str], what: str, facts: Any) -> Vars:
+        """Return ``__<role>_<what>`` of each role as the role itself would see it."""
+        found: Vars = {}
+        for role in roles:
+            path, defaults, own = role_variables(role)
+            name = f"__{role}_{what}"
+            if name not in own:
+                if what == "owned":
+                    raise AnsibleActionFail(f"role {role} states no {name} in its vars/main.yml")
+                continue
+            ansible_facts = {**variables.get("ansible_facts", {}), "slipway": facts}
+            scope = {**defaults, **variables, **own, "ansible_facts": ansible_facts}
+            scope["role_path"] = str(path)
+            templar = self._templar.copy_with_new_env(available_variables=scope)
+            found[role] = templar.template(own[name])
+        return found
+
+    def _join_group(self, result: dict[str, Any]) -> None:
+        """Put the host into the group of hosts that the next plays act on."""
+        # ansible-core 2.19 and 2.20 read this from the result, as from group_by's.
+        result.update(add_group=GROUP, parent_groups=["all"])
+        if hasattr(self, "add_group"):  # 2.21 and later
+            self.add_group(GROUP, parent_group_names=["all"])
+
+
+def same_host(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two sets of facts lead to the same owned state."""
+    return {k: v for k, v in one.items() if k != "reachable"} == {
+        k: v for k, v in other.items() if k != "reachable"
+    }

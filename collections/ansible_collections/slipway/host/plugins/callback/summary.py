@@ -1,0 +1,87 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The callback slipway.host.summary: one table at the end of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+from ansible_collections.slipway.host.plugins.module_utils import _report
+
+DOCUMENTATION = r"""
+name: summary
+type: aggregate
+short_description: One table at the end of a run
+description:
+  - Prints for each host that was surveyed whether it was as declared, where it differed, and the
+    addresses of its services.
+  - Where C(SLIPWAY_REPORT) names a file, the same goes there as JSON, and nothing is printed.
+options:
+  report:
+    description: File that the report goes to as JSON.
+    type: path
+    env:
+      - name: SLIPWAY_REPORT
+requirements:
+  - enabled in ansible.cfg
+"""
+
+SURVEY = ("slipway.host.survey", "survey")
+
+
+class CallbackModule(CallbackBase):
+    """Ansible's entry point."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "slipway.host.summary"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.report: dict[str, dict[str, Any]] = {}
+
+    def _entry(self, host: str) -> dict[str, Any]:
+        fresh = {"status": "as declared", "differences": {}, "urls": {}, "notes": []}
+        return self.report.setdefault(host, fresh)
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Take what the survey found, and the notes that other tasks leave."""
+        answer, host = result.result, result.host.name
+        if result.task.action in SURVEY:
+            entry = self._entry(host)
+            entry["differences"] = answer["differences"]
+            entry["urls"] = answer["urls"]
+            if answer["differences"]:
+                entry["status"] = "drift"
+        if answer.get("slipway_note") and host in self.report:
+            self._entry(host)["notes"].append(answer["slipway_note"])
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Take the first error of a host."""
+        if not ignore_errors:
+            self._failed(result, "failed")
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Take why a host could not be reached."""
+        self._failed(result, "unreachable")
+
+    def _failed(self, result: Any, status: str) -> None:
+        entry = self._entry(result.host.name)
+        entry["status"] = status
+        lines = str(result.result.get("msg", "see above")).strip().splitlines()
+        entry.setdefault("error", lines[0] if lines else "see above")
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Print the table, or write the report."""
+        for host, entry in self.report.items():
+            if entry["status"] == "drift" and stats.summarize(host)["changed"]:
+                entry["status"] = "changed"
+        file = self.get_option("report")
+        if file:
+            Path(file).write_text(json.dumps(self.report), encoding="utf-8")
+        elif self.report:
+            self._display.display("\n" + _report.summary(self.report))

@@ -1,0 +1,97 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The filter slipway.host.service_projects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _declaration,
+    _image_plan,
+    _services,
+)
+
+DOCUMENTATION = r"""
+name: service_projects
+short_description: Compose projects from the catalogue
+description:
+  - Turns C(ml_services_projects) into compose files and owned state.
+positional: _input
+options:
+  _input:
+    description: Projects as C(ml_services_projects) declares them.
+    type: list
+    elements: dict
+    required: true
+  catalogue:
+    description: Folder of the catalogue.
+    type: path
+    required: true
+  variant:
+    description: C(cpu) or C(gpu).
+    type: str
+    required: true
+  base:
+    description: Base of images that ask for the default one.
+    type: str
+    required: true
+  args:
+    description: Build arguments, by image and argument.
+    type: dict
+    default: {}
+  publish:
+    description: Address that ports are bound to where a project does not say.
+    type: str
+    default: 127.0.0.1
+  host:
+    description: How others reach the host; only for showing addresses.
+    type: str
+    default: localhost
+"""
+
+EXAMPLES = r"""
+- name: The compose file of iris-api
+  ansible.builtin.debug:
+    msg: >-
+      {{ [{'name': 'iris-api'}] | slipway.host.service_projects('images', 'cpu', 'debian-13') }}
+"""
+
+RETURN = r"""
+_value:
+  description: A mapping with name, file, project and url for each project.
+  type: list
+  elements: dict
+"""
+
+
+def service_projects(
+    projects: Sequence[Mapping[str, Any]],
+    catalogue: str,
+    variant: str,
+    base: str,
+    args: Mapping[str, Mapping[str, str]] | None = None,
+    publish: str = "127.0.0.1",
+    host: str = "localhost",
+) -> list[dict[str, Any]]:
+    """Return the projects for the module ``services`` and for the survey."""
+    found = []
+    for project in projects:
+        image = project.get("image") or project["name"]
+        try:
+            # The image itself comes last, behind those it is based on.
+            build = _image_plan.builds(catalogue, [image], variant, base, args or {})[-1]
+            found.append(_services.project(project, build, publish, host))
+        except (_declaration.DeclarationError, _services.ServiceError) as error:
+            raise AnsibleFilterError(str(error)) from error
+    return found
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Callable[..., object]]:
+        """Return the filters by name."""
+        return {"service_projects": service_projects}

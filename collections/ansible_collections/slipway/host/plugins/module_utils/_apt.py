@@ -1,0 +1,104 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which packages of an owned set must change, and the apt-get commands that change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, List, Mapping, Optional, Sequence
+
+# What dpkg knows of a package: ``[want, state, version]``, None where it never heard of it.
+Known = Optional[Sequence[str]]
+
+# Waits for another apt (first-boot upgrades, cron) instead of failing at once; seconds.
+LOCK_TIMEOUT = 300
+OPTIONS = [
+    "--quiet=2",
+    "--assume-yes",
+    "--no-install-recommends",
+    # The set is held by us, so only we may change it; apt wants to be told so.
+    "--allow-change-held-packages",
+    f"--option=DPkg::Lock::Timeout={LOCK_TIMEOUT}",
+    # Configuration files that somebody edited stay as they are.
+    "--option=Dpkg::Options::=--force-confdef",
+    "--option=Dpkg::Options::=--force-confold",
+]
+
+
+@dataclass
+class Plan:
+    """What must happen to a set of packages: names, or ``name=version`` in ``install``."""
+
+    install: List[str] = field(default_factory=list)
+    downgrade: bool = False
+    purge: List[str] = field(default_factory=list)
+    hold: List[str] = field(default_factory=list)
+    unhold: List[str] = field(default_factory=list)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything must happen."""
+        return bool(self.install or self.purge or self.hold or self.unhold)
+
+
+def plan(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Plan:
+    """Return what must happen so that the WANTED set is there.
+
+    WANTED entries are those of owned state (name, version, hold, state).  A package that is
+    installed stays at its version unless another one is asked for: newer ones come with the
+    upgrade play, not by the way.
+    """
+    result = Plan()
+    for entry in wanted:
+        name = entry["name"]
+        want, state, version = known.get(name) or ("unknown", "not-installed", "")
+        if entry.get("state", "present") == "absent":
+            if state != "not-installed":
+                result.purge.append(name)
+            continue
+        exact = entry.get("version")
+        if state != "installed" or (exact and exact != version):
+            result.install.append(f"{name}={exact}" if exact else name)
+            result.downgrade |= bool(exact and state == "installed")
+        hold = entry.get("hold")
+        if hold is not None and hold != (want == "hold" and state == "installed"):
+            (result.hold if hold else result.unhold).append(name)
+    return result
+
+
+def commands(actions: Plan) -> List[List[str]]:
+    """Return the commands for ACTIONS, in order."""
+    found = []
+    if actions.purge:
+        found.append(["apt-get", *OPTIONS, "purge", "--", *actions.purge])
+    if actions.install:
+        options = [*OPTIONS, "--allow-downgrades"] if actions.downgrade else OPTIONS
+        found.append(["apt-get", *options, "install", "--", *actions.install])
+    if actions.hold:
+        found.append(["apt-mark", "--quiet=2", "hold", *actions.hold])
+    if actions.unhold:
+        found.append(["apt-mark", "--quiet=2", "unhold", *actions.unhold])
+    return found
+
+
+# apt's words for an index that is older than the mirror: worth one `apt-get update`.
+STALE = ("404  Not Found", "Unable to locate package", "has no installation candidate", "was not found")
+# A mirror in the middle of its own update: worth a later try.
+SYNCING = ("Hash Sum mismatch", "File has unexpected size", "Mirror sync in progress")
+
+
+def is_stale(output: str) -> bool:
+    """Whether apt's OUTPUT says that its package index is missing or too old."""
+    return any(words in output for words in STALE)
+
+
+def is_syncing(output: str) -> bool:
+    """Whether apt's OUTPUT says that the mirror is half-synchronised."""
+    return any(words in output for words in SYNCING)
+
+
+def errors(output: str) -> str:
+    """Return the lines of apt's OUTPUT that tell what failed, or its last lines."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("E:", "W:", "dpkg:", "Err:"))]
+    return "; ".join((told or lines)[-5:])

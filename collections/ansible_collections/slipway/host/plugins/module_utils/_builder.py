@@ -1,0 +1,299 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Builds images on the host: base, build, smoke test, and only then the tag.
+
+The controller unpacks a job into a folder on the host and starts this file there, detached, with
+the folder as its argument; it then follows ``progress`` until ``result.json`` appears.  So a lost
+connection does not end a build, and a second run waits for the first instead of building twice.
+
+The folder holds ``job.json``, one ``<n>.tar`` build context per image, and ``secrets/``.  Only the
+standard library of Python 3.10 is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, TextIO
+
+LOCK = Path("/var/lib/slipway/build.lock")
+LABEL_DIGEST = "io.slipway.digest"
+# A registry that does not answer within this many seconds counts as out of reach.
+REGISTRY_TIMEOUT = 20
+# A step that says nothing for this long gets a line saying that it still runs; seconds.
+HEARTBEAT = 15
+STEP = re.compile(r"#(\d+) (\[[^\]]+\] .*)")
+# The smoke test gets the least a container can have: no network, nothing writable but /tmp, and a
+# user that the image has never heard of.
+SMOKE_OPTIONS = [
+    *("--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"),
+    *("--user", "1234:1234", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+]
+Job = Dict[str, Any]
+
+
+class BuildError(Exception):
+    """An image could not be made; the message is for a person."""
+
+
+class Progress:
+    """Lines for the person who waits."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def say(self, line: str) -> None:
+        """Tell LINE at once."""
+        self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+def run(command: List[str], timeout: Optional[float] = None) -> "subprocess.CompletedProcess[str]":
+    """Run COMMAND and return what it said; a time-out counts as a failure."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        said = (error.stdout or b"").decode("utf-8", "replace") if error.stdout else ""
+        return subprocess.CompletedProcess(command, 124, said, f"no end after {timeout:.0f} s")
+
+
+def must(doing: str, command: List[str], timeout: Optional[float] = None) -> str:
+    """Run COMMAND and return its output; raise BuildError with its last words where it fails."""
+    done = run(command, timeout)
+    if done.returncode != 0:
+        raise BuildError(f"{doing} failed: {last_words(done.stdout + done.stderr)}")
+    return done.stdout.strip()
+
+
+def last_words(output: str, lines: int = 25) -> str:
+    """Return the end of a command's output, where the reason stands."""
+    return "\n".join(output.strip().splitlines()[-lines:])
+
+
+def digest_of(reference: str) -> Optional[str]:
+    """Return the context digest that an image on the host bears, None where there is none."""
+    found = run(["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference])
+    if found.returncode != 0:
+        return None
+    labels = json.loads(found.stdout) or {}
+    return str(labels[LABEL_DIGEST]) if LABEL_DIGEST in labels else None
+
+
+def image_id(reference: str) -> Optional[str]:
+    """Return the id of an image on the host, None where there is none."""
+    found = run(["docker", "image", "inspect", "--format", "{{.Id}}", reference])
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+class Builder:
+    """Carries out one job."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder = folder
+        self.job: Job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        self.progress = progress
+
+    def secrets(self) -> List[str]:
+        """Return the options that lend the build its secrets; none ends up in a layer."""
+        options: List[str] = []
+        for name, path in sorted(self.job["secrets"].items()):
+            source = self.folder / path if not os.path.isabs(path) else Path(path)
+            if source.is_file():
+                options += ["--secret", f"id={name},src={source}"]
+        return options
+
+    def base(self, image: Job) -> str:
+        """Return the reference of an image's base, which is on the host afterwards."""
+        if image["parent"]:
+            return str(image["parent"])
+        base = image["base"]
+        local = str(base["local"])
+        if image_id(local):
+            return local
+        source = self.job["base_source"]
+        if source in ("auto", "registry"):
+            pulled = self.pull(base["reference"])
+            if pulled.returncode == 0:
+                must("tagging the base", ["docker", "tag", base["reference"], local])
+                self.progress.say(f"base {base['name']}: pulled {base['registry']}")
+                return local
+            reason = last_words(pulled.stderr, 1)
+            if source == "registry":
+                raise BuildError(
+                    f"the base image {base['registry']} could not be pulled: {reason}. Make a "
+                    "registry reachable from the host, or set ml_images_build.base_source to "
+                    "'bootstrap'."
+                )
+            self.progress.say(f"base {base['name']}: no registry answers, bootstrapping from apt")
+        self.bootstrap(base, local)
+        return local
+
+    def pull(self, reference: str) -> "subprocess.CompletedProcess[str]":
+        """Pull from a registry, giving up early on one that does not answer at all."""
+        asked = run(["docker", "manifest", "inspect", reference], REGISTRY_TIMEOUT)
+        return asked if asked.returncode else run(["docker", "pull", "--quiet", reference])
+
+    def bootstrap(self, base: Job, local: str) -> None:
+        """Make a base image from an apt mirror."""
+        installed = shutil.which("mmdebstrap") is not None
+        apt_get = ["apt-get", "--quiet=2", "--assume-yes", "--option=DPkg::Lock::Timeout=300"]
+        if not installed:
+            options = ["--no-install-recommends", "install", "mmdebstrap"]
+            must("installing mmdebstrap", ["env", "DEBIAN_FRONTEND=noninteractive", *apt_get, *options])
+        tar = self.folder / "base.tar"
+        command = self.mmdebstrap(base["bootstrap"], tar)
+        try:
+            must(f"bootstrapping {base['name']}", command)
+            must("importing the base", ["docker", "import", '--change=CMD ["bash"]', str(tar), local])
+        finally:
+            tar.unlink(missing_ok=True)
+            if not installed:
+                run([*apt_get, "--auto-remove", "purge", "mmdebstrap"])
+        self.progress.say(f"base {base['name']}: bootstrapped {recipe['suite']} from apt")
+
+    def mmdebstrap(self, recipe: Job, tar: Path) -> List[str]:
+        """Return the command that makes the base's file system from an apt mirror."""
+        options = [
+            *("--variant=minbase", "--quiet", f"--components={','.join(recipe['components'])}"),
+            # Manuals and translations are of no use in an image; licences stay.
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+        ]
+        if recipe["packages"]:
+            options.append(f"--include={','.join(recipe['packages'])}")
+        if self.job["apt_proxy"]:
+            options.append(f'--aptopt=Acquire::http::Proxy "{self.job["apt_proxy"]}"')
+            # What the bootstrap needed is not what the image keeps.
+            options.append('--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"')
+        mirror = self.job["apt_mirror"]
+        if mirror:
+            options.append('--customize-hook=rm -f "$1/etc/apt/sources.list"')
+        return ["mmdebstrap", *options, recipe["suite"], str(tar), *([mirror] if mirror else [])]
+
+    def build(self, image: Job) -> None:
+        """Build one image and, when its smoke test passes, move its tag."""
+        reference, name = image["reference"], image["name"]
+        started = time.monotonic()
+        candidate = f"{reference}-candidate"
+        base = self.base(image)
+        context = self.folder / f"context-{name}"
+        context.mkdir()
+        must("unpacking", ["tar", "-x", "-C", str(context), "-f", str(self.folder / image["context"])])
+        command = ["docker", "buildx", "build", "--progress=plain", "--load", "--tag", candidate]
+        command.append(f"--build-arg=BASE={base}")
+        if self.job["wheels"]:
+            command.append(f"--build-context=wheels={self.job['wheels']}")
+        labels = {**image["labels"], "org.opencontainers.image.base.digest": image_id(base) or ""}
+        command += [f"--label={key}={value}" for key, value in sorted(labels.items())]
+        # The engine knows these by name and keeps them out of the image's history.
+        command += [f"--build-arg={key}={value}" for key, value in sorted(self.job["proxy"].items())]
+        command += [*self.secrets(), str(context)]
+        try:
+            self.follow(name, command)
+            self.smoke(image, candidate)
+            must("moving the tag", ["docker", "tag", candidate, reference])
+        finally:
+            run(["docker", "image", "rm", candidate])
+            shutil.rmtree(context, ignore_errors=True)
+        self.progress.say(f"{name}: ready after {time.monotonic() - started:.0f} s")
+
+    def follow(self, name: str, command: List[str]) -> None:
+        """Run the build COMMAND, telling its steps as they begin."""
+        environment = {**os.environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+        log: List[str] = []
+        step, told, seen = "starting", time.monotonic(), set()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        ) as process:
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+            pending = b""
+            while True:
+                chunk = process.stdout.read()
+                if chunk == b"":
+                    break
+                *lines, pending = (pending + (chunk or b"")).split(b"\n")
+                for raw in lines:
+                    line = raw.decode("utf-8", "replace")
+                    log.append(line)
+                    match = STEP.match(line)
+                    if match and match[1] not in seen and not match[2].startswith("[internal]"):
+                        seen.add(match[1])
+                        step, told = match[2][:100], time.monotonic()
+                        self.progress.say(f"{name}: {step}")
+                if chunk is None:
+                    if time.monotonic() - told > HEARTBEAT:
+                        told = time.monotonic()
+                        self.progress.say(f"{name}: still at {step}")
+                    time.sleep(0.2)
+            status = process.wait()
+        (self.folder / f"{name}.log").write_text("\n".join(log), encoding="utf-8")
+        if status != 0:
+            raise BuildError(f"its build failed:\n{last_words(chr(10).join(log))}")
+
+    def smoke(self, image: Job, candidate: str) -> None:
+        """Run the image's smoke test in CANDIDATE, or raise BuildError."""
+        self.progress.say(f"{image['name']}: smoke test")
+        command = ["docker", "run", *SMOKE_OPTIONS, "--entrypoint", image["smoke"][0]]
+        done = run([*command, candidate, *image["smoke"][1:]], image["smoke_timeout"])
+        if done.returncode != 0:
+            raise BuildError(
+                f"its smoke test failed (exit status {done.returncode}), so the image that was "
+                f"there before stays in use:\n{last_words(done.stdout + done.stderr)}"
+            )
+
+    def all(self) -> Job:
+        """Build all images of the job, in order; one that fails leaves the others."""
+        built: List[str] = []
+        failed: Dict[str, str] = {}
+        for image in self.job["builds"]:
+            reference = image["reference"]
+            if image["parent"] in failed:
+                failed[reference] = f"its base {image['parent']} failed"
+            elif digest_of(reference) != image["digest"]:
+                try:
+                    self.build(image)
+                    built.append(reference)
+                except (BuildError, OSError) as error:
+                    failed[reference] = str(error)
+                    self.progress.say(f"{image['name']}: FAILED")
+        # What the new images replaced, where no container uses it any more.
+        run(["docker", "image", "prune", "--force", f"--filter=label={LABEL_DIGEST}"])
+        return {"built": built, "failed": failed}
+
+
+def main(folder: Path) -> None:
+    """Carry out the job in FOLDER."""
+    LOCK.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    result: Job = {"built": [], "failed": {"job": "the builder was stopped"}}
+    with open(folder / "progress", "a", encoding="utf-8") as stream, open(LOCK, "w") as lock:
+        progress = Progress(stream)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.say("another build runs on this host; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            result = Builder(folder, progress).all()
+        except Exception as error:
+            result["failed"] = {"job": f"{type(error).__name__}: {error}"}
+        finally:
+            shutil.rmtree(folder / "secrets", ignore_errors=True)
+            written = folder / "result.json.new"
+            written.write_text(json.dumps(result), encoding="utf-8")
+            written.rename(folder / "result.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,114 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The catalogue as roles and the survey see it: digests, and the job for the builder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils import _builder
+from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+    Catalogue,
+    ImageBuild,
+    context_tar,
+    load_catalogue,
+)
+
+Args = Mapping[str, Mapping[str, str]]
+
+
+@cache
+def _catalogue(folder: str) -> Catalogue:
+    return load_catalogue(Path(folder))
+
+
+@cache
+def _builds(
+    folder: str, names: tuple[str, ...], variant: str, base: str, args: str
+) -> tuple[ImageBuild, ...]:
+    return tuple(_catalogue(folder).builds(names, variant, base, json.loads(args)))
+
+
+def builds(
+    folder: str, names: Sequence[str], variant: str, base: str, args: Args
+) -> tuple[ImageBuild, ...]:
+    """Return the builds of the images NAMES, in build order; each is worked out once a process.
+
+    Raise CatalogueError as :meth:`_catalogue.Catalogue.builds` does.
+    """
+    resolved = str(Path(folder).resolve())
+    return _builds(resolved, tuple(names), variant, base, json.dumps(args, sort_keys=True))
+
+
+def _base(build: ImageBuild) -> dict[str, Any]:
+    """Return how the builder gets the base, and the tag it has on the host."""
+    key = hashlib.sha256(build.root.identity.encode()).hexdigest()[:12]
+    return {
+        "name": build.root.name,
+        "reference": build.root.reference,
+        "bootstrap": asdict(build.root.bootstrap) if build.root.bootstrap else None,
+        "local": f"slipway/base:{build.root.name}-{key}",
+    }
+
+
+def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
+    """Return a tar archive with everything the builder needs on the host.
+
+    OPTIONS is ``ml_images_build``.  The archive holds secrets, so it belongs into a folder that
+    only root can read.
+    """
+    files: dict[str, bytes] = {}
+    secrets: dict[str, str] = {}
+    for name in ("pip_conf", "apt_conf"):
+        if options.get(name):
+            files[f"secrets/{name}"] = options[name].encode()
+            secrets[name] = f"secrets/{name}"
+    if options.get("ca_file"):
+        secrets["ca"] = options["ca_file"]
+    entries = []
+    for number, build in enumerate(wanted):
+        context = f"{number}.tar"
+        files[context] = context_tar(build)
+        entries.append(
+            {
+                "name": build.name,
+                "reference": build.reference,
+                "digest": build.digest,
+                "parent": build.parent,
+                "base": _base(build),
+                "context": context,
+                "labels": dict(build.labels),
+                "smoke": list(build.smoke),
+                "smoke_timeout": build.smoke_timeout,
+            }
+        )
+    description = {
+        "builds": entries,
+        "secrets": secrets,
+        "base_source": options.get("base_source") or "auto",
+        "apt_mirror": options.get("apt_mirror") or "",
+        "apt_proxy": options.get("apt_proxy") or "",
+        "proxy": {k: v for k, v in (options.get("proxy") or {}).items() if v},
+        "wheels": options.get("wheels") or "",
+    }
+    files["job.json"] = json.dumps(description).encode()
+    files["builder.py"] = Path(_builder.__file__).read_bytes()
+    return _tar(files)
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
+        for name, content in sorted(files.items()):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), 0o600
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()

@@ -1,0 +1,86 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fingerprints of the keys in an OpenPGP keyring, armoured or binary, without GnuPG.
+
+Only what pinning a repository's key needs: packet framing and version 4 fingerprints as RFC 4880
+gives them (sections 4.2 and 12.2).  Signatures are left to apt.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Iterator, List, Tuple
+
+PUBLIC_KEY = 6
+ARMOUR = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
+
+
+def from_text(text: str) -> bytes:
+    """Return the keyring's bytes from armoured text, or from text marked ``base64:``.
+
+    Raise ValueError where the text is neither.
+    """
+    if text.startswith("base64:"):
+        return base64.b64decode(text[len("base64:") :])
+    if ARMOUR not in text:
+        raise ValueError("not an OpenPGP key (no armour)")
+    keyring = b""
+    for block in text.split(ARMOUR)[1:]:
+        # Headers end at the first empty line, the checksum line begins with "=".
+        body = block.split("-----END", 1)[0].replace("\r\n", "\n").partition("\n\n")[2]
+        lines = [line for line in body.split("\n") if line and not line.startswith("=")]
+        try:
+            keyring += base64.b64decode("".join(lines), validate=True)
+        except binascii.Error as error:
+            raise ValueError("broken armour: %s" % error) from error
+    return keyring
+
+
+def _packets(keyring: bytes) -> Iterator[Tuple[int, bytes]]:
+    """Yield the tag and the body of each packet."""
+    at = 0
+    while at < len(keyring):
+        head = keyring[at]
+        if not head & 0x80:
+            raise ValueError("not an OpenPGP keyring")
+        try:
+            if head & 0x40:  # new format
+                tag, at = head & 0x3F, at + 1
+                first = keyring[at]
+                if first < 192:
+                    size, at = first, at + 1
+                elif first < 224:
+                    size, at = ((first - 192) << 8) + keyring[at + 1] + 192, at + 2
+                elif first == 255:
+                    size, at = int.from_bytes(keyring[at + 1 : at + 5], "big"), at + 5
+                else:
+                    raise ValueError("partial packets do not occur in a keyring")
+            else:  # old format
+                tag, width = (head >> 2) & 0x0F, 1 << (head & 3)
+                if width == 8:
+                    raise ValueError("packets of unknown length do not occur in a keyring")
+                size, at = int.from_bytes(keyring[at + 1 : at + 1 + width], "big"), at + 1 + width
+        except IndexError as error:
+            raise ValueError("the keyring ends within a packet") from error
+        if at + size > len(keyring):
+            raise ValueError("the keyring ends within a packet")
+        yield tag, keyring[at : at + size]
+        at += size
+
+
+def fingerprints(keyring: bytes) -> List[str]:
+    """Return the fingerprints of the keyring's primary keys, 40 upper-case hex digits each.
+
+    Raise ValueError where the bytes are no keyring or hold no version 4 key.
+    """
+    found = []
+    for tag, body in _packets(keyring):
+        if tag == PUBLIC_KEY and body[:1] == b"\x04":
+            framed = b"\x99" + len(body).to_bytes(2, "big") + body
+            # SHA-1 is the fingerprint's definition, not a choice.
+            found.append(hashlib.sha1(framed, usedforsecurity=False).hexdigest().upper())
+    if not found:
+        raise ValueError("the keyring holds no version 4 public key")
+    return found

@@ -1,0 +1,298 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Owned state: what one role is responsible for on a host, as data, and how drift is found.
+
+A role states it once, as ``__<role>_owned`` in its ``vars/main.yml``; its tasks loop over that
+statement and the survey compares it with the host.  The statement is a mapping of these lists,
+each of mappings, all optional:
+
+============  ============================================================================
+kind          keys of an entry (``?`` marks optional ones)
+============  ============================================================================
+packages      name, version?, hold?, state? (``present`` or ``absent``)
+files         path, content?, mode?, owner?, group?, state? (``file``, ``directory``,
+              ``absent``); a file without content may hold anything
+folders       path, entries: the names that may be in a folder, and no others
+json          path, settings: keys the role owns in a JSON file it shares with others
+lines         path, lines: lines the role owns in a file it shares with others
+keyrings      path, fingerprint of the OpenPGP key it must hold
+units         name, enabled?, active?
+groups        name, gid?
+users         name, uid?, shell?, home?, state?
+members       group, users, exclusive? (then nobody else may be in the group)
+images        reference, digest: the context digest that its label must bear
+projects      name, services: list of {name, config, image?}: containers of a compose
+              project by their ``io.slipway.config`` label and context digest; url?: its
+              address, for people
+============  ============================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ansible_collections.slipway.host.plugins.module_utils import _daemon_json, _openpgp
+
+Entry: TypeAlias = Mapping[str, Any]
+Answer: TypeAlias = Mapping[str, Any]
+Change: TypeAlias = "tuple[str, str]"
+
+LABEL_DIGEST = "io.slipway.digest"
+LABEL_CONFIG = "io.slipway.config"
+
+MISSING = "missing"
+
+
+class OwnedStateError(ValueError):
+    """A role's statement is not of the form that this module describes."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One owned thing that is not as it should be.
+
+    ``kind`` is the list it was stated in, ``name`` which one, ``found`` and ``expected`` are in
+    words; neither ever holds the content of a file.
+    """
+
+    kind: str
+    name: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        """Return the difference as one line for a person."""
+        return f"{self.kind} {self.name}: {self.found}, should be {self.expected}"
+
+
+def _packages(entry: Entry, answer: Answer) -> Iterator[Change]:
+    found = answer["packages"][entry["name"]]
+    want, state, version = found or ("unknown", "not-installed", "")
+    if entry.get("state", "present") == "absent":
+        if state != "not-installed":
+            yield f"{version} {state}".strip(), "absent"
+        return
+    if state != "installed":
+        # "config-files" is what dpkg calls a package that was removed but not purged.
+        yield (MISSING if state in ("not-installed", "config-files") else state), "installed"
+        return
+    wanted_version = entry.get("version") or version
+    if version != wanted_version:
+        yield f"version {version}", wanted_version
+    hold = entry.get("hold")
+    if hold is not None and hold != (want == "hold"):
+        yield ("not held", "held") if hold else ("held", "not held")
+
+
+def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
+    state = entry.get("state", "file")
+    found = answer["files"][entry["path"]]
+    if state == "absent":
+        if found is not None:
+            yield "present", "absent"
+        return
+    if found is None:
+        yield MISSING, f"a {state}"
+        return
+    kind, mode, owner, group, digest = found
+    if kind != state:
+        yield f"a {kind}", f"a {state}"
+        return
+    content = entry.get("content")
+    if content is not None and digest != hashlib.sha256(content.encode()).hexdigest():
+        yield "content differs", "as declared"
+    default_mode = "0755" if state == "directory" else "0644"
+    for what, was, should in (
+        ("mode", mode, entry.get("mode", default_mode)),
+        ("owner", owner, entry.get("owner", "root")),
+        ("group", group, entry.get("group", "root")),
+    ):
+        if was != should:
+            yield f"{what} {was}", should
+
+
+def _folders(entry: Entry, answer: Answer) -> Iterator[Change]:
+    for name in sorted(set(answer["folders"][entry["path"]] or ()) - set(entry["entries"])):
+        yield f"{name} is there", "removed"
+
+
+def _json(entry: Entry, answer: Answer) -> Iterator[Change]:
+    text = answer["texts"][entry["path"]]
+    if text is None:
+        if entry["settings"]:
+            yield MISSING, "a file with the declared keys"
+        return
+    try:
+        lines = _daemon_json.owned_difference(text, entry["settings"], entry.get("absent", ()))
+    except _daemon_json.DaemonJsonError as error:
+        yield str(error).splitlines()[0], "valid JSON"
+        return
+    for line in lines:
+        yield line, "as declared"
+
+
+def _lines(entry: Entry, answer: Answer) -> Iterator[Change]:
+    present = set((answer["texts"][entry["path"]] or "").splitlines())
+    missing = sum(line not in present for line in entry["lines"])
+    if missing:
+        yield f"{missing} of {len(entry['lines'])} lines {MISSING}", "all there"
+
+
+def _keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
+    text = answer["texts"][entry["path"]]
+    if text is None:
+        yield MISSING, f"the key {entry['fingerprint']}"
+        return
+    try:
+        found = _openpgp.fingerprints(_openpgp.from_text(text))
+    except ValueError as error:
+        yield str(error), f"the key {entry['fingerprint']}"
+        return
+    if entry["fingerprint"] not in found:
+        yield f"the key {', '.join(found)}", entry["fingerprint"]
+
+
+def _units(entry: Entry, answer: Answer) -> Iterator[Change]:
+    load, unit_file, active = answer["units"][entry["name"]] or ("not-found", "", "")
+    if load == "not-found":
+        if entry.get("enabled") or entry.get("active"):
+            yield MISSING, "a unit"
+        return
+    enabled = entry.get("enabled")
+    # Static and generated units cannot be enabled; systemd starts them when they are needed.
+    if enabled is not None and enabled != (unit_file not in ("disabled", "masked", "")):
+        yield (unit_file or "disabled"), "enabled" if enabled else "disabled"
+    wanted = entry.get("active")
+    if wanted is not None and wanted != (active in ("active", "activating", "reloading")):
+        yield active, "active" if wanted else "inactive"
+
+
+def _groups(entry: Entry, answer: Answer) -> Iterator[Change]:
+    found = answer["groups"][entry["name"]]
+    if found is None:
+        yield MISSING, "a group"
+    elif entry.get("gid") is not None and found[0] != entry["gid"]:
+        yield f"gid {found[0]}", str(entry["gid"])
+
+
+def _users(entry: Entry, answer: Answer) -> Iterator[Change]:
+    found = answer["users"][entry["name"]]
+    if entry.get("state", "present") == "absent":
+        if found is not None:
+            yield "present", "absent"
+        return
+    if found is None:
+        yield MISSING, "a user"
+        return
+    for what, was in (("uid", found[0]), ("home", found[2]), ("shell", found[3])):
+        should = entry.get(what)
+        if should is not None and should != was:
+            yield f"{what} {was}", str(should)
+
+
+def _members(entry: Entry, answer: Answer) -> Iterator[Change]:
+    found = answer["groups"][entry["group"]]
+    members = set(found[1]) if found else set()
+    wanted = set(entry["users"])
+    for user in sorted(wanted - members):
+        yield f"{user} is not a member", "a member"
+    if entry.get("exclusive", False):
+        for user in sorted(members - wanted):
+            yield f"{user} is a member", "no member, because nobody listed it"
+
+
+def _images(entry: Entry, answer: Answer) -> Iterator[Change]:
+    found = (answer.get("images") or {}).get(entry["reference"])
+    if found is None:
+        yield answer["engine"] or MISSING, "built"
+        return
+    digest = found[1].get(LABEL_DIGEST, "none")
+    if digest != entry["digest"]:
+        yield f"context digest {digest[:12]}", entry["digest"][:12]
+
+
+def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
+    if answer["engine"]:
+        yield answer["engine"], "running"
+        return
+    containers = answer["projects"][entry["name"]]
+    wanted = {service["name"]: service for service in entry["services"]}
+    for service, state, health, labels in containers:
+        if service not in wanted:
+            yield f"{service} is there", "removed"
+            continue
+        declared = wanted.pop(service)
+        if state != "running":
+            yield f"{service} is {state}", "running"
+        elif health == "unhealthy":
+            yield f"{service} is unhealthy", "healthy"
+        elif labels.get(LABEL_CONFIG) != declared["config"]:
+            yield f"{service} runs an older configuration", "the declared one"
+        elif declared.get("image") and labels.get(LABEL_DIGEST) != declared["image"]:
+            yield f"{service} runs an older image", declared["image"][:12]
+    for service in wanted:
+        yield f"{service} is {MISSING}", "running"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of owned thing is asked for and compared.
+
+    ``asks`` is the key of the probe's question, ``by`` the entry's key that goes into it and names
+    the entry, ``compare`` yields pairs of what was found and what was expected.
+    """
+
+    asks: str
+    by: str
+    compare: Callable[[Entry, Answer], Iterator[Change]]
+
+
+KINDS: Mapping[str, Kind] = {
+    "packages": Kind("packages", "name", _packages),
+    "files": Kind("files", "path", _files),
+    "folders": Kind("folders", "path", _folders),
+    "json": Kind("texts", "path", _json),
+    "lines": Kind("texts", "path", _lines),
+    "keyrings": Kind("texts", "path", _keyrings),
+    "units": Kind("units", "name", _units),
+    "groups": Kind("groups", "name", _groups),
+    "users": Kind("users", "name", _users),
+    "members": Kind("groups", "group", _members),
+    "images": Kind("images", "reference", _images),
+    "projects": Kind("projects", "name", _projects),
+}
+
+
+def check(role: str, owned: Mapping[str, Sequence[Entry]]) -> None:
+    """Raise OwnedStateError where a role's statement has an unknown kind or lacks a name."""
+    for kind, entries in owned.items():
+        if kind not in KINDS:
+            raise OwnedStateError(
+                f"role {role} states owned '{kind}', which is none of {', '.join(sorted(KINDS))}"
+            )
+        for entry in entries:
+            if KINDS[kind].by not in entry:
+                raise OwnedStateError(f"role {role}: a {kind} entry lacks '{KINDS[kind].by}'")
+
+
+def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, list[str]]:
+    """Return the one question for the probe that covers all STATEMENTS."""
+    asked: dict[str, set[str]] = {}
+    for owned in statements:
+        for kind, entries in owned.items():
+            how = KINDS[kind]
+            asked.setdefault(how.asks, set()).update(entry[how.by] for entry in entries)
+    return {key: sorted(names) for key, names in sorted(asked.items())}
+
+
+def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Difference]:
+    """Return where a host's ANSWER differs from one role's OWNED state, in the stated order."""
+    return [
+        Difference(kind, str(entry[KINDS[kind].by]), found, expected)
+        for kind, entries in owned.items()
+        for entry in entries
+        for found, expected in KINDS[kind].compare(entry, answer)
+    ]

@@ -1,0 +1,68 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run found and did, as data, and the tables that a person reads.
+
+A report is a mapping of host name to a mapping with ``status`` (``as declared``, ``drift``,
+``changed``, ``failed`` or ``unreachable``), ``differences`` (role to a list of mappings with kind,
+name, found and expected), ``urls`` (service to address), ``notes`` (lines) and ``error``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Report = Mapping[str, Mapping[str, Any]]
+
+EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT = 0, 1, 2
+
+
+def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
+    """Return ROWS under HEADING as text in aligned columns; the last column runs free."""
+    lines = [heading, *rows]
+    widths = [max(len(row[column]) for row in lines) for column in range(len(heading) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in lines
+    )
+
+
+def _why(differences: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[tuple[str, str]]:
+    for role, found in differences.items():
+        for one in found:
+            yield role, f"{one['kind']} {one['name']}: {one['found']} -> {one['expected']}"
+
+
+def plan(report: Report) -> str:
+    """Return what would change and why, a row for each owned thing that differs."""
+    rows: list[tuple[str, str, str]] = []
+    for host, entry in sorted(report.items()):
+        if entry.get("error"):
+            rows.append((host, entry["status"], entry["error"]))
+            continue
+        found = [(host, role, why) for role, why in _why(entry["differences"])]
+        rows.extend(found or [(host, "-", "as declared")])
+    return table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
+
+
+def summary(report: Report) -> str:
+    """Return the table that ends a run: a row for each host, then its addresses and notes."""
+    rows = []
+    after = []
+    for host, entry in sorted(report.items()):
+        counts = ", ".join(
+            f"{role} ({len(found)})" for role, found in entry["differences"].items()
+        )
+        rows.append((host, entry["status"], entry.get("error") or counts or "-"))
+        after += [f"{host}: {note}" for note in entry["notes"]]
+        after += [f"{service}: {url}" for service, url in sorted(entry["urls"].items())]
+    return "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
+
+
+def exit_status(report: Report) -> int:
+    """Return 1 where a host could not be surveyed, else 2 where one has drift, else 0."""
+    if any(entry["status"] in ("failed", "unreachable") for entry in report.values()):
+        return EXIT_ERROR
+    if any(entry["differences"] for entry in report.values()):
+        return EXIT_DRIFT
+    return EXIT_CLEAN

@@ -1,0 +1,144 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.apt_keyring."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: apt_keyring
+short_description: An apt repository's key, checked by its fingerprint
+description:
+  - Fetches an OpenPGP key and writes it for use as C(Signed-By), only if it has the given
+    fingerprint. A key that is there and has it is not fetched again.
+  - Needs no GnuPG on the host.
+options:
+  path:
+    description: File to write; C(.asc) for armoured keys, C(.gpg) for binary ones.
+    type: path
+    required: true
+  url:
+    description: Address of the key, http, https or file.
+    type: str
+    required: true
+  fingerprint:
+    description: Fingerprint of the primary key, 40 hex digits; spaces are ignored.
+    type: str
+    required: true
+  timeout:
+    description: Seconds to wait for the server.
+    type: int
+    default: 15
+attributes:
+  check_mode:
+    description: In check mode the key is neither fetched nor written.
+    support: full
+  diff_mode:
+    description: Shows the fingerprints.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Docker's key
+  slipway.host.apt_keyring:
+    path: /etc/apt/keyrings/docker.asc
+    url: https://download.docker.com/linux/ubuntu/gpg
+    fingerprint: 9DC858229FC7DD38854AE2D88D81803C0EBFCD88
+"""
+
+RETURN = r"""
+fingerprints:
+  description: Fingerprints of the keys that the file held before.
+  returned: always
+  type: list
+  elements: str
+"""
+
+from pathlib import Path
+from typing import Any, Dict, List
+from urllib.request import urlopen
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _openpgp
+
+ARGUMENT_SPEC: Dict[str, Any] = {
+    "path": {"type": "path", "required": True},
+    "url": {"type": "str", "required": True},
+    "fingerprint": {"type": "str", "required": True},
+    "timeout": {"type": "int", "default": 15},
+}
+MODE = 0o644
+
+
+def keyring_bytes(content: bytes) -> bytes:
+    """Return binary keyring bytes from a key file's CONTENT, armoured or not."""
+    if content.lstrip().startswith(b"-----BEGIN"):
+        return _openpgp.from_text(content.decode("ascii", "replace"))
+    return content
+
+
+def present_fingerprints(path: Path) -> List[str]:
+    """Return the fingerprints in the file at PATH, none where it is missing or no keyring."""
+    try:
+        return _openpgp.fingerprints(keyring_bytes(path.read_bytes()))
+    except (OSError, ValueError):
+        return []
+
+
+def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
+    """Return the content of the key at URL, or fail the module where it is not WANTED."""
+    try:
+        with urlopen(url, timeout=module.params["timeout"]) as answer:
+            content: bytes = answer.read(1 << 20)
+    except (OSError, ValueError) as error:
+        module.fail_json(
+            msg=f"could not fetch the key {url}: {error}. Make it reachable from the host, or "
+            "name a mirror."
+        )
+    try:
+        found = _openpgp.fingerprints(keyring_bytes(content))
+    except ValueError as error:
+        module.fail_json(msg=f"what {url} gives is no OpenPGP key: {error}. Nothing was written.")
+    if wanted not in found:
+        module.fail_json(
+            msg=f"the key at {url} has the fingerprint {', '.join(found)}, expected {wanted}. "
+            "Nothing was written. If the vendor has a new key, confirm it on the vendor's own "
+            "page and change the fingerprint variable."
+        )
+    return content
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    path = Path(module.params["path"])
+    wanted = module.params["fingerprint"].replace(" ", "").upper()
+    before = present_fingerprints(path)
+    write = wanted not in before
+    if write and not module.check_mode:
+        content = fetch(module, module.params["url"], wanted)
+        temporary = Path(module.tmpdir) / path.name
+        temporary.write_bytes(content)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        module.atomic_move(str(temporary), str(path))
+    changed = write
+    if path.exists():
+        changed = module.set_mode_if_different(str(path), MODE, changed)
+        changed = module.set_owner_if_different(str(path), "root", changed)
+        changed = module.set_group_if_different(str(path), "root", changed)
+    module.exit_json(
+        changed=changed,
+        fingerprints=before,
+        diff={
+            "before_header": str(path),
+            "after_header": str(path),
+            "before": "\n".join(before) + "\n" if before else "",
+            "after": wanted + "\n" if write else "\n".join(before) + "\n",
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

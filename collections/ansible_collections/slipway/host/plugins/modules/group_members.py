@@ -1,0 +1,103 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.group_members."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: group_members
+short_description: Members of one group, and optionally nobody else
+description:
+  - Adds users to a group and, where I(exclusive), removes all others from it.
+  - The builtin user module can append a group to a user, but cannot take a user out of one group
+    without listing all the others.
+options:
+  group:
+    description: Name of the group; it must exist unless check mode is on.
+    type: str
+    required: true
+  users:
+    description: Names of the users.
+    type: list
+    elements: str
+    required: true
+  exclusive:
+    description: Remove everybody else from the group.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Says who would be added and removed.
+    support: full
+  diff_mode:
+    description: Shows the members before and after.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Let alice use Docker, and nobody else
+  slipway.host.group_members:
+    group: docker
+    users: [alice]
+    exclusive: true
+"""
+
+RETURN = r"""
+added:
+  description: Users that were added.
+  returned: always
+  type: list
+  elements: str
+removed:
+  description: Users that were removed.
+  returned: always
+  type: list
+  elements: str
+"""
+
+from typing import Any, Dict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+
+ARGUMENT_SPEC: Dict[str, Any] = {
+    "group": {"type": "str", "required": True},
+    "users": {"type": "list", "elements": "str", "required": True},
+    "exclusive": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    group = module.params["group"]
+    found = _probe.groups([group])[group]
+    wanted = set(module.params["users"])
+    if found is None and wanted and not module.check_mode:
+        module.fail_json(msg=f"there is no group {group} to add {', '.join(sorted(wanted))} to")
+    members = set(found[1]) if found else set()
+    added = sorted(wanted - members)
+    removed = sorted(members - wanted) if module.params["exclusive"] else []
+    if not module.check_mode:
+        for option, names in (("--add", added), ("--delete", removed)):
+            for name in names:
+                module.run_command(["gpasswd", option, name, group], check_rc=True)
+    after = (members | wanted) - set(removed)
+    module.exit_json(
+        changed=bool(added or removed),
+        added=added,
+        removed=removed,
+        diff={
+            "before_header": f"members of {group}",
+            "after_header": f"members of {group}",
+            "before": "".join(f"{name}\n" for name in sorted(members)),
+            "after": "".join(f"{name}\n" for name in sorted(after)),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.held_packages."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: held_packages
+short_description: A set of apt packages, with versions and holds, as one consistent whole
+description:
+  - Installs, pins, holds and removes a set of packages in one apt transaction.
+  - The package index is refreshed only when apt needs it to find a package.
+  - Another apt that runs is waited for; a half-synchronised mirror is tried again.
+options:
+  packages:
+    description: The set, as the C(packages) list of a role's owned state.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the package.
+        type: str
+        required: true
+      version:
+        description: Exact version; without it, any installed version is good.
+        type: str
+      hold:
+        description: Whether the package is held; without it, its hold is left alone.
+        type: bool
+      state:
+        description: Whether the package is installed; C(absent) purges it.
+        type: str
+        choices: [present, absent]
+        default: present
+  refresh:
+    description: Refresh the package index first, because a source was added.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Says what would be installed, removed, held and unheld.
+    support: full
+  diff_mode:
+    description: Shows the set before and after.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Install and hold the engine
+  slipway.host.held_packages:
+    packages: "{{ ['docker.io', 'docker-buildx'] | slipway.host.package_set(hold=true) }}"
+"""
+
+RETURN = r"""
+installed:
+  description: What was installed, C(name) or C(name=version).
+  returned: always
+  type: list
+  elements: str
+purged:
+  description: What was removed.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import os
+import time
+from typing import Any, Dict, List, Mapping
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
+
+ARGUMENT_SPEC: Dict[str, Any] = {
+    "packages": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "version": {"type": "str"},
+            "hold": {"type": "bool"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+    },
+    "refresh": {"type": "bool", "default": False},
+}
+# Seconds to wait before a half-synchronised mirror is tried again.
+RETRIES = (5, 20, 60)
+ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "NEEDRESTART_MODE": "l"}
+
+
+def lock_holder() -> str:
+    """Return in words which process holds dpkg's lock, empty where none does."""
+    try:
+        inode = os.stat("/var/lib/dpkg/lock-frontend").st_ino
+        with open("/proc/locks", encoding="ascii") as locks:
+            pids = [
+                line.split()[4] for line in locks if line.split()[5].rsplit(":", 1)[-1] == str(inode)
+            ]
+        with open(f"/proc/{pids[0]}/cmdline", "rb") as command:
+            words = command.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    except (OSError, IndexError):
+        return ""
+    return f"process {pids[0]} ({words})"
+
+
+def describe(known: Mapping[str, _apt.Known]) -> str:
+    """Return the set as lines for a diff."""
+    lines = []
+    for name, entry in sorted(known.items()):
+        if entry and entry[1] == "installed":
+            lines.append(f"{name} {entry[2]}{' (held)' if entry[0] == 'hold' else ''}\n")
+    return "".join(lines)
+
+
+def expected(known: Mapping[str, _apt.Known], actions: _apt.Plan) -> str:
+    """Return what :func:`describe` would say after ACTIONS."""
+    after: Dict[str, _apt.Known] = {k: v for k, v in known.items() if k not in actions.purge}
+    for spelled in actions.install:
+        name, _, version = spelled.partition("=")
+        after[name] = ["install", "installed", version or "(newest)"]
+    for name in [*actions.hold, *actions.unhold]:
+        _want, state, version = after[name] or ("", "", "")
+        after[name] = ["hold" if name in actions.hold else "install", state, version]
+    return describe(after)
+
+
+class Apt:
+    """Runs apt, refreshing its index at most once."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.refreshed = False
+
+    def fail(self, doing: str, output: str) -> None:
+        """Fail the module with apt's own words and, for a lock, who holds it."""
+        holder = lock_holder()
+        blame = f" {holder} holds apt's lock; wait for it or stop it." if holder else ""
+        self.module.fail_json(msg=f"{doing} failed: {_apt.errors(output)}.{blame}", output=output)
+
+    def run(self, command: List[str]) -> "tuple[int, str]":
+        """Run COMMAND; return its status and all it said."""
+        status, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
+        return status, out + err
+
+    def refresh(self) -> None:
+        """Refresh the package index."""
+        self.refreshed = True
+        command = ["apt-get", "--quiet=2", f"--option=DPkg::Lock::Timeout={_apt.LOCK_TIMEOUT}", "update"]
+        status, output = self.run(command)
+        for wait in RETRIES:
+            if status == 0 and not _apt.is_syncing(output):
+                return
+            if not _apt.is_syncing(output):
+                break
+            time.sleep(wait)
+            status, output = self.run(command)
+        if status != 0:
+            self.fail("refreshing the package index", output)
+
+    def change(self, command: List[str]) -> None:
+        """Run a changing COMMAND, with a fresh index where it turns out to be needed."""
+        status, output = self.run(command)
+        if status != 0 and _apt.is_stale(output) and not self.refreshed:
+            self.refresh()
+            status, output = self.run(command)
+        for wait in RETRIES:
+            if status == 0 or not _apt.is_syncing(output):
+                break
+            time.sleep(wait)
+            status, output = self.run(command)
+        if status != 0:
+            self.fail(" ".join(word for word in command if not word.startswith("--")), output)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    wanted = module.params["packages"]
+    known = _probe.dpkg([entry["name"] for entry in wanted])
+    actions = _apt.plan(wanted, known)
+    if actions.changes and not module.check_mode:
+        apt = Apt(module)
+        if module.params["refresh"] and actions.install:
+            apt.refresh()
+        for command in _apt.commands(actions):
+            apt.change(command)
+    module.exit_json(
+        changed=actions.changes,
+        installed=actions.install,
+        purged=actions.purge,
+        diff={"before": describe(known), "after": expected(known, actions)},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.host_info."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_info
+short_description: The few facts that owned state depends on
+description:
+  - Returns C(ansible_facts['slipway']), which the survey sets as well. A role that runs without the
+    survey asks for it by this module.
+  - Reads only.
+options:
+  urls:
+    description:
+      - Addresses to try from the host where no Docker Engine is installed yet.
+      - Any answer counts as reached, within I(timeout).
+    type: list
+    elements: str
+    default: []
+  timeout:
+    description: Seconds to wait for each address.
+    type: int
+    default: 5
+attributes:
+  check_mode:
+    description: Reads only, so check mode makes no difference.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Ask what the host is
+  slipway.host.host_info:
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: The facts, under C(slipway).
+  returned: always
+  type: dict
+  contains:
+    slipway:
+      description:
+        - distribution, distribution_version, distribution_major_version, distribution_release,
+          architecture and kernel as Ansible spells them; docker_package (docker-ce, docker.io or
+          empty); docker_snap, systemd and root (booleans); reachable (address to boolean).
+      type: dict
+"""
+
+from typing import Any, Dict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+
+ARGUMENT_SPEC: Dict[str, Any] = {
+    "urls": {"type": "list", "elements": "str", "default": []},
+    "timeout": {"type": "int", "default": 5},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    facts = _probe.answer({"reach": module.params["urls"], "timeout": module.params["timeout"]})
+    module.exit_json(changed=False, ansible_facts={"slipway": facts["facts"]})
+
+
+if __name__ == "__main__":
+    main()

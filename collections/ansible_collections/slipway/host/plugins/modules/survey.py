@@ -1,0 +1,66 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The documentation of slipway.host.survey; it runs on the controller, see the action plugin."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: survey
+short_description: Ask a host one question and say where it differs from its owned state
+description:
+  - Reads what each role states as its owned state (C(__ROLE_owned) in its C(vars/main.yml)), asks
+    the host for all of it in one round trip, and compares.
+  - Compares what is really there (file digests, dpkg's status, unit states, image labels), never a
+    stamp.
+  - A host with drift joins the group C(slipway_drift) for the plays that follow.
+  - Runs the host's Python without a module transfer, so it costs about as much as C(raw).
+options:
+  roles:
+    description: The roles to survey, in the order in which they would run.
+    type: list
+    elements: str
+    required: true
+  enabled:
+    description: When false, every role counts as drifted, so that the roles themselves decide.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Reads only, so check mode makes no difference.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Survey the host
+  slipway.host.survey:
+    roles: [docker_engine, user_access]
+  register: survey
+"""
+
+RETURN = r"""
+drift:
+  description: The roles that have something to do, in order.
+  returned: always
+  type: list
+  elements: str
+differences:
+  description: For each drifted role, what differs.
+  returned: always
+  type: dict
+  sample:
+    docker_engine:
+      - kind: units
+        name: docker.service
+        found: inactive
+        expected: active
+ansible_facts:
+  description: The facts of M(slipway.host.host_info).
+  returned: always
+  type: dict
+"""
