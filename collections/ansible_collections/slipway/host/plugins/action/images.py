@@ -84,7 +84,7 @@ class ActionModule(ActionBase):
         # The archive travels as text: a connection's standard input may not be clean for bytes.
         self._command(
             f"umask 077; mkdir -p {folder} && cd {folder} && base64 -d | tar -xz && : >progress && "
-            f"{{ setsid {python} builder.py {folder} >log 2>&1 </dev/null & echo $! >pid; }}",
+            f"{{ setsid {python} -m {_image_plan.BUILDER} {folder} >log 2>&1 </dev/null & echo $! >pid; }}",
             base64.encodebytes(job),
         )
         # A builder that is gone without a result was killed.

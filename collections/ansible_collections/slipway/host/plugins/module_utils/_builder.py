@@ -6,8 +6,8 @@ The controller unpacks a job into a folder on the host and starts this file ther
 the folder as its argument; it then follows ``progress`` until ``result.json`` appears.  So a lost
 connection does not end a build, and a second run waits for the first instead of building twice.
 
-The folder holds ``job.json``, one ``<n>.tar`` build context per image, and ``secrets/``.  Only the
-standard library of Python 3.10 is used.
+The folder holds ``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this module
+with what it imports.  Only the standard library of Python 3.10 is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, Iterator, List, Optional, TextIO
+
+from ansible_collections.slipway.host.plugins.module_utils import _smoke
 
 LOCK = Path("/var/lib/slipway/build.lock")
 LABEL_DIGEST = "io.slipway.digest"
@@ -29,13 +31,9 @@ LABEL_DIGEST = "io.slipway.digest"
 REGISTRY_TIMEOUT = 20
 # A step that says nothing for this long gets a line saying that it still runs; seconds.
 HEARTBEAT = 15
-STEP = re.compile(r"#(\d+) (\[[^\]]+\] .*)")
-# The smoke test gets the least a container can have: no network, nothing writable but /tmp, and a
-# user that the image has never heard of.
-SMOKE_OPTIONS = [
-    *("--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"),
-    *("--user", "1234:1234", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
-]
+STEP = re.compile(r"#(\d+) (.*)")
+# What a person does not want to read of a step.
+NOISE = re.compile(r"--mount=\S+\s+|\. /run/slipway/environment && |/run/slipway/|set -eu;\s*")
 Job = Dict[str, Any]
 
 
@@ -92,6 +90,25 @@ def image_id(reference: str) -> Optional[str]:
     """Return the id of an image on the host, None where there is none."""
     found = run(["docker", "image", "inspect", "--format", "{{.Id}}", reference])
     return found.stdout.strip() if found.returncode == 0 else None
+
+
+def lines(process: "subprocess.Popen[bytes]") -> Iterator[Optional[str]]:
+    """Yield the lines that PROCESS says, and None from time to time while it says nothing."""
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    pending = b""
+    while True:
+        chunk = process.stdout.read()
+        if chunk == b"":
+            break
+        if chunk is None:
+            yield None
+            time.sleep(0.2)
+            continue
+        *whole, pending = (pending + chunk).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in whole)
+    if pending:
+        yield pending.decode("utf-8", "replace")
 
 
 class Builder:
@@ -209,34 +226,32 @@ class Builder:
         self.progress.say(f"{name}: ready after {time.monotonic() - started:.0f} s")
 
     def follow(self, name: str, command: List[str]) -> None:
-        """Run the build COMMAND, telling its steps as they begin."""
+        """Run the build COMMAND, telling its steps as they begin; cached ones are not told."""
         environment = {**os.environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
         log: List[str] = []
-        step, told, seen = "starting", time.monotonic(), set()
+        steps: Dict[str, str] = {}
+        step, told = "starting", time.monotonic()
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         ) as process:
-            assert process.stdout is not None
-            os.set_blocking(process.stdout.fileno(), False)
-            pending = b""
-            while True:
-                chunk = process.stdout.read()
-                if chunk == b"":
-                    break
-                *lines, pending = (pending + (chunk or b"")).split(b"\n")
-                for raw in lines:
-                    line = raw.decode("utf-8", "replace")
-                    log.append(line)
-                    match = STEP.match(line)
-                    if match and match[1] not in seen and not match[2].startswith("[internal]"):
-                        seen.add(match[1])
-                        step, told = match[2][:100], time.monotonic()
-                        self.progress.say(f"{name}: {step}")
-                if chunk is None:
+            for line in lines(process):
+                if line is None:
                     if time.monotonic() - told > HEARTBEAT:
                         told = time.monotonic()
                         self.progress.say(f"{name}: still at {step}")
-                    time.sleep(0.2)
+                    continue
+                log.append(line)
+                match = STEP.match(line)
+                if not match:
+                    continue
+                number, words = match.groups()
+                if words.startswith("[") and not words.startswith("[internal]"):
+                    steps[number] = NOISE.sub("", words)[:90]
+                elif words == "CACHED":
+                    steps.pop(number, None)
+                elif number in steps:
+                    step, told = steps.pop(number), time.monotonic()
+                    self.progress.say(f"{name}: {step}")
             status = process.wait()
         (self.folder / f"{name}.log").write_text("\n".join(log), encoding="utf-8")
         if status != 0:
@@ -245,13 +260,13 @@ class Builder:
     def smoke(self, image: Job, candidate: str) -> None:
         """Run the image's smoke test in CANDIDATE, or raise BuildError."""
         self.progress.say(f"{image['name']}: smoke test")
-        command = ["docker", "run", *SMOKE_OPTIONS, "--entrypoint", image["smoke"][0]]
-        done = run([*command, candidate, *image["smoke"][1:]], image["smoke_timeout"])
-        if done.returncode != 0:
+        try:
+            _smoke.test(candidate, image["smoke"], image["smoke_timeout"])
+        except _smoke.SmokeError as error:
             raise BuildError(
-                f"its smoke test failed (exit status {done.returncode}), so the image that was "
-                f"there before stays in use:\n{last_words(done.stdout + done.stderr)}"
-            )
+                "its smoke test failed, so the image that was there before stays in use: "
+                f"{error}"
+            ) from error
 
     def all(self) -> Job:
         """Build all images of the job, in order; one that fails leaves the others."""

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _builder
+from ansible_collections.slipway.host.plugins.module_utils import _builder, _smoke, _verify
 from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
     Catalogue,
     ImageBuild,
@@ -22,6 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
     load_catalogue,
 )
 
+BUILDER = _builder.__name__
 Args = Mapping[str, Mapping[str, str]]
 
 
@@ -85,7 +86,7 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
                 "parent": build.parent,
                 "base": _base(build),
                 "context": context,
-                "labels": dict(build.labels),
+                "labels": {**build.labels, _verify.LABEL_SMOKE: json.dumps(build.smoke)},
                 "smoke": list(build.smoke),
                 "smoke_timeout": build.smoke_timeout,
             }
@@ -100,7 +101,8 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "wheels": options.get("wheels") or "",
     }
     files["job.json"] = json.dumps(description).encode()
-    files["builder.py"] = Path(_builder.__file__).read_bytes()
+    for module in (_builder, _smoke):
+        files[f"{module.__name__.replace('.', '/')}.py"] = Path(module.__file__).read_bytes()
     return _tar(files)
 
 

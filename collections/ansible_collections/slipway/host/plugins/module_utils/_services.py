@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _verify
 from ansible_collections.slipway.host.plugins.module_utils._catalogue import ImageBuild
 
 FOLDER = "/etc/slipway/services"
@@ -72,6 +72,15 @@ def _service(
     return service
 
 
+def _proof(build: ImageBuild) -> dict[str, str]:
+    """Return the label from which the role host_verify knows how to prove the service."""
+    endpoint = build.image["service"].get("endpoint")
+    if not endpoint:
+        return {}
+    proof = {**endpoint, "port": build.image["ports"][endpoint["port"]]}
+    return {_verify.LABEL_PROOF: json.dumps(proof, sort_keys=True)}
+
+
 def _url(build: ImageBuild, published: Mapping[str, tuple[str, int, int]], host: str) -> str | None:
     """Return where a person finds the service, None where it publishes no endpoint."""
     endpoint = build.image["service"].get("endpoint")
@@ -97,7 +106,7 @@ def project(
     published = _published(declared, build, default_address)
     service = _service(declared, build, published)
     config = hashlib.sha256(json.dumps(service, sort_keys=True).encode()).hexdigest()[:16]
-    service["labels"] = {_owned.LABEL_CONFIG: config}
+    service["labels"] = {_owned.LABEL_CONFIG: config, **_proof(build)}
     url = _url(build, published, host)
     # By way of JSON, since Ansible's strings are more than strings and YAML refuses them.
     plain = json.loads(json.dumps({"services": {name: service}}))

@@ -1,0 +1,43 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run an image's smoke test: the least a container can have must be enough for it.
+
+Runs on hosts, as part of the builder as well as of a module, so it imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from typing import List, Sequence
+
+# No network, nothing writable but /tmp, no privilege, and a user that the image has never heard of.
+OPTIONS = [
+    *("--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"),
+    *("--user", "1234:1234", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+]
+
+
+class SmokeError(ValueError):
+    """The image does not do its job; the message is what it said."""
+
+
+def test(reference: str, command: Sequence[str], timeout: float) -> None:
+    """Run the smoke test COMMAND in the image REFERENCE within TIMEOUT seconds.
+
+    Raise SmokeError with the end of its output where it fails.
+    """
+    run: List[str] = ["docker", "run", *OPTIONS, "--entrypoint", command[0], reference]
+    try:
+        done = subprocess.run(
+            [*run, *command[1:]],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SmokeError(f"no end after {timeout:.0f} s") from None
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr).strip().splitlines()[-25:]
+        raise SmokeError("\n".join([f"exit status {done.returncode}", *said]))

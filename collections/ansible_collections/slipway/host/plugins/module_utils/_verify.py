@@ -1,0 +1,118 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ask a finished host to do the real thing, and say what came of it.
+
+Everything that is needed stands on the host itself: images bear their smoke test's command and
+containers how they are proven, as labels.  So this also proves images that came by `docker load`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Mapping
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from ansible_collections.slipway.host.plugins.module_utils import _probe, _smoke
+
+LABEL_SMOKE = "io.slipway.smoke"
+LABEL_PROOF = "io.slipway.proof"
+SMOKE_TIMEOUT = 1800
+REQUEST_TIMEOUT = 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried: what, whether it went well, and what was seen, in words."""
+
+    what: str
+    ok: bool
+    seen: str
+
+
+def attempt(what: str, act: Callable[[], str]) -> Check:
+    """Return the check of ACT, which returns what it saw or raises."""
+    try:
+        return Check(what, True, act())
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        return Check(what, False, str(error) or type(error).__name__)
+
+
+def _engine() -> str:
+    version = _probe.docker("/version")
+    return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
+
+
+def _image(reference: str, command: List[str]) -> str:
+    started = time.monotonic()
+    _smoke.test(reference, command, SMOKE_TIMEOUT)
+    return f"smoke test passed in {time.monotonic() - started:.0f} s"
+
+
+def contains(answer: Any, expected: Any) -> bool:
+    """Whether a JSON ANSWER says all that is EXPECTED; it may say more."""
+    if isinstance(expected, Mapping):
+        return isinstance(answer, Mapping) and all(
+            key in answer and contains(answer[key], value) for key, value in expected.items()
+        )
+    return bool(answer == expected)
+
+
+def _address(container: Mapping[str, Any], port: int) -> str:
+    """Return where the host reaches a container's port."""
+    for published in container.get("Ports") or ():
+        if published.get("PrivatePort") == port and published.get("PublicPort"):
+            ip = published.get("IP") or "127.0.0.1"
+            shown = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(ip, ip)
+            return f"{shown}:{published['PublicPort']}"
+    raise ValueError(f"port {port} is not published on the host")
+
+
+def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
+    url = f"http://{_address(container, proof['port'])}{proof['path']}"
+    request = Request(url)
+    if proof.get("post") is not None:
+        request.data = json.dumps(proof["post"]).encode()
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urlopen(request, timeout=REQUEST_TIMEOUT) as response:
+            text = response.read(1 << 20).decode("utf-8", "replace")
+    except HTTPError as error:
+        raise ValueError(f"{url} answered {error.code}: {error.read(400)!r}") from None
+    if proof.get("expect") is not None and not contains(json.loads(text), proof["expect"]):
+        raise ValueError(f"{url} answered {text.strip()[:200]}, expected {proof['expect']}")
+    return f"{url} answered {text.strip()[:200] if proof.get('expect') else 'with success'}"
+
+
+def _images(smoke: bool) -> Iterator[Check]:
+    if not smoke:
+        return
+    for image in _probe.docker("/images/json"):
+        command = (image.get("Labels") or {}).get(LABEL_SMOKE)
+        for reference in image.get("RepoTags") or () if command else ():
+            yield attempt(f"image {reference}", partial(_image, reference, json.loads(command)))
+
+
+def _services() -> Iterator[Check]:
+    for container in _probe.docker("/containers/json?all=1"):
+        labels = container.get("Labels") or {}
+        name = labels.get("com.docker.compose.service")
+        if not name or LABEL_PROOF not in labels:
+            continue
+        proof = json.loads(labels[LABEL_PROOF])
+        yield attempt(f"service {name}", partial(_service, container, proof))
+
+
+def checks(smoke: bool) -> List[Dict[str, Any]]:
+    """Try everything; return what came of it, as plain mappings.
+
+    SMOKE says whether the images' smoke tests run again.
+    """
+    engine = attempt("engine", _engine)
+    found = [engine]
+    if engine.ok:
+        found += [*_images(smoke), *_services()]
+    return [asdict(check) for check in found]

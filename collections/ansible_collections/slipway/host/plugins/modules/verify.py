@@ -1,0 +1,83 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.verify."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: verify
+short_description: Ask a finished host to do the real thing
+description:
+  - Asks the Docker Engine, runs the smoke test of each catalogue image on the host, and sends each
+    service the request that its image declares, expecting the declared answer.
+  - Changes nothing; the smoke tests run in containers of their own that are removed.
+options:
+  smoke:
+    description: Run the images' smoke tests.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Changes nothing, so check mode makes no difference.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Prove the host
+  slipway.host.verify:
+"""
+
+RETURN = r"""
+checks:
+  description: What was tried, in order.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    what:
+      description: What was tried.
+      type: str
+    ok:
+      description: Whether it went well.
+      type: bool
+    seen:
+      description: What was seen.
+      type: str
+report:
+  description: The checks as lines for a person.
+  returned: on success
+  type: list
+  elements: str
+"""
+
+from typing import Any, Dict, Mapping
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _verify
+
+ARGUMENT_SPEC: Dict[str, Any] = {"smoke": {"type": "bool", "default": True}}
+
+
+def line(check: Mapping[str, Any]) -> str:
+    """Return a check as one line for a person."""
+    return f"{'ok' if check['ok'] else 'FAILED'}  {check['what']}: {check['seen']}"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    checks = _verify.checks(module.params["smoke"])
+    wrong = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
+    if wrong:
+        module.fail_json(msg="; ".join(wrong), checks=checks)
+    module.exit_json(changed=False, checks=checks, report=[line(check) for check in checks])
+
+
+if __name__ == "__main__":
+    main()
