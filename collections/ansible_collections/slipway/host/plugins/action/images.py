@@ -8,18 +8,28 @@ import base64
 import json
 import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils import (
+    _catalogue,
     _declaration,
     _image_plan,
     _owned,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask
 
+ARGUMENT_SPEC: dict[str, Any] = {
+    "names": {"type": "list", "elements": "str", "required": True},
+    "catalogue": {"type": "path", "required": True},
+    "variant": {"type": "str", "choices": ["cpu", "gpu"], "required": True},
+    "base": {"type": "str", "required": True},
+    "args": {"type": "dict", "default": {}},
+    "build": {"type": "dict", "default": {}},
+}
 WORK = "/var/lib/slipway/builds"
 # Seconds between two looks at the builder's progress.
 PACE = 1.0
@@ -37,19 +47,11 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Build what differs, see the documentation of slipway.host.images."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(
-            {
-                "names": {"type": "list", "elements": "str", "required": True},
-                "catalogue": {"type": "path", "required": True},
-                "variant": {"type": "str", "choices": ["cpu", "gpu"], "required": True},
-                "base": {"type": "str", "required": True},
-                "args": {"type": "dict", "default": {}},
-                "build": {"type": "dict", "default": {}},
-            }
-        )
+        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         try:
-            builds = _image_plan.builds(
-                *(arguments[key] for key in ("catalogue", "names", "variant", "base", "args"))
+            catalogue = _catalogue.load_catalogue(Path(arguments["catalogue"]))
+            builds = catalogue.builds(
+                *(arguments[key] for key in ("names", "variant", "base", "args"))
             )
         except _declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from error

@@ -13,9 +13,18 @@ from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
-from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible.plugins.loader import filter_loader
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _daemon_json,
+    _image_index,
+    _owned,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask
 
+ARGUMENT_SPEC: dict[str, Any] = {
+    "roles": {"type": "list", "elements": "str", "required": True},
+    "enabled": {"type": "bool", "default": True},
+}
 GROUP = "slipway_drift"
 # A host whose facts change between two questions changes while it is asked.
 ATTEMPTS = 3
@@ -47,10 +56,19 @@ def role_variables(role: str) -> tuple[Path, Vars, Vars]:
 
 
 def warm() -> None:
-    """Read the roles once in the controller's main process; the workers of all hosts inherit it."""
+    """Do once in the controller's main process what the workers of all hosts inherit.
+
+    Ansible imports this file there and forks a worker for each host: what is read here is read
+    once a run, not once a host.
+    """
     for folder in C.DEFAULT_ROLES_PATH:
         for variables in Path(folder).glob("*/vars/main.yml"):
             role_variables(variables.parent.parent.name)
+        catalogue = Path(folder).resolve().parent / "images"
+        if catalogue.is_dir():
+            _image_index.fingerprint(catalogue)
+    for plugin in (Path(__file__).parent.parent / "filter").glob("*.py"):
+        filter_loader.get(f"slipway.host.{plugin.stem}")
 
 
 warm()
@@ -66,28 +84,27 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: Vars | None = None) -> dict[str, Any]:
         """Survey one host, see the documentation of slipway.host.survey."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(
-            {
-                "roles": {"type": "list", "elements": "str", "required": True},
-                "enabled": {"type": "bool", "default": True},
-            }
-        )
-        roles: list[str] = arguments["roles"]
+        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
+        # Plain strings: Ansible's own are other keys for the cache.
+        roles = [str(role) for role in arguments["roles"]]
         variables = task_vars or {}
         facts = variables.get("ansible_facts", {}).get("slipway")
         answer: _owned.Answer = {}
         owned: dict[str, Mapping[str, Any]] = {}
         for _attempt in range(ATTEMPTS):
             if facts is None:
-                facts = self._facts(variables, roles)
+                reach = self._templated(variables, roles, "reach", {})
+                facts = _ask.ask(self, {"reach": list(reach.values())})["facts"]
             owned = self._templated(variables, roles, "owned", facts)
-            for role, statement in owned.items():
-                _owned.check(role, statement)
+            self._refuse(owned)
             answer = _ask.ask(self, _owned.question(list(owned.values())))
             if same_host(answer["facts"], facts):
                 break
             facts = None
-        drift = {role: _owned.differences(owned[role], answer) for role in roles}
+        try:
+            drift = {role: _owned.differences(owned[role], answer) for role in roles}
+        except _daemon_json.DaemonJsonError as error:
+            raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
         acting = [role for role in roles if drift[role] or not arguments["enabled"]]
         if acting:
             self._join_group(result)
@@ -109,13 +126,13 @@ class ActionModule(ActionBase):
         )
         return result
 
-    def _facts(self, variables: Vars, roles: list[str]) -> Vars:
-        """Ask what the host is and, only where a role must choose by it, what it can reach."""
-        facts: Vars = _ask.ask(self, {})["facts"]
-        if not facts["docker_package"]:
-            reach = self._templated(variables, roles, "reach", facts)
-            facts = _ask.ask(self, {"reach": list(reach.values())})["facts"]
-        return facts
+    def _refuse(self, owned: Mapping[str, Mapping[str, Any]]) -> None:
+        """Fail before the first change where a role cannot work on this host."""
+        found = [f"{role}: {why}" for role, its in owned.items() for why in its.get("refused", ())]
+        if found:
+            raise AnsibleActionFail("; ".join(found) + ". Nothing was changed.")
+        for role, statement in owned.items():
+            _owned.check(role, statement)
 
     def _templated(self, variables: Vars, roles: list[str], what: str, facts: Any) -> Vars:
         """Return ``__<role>_<what>`` of each role as the role itself would see it."""

@@ -10,7 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.module_utils import (
     _declaration,
-    _image_plan,
+    _image_index,
     _services,
 )
 
@@ -82,7 +82,7 @@ def service_projects(
         image = project.get("image") or project["name"]
         try:
             # The image itself comes last, behind those it is based on.
-            build = _image_plan.builds(catalogue, [image], variant, base, args or {})[-1]
+            build = _image_index.planned(catalogue, [image], variant, base, args or {})[-1]
             found.append(_services.project(project, build, publish, host))
         except (_declaration.DeclarationError, _services.ServiceError) as error:
             raise AnsibleFilterError(str(error)) from error

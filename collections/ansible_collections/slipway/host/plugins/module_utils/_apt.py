@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, List, Mapping, Optional, Sequence
+from typing import Any
 
 # What dpkg knows of a package: ``[want, state, version]``, None where it never heard of it.
-Known = Optional[Sequence[str]]
+Known = Sequence[str] | None
 
 # Waits for another apt (first-boot upgrades, cron) instead of failing at once; seconds.
 LOCK_TIMEOUT = 300
@@ -29,11 +30,11 @@ OPTIONS = [
 class Plan:
     """What must happen to a set of packages: names, or ``name=version`` in ``install``."""
 
-    install: List[str] = field(default_factory=list)
+    install: list[str] = field(default_factory=list)
     downgrade: bool = False
-    purge: List[str] = field(default_factory=list)
-    hold: List[str] = field(default_factory=list)
-    unhold: List[str] = field(default_factory=list)
+    purge: list[str] = field(default_factory=list)
+    hold: list[str] = field(default_factory=list)
+    unhold: list[str] = field(default_factory=list)
 
     @property
     def changes(self) -> bool:
@@ -66,7 +67,7 @@ def plan(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Pla
     return result
 
 
-def commands(actions: Plan) -> List[List[str]]:
+def commands(actions: Plan) -> list[list[str]]:
     """Return the commands for ACTIONS, in order."""
     found = []
     if actions.purge:
@@ -82,7 +83,12 @@ def commands(actions: Plan) -> List[List[str]]:
 
 
 # apt's words for an index that is older than the mirror: worth one `apt-get update`.
-STALE = ("404  Not Found", "Unable to locate package", "has no installation candidate", "was not found")
+STALE = (
+    "404  Not Found",
+    "Unable to locate package",
+    "has no installation candidate",
+    "was not found",
+)
 # A mirror in the middle of its own update: worth a later try.
 SYNCING = ("Hash Sum mismatch", "File has unexpected size", "Mirror sync in progress")
 

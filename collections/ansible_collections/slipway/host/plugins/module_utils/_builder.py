@@ -20,8 +20,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, TextIO
+from typing import Any, TextIO
 
 from ansible_collections.slipway.host.plugins.module_utils import _smoke
 
@@ -34,7 +35,7 @@ HEARTBEAT = 15
 STEP = re.compile(r"#(\d+) (.*)")
 # What a person does not want to read of a step.
 NOISE = re.compile(r"--mount=\S+\s+|\. /run/slipway/environment && |/run/slipway/|set -eu;\s*")
-Job = Dict[str, Any]
+Job = dict[str, Any]
 
 
 class BuildError(Exception):
@@ -53,7 +54,7 @@ class Progress:
         self.stream.flush()
 
 
-def run(command: List[str], timeout: Optional[float] = None) -> "subprocess.CompletedProcess[str]":
+def run(command: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run COMMAND and return what it said; a time-out counts as a failure."""
     try:
         return subprocess.run(
@@ -64,7 +65,7 @@ def run(command: List[str], timeout: Optional[float] = None) -> "subprocess.Comp
         return subprocess.CompletedProcess(command, 124, said, f"no end after {timeout:.0f} s")
 
 
-def must(doing: str, command: List[str], timeout: Optional[float] = None) -> str:
+def must(doing: str, command: list[str], timeout: float | None = None) -> str:
     """Run COMMAND and return its output; raise BuildError with its last words where it fails."""
     done = run(command, timeout)
     if done.returncode != 0:
@@ -77,7 +78,7 @@ def last_words(output: str, lines: int = 25) -> str:
     return "\n".join(output.strip().splitlines()[-lines:])
 
 
-def digest_of(reference: str) -> Optional[str]:
+def digest_of(reference: str) -> str | None:
     """Return the context digest that an image on the host bears, None where there is none."""
     found = run(["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference])
     if found.returncode != 0:
@@ -86,13 +87,13 @@ def digest_of(reference: str) -> Optional[str]:
     return str(labels[LABEL_DIGEST]) if LABEL_DIGEST in labels else None
 
 
-def image_id(reference: str) -> Optional[str]:
+def image_id(reference: str) -> str | None:
     """Return the id of an image on the host, None where there is none."""
     found = run(["docker", "image", "inspect", "--format", "{{.Id}}", reference])
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def lines(process: "subprocess.Popen[bytes]") -> Iterator[Optional[str]]:
+def lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     """Yield the lines that PROCESS says, and None from time to time while it says nothing."""
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
@@ -119,11 +120,12 @@ class Builder:
         self.job: Job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         self.progress = progress
 
-    def secrets(self) -> List[str]:
+    def secrets(self) -> list[str]:
         """Return the options that lend the build its secrets; none ends up in a layer."""
-        options: List[str] = []
+        options: list[str] = []
         for name, path in sorted(self.job["secrets"].items()):
-            source = self.folder / path if not os.path.isabs(path) else Path(path)
+            # An absolute path stays what it is.
+            source = self.folder / path
             if source.is_file():
                 options += ["--secret", f"id={name},src={source}"]
         return options
@@ -141,12 +143,12 @@ class Builder:
             pulled = self.pull(base["reference"])
             if pulled.returncode == 0:
                 must("tagging the base", ["docker", "tag", base["reference"], local])
-                self.progress.say(f"base {base['name']}: pulled {base['registry']}")
+                self.progress.say(f"base {base['name']}: pulled {base['reference']}")
                 return local
             reason = last_words(pulled.stderr, 1)
             if source == "registry":
                 raise BuildError(
-                    f"the base image {base['registry']} could not be pulled: {reason}. Make a "
+                    f"the base image {base['reference']} could not be pulled: {reason}. Make a "
                     "registry reachable from the host, or set ml_images_build.base_source to "
                     "'bootstrap'."
                 )
@@ -154,7 +156,7 @@ class Builder:
         self.bootstrap(base, local)
         return local
 
-    def pull(self, reference: str) -> "subprocess.CompletedProcess[str]":
+    def pull(self, reference: str) -> subprocess.CompletedProcess[str]:
         """Pull from a registry, giving up early on one that does not answer at all."""
         asked = run(["docker", "manifest", "inspect", reference], REGISTRY_TIMEOUT)
         return asked if asked.returncode else run(["docker", "pull", "--quiet", reference])
@@ -164,20 +166,21 @@ class Builder:
         installed = shutil.which("mmdebstrap") is not None
         apt_get = ["apt-get", "--quiet=2", "--assume-yes", "--option=DPkg::Lock::Timeout=300"]
         if not installed:
-            options = ["--no-install-recommends", "install", "mmdebstrap"]
-            must("installing mmdebstrap", ["env", "DEBIAN_FRONTEND=noninteractive", *apt_get, *options])
-        tar = self.folder / "base.tar"
-        command = self.mmdebstrap(base["bootstrap"], tar)
+            install = [*apt_get, "--no-install-recommends", "install", "mmdebstrap"]
+            must("installing mmdebstrap", ["env", "DEBIAN_FRONTEND=noninteractive", *install])
+        tar, recipe = self.folder / "base.tar", base["bootstrap"]
+        command = self.mmdebstrap(recipe, tar)
         try:
             must(f"bootstrapping {base['name']}", command)
-            must("importing the base", ["docker", "import", '--change=CMD ["bash"]', str(tar), local])
+            imported = ["docker", "import", '--change=CMD ["bash"]', str(tar), local]
+            must("importing the base", imported)
         finally:
             tar.unlink(missing_ok=True)
             if not installed:
                 run([*apt_get, "--auto-remove", "purge", "mmdebstrap"])
         self.progress.say(f"base {base['name']}: bootstrapped {recipe['suite']} from apt")
 
-    def mmdebstrap(self, recipe: Job, tar: Path) -> List[str]:
+    def mmdebstrap(self, recipe: Job, tar: Path) -> list[str]:
         """Return the command that makes the base's file system from an apt mirror."""
         options = [
             *("--variant=minbase", "--quiet", f"--components={','.join(recipe['components'])}"),
@@ -206,7 +209,8 @@ class Builder:
         base = self.base(image)
         context = self.folder / f"context-{name}"
         context.mkdir()
-        must("unpacking", ["tar", "-x", "-C", str(context), "-f", str(self.folder / image["context"])])
+        archive = self.folder / image["context"]
+        must("unpacking", ["tar", "-x", "-C", str(context), "-f", str(archive)])
         command = ["docker", "buildx", "build", "--progress=plain", "--load", "--tag", candidate]
         command.append(f"--build-arg=BASE={base}")
         if self.job["wheels"]:
@@ -214,7 +218,8 @@ class Builder:
         labels = {**image["labels"], "org.opencontainers.image.base.digest": image_id(base) or ""}
         command += [f"--label={key}={value}" for key, value in sorted(labels.items())]
         # The engine knows these by name and keeps them out of the image's history.
-        command += [f"--build-arg={key}={value}" for key, value in sorted(self.job["proxy"].items())]
+        proxy = sorted(self.job["proxy"].items())
+        command += [f"--build-arg={key}={value}" for key, value in proxy]
         command += [*self.secrets(), str(context)]
         try:
             self.follow(name, command)
@@ -225,11 +230,11 @@ class Builder:
             shutil.rmtree(context, ignore_errors=True)
         self.progress.say(f"{name}: ready after {time.monotonic() - started:.0f} s")
 
-    def follow(self, name: str, command: List[str]) -> None:
+    def follow(self, name: str, command: list[str]) -> None:
         """Run the build COMMAND, telling its steps as they begin; cached ones are not told."""
         environment = {**os.environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
-        log: List[str] = []
-        steps: Dict[str, str] = {}
+        log: list[str] = []
+        steps: dict[str, str] = {}
         step, told = "starting", time.monotonic()
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
@@ -264,14 +269,13 @@ class Builder:
             _smoke.test(candidate, image["smoke"], image["smoke_timeout"])
         except _smoke.SmokeError as error:
             raise BuildError(
-                "its smoke test failed, so the image that was there before stays in use: "
-                f"{error}"
+                f"its smoke test failed, so the image that was there before stays in use: {error}"
             ) from error
 
     def all(self) -> Job:
         """Build all images of the job, in order; one that fails leaves the others."""
-        built: List[str] = []
-        failed: Dict[str, str] = {}
+        built: list[str] = []
+        failed: dict[str, str] = {}
         for image in self.job["builds"]:
             reference = image["reference"]
             if image["parent"] in failed:
@@ -292,7 +296,8 @@ def main(folder: Path) -> None:
     """Carry out the job in FOLDER."""
     LOCK.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     result: Job = {"built": [], "failed": {"job": "the builder was stopped"}}
-    with open(folder / "progress", "a", encoding="utf-8") as stream, open(LOCK, "w") as lock:
+    progress_file = folder / "progress"
+    with progress_file.open("a", encoding="utf-8") as stream, LOCK.open("w") as lock:
         progress = Progress(stream)
         try:
             try:

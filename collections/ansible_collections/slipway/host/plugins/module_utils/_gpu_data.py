@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-
 OPEN = "open"
 PROPRIETARY = "proprietary"
 BOTH = frozenset({OPEN, PROPRIETARY})

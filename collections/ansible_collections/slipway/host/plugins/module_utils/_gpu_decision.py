@@ -268,8 +268,8 @@ def _first_source(
         except Refusal as refusal:
             refusals.append(str(refusal))
             continue
-        passed = f" The archive comes first but does not do: {refusals[0]}" if refusals else ""
-        return replace(decision, reason=decision.reason + passed)
+        passed_over = f" Why not the archive: {refusals[0]}" if refusals else ""
+        return replace(decision, reason=decision.reason + passed_over)
     raise Refusal(" ".join(refusals))
 
 
@@ -307,9 +307,10 @@ def _decide_for(
     packages = package_set(choice)
     if packages.build == DKMS and host.secure_boot:
         raise Refusal(
-            f"Secure Boot is on, and {place} has branch {branch} for this kernel only as modules"
-            " built on the host, which do not load until somebody enrols a key at the console."
-            " Switch Secure Boot off, or use a kernel and GPUs that Ubuntu's signed modules serve."
+            f"Secure Boot is on, and {place} has branch {branch} for kernel {host.kernel} only as"
+            " modules built on the host, which do not load until somebody enrols a key at the"
+            " console. Signed modules exist for the kernels of Ubuntu's archive; elsewhere, switch"
+            " Secure Boot off."
         )
     return Decision(
         supported=True,
@@ -411,11 +412,11 @@ def _reason(choice: Choice, packages: PackageSet, gpus: Sequence[PciDevice], pla
     known = data.BRANCHES.get(choice.branch)
     if known and known.until and not known.ended:
         sentences.append(f"NVIDIA maintains this {known.support} branch until {known.until}.")
-    needs = list(dict.fromkeys(_need_of(gpu) for gpu in gpus))
-    if final := [need.label for need in needs if need.last == choice.branch]:
-        sentences.append(f"It is the last that drives {listed(final)}.")
-    if strict := [need.label for need in needs if need.modules == {choice.modules}]:
-        sentences.append(f"No other modules than {choice.modules} ones drive {listed(strict)}.")
+    needs = [need for need in dict.fromkeys(_need_of(gpu) for gpu in gpus) if need.certain]
+    if final := [need for need in needs if need.last == choice.branch]:
+        sentences.append(f"It is the last that drives {_these(final, gpus)}.")
+    if strict := [need for need in needs if need.modules == {choice.modules}]:
+        sentences.append(f"Only {choice.modules} modules drive {_these(strict, gpus)}.")
     if choice.fabric == NVSWITCH:
         sentences.append("For its NVSwitches the fabric manager of the same version comes in.")
     if choice.fabric == NVLINK5:
@@ -424,6 +425,14 @@ def _reason(choice: Choice, packages: PackageSet, gpus: Sequence[PciDevice], pla
             " subnet manager come in."
         )
     return " ".join(sentences)
+
+
+def _these(needs: Sequence[_Need], gpus: Sequence[PciDevice]) -> str:
+    """Name some of the kinds of GPUs, without repeating those a sentence has just listed."""
+    kinds = {label(gpu) for gpu in gpus}
+    if len(needs) < len(kinds):
+        return listed(need.label for need in needs)
+    return "this GPU" if len(gpus) == 1 else "these GPUs"
 
 
 def _cautions(choice: Choice, gpus: Sequence[PciDevice]) -> Iterable[str]:

@@ -55,8 +55,8 @@ def _ubuntu(choice: Choice) -> PackageSet:
     """Use the ``-server`` flavour alone: the fabric manager depends on its exact version."""
     if choice.fabric == NVLINK5:
         raise Refusal(
-            "An NVLink 5 baseboard needs NVIDIA's subnet manager (nvlsm), which Ubuntu's archive"
-            " does not have."
+            "Ubuntu's archive lacks NVIDIA's subnet manager (nvlsm), which an NVLink 5 baseboard"
+            " needs."
         )
     host, branch = choice.host, choice.branch
     server = f"{branch}-server"
@@ -123,7 +123,7 @@ def _cuda_fabric(choice: Choice) -> Names:
 def _debian(choice: Choice) -> PackageSet:
     """Use Debian's packages below its desktop meta package; legacy 470 has names of its own."""
     if choice.fabric != NO_FABRIC:
-        raise Refusal("NVSwitches need NVIDIA's fabric manager, which Debian's archive lacks.")
+        raise Refusal("Debian's archive lacks NVIDIA's fabric manager, which NVSwitches need.")
     if choice.branch == data.KEPLER.last:
         tesla = f"tesla-{choice.branch}"
         driver: Names = (

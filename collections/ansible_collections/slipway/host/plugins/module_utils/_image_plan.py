@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue as roles and the survey see it: digests, and the job for the builder."""
+"""The job for the builder on a host: contexts, secrets, and the builder itself."""
 
 from __future__ import annotations
 
@@ -10,43 +10,16 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils import _builder, _smoke, _verify
 from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
-    Catalogue,
     ImageBuild,
     context_tar,
-    load_catalogue,
 )
 
 BUILDER = _builder.__name__
-Args = Mapping[str, Mapping[str, str]]
-
-
-@cache
-def _catalogue(folder: str) -> Catalogue:
-    return load_catalogue(Path(folder))
-
-
-@cache
-def _builds(
-    folder: str, names: tuple[str, ...], variant: str, base: str, args: str
-) -> tuple[ImageBuild, ...]:
-    return tuple(_catalogue(folder).builds(names, variant, base, json.loads(args)))
-
-
-def builds(
-    folder: str, names: Sequence[str], variant: str, base: str, args: Args
-) -> tuple[ImageBuild, ...]:
-    """Return the builds of the images NAMES, in build order; each is worked out once a process.
-
-    Raise CatalogueError as :meth:`_catalogue.Catalogue.builds` does.
-    """
-    resolved = str(Path(folder).resolve())
-    return _builds(resolved, tuple(names), variant, base, json.dumps(args, sort_keys=True))
 
 
 def _base(build: ImageBuild) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from typing import Iterator, List, Tuple
+from collections.abc import Iterator
 
 PUBLIC_KEY = 6
 ARMOUR = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
@@ -34,11 +34,11 @@ def from_text(text: str) -> bytes:
         try:
             keyring += base64.b64decode("".join(lines), validate=True)
         except binascii.Error as error:
-            raise ValueError("broken armour: %s" % error) from error
+            raise ValueError(f"broken armour: {error}") from error
     return keyring
 
 
-def _packets(keyring: bytes) -> Iterator[Tuple[int, bytes]]:
+def _packets(keyring: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the tag and the body of each packet."""
     at = 0
     while at < len(keyring):
@@ -70,7 +70,7 @@ def _packets(keyring: bytes) -> Iterator[Tuple[int, bytes]]:
         at += size
 
 
-def fingerprints(keyring: bytes) -> List[str]:
+def fingerprints(keyring: bytes) -> list[str]:
     """Return the fingerprints of the keyring's primary keys, 40 upper-case hex digits each.
 
     Raise ValueError where the bytes are no keyring or hold no version 4 key.

@@ -16,7 +16,8 @@ folders       path, entries: the names that may be in a folder, and no others
 json          path, settings: keys the role owns in a JSON file it shares with others
 lines         path, lines: lines the role owns in a file it shares with others
 keyrings      path, fingerprint of the OpenPGP key it must hold
-units         name, enabled?, active?
+units         name, enabled?, active?, since?: files that a running unit has read, so that it
+              must have been started or reloaded after they changed
 groups        name, gid?
 users         name, uid?, shell?, home?, state?
 members       group, users, exclusive? (then nobody else may be in the group)
@@ -24,6 +25,7 @@ images        reference, digest: the context digest that its label must bear
 projects      name, services: list of {name, config, image?}: containers of a compose
               project by their ``io.slipway.config`` label and context digest; url?: its
               address, for people
+refused       sentences that say why the role cannot work on this host; none where it can
 ============  ============================================================================
 """
 
@@ -125,11 +127,10 @@ def _json(entry: Entry, answer: Answer) -> Iterator[Change]:
         if entry["settings"]:
             yield MISSING, "a file with the declared keys"
         return
-    try:
-        lines = _daemon_json.owned_difference(text, entry["settings"], entry.get("absent", ()))
-    except _daemon_json.DaemonJsonError as error:
-        yield str(error).splitlines()[0], "valid JSON"
-        return
+    # A broken file raises: somebody must look at it before anything is changed.
+    lines = _daemon_json.owned_difference(
+        text, entry["settings"], entry.get("absent", ()), name=entry["path"]
+    )
     for line in lines:
         yield line, "as declared"
 
@@ -156,18 +157,26 @@ def _keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 
 def _units(entry: Entry, answer: Answer) -> Iterator[Change]:
-    load, unit_file, active = answer["units"][entry["name"]] or ("not-found", "", "")
+    found = answer["units"][entry["name"]] or ("not-found", "", "", False, 0.0)
+    load, unit_file, active, needs_reload, changed = found
     if load == "not-found":
         if entry.get("enabled") or entry.get("active"):
             yield MISSING, "a unit"
         return
+    if needs_reload:
+        yield "its files changed since systemd read them", "read again"
     enabled = entry.get("enabled")
     # Static and generated units cannot be enabled; systemd starts them when they are needed.
     if enabled is not None and enabled != (unit_file not in ("disabled", "masked", "")):
         yield (unit_file or "disabled"), "enabled" if enabled else "disabled"
     wanted = entry.get("active")
-    if wanted is not None and wanted != (active in ("active", "activating", "reloading")):
+    running = active in ("active", "activating", "reloading")
+    if wanted is not None and wanted != running:
         yield active, "active" if wanted else "inactive"
+        return
+    for path in entry.get("since", ()) if running else ():
+        if (answer["mtimes"][path] or 0) > changed:
+            yield f"started before {path} changed", "started after it"
 
 
 def _groups(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -207,7 +216,7 @@ def _members(entry: Entry, answer: Answer) -> Iterator[Change]:
 def _images(entry: Entry, answer: Answer) -> Iterator[Change]:
     found = (answer.get("images") or {}).get(entry["reference"])
     if found is None:
-        yield answer["engine"] or MISSING, "built"
+        yield ("Docker does not answer" if answer["engine"] else MISSING), "built"
         return
     digest = found[1].get(LABEL_DIGEST, "none")
     if digest != entry["digest"]:
@@ -216,7 +225,7 @@ def _images(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
     if answer["engine"]:
-        yield answer["engine"], "running"
+        yield "Docker does not answer", "running"
         return
     containers = answer["projects"][entry["name"]]
     wanted = {service["name"]: service for service in entry["services"]}
@@ -266,9 +275,14 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+def stated(owned: Mapping[str, Sequence[Entry]]) -> Iterator[tuple[str, Sequence[Entry]]]:
+    """Yield the lists of a role's statement that tell what is owned."""
+    return ((kind, entries) for kind, entries in owned.items() if kind != "refused")
+
+
 def check(role: str, owned: Mapping[str, Sequence[Entry]]) -> None:
     """Raise OwnedStateError where a role's statement has an unknown kind or lacks a name."""
-    for kind, entries in owned.items():
+    for kind, entries in stated(owned):
         if kind not in KINDS:
             raise OwnedStateError(
                 f"role {role} states owned '{kind}', which is none of {', '.join(sorted(KINDS))}"
@@ -282,17 +296,23 @@ def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, l
     """Return the one question for the probe that covers all STATEMENTS."""
     asked: dict[str, set[str]] = {}
     for owned in statements:
-        for kind, entries in owned.items():
+        for kind, entries in stated(owned):
             how = KINDS[kind]
             asked.setdefault(how.asks, set()).update(entry[how.by] for entry in entries)
+            read = {path for entry in entries for path in entry.get("since", ())}
+            if read:
+                asked.setdefault("mtimes", set()).update(read)
     return {key: sorted(names) for key, names in sorted(asked.items())}
 
 
 def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Difference]:
-    """Return where a host's ANSWER differs from one role's OWNED state, in the stated order."""
+    """Return where a host's ANSWER differs from one role's OWNED state, in the stated order.
+
+    Raise DaemonJsonError, with line and column, where a shared JSON file is broken.
+    """
     return [
         Difference(kind, str(entry[KINDS[kind].by]), found, expected)
-        for kind, entries in owned.items()
+        for kind, entries in stated(owned)
         for entry in entries
         for found, expected in KINDS[kind].compare(entry, answer)
     ]

@@ -16,9 +16,11 @@ key            asked with                   answered with
                                             no engine is installed, since only then it matters
 ``packages``   names                        name to ``[want, state, version]`` of dpkg
 ``files``      paths                        path to ``[type, mode, owner, group, sha256]``
+``mtimes``     paths                        path to the time of its last change
 ``folders``    paths                        path to the names in it
 ``texts``      paths                        path to the content, ``base64:`` before binary ones
-``units``      names                        name to ``[LoadState, UnitFileState, ActiveState]``
+``units``      names                        name to ``[load state, unit file state, active state,
+                                            needs daemon-reload, time of its last change]``
 ``users``      names                        name to ``[uid, gid, home, shell]``
 ``groups``     names                        name to ``[gid, [members]]``
 ``images``     references                   reference to ``[id, {labels}]``
@@ -100,6 +102,14 @@ def file_state(path: str) -> Optional[List[Any]]:
     return [kind, "%04o" % stat.S_IMODE(info.st_mode), owner, group, digest]
 
 
+def mtime(path: str) -> Optional[float]:
+    """Return when a file's content last changed, seconds since 1970, None where there is none."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None
+
+
 def names_in(path: str) -> Optional[List[str]]:
     """Return the names in a folder, None where there is none."""
     try:
@@ -122,23 +132,28 @@ def text(path: str) -> Optional[str]:
 
 
 def units(names: List[str]) -> Json:
-    """Return ``[LoadState, UnitFileState, ActiveState]`` of each unit, by one systemctl."""
+    """Return the state of each unit, by one systemctl; times are seconds since 1970."""
     import subprocess
+    import time
 
-    properties = ["LoadState", "UnitFileState", "ActiveState"]
+    properties = ["LoadState", "UnitFileState", "ActiveState", "NeedDaemonReload"]
+    changed = "StateChangeTimestampMonotonic"
+    found: Json = dict.fromkeys(names)
     try:
         shown = subprocess.run(
-            ["systemctl", "show", "--property=" + ",".join(properties), "--"] + names,
+            ["systemctl", "show", "--property=" + ",".join([*properties, changed]), "--"] + names,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             check=False,
         ).stdout.decode("utf-8", "replace")
     except OSError:
-        return dict.fromkeys(names)
-    found: Json = dict.fromkeys(names)
+        return found
+    booted = time.time() - time.monotonic()
     for name, block in zip(names, shown.split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        found[name] = [values.get(key, "") for key in properties]
+        state: List[Any] = [values.get(key, "") for key in properties]
+        state[3] = state[3] == "yes"
+        found[name] = [*state, booted + int(values.get(changed) or 0) / 1e6]
     return found
 
 
@@ -294,14 +309,19 @@ def reachable(urls: List[str], timeout: float) -> Json:
 def answer(question: Json) -> Json:
     """Answer a question; see the module's own words for the keys."""
     reply: Json = {"facts": host_facts(), "engine": None}
-    if not reply["facts"]["docker_package"]:
-        reply["facts"]["reachable"] = reachable(
-            question.get("reach", []), question.get("timeout", 5)
-        )
+    facts = reply["facts"]
+    if not facts["docker_package"]:
+        urls = [
+            url.replace("{distribution}", facts["distribution"].lower())
+            for url in question.get("reach", [])
+        ]
+        facts["reachable"] = reachable(urls, question.get("timeout", 5))
     if question.get("packages"):
         reply["packages"] = dpkg(question["packages"])
     if question.get("files"):
         reply["files"] = {path: file_state(path) for path in question["files"]}
+    if question.get("mtimes"):
+        reply["mtimes"] = {path: mtime(path) for path in question["mtimes"]}
     if question.get("folders"):
         reply["folders"] = {path: names_in(path) for path in question["folders"]}
     if question.get("texts"):

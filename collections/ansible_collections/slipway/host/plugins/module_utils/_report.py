@@ -50,9 +50,7 @@ def summary(report: Report) -> str:
     rows = []
     after = []
     for host, entry in sorted(report.items()):
-        counts = ", ".join(
-            f"{role} ({len(found)})" for role, found in entry["differences"].items()
-        )
+        counts = ", ".join(f"{role} ({len(found)})" for role, found in entry["differences"].items())
         rows.append((host, entry["status"], entry.get("error") or counts or "-"))
         after += [f"{host}: {note}" for note in entry["notes"]]
         after += [f"{service}: {url}" for service, url in sorted(entry["urls"].items())]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _verify
-from ansible_collections.slipway.host.plugins.module_utils._catalogue import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
 
 FOLDER = "/etc/slipway/services"
 HEADER = "# Written by Slipway's role ml_services; changes are overwritten.\n"
@@ -23,7 +23,7 @@ class ServiceError(ValueError):
 
 
 def _published(
-    project: Mapping[str, Any], build: ImageBuild, default_address: str
+    project: Mapping[str, Any], build: Planned, default_address: str
 ) -> dict[str, tuple[str, int, int]]:
     """Return port name to address, host port and container port."""
     declared = build.image["service"].get("publish", {})
@@ -40,7 +40,7 @@ def _published(
 
 
 def _service(
-    project: Mapping[str, Any], build: ImageBuild, published: Mapping[str, tuple[str, int, int]]
+    project: Mapping[str, Any], build: Planned, published: Mapping[str, tuple[str, int, int]]
 ) -> dict[str, Any]:
     """Return the compose service, without the label that tells its configuration."""
     declared = build.image["service"]
@@ -72,7 +72,7 @@ def _service(
     return service
 
 
-def _proof(build: ImageBuild) -> dict[str, str]:
+def _proof(build: Planned) -> dict[str, str]:
     """Return the label from which the role host_verify knows how to prove the service."""
     endpoint = build.image["service"].get("endpoint")
     if not endpoint:
@@ -81,7 +81,7 @@ def _proof(build: ImageBuild) -> dict[str, str]:
     return {_verify.LABEL_PROOF: json.dumps(proof, sort_keys=True)}
 
 
-def _url(build: ImageBuild, published: Mapping[str, tuple[str, int, int]], host: str) -> str | None:
+def _url(build: Planned, published: Mapping[str, tuple[str, int, int]], host: str) -> str | None:
     """Return where a person finds the service, None where it publishes no endpoint."""
     endpoint = build.image["service"].get("endpoint")
     if not endpoint or endpoint["port"] not in published:
@@ -92,7 +92,7 @@ def _url(build: ImageBuild, published: Mapping[str, tuple[str, int, int]], host:
 
 
 def project(
-    declared: Mapping[str, Any], build: ImageBuild, default_address: str, host: str
+    declared: Mapping[str, Any], build: Planned, default_address: str, host: str
 ) -> dict[str, Any]:
     """Return one project for the module ``services`` and for the survey.
 

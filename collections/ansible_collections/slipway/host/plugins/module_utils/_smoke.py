@@ -8,7 +8,7 @@ Runs on hosts, as part of the builder as well as of a module, so it imports noth
 from __future__ import annotations
 
 import subprocess
-from typing import List, Sequence
+from collections.abc import Sequence
 
 # No network, nothing writable but /tmp, no privilege, and a user that the image has never heard of.
 OPTIONS = [
@@ -26,7 +26,7 @@ def test(reference: str, command: Sequence[str], timeout: float) -> None:
 
     Raise SmokeError with the end of its output where it fails.
     """
-    run: List[str] = ["docker", "run", *OPTIONS, "--entrypoint", command[0], reference]
+    run: list[str] = ["docker", "run", *OPTIONS, "--entrypoint", command[0], reference]
     try:
         done = subprocess.run(
             [*run, *command[1:]],

@@ -17,7 +17,6 @@ import os
 import re
 import shlex
 import socket
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,14 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine imp
     locked,
     wait_until,
 )
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    Record,
+    StateFolder,
+)
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_trust import (
     BUNDLE,
     certificates_tar,
     controller_certificates,
-    known_hosts_with,
-    known_hosts_without,
-    read_text,
 )
 
 GROUP_LABEL = "slipway.group"
@@ -51,6 +51,7 @@ STATE_LABEL = "slipway.state"
 HOST_LABEL = "slipway.host"
 SPEC_LABEL = "slipway.spec"
 
+UP_STATES = ("running", "degraded")
 BOOT_SECONDS = 90.0
 SSH_SECONDS = 30.0
 
@@ -127,7 +128,8 @@ class Host:
     def ssh_options(self) -> tuple[str, ...]:
         """Options by which ssh trusts exactly this group's hosts and offers only its key."""
         return (
-            *("-o", f"UserKnownHostsFile={self.known_hosts_file}"),
+            # A space would end the first of several files.
+            *("-o", f'UserKnownHostsFile="{self.known_hosts_file}"'),
             *("-o", "StrictHostKeyChecking=yes"),
             *("-o", "IdentitiesOnly=yes"),
         )
@@ -155,15 +157,6 @@ class Found:
     running: bool
     address: str
     spec: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a group's folder remembers of a host; written last, so a host without is half-made."""
-
-    container: str = ""
-    address: str = ""
-    system_state: str = ""
 
 
 def check_spec(spec: HostSpec) -> None:
@@ -194,7 +187,7 @@ def spec_digest(spec: HostSpec) -> str:
     """Return a digest that changes with everything a container is made from."""
     recipe = asdict(spec) | {
         "base_key": content_key(base_named(spec.base)),
-        "options": [*CONTAINER_OPTIONS, *ENGINE_FOLDERS],
+        "options": [*CONTAINER_OPTIONS, *CAPABILITIES, *ENGINE_FOLDERS],
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -276,15 +269,13 @@ class Group:
     def __init__(self, group: str, state_dir: Path, engine: Engine | None = None) -> None:
         check_name("group", group)
         self.group = group
-        self.folder = state_dir.absolute()
+        self.state = StateFolder(state_dir)
         self.engine = engine or Engine()
-        self.private_key = self.folder / "id_ed25519"
-        self.known_hosts = self.folder / "known_hosts"
 
     def plan(self, spec: HostSpec) -> Action:
         """Tell what `ensure` would do, changing nothing."""
         if not self.engine.version():
-            return Action.START if self._record(spec.name).container else Action.MAKE
+            return Action.START if self.state.record(spec.name).container else Action.MAKE
         return self._decide(spec)
 
     def ensure(self, spec: HostSpec) -> Host:
@@ -306,32 +297,32 @@ class Group:
         if name is not None:
             check_name("name", name)
         with locked(self.engine.lock):
-            files = self._records(name) if name else self._files()
+            begun = self.state.has_record(name)
             if dry_run:
-                return bool(files) or any(self._held(name))
-            if self._records(name):
+                return begun or any(self._held(name)) or (not name and bool(self.state.files()))
+            if begun:
                 # What is to be removed is in the engine's keeping.
                 self.engine.ensure()
             held = self._discard(name)
-            if name:
-                self._forget(name)
-            else:
-                self._remove_folder(files)
-            return held or bool(files)
+            return (self.state.forget(name) if name else self.state.remove()) or held
 
     def _decide(self, spec: HostSpec) -> Action:
-        has_keys = self.private_key.exists() and self.known_hosts.exists()
-        return decide(self._found(spec), self._record(spec.name), spec_digest(spec), has_keys)
+        return decide(
+            self._found(spec),
+            self.state.record(spec.name),
+            spec_digest(spec),
+            self.state.has_keys(),
+        )
 
     def _container(self, spec: HostSpec) -> str:
-        return container_name(spec.name, self.group, self.folder)
+        return container_name(spec.name, self.group, self.state.path)
 
     def _found(self, spec: HostSpec) -> Found | None:
         seen = self.engine.docker("container", "inspect", self._container(spec), check=False)
         return parse_inspect(seen.out) if seen.rc == 0 else None
 
     def _labels(self, name: str | None) -> list[str]:
-        labels = [f"{GROUP_LABEL}={self.group}", f"{STATE_LABEL}={self.folder}"]
+        labels = [f"{GROUP_LABEL}={self.group}", f"{STATE_LABEL}={self.state.path}"]
         return [*labels, f"{HOST_LABEL}={name}"] if name else labels
 
     def _held(self, name: str | None) -> tuple[list[str], list[str]]:
@@ -344,8 +335,8 @@ class Group:
         )
 
     def _act(self, action: Action, spec: HostSpec) -> None:
-        self._make_folder()
         image = ensure_base(self.engine, base_named(spec.base))
+        self.state.make(self.engine.commands, comment=f"slipway-{self.group}")
         try:
             if action is Action.MAKE or not self._start(spec):
                 self._make(spec, image)
@@ -355,7 +346,7 @@ class Group:
                 # The host is left as it is, to be looked at; the next run makes it anew.
                 raise
             self._discard(spec.name)
-            self._forget(spec.name)
+            self.state.forget(spec.name)
             raise BaseUnavailableError(f"a host of {spec.base} does not boot: {error}") from error
 
     def _start(self, spec: HostSpec) -> bool:
@@ -363,8 +354,8 @@ class Group:
         return self.engine.docker("start", self._container(spec), check=False).rc == 0
 
     def _make(self, spec: HostSpec, image: str) -> None:
-        # Written first, so that what a half-made host leaves in the engine is looked for.
-        self._write_record(spec.name, Record())
+        # Written first, so that what a half-made host leaves in the engine will be looked for.
+        self.state.write_record(spec.name, Record())
         self._discard(spec.name)
         self._run(spec, image)
 
@@ -413,19 +404,19 @@ class Group:
         if found is None or not found.running:
             raise ThrowawayError(f"the host {spec.name} ended while it was set up")
         keys = self._exec(spec, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub").splitlines()
-        text = known_hosts_with(read_text(self.known_hosts), spec.name, found.address, keys)
-        self._write(self.known_hosts, text)
+        self.state.learn_keys(spec.name, found.address, keys)
         if not wait_until(lambda: _speaks_ssh(found.address), SSH_SECONDS):
             raise ThrowawayError(
                 f"the host {spec.name} does not answer on port 22 of {found.address}; see "
                 f"`docker exec {self._container(spec)} systemctl status ssh`"
             )
-        self._write_record(spec.name, Record(found.container, found.address, system_state))
+        self.state.write_record(spec.name, Record(found.container, found.address, system_state))
 
     def _booted(self, spec: HostSpec) -> str:
+        """Wait until systemd has come up, and return its word for how."""
         state = ""
 
-        def ended_booting() -> bool:
+        def came_up_or_ended() -> bool:
             nonlocal state
             asked = self.engine.docker(
                 *("exec", self._container(spec), "systemctl", "is-system-running", "--wait"),
@@ -433,14 +424,17 @@ class Group:
                 check=False,
             )
             state = asked.out.strip()
-            return state in ("running", "degraded")
+            if state in UP_STATES:
+                return True
+            found = self._found(spec)
+            return found is None or not found.running
 
-        if wait_until(ended_booting, BOOT_SECONDS):
+        if wait_until(came_up_or_ended, BOOT_SECONDS) and state in UP_STATES:
             return state
         console = self.engine.docker("logs", "--tail=12", self._container(spec), check=False)
         raise ThrowawayError(
-            f"systemd on the host {spec.name} did not come up in {BOOT_SECONDS:g} s "
-            f"(its state: {state or 'no answer'}). The end of its console: {console.out.strip()}"
+            f"systemd on the host {spec.name} did not come up (its state: {state or 'no answer'}). "
+            f"The end of its console: {console.out.strip() or 'nothing'}"
         )
 
     def _authorize(self, spec: HostSpec) -> None:
@@ -448,7 +442,7 @@ class Group:
             f"install -d -m 0700 -o {USER} -g users /home/{USER}/.ssh && "
             f"install -m 0600 -o {USER} -g users /dev/stdin /home/{USER}/.ssh/authorized_keys"
         )
-        public = self.private_key.with_suffix(".pub").read_bytes()
+        public = self.state.public_key.read_bytes()
         self._exec(spec, "sh", "-c", script, stdin=public)
 
     def _trust(self, spec: HostSpec) -> None:
@@ -468,70 +462,17 @@ class Group:
         ).out
 
     def _host(self, spec: HostSpec, changed: bool) -> Host:
-        record = self._record(spec.name)
+        record = self.state.record(spec.name)
         return Host(
             name=spec.name,
             base=spec.base,
             address=record.address,
             user=USER,
-            private_key_file=self.private_key,
-            known_hosts_file=self.known_hosts,
+            private_key_file=self.state.private_key,
+            known_hosts_file=self.state.known_hosts,
             system_state=record.system_state,
             changed=changed,
         )
-
-    def _make_folder(self) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The folder may be the user's own from before.
-        self.folder.chmod(0o700)
-        if not self.private_key.exists():
-            comment = f"slipway-{self.group}"
-            self.engine.commands.run(
-                *("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment),
-                *("-f", str(self.private_key)),
-            )
-
-    def _record_file(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
-
-    def _record(self, name: str) -> Record:
-        try:
-            return Record(**json.loads(read_text(self._record_file(name))))
-        except (ValueError, TypeError):
-            return Record()
-
-    def _write_record(self, name: str, record: Record) -> None:
-        self._write(self._record_file(name), json.dumps(asdict(record), indent=2) + "\n")
-
-    def _write(self, path: Path, text: str) -> None:
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-
-    def _records(self, name: str | None) -> list[Path]:
-        if name is None:
-            return sorted(self.folder.glob("*.json"))
-        return [path for path in [self._record_file(name)] if path.exists()]
-
-    def _files(self) -> list[Path]:
-        public_key = self.private_key.with_suffix(".pub")
-        kept = [self.private_key, public_key, self.known_hosts]
-        partial = self.folder.glob("*.partial")
-        return [*(path for path in kept if path.exists()), *self._records(None), *partial]
-
-    def _forget(self, name: str) -> None:
-        gone = {name, self._record(name).address}
-        if self.known_hosts.exists():
-            self._write(self.known_hosts, known_hosts_without(read_text(self.known_hosts), gone))
-        for path in self._records(name):
-            path.unlink()
-
-    def _remove_folder(self, files: Sequence[Path]) -> None:
-        for path in files:
-            path.unlink()
-        # Whatever else lies there is not ours to remove.
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
 
 
 def _speaks_ssh(address: str) -> bool:
@@ -540,17 +481,3 @@ def _speaks_ssh(address: str) -> bool:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
-
-
-def default_state_dir(group: str, start: Path) -> Path:
-    """Return the state folder of a group in the project that `start` lies in.
-
-    The project's root is the nearest folder with an ansible.cfg. Raises ThrowawayError when there
-    is none.
-    """
-    for folder in (start, *start.parents):
-        if (folder / "ansible.cfg").exists():
-            return folder / ".slipway" / "hosts" / group
-    raise ThrowawayError(
-        f"no project (a folder with an ansible.cfg) around {start}; name a state_dir"
-    )

@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,10 +32,12 @@ PACKAGE_OF_COMMAND: Mapping[str, str] = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
 }
+PID_FILE = Path("/var/run/docker.pid")
 ENGINE_START_SECONDS = 60.0
 ENGINE_STOP_SECONDS = 30.0
 LOCK_SECONDS = 900.0
 LOG_TAIL_LINES = 12
+COMMAND_WIDTH = 100
 
 
 class ThrowawayError(Exception):
@@ -60,9 +63,9 @@ class CommandError(ThrowawayError):
     def __init__(self, argv: tuple[str, ...], completed: Completed) -> None:
         self.completed = completed
         said = (completed.err.strip() or completed.out.strip() or "it wrote nothing").splitlines()
+        command = textwrap.shorten(" ".join(argv), COMMAND_WIDTH)
         super().__init__(
-            f"`{' '.join(argv)}` ended with status {completed.rc}: "
-            + "\n".join(said[-LOG_TAIL_LINES:])
+            f"`{command}` ended with status {completed.rc}: " + "\n".join(said[-LOG_TAIL_LINES:])
         )
 
 
@@ -115,26 +118,27 @@ class Commands:
         For a pull: a registry that answers may take minutes to send an image, one that does not
         answer should cost seconds. Status 124 means that one of the two limits was passed.
         """
-        with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=self._env,
-            )
+            ) as process,
+        ):
+            assert process.stdout is not None  # it is a pipe
             try:
-                assert process.stdout is not None
                 if not select.select([process.stdout], [], [], within)[0]:
                     return Completed(124, "", f"no answer within {within:g} s")
                 out, _ = process.communicate(timeout=timeout)
-                errors.seek(0)
-                return Completed(process.returncode, _text(out), _text(errors.read()))
             except subprocess.TimeoutExpired:
                 return Completed(124, "", f"no end after {timeout:g} s")
             finally:
                 process.kill()
-                process.communicate()
+            errors.seek(0)
+            return Completed(process.returncode, _text(out), _text(errors.read()))
 
     def start_daemon(self, *argv: str, log: Path) -> int:
         """Start a process that outlives this one and writes a new `log`; return its id."""
@@ -369,7 +373,7 @@ class Engine:
         install_commands(self.commands, "dockerd", "docker", "iptables")
         if systemd_runs():
             self.commands.run("systemctl", "start", "docker")
-        elif not _is_process(Path("/var/run/docker.pid"), "dockerd", process_name):
+        elif not _is_process(PID_FILE, "dockerd", process_name):
             self._start()
         self._wait()
         return True
@@ -379,8 +383,7 @@ class Engine:
             path.unlink()
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         pid = self.commands.start_daemon("dockerd", log=self._log)
-        mark = Mark(pid, process_start(pid) or "")
-        self._mark.write_text(json.dumps(asdict(mark)), encoding="ascii")
+        self.write_mark(Mark(pid, process_start(pid) or ""))
 
     def _wait(self) -> None:
         mark = self._mark_read()
@@ -399,6 +402,10 @@ class Engine:
         except OSError:
             return "(there is no log; see `journalctl -u docker`)"
         return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+
+    def write_mark(self, mark: Mark) -> None:
+        """Note which engine is this harness's own to stop."""
+        self._mark.write_text(json.dumps(asdict(mark)), encoding="ascii")
 
     def _mark_read(self) -> Mark | None:
         try:

@@ -58,9 +58,7 @@ def owned(
     entries: list[dict[str, Any]] = [
         {"group": group, "users": names} for group, names in members.items() if names
     ]
-    entries.append(
-        {"group": DOCKER_GROUP, "users": docker_users, "exclusive": docker_exclusive}
-    )
+    entries.append({"group": DOCKER_GROUP, "users": docker_users, "exclusive": docker_exclusive})
     return {
         "groups": [{k: g[k] for k in ("name", "gid") if g.get(k) is not None} for g in groups],
         "users": [

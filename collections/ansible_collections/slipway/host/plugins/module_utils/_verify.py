@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Mapping
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -46,7 +47,7 @@ def _engine() -> str:
     return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
 
 
-def _image(reference: str, command: List[str]) -> str:
+def _image(reference: str, command: list[str]) -> str:
     started = time.monotonic()
     _smoke.test(reference, command, SMOKE_TIMEOUT)
     return f"smoke test passed in {time.monotonic() - started:.0f} s"
@@ -106,7 +107,7 @@ def _services() -> Iterator[Check]:
         yield attempt(f"service {name}", partial(_service, container, proof))
 
 
-def checks(smoke: bool) -> List[Dict[str, Any]]:
+def checks(smoke: bool) -> list[dict[str, Any]]:
     """Try everything; return what came of it, as plain mappings.
 
     SMOKE says whether the images' smoke tests run again.

@@ -57,13 +57,13 @@ fingerprints:
 """
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 from urllib.request import urlopen
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _openpgp
 
-ARGUMENT_SPEC: Dict[str, Any] = {
+ARGUMENT_SPEC: dict[str, Any] = {
     "path": {"type": "path", "required": True},
     "url": {"type": "str", "required": True},
     "fingerprint": {"type": "str", "required": True},
@@ -79,7 +79,7 @@ def keyring_bytes(content: bytes) -> bytes:
     return content
 
 
-def present_fingerprints(path: Path) -> List[str]:
+def present_fingerprints(path: Path) -> list[str]:
     """Return the fingerprints in the file at PATH, none where it is missing or no keyring."""
     try:
         return _openpgp.fingerprints(keyring_bytes(path.read_bytes()))

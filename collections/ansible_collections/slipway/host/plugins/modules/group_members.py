@@ -58,12 +58,12 @@ removed:
   elements: str
 """
 
-from typing import Any, Dict
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 
-ARGUMENT_SPEC: Dict[str, Any] = {
+ARGUMENT_SPEC: dict[str, Any] = {
     "group": {"type": "str", "required": True},
     "users": {"type": "list", "elements": "str", "required": True},
     "exclusive": {"type": "bool", "default": False},

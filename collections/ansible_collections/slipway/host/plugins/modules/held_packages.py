@@ -68,14 +68,15 @@ purged:
   elements: str
 """
 
-import os
 import time
-from typing import Any, Dict, List, Mapping
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
 
-ARGUMENT_SPEC: Dict[str, Any] = {
+ARGUMENT_SPEC: dict[str, Any] = {
     "packages": {
         "type": "list",
         "elements": "dict",
@@ -97,16 +98,13 @@ ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "NEEDRESTART_
 def lock_holder() -> str:
     """Return in words which process holds dpkg's lock, empty where none does."""
     try:
-        inode = os.stat("/var/lib/dpkg/lock-frontend").st_ino
-        with open("/proc/locks", encoding="ascii") as locks:
-            pids = [
-                line.split()[4] for line in locks if line.split()[5].rsplit(":", 1)[-1] == str(inode)
-            ]
-        with open(f"/proc/{pids[0]}/cmdline", "rb") as command:
-            words = command.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-    except (OSError, IndexError):
+        inode = str(Path("/var/lib/dpkg/lock-frontend").stat().st_ino)
+        locks = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
+        pid = next(lock[4] for lock in locks if lock[5].rsplit(":", 1)[-1] == inode)
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+    except (OSError, IndexError, StopIteration):
         return ""
-    return f"process {pids[0]} ({words})"
+    return f"process {pid} ({command.decode('utf-8', 'replace').strip()})"
 
 
 def describe(known: Mapping[str, _apt.Known]) -> str:
@@ -120,7 +118,7 @@ def describe(known: Mapping[str, _apt.Known]) -> str:
 
 def expected(known: Mapping[str, _apt.Known], actions: _apt.Plan) -> str:
     """Return what :func:`describe` would say after ACTIONS."""
-    after: Dict[str, _apt.Known] = {k: v for k, v in known.items() if k not in actions.purge}
+    after: dict[str, _apt.Known] = {k: v for k, v in known.items() if k not in actions.purge}
     for spelled in actions.install:
         name, _, version = spelled.partition("=")
         after[name] = ["install", "installed", version or "(newest)"]
@@ -143,7 +141,7 @@ class Apt:
         blame = f" {holder} holds apt's lock; wait for it or stop it." if holder else ""
         self.module.fail_json(msg=f"{doing} failed: {_apt.errors(output)}.{blame}", output=output)
 
-    def run(self, command: List[str]) -> "tuple[int, str]":
+    def run(self, command: list[str]) -> tuple[int, str]:
         """Run COMMAND; return its status and all it said."""
         status, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
         return status, out + err
@@ -151,7 +149,12 @@ class Apt:
     def refresh(self) -> None:
         """Refresh the package index."""
         self.refreshed = True
-        command = ["apt-get", "--quiet=2", f"--option=DPkg::Lock::Timeout={_apt.LOCK_TIMEOUT}", "update"]
+        command = [
+            "apt-get",
+            "--quiet=2",
+            f"--option=DPkg::Lock::Timeout={_apt.LOCK_TIMEOUT}",
+            "update",
+        ]
         status, output = self.run(command)
         for wait in RETRIES:
             if status == 0 and not _apt.is_syncing(output):
@@ -163,7 +166,7 @@ class Apt:
         if status != 0:
             self.fail("refreshing the package index", output)
 
-    def change(self, command: List[str]) -> None:
+    def change(self, command: list[str]) -> None:
         """Run a changing COMMAND, with a fresh index where it turns out to be needed."""
         status, output = self.run(command)
         if status != 0 and _apt.is_stale(output) and not self.refreshed:

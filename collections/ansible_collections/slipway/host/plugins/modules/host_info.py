@@ -13,10 +13,11 @@ description:
     survey asks for it by this module.
   - Reads only.
 options:
-  urls:
+  reach:
     description:
-      - Addresses to try from the host where no Docker Engine is installed yet.
-      - Any answer counts as reached, within I(timeout).
+      - Addresses to try from the host where no Docker Engine is installed yet; C({distribution})
+        stands for C(debian) or C(ubuntu).
+      - Any answer of the server counts as reached, within I(timeout).
     type: list
     elements: str
     default: []
@@ -54,13 +55,13 @@ ansible_facts:
       type: dict
 """
 
-from typing import Any, Dict
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 
-ARGUMENT_SPEC: Dict[str, Any] = {
-    "urls": {"type": "list", "elements": "str", "default": []},
+ARGUMENT_SPEC: dict[str, Any] = {
+    "reach": {"type": "list", "elements": "str", "default": []},
     "timeout": {"type": "int", "default": 5},
 }
 
@@ -68,7 +69,7 @@ ARGUMENT_SPEC: Dict[str, Any] = {
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    facts = _probe.answer({"reach": module.params["urls"], "timeout": module.params["timeout"]})
+    facts = _probe.answer({key: module.params[key] for key in ARGUMENT_SPEC})
     module.exit_json(changed=False, ansible_facts={"slipway": facts["facts"]})
 
 

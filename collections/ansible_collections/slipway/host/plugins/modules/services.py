@@ -74,12 +74,12 @@ removed:
 
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 
-ARGUMENT_SPEC: Dict[str, Any] = {
+ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
     "projects": {
         "type": "list",
@@ -145,8 +145,8 @@ def main() -> None:
     }
     answer = _probe.answer(_owned.question([owned]))
     removed = sorted(set(answer["folders"][str(root)] or ()) - {p["name"] for p in projects})
-    started: List[str] = []
-    diffs: List[Dict[str, str]] = []
+    started: list[str] = []
+    diffs: list[dict[str, str]] = []
     for project in projects:
         file, content = Path(project["file"]["path"]), project["file"]["content"]
         mine = {"files": [project["file"]], "projects": [project["project"]]}
@@ -164,9 +164,7 @@ def main() -> None:
         diffs.append({"prepared": f"project {name}: nobody declares it, to be removed\n"})
         if not module.check_mode:
             remove(module, root / name)
-    module.exit_json(
-        changed=bool(started or removed), started=started, removed=removed, diff=diffs
-    )
+    module.exit_json(changed=bool(started or removed), started=started, removed=removed, diff=diffs)
 
 
 if __name__ == "__main__":

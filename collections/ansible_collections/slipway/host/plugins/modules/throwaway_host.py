@@ -206,7 +206,6 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
     HostSpec,
     Mount,
     check_spec,
-    default_state_dir,
 )
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_bases import (
     BASES,
@@ -216,6 +215,9 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway_bases impo
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
     BaseUnavailableError,
     ThrowawayError,
+)
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
 )
 
 ARGUMENT_SPEC: dict[str, Any] = {

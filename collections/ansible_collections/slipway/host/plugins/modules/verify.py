@@ -56,12 +56,13 @@ report:
   elements: str
 """
 
-from typing import Any, Dict, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _verify
 
-ARGUMENT_SPEC: Dict[str, Any] = {"smoke": {"type": "bool", "default": True}}
+ARGUMENT_SPEC: dict[str, Any] = {"smoke": {"type": "bool", "default": True}}
 
 
 def line(check: Mapping[str, Any]) -> str:

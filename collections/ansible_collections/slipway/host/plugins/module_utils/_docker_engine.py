@@ -1,0 +1,144 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The owned state of the role docker_engine: where the engine comes from, and what that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Packages that give an engine, a BuildKit client and compose v2, by distribution and major version.
+# Debian 12 is not among them: it packages neither of the latter two.  Names are those of the
+# distributions' own indexes, November 2026; forky is Debian's testing.
+_DEBIAN = ("docker.io", "docker-cli", "docker-buildx", "docker-compose", "iptables")
+_UBUNTU = ("docker.io", "docker-buildx", "docker-compose-v2")
+DISTRIBUTION_PACKAGES: Mapping[str, Sequence[str]] = {
+    "Debian 13": _DEBIAN,
+    "Debian forky": _DEBIAN,
+    "Ubuntu 22": _UBUNTU,
+    "Ubuntu 24": _UBUNTU,
+    "Ubuntu 26": _UBUNTU,
+}
+VENDOR_PACKAGES = (
+    "docker-ce",
+    "docker-ce-cli",
+    "containerd.io",
+    "docker-buildx-plugin",
+    "docker-compose-plugin",
+)
+# Distributions that Docker's own repository serves.
+VENDOR_DISTRIBUTIONS = ("Debian", "Ubuntu")
+
+KEYRING = "/etc/apt/keyrings/docker.asc"
+SOURCES = "/etc/apt/sources.list.d/docker.sources"
+DAEMON_JSON = "/etc/docker/daemon.json"
+
+
+def platform(facts: Mapping[str, Any]) -> str:
+    """Return the name of a host's release as the tables here spell it, for example ``Ubuntu 24``."""
+    return f"{facts['distribution']} {facts['distribution_major_version']}"
+
+
+def address(template: str, facts: Mapping[str, Any]) -> str:
+    """Return a repository's address with ``{distribution}`` filled in, ``debian`` or ``ubuntu``."""
+    return template.replace("{distribution}", facts["distribution"].lower())
+
+
+def choose_source(wanted: str, facts: Mapping[str, Any], key_url: str) -> str:
+    """Return ``docker`` or ``distribution`` for what a host WANTED, which may be ``auto``.
+
+    An engine that is there keeps its source; a fresh host takes Docker's repository if it was
+    reached (``facts['reachable']``) and the distribution's packages otherwise.
+    """
+    if wanted != "auto":
+        return wanted
+    installed = {"docker-ce": "docker", "docker.io": "distribution"}.get(facts["docker_package"])
+    if installed:
+        return installed
+    return "docker" if facts.get("reachable", {}).get(key_url) else "distribution"
+
+
+def _refusals(facts: Mapping[str, Any], source: str, repository: Mapping[str, Any]) -> list[str]:
+    found = []
+    if not facts["systemd"]:
+        found.append("the host does not run systemd, which Docker's packages need")
+    if facts["docker_snap"]:
+        found.append(
+            "Docker is installed as a snap, which cannot use GPUs and would fight with this role's "
+            "engine. Remove it first: snap remove docker"
+        )
+    known = ", ".join(DISTRIBUTION_PACKAGES)
+    if source == "distribution" and platform(facts) not in DISTRIBUTION_PACKAGES:
+        found.append(
+            f"{platform(facts)} has no packages of its own with BuildKit and compose v2 (known: "
+            f"{known}), and Docker's repository {address(repository['url'], facts)} is not used or "
+            "not reachable. Make it reachable, or name a mirror in docker_engine_repository"
+        )
+    if source == "docker" and facts["distribution"] not in VENDOR_DISTRIBUTIONS:
+        found.append(f"Docker's repository does not serve {platform(facts)}")
+    return found
+
+
+def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> str:
+    return (
+        "# Written by Slipway's role docker_engine.\n"
+        "Types: deb\n"
+        f"URIs: {address(repository['url'], facts)}\n"
+        f"Suites: {facts['distribution_release']}\n"
+        f"Components: {repository.get('channel', 'stable')}\n"
+        f"Signed-By: {KEYRING}\n"
+    )
+
+
+def plan(
+    facts: Mapping[str, Any],
+    source: str,
+    repository: Mapping[str, Any],
+    hold: bool,
+    settings: Mapping[str, Any],
+    state: str,
+) -> dict[str, Any]:
+    """Return the chosen ``source``, the repository's ``key_url`` and the ``owned`` state.
+
+    FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names,
+    SETTINGS with the extra ones merged in.  What cannot work stands in ``owned['refused']``.
+    """
+    key_url = address(repository["key_url"], facts)
+    chosen = choose_source(source, facts, key_url)
+    present = state == "present"
+    use_repository = present and chosen == "docker"
+    names = (
+        VENDOR_PACKAGES if chosen == "docker" else DISTRIBUTION_PACKAGES.get(platform(facts), ())
+    )
+    packages = [
+        {"name": name, "state": "present", "hold": hold}
+        if present
+        else {"name": name, "state": "absent"}
+        for name in names
+    ]
+    keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
+    return {
+        "source": chosen,
+        "key_url": key_url,
+        "owned": {
+            "refused": _refusals(facts, chosen, repository) if present else [],
+            "keyrings": [keyring] if use_repository else [],
+            "files": [
+                {"path": SOURCES, "content": _sources_file(facts, repository)}
+                if use_repository
+                else {"path": SOURCES, "state": "absent"},
+                *([] if use_repository else [{"path": KEYRING, "state": "absent"}]),
+            ],
+            "packages": packages,
+            "json": [{"path": DAEMON_JSON, "settings": dict(settings) if present else {}}],
+            "units": [
+                {"name": "docker.socket", "enabled": present, "active": present},
+                {
+                    "name": "docker.service",
+                    "enabled": present,
+                    "active": present,
+                    "since": [DAEMON_JSON],
+                }
+            ],
+        },
+    }

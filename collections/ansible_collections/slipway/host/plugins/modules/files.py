@@ -1,0 +1,181 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.files."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: files
+short_description: The files that a role owns, in one round trip
+description:
+  - Writes, creates and removes files and folders as a role's owned state declares them.
+  - Whether one is as declared is decided by the same comparison as in the survey. A loop over the
+    builtin copy module does the same with a round trip for each file.
+  - A file is replaced whole or not at all; its folder is made where it is missing.
+options:
+  files:
+    description: The files, as the C(files) list of a role's owned state.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path:
+        description: Path on the host.
+        type: path
+        required: true
+      content:
+        description: Content of a file; without it the file may hold anything but must be there.
+        type: str
+      mode:
+        description: Mode, four octal digits; C(0644) for files and C(0755) for folders if not given.
+        type: str
+      owner:
+        description: Name of the owner.
+        type: str
+        default: root
+      group:
+        description: Name of the group.
+        type: str
+        default: root
+      state:
+        description: What is there.
+        type: str
+        choices: [file, directory, absent]
+        default: file
+      secret:
+        description: Keep the content out of diffs.
+        type: bool
+        default: false
+attributes:
+  check_mode:
+    description: Says which files would change.
+    support: full
+  diff_mode:
+    description: Shows the content before and after, except of secret files.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Declare the repository
+  slipway.host.files:
+    files:
+      - path: /etc/apt/sources.list.d/docker.sources
+        content: |
+          Types: deb
+          URIs: https://download.docker.com/linux/ubuntu
+          Suites: noble
+          Components: stable
+          Signed-By: /etc/apt/keyrings/docker.asc
+"""
+
+RETURN = r"""
+paths:
+  description: Paths that were changed.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, Mapping
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+
+ARGUMENT_SPEC: Dict[str, Any] = {
+    "files": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "path": {"type": "path", "required": True},
+            "content": {"type": "str", "no_log": False},
+            "mode": {"type": "str"},
+            "owner": {"type": "str", "default": "root"},
+            "group": {"type": "str", "default": "root"},
+            "state": {
+                "type": "str",
+                "choices": ["file", "directory", "absent"],
+                "default": "file",
+            },
+            "secret": {"type": "bool", "default": False},
+        },
+    },
+}
+
+
+def stated(entry: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return an entry without the keys that were not given, as the comparison wants it."""
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def shown(path: Path, entry: Mapping[str, Any], found: List[_owned.Difference]) -> Dict[str, str]:
+    """Return the diff of one entry."""
+    if entry["secret"] or entry["content"] is None or entry["state"] != "file":
+        return {"prepared": "".join(f"{difference}\n" for difference in found)}
+    try:
+        before = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        before = ""
+    header = str(path)
+    return {
+        "before_header": header,
+        "after_header": header,
+        "before": before,
+        "after": entry["content"],
+    }
+
+
+def settle(module: AnsibleModule, path: Path, entry: Mapping[str, Any]) -> None:
+    """Make one entry true."""
+    state = entry["state"]
+    is_folder = path.is_dir() and not path.is_symlink()
+    if state == "absent" or is_folder != (state == "directory"):
+        if is_folder:
+            shutil.rmtree(path)
+        elif path.is_symlink() or path.exists():
+            path.unlink()
+    if state == "absent":
+        return
+    if state == "directory":
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    else:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if entry["content"] is not None:
+            temporary = Path(module.tmpdir) / path.name
+            temporary.write_text(entry["content"], encoding="utf-8")
+            # Never readable by others, not even between the move and the mode.
+            temporary.chmod(int(entry.get("mode") or "0644", 8))
+            module.atomic_move(str(temporary), str(path), keep_dest_attrs=False)
+        elif not path.exists():
+            path.touch()
+    default = "0755" if state == "directory" else "0644"
+    module.set_mode_if_different(str(path), int(entry.get("mode") or default, 8), False)
+    module.set_owner_if_different(str(path), entry["owner"], False)
+    module.set_group_if_different(str(path), entry["group"], False)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    changed: List[str] = []
+    diff: List[Dict[str, str]] = []
+    for entry in module.params["files"]:
+        path = Path(entry["path"])
+        answer = {"files": {str(path): _probe.file_state(str(path))}}
+        found = _owned.differences({"files": [stated(entry)]}, answer)
+        if not found:
+            continue
+        changed.append(str(path))
+        diff.append(shown(path, entry, found))
+        if not module.check_mode:
+            settle(module, path, entry)
+    module.exit_json(changed=bool(changed), paths=changed, diff=diff)
+
+
+if __name__ == "__main__":
+    main()
