@@ -88,6 +88,8 @@ def wait_for(server: subprocess.Popen[bytes]) -> None:
             continue
         expect("GET /healthz", (status, json.loads(text)["status"]), (200, "ok"))
         return
+    if server.poll() is not None:
+        raise AssertionError(f"the server ended with exit status {server.returncode}")
     raise AssertionError(f"the server did not answer within {START_SECONDS:.0f} s")
 
 

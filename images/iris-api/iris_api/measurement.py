@@ -71,9 +71,6 @@ def _object(body: bytes) -> dict[str, Any]:
         raise InvalidRequest(400, "body", f"is not JSON: {error.msg} at {where}") from error
     except RecursionError as error:
         raise InvalidRequest(400, "body", "is nested too deeply") from error
-    except ValueError as error:
-        # Python refuses integers of more than some thousand digits.
-        raise InvalidRequest(400, "body", "holds a number that is too long") from error
     if not isinstance(document, dict):
         raise InvalidRequest(
             400, "body", f"is {_kind(document)}; send a JSON object with length and width"

@@ -44,7 +44,9 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = False
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Build what differs, see the documentation of slipway.host.images."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
@@ -83,10 +85,11 @@ class ActionModule(ActionBase):
         job = _image_plan.job(wanted, arguments["build"])
         folder = f"{WORK}/{time.time_ns()}"
         python = _ask.interpreter(self)
+        builder = f"{python} -m {_image_plan.BUILDER} {folder}"
         # The archive travels as text: a connection's standard input may not be clean for bytes.
         self._command(
             f"umask 077; mkdir -p {folder} && cd {folder} && base64 -d | tar -xz && : >progress && "
-            f"{{ setsid {python} -m {_image_plan.BUILDER} {folder} >log 2>&1 </dev/null & echo $! >pid; }}",
+            f"{{ setsid {builder} >log 2>&1 </dev/null & echo $! >pid; }}",
             base64.encodebytes(job),
         )
         # A builder that is gone without a result was killed.

@@ -25,6 +25,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str", "required": True},
     "enabled": {"type": "bool", "default": True},
 }
+ROLES_PATH: list[str] = C.config.get_config_value("DEFAULT_ROLES_PATH")
 GROUP = "slipway_drift"
 # A host whose facts change between two questions changes while it is asked.
 ATTEMPTS = 3
@@ -35,12 +36,12 @@ Vars = dict[str, Any]
 @cache
 def role_variables(role: str) -> tuple[Path, Vars, Vars]:
     """Return the folder, the defaults and the vars of a role, with those of its dependencies."""
-    for folder in C.DEFAULT_ROLES_PATH:
+    for folder in ROLES_PATH:
         path = Path(folder) / role
         if path.is_dir():
             break
     else:
-        raise AnsibleActionFail(f"there is no role '{role}' in {', '.join(C.DEFAULT_ROLES_PATH)}")
+        raise AnsibleActionFail(f"there is no role '{role}' in {', '.join(ROLES_PATH)}")
 
     def load(name: str) -> Vars:
         file = path / name / "main.yml"
@@ -61,7 +62,7 @@ def warm() -> None:
     Ansible imports this file there and forks a worker for each host: what is read here is read
     once a run, not once a host.
     """
-    for folder in C.DEFAULT_ROLES_PATH:
+    for folder in ROLES_PATH:
         for variables in Path(folder).glob("*/vars/main.yml"):
             role_variables(variables.parent.parent.name)
         catalogue = Path(folder).resolve().parent / "images"

@@ -46,7 +46,10 @@ options:
 EXAMPLES = r"""
 - name: Where would the engine come from
   ansible.builtin.debug:
-    msg: "{{ __docker_engine_plan.source }}"
+    msg: >-
+      {{ (ansible_facts['slipway'] | slipway.host.docker_engine_plan(
+            source='auto', repository=docker_engine_repository, hold=true, settings={},
+            state='present')).source }}
 """
 
 RETURN = r"""

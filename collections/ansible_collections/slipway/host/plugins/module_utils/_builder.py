@@ -6,8 +6,8 @@ The controller unpacks a job into a folder on the host and starts this file ther
 the folder as its argument; it then follows ``progress`` until ``result.json`` appears.  So a lost
 connection does not end a build, and a second run waits for the first instead of building twice.
 
-The folder holds ``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this module
-with what it imports.  Only the standard library of Python 3.10 is used.
+The folder holds ``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this
+module with what it imports.  Only the standard library of Python 3.10 is used.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ from typing import Any
 
 from ._build_context import ContextError, ContextFile, digest, pack, read_files, render
 from ._declaration import DeclarationError, load, nearest, with_defaults
+from ._owned import LABEL_DIGEST
 
 VARIANTS = ("cpu", "gpu")
-DIGEST_LABEL = "io.slipway.digest"
 
 OLDEST_PYTHON = (3, 11)
 """The release of Python from which on locks hold."""
@@ -276,7 +276,7 @@ class _Resolver:
             labels={
                 "io.slipway.image": image.name,
                 "io.slipway.variant": variant,
-                DIGEST_LABEL: context_digest,
+                LABEL_DIGEST: context_digest,
                 "org.opencontainers.image.base.name": (
                     parent.reference if parent else root.reference
                 ),

@@ -35,7 +35,7 @@ DAEMON_JSON = "/etc/docker/daemon.json"
 
 
 def platform(facts: Mapping[str, Any]) -> str:
-    """Return the name of a host's release as the tables here spell it, for example ``Ubuntu 24``."""
+    """Return a host's release as the tables here spell it, for example ``Ubuntu 24``."""
     return f"{facts['distribution']} {facts['distribution_major_version']}"
 
 
@@ -138,7 +138,7 @@ def plan(
                     "enabled": present,
                     "active": present,
                     "since": [DAEMON_JSON],
-                }
+                },
             ],
         },
     }

@@ -300,9 +300,10 @@ def _decide_for(
     if offer is None:
         raise Refusal(f"{place} is not known to have driver packages.")
     branch = _choose_branch(offer, place, source, need, wanted)
-    modules = wanted.modules or next(
-        (flavour for flavour in _flavours_of(branch) if flavour in need.modules), data.OPEN
-    )
+    flavours = _flavours_of(branch)
+    # Where an override overrules a guess, the branch may have nothing that the guess wants.
+    fitting = [flavour for flavour in flavours if flavour in need.modules] or flavours
+    modules = wanted.modules or fitting[0]
     choice = Choice(host, source, branch, modules, _fabric(host, gpus), wanted.video)
     packages = package_set(choice)
     if packages.build == DKMS and host.secure_boot:

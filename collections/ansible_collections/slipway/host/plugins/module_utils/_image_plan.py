@@ -75,7 +75,7 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
     }
     files["job.json"] = json.dumps(description).encode()
     for module in (_builder, _smoke):
-        files[f"{module.__name__.replace('.', '/')}.py"] = Path(module.__file__).read_bytes()
+        files[f"{module.__name__.replace('.', '/')}.py"] = Path(str(module.__file__)).read_bytes()
     return _tar(files)
 
 

@@ -35,15 +35,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 # Labels other than these may hold anything at all; they are neither needed nor sent.
 LABELS = ("io.slipway.", "com.docker.compose.service", "com.docker.compose.oneoff")
 DOCKER_SOCKET = "/run/docker.sock"
-Json = Dict[str, Any]
+Json = dict[str, Any]
 
 
-def read(path: str) -> Optional[bytes]:
+def read(path: str) -> bytes | None:
     """Return a file's bytes, None where it is missing or unreadable as a file."""
     try:
         with open(path, "rb") as stream:
@@ -52,15 +52,15 @@ def read(path: str) -> Optional[bytes]:
         return None
 
 
-def dpkg(names: List[str]) -> Json:
+def dpkg(names: list[str]) -> Json:
     """Return ``[want, state, version]`` of each package from dpkg's own database."""
     found: Json = dict.fromkeys(names)
     text = (read("/var/lib/dpkg/status") or b"").decode("utf-8", "replace")
     for name in names:
         # A stanza begins with its package; searching beats parsing three thousand of them.
-        start = 0 if text.startswith("Package: %s\n" % name) else -1
+        start = 0 if text.startswith(f"Package: {name}\n") else -1
         if start < 0:
-            start = text.find("\nPackage: %s\n" % name)
+            start = text.find(f"\nPackage: {name}\n")
         if start < 0:
             continue
         end = text.find("\n\n", start + 1)
@@ -75,7 +75,7 @@ def dpkg(names: List[str]) -> Json:
     return found
 
 
-def file_state(path: str) -> Optional[List[Any]]:
+def file_state(path: str) -> list[Any] | None:
     """Return ``[type, mode, owner, group, sha256]``; the digest is of files only."""
     import grp
     import hashlib
@@ -99,10 +99,10 @@ def file_state(path: str) -> Optional[List[Any]]:
     except KeyError:
         group = str(info.st_gid)
     digest = None if content is None else hashlib.sha256(content).hexdigest()
-    return [kind, "%04o" % stat.S_IMODE(info.st_mode), owner, group, digest]
+    return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group, digest]
 
 
-def mtime(path: str) -> Optional[float]:
+def mtime(path: str) -> float | None:
     """Return when a file's content last changed, seconds since 1970, None where there is none."""
     try:
         return os.stat(path).st_mtime
@@ -110,7 +110,7 @@ def mtime(path: str) -> Optional[float]:
         return None
 
 
-def names_in(path: str) -> Optional[List[str]]:
+def names_in(path: str) -> list[str] | None:
     """Return the names in a folder, None where there is none."""
     try:
         return sorted(os.listdir(path))
@@ -118,7 +118,7 @@ def names_in(path: str) -> Optional[List[str]]:
         return None
 
 
-def text(path: str) -> Optional[str]:
+def text(path: str) -> str | None:
     """Return a file's content as text, marked ``base64:`` where it is binary."""
     content = read(path)
     if content is None:
@@ -131,7 +131,7 @@ def text(path: str) -> Optional[str]:
         return "base64:" + base64.b64encode(content).decode("ascii")
 
 
-def units(names: List[str]) -> Json:
+def units(names: list[str]) -> Json:
     """Return the state of each unit, by one systemctl; times are seconds since 1970."""
     import subprocess
     import time
@@ -141,7 +141,7 @@ def units(names: List[str]) -> Json:
     found: Json = dict.fromkeys(names)
     try:
         shown = subprocess.run(
-            ["systemctl", "show", "--property=" + ",".join([*properties, changed]), "--"] + names,
+            ["systemctl", "show", "--property=" + ",".join([*properties, changed]), "--", *names],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             check=False,
@@ -151,13 +151,13 @@ def units(names: List[str]) -> Json:
     booted = time.time() - time.monotonic()
     for name, block in zip(names, shown.split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        state: List[Any] = [values.get(key, "") for key in properties]
+        state: list[Any] = [values.get(key, "") for key in properties]
         state[3] = state[3] == "yes"
         found[name] = [*state, booted + int(values.get(changed) or 0) / 1e6]
     return found
 
 
-def users(names: List[str]) -> Json:
+def users(names: list[str]) -> Json:
     """Return ``[uid, gid, home, shell]`` of each user."""
     import pwd
 
@@ -171,7 +171,7 @@ def users(names: List[str]) -> Json:
     return found
 
 
-def groups(names: List[str]) -> Json:
+def groups(names: list[str]) -> Json:
     """Return ``[gid, [members]]`` of each group."""
     import grp
 
@@ -190,7 +190,7 @@ def docker(path: str) -> Any:
     import socket
 
     # HTTP/1.0 closes after the answer, which spares an HTTP client and its imports.
-    request = "GET %s HTTP/1.0\r\nHost: docker\r\n\r\n" % path
+    request = f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(DOCKER_SOCKET)
@@ -204,16 +204,16 @@ def docker(path: str) -> Any:
     head, _, body = b"".join(chunks).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)[1]
     if status != b"200":
-        raise ValueError("Docker answered %s" % status.decode("ascii", "replace"))
+        raise ValueError(f"Docker answered {status.decode('ascii', 'replace')}")
     return json.loads(body.decode("utf-8"))
 
 
-def own_labels(labels: Optional[Json]) -> Json:
+def own_labels(labels: Json | None) -> Json:
     """Return the labels that the survey compares."""
     return {key: value for key, value in (labels or {}).items() if key.startswith(LABELS)}
 
 
-def images(references: List[str]) -> Json:
+def images(references: list[str]) -> Json:
     """Return ``[id, {labels}]`` of each image reference."""
     found: Json = dict.fromkeys(references)
     for image in docker("/images/json"):
@@ -223,7 +223,7 @@ def images(references: List[str]) -> Json:
     return found
 
 
-def projects(names: List[str]) -> Json:
+def projects(names: list[str]) -> Json:
     """Return ``[[service, state, health, {labels}]]`` of each compose project."""
     from urllib.parse import quote
 
@@ -256,7 +256,7 @@ def host_facts() -> Json:
     The first ones have the names and the spelling of Ansible's own facts; ``docker_package`` is
     the installed package that holds the engine (``docker-ce``, ``docker.io``) or empty.
     """
-    release: Dict[str, str] = {}
+    release: dict[str, str] = {}
     for line in (read("/etc/os-release") or b"").decode("utf-8", "replace").splitlines():
         key, _, value = line.partition("=")
         release[key] = value.strip().strip("\"'")
@@ -288,7 +288,7 @@ def host_facts() -> Json:
     }
 
 
-def reachable(urls: List[str], timeout: float) -> Json:
+def reachable(urls: list[str], timeout: float) -> Json:
     """Return for each address whether a server answers there at all within TIMEOUT seconds."""
     from urllib.error import HTTPError
     from urllib.request import urlopen

@@ -92,9 +92,12 @@ def _images(smoke: bool) -> Iterator[Check]:
     if not smoke:
         return
     for image in _probe.docker("/images/json"):
-        command = (image.get("Labels") or {}).get(LABEL_SMOKE)
-        for reference in image.get("RepoTags") or () if command else ():
-            yield attempt(f"image {reference}", partial(_image, reference, json.loads(command)))
+        labels = image.get("Labels") or {}
+        if LABEL_SMOKE not in labels:
+            continue
+        command = json.loads(labels[LABEL_SMOKE])
+        for reference in image.get("RepoTags") or ():
+            yield attempt(f"image {reference}", partial(_image, reference, command))
 
 
 def _services() -> Iterator[Check]:

@@ -28,7 +28,8 @@ options:
         description: Content of a file; without it the file may hold anything but must be there.
         type: str
       mode:
-        description: Mode, four octal digits; C(0644) for files and C(0755) for folders if not given.
+        description:
+          - Mode, four octal digits; C(0644) for files and C(0755) for folders if not given.
         type: str
       owner:
         description: Name of the owner.
@@ -79,14 +80,14 @@ paths:
   elements: str
 """
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
 
-ARGUMENT_SPEC: Dict[str, Any] = {
+ARGUMENT_SPEC: dict[str, Any] = {
     "files": {
         "type": "list",
         "elements": "dict",
@@ -108,12 +109,12 @@ ARGUMENT_SPEC: Dict[str, Any] = {
 }
 
 
-def stated(entry: Mapping[str, Any]) -> Dict[str, Any]:
+def stated(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry without the keys that were not given, as the comparison wants it."""
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def shown(path: Path, entry: Mapping[str, Any], found: List[_owned.Difference]) -> Dict[str, str]:
+def shown(path: Path, entry: Mapping[str, Any], found: list[_owned.Difference]) -> dict[str, str]:
     """Return the diff of one entry."""
     if entry["secret"] or entry["content"] is None or entry["state"] != "file":
         return {"prepared": "".join(f"{difference}\n" for difference in found)}
@@ -130,40 +131,11 @@ def shown(path: Path, entry: Mapping[str, Any], found: List[_owned.Difference]) 
     }
 
 
-def settle(module: AnsibleModule, path: Path, entry: Mapping[str, Any]) -> None:
-    """Make one entry true."""
-    state = entry["state"]
-    is_folder = path.is_dir() and not path.is_symlink()
-    if state == "absent" or is_folder != (state == "directory"):
-        if is_folder:
-            shutil.rmtree(path)
-        elif path.is_symlink() or path.exists():
-            path.unlink()
-    if state == "absent":
-        return
-    if state == "directory":
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    else:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if entry["content"] is not None:
-            temporary = Path(module.tmpdir) / path.name
-            temporary.write_text(entry["content"], encoding="utf-8")
-            # Never readable by others, not even between the move and the mode.
-            temporary.chmod(int(entry.get("mode") or "0644", 8))
-            module.atomic_move(str(temporary), str(path), keep_dest_attrs=False)
-        elif not path.exists():
-            path.touch()
-    default = "0755" if state == "directory" else "0644"
-    module.set_mode_if_different(str(path), int(entry.get("mode") or default, 8), False)
-    module.set_owner_if_different(str(path), entry["owner"], False)
-    module.set_group_if_different(str(path), entry["group"], False)
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    changed: List[str] = []
-    diff: List[Dict[str, str]] = []
+    changed: list[str] = []
+    diff: list[dict[str, str]] = []
     for entry in module.params["files"]:
         path = Path(entry["path"])
         answer = {"files": {str(path): _probe.file_state(str(path))}}
@@ -173,7 +145,10 @@ def main() -> None:
         changed.append(str(path))
         diff.append(shown(path, entry, found))
         if not module.check_mode:
-            settle(module, path, entry)
+            try:
+                _files.settle(entry)
+            except (OSError, LookupError) as error:
+                module.fail_json(msg=f"{path} could not be made as declared: {error}")
     module.exit_json(changed=bool(changed), paths=changed, diff=diff)
 
 

@@ -77,7 +77,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -93,7 +93,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "timeout": {"type": "int", "default": 120},
 }
-MODE = 0o644
 
 
 def read(path: Path) -> str:
@@ -124,15 +123,6 @@ def remove(module: AnsibleModule, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def write(module: AnsibleModule, path: Path, content: str) -> None:
-    """Write a compose file whole or not at all."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    temporary = Path(module.tmpdir) / f"{path.parent.name}.yaml"
-    temporary.write_text(content, encoding="utf-8")
-    module.atomic_move(str(temporary), str(path))
-    module.set_mode_if_different(str(path), MODE, False)
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -157,7 +147,7 @@ def main() -> None:
         diffs.append({"before_header": str(file), "before": read(file), "after": content})
         diffs.append({"prepared": "".join(f"{difference}\n" for difference in found)})
         if not module.check_mode:
-            write(module, file, content)
+            _files.settle(project["file"])
             wait = ("--wait", "--wait-timeout", str(module.params["timeout"]))
             compose(module, file, project["name"], "up", "--detach", "--remove-orphans", *wait)
     for name in removed:

@@ -66,12 +66,13 @@ actions:
   elements: str
 """
 
-from typing import Any, Dict, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 
-ARGUMENT_SPEC: Dict[str, Any] = {
+ARGUMENT_SPEC: dict[str, Any] = {
     "units": {
         "type": "list",
         "elements": "dict",
@@ -86,7 +87,7 @@ ARGUMENT_SPEC: Dict[str, Any] = {
 }
 
 
-def actions(entry: Mapping[str, Any], state: Any, stale: bool) -> List[str]:
+def actions(entry: Mapping[str, Any], state: Any, stale: bool) -> list[str]:
     """Return the verbs that make one unit as declared.
 
     STATE is the probe's answer; STALE says that a file it has read changed since it was started.
@@ -94,23 +95,23 @@ def actions(entry: Mapping[str, Any], state: Any, stale: bool) -> List[str]:
     _load, unit_file, active, needs_reload, _changed = state or ("", "", "", False, 0.0)
     running = active in ("active", "activating", "reloading")
     found = ["daemon-reload"] if needs_reload else []
-    if entry["enabled"] is not None and entry["enabled"] == (unit_file in ("disabled", "masked", "")):
+    disabled = unit_file in ("disabled", "masked", "")
+    if entry["enabled"] is not None and entry["enabled"] == disabled:
         found += ["unmask"] if unit_file == "masked" else []
         found.append("enable" if entry["enabled"] else "disable")
     if entry["active"] is not None and entry["active"] != running:
-        # A unit that failed too often in a row is not started again until that is forgotten.
-        found += ["reset-failed"] if active == "failed" else []
-        found.append("start" if entry["active"] else "stop")
+        # A unit that was started too often in a row is refused until that is forgotten.
+        found += ["reset-failed", "start"] if entry["active"] else ["stop"]
     elif stale:
-        found.append("restart")
+        found += ["reset-failed", "restart"]
     return found
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    done: List[str] = []
-    diff: List[Dict[str, str]] = []
+    done: list[str] = []
+    diff: list[dict[str, str]] = []
     for entry in module.params["units"]:
         owned = {"units": [entry]}
         answer = _probe.answer(_owned.question([owned]))

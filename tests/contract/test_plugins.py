@@ -1,0 +1,235 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every plugin of the collection keeps to: its words match its code, hosts can run it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.contract.tree import PLUGINS, ROOT, tasks
+
+COLLECTION = "slipway.host"
+PACKAGE = "ansible_collections.slipway.host.plugins"
+# The keys in which an option's documentation and its argument spec must agree.
+SAME = ("type", "required", "default", "choices", "elements", "aliases")
+# An action plugin without a module of its own would have no documentation.
+MODULES = sorted(file.stem for file in (PLUGINS / "modules").glob("*.py"))
+FILTERS = sorted(file.stem for file in (PLUGINS / "filter").glob("*.py"))
+OTHERS = {"callback": sorted(file.stem for file in (PLUGINS / "callback").glob("*.py"))}
+# Runs on the controller although it is a module: it makes the hosts.
+CONTROLLER_ONLY = {"throwaway_host"}
+
+
+@cache
+def plugin(kind: str, name: str) -> Any:
+    """Return the Python module of a plugin."""
+    return importlib.import_module(f"{PACKAGE}.{kind}.{name}")
+
+
+def documentation(kind: str, name: str) -> dict[str, Any]:
+    """Return the DOCUMENTATION of a plugin as data."""
+    found = yaml.safe_load(plugin(kind, name).DOCUMENTATION)
+    assert isinstance(found, dict)
+    return found
+
+
+def argument_spec(name: str) -> dict[str, Any]:
+    """Return a module's ARGUMENT_SPEC, that of the action plugin where it runs there."""
+    action = PLUGINS / f"action/{name}.py"
+    if action.exists():
+        return constant(action, "ARGUMENT_SPEC")
+    spec: dict[str, Any] = plugin("modules", name).ARGUMENT_SPEC
+    return spec
+
+
+def constant(file: Path, name: str) -> Any:
+    """Return a literal of a Python file that only a running controller can import."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{file.name} has no {name}")
+
+
+def disagreements(
+    documented: Mapping[str, Any], spec: Mapping[str, Any], path: str = ""
+) -> Iterator[str]:
+    """Yield where the documented options and an argument spec differ, suboptions included."""
+    for name in sorted({*documented, *spec}):
+        where = f"{path}{name}"
+        if name not in spec or name not in documented:
+            yield f"{where} is only in the {'documentation' if name in documented else 'spec'}"
+            continue
+        one, other = documented[name], spec[name]
+        if not one.get("description"):
+            yield f"{where} has no description"
+        for key in SAME:
+            absent: Any = {"required": False, "type": "str"}.get(key)
+            if one.get(key, absent) != other.get(key, absent):
+                yield f"{where}: {key} is documented as {one.get(key)}, specified {other.get(key)}"
+        inner = one.get("suboptions", {}), other.get("options", {})
+        yield from disagreements(*inner, f"{where}.")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_modules_documentation_is_its_argument_spec(name: str) -> None:
+    documented = documentation("modules", name)
+    assert documented["module"] == name
+    assert list(disagreements(documented.get("options", {}), argument_spec(name))) == []
+
+
+GOOD: dict[str, Any] = {"type": "int", "default": 1, "description": "How many."}
+
+
+@pytest.mark.parametrize(
+    ("documented", "spec", "problem"),
+    [
+        ({"a": GOOD}, {}, "a is only in the documentation"),
+        ({}, {"a": {}}, "a is only in the spec"),
+        ({"a": GOOD}, {"a": {"type": "str", "default": 1}}, "a: type is documented as int"),
+        ({"a": GOOD}, {"a": {"type": "int"}}, "a: default is documented as 1, specified None"),
+        ({"a": {"type": "int"}}, {"a": {"type": "int"}}, "a has no description"),
+        (
+            {"a": {"description": "A.", "choices": ["x"]}},
+            {"a": {"choices": ["x", "y"]}},
+            "a: choices is documented as ['x']",
+        ),
+        (
+            {"a": {"description": "A.", "suboptions": {"b": GOOD}}},
+            {"a": {"options": {"b": {"type": "int", "default": 2}}}},
+            "a.b: default is documented as 1, specified 2",
+        ),
+    ],
+)
+def test_a_disagreement_is_named(
+    documented: dict[str, Any], spec: dict[str, Any], problem: str
+) -> None:
+    assert problem in "\n".join(disagreements(documented, spec))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_modules_examples_use_it_as_documented(name: str) -> None:
+    options = documentation("modules", name).get("options", {})
+    examples = yaml.safe_load(plugin("modules", name).EXAMPLES)
+    module = f"{COLLECTION}.{name}"
+    used = [task.keys[module] or {} for task in tasks(examples, Path(name)) if module in task.keys]
+    assert used, "no example uses the module"
+    needed = {option for option, words in options.items() if words.get("required")}
+    for given in used:
+        assert needed <= set(given) <= set(options)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_what_it_does_in_check_mode_and_with_diff(name: str) -> None:
+    attributes = documentation("modules", name)["attributes"]
+    for attribute in ("check_mode", "diff_mode"):
+        assert attributes[attribute]["support"] in ("full", "partial", "none")
+        assert attributes[attribute]["description"]
+    assert attributes["check_mode"]["support"] == "full"
+    returned = yaml.safe_load(plugin("modules", name).RETURN)
+    assert all(value.get("description") and value.get("type") for value in returned.values())
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filters_documentation_is_its_signature(name: str) -> None:
+    options = documentation("filter", name)["options"]
+    function = plugin("filter", name).FilterModule().filters()[name]
+    first, *rest = inspect.signature(function).parameters.values()
+    assert list(options) == ["_input", *(parameter.name for parameter in rest)]
+    for parameter in rest:
+        option = options[parameter.name]
+        assert option.get("required", False) == (parameter.default is parameter.empty)
+        if parameter.default is not parameter.empty:
+            # Python cannot have a mutable default, so the signature says None or ().
+            assert (option.get("default") or None) == (parameter.default or None)
+    assert first.default is first.empty
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filters_examples_are_yaml_and_use_it(name: str) -> None:
+    examples = plugin("filter", name).EXAMPLES
+    assert yaml.safe_load(examples)
+    assert f"{COLLECTION}.{name}" in examples
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("module", MODULES), ("filter", FILTERS), *OTHERS.items()]
+)
+def test_ansible_doc_shows_every_plugin(kind: str, names: list[str]) -> None:
+    wanted = [f"{COLLECTION}.{name}" for name in names]
+    shown = subprocess.run(
+        [Path(sys.executable).parent / "ansible-doc", "--json", "--type", kind, *wanted],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(json.loads(shown.stdout)) == wanted
+
+
+def imports(file: Path) -> set[str]:
+    """Return the modules that a Python file imports, the project's own by their full name."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = f"{PACKAGE}.module_utils" if node.level else node.module or ""
+            if node.level and node.module:
+                package += f".{node.module}"
+            found |= {package, *(f"{package}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def on_hosts(file: Path, seen: set[Path] | None = None) -> Iterator[tuple[Path, str]]:
+    """Yield the file and the name of each import that a host would carry out to run FILE."""
+    seen = set() if seen is None else seen
+    if file in seen:
+        return
+    seen.add(file)
+    for name in imports(file):
+        own = PLUGINS / "module_utils" / f"{name.rpartition('.')[2]}.py"
+        if name.startswith(f"{PACKAGE}.module_utils.") and own.exists():
+            yield from on_hosts(own, seen)
+        elif not name.startswith("ansible_collections."):
+            yield file, name
+
+
+def foreign(file: Path) -> list[str]:
+    """Return the imports of host code that a host's bare Python does not have."""
+    return sorted(
+        f"{where.name}: {name}"
+        for where, name in on_hosts(file)
+        if name.partition(".")[0] not in sys.stdlib_module_names
+        and not name.startswith("ansible.module_utils")
+    )
+
+
+HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES if name not in CONTROLLER_ONLY]
+HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "_builder")]
+
+
+@pytest.mark.parametrize("file", HOST_CODE, ids=lambda file: file.stem)
+def test_code_for_hosts_needs_nothing_but_python(file: Path) -> None:
+    assert foreign(file) == []
+
+
+def test_a_foreign_import_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import json\nfrom ansible.module_utils.basic import AnsibleModule\n"
+        f"from {PACKAGE}.module_utils import _image_plan\n"
+    )
+    # By way of the catalogue, which reads YAML and renders templates.
+    assert {"_build_context.py: jinja2", "_declaration.py: yaml"} <= set(foreign(file))

@@ -1,0 +1,131 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A throwaway host that site.yml runs on, and what tests ask of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+import pytest
+import yaml
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, Host, HostSpec
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUP = "pytest-site"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a playbook did."""
+
+    status: str
+    stats: Mapping[str, Any]
+    events: list[Mapping[str, Any]] = field(repr=False)
+    output: str = field(repr=False)
+
+    def changed(self) -> set[str]:
+        """Return ``role: task`` of each task that changed something."""
+        return {
+            f"{event['event_data'].get('role', '-')}: {event['event_data']['task']}"
+            for event in self.events
+            if event["event"] in ("runner_on_ok", "runner_item_on_ok")
+            and event["event_data"]["res"].get("changed")
+        }
+
+    def round_trips(self) -> int:
+        """Return how many tasks went to a host."""
+        return sum(event["event"] == "runner_on_ok" for event in self.events)
+
+
+class Site:
+    """A host, its inventory, and the project's commands against it."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.host = host
+        self.folder = folder
+        self.inventory = folder / "hosts.yml"
+
+    def declare(self, **variables: Any) -> None:
+        """Write the inventory with the host's connection and these variables."""
+        options = f"-o UserKnownHostsFile={self.host.known_hosts_file} -o IdentitiesOnly=yes"
+        connection = {
+            "ansible_host": self.host.address,
+            "ansible_user": self.host.user,
+            "ansible_ssh_private_key_file": str(self.host.private_key_file),
+            "ansible_ssh_common_args": options,
+            "ansible_become": True,
+        }
+        hosts = {"site-1": {**connection, **variables}}
+        self.inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+
+    def on(self, script: str) -> str:
+        """Run a shell script on the host as root and return what it wrote."""
+        command = self.host.ssh_command("sudo", "sh", "-ec", script)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def run(self, playbook: str = "site.yml", *arguments: str, **extra: Any) -> Run:
+        """Run a playbook through ansible-runner."""
+        done = ansible_runner.run(
+            # A folder for each run: ansible-runner remembers the arguments of the last one.
+            private_data_dir=tempfile.mkdtemp(dir=self.folder),
+            project_dir=str(ROOT),
+            playbook=str(ROOT / playbook),
+            inventory=str(self.inventory),
+            cmdline=" ".join(arguments) or None,
+            extravars=extra,
+            envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            quiet=True,
+        )
+        return Run(done.status, done.stats or {}, list(done.events), done.stdout.read())
+
+    def converge(self, **extra: Any) -> Run:
+        """Run site.yml, which must succeed."""
+        run = self.run("site.yml", **extra)
+        assert run.status == "successful", run.output
+        return run
+
+    def plan(self) -> tuple[int, set[tuple[str, str, str]]]:
+        """Return the exit status of `slipway plan` and what it names: role, kind and name."""
+        done = subprocess.run(
+            [str(ROOT / "slipway"), "plan", "--json", "-i", str(self.inventory)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            check=False,
+        )
+        report = json.loads(done.stdout) if done.stdout.startswith("{") else {}
+        named = {
+            (role, one["kind"], one["name"])
+            for entry in report.values()
+            for role, found in entry["differences"].items()
+            for one in found
+        }
+        return done.returncode, named
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[Group]:
+    # The same folder each time, so that what an interrupted run left is found and removed.
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    yield group
+    group.remove()
+
+
+@pytest.fixture(scope="session")
+def site(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A fresh host; the tests of a file use it in the order in which they stand there."""
+    return Site(group.ensure(HostSpec("site-1")), tmp_path_factory.mktemp("site"))

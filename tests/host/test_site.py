@@ -1,0 +1,179 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole site on one host: fresh, again, tampered with, broken, and taken back.
+
+Two independent witnesses must agree: the survey says what differs, and the roles without the
+survey say what they change.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import Site
+
+pytestmark = pytest.mark.host
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk alice"
+DECLARED: dict[str, Any] = {
+    "ml_services_publish": "0.0.0.0",
+    "user_access_groups": [{"name": "research"}],
+    "user_access_users": [
+        {"name": "alice", "docker": True, "groups": ["research"], "keys": [KEY]},
+        {"name": "bob"},
+    ],
+}
+COMPOSE = "/etc/slipway/services/iris-api/compose.yaml"
+IMAGE = "slipway/iris-api:cpu"
+Named = set[tuple[str, str, str]]
+
+
+@pytest.fixture(scope="module")
+def converged(site: Site) -> Site:
+    """The site after its first run, which starts with check mode on the bare host."""
+    site.declare(**DECLARED)
+    before = site.on("dpkg --get-selections | sha256sum; ls /etc")
+    checked = site.run("site.yml", "--check", "--diff")
+    assert checked.status == "successful", checked.output
+    assert not checked.stats["failures"] and not checked.stats["ignored"]
+    assert site.on("dpkg --get-selections | sha256sum; ls /etc") == before
+    site.converge()
+    return site
+
+
+def predict(site: Site) -> Any:
+    request = urllib.request.Request(
+        f"http://{site.host.address}:5000/predict",
+        data=b'{"length": 5.1, "width": 2.4}',
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def start_times(site: Site) -> str:
+    return site.on(
+        "systemctl show --property=ActiveEnterTimestampMonotonic docker.service;"
+        "docker inspect --format '{{.State.StartedAt}}' $(docker ps --quiet --all)"
+    )
+
+
+def test_api_answers_from_the_image_built_there(converged: Site) -> None:
+    assert predict(converged) == {"prediction": "virginica"}
+
+
+def test_second_run_changes_nothing_and_restarts_nothing(converged: Site) -> None:
+    before = start_times(converged)
+    run = converged.converge()
+    assert run.changed() == set()
+    assert start_times(converged) == before
+
+
+def test_survey_and_roles_agree_that_nothing_differs(converged: Site) -> None:
+    assert converged.plan() == (0, set())
+    before = start_times(converged)
+    alone = converged.converge(slipway_survey=False)
+    assert alone.changed() == set()
+    assert "docker_engine" in alone.output and "ml_services" in alone.output
+    assert start_times(converged) == before
+
+
+def test_check_mode_after_the_run_is_true(converged: Site) -> None:
+    run = converged.run("site.yml", "--check", "--diff", slipway_survey=False)
+    assert run.status == "successful", run.output
+    assert run.changed() == set()
+
+
+TAMPERED: dict[str, tuple[str, Named]] = {
+    "a file edited": (
+        f"echo '# mine' >> {COMPOSE}",
+        {("ml_services", "files", COMPOSE)},
+    ),
+    "a file deleted": (f"rm {COMPOSE}", {("ml_services", "files", COMPOSE)}),
+    "a mode changed": (f"chmod 0666 {COMPOSE}", {("ml_services", "files", COMPOSE)}),
+    "an owner changed": (f"chown bob {COMPOSE}", {("ml_services", "files", COMPOSE)}),
+    "a folder of a service nobody declares": (
+        "mkdir /etc/slipway/services/old",
+        {("ml_services", "folders", "/etc/slipway/services")},
+    ),
+    "a key of daemon.json changed": (
+        "sed -i s/50m/1m/ /etc/docker/daemon.json && systemctl reset-failed docker && systemctl restart docker",
+        {("docker_engine", "json", "/etc/docker/daemon.json")},
+    ),
+    "daemon.json written without a restart": (
+        "touch /etc/docker/daemon.json",
+        {("docker_engine", "units", "docker.service")},
+    ),
+    "a package removed": (
+        "apt-get -qq purge -y --allow-change-held-packages docker-buildx >/dev/null",
+        {("docker_engine", "packages", "docker-buildx")},
+    ),
+    "a hold dropped": (
+        "apt-mark -qq unhold docker-compose",
+        {("docker_engine", "packages", "docker-compose")},
+    ),
+    "an apt source added": (
+        "echo 'Types: deb' > /etc/apt/sources.list.d/docker.sources",
+        {("docker_engine", "files", "/etc/apt/sources.list.d/docker.sources")},
+    ),
+    "a unit disabled": (
+        "systemctl disable docker.service 2>/dev/null",
+        {("docker_engine", "units", "docker.service")},
+    ),
+    "a unit stopped": (
+        "systemctl stop docker.socket docker.service",
+        {
+            ("docker_engine", "units", "docker.service"),
+            ("docker_engine", "units", "docker.socket"),
+            ("ml_images", "images", IMAGE),
+            ("ml_services", "projects", "iris-api"),
+        },
+    ),
+    "a member removed": (
+        "gpasswd --delete alice docker >/dev/null",
+        {("user_access", "members", "docker")},
+    ),
+    "a member that nobody listed": (
+        "usermod --append --groups docker bob",
+        {("user_access", "members", "docker")},
+    ),
+    "a group deleted": (
+        "groupdel research",
+        {("user_access", "groups", "research"), ("user_access", "members", "research")},
+    ),
+    "a user deleted": ("userdel bob", {("user_access", "users", "bob")}),
+    "a key removed": (
+        ": > /home/alice/.ssh/authorized_keys",
+        {("user_access", "lines", "/home/alice/.ssh/authorized_keys")},
+    ),
+    "an image deleted": (
+        f"docker image rm --force {IMAGE} >/dev/null",
+        {("ml_images", "images", IMAGE)},
+    ),
+    "a container stopped": (
+        "docker stop iris-api-iris-api-1 >/dev/null",
+        {("ml_services", "projects", "iris-api")},
+    ),
+    "a container removed": (
+        "docker rm --force iris-api-iris-api-1 >/dev/null",
+        {("ml_services", "projects", "iris-api")},
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
+    converged: Site, script: str, named: Named
+) -> None:
+    converged.on(script)
+    assert converged.plan() == (2, named)
+    run = converged.converge()
+    acted = {task.partition(":")[0] for task in run.changed()}
+    assert acted <= {role for role, _kind, _name in named}
+    assert run.changed()
+    assert converged.plan() == (0, set())
+    assert predict(converged) == {"prediction": "virginica"}

@@ -1,0 +1,114 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which packages must change, by which commands, and what apt's own words mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _apt
+
+INSTALLED = ["install", "installed", "1.0"]
+HELD = ["hold", "installed", "1.0"]
+REMOVED = ["deinstall", "config-files", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "known", "expected"),
+    [
+        pytest.param({}, None, {"install": ["a"]}, id="never heard of"),
+        pytest.param({}, INSTALLED, {}, id="installed"),
+        pytest.param({}, REMOVED, {"install": ["a"]}, id="only its settings are left"),
+        pytest.param({"version": "1.0"}, INSTALLED, {}, id="at its version"),
+        pytest.param(
+            {"version": "2.0"},
+            INSTALLED,
+            {"install": ["a=2.0"], "downgrade": True},
+            id="at another version",
+        ),
+        pytest.param({"version": "2.0"}, None, {"install": ["a=2.0"]}, id="new, at a version"),
+        pytest.param({"hold": True}, None, {"install": ["a"], "hold": ["a"]}, id="new and held"),
+        pytest.param({"hold": True}, INSTALLED, {"hold": ["a"]}, id="to be held"),
+        pytest.param({"hold": True}, HELD, {}, id="held"),
+        pytest.param({"hold": False}, HELD, {"unhold": ["a"]}, id="to be unheld"),
+        pytest.param({"hold": False}, INSTALLED, {}, id="not held"),
+        pytest.param({"hold": False}, None, {"install": ["a"]}, id="new, nothing to unhold"),
+        pytest.param({}, HELD, {}, id="a hold that nobody asks about"),
+        pytest.param(
+            {"hold": True},
+            ["hold", "not-installed", ""],
+            {"install": ["a"], "hold": ["a"]},
+            id="held but not there",
+        ),
+        pytest.param({"state": "absent"}, HELD, {"purge": ["a"]}, id="to be removed"),
+        pytest.param({"state": "absent"}, REMOVED, {"purge": ["a"]}, id="its settings as well"),
+        pytest.param({"state": "absent"}, None, {}, id="absent"),
+        pytest.param({"state": "absent", "hold": True}, None, {}, id="absent, no hold either"),
+    ],
+)
+def test_a_package(entry: dict[str, Any], known: _apt.Known, expected: dict[str, Any]) -> None:
+    plan = _apt.plan([{"name": "a", **entry}], {"a": known})
+    assert plan == _apt.Plan(**expected)
+    assert plan.changes == bool(expected)
+
+
+def test_a_set_changes_as_one() -> None:
+    wanted: list[dict[str, Any]] = [
+        {"name": "new", "hold": True},
+        {"name": "old", "state": "absent"},
+        {"name": "free", "hold": False},
+    ]
+    plan = _apt.plan(wanted, {"new": None, "old": INSTALLED, "free": HELD})
+    purge, install, hold, unhold = _apt.commands(plan)
+    # Removal comes first, so that what takes a place finds it free.
+    assert (purge[0], purge[-3:]) == ("apt-get", ["purge", "--", "old"])
+    assert install[-3:] == ["install", "--", "new"]
+    assert hold[-2:] == ["hold", "new"]
+    assert unhold[-2:] == ["unhold", "free"]
+    assert "--no-install-recommends" in install
+    assert any(option.startswith("--option=DPkg::Lock::Timeout=") for option in install)
+
+
+def test_nothing_to_do_takes_no_command() -> None:
+    assert _apt.commands(_apt.Plan()) == []
+
+
+def test_only_a_downgrade_is_allowed_to_be_one() -> None:
+    (up,) = _apt.commands(_apt.Plan(install=["a"]))
+    (down,) = _apt.commands(_apt.Plan(install=["a=1"], downgrade=True))
+    assert "--allow-downgrades" not in up
+    assert "--allow-downgrades" in down
+
+
+@pytest.mark.parametrize(
+    ("output", "stale", "syncing"),
+    [
+        ("E: Unable to locate package docker-ce", True, False),
+        ("E: Package 'a' has no installation candidate", True, False),
+        ("E: Version '1' for 'a' was not found", True, False),
+        ("Err:1 http://m a 1\n  404  Not Found [IP: 192.0.2.1 80]", True, False),
+        ("E: Failed to fetch x  Hash Sum mismatch", False, True),
+        ("File has unexpected size (1 != 2). Mirror sync in progress?", False, True),
+        ("E: Could not get lock /var/lib/dpkg/lock-frontend", False, False),
+        ("", False, False),
+    ],
+)
+def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> None:
+    assert _apt.is_stale(output) == stale
+    assert _apt.is_syncing(output) == syncing
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ("Reading lists...\nE: broken\nW: old\n", "E: broken; W: old"),
+        ("dpkg: error processing a\nE: Sub-process failed\n", None),
+        ("no usual words\n\n", "no usual words"),
+        ("", ""),
+        ("".join(f"E: {number}\n" for number in range(9)), "E: 4; E: 5; E: 6; E: 7; E: 8"),
+    ],
+)
+def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
+    expected = "; ".join(output.split("\n")).strip("; ") if told is None else told
+    assert _apt.errors(output) == expected

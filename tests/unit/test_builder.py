@@ -1,0 +1,332 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The builder on a host, with an engine that is a script and keeps its images in a file."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _builder
+
+# Answers as docker does to what the builder says. Images are kept in $ENGINE/images.json as
+# reference to labels; $ENGINE/say holds what shall happen; $ENGINE/log gets each command.
+DOCKER = """#!{python} -IS
+import json, os, sys
+engine = os.environ["ENGINE"]
+words = sys.argv[1:]
+with open(engine + "/log", "a") as log:
+    log.write(json.dumps(words) + "\\n")
+say = json.load(open(engine + "/say"))
+images = json.load(open(engine + "/images.json"))
+def end(status=0, out="", err=""):
+    with open(engine + "/images.json", "w") as file:
+        json.dump(images, file)
+    sys.stdout.write(out)
+    sys.stderr.write(err)
+    sys.exit(status)
+verb = " ".join(words[:2])
+if verb == "image inspect":
+    if words[-1] not in images:
+        end(1, err="Error: No such image")
+    end(out=json.dumps(images[words[-1]]) if ".Labels" in words[3] else "sha256:" + words[-1])
+if verb == "manifest inspect" or words[0] == "pull":
+    end() if say.get("registry") and not images.update({{words[-1]: {{}}}}) else end(
+        1, err="dial tcp: no route to host")
+if words[0] == "tag":
+    images[words[2]] = images[words[1]]
+    end()
+if words[0] == "import":
+    images[words[-1]] = {{}}
+    end()
+if verb == "buildx build":
+    labels = [word[8:] for word in words if word.startswith("--label=")]
+    tag = words[words.index("--tag") + 1]
+    print("#1 [internal] load build definition")
+    print("#2 [system 1/2] RUN --mount=type=tmpfs,target=/tmp echo hello")
+    print("#2 0.1 hello")
+    print("#3 [system 2/2] RUN cached")
+    print("#3 CACHED")
+    if tag.startswith(say.get("broken_build", "-")):
+        print("#2 ERROR: exit code: 1")
+        end(1)
+    images[tag] = dict(label.split("=", 1) for label in labels)
+    end()
+if words[0] == "run":
+    end(say.get("smoke", 0), out="smoke says hello\\n")
+if verb == "image rm":
+    images.pop(words[-1], None)
+end()
+"""
+MMDEBSTRAP = """#!/bin/sh
+for word; do case $word in *.tar) : >"$word" ;; esac; done
+echo "mmdebstrap $*" >>"$ENGINE/bootstrapped"
+"""
+LOCAL_BASE = "slipway/base:debian-13-0123456789ab"
+TOOL = "slipway/tool:cpu"
+OTHER = "slipway/other:cpu"
+
+
+class Host:
+    """A host with a stand-in engine, and a job folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.job: dict[str, Any] = {
+            "builds": [build(TOOL)],
+            "secrets": {},
+            "base_source": "auto",
+            "apt_mirror": "",
+            "apt_proxy": "",
+            "proxy": {},
+            "wheels": "",
+        }
+        self.images: dict[str, dict[str, str]] = {LOCAL_BASE: {}}
+        self.say: dict[str, Any] = {}
+        self.folder = root / "job"
+        self.folder.mkdir()
+
+    def run(self) -> dict[str, Any]:
+        """Carry out the job; return its result."""
+        (self.root / "images.json").write_text(json.dumps(self.images))
+        (self.root / "say").write_text(json.dumps(self.say))
+        (self.folder / "job.json").write_text(json.dumps(self.job))
+        for one in self.job["builds"]:
+            with tarfile.open(self.folder / one["context"], "w") as context:
+                member = tarfile.TarInfo("Dockerfile")
+                context.addfile(member, io.BytesIO())
+        _builder.main(self.folder)
+        self.images = json.loads((self.root / "images.json").read_text())
+        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return result
+
+    @property
+    def progress(self) -> list[str]:
+        """What a person was told."""
+        return (self.folder / "progress").read_text().splitlines()
+
+    def commands(self, *begin: str) -> list[list[str]]:
+        """The docker commands that begin with the words BEGIN."""
+        log = self.root / "log"
+        spoken = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [words for words in spoken if words[: len(begin)] == list(begin)]
+
+
+def build(reference: str, **changes: Any) -> dict[str, Any]:
+    """Return a job's entry for an image."""
+    name = reference.partition("/")[2].partition(":")[0]
+    return {
+        "name": name,
+        "reference": reference,
+        "digest": f"new-{name}",
+        "parent": None,
+        "base": {
+            "name": "debian-13",
+            "reference": "debian:trixie-slim",
+            "bootstrap": {
+                "distribution": "debian",
+                "suite": "trixie",
+                "components": ["main"],
+                "packages": ["ca-certificates"],
+            },
+            "local": LOCAL_BASE,
+        },
+        "context": f"{name}.tar",
+        "labels": {_builder.LABEL_DIGEST: f"new-{name}"},
+        "smoke": ["sh", "/opt/slipway/smoke.sh"],
+        "smoke_timeout": 30,
+        **changes,
+    }
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (
+        ("docker", DOCKER.format(python=sys.executable)),
+        ("mmdebstrap", MMDEBSTRAP),
+    ):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("ENGINE", str(tmp_path))
+    monkeypatch.setattr(_builder, "LOCK", tmp_path / "lib/build.lock")
+    return Host(tmp_path)
+
+
+def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
+    assert host.run() == {"built": [TOOL], "failed": {}}
+    assert host.images[TOOL][_builder.LABEL_DIGEST] == "new-tool"
+    assert host.images[TOOL]["org.opencontainers.image.base.digest"] == f"sha256:{LOCAL_BASE}"
+    assert f"{TOOL}-candidate" not in host.images
+    order = [words[0] for words in host.commands() if words[0] in ("buildx", "run", "tag")]
+    assert order == ["buildx", "run", "tag"]
+
+
+def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host) -> None:
+    host.run()
+    assert host.progress[0] == "tool: [system 1/2] RUN echo hello"
+    assert host.progress[1] == "tool: smoke test"
+    assert host.progress[2].startswith("tool: ready after ")
+    assert len(host.progress) == 3
+
+
+def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
+    host.images[TOOL] = {_builder.LABEL_DIGEST: "new-tool"}
+    assert host.run() == {"built": [], "failed": {}}
+    assert not host.commands("buildx")
+
+
+@pytest.mark.parametrize(
+    ("say", "words"),
+    [
+        ({"smoke": 3}, ["smoke test failed", "stays in use", "exit status 3", "smoke says hello"]),
+        ({"broken_build": TOOL}, ["its build failed", "ERROR: exit code: 1"]),
+    ],
+    ids=["smoke", "build"],
+)
+def test_a_failure_leaves_the_image_that_serves(
+    host: Host, say: dict[str, Any], words: list[str]
+) -> None:
+    host.images[TOOL] = {_builder.LABEL_DIGEST: "old"}
+    host.say = say
+    result = host.run()
+    assert result["built"] == []
+    assert all(word in result["failed"][TOOL] for word in words)
+    assert host.images[TOOL] == {_builder.LABEL_DIGEST: "old"}
+    assert f"{TOOL}-candidate" not in host.images
+    assert host.progress[-1] == "tool: FAILED"
+
+
+def test_one_failure_does_not_keep_the_others_from_being_built(host: Host) -> None:
+    host.job["builds"].append(build(OTHER))
+    host.say = {"broken_build": TOOL}
+    result = host.run()
+    assert result["built"] == [OTHER]
+    assert list(result["failed"]) == [TOOL]
+
+
+def test_what_stands_on_a_failed_image_is_not_built(host: Host) -> None:
+    host.job["builds"].append(build(OTHER, parent=TOOL))
+    host.say = {"broken_build": TOOL}
+    result = host.run()
+    assert result["failed"][OTHER] == f"its base {TOOL} failed"
+    assert len(host.commands("buildx")) == 1
+
+
+def test_an_image_stands_on_its_parent(host: Host) -> None:
+    host.job["builds"].append(build(OTHER, parent=TOOL))
+    host.run()
+    assert f"--build-arg=BASE={TOOL}" in host.commands("buildx")[1]
+
+
+def test_a_base_is_pulled_where_a_registry_answers(host: Host) -> None:
+    del host.images[LOCAL_BASE]
+    host.say = {"registry": True}
+    assert host.run() == {"built": [TOOL], "failed": {}}
+    assert "base debian-13: pulled debian:trixie-slim" in host.progress
+    assert LOCAL_BASE in host.images
+
+
+def test_a_base_is_bootstrapped_where_none_answers(host: Host) -> None:
+    del host.images[LOCAL_BASE]
+    host.job["apt_mirror"] = "http://mirror.example/debian"
+    assert host.run() == {"built": [TOOL], "failed": {}}
+    assert host.progress[:2] == [
+        "base debian-13: no registry answers, bootstrapping from apt",
+        "base debian-13: bootstrapped trixie from apt",
+    ]
+    command = (host.root / "bootstrapped").read_text().split()
+    assert "--include=ca-certificates" in command
+    assert command[-1] == "http://mirror.example/debian"
+    assert not list(host.folder.glob("base.tar"))
+
+
+def test_a_registry_that_is_asked_for_and_does_not_answer_is_an_error(host: Host) -> None:
+    del host.images[LOCAL_BASE]
+    host.job["base_source"] = "registry"
+    failed = host.run()["failed"][TOOL]
+    assert "debian:trixie-slim could not be pulled: dial tcp: no route to host" in failed
+    assert "'bootstrap'" in failed
+    assert not (host.root / "bootstrapped").exists()
+
+
+def test_no_registry_is_asked_where_bootstrapping_is_asked_for(host: Host) -> None:
+    del host.images[LOCAL_BASE]
+    host.job["base_source"] = "bootstrap"
+    host.run()
+    assert not host.commands("manifest") and not host.commands("pull")
+
+
+def test_secrets_are_lent_to_the_build_and_gone_afterwards(host: Host) -> None:
+    secrets = host.folder / "secrets"
+    secrets.mkdir()
+    (secrets / "pip_conf").write_text("[global]\n")
+    host.job["secrets"] = {"pip_conf": "secrets/pip_conf", "ca": "/does/not/exist.crt"}
+    host.job["proxy"] = {"http_proxy": "http://proxy.example"}
+    host.run()
+    (command,) = host.commands("buildx")
+    assert command[command.index("--secret") + 1] == f"id=pip_conf,src={secrets}/pip_conf"
+    assert command.count("--secret") == 1
+    assert "--build-arg=http_proxy=http://proxy.example" in command
+    assert not secrets.exists()
+
+
+def test_the_smoke_test_gets_the_least_a_container_can_have(host: Host) -> None:
+    host.run()
+    (command,) = host.commands("run")
+    for option in ("--network none", "--read-only", "--cap-drop ALL", "--user 1234:1234"):
+        assert option in " ".join(command)
+    assert command[-4:] == ["--entrypoint", "sh", f"{TOOL}-candidate", "/opt/slipway/smoke.sh"]
+
+
+def test_a_second_build_waits_for_the_first(host: Host) -> None:
+    _builder.LOCK.parent.mkdir()
+    with _builder.LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threading.Thread(target=host.run)
+        second.start()
+        wait_for(lambda: (host.folder / "progress").exists() and bool(host.progress))
+        assert host.progress == ["another build runs on this host; waiting for it"]
+        assert not host.commands()
+    second.join(30)
+    assert json.loads((host.folder / "result.json").read_text())["built"] == [TOOL]
+
+
+def test_whatever_goes_wrong_there_is_a_result(host: Host) -> None:
+    del host.job["builds"][0]["smoke"]
+    assert "KeyError" in host.run()["failed"]["job"]
+
+
+def test_a_command_without_end_counts_as_failed() -> None:
+    done = _builder.run(["sh", "-c", "echo begun; exec sleep 30"], timeout=0.2)
+    assert (done.returncode, done.stdout, done.stderr) == (124, "begun\n", "no end after 0 s")
+
+
+def test_lines_come_as_they_are_said_even_the_last_unended_one() -> None:
+    script = "printf 'one\\ntw'; sleep 0.5; printf 'o\\nthree'"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+        said = list(_builder.lines(process))
+    assert [line for line in said if line is not None] == ["one", "two", "three"]
+    # While nothing was said, whoever waits was told so.
+    assert None in said
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until CONDITION holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

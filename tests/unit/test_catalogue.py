@@ -1,0 +1,769 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The catalogue engine: what it refuses, what it resolves, and what identifies a build."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import shutil
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ansible_collections.slipway.host.plugins.module_utils import _declaration
+from ansible_collections.slipway.host.plugins.module_utils._build_context import pack
+from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+    Catalogue,
+    CatalogueError,
+    ImageBuild,
+    context_tar,
+    load_catalogue,
+)
+from ansible_collections.slipway.host.plugins.module_utils._declaration import DeclarationError
+from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "images"
+
+LOCK = "flask==3.1.3 \\\n    --hash=sha256:00\n"
+TOOL: Mapping[str, Any] = {
+    "title": "A tool",
+    "description": "Does one thing.",
+    "licence": "MIT",
+    "version": "1",
+    "smoke": {"file": "smoke.sh"},
+}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty catalogue: the project's own schemas, template and bases, no image."""
+    catalogue = tmp_path / "images"
+    catalogue.mkdir()
+    for name in ("image.schema.json", "bases.schema.json", "bases.yml", "Dockerfile.j2"):
+        shutil.copy(IMAGES / name, catalogue)
+    shutil.copytree(IMAGES / "_shared", catalogue / "_shared")
+    return catalogue
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Return a function that writes an image: its name, files by path, and keys of image.yml."""
+
+    def write_image(
+        name: str = "tool", contents: Mapping[str, str] | None = None, **keys: Any
+    ) -> Path:
+        image = folder / name
+        for path, content in {"smoke.sh": "true\n", **(contents or {})}.items():
+            (image / path).parent.mkdir(parents=True, exist_ok=True)
+            (image / path).write_text(content, encoding="utf-8")
+        (image / "image.yml").write_text(yaml.safe_dump({**TOOL, **keys}), encoding="utf-8")
+        return image
+
+    return write_image
+
+
+def build(folder: Path, name: str = "tool", variant: str = "cpu", **choices: Any) -> ImageBuild:
+    return load_catalogue(folder).builds([name], variant, **choices)[-1]
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(DeclarationError) as caught:
+        load_catalogue(folder)
+    return str(caught.value)
+
+
+# What people get wrong in image.yml
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        pytest.param(
+            {"enviroment": {}},
+            ["enviroment: is not a known key", "did you mean 'environment'?"],
+            id="unknown key",
+        ),
+        pytest.param(
+            {"service": {"restrat": "no"}},
+            ["service.restrat: is not a known key", "did you mean 'restart'?", "known: cpus, "],
+            id="unknown nested key",
+        ),
+        pytest.param(
+            {"files": [{"from": "smoke.sh", "too": "/x"}]},
+            ["files[0].too: is not a known key", "files[0]: lacks the key 'to'"],
+            id="unknown key in a list",
+        ),
+        pytest.param({"title": None}, ["title: is empty, must be a string"], id="empty"),
+        pytest.param(
+            {"version": 1.2},
+            ["version: is a number (1.2), must be a string", "in quotes"],
+            id="number for text",
+        ),
+        pytest.param(
+            {"ports": {"web": True}},
+            ["ports.web: is true or false (True), must be a whole number"],
+            id="boolean for number",
+        ),
+        pytest.param(
+            {"ports": {"web": 70000}}, ["ports.web: is 70000, must be at most 65535"], id="port"
+        ),
+        pytest.param(
+            {"variants": ["gpuu"]},
+            ["variants[0]: is 'gpuu', must be one of: cpu, gpu", "did you mean 'gpu'?"],
+            id="unknown choice",
+        ),
+        pytest.param({"variants": []}, ["variants: has 0 items, needs 1"], id="no variant"),
+        pytest.param(
+            {"packages": ["curl", "curl"]}, ["packages: holds 'curl' more than once"], id="twice"
+        ),
+        pytest.param(
+            {"packages": ["curl; rm -rf /"]}, ["packages[0]", "the name of an apt"], id="shell code"
+        ),
+        pytest.param(
+            {"command": "gunicorn app"},
+            ["command: is a string ('gunicorn app'), must be a list"],
+            id="command as text",
+        ),
+        pytest.param({"user": {"uid": 0}}, ["user.uid: is 0, must be at least 1"], id="root"),
+        pytest.param(
+            {"files": [{"from": "../other/file", "to": "/x"}]},
+            ["files[0].from", "a path in the image's folder"],
+            id="path out of the folder",
+        ),
+        pytest.param({"workdir": "srv"}, ["workdir", "an absolute path"], id="relative workdir"),
+        pytest.param(
+            {"title": "two\nlines"}, ["title: is 'two\\nlines'", "on one line"], id="two lines"
+        ),
+        pytest.param({"title": "one\n"}, ["title: is 'one\\n'"], id="newline at the end"),
+        pytest.param({"ports": {8888: 8888}}, ["ports.8888", "must be a string"], id="number"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_with_file_and_key(
+    folder: Path, write: Write, keys: dict[str, Any], words: list[str]
+) -> None:
+    image = write(**keys)
+    message = refusal(folder)
+    assert str(image / "image.yml") in message
+    for word in words:
+        assert word in message
+
+
+def test_a_missing_key_is_named(folder: Path, write: Write) -> None:
+    image = write()
+    (image / "image.yml").write_text("title: A tool\n", encoding="utf-8")
+    message = refusal(folder)
+    assert all(f"lacks the key {key!r}" in message for key in ("description", "licence", "smoke"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        pytest.param("title: a\ntitle: b\n", 2, "is not YAML: the key", id="twice"),
+        pytest.param("title: a\n  version: b\n", 2, "is not YAML", id="indentation"),
+        pytest.param("title: [a\n", 2, "is not YAML", id="open bracket"),
+        pytest.param("- a\n", 1, "is a list, must be a mapping", id="list"),
+        pytest.param("", 1, "is empty, must be a mapping", id="empty file"),
+        pytest.param("? [a]\n: b\n", 1, "is not YAML", id="list as key"),
+        pytest.param("title: a\nservice:\n  x: 1\n", 3, "service.x: is not a known", id="key"),
+    ],
+)
+def test_the_line_is_named(folder: Path, write: Write, text: str, line: int, words: str) -> None:
+    image = write()
+    (image / "image.yml").write_text(text, encoding="utf-8")
+    assert f"{image / 'image.yml'}:{line}: {words}" in refusal(folder)
+
+
+def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
+    (write() / "image.yml").write_bytes(b"title: \xff\n")
+    assert "image.yml: cannot be read" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "files", "words"),
+    [
+        pytest.param(
+            {"base": "debian-31"},
+            {},
+            ["base: there is no base or image 'debian-31'", "did you mean 'debian-13'?"],
+            id="base",
+        ),
+        pytest.param(
+            {"files": [{"from": "ap.py", "to": "/x"}]},
+            {"app.py": ""},
+            ["files[0].from", "ap.py does not exist", "did you mean 'app.py'?"],
+            id="file",
+        ),
+        pytest.param(
+            {"smoke": {"file": "smoke.py"}},
+            {},
+            ["smoke.file", "smoke.py does not exist", "did you mean 'smoke.sh'?"],
+            id="smoke",
+        ),
+        pytest.param(
+            {"requirements": "python.in"},
+            {"python.in": "flask\n"},
+            ["requirements", "python.lock does not exist"],
+            id="no lock",
+        ),
+        pytest.param(
+            {"requirements": {"gpu": "python.in"}},
+            {"python.in": "flask\nScikit_Learn>=1\n", "python.lock": LOCK},
+            ["python.lock: lacks scikit-learn, which python.in asks for"],
+            id="old lock",
+        ),
+        pytest.param(
+            {"requirements": "python.in"},
+            {"python.in": "flask\n", "python.lock": "flask==3.1\n"},
+            ["python.lock: has no hashes"],
+            id="no hashes",
+        ),
+        pytest.param(
+            {"requirements": "python.in"},
+            {"python.in": "flask\n", "python.lock": f"--index-url https://x.test/\n{LOCK}"},
+            ["python.lock: holds an address"],
+            id="address in lock",
+        ),
+        pytest.param(
+            {"service": {"publish": {"web": 80}}, "ports": {"api": 80}},
+            {},
+            ["service.publish: ports has no 'web'", "known: api"],
+            id="published port",
+        ),
+        pytest.param(
+            {"service": {"endpoint": {"port": "web"}}},
+            {},
+            ["service.endpoint.port: ports has no 'web'", "known: none"],
+            id="endpoint",
+        ),
+        pytest.param(
+            {"aliases": {"j8": {"description": "x", "publish": {"web": 80}}}},
+            {},
+            ["aliases.j8.publish: ports has no 'web'"],
+            id="alias port",
+        ),
+    ],
+)
+def test_what_an_image_names_must_be_there(
+    folder: Path, write: Write, keys: dict[str, Any], files: dict[str, str], words: list[str]
+) -> None:
+    write(contents=files, **keys)
+    message = refusal(folder)
+    for word in words:
+        assert word in message
+
+
+def test_two_images_cannot_have_one_alias(folder: Path, write: Write) -> None:
+    write("one", aliases={"j8": {"description": "x"}})
+    write("two", aliases={"lab": {"description": "x", "names": ["j8"]}})
+    assert "aliases: 'j8' is already an alias in" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        pytest.param("Tool", "is no name for an image", id="upper case"),
+        pytest.param("debian-13", "a base has the name 'debian-13' already", id="base"),
+        pytest.param("default", "a base has the name 'default' already", id="default"),
+    ],
+)
+def test_a_folder_needs_a_name_of_its_own(
+    folder: Path, write: Write, name: str, words: str
+) -> None:
+    write(name)
+    assert words in refusal(folder)
+
+
+def test_a_folder_needs_a_declaration(folder: Path) -> None:
+    (folder / "tool").mkdir()
+    assert "tool: has no image.yml" in refusal(folder)
+
+
+def test_hidden_and_shared_folders_and_files_are_no_images(folder: Path) -> None:
+    (folder / ".cache").mkdir()
+    (folder / "_notes").mkdir()
+    (folder / "README.md").touch()
+    assert load_catalogue(folder).images == {}
+
+
+def test_bases_in_a_circle_are_shown(folder: Path, write: Write) -> None:
+    write("one", base="two")
+    write("two", base="three")
+    write("three", base="one")
+    assert "base: goes in a circle: one -> two -> three -> one" in refusal(folder)
+
+
+def test_the_default_base_must_exist(folder: Path) -> None:
+    text = (folder / "bases.yml").read_text(encoding="utf-8")
+    (folder / "bases.yml").write_text(text.replace("default: debian-13", "default: debian-14"))
+    assert "bases.yml: default: there is no base 'debian-14'" in refusal(folder)
+
+
+# What people get wrong when they ask
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        pytest.param({"names": ["tol"]}, ["has no image 'tol'", "did you mean 'tool'?"], id="name"),
+        pytest.param({"variant": "tpu"}, ["variant 'tpu' is not one of: cpu, gpu"], id="variant"),
+        pytest.param(
+            {"base": "ubuntu"}, ["bases.yml: has no base 'ubuntu'", "ubuntu-24.04"], id="base"
+        ),
+        pytest.param(
+            {"args": {"tool": {"VERSON": "2"}}},
+            ["has no build argument 'VERSON'", "did you mean 'VERSION'?"],
+            id="argument",
+        ),
+        pytest.param({"args": {"tol": {}}}, ["has no image 'tol'"], id="image of an argument"),
+        pytest.param(
+            {"args": {"tool": {"VERSION": "1\nRUN x"}}},
+            ["build argument VERSION of image tool is '1\\nRUN x'"],
+            id="argument of two lines",
+        ),
+        pytest.param({"args": {"tool": {"VERSION": 2}}}, ["must be text on one line"], id="number"),
+    ],
+)
+def test_a_wrong_question_is_refused(
+    folder: Path, write: Write, ask: dict[str, Any], words: list[str]
+) -> None:
+    write(args={"VERSION": {"default": "1", "description": "x"}})
+    catalogue = load_catalogue(folder)
+    with pytest.raises(CatalogueError) as caught:
+        catalogue.builds(**{"names": ["tool"], "variant": "cpu", **ask})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_python_packages_need_a_base_with_a_current_python(folder: Path, write: Write) -> None:
+    write(requirements="a.in", contents={"a.in": "flask\n", "a.lock": LOCK}, base="debian-13")
+    catalogue = load_catalogue(folder)
+    old = replace(
+        catalogue.bases["debian-13"],
+        python=replace(catalogue.bases["debian-13"].python, version="3.9"),  # type: ignore[type-var]
+    )
+    for base, words in ((old, "has Python 3.9"), (replace(old, python=None), "has no Python")):
+        with pytest.raises(CatalogueError, match=words):
+            replace(catalogue, bases={"debian-13": base}).builds(["tool"], "cpu")
+
+
+def test_a_mistake_in_a_template_names_it(folder: Path, write: Write) -> None:
+    write(contents={"Dockerfile.j2": '{% extends "Dockerfile.j2" %}\n{% block files %}{{ typo }}'})
+    with pytest.raises(CatalogueError, match=r"tool/Dockerfile.j2:2: "):
+        build(folder)
+    write(contents={"Dockerfile.j2": "{{ typo }}"})
+    with pytest.raises(CatalogueError, match=r"tool/Dockerfile.j2: 'typo' is undefined"):
+        build(folder)
+
+
+def test_links_in_a_context_are_refused(folder: Path, write: Write) -> None:
+    image = write(files=[{"from": "app", "to": "/app"}])
+    (image / "app").mkdir()
+    (image / "app/link").symlink_to("/etc/passwd")
+    with pytest.raises(CatalogueError, match="app/link: is not a plain file or folder"):
+        build(folder)
+
+
+# What the names asked for turn into
+
+
+def references(builds: list[ImageBuild]) -> list[str]:
+    return [build.reference for build in builds]
+
+
+def test_an_image_comes_after_the_one_it_is_based_on_and_once(folder: Path, write: Write) -> None:
+    write("above", base="middle")
+    write("beside", base="ground")
+    write("middle", base="ground")
+    write("ground")
+    builds = load_catalogue(folder).builds(["above", "beside", "middle"], "cpu")
+    assert references(builds) == [
+        "slipway/ground:cpu",
+        "slipway/middle:cpu",
+        "slipway/above:cpu",
+        "slipway/beside:cpu",
+    ]
+    ground, middle, above, _ = builds
+    assert (ground.parent, ground.base) == (None, ground.root)
+    assert (middle.parent, middle.base) == ("slipway/ground:cpu", None)
+    assert above.root.name == "debian-13"
+    assert above.labels["org.opencontainers.image.base.name"] == "slipway/middle:cpu"
+
+
+@pytest.mark.parametrize(
+    ("offered", "below", "wanted", "expected"),
+    [
+        (["cpu", "gpu"], ["cpu", "gpu"], "gpu", ["slipway/ground:gpu", "slipway/tool:gpu"]),
+        (["cpu", "gpu"], ["cpu", "gpu"], "cpu", ["slipway/ground:cpu", "slipway/tool:cpu"]),
+        (["cpu"], ["cpu", "gpu"], "gpu", ["slipway/ground:cpu", "slipway/tool:cpu"]),
+        (["gpu"], ["cpu"], "gpu", ["slipway/ground:cpu", "slipway/tool:gpu"]),
+    ],
+)
+def test_a_host_gets_the_variant_that_fits(
+    folder: Path,
+    write: Write,
+    offered: list[str],
+    below: list[str],
+    wanted: str,
+    expected: list[str],
+) -> None:
+    write("ground", variants=below)
+    write(base="ground", variants=offered)
+    assert references(load_catalogue(folder).builds(["tool"], wanted)) == expected
+
+
+def test_an_image_for_gpus_alone_is_refused_elsewhere(folder: Path, write: Write) -> None:
+    write(variants=["gpu"])
+    with pytest.raises(CatalogueError, match="there is no cpu build"):
+        build(folder)
+
+
+def test_images_that_leave_the_base_open_take_the_hosts(folder: Path, write: Write) -> None:
+    write()
+    write("fixed", base="debian-12")
+    catalogue = load_catalogue(folder)
+    for base, expected in ((None, "debian-13"), ("ubuntu-24.04", "ubuntu-24.04")):
+        tool, fixed = catalogue.builds(["tool", "fixed"], "cpu", base)
+        assert (tool.root.name, fixed.root.name) == (expected, "debian-12")
+
+
+def test_what_runs_is_inherited_and_what_a_host_does_with_it_is_not(
+    folder: Path, write: Write
+) -> None:
+    write(
+        "ground",
+        variants=["cpu", "gpu"],
+        ports={"web": 80},
+        volumes={"data": "/data"},
+        command=["serve"],
+        user={"uid": 7},
+        service={"publish": {"web": 8080}},
+        aliases={"serve": {"description": "Serves"}},
+        environment={"A": "1"},
+    )
+    write(base="ground", command=["other"])
+    tool = build(folder).image
+    assert tool["variants"] == ["cpu", "gpu"]
+    assert (tool["ports"], tool["volumes"]) == ({"web": 80}, {"data": "/data"})
+    assert tool["user"] == {"uid": 7, "gid": 1000, "home": "/home/slipway"}
+    assert tool["command"] == ["other"]
+    assert (tool["service"], tool["aliases"], tool["environment"]) == (None, {}, {})
+
+
+def test_defaults_reach_into_what_is_declared(folder: Path, write: Write) -> None:
+    write(service={"memory": "1g"}, aliases={"a": {"description": "x"}})
+    image = build(folder).image
+    assert image["service"] == {
+        "memory": "1g",
+        "publish": {},
+        "read_only": True,
+        "tmpfs": ["/tmp"],
+        "init": True,
+        "restart": "unless-stopped",
+    }
+    assert image["aliases"]["a"]["gpus"] == "all"
+    assert image["end_of_life"] is None
+
+
+def test_a_date_stays_the_text_that_was_written(folder: Path, write: Write) -> None:
+    image = write()
+    with (image / "image.yml").open("a", encoding="utf-8") as file:
+        file.write("end_of_life: 2018-09-01\nsuccessor: pytorch\n")
+    dockerfile = build(folder).dockerfile
+    assert 'LABEL io.slipway.end-of-life="2018-09-01"' in dockerfile
+    assert 'LABEL io.slipway.successor="pytorch"' in dockerfile
+
+
+# What is rendered
+
+
+def test_packages_and_locks_are_those_of_the_variant(folder: Path, write: Write) -> None:
+    write(
+        variants=["cpu", "gpu"],
+        packages={"all": ["curl"], "gpu": ["nvtop"]},
+        requirements={"gpu": "gpu.in"},
+        contents={"gpu.in": "flask\n", "gpu.lock": LOCK},
+    )
+    cpu, gpu = build(folder, variant="cpu"), build(folder, variant="gpu")
+    assert "install-apt curl\n" in cpu.dockerfile
+    assert "install-apt python3 curl nvtop\n" in gpu.dockerfile
+    assert "AS installer" not in cpu.dockerfile
+    assert "install-python /opt/venv /run/gpu.lock" in gpu.dockerfile
+    assert "NVIDIA_VISIBLE_DEVICES" not in cpu.dockerfile
+    assert 'ENV NVIDIA_VISIBLE_DEVICES="all"' in gpu.dockerfile
+    assert "image/gpu.lock" not in {file.path for file in cpu.files}
+
+
+@pytest.mark.parametrize(
+    ("value", "quoted"),
+    [
+        ("plain", '"plain"'),
+        ("two words", '"two words"'),
+        ("$HOME", r'"\$HOME"'),
+        ('say "hi"', r'"say \"hi\""'),
+        ("back\\slash", r'"back\\slash"'),
+    ],
+)
+def test_values_are_quoted_for_docker(folder: Path, write: Write, value: str, quoted: str) -> None:
+    write(environment={"A": value}, args={"B": {"default": value, "description": "x"}})
+    dockerfile = build(folder).dockerfile
+    assert f"ENV A={quoted}\n" in dockerfile
+    assert f"ARG B={quoted}\n" in dockerfile
+
+
+def test_an_argument_that_is_set_is_in_the_dockerfile(folder: Path, write: Write) -> None:
+    write(args={"VERSION": {"default": "1", "description": "x"}})
+    changed = build(folder, args={"tool": {"VERSION": "2"}})
+    assert (build(folder).args, changed.args) == ({"VERSION": "1"}, {"VERSION": "2"})
+    assert 'ARG VERSION="2"' in changed.dockerfile
+
+
+def test_an_image_extends_the_shared_template(folder: Path, write: Write) -> None:
+    own = '{% extends "Dockerfile.j2" %}{% block files %}{{ super() }}RUN extra\n{% endblock %}'
+    write(contents={"Dockerfile.j2": own}, requirements="a.in")
+    (folder / "tool/a.in").write_text("flask\n", encoding="utf-8")
+    (folder / "tool/a.lock").write_text(LOCK, encoding="utf-8")
+    dockerfile = build(folder).dockerfile
+    assert "COPY image/smoke.sh /opt/slipway/smoke.sh\nRUN extra\n" in dockerfile
+    assert "install-python /opt/venv" in dockerfile
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("smoke.py", ("python3", "/opt/slipway/smoke.py")),
+        ("smoke.sh", ("sh", "/opt/slipway/smoke.sh")),
+    ],
+)
+def test_the_smoke_test_lies_in_the_image(
+    folder: Path, write: Write, file: str, command: tuple[str, ...]
+) -> None:
+    write(contents={file: ""}, smoke={"file": file, "timeout": 7})
+    tool = build(folder)
+    assert (tool.smoke, tool.smoke_timeout) == (command, 7)
+    assert f"COPY image/{file} {command[1]}" in tool.dockerfile
+
+
+# What identifies a build
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda image: (image / "smoke.sh").write_text("x"), id="file"),
+        pytest.param(lambda image: (image / "smoke.sh").chmod(0o755), id="mode"),
+        pytest.param(lambda image: (image / "app/new").touch(), id="new file in a folder"),
+        pytest.param(lambda image: (image / "a.lock").write_text(LOCK + "# x"), id="lock"),
+        pytest.param(
+            lambda image: (image.parent / "_shared/environment").write_text("x"), id="shared script"
+        ),
+        pytest.param(
+            lambda image: (image / "Dockerfile.j2").write_text("FROM scratch\n"), id="template"
+        ),
+        pytest.param(
+            lambda image: (image / "image.yml").write_text(
+                (image / "image.yml").read_text() + "environment: {A: x}\n"
+            ),
+            id="declaration",
+        ),
+        pytest.param(
+            lambda image: (image.parent / "bases.yml").write_text(
+                (image.parent / "bases.yml").read_text().replace("trixie-slim", "trixie")
+            ),
+            id="base",
+        ),
+    ],
+)
+def test_the_digest_follows_everything_the_image_is_made_from(
+    folder: Path, write: Write, change: Callable[[Path], None]
+) -> None:
+    image = write(
+        contents={"app/a": "", "a.in": "flask\n", "a.lock": LOCK},
+        files=[{"from": "app", "to": "/app"}],
+        requirements="a.in",
+    )
+    write("above", base="tool")
+    before = load_catalogue(folder).builds(["above"], "cpu")
+    change(image)
+    after = load_catalogue(folder).builds(["above"], "cpu")
+    assert [old.digest == new.digest for old, new in zip(before, after, strict=True)] == [
+        False,
+        False,
+    ]
+
+
+def test_the_digest_follows_nothing_else(folder: Path, write: Write) -> None:
+    image = write(
+        contents={"app/a": "", "a.in": "flask\n", "a.lock": LOCK},
+        files=[{"from": "app", "to": "/app"}],
+        requirements="a.in",
+        service={"memory": "1g"},
+    )
+    before = build(folder)
+    (image / "notes.md").touch()
+    (image / "a.in").write_text("flask # why\n", encoding="utf-8")
+    (image / "app/__pycache__").mkdir()
+    (image / "app/__pycache__/a.pyc").touch()
+    (image / "app/a").chmod(0o600)
+    os.utime(image / "app/a", (1, 1))
+    text = (image / "image.yml").read_text(encoding="utf-8").replace("1g", "2g")
+    (image / "image.yml").write_text(text, encoding="utf-8")
+    after = build(folder)
+    assert after.digest == before.digest
+    assert context_tar(after) == context_tar(before)
+    assert after.labels[LABEL_DIGEST] == after.digest
+
+
+def test_variants_and_bases_differ(folder: Path, write: Write) -> None:
+    write(variants=["cpu", "gpu"])
+    choices = [{}, {"variant": "gpu"}, {"base": "debian-12"}, {"base": "ubuntu-24.04"}]
+    assert len({build(folder, **choice).digest for choice in choices}) == len(choices)
+
+
+def test_a_context_is_packed_alike_everywhere(folder: Path, write: Write) -> None:
+    image = write(contents={"app/b": "b", "app/a": "a"}, files=[{"from": "app", "to": "/app"}])
+    (image / "app/b").chmod(0o777)
+    tool = build(folder)
+    packed = context_tar(tool)
+    assert pack(reversed(tool.files)) == packed
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        members = archive.getmembers()
+        assert archive.extractfile("image/app/b").read() == b"b"  # type: ignore[union-attr]
+    modes = {member.name: member.mode for member in members}
+    assert modes["image/app"] == modes["image/app/b"] == 0o755
+    assert modes["image/app/a"] == 0o644
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
+    assert modes["shared/install-apt"] == 0o755
+
+
+# How pip's configuration reaches uv inside a build
+
+
+@pytest.mark.parametrize(
+    ("configuration", "wheels", "options"),
+    [
+        pytest.param("", [], [], id="nothing"),
+        pytest.param("", ["a.whl"], ["--find-links={wheels}"], id="wheels"),
+        pytest.param(
+            "[global]\nindex-url = https://a.test\n[install]\nindex_url = https://b.test\n",
+            [],
+            ["--default-index=https://b.test"],
+            id="section for install wins",
+        ),
+        pytest.param(
+            "[global]\nno-index = yes\nfind-links = /a\n  /b\n",
+            ["a.whl"],
+            ["--no-index", "--find-links=/a", "--find-links=/b", "--find-links={wheels}"],
+            id="no index",
+        ),
+        pytest.param(
+            "[global]\nextra-index-url = https://a.test https://b.test%2F\ntrusted-host = c.test\n",
+            [],
+            ["--index=https://a.test", "--index=https://b.test%2F", "--allow-insecure-host=c.test"],
+            id="several",
+        ),
+    ],
+)
+def test_pip_settings_are_said_to_uv(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    configuration: str,
+    wheels: list[str],
+    options: list[str],
+) -> None:
+    script = runpy.run_path(str(IMAGES / "_shared/install-python"))
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for wheel in wheels:
+        (folder / wheel).touch()
+    monkeypatch.setitem(script["uv_options"].__globals__, "WHEELS", folder)
+    (tmp_path / "pip.conf").write_text(configuration, encoding="utf-8")
+    settings = script["pip_settings"](str(tmp_path / "pip.conf"))
+    assert script["uv_options"](settings) == [
+        "--index-strategy=unsafe-best-match",
+        *(option.format(wheels=folder) for option in options),
+    ]
+
+
+# The project's own catalogue
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return load_catalogue(IMAGES)
+
+
+@pytest.mark.parametrize("base", ["debian-12", "debian-13", "ubuntu-24.04"])
+@pytest.mark.parametrize("variant", ["cpu", "gpu"])
+def test_every_image_keeps_the_rules(catalogue: Catalogue, base: str, variant: str) -> None:
+    for made in catalogue.builds(catalogue.images, variant, base):
+        lines = made.dockerfile.splitlines()
+        # Either would ask a registry for a frontend or run as root.
+        assert not any("syntax=" in line for line in lines)
+        assert [line for line in lines if line][-1].startswith("USER ")
+        assert not lines[-1].startswith(("USER 0", "USER root"))
+        assert not any(
+            line.startswith(("ENV", "ARG", "COPY")) and "secret" in line for line in lines
+        )
+        assert "required=true" not in made.dockerfile
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("image.schema.json", sorted(IMAGES.glob("*/image.yml"))),
+        ("bases.schema.json", [IMAGES / "bases.yml"]),
+    ],
+)
+def test_editors_judge_the_declarations_as_we_do(schema: str, files: list[Path]) -> None:
+    rules = json.loads((IMAGES / schema).read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(rules)
+    validator = jsonschema.Draft202012Validator(rules)
+    for file in files:
+        validator.validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        assert f"$schema={os.path.relpath(IMAGES / schema, file.parent)}\n" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"x": 1},
+        {"title": 1},
+        {"title": "a\nb"},
+        {"variants": []},
+        {"variants": ["x"]},
+        {"ports": {"a": 0}},
+        {"ports": {"A B": 1}},
+        {"packages": {"all": ["ab", "ab"]}},
+        {"user": []},
+        {"requirements": {"tpu": "a.in"}},
+        {"requirements": "a.txt"},
+        {"service": {"cpus": 0}},
+        {"healthcheck": {}},
+        {"build": {"run": [[]], "outputs": []}},
+        {"ports": {"a": True}},
+        {"ports": {"a": 1}},
+        {"packages": ["abc=1:2"]},
+        {"requirements": {"cpu": "a.in"}},
+    ],
+)
+def test_our_reading_of_the_schema_is_the_standard_one(change: dict[str, Any]) -> None:
+    rules = json.loads((IMAGES / "image.schema.json").read_text(encoding="utf-8"))
+    document = {**TOOL, **change}
+    ours = not list(_declaration.check(document, rules))
+    assert ours is jsonschema.Draft202012Validator(rules).is_valid(document)
+
+
+def test_a_schema_keyword_that_is_not_understood_is_not_ignored() -> None:
+    with pytest.raises(NotImplementedError, match="oneOf"):
+        list(_declaration.check({}, {"oneOf": []}))

@@ -1,0 +1,105 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The job that is sent to the builder: complete, and with its secrets closed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _image_plan, _owned, _verify
+from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+    ImageBuild,
+    load_catalogue,
+)
+
+from tests.contract.tree import ROOT
+
+OPTIONS = {
+    "base_source": "bootstrap",
+    "ca_file": "/etc/ssl/certs/ca-certificates.crt",
+    "pip_conf": "[global]\nindex-url = https://user:secret@pip.example/simple\n",
+    "apt_conf": "",
+    "apt_mirror": "http://apt.example/debian",
+    "apt_proxy": "",
+    "proxy": {"http_proxy": "http://proxy.example", "no_proxy": ""},
+    "wheels": "",
+}
+
+
+@pytest.fixture(scope="module")
+def builds() -> list[ImageBuild]:
+    return load_catalogue(ROOT / "images").builds(["iris-api"], "cpu", "debian-13")
+
+
+def unpacked(archive: bytes) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(archive))
+
+
+def content(archive: bytes, name: str) -> bytes:
+    member = unpacked(archive).extractfile(name)
+    assert member is not None
+    return member.read()
+
+
+def description(archive: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(content(archive, "job.json"))
+    return found
+
+
+def test_the_job_says_what_the_builder_needs_of_each_image(builds: list[ImageBuild]) -> None:
+    (build,) = builds
+    (entry,) = description(_image_plan.job(builds, OPTIONS))["builds"]
+    assert entry["reference"] == "slipway/iris-api:cpu"
+    assert entry["digest"] == entry["labels"][_owned.LABEL_DIGEST] == build.digest
+    assert entry["parent"] is None
+    assert entry["base"]["name"] == "debian-13"
+    assert entry["base"]["bootstrap"]["suite"] == "trixie"
+    assert entry["base"]["local"].startswith("slipway/base:debian-13-")
+    # The host itself can prove the image later, also one that came by `docker load`.
+    assert json.loads(entry["labels"][_verify.LABEL_SMOKE]) == entry["smoke"] == list(build.smoke)
+
+
+def test_the_context_is_in_it(builds: list[ImageBuild]) -> None:
+    archive = _image_plan.job(builds, OPTIONS)
+    context = unpacked(content(archive, description(archive)["builds"][0]["context"]))
+    assert {"Dockerfile", "image/smoke.py"} <= set(context.getnames())
+
+
+def test_options_that_say_nothing_are_left_out(builds: list[ImageBuild]) -> None:
+    job = description(_image_plan.job(builds, OPTIONS))
+    assert job["proxy"] == {"http_proxy": "http://proxy.example"}
+    assert job["secrets"] == {"pip_conf": "secrets/pip_conf", "ca": OPTIONS["ca_file"]}
+    plain = description(_image_plan.job(builds, {}))
+    assert (plain["base_source"], plain["secrets"], plain["proxy"]) == ("auto", {}, {})
+
+
+def test_secrets_are_files_of_their_own_that_only_root_reads(builds: list[ImageBuild]) -> None:
+    archive = _image_plan.job(builds, OPTIONS)
+    assert content(archive, "secrets/pip_conf").decode() == OPTIONS["pip_conf"]
+    assert b"user:secret" not in content(archive, "job.json")
+    assert {member.mode for member in unpacked(archive).getmembers()} == {0o600}
+
+
+def test_the_builder_starts_from_what_was_sent_alone(
+    builds: list[ImageBuild], tmp_path: Path
+) -> None:
+    """An import that did not come along would show on a host only."""
+    with unpacked(_image_plan.job(builds, OPTIONS)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    started = subprocess.run(
+        [sys.executable, "-S", "-c", f"import {_image_plan.BUILDER}"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert started.stderr == ""
+    assert started.returncode == 0

@@ -1,0 +1,381 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Owned state against a host's answer: what counts as drift, and what does not."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _daemon_json, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils._owned import Difference
+
+Changes = list[tuple[str, str]]
+
+# The smallest OpenPGP key there is: a version 4 packet without content.
+KEY = b"\x98\x01\x04"
+FINGERPRINT = hashlib.sha1(b"\x99\x00\x01\x04").hexdigest().upper()
+
+
+def differences(kind: str, entry: dict[str, Any], found: Any, **answer: Any) -> Changes:
+    """Return the changes of one ENTRY where the probe FOUND this of what the entry names."""
+    how = _owned.KINDS[kind]
+    answer = {"engine": None, how.asks: {entry[how.by]: found}, **answer}
+    result = _owned.differences({kind: [entry]}, answer)
+    assert all((one.kind, one.name) == (kind, entry[how.by]) for one in result)
+    return [(one.found, one.expected) for one in result]
+
+
+INSTALLED = ["install", "installed", "1"]
+HELD = ["hold", "installed", "1"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, INSTALLED, []),
+        ({}, HELD, []),
+        ({}, None, [("missing", "installed")]),
+        ({}, ["deinstall", "config-files", "1"], [("missing", "installed")]),
+        ({}, ["install", "half-configured", "1"], [("half-configured", "installed")]),
+        ({"version": "1"}, INSTALLED, []),
+        ({"version": "2"}, INSTALLED, [("version 1", "2")]),
+        ({"hold": True}, HELD, []),
+        ({"hold": True}, INSTALLED, [("not held", "held")]),
+        ({"hold": False}, INSTALLED, []),
+        ({"hold": False}, HELD, [("held", "not held")]),
+        ({"version": "2", "hold": True}, INSTALLED, [("version 1", "2"), ("not held", "held")]),
+        ({"state": "absent"}, None, []),
+        ({"state": "absent"}, INSTALLED, [("1 installed", "absent")]),
+    ],
+)
+def test_packages(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("packages", {"name": "a", **entry}, found) == changes
+
+
+FILE = ["file", "0644", "root", "root", hashlib.sha256(b"text").hexdigest()]
+FOLDER = ["directory", "0755", "root", "root", None]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, FILE, []),
+        ({}, None, [("missing", "a file")]),
+        ({}, FOLDER, [("a directory", "a file")]),
+        ({}, ["link", "0777", "root", "root", None], [("a link", "a file")]),
+        ({"content": "text"}, FILE, []),
+        ({"content": "other"}, FILE, [("content differs", "as declared")]),
+        ({"content": ""}, FILE, [("content differs", "as declared")]),
+        ({"mode": "0600"}, FILE, [("mode 0644", "0600")]),
+        ({"owner": "a", "group": "b"}, FILE, [("owner root", "a"), ("group root", "b")]),
+        ({"state": "absent"}, None, []),
+        ({"state": "absent"}, FILE, [("present", "absent")]),
+        ({"state": "directory"}, FOLDER, []),
+        ({"state": "directory"}, None, [("missing", "a directory")]),
+        ({"state": "directory", "mode": "0700"}, FOLDER, [("mode 0755", "0700")]),
+    ],
+)
+def test_files(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("files", {"path": "/etc/x", **entry}, found) == changes
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        (None, []),
+        ([], []),
+        (["a"], []),
+        (["c", "a", "b"], [("b is there", "removed"), ("c is there", "removed")]),
+    ],
+)
+def test_folders(found: Any, changes: Changes) -> None:
+    assert differences("folders", {"path": "/etc/x", "entries": ["a"]}, found) == changes
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "changes"),
+    [
+        ({"debug": True}, '{"debug": true, "other": 1}', []),
+        ({}, None, []),
+        ({"debug": True}, None, [("missing", "a file with the declared keys")]),
+        ({"debug": True}, "{}", [("debug: (not set) → true", "as declared")]),
+    ],
+)
+def test_json(settings: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("json", {"path": "/etc/x.json", "settings": settings}, found) == changes
+
+
+def test_broken_json_stops_the_survey_with_its_place() -> None:
+    with pytest.raises(_daemon_json.DaemonJsonError, match=r"/etc/x\.json.*line 1"):
+        differences("json", {"path": "/etc/x.json", "settings": {"debug": True}}, '{"debug": }')
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        ("b\nother\na\n", []),
+        ("a\n", [("1 of 2 lines missing", "all there")]),
+        # A line within a longer one is not that line.
+        ("aa\nbb\n", [("2 of 2 lines missing", "all there")]),
+        (None, [("2 of 2 lines missing", "all there")]),
+    ],
+)
+def test_lines(found: Any, changes: Changes) -> None:
+    assert differences("lines", {"path": "/etc/x", "lines": ["a", "b"]}, found) == changes
+
+
+BINARY = "base64:" + base64.b64encode(KEY).decode()
+ARMOURED = f"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{BINARY[7:]}\n-----END PGP"
+OTHER = "0" * 40
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "found", "changes"),
+    [
+        (FINGERPRINT, BINARY, []),
+        (FINGERPRINT, ARMOURED, []),
+        (FINGERPRINT, None, [("missing", f"the key {FINGERPRINT}")]),
+        (OTHER, BINARY, [(f"the key {FINGERPRINT}", OTHER)]),
+        (OTHER, "<html>", [("not an OpenPGP key (no armour)", f"the key {OTHER}")]),
+    ],
+)
+def test_keyrings(fingerprint: str, found: Any, changes: Changes) -> None:
+    entry = {"path": "/etc/apt/keyrings/x.asc", "fingerprint": fingerprint}
+    assert differences("keyrings", entry, found) == changes
+
+
+def state(file: str = "enabled", active: str = "active", needs_reload: bool = False) -> list[Any]:
+    return ["loaded", file, active, needs_reload, 100.0]
+
+
+ON = {"enabled": True, "active": True}
+OFF = {"enabled": False, "active": False}
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        (ON, state(), []),
+        (ON, state(active="activating"), []),
+        (ON, state(file="static"), []),
+        (ON, state(file="disabled"), [("disabled", "enabled")]),
+        (ON, state(file="masked"), [("masked", "enabled")]),
+        (ON, state(file=""), [("disabled", "enabled")]),
+        (ON, state(active="failed"), [("failed", "active")]),
+        (ON, None, [("missing", "a unit")]),
+        (ON, ["not-found", "", "inactive", False, 0.0], [("missing", "a unit")]),
+        (OFF, None, []),
+        (OFF, state("disabled", "inactive"), []),
+        (OFF, state(), [("enabled", "disabled"), ("active", "inactive")]),
+        ({}, state("disabled", "failed"), []),
+        (
+            {},
+            state(needs_reload=True),
+            [("its files changed since systemd read them", "read again")],
+        ),
+    ],
+)
+def test_units(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("units", {"name": "x.service", **entry}, found) == changes
+
+
+@pytest.mark.parametrize(("changed", "stale"), [(99.0, False), (101.0, True), (None, False)])
+def test_a_unit_must_have_read_its_files(changed: float | None, stale: bool) -> None:
+    entry = {"name": "x.service", "active": True, "since": ["/etc/x"]}
+    found = differences("units", entry, state(), mtimes={"/etc/x": changed})
+    assert found == ([("started before /etc/x changed", "started after it")] if stale else [])
+
+
+def test_a_stopped_unit_has_read_nothing_yet() -> None:
+    entry = {"name": "x.service", "active": False, "since": ["/etc/x"]}
+    stopped = state("disabled", "inactive")
+    assert differences("units", entry, stopped, mtimes={"/etc/x": 101.0}) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, [2000, []], []),
+        ({"gid": 2000}, [2000, []], []),
+        ({"gid": 2000}, [2001, []], [("gid 2001", "2000")]),
+        ({"gid": 0}, [1, []], [("gid 1", "0")]),
+        ({}, None, [("missing", "a group")]),
+    ],
+)
+def test_groups(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("groups", {"name": "lab", **entry}, found) == changes
+
+
+ALICE = [1500, 1500, "/home/alice", "/bin/bash"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, ALICE, []),
+        ({"uid": 1500, "home": "/home/alice", "shell": "/bin/bash"}, ALICE, []),
+        (
+            {"uid": 1, "home": "/data", "shell": "/bin/sh"},
+            ALICE,
+            [("uid 1500", "1"), ("home /home/alice", "/data"), ("shell /bin/bash", "/bin/sh")],
+        ),
+        ({}, None, [("missing", "a user")]),
+        ({"state": "absent"}, None, []),
+        ({"state": "absent"}, ALICE, [("present", "absent")]),
+    ],
+)
+def test_users(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("users", {"name": "alice", **entry}, found) == changes
+
+
+EVE_OUT = ("eve is a member", "no member, because nobody listed it")
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, [998, ["alice", "eve"]], []),
+        ({}, [998, []], [("alice is not a member", "a member")]),
+        ({}, None, [("alice is not a member", "a member")]),
+        ({"exclusive": True}, [998, ["alice"]], []),
+        ({"exclusive": True}, [998, ["alice", "eve"]], [EVE_OUT]),
+        ({"users": [], "exclusive": True}, None, []),
+    ],
+)
+def test_members(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert (
+        differences("members", {"group": "docker", "users": ["alice"], **entry}, found) == changes
+    )
+
+
+NEW, OLD = "a" * 64, "b" * 64
+OUTDATED = (f"context digest {OLD[:12]}", NEW[:12])
+
+
+@pytest.mark.parametrize(
+    ("found", "engine", "changes"),
+    [
+        (["sha256:1", {_owned.LABEL_DIGEST: NEW}], None, []),
+        (
+            ["sha256:1", {_owned.LABEL_DIGEST: OLD}],
+            None,
+            [(f"context digest {OLD[:12]}", NEW[:12])],
+        ),
+        (["sha256:1", {}], None, [("context digest none", NEW[:12])]),
+        (None, None, [("missing", "built")]),
+        (None, "connection refused", [("Docker does not answer", "built")]),
+    ],
+)
+def test_images(found: Any, engine: str | None, changes: Changes) -> None:
+    entry = {"reference": "slipway/x:cpu", "digest": NEW}
+    assert differences("images", entry, found, engine=engine) == changes
+
+
+def test_images_of_an_engine_that_did_not_answer_at_all() -> None:
+    owned = {"images": [{"reference": "slipway/x:cpu", "digest": NEW}]}
+    (found,) = _owned.differences(owned, {"engine": "connection refused"})
+    assert found.found == "Docker does not answer"
+
+
+def container(name: str = "web", state: str = "running", health: str = "", **marks: str) -> Any:
+    labels = {"io.slipway.config": "c1", "io.slipway.digest": NEW}
+    return [name, state, health, {**labels, **{f"io.slipway.{k}": v for k, v in marks.items()}}]
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        ([container()], []),
+        ([container(health="healthy")], []),
+        ([container(health="starting")], []),
+        ([], [("web is missing", "running")]),
+        ([container(state="exited")], [("web is exited", "running")]),
+        ([container(health="unhealthy")], [("web is unhealthy", "healthy")]),
+        ([container(config="c0")], [("web runs an older configuration", "the declared one")]),
+        ([container(digest=OLD)], [("web runs an older image", NEW[:12])]),
+        ([container(), container("db")], [("db is there", "removed")]),
+    ],
+)
+def test_projects(found: Any, changes: Changes) -> None:
+    entry = {"name": "api", "services": [{"name": "web", "config": "c1", "image": NEW}]}
+    assert differences("projects", entry, found) == changes
+
+
+def test_projects_of_an_engine_that_does_not_answer() -> None:
+    entry = {"name": "api", "services": []}
+    expected = [("Docker does not answer", "running")]
+    assert differences("projects", entry, [], engine="connection refused") == expected
+
+
+def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -> None:
+    entry = {"name": "api", "services": [{"name": "web", "config": "c1"}]}
+    assert differences("projects", entry, [container(digest=OLD)]) == []
+
+
+# All kinds together.
+
+
+def test_every_kind_is_documented() -> None:
+    assert _owned.__doc__ is not None
+    rows = {line.split()[0] for line in _owned.__doc__.splitlines() if line[:1].isalpha()}
+    assert set(_owned.KINDS) <= rows
+
+
+def test_one_question_covers_all_statements_each_thing_once() -> None:
+    one: dict[str, Any] = {
+        "units": [{"name": "docker.service", "since": ["/etc/docker/daemon.json"]}],
+        "json": [{"path": "/etc/docker/daemon.json", "settings": {}}],
+        "refused": [],
+    }
+    other: dict[str, Any] = {
+        "keyrings": [{"path": "/etc/apt/keyrings/x.asc", "fingerprint": ""}],
+        "members": [{"group": "docker", "users": []}],
+        "groups": [{"name": "docker"}, {"name": "lab"}],
+    }
+    assert _owned.question([one, other]) == {
+        "groups": ["docker", "lab"],
+        "mtimes": ["/etc/docker/daemon.json"],
+        "texts": ["/etc/apt/keyrings/x.asc", "/etc/docker/daemon.json"],
+        "units": ["docker.service"],
+    }
+
+
+def test_the_probe_answers_every_kind_of_question() -> None:
+    assert _probe.__doc__ is not None
+    for how in _owned.KINDS.values():
+        assert f"``{how.asks}``" in _probe.__doc__
+
+
+def test_differences_come_in_the_order_in_which_they_are_stated() -> None:
+    owned = {
+        "groups": [{"name": "b"}, {"name": "a"}],
+        "packages": [{"name": "c"}],
+    }
+    answer = {"groups": {"a": None, "b": None}, "packages": {"c": None}}
+    assert [one.name for one in _owned.differences(owned, answer)] == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("owned", "problem"),
+    [
+        ({"pakages": []}, "role web states owned 'pakages', which is none of files, folders"),
+        ({"packages": [{"version": "1"}]}, "role web: a packages entry lacks 'name'"),
+        ({"images": [{"digest": "d"}]}, "role web: a images entry lacks 'reference'"),
+    ],
+)
+def test_a_statement_of_another_form_is_refused(owned: dict[str, Any], problem: str) -> None:
+    with pytest.raises(_owned.OwnedStateError, match=problem):
+        _owned.check("web", owned)
+
+
+def test_a_sound_statement_is_accepted() -> None:
+    sound: dict[str, Any] = {"packages": [{"name": "a"}], "refused": ["because"]}
+    _owned.check("web", sound)
+
+
+def test_a_difference_reads_as_a_sentence() -> None:
+    difference = Difference("units", "docker.service", "inactive", "active")
+    assert str(difference) == "units docker.service: inactive, should be active"

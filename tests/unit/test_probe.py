@@ -1,0 +1,375 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The probe: what it says of files, packages, units, people and containers that are there."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import grp
+import hashlib
+import http.server
+import json
+import os
+import pwd
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+
+STATUS = """\
+Package: docker.io
+Status: hold ok installed
+Priority: optional
+Version: 26.1.5+dfsg1-9+b9
+Description: Linux container runtime
+ Package: iptables
+
+Package: docker.io-doc
+Status: deinstall ok config-files
+Version: 1.0
+
+Package: iptables
+Status: install ok installed
+Version: 1.8.11-2
+"""
+DEBIAN_13 = 'ID=debian\nVERSION_ID="13"\nVERSION_CODENAME=trixie\n'
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder in which the probe finds what it reads of the system."""
+    monkeypatch.setattr(_probe, "read", read_below(tmp_path))
+    write(tmp_path, "/var/lib/dpkg/status", STATUS)
+    write(tmp_path, "/etc/os-release", DEBIAN_13)
+    return tmp_path
+
+
+def read_below(root: Path) -> Any:
+    read = _probe.read
+    return lambda path: read(f"{root}{path}")
+
+
+def write(root: Path, path: str, text: str) -> None:
+    file = root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_packages_are_found_by_their_whole_name(root: Path) -> None:
+    assert _probe.dpkg(["docker.io", "docker.io-doc", "iptables", "docker"]) == {
+        "docker.io": ["hold", "installed", "26.1.5+dfsg1-9+b9"],
+        "docker.io-doc": ["deinstall", "config-files", "1.0"],
+        "iptables": ["install", "installed", "1.8.11-2"],
+        "docker": None,
+    }
+
+
+def test_a_host_without_dpkg_has_no_packages(tmp_path: Path, root: Path) -> None:
+    (root / "var/lib/dpkg/status").unlink()
+    assert _probe.dpkg(["bash"]) == {"bash": None}
+
+
+def test_files(tmp_path: Path) -> None:
+    file, folder, link = tmp_path / "file", tmp_path / "folder", tmp_path / "link"
+    file.write_text("text")
+    file.chmod(0o640)
+    folder.mkdir(mode=0o750)
+    link.symlink_to(file)
+    me, mine = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(folder.stat().st_gid).gr_name
+    digest = hashlib.sha256(b"text").hexdigest()
+    assert _probe.file_state(str(file)) == ["file", "0640", me, mine, digest]
+    assert _probe.file_state(str(folder)) == ["directory", "0750", me, mine, None]
+    assert (_probe.file_state(str(link)) or [])[0] == "link"
+    assert _probe.file_state(str(tmp_path / "none")) is None
+    assert _probe.file_state("/dev/null") == ["other", "0666", "root", "root", None]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to somebody unknown")
+def test_an_unknown_owner_is_told_by_number(tmp_path: Path) -> None:
+    os.chown(tmp_path, 54321, 54322)
+    assert (_probe.file_state(str(tmp_path)) or [])[2:4] == ["54321", "54322"]
+
+
+def test_names_times_and_texts(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("ä")
+    (tmp_path / "a").write_bytes(b"\xff\x00")
+    os.utime(tmp_path / "b", (1.5, 1.5))
+    missing = str(tmp_path / "none")
+    assert _probe.names_in(str(tmp_path)) == ["a", "b"]
+    assert _probe.names_in(missing) is None
+    assert _probe.mtime(str(tmp_path / "b")) == 1.5
+    assert _probe.mtime(missing) is None
+    assert _probe.text(str(tmp_path / "b")) == "ä"
+    assert _probe.text(str(tmp_path / "a")) == "base64:" + base64.b64encode(b"\xff\x00").decode()
+    assert _probe.text(missing) is None
+    assert _probe.text(str(tmp_path)) is None
+
+
+# systemctl answers in its own order of properties, and in blocks parted by an empty line.
+SYSTEMCTL = """#!/bin/sh
+cat <<'END'
+LoadState=loaded
+ActiveState=active
+UnitFileState=enabled
+NeedDaemonReload=no
+StateChangeTimestampMonotonic=2500000
+
+StateChangeTimestampMonotonic=0
+LoadState=not-found
+ActiveState=inactive
+UnitFileState=
+NeedDaemonReload=yes
+END
+"""
+
+
+def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "systemctl"
+    command.write_text(SYSTEMCTL)
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = _probe.units(["docker.service", "none.service"])
+    assert found["docker.service"][:4] == ["loaded", "enabled", "active", False]
+    booted = time.time() - time.monotonic()
+    assert found["docker.service"][4] == pytest.approx(booted + 2.5, abs=1)
+    assert found["none.service"][:4] == ["not-found", "", "inactive", True]
+
+
+def test_a_host_without_systemd_has_no_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _probe.units(["docker.service"]) == {"docker.service": None}
+
+
+def test_users_and_groups_of_this_machine() -> None:
+    root = pwd.getpwnam("root")
+    assert _probe.users(["root", "nobody-has-this-name"]) == {
+        "root": [0, 0, root.pw_dir, root.pw_shell],
+        "nobody-has-this-name": None,
+    }
+    groups = _probe.groups(["root", "nobody-has-this-name"])
+    assert groups["root"][0] == 0
+    assert groups["nobody-has-this-name"] is None
+
+
+# The engine, by its socket.
+
+IMAGES = [
+    {
+        "Id": "sha256:1",
+        "RepoTags": ["slipway/iris-api:cpu", "slipway/iris-api:old"],
+        "Labels": {"io.slipway.digest": "d1", "maintainer": "somebody"},
+    },
+    {"Id": "sha256:2", "RepoTags": None, "Labels": None},
+]
+
+
+def container(project: str, service: str, status: str = "Up 2 hours", **labels: str) -> Any:
+    marks = {"com.docker.compose.project": project, "com.docker.compose.service": service}
+    return {"State": "running", "Status": status, "Labels": {**marks, **labels}}
+
+
+CONTAINERS = [
+    container("iris-api", "iris-api", "Up 2 hours (healthy)", **{"io.slipway.config": "c1"}),
+    container("iris-api", "db", "Up 3 seconds (health: starting)"),
+    container("iris-api", "worker", "Up 1 hour (unhealthy)"),
+    container("somebody-else", "web"),
+]
+
+
+class Engine(http.server.BaseHTTPRequestHandler):
+    """Answers what the probe asks of a Docker Engine."""
+
+    answers: Mapping[str, Any] = {"/images/json": IMAGES, "/containers/json": CONTAINERS}
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        answer = self.answers.get(urllib.parse.urlsplit(self.path).path)
+        self.send_response(200 if answer else 500)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer or {"message": "no"}).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Engine]]:
+    address = str(tmp_path / "docker.sock")
+    monkeypatch.setattr(_probe, "DOCKER_SOCKET", address)
+    monkeypatch.setattr(Engine, "asked", [])
+    with socketserver.UnixStreamServer(address, Engine) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield Engine
+        server.shutdown()
+        thread.join()
+
+
+def test_images_are_found_by_any_of_their_tags(engine: type[Engine]) -> None:
+    assert _probe.images(["slipway/iris-api:cpu", "slipway/none:cpu"]) == {
+        "slipway/iris-api:cpu": ["sha256:1", {"io.slipway.digest": "d1"}],
+        "slipway/none:cpu": None,
+    }
+
+
+def test_containers_of_all_projects_come_by_one_question(engine: type[Engine]) -> None:
+    found = _probe.projects(["iris-api", "other"])
+    assert found["other"] == []
+    assert [entry[:3] for entry in found["iris-api"]] == [
+        ["iris-api", "running", "healthy"],
+        ["db", "running", "starting"],
+        ["worker", "running", "unhealthy"],
+    ]
+    assert found["iris-api"][0][3] == {
+        "com.docker.compose.service": "iris-api",
+        "io.slipway.config": "c1",
+    }
+    (asked,) = engine.asked
+    # Stopped ones count as well.
+    assert "all=1" in asked
+
+
+def test_an_engine_that_is_not_there_is_told_and_the_rest_is_answered(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "DOCKER_SOCKET", str(root / "none.sock"))
+    answer = _probe.answer({"images": ["a"], "projects": ["b"], "packages": ["iptables"]})
+    assert "No such file" in answer["engine"]
+    assert answer["packages"] == {"iptables": ["install", "installed", "1.8.11-2"]}
+
+
+def test_an_engine_that_refuses_is_told(
+    engine: type[Engine], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "answers", {})
+    assert _probe.answer({"images": ["a"]})["engine"] == "Docker answered 500"
+
+
+# What the host is.
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        (DEBIAN_13, ("Debian", "13", "13", "trixie")),
+        (
+            "NAME='Ubuntu'\nID=ubuntu\nVERSION_ID='24.04'\nVERSION_CODENAME=noble\n",
+            ("Ubuntu", "24.04", "24", "noble"),
+        ),
+        ("ID=debian\nVERSION_CODENAME=forky\n", ("Debian", "forky", "forky", "forky")),
+        ("ID=fedora\nVERSION_ID=44\n", ("fedora", "44", "44", "")),
+        ("", ("", "", "", "")),
+    ],
+    ids=["debian", "ubuntu", "testing", "another", "none"],
+)
+def test_what_the_host_is(root: Path, release: str, expected: tuple[str, ...]) -> None:
+    write(root, "/etc/os-release", release)
+    facts = _probe.host_facts()
+    keys = ("", "_version", "_major_version", "_release")
+    assert tuple(facts[f"distribution{key}"] for key in keys) == expected
+    assert facts["architecture"] == os.uname().machine
+    assert facts["root"] == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "package"),
+    [
+        (STATUS, "docker.io"),
+        (STATUS.replace("Package: docker.io\n", "Package: docker-ce\n"), "docker-ce"),
+        (STATUS.replace("hold ok installed", "deinstall ok config-files"), ""),
+        ("", ""),
+    ],
+    ids=["distribution", "vendor", "removed", "none"],
+)
+def test_which_package_holds_the_engine(root: Path, status: str, package: str) -> None:
+    write(root, "/var/lib/dpkg/status", status)
+    assert _probe.host_facts()["docker_package"] == package
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers with the status that the path names."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "reached"), [(200, True), (404, True), (403, False), (407, False), (503, False)]
+)
+def test_a_servers_answer_counts_and_a_proxys_refusal_does_not(
+    web: str, status: int, reached: bool
+) -> None:
+    assert _probe.reachable([f"{web}/{status}"], 5) == {f"{web}/{status}": reached}
+
+
+def test_what_does_not_answer_is_out_of_reach() -> None:
+    urls = ["http://127.0.0.1:1/", "file:///does/not/exist", "no address"]
+    assert _probe.reachable(urls, 1) == dict.fromkeys(urls, False)
+
+
+def test_addresses_are_tried_only_where_no_engine_is_installed(root: Path, web: str) -> None:
+    url = f"{web}/200?{{distribution}}"
+    assert "reachable" not in _probe.answer({"reach": [url]})["facts"]
+    write(root, "/var/lib/dpkg/status", "")
+    reachable = _probe.answer({"reach": [f"{web}/404"]})["facts"]["reachable"]
+    assert reachable == {f"{web}/404": True}
+
+
+def test_an_address_may_name_the_distribution(root: Path) -> None:
+    write(root, "/var/lib/dpkg/status", "")
+    facts = _probe.answer({"reach": ["file:///no/{distribution}"]})["facts"]
+    assert list(facts["reachable"]) == ["file:///no/debian"]
+
+
+# How it is sent.
+
+
+def test_it_answers_as_a_script_without_the_sites_packages() -> None:
+    assert _probe.__file__ is not None
+    source = Path(_probe.__file__).read_text()
+    question = {"users": ["root"], "files": ["/"]}
+    script = f"{source}\nprint(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-"], input=script, capture_output=True, text=True, check=True
+    )
+    answer = json.loads(done.stdout)
+    assert answer["users"]["root"][0] == 0
+    assert answer["files"]["/"][0] == "directory"
+    assert answer["engine"] is None
+
+
+def test_what_is_not_asked_is_not_looked_at(root: Path) -> None:
+    assert set(_probe.answer({})) == {"facts", "engine"}
+
+
+def test_it_can_be_read_by_the_oldest_python_of_a_host() -> None:
+    assert _probe.__file__ is not None
+    ast.parse(Path(_probe.__file__).read_text(), feature_version=(3, 9))

@@ -1,0 +1,76 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tables that a person reads and the exit status that a script reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _report
+
+UNIT = {"kind": "units", "name": "docker.service", "found": "inactive", "expected": "active"}
+GROUP = {"kind": "groups", "name": "lab", "found": "missing", "expected": "a group"}
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"status": "as declared", "differences": {}, "urls": {}, "notes": [], **changes}
+
+
+DRIFT = entry(status="drift", differences={"docker_engine": [UNIT], "user_access": [GROUP, GROUP]})
+DOWN = entry(status="unreachable", error="ssh: connect to host gpu02: timed out")
+
+
+def lines(*text: str) -> str:
+    return "\n".join(text)
+
+
+def test_the_plan_has_a_row_for_each_difference_in_the_order_of_hosts() -> None:
+    assert _report.plan({"gpu02": DOWN, "gpu01": DRIFT, "a": entry()}) == lines(
+        "HOST   ROLE           WHAT WOULD CHANGE",
+        "a      -              as declared",
+        "gpu01  docker_engine  units docker.service: inactive -> active",
+        "gpu01  user_access    groups lab: missing -> a group",
+        "gpu01  user_access    groups lab: missing -> a group",
+        "gpu02  unreachable    ssh: connect to host gpu02: timed out",
+    )
+
+
+def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
+    report = {
+        "gpu01": {
+            **DRIFT,
+            "status": "changed",
+            "urls": {"iris-api": "http://gpu01:5000/predict"},
+            "notes": ["reboot when you like"],
+        },
+        "gpu02": DOWN,
+        "a": entry(),
+    }
+    assert _report.summary(report) == lines(
+        "HOST   RESULT       WHERE IT DIFFERED BEFORE",
+        "a      as declared  -",
+        "gpu01  changed      docker_engine (1), user_access (2)",
+        "gpu02  unreachable  ssh: connect to host gpu02: timed out",
+        "gpu01: reboot when you like",
+        "iris-api: http://gpu01:5000/predict",
+    )
+
+
+@pytest.mark.parametrize(
+    ("report", "status"),
+    [
+        ({}, _report.EXIT_CLEAN),
+        ({"a": entry()}, _report.EXIT_CLEAN),
+        ({"a": entry(), "b": DRIFT}, _report.EXIT_DRIFT),
+        ({"a": DRIFT, "b": DOWN}, _report.EXIT_ERROR),
+        ({"a": entry(status="failed", error="no")}, _report.EXIT_ERROR),
+    ],
+    ids=["no host", "as declared", "drift", "unreachable", "failed"],
+)
+def test_exit_status(report: dict[str, Any], status: int) -> None:
+    assert _report.exit_status(report) == status
+
+
+def test_the_last_column_runs_free() -> None:
+    assert _report.table([("a", "long " * 9 + "x")], ("H", "W")).endswith("x")
