@@ -177,3 +177,61 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
     assert run.changed()
     assert converged.plan() == (0, set())
     assert predict(converged) == {"prediction": "virginica"}
+
+
+BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
+    "a misspelt variable": (
+        {"docker_engine_sorce": "docker"},
+        "docker_engine_sorce; did you mean docker_engine_source",
+    ),
+    "an unknown key": (
+        {"user_access_users": [{"name": "a", "dokcer": True}]},
+        "unknown key user_access_users.dokcer",
+    ),
+    "a wrong type": ({"docker_engine_hold": "perhaps"}, "docker_engine_hold"),
+    "an impossible choice": ({"ml_catalogue_variant": "xpu"}, "must be one of: auto, cpu, gpu"),
+    "an unknown image": ({"ml_images_names": ["iris-apu"]}, "did you mean 'iris-api'"),
+    "an unknown port": (
+        {"ml_services_projects": [{"name": "iris-api", "ports": {"htp": 80}}]},
+        "no port named htp; it has api",
+    ),
+    "docker as a plain group": (
+        {"user_access_users": [{"name": "a", "groups": ["docker"]}]},
+        "write 'docker: true'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("variables", "words"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_refused_before_the_first_change(
+    converged: Site, variables: dict[str, Any], words: str
+) -> None:
+    run = converged.run("site.yml", **variables)
+    assert run.status == "failed"
+    assert words in run.output
+    assert "Traceback" not in run.output
+    assert run.changed() == set()
+
+
+def test_broken_json_on_the_host_is_refused_and_kept(converged: Site) -> None:
+    broken = '{"debug": tru}'
+    good = converged.on("cat /etc/docker/daemon.json")
+    converged.on(f"printf '%s' '{broken}' > /etc/docker/daemon.json")
+    run = converged.run("site.yml")
+    assert run.status == "failed"
+    assert "/etc/docker/daemon.json is not valid JSON: line 1, column 11" in run.output
+    assert run.changed() == set()
+    assert converged.on("cat /etc/docker/daemon.json") == broken
+    converged.on(f"printf '%s\\n' '{good}' > /etc/docker/daemon.json")
+    converged.converge()
+
+
+def test_user_keys_of_daemon_json_survive(converged: Site) -> None:
+    converged.on(
+        "python3 -c \"import json; p='/etc/docker/daemon.json'; d=json.load(open(p));"
+        "d['labels']=['rack=7']; json.dump(d, open(p, 'w'))\""
+    )
+    converged.converge()
+    settings = json.loads(converged.on("cat /etc/docker/daemon.json"))
+    assert settings["labels"] == ["rack=7"]
+    assert settings["log-opts"]["max-size"] == "50m"

@@ -5,13 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible import constants as C
-from ansible.errors import AnsibleActionFail
-from ansible.parsing.dataloader import DataLoader
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
 from ansible_collections.slipway.host.plugins.module_utils import (
@@ -19,41 +16,17 @@ from ansible_collections.slipway.host.plugins.module_utils import (
     _image_index,
     _owned,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str", "required": True},
     "enabled": {"type": "bool", "default": True},
 }
-ROLES_PATH: list[str] = C.config.get_config_value("DEFAULT_ROLES_PATH")
 GROUP = "slipway_drift"
 # A host whose facts change between two questions changes while it is asked.
 ATTEMPTS = 3
 
-Vars = dict[str, Any]
-
-
-@cache
-def role_variables(role: str) -> tuple[Path, Vars, Vars]:
-    """Return the folder, the defaults and the vars of a role, with those of its dependencies."""
-    for folder in ROLES_PATH:
-        path = Path(folder) / role
-        if path.is_dir():
-            break
-    else:
-        raise AnsibleActionFail(f"there is no role '{role}' in {', '.join(ROLES_PATH)}")
-
-    def load(name: str) -> Vars:
-        file = path / name / "main.yml"
-        if not file.is_file():
-            return {}
-        return dict(DataLoader().load_from_file(str(file), trusted_as_template=True) or {})
-
-    defaults, own = load("defaults"), load("vars")
-    for dependency in load("meta").get("dependencies", []):
-        _path, its_defaults, its_vars = role_variables(dependency["role"])
-        defaults, own = {**its_defaults, **defaults}, {**its_vars, **own}
-    return path, defaults, own
+Vars = _roles.Vars
 
 
 def warm() -> None:
@@ -62,9 +35,9 @@ def warm() -> None:
     Ansible imports this file there and forks a worker for each host: what is read here is read
     once a run, not once a host.
     """
-    for folder in ROLES_PATH:
-        for variables in Path(folder).glob("*/vars/main.yml"):
-            role_variables(variables.parent.parent.name)
+    for role in _roles.all_names():
+        _roles.load(role)
+    for folder in _roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():
             _image_index.fingerprint(catalogue)
@@ -92,6 +65,7 @@ class ActionModule(ActionBase):
         facts = variables.get("ansible_facts", {}).get("slipway")
         answer: _owned.Answer = {}
         owned: dict[str, Mapping[str, Any]] = {}
+        self._check_input(variables, roles)
         for _attempt in range(ATTEMPTS):
             if facts is None:
                 reach = self._templated(variables, roles, "reach", {})
@@ -138,19 +112,32 @@ class ActionModule(ActionBase):
     def _templated(self, variables: Vars, roles: list[str], what: str, facts: Any) -> Vars:
         """Return ``__<role>_<what>`` of each role as the role itself would see it."""
         found: Vars = {}
-        for role in roles:
-            path, defaults, own = role_variables(role)
-            name = f"__{role}_{what}"
-            if name not in own:
-                if what == "owned":
-                    raise AnsibleActionFail(f"role {role} states no {name} in its vars/main.yml")
-                continue
-            ansible_facts = {**variables.get("ansible_facts", {}), "slipway": facts}
-            scope = {**defaults, **variables, **own, "ansible_facts": ansible_facts}
-            scope["role_path"] = str(path)
-            templar = self._templar.copy_with_new_env(available_variables=scope)
-            found[role] = templar.template(own[name])
+        for role in map(_roles.load, roles):
+            name = f"__{role.name}_{what}"
+            if name in role.own:
+                templar = self._templar.copy_with_new_env(
+                    available_variables=role.scope(variables, facts)
+                )
+                try:
+                    found[role.name] = templar.template(role.own[name])
+                except AnsibleError as error:
+                    raise AnsibleActionFail(f"role {role.name}: {innermost(error)}") from None
+            elif what == "owned":
+                raise AnsibleActionFail(f"role {role.name} states no {name} in its vars/main.yml")
         return found
+
+    def _check_input(self, variables: Vars, roles: list[str]) -> None:
+        """Fail where the inventory says what no role understands, before the host is asked."""
+        loaded = [_roles.load(role) for role in roles]
+        found = list(_roles.misspelt(variables, loaded))
+        for role in loaded:
+            given = {name: variables[name] for name in role.options if name in variables}
+            if given:
+                scope = role.scope(variables, variables.get("ansible_facts", {}).get("slipway"))
+                templar = self._templar.copy_with_new_env(available_variables=scope)
+                found += _roles.wrong(role, {k: templar.template(v) for k, v in given.items()})
+        if found:
+            raise AnsibleActionFail("; ".join(dict.fromkeys(found)) + ". Nothing was changed.")
 
     def _join_group(self, result: dict[str, Any]) -> None:
         """Put the host into the group of hosts that the next plays act on."""
@@ -158,6 +145,13 @@ class ActionModule(ActionBase):
         result.update(add_group=GROUP, parent_groups=["all"])
         if hasattr(self, "add_group"):  # 2.21 and later
             self.add_group(GROUP, parent_group_names=["all"])
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return the error that the others were raised from: the one that says what to do."""
+    while error.__cause__:
+        error = error.__cause__
+    return error
 
 
 def same_host(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -1,0 +1,147 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lock files of the catalogue: what they pin, what moved, and where PyTorch comes from.
+
+PRIVATE to the collection. Runs on the controller.
+
+A lock is what `uv pip compile --universal --generate-hashes` writes: one pin a paragraph, with a
+marker where it does not hold everywhere. An image that stands on another of the catalogue locks
+only what it adds, so that a package has one pin in a line of images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+TORCH_FAMILY = frozenset({"torch", "torchvision", "torchaudio"})
+"""Compiled against each other: all of them from one index, or none works."""
+
+# What PyPI's torch carries along, and CPU wheels have no use for.
+_CUDA = re.compile(r"nvidia-|cuda-|triton$")
+_CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(-cu\d+)?$")
+_PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>\S+)(?: ; (?P<marker>.+?))? *\\?$")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One package of a lock: the version for where the marker holds, everywhere if it is empty."""
+
+    name: str
+    version: str
+    marker: str
+    text: str = field(repr=False)
+    """The whole paragraph, hashes included."""
+
+    def __str__(self) -> str:
+        """Return the requirement without its hashes."""
+        marker = f" ; {self.marker}" if self.marker else ""
+        return f"{self.name}=={self.version}{marker}"
+
+
+def normalised(name: str) -> str:
+    """Return a project's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@lru_cache(maxsize=64)
+def read_pins(text: str) -> tuple[Pin, ...]:
+    """Return the pins of a lock, in its order; other lines are passed over."""
+    paragraphs: list[list[str]] = []
+    for line in text.splitlines():
+        if _PIN.match(line):
+            paragraphs.append([line])
+        elif paragraphs and line[:1].isspace() and not line.lstrip().startswith("#"):
+            paragraphs[-1].append(line)
+    pins = []
+    for lines in paragraphs:
+        found = _PIN.match(lines[0])
+        assert found is not None
+        name, marker = normalised(found["name"]), found["marker"] or ""
+        pins.append(Pin(name, found["version"], marker, "\n".join(lines) + "\n"))
+    return tuple(pins)
+
+
+def wished_names(text: str) -> Iterator[str]:
+    """Yield the normalised project name of each line of a `.in` file that requires one."""
+    for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", text, flags=re.MULTILINE):
+        yield normalised(name)
+
+
+def write_pins(pins: Iterable[Pin]) -> str:
+    """Return the text of a lock with these pins."""
+    return "".join(pin.text for pin in pins)
+
+
+def additions(pins: Iterable[Pin], below: Iterable[Pin]) -> list[Pin]:
+    """Return the pins that the images below do not have already, word for word."""
+    there = {str(pin) for pin in below}
+    return [pin for pin in pins if str(pin) not in there]
+
+
+def on_cpu_wheels(text: str, torch_lock: str) -> str:
+    """Return a lock in which PyTorch comes from `torch_lock` and CUDA is left out.
+
+    Members of PyTorch's family that `torch_lock` does not have are left out as well: built for
+    CUDA, they would not load. A lock that has nothing to do with PyTorch stays as it is.
+    """
+    pins = read_pins(text)
+    kept = [p for p in pins if p.name not in TORCH_FAMILY and not _CUDA.match(p.name)]
+    if len(kept) == len(pins):
+        return text
+    named = {pin.name for pin in pins}
+    wheels = [pin for pin in read_pins(torch_lock) if pin.name in named]
+    return write_pins(sorted([*kept, *wheels], key=lambda pin: (pin.name, pin.marker)))
+
+
+def version_for(pins: Iterable[Pin], name: str, python: str) -> str | None:
+    """Return the version of a package on Linux under a release of Python, such as `3.13`."""
+    # A dependency of ansible-core, and slow to import.
+    from packaging.markers import Marker
+
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "os_name": "posix",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    for pin in pins:
+        if pin.name == name and (not pin.marker or Marker(pin.marker).evaluate(environment)):
+            return pin.version
+    return None
+
+
+def cuda_release(pins: Iterable[Pin]) -> str | None:
+    """Return the release of CUDA that pinned packages bring along, such as `13.2`, or None."""
+    for pin in pins:
+        if _CUDA_RUNTIME.match(pin.name):
+            return ".".join(pin.version.split(".")[:2])
+    return None
+
+
+def moved(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
+    """Say what differs between two locks, a line for each package, in words."""
+    old, new = _versions(before), _versions(after)
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old:
+            lines.append(f"{name}: new, {new[name]}")
+        elif name not in new:
+            lines.append(f"{name}: gone, was {old[name]}")
+        elif old[name] != new[name]:
+            lines.append(f"{name}: {old[name]} -> {new[name]}")
+    return lines
+
+
+def _versions(pins: Sequence[Pin]) -> Mapping[str, str]:
+    """Return the version, or versions, that a lock has of each package."""
+    versions: dict[str, list[str]] = {}
+    for pin in pins:
+        versions.setdefault(pin.name, []).append(pin.version)
+    return {name: " / ".join(dict.fromkeys(found)) for name, found in versions.items()}

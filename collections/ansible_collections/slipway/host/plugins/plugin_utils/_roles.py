@@ -1,0 +1,106 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The project's roles as data: defaults, vars and argument specs, without running them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.errors import UnsupportedError
+from ansible.parsing.dataloader import DataLoader
+
+Vars = dict[str, Any]
+
+ROLES_PATH: list[str] = C.config.get_config_value("DEFAULT_ROLES_PATH")
+
+
+@dataclass(frozen=True)
+class Role:
+    """One role with what it inherits from its dependencies.
+
+    ``defaults`` and ``own`` are its default and its own variables, not templated; ``options`` are
+    the public ones as ``meta/argument_specs.yml`` declares them.
+    """
+
+    name: str
+    path: Path
+    defaults: Vars
+    own: Vars
+    options: Vars
+    dependencies: tuple[str, ...]
+
+    def scope(self, variables: Mapping[str, Any], facts: Any) -> Vars:
+        """Return the variables as the role would see them, in Ansible's order of precedence."""
+        ansible_facts = {**variables.get("ansible_facts", {}), "slipway": facts}
+        own = {**self.own, "ansible_facts": ansible_facts, "role_path": str(self.path)}
+        return {**self.defaults, **variables, **own}
+
+
+@cache
+def load(name: str) -> Role:
+    """Return a role; each is read once a process.  Raise AnsibleActionFail where there is none."""
+    for folder in ROLES_PATH:
+        path = Path(folder) / name
+        if path.is_dir():
+            break
+    else:
+        raise AnsibleActionFail(f"there is no role '{name}' in {', '.join(ROLES_PATH)}")
+
+    def read(file: Path) -> Vars:
+        if not file.is_file():
+            return {}
+        return dict(DataLoader().load_from_file(str(file), trusted_as_template=True) or {})
+
+    defaults = read(path / "defaults" / "main.yml")
+    own = read(path / "vars" / "main.yml")
+    specs = read(path / "meta" / "argument_specs.yml").get("argument_specs", {})
+    options = dict(specs.get("main", {}).get("options") or {})
+    needs = read(path / "meta" / "main.yml").get("dependencies", [])
+    for dependency in needs:
+        base = load(str(dependency["role"]))
+        defaults, own = {**base.defaults, **defaults}, {**base.own, **own}
+        options = {**base.options, **options}
+    return Role(name, path, defaults, own, options, tuple(str(need["role"]) for need in needs))
+
+
+def all_names() -> list[str]:
+    """Return the names of the roles that are there."""
+    found = (folder for root in ROLES_PATH for folder in Path(root).glob("*/meta/main.yml"))
+    return sorted(file.parent.parent.name for file in found)
+
+
+def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
+    """Yield a sentence for each of VARIABLES that is named like a role's but is none of its own.
+
+    Ansible itself takes a misspelt variable for one that nobody reads.
+    """
+    owners = {role.name: role for role in roles}
+    for role in list(owners.values()):
+        owners.update({need: load(need) for need in role.dependencies})
+    for name in sorted(variables):
+        owner = max((role for role in owners if name.startswith(f"{role}_")), key=len, default=None)
+        if owner is None or name in owners[owner].options:
+            continue
+        near = difflib.get_close_matches(name, owners[owner].options, n=1)
+        known = ", ".join(sorted(owners[owner].options))
+        hint = f"did you mean {near[0]}" if near else f"it has {known}"
+        yield f"role {owner} has no variable {name}; {hint}"
+
+
+def wrong(role: Role, values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with VALUES of the role's variables, by its argument spec."""
+    spec = {name: role.options[name] for name in values}
+    errors = ArgumentSpecValidator(spec).validate(dict(values)).errors
+    return [
+        f"role {role.name}: {'unknown key ' if isinstance(error, UnsupportedError) else ''}"
+        f"{error.msg.rstrip('.')}"
+        for error in errors
+    ]
