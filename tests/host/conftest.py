@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,15 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway_state impo
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = "pytest-site"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk alice"
+DECLARED: dict[str, Any] = {
+    "ml_services_publish": "0.0.0.0",
+    "user_access_groups": [{"name": "research"}],
+    "user_access_users": [
+        {"name": "alice", "docker": True, "groups": ["research"], "keys": [KEY]},
+        {"name": "bob"},
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -127,5 +137,28 @@ def group() -> Iterator[Group]:
 
 @pytest.fixture(scope="session")
 def site(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A fresh host; the tests of a file use it in the order in which they stand there."""
+    """A fresh host."""
     return Site(group.ensure(HostSpec("site-1")), tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def converged(site: Site) -> Site:
+    """The site after its first run; a test that changes it must bring it back."""
+    site.declare(**DECLARED)
+    before = site.on("dpkg --get-selections | sha256sum; ls /etc")
+    checked = site.run("site.yml", "--check", "--diff")
+    assert checked.status == "successful", checked.output
+    assert not checked.stats["failures"] and not checked.stats["ignored"]
+    assert site.on("dpkg --get-selections | sha256sum; ls /etc") == before
+    site.converge()
+    return site
+
+
+def predict(site: Site) -> Any:
+    request = urllib.request.Request(
+        f"http://{site.host.address}:5000/predict",
+        data=b'{"length": 5.1, "width": 2.4}',
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)

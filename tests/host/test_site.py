@@ -9,50 +9,17 @@ survey say what they change.
 from __future__ import annotations
 
 import json
-import urllib.request
 from typing import Any
 
 import pytest
 
-from tests.host.conftest import Site
+from tests.host.conftest import Site, predict
 
 pytestmark = pytest.mark.host
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk alice"
-DECLARED: dict[str, Any] = {
-    "ml_services_publish": "0.0.0.0",
-    "user_access_groups": [{"name": "research"}],
-    "user_access_users": [
-        {"name": "alice", "docker": True, "groups": ["research"], "keys": [KEY]},
-        {"name": "bob"},
-    ],
-}
 COMPOSE = "/etc/slipway/services/iris-api/compose.yaml"
 IMAGE = "slipway/iris-api:cpu"
 Named = set[tuple[str, str, str]]
-
-
-@pytest.fixture(scope="module")
-def converged(site: Site) -> Site:
-    """The site after its first run, which starts with check mode on the bare host."""
-    site.declare(**DECLARED)
-    before = site.on("dpkg --get-selections | sha256sum; ls /etc")
-    checked = site.run("site.yml", "--check", "--diff")
-    assert checked.status == "successful", checked.output
-    assert not checked.stats["failures"] and not checked.stats["ignored"]
-    assert site.on("dpkg --get-selections | sha256sum; ls /etc") == before
-    site.converge()
-    return site
-
-
-def predict(site: Site) -> Any:
-    request = urllib.request.Request(
-        f"http://{site.host.address}:5000/predict",
-        data=b'{"length": 5.1, "width": 2.4}',
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
 
 
 def start_times(site: Site) -> str:
@@ -101,7 +68,8 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         {("ml_services", "folders", "/etc/slipway/services")},
     ),
     "a key of daemon.json changed": (
-        "sed -i s/50m/1m/ /etc/docker/daemon.json && systemctl reset-failed docker && systemctl restart docker",
+        "sed -i s/50m/1m/ /etc/docker/daemon.json;"
+        "systemctl reset-failed docker; systemctl restart docker",
         {("docker_engine", "json", "/etc/docker/daemon.json")},
     ),
     "daemon.json written without a restart": (

@@ -1,0 +1,141 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A changed image replaces a running service, a broken one does not, and nothing lent is kept."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.conftest import DECLARED, ROOT, Site, predict
+
+pytestmark = pytest.mark.host
+
+IMAGE = "slipway/iris-api:cpu"
+# Words that must be found nowhere in an image that was built with them.
+CANARY = "canary-7f3a91"
+
+
+@pytest.fixture
+def catalogue(converged: Site, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the catalogue that a test may change; the site goes back to the real one."""
+    copy = tmp_path / "images"
+    shutil.copytree(ROOT / "images", copy)
+    converged.declare(**DECLARED, ml_catalogue_folder=str(copy))
+    yield copy
+    converged.declare(**DECLARED)
+    converged.converge()
+
+
+@contextmanager
+def asked_all_the_time(site: Site) -> Iterator[list[Any]]:
+    """Ask the API in a loop; give the answers that came, right or wrong."""
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(0.05):
+            try:
+                answers.append(predict(site))
+            except OSError:
+                # Nobody listens for a moment while the container is replaced.
+                continue
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_one_changed_line_rebuilds_the_image_and_replaces_the_service(
+    converged: Site, catalogue: Path
+) -> None:
+    page = catalogue / "iris-api" / "iris_api" / "page.html"
+    page.write_text(page.read_text().replace("</body>", "<!-- changed --></body>"))
+    before = converged.on("docker ps --quiet --no-trunc")
+    with asked_all_the_time(converged) as answers:
+        run = converged.converge()
+    assert run.changed() == {
+        "ml_images: Build the images that differ",
+        "ml_services: Run the declared services, and only them",
+    }
+    assert converged.on("docker ps --quiet --no-trunc") != before
+    assert answers
+    assert all(answer == {"prediction": "virginica"} for answer in answers)
+
+
+def test_failing_smoke_test_leaves_the_old_image_serving(converged: Site, catalogue: Path) -> None:
+    smoke = catalogue / "iris-api" / "smoke.py"
+    smoke.write_text("import sys\nsys.exit('the model has forgotten everything')\n")
+    before = converged.on(
+        "docker ps --quiet --no-trunc; docker image ls --no-trunc --quiet " + IMAGE
+    )
+    with asked_all_the_time(converged) as answers:
+        run = converged.run("site.yml")
+    assert run.status == "failed"
+    assert "smoke test failed, so the image that was there before stays in use" in run.output
+    assert "the model has forgotten everything" in run.output
+    after = converged.on(
+        "docker ps --quiet --no-trunc; docker image ls --no-trunc --quiet " + IMAGE
+    )
+    assert after == before
+    assert answers
+    assert all(answer == {"prediction": "virginica"} for answer in answers)
+    assert "candidate" not in converged.on("docker image ls")
+
+
+def test_unknown_key_of_an_image_is_named(converged: Site, catalogue: Path) -> None:
+    declaration = catalogue / "iris-api" / "image.yml"
+    declaration.write_text(declaration.read_text() + "\npaquages: [curl]\n")
+    run = converged.run("site.yml")
+    assert run.status == "failed"
+    assert "image.yml" in run.output
+    assert "paquages" in run.output
+    assert "did you mean 'packages'" in run.output
+
+
+def test_nothing_that_the_build_was_lent_is_in_the_image(converged: Site, catalogue: Path) -> None:
+    # Proxies and mirrors that really serve are not to be had here; settings that apt and pip read
+    # and ignore prove the same: what was lent is not kept.
+    converged.on(
+        "mkdir -p /srv/wheels-" + CANARY + ";"
+        "(cat /etc/ssl/certs/ca-certificates.crt; echo '# " + CANARY + "') > /srv/ca.crt"
+    )
+    converged.declare(
+        **DECLARED,
+        ml_catalogue_folder=str(catalogue),
+        ml_images_build={
+            "ca_file": "/srv/ca.crt",
+            "pip_conf": f"[global]\ntimeout = 60\n# {CANARY}\n",
+            "apt_conf": f'Acquire::{CANARY} "{CANARY}";\n',
+            "proxy": {"no_proxy": f"{CANARY}.invalid"},
+            "wheels": f"/srv/wheels-{CANARY}",
+        },
+    )
+    page = catalogue / "iris-api" / "iris_api" / "page.html"
+    page.write_text(page.read_text().replace("</body>", "<!-- lent --></body>"))
+    converged.on("docker builder prune --all --force >/dev/null")
+    converged.converge()
+    converged.on(
+        f"rm -rf /srv/image && mkdir /srv/image && docker save {IMAGE} | tar -x -C /srv/image;"
+        # Layers are archives, compressed or not; both forms are searched.
+        "find /srv/image -type f | while read -r file; do"
+        " gzip -dc $file >$file.plain 2>/dev/null || rm -f $file.plain; done"
+    )
+    assert converged.on("find /srv/image -type f | wc -l") != "0"
+    found = converged.on(f"grep -rl {CANARY} /srv/image || true")
+    assert found == ""
+    history = converged.on(f"docker history --no-trunc {IMAGE}; docker inspect {IMAGE}")
+    assert CANARY not in history
+    assert "BEGIN CERTIFICATE" not in converged.on(
+        "grep -rla 'BEGIN CERTIFICATE' /srv/image || true"
+    )
