@@ -21,6 +21,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str", "required": True},
     "enabled": {"type": "bool", "default": True},
+    "settled": {"type": "bool", "default": False},
 }
 GROUP = "slipway_drift"
 # A host whose facts change between two questions changes while it is asked.
@@ -80,6 +81,8 @@ class ActionModule(ActionBase):
             drift = {role: _owned.differences(owned[role], answer) for role in roles}
         except _daemon_json.DaemonJsonError as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
+        if arguments["settled"]:
+            self._expect_none(drift)
         acting = [role for role in roles if drift[role] or not arguments["enabled"]]
         if acting:
             self._join_group(result)
@@ -108,6 +111,15 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("; ".join(found) + ". Nothing was changed.")
         for role, statement in owned.items():
             _owned.check(role, statement)
+
+    def _expect_none(self, drift: Mapping[str, list[_owned.Difference]]) -> None:
+        """Fail where the roles ran and something still differs."""
+        left = [f"{role}: {one}" for role, found in drift.items() for one in found]
+        if left:
+            raise AnsibleActionFail(
+                f"the roles ran, but the host still differs: {'; '.join(left)}. Run again; if it "
+                "stays, something on the host works against the declared state."
+            )
 
     def _templated(self, variables: Vars, roles: list[str], what: str, facts: Any) -> Vars:
         """Return ``__<role>_<what>`` of each role as the role itself would see it."""

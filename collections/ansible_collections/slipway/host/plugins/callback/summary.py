@@ -51,7 +51,8 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_ok(self, result: Any) -> None:
         """Take what the survey found, and the notes that other tasks leave."""
         answer, host = result.result, result.host.name
-        if result.task.action in SURVEY:
+        if result.task.action in SURVEY and host not in self.report:
+            # The first survey of a run; the one after the roles found nothing, or failed.
             entry = self._entry(host)
             entry["differences"] = answer["differences"]
             entry["urls"] = answer["urls"]

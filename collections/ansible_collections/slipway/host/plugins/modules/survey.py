@@ -25,6 +25,10 @@ options:
     description: When false, every role counts as drifted, so that the roles themselves decide.
     type: bool
     default: true
+  settled:
+    description: Fail where anything differs, because the roles have just run.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Reads only, so check mode makes no difference.
