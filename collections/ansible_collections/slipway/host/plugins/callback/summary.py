@@ -29,6 +29,11 @@ requirements:
   - enabled in ansible.cfg
 """
 
+LOOK = "Look"
+NO_HOSTS = (
+    "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
+    "servers in inventory/hosts.yml, or another inventory with -i."
+)
 SURVEY = ("slipway.host.survey", "survey")
 
 
@@ -43,10 +48,20 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self.report: dict[str, dict[str, Any]] = {}
+        self.play = ""
+        self.no_hosts = False
 
     def _entry(self, host: str) -> dict[str, Any]:
         fresh = {"status": "as declared", "differences": {}, "urls": {}, "notes": []}
         return self.report.setdefault(host, fresh)
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Remember which play runs."""
+        self.play = play.get_name()
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        """Remember that there was nobody to look at."""
+        self.no_hosts = self.no_hosts or self.play == LOOK
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Take what the survey found, and the notes that other tasks leave."""
@@ -86,3 +101,6 @@ class CallbackModule(CallbackBase):
             Path(file).write_text(json.dumps(self.report), encoding="utf-8")
         elif self.report:
             self._display.display("\n" + _report.summary(self.report))
+        if self.no_hosts:
+            # Ansible says nothing of it: an empty group is the good case for the later plays.
+            self._display.error(NO_HOSTS)
