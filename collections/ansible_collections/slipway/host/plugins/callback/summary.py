@@ -88,7 +88,8 @@ class CallbackModule(CallbackBase):
     def _failed(self, result: Any, status: str) -> None:
         entry = self._entry(result.host.name)
         entry["status"] = status
-        lines = str(result.result.get("msg", "see above")).strip().splitlines()
+        words = str(result.result.get("msg", "see above")).removeprefix("Task failed: ")
+        lines = words.strip().splitlines()
         entry.setdefault("error", lines[0] if lines else "see above")
 
     def v2_playbook_on_stats(self, stats: Any) -> None:

@@ -37,14 +37,14 @@ def ask(action: ActionBase, question: Mapping[str, Any]) -> dict[str, Any]:
     )
     try:
         answer: dict[str, Any] = json.loads(reply["stdout"])
-    except ValueError as error:
+    except ValueError:
         words = (reply["stderr"] or reply["stdout"]).strip() or "no answer"
         if reply["rc"] == 255:
-            raise AnsibleConnectionFailure(words) from error
+            raise AnsibleConnectionFailure(words) from None
         raise AnsibleActionFail(
             f"the host could not be surveyed: {words[-600:]}. It needs {python}, and the user "
             "needs root rights (ansible_become)."
-        ) from error
+        ) from None
     if not answer["facts"]["root"]:
         raise AnsibleActionFail(
             "the host must be asked as root: set ansible_become: true (and --ask-become-pass "
