@@ -48,9 +48,12 @@ def documentation(kind: str, name: str) -> dict[str, Any]:
 def argument_spec(name: str) -> dict[str, Any]:
     """Return a module's ARGUMENT_SPEC, that of the action plugin where it runs there."""
     action = PLUGINS / f"action/{name}.py"
-    if action.exists():
-        return constant(action, "ARGUMENT_SPEC")
-    spec: dict[str, Any] = plugin("modules", name).ARGUMENT_SPEC
+    on_controller = action.exists()
+    spec: dict[str, Any] = (
+        constant(action, "ARGUMENT_SPEC")
+        if on_controller
+        else plugin("modules", name).ARGUMENT_SPEC
+    )
     return spec
 
 
@@ -218,6 +221,7 @@ def foreign(file: Path) -> list[str]:
 
 HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES if name not in CONTROLLER_ONLY]
 HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "_builder")]
+HOST_CODE += sorted((PLUGINS / "module_utils/_ml").glob("*.py"))
 
 
 @pytest.mark.parametrize("file", HOST_CODE, ids=lambda file: file.stem)

@@ -164,10 +164,25 @@ def test_a_pages_commands_exist(file: Path) -> None:
     assert [problem for problem in found if problem] == []
 
 
+def dead_links(page: str, folder: Path) -> list[str]:
+    """Return the links of a page in FOLDER that lead to no file of the repository."""
+    links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)[^)]*\)", page)
+    return [link for link in links if not (folder / link).exists()]
+
+
 @pytest.mark.parametrize("file", PAGES, ids=name)
 def test_a_pages_links_lead_somewhere(file: Path) -> None:
-    links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)[^)]*\)", text(file))
-    assert [link for link in links if not (file.parent / link).exists()] == []
+    assert dead_links(text(file), file.parent) == []
+
+
+def test_a_dead_link_is_named() -> None:
+    page = "[a](README.md) [b](https://example.org/x) [c](#part) [d](none.md#part) ![e](none.png)"
+    assert dead_links(page, ROOT) == ["none.md", "none.png"]
+
+
+@pytest.mark.parametrize("role", ROLE_IDS)
+def test_the_readme_names_every_role(role: str) -> None:
+    assert f"roles/{role}/README.md" in text(ROOT / "README.md")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,15 @@ REMOVED = ["deinstall", "config-files", "1.0"]
             id="at another version",
         ),
         pytest.param({"version": "2.0"}, None, {"install": ["a=2.0"]}, id="new, at a version"),
+        pytest.param({"version": "1.*"}, INSTALLED, {}, id="at a version that begins so"),
+        pytest.param(
+            {"version": "2.*"},
+            INSTALLED,
+            {"install": ["a=2.*"], "downgrade": True},
+            id="at a version that begins otherwise",
+        ),
+        pytest.param({"optional": True}, INSTALLED, {}, id="optional and there"),
+        pytest.param({"optional": True, "hold": True}, HELD, {}, id="optional, there and held"),
         pytest.param({"hold": True}, None, {"install": ["a"], "hold": ["a"]}, id="new and held"),
         pytest.param({"hold": True}, INSTALLED, {"hold": ["a"]}, id="to be held"),
         pytest.param({"hold": True}, HELD, {}, id="held"),
@@ -42,7 +51,7 @@ REMOVED = ["deinstall", "config-files", "1.0"]
             id="held but not there",
         ),
         pytest.param({"state": "absent"}, HELD, {"purge": ["a"]}, id="to be removed"),
-        pytest.param({"state": "absent"}, REMOVED, {"purge": ["a"]}, id="its settings as well"),
+        pytest.param({"state": "absent"}, REMOVED, {"forget": ["a"]}, id="its settings as well"),
         pytest.param({"state": "absent"}, None, {}, id="absent"),
         pytest.param({"state": "absent", "hold": True}, None, {}, id="absent, no hold either"),
     ],
@@ -53,21 +62,43 @@ def test_a_package(entry: dict[str, Any], known: _apt.Known, expected: dict[str,
     assert plan.changes == bool(expected)
 
 
-def test_a_set_changes_as_one() -> None:
+def test_a_missing_package_that_is_optional_is_no_change_of_its_own() -> None:
+    plan = _apt.plan([{"name": "a", "optional": True, "hold": True}], {"a": None})
+    assert plan == _apt.Plan(optional=["a"])
+    assert not plan.changes
+
+
+def test_what_is_replaced_goes_with_what_replaces_it() -> None:
     wanted: list[dict[str, Any]] = [
         {"name": "new", "hold": True},
         {"name": "old", "state": "absent"},
+        {"name": "gone", "state": "absent"},
         {"name": "free", "hold": False},
     ]
-    plan = _apt.plan(wanted, {"new": None, "old": INSTALLED, "free": HELD})
-    purge, install, hold, unhold = _apt.commands(plan)
-    # Removal comes first, so that what takes a place finds it free.
-    assert (purge[0], purge[-3:]) == ("apt-get", ["purge", "--", "old"])
-    assert install[-3:] == ["install", "--", "new"]
+    known = {"new": None, "old": INSTALLED, "gone": REMOVED, "free": HELD}
+    change, forget, hold, unhold = _apt.commands(_apt.plan(wanted, known))
+    # One transaction: nothing is removed before apt has fetched all that is to come.
+    assert change[-4:] == ["install", "--", "new", "old-"]
+    assert "--purge" in change
+    assert forget[-3:] == ["purge", "--", "gone"]
     assert hold[-2:] == ["hold", "new"]
     assert unhold[-2:] == ["unhold", "free"]
-    assert "--no-install-recommends" in install
-    assert any(option.startswith("--option=DPkg::Lock::Timeout=") for option in install)
+    assert "--no-install-recommends" in change
+    assert any(option.startswith("--option=DPkg::Lock::Timeout=") for option in change)
+
+
+def test_what_nothing_replaces_is_purged() -> None:
+    (purge,) = _apt.commands(_apt.Plan(purge=["old"], forget=["gone"]))
+    assert purge[-4:] == ["purge", "--", "old", "gone"]
+
+
+def test_the_newest_of_a_set_are_those_that_have_to_be_there() -> None:
+    wanted: list[dict[str, Any]] = [
+        {"name": "a", "version": "1"},
+        {"name": "b", "state": "absent"},
+        {"name": "c", "optional": True},
+    ]
+    assert _apt.newest(wanted) == ["a"]
 
 
 def test_nothing_to_do_takes_no_command() -> None:
@@ -97,6 +128,20 @@ def test_only_a_downgrade_is_allowed_to_be_one() -> None:
 def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> None:
     assert _apt.is_stale(output) == stale
     assert _apt.is_syncing(output) == syncing
+
+
+@pytest.mark.parametrize(
+    ("output", "gone"),
+    [
+        ("Reading lists...\nE: Version '1.0' for 'a' was not found\n", True),
+        ("E: Unable to locate package a", False),
+        ("The file was not found", False),
+    ],
+)
+def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
+    output: str, gone: bool
+) -> None:
+    assert _apt.is_gone(output) == gone
 
 
 @pytest.mark.parametrize(

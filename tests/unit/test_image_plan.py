@@ -78,7 +78,10 @@ def test_options_that_say_nothing_are_left_out(builds: list[ImageBuild]) -> None
     assert job["proxy"] == {"http_proxy": "http://proxy.example"}
     assert job["secrets"] == {"pip_conf": "secrets/pip_conf", "ca": OPTIONS["ca_file"]}
     plain = description(_image_plan.job(builds, {}))
-    assert (plain["base_source"], plain["secrets"], plain["proxy"]) == ("auto", {}, {})
+    assert (plain["base_source"], plain["proxy"]) == ("auto", {})
+    # A build trusts what its host trusts, unless it is told not to.
+    assert plain["secrets"] == {"ca": "/etc/ssl/certs/ca-certificates.crt"}
+    assert description(_image_plan.job(builds, {"ca_file": ""}))["secrets"] == {}
 
 
 def test_secrets_are_files_of_their_own_that_only_root_reads(builds: list[ImageBuild]) -> None:

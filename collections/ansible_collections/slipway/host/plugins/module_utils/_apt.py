@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,25 +29,36 @@ OPTIONS = [
 
 @dataclass
 class Plan:
-    """What must happen to a set of packages: names, or ``name=version`` in ``install``."""
+    """What must happen to a set of packages: names, or ``name=version`` in ``install``.
+
+    ``optional`` are missing ones that go in with the others where a source has them; ``forget``
+    are removed ones whose settings are left.
+    """
 
     install: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
     downgrade: bool = False
     purge: list[str] = field(default_factory=list)
+    forget: list[str] = field(default_factory=list)
     hold: list[str] = field(default_factory=list)
     unhold: list[str] = field(default_factory=list)
 
     @property
     def changes(self) -> bool:
         """Whether anything must happen."""
-        return bool(self.install or self.purge or self.hold or self.unhold)
+        return bool(self.install or self.purge or self.forget or self.hold or self.unhold)
+
+
+def is_version(found: str, wanted: str) -> bool:
+    """Whether a package's version is the WANTED one, which may end with ``*`` as apt takes it."""
+    return found.startswith(wanted[:-1]) if wanted.endswith("*") else found == wanted
 
 
 def plan(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Plan:
     """Return what must happen so that the WANTED set is there.
 
-    WANTED entries are those of owned state (name, version, hold, state).  A package that is
-    installed stays at its version unless another one is asked for: newer ones come with the
+    WANTED entries are those of owned state (name, version, hold, state, optional).  A package that
+    is installed stays at its version unless another one is asked for: newer ones come with the
     upgrade play, not by the way.
     """
     result = Plan()
@@ -54,32 +66,55 @@ def plan(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Pla
         name = entry["name"]
         want, state, version = known.get(name) or ("unknown", "not-installed", "")
         if entry.get("state", "present") == "absent":
-            if state != "not-installed":
+            if state == "config-files":
+                result.forget.append(name)
+            elif state != "not-installed":
                 result.purge.append(name)
             continue
         exact = entry.get("version")
-        if state != "installed" or (exact and exact != version):
+        if state != "installed" and entry.get("optional"):
+            result.optional.append(name)
+            continue
+        comes = state != "installed" or bool(exact and not is_version(version, exact))
+        if comes:
             result.install.append(f"{name}={exact}" if exact else name)
             result.downgrade |= bool(exact and state == "installed")
         hold = entry.get("hold")
-        if hold is not None and hold != (want == "hold" and state == "installed"):
+        # Installing another version takes the hold from a package.
+        if hold is not None and hold != (want == "hold" and not comes):
             (result.hold if hold else result.unhold).append(name)
     return result
 
 
 def commands(actions: Plan) -> list[list[str]]:
-    """Return the commands for ACTIONS, in order."""
+    """Return the commands for ACTIONS, in order.
+
+    What is replaced goes in the same transaction as what replaces it: nothing is removed before
+    apt has found and fetched all that is to come.
+    """
     found = []
-    if actions.purge:
-        found.append(["apt-get", *OPTIONS, "purge", "--", *actions.purge])
     if actions.install:
         options = [*OPTIONS, "--allow-downgrades"] if actions.downgrade else OPTIONS
-        found.append(["apt-get", *options, "install", "--", *actions.install])
+        removed = [f"{name}-" for name in actions.purge]
+        options = [*options, "--purge"] if removed else options
+        found.append(["apt-get", *options, "install", "--", *actions.install, *removed])
+    gone = [*([] if actions.install else actions.purge), *actions.forget]
+    if gone:
+        found.append(["apt-get", *OPTIONS, "purge", "--", *gone])
     if actions.hold:
         found.append(["apt-mark", "--quiet=2", "hold", *actions.hold])
     if actions.unhold:
         found.append(["apt-mark", "--quiet=2", "unhold", *actions.unhold])
     return found
+
+
+def newest(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to install so that the whole WANTED set is as new as the sources have it."""
+    return [
+        entry["name"]
+        for entry in wanted
+        if entry.get("state", "present") == "present" and not entry.get("optional")
+    ]
 
 
 # apt's words for an index that is older than the mirror: worth one `apt-get update`.
@@ -96,6 +131,11 @@ SYNCING = ("Hash Sum mismatch", "File has unexpected size", "Mirror sync in prog
 def is_stale(output: str) -> bool:
     """Whether apt's OUTPUT says that its package index is missing or too old."""
     return any(words in output for words in STALE)
+
+
+def is_gone(output: str) -> bool:
+    """Whether apt's OUTPUT says that a source has a package, but not in the wanted version."""
+    return re.search(r"^E: Version '.*' for '.*' was not found", output, re.M) is not None
 
 
 def is_syncing(output: str) -> bool:

@@ -28,6 +28,8 @@ from ansible_collections.slipway.host.plugins.module_utils import _smoke
 
 LOCK = Path("/var/lib/slipway/build.lock")
 LABEL_DIGEST = "io.slipway.digest"
+# What an image holds, as a file in it.
+BILL = "/opt/slipway/sbom.json"
 # A registry that does not answer within this many seconds counts as out of reach.
 REGISTRY_TIMEOUT = 20
 # A step that says nothing for this long gets a line saying that it still runs; seconds.
@@ -93,6 +95,22 @@ def image_id(reference: str) -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
+def apt_sources(recipe: Job, mirror: str) -> str:
+    """Return apt sources, in deb822 form, by which a build installs from MIRROR."""
+    return (
+        f"Types: deb\nURIs: {mirror}\nSuites: {recipe['suite']}\n"
+        f"Components: {' '.join(recipe['components'])}\n"
+        f"Signed-By: /usr/share/keyrings/{recipe['distribution']}-archive-keyring.gpg\n"
+    )
+
+
+def kept(reference: str, suffix: str) -> Path:
+    """Return the file on the host that tells something of an image."""
+    folder = LOCK.parent / "images"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{re.sub('[/:]', '-', reference)}{suffix}"
+
+
 def lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     """Yield the lines that PROCESS says, and None from time to time while it says nothing."""
     assert process.stdout is not None
@@ -120,21 +138,26 @@ class Builder:
         self.job: Job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         self.progress = progress
 
-    def secrets(self) -> list[str]:
-        """Return the options that lend the build its secrets; none ends up in a layer."""
+    def secrets(self, base: Job) -> list[str]:
+        """Return the options that lend a build its secrets; none ends up in a layer."""
+        lent = dict(self.job["secrets"])
+        mirror = self.job["apt_mirror"]
+        if mirror and base["bootstrap"]:
+            path = self.folder / "secrets" / f"apt_sources-{base['name']}"
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.write_text(apt_sources(base["bootstrap"], mirror), encoding="utf-8")
+            # Sources that the host's owner wrote win.
+            lent.setdefault("apt_sources", str(path))
         options: list[str] = []
-        for name, path in sorted(self.job["secrets"].items()):
+        for name, place in sorted(lent.items()):
             # An absolute path stays what it is.
-            source = self.folder / path
+            source = self.folder / place
             if source.is_file():
                 options += ["--secret", f"id={name},src={source}"]
         return options
 
-    def base(self, image: Job) -> str:
-        """Return the reference of an image's base, which is on the host afterwards."""
-        if image["parent"]:
-            return str(image["parent"])
-        base = image["base"]
+    def base(self, base: Job) -> str:
+        """Return the reference that a base has on the host, where it is afterwards."""
         local = str(base["local"])
         if image_id(local):
             return local
@@ -189,6 +212,8 @@ class Builder:
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             "--dpkgopt=path-exclude=/usr/share/man/*",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
+            # Copied from this host, to have a network while the base was made.
+            '--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',
         ]
         if recipe["packages"]:
             options.append(f"--include={','.join(recipe['packages'])}")
@@ -198,6 +223,8 @@ class Builder:
             options.append('--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"')
         mirror = self.job["apt_mirror"]
         if mirror:
+            # Where this host gets packages is not where the image's users do; a build is lent the
+            # mirror as a secret.
             options.append('--customize-hook=rm -f "$1/etc/apt/sources.list"')
         return ["mmdebstrap", *options, recipe["suite"], str(tar), *([mirror] if mirror else [])]
 
@@ -206,13 +233,14 @@ class Builder:
         reference, name = image["reference"], image["name"]
         started = time.monotonic()
         candidate = f"{reference}-candidate"
-        base = self.base(image)
+        root = self.base(image["base"])
+        base = str(image["parent"] or root)
         context = self.folder / f"context-{name}"
         context.mkdir()
         archive = self.folder / image["context"]
         must("unpacking", ["tar", "-x", "-C", str(context), "-f", str(archive)])
         command = ["docker", "buildx", "build", "--progress=plain", "--load", "--tag", candidate]
-        command.append(f"--build-arg=BASE={base}")
+        command += [f"--build-arg=BASE={base}", f"--build-arg=ROOT={root}"]
         if self.job["wheels"]:
             command.append(f"--build-context=wheels={self.job['wheels']}")
         labels = {**image["labels"], "org.opencontainers.image.base.digest": image_id(base) or ""}
@@ -220,10 +248,13 @@ class Builder:
         # The engine knows these by name and keeps them out of the image's history.
         proxy = sorted(self.job["proxy"].items())
         command += [f"--build-arg={key}={value}" for key, value in proxy]
-        command += [*self.secrets(), str(context)]
+        command += [*self.secrets(image["base"]), str(context)]
         try:
             self.follow(name, command)
-            self.smoke(image, candidate)
+            built = time.monotonic()
+            proven = self.smoke(image, candidate)
+            self.keep_bill(reference, candidate)
+            self.keep_record(image, built - started, time.monotonic() - built, proven)
             must("moving the tag", ["docker", "tag", candidate, reference])
         finally:
             run(["docker", "image", "rm", candidate])
@@ -250,7 +281,7 @@ class Builder:
                 if not match:
                     continue
                 number, words = match.groups()
-                if words.startswith("[") and not words.startswith("[internal]"):
+                if words.startswith("[") and not words.startswith(("[internal]", "[context")):
                     steps[number] = NOISE.sub("", words)[:90]
                 elif words == "CACHED":
                     steps.pop(number, None)
@@ -262,15 +293,40 @@ class Builder:
         if status != 0:
             raise BuildError(f"its build failed:\n{last_words(chr(10).join(log))}")
 
-    def smoke(self, image: Job, candidate: str) -> None:
-        """Run the image's smoke test in CANDIDATE, or raise BuildError."""
+    def smoke(self, image: Job, candidate: str) -> list[str]:
+        """Run the image's smoke test in CANDIDATE; return what it proved or raise BuildError."""
         self.progress.say(f"{image['name']}: smoke test")
         try:
-            _smoke.test(candidate, image["smoke"], image["smoke_timeout"])
+            proven = _smoke.test(candidate, image["smoke"], image["smoke_timeout"])
         except _smoke.SmokeError as error:
             raise BuildError(
                 f"its smoke test failed, so the image that was there before stays in use: {error}"
             ) from error
+        for line in proven:
+            self.progress.say(f"{image['name']}: {line}")
+        return proven
+
+    def keep_bill(self, reference: str, candidate: str) -> None:
+        """Copy what an image says it holds to the host, where auditors find it for all images."""
+        container = f"slipway-bill-{os.getpid()}"
+        must("opening the image", ["docker", "create", f"--name={container}", candidate])
+        try:
+            bill = str(kept(reference, ".cdx.json"))
+            must("copying its bill", ["docker", "cp", f"{container}:{BILL}", bill])
+        finally:
+            run(["docker", "rm", container])
+
+    def keep_record(
+        self, image: Job, build_seconds: float, smoke_seconds: float, proven: list[str]
+    ) -> None:
+        """Write down what the build took and what the smoke test proved."""
+        record = {
+            "digest": image["digest"],
+            "build_seconds": round(build_seconds, 1),
+            "smoke_seconds": round(smoke_seconds, 1),
+            "proven": proven,
+        }
+        kept(image["reference"], ".json").write_text(json.dumps(record), encoding="utf-8")
 
     def all(self) -> Job:
         """Build all images of the job, in order; one that fails leaves the others."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ._build_context import ContextError, ContextFile, digest, pack, read_files, render
 from ._declaration import DeclarationError, load, nearest, with_defaults
+from ._locks import Pin, cuda_release, on_cpu_wheels, read_pins, version_for, wished_names
 from ._owned import LABEL_DIGEST
 
 VARIANTS = ("cpu", "gpu")
@@ -36,7 +37,15 @@ _INHERITED = (
 )  # fmt: skip
 
 # Mounted into every build; see images/Dockerfile.j2.
-_SHARED_FILES = ("environment", "install-apt", "install-python", "installer.lock")
+_SHARED_FILES = (
+    "bill-of-materials", "environment", "install-apt", "install-python", "installer.lock", "start",
+)  # fmt: skip
+
+TORCH_LOCK = "torch-cpu.lock"
+"""Beside bases.yml, optional: PyTorch for cpu variants, from wheels that carry no CUDA."""
+
+START = "/opt/slipway/start"
+"""Every image's entrypoint; see images/_shared/start."""
 
 _GPU_ENVIRONMENT = {
     "NVIDIA_VISIBLE_DEVICES": "all",
@@ -129,6 +138,15 @@ class ImageBuild:
     """Build arguments of the image, all of them; BASE is the builder's to add."""
     image: Mapping[str, Any]
     """What the image declares, as Image.settings: ports, volumes, service, aliases, ..."""
+    pins: tuple[Pin, ...] = field(repr=False)
+    """The Python packages of the image and of those it stands on."""
+    notes: tuple[str, ...]
+    """What its owner should know of this build, in sentences."""
+
+    @property
+    def cuda(self) -> str | None:
+        """Return the release of CUDA that a gpu build brings along, such as `13.2`, or None."""
+        return cuda_release(self.pins) if self.variant == "gpu" else None
 
     @property
     def base(self) -> Base | None:
@@ -144,6 +162,15 @@ class Catalogue:
     default_base: str
     bases: Mapping[str, Base]
     images: Mapping[str, Image]
+    torch_lock: str | None = field(default=None, repr=False)
+    """The text of TORCH_LOCK where there is one."""
+
+    def lineage(self, name: str) -> list[Image]:
+        """Return an image and the images it stands on, itself first."""
+        lineage = [self._known_image(name)]
+        while lineage[-1].base in self.images:
+            lineage.append(self.images[lineage[-1].base])
+        return lineage
 
     def builds(
         self,
@@ -192,8 +219,10 @@ class Catalogue:
         return given
 
 
-def load_catalogue(folder: Path) -> Catalogue:
+def load_catalogue(folder: Path, check_locks: bool = True) -> Catalogue:
     """Read bases.yml and every image.yml below the folder of the catalogue, and check them all.
+
+    Whoever is about to make the locks does without `check_locks`.
 
     Raise CatalogueError or its parent DeclarationError with file and key for what is wrong.
     Folders that begin with a dot or an underscore are not images.
@@ -218,11 +247,21 @@ def load_catalogue(folder: Path) -> Catalogue:
         )
         for name, declaration in declared.items()
     }
+    torch_lock = folder / TORCH_LOCK
+    catalogue = Catalogue(
+        folder,
+        default,
+        bases,
+        images,
+        torch_lock.read_text(encoding="utf-8") if torch_lock.exists() else None,
+    )
     for image in images.values():
         _check_files(image)
         _check_ports(image)
+        if check_locks:
+            _check_locks(catalogue, image)
     _check_aliases(images.values())
-    return Catalogue(folder, default, bases, images)
+    return catalogue
 
 
 def context_tar(build: ImageBuild) -> bytes:
@@ -253,12 +292,15 @@ class _Resolver:
 
     def _build(self, image: Image, variant: str, parent: ImageBuild | None) -> ImageBuild:
         root = parent.root if parent else self.catalogue.bases.get(image.base, self.default)
-        variables = _variables(image, variant, root, parent, self.args.get(image.name, {}))
+        locks = _locks(image, variant, self.catalogue.torch_lock)
+        lock = locks.get(_lock(wishes_of(image, variant)) or "", "")
+        pins = (*(parent.pins if parent else ()), *read_pins(lock))
+        variables = _variables(image, variant, root, parent, self.args.get(image.name, {}), pins)
         try:
             dockerfile = render(self.catalogue.folder, _template(image), variables)
             files = (
                 ContextFile("Dockerfile", False, dockerfile.encode()),
-                *_context_files(image, variables),
+                *_context_files(image, locks),
             )
         except ContextError as error:
             raise CatalogueError(str(error)) from error
@@ -285,6 +327,8 @@ class _Resolver:
             smoke_timeout=smoke["timeout"],
             args=variables["args"],
             image=image.settings,
+            pins=pins,
+            notes=tuple(_notes(image, variant, read_pins(lock))),
         )
 
 
@@ -301,17 +345,22 @@ def _fitting_variant(image: Image, wanted: str) -> str:
 
 
 def _variables(
-    image: Image, variant: str, root: Base, parent: ImageBuild | None, args: Mapping[str, str]
+    image: Image,
+    variant: str,
+    root: Base,
+    parent: ImageBuild | None,
+    args: Mapping[str, str],
+    pins: Sequence[Pin],
 ) -> dict[str, Any]:
     """Return what a template may use; images/Dockerfile.j2 says what each is."""
     settings = image.settings
-    lock = _lock(settings["requirements"], variant)
-    build_lock = _lock((settings["build"] or {}).get("requirements"), variant)
+    lock = _lock(wishes_of(image, variant))
+    build_lock = _lock((settings["build"] or {}).get("requirements"))
     packages = _of_variant(settings["packages"], variant)
     if lock or build_lock:
         python = _usable_python(image, root)
-        # A parent from the catalogue may lack Python too, so it is named again: apt skips it.
-        packages = [*python.packages, *packages]
+        if not (parent and parent.pins):
+            packages = [*python.packages, *packages]
     return {
         "name": image.name,
         "variant": variant,
@@ -328,7 +377,9 @@ def _variables(
             **(_GPU_ENVIRONMENT if variant == "gpu" else {}),
             **settings["environment"],
         },
-        "labels": _labels(settings),
+        "start": START,
+        "labels": _labels(settings)
+        | {"org.opencontainers.image.version": _version(image, root, pins)},
     }
 
 
@@ -349,12 +400,41 @@ def _labels(settings: Mapping[str, Any]) -> dict[str, str]:
         "org.opencontainers.image.title": settings["title"],
         "org.opencontainers.image.description": " ".join(settings["description"].split()),
         "org.opencontainers.image.licenses": settings["licence"],
-        "org.opencontainers.image.version": settings["version"],
         "org.opencontainers.image.source": settings["source"],
         "io.slipway.end-of-life": settings["end_of_life"],
         "io.slipway.successor": settings["successor"],
     }
     return {name: value for name, value in labels.items() if value is not None}
+
+
+def _version(image: Image, root: Base, pins: Sequence[Pin]) -> str:
+    """Return an image's version: as declared, or for `lock:NAME` that of a locked package."""
+    declared: str = image.settings["version"]
+    kind, _, name = declared.partition(":")
+    if kind != "lock":
+        return declared
+    python = root.python.version if root.python else ""
+    # Frameworks publish what is for CPUs alone under a name of its own.
+    candidates = (version_for(pins, known_as, python) for known_as in (name, f"{name}-cpu"))
+    found = next(filter(None, candidates), None)
+    if found is None:
+        raise CatalogueError(f"{image.file}: version: no lock of the image pins {name!r}")
+    return found
+
+
+def _notes(image: Image, variant: str, pins: Sequence[Pin]) -> Iterator[str]:
+    """Yield what the owner of a host should know before an image is built there."""
+    torch = next((pin.version for pin in pins if pin.name == "torch"), None)
+    if torch and variant == "cpu" and cuda_release(pins):
+        yield (
+            f"torch {torch} comes from PyPI and carries CUDA, some 3 GB that a CPU has no use for; "
+            "./slipway images lock --torch-index URL takes CPU wheels instead"
+        )
+    elif torch and variant == "cpu":
+        left_out = "" if any(pin.name == "torchvision" for pin in pins) else ", without torchvision"
+        yield f"torch {torch} is the CPU wheel that {TORCH_LOCK} names{left_out}"
+    if image.settings["unproven"]:
+        yield f"not built by the project itself: {image.settings['unproven']}"
 
 
 def _of_variant(packages: Any, variant: str) -> list[str]:
@@ -363,10 +443,31 @@ def _of_variant(packages: Any, variant: str) -> list[str]:
     return [*packages.get("all", []), *packages.get(variant, [])]
 
 
-def _lock(requirements: Any, variant: str) -> str | None:
-    """Return the name of the lock that holds a variant's Python packages."""
-    wanted = requirements.get(variant) if isinstance(requirements, dict) else requirements
-    return f"{wanted.removesuffix('.in')}.lock" if wanted else None
+def wishes_of(image: Image, variant: str) -> str | None:
+    """Return the name of the file with the Python packages that a variant of an image wants."""
+    requirements = image.settings["requirements"]
+    return requirements.get(variant) if isinstance(requirements, dict) else requirements
+
+
+def _lock(wishes: str | None) -> str | None:
+    """Return the name of the lock that lies beside a file with wishes."""
+    return f"{wishes.removesuffix('.in')}.lock" if wishes else None
+
+
+def _locks(image: Image, variant: str, torch_lock: str | None) -> dict[str, str]:
+    """Return the text of each lock that a variant of an image uses, by its name."""
+    settings = image.settings
+    names = {
+        _lock(wishes_of(image, variant)),
+        _lock((settings["build"] or {}).get("requirements")),
+    }
+    texts = {
+        name: (image.folder / name).read_text(encoding="utf-8")
+        for name in sorted(filter(None, names))
+    }
+    if variant == "gpu" or torch_lock is None:
+        return texts
+    return {name: on_cpu_wheels(text, torch_lock) for name, text in texts.items()}
 
 
 def _template(image: Image) -> str:
@@ -374,7 +475,7 @@ def _template(image: Image) -> str:
     return f"{image.name}/Dockerfile.j2" if own.exists() else "Dockerfile.j2"
 
 
-def _context_files(image: Image, variables: Mapping[str, Any]) -> Iterator[ContextFile]:
+def _context_files(image: Image, locks: Mapping[str, str]) -> Iterator[ContextFile]:
     """Yield the files that the Dockerfile uses: the shared ones, and those the image declares."""
     shared = image.folder.parent / "_shared"
     for name in _SHARED_FILES:
@@ -382,13 +483,14 @@ def _context_files(image: Image, variables: Mapping[str, Any]) -> Iterator[Conte
     settings = image.settings
     wanted = {file["from"] for file in settings["files"]} | {settings["smoke"]["file"]}
     wanted |= {file["from"] for file in (settings["build"] or {}).get("files", [])}
-    wanted |= {lock for lock in (variables["lock"], variables["build_lock"]) if lock}
     files = {
         file.path: file
         for path in sorted(wanted)
         for file in read_files(image.folder / path, f"image/{path}")
     }
     yield from files.values()
+    for name, text in locks.items():
+        yield ContextFile(f"image/{name}", False, text.encode())
 
 
 def _reference(image: Image, variant: str) -> str:
@@ -397,7 +499,7 @@ def _reference(image: Image, variant: str) -> str:
 
 def _smoke_command(file: str) -> tuple[str, ...]:
     interpreter = "python3" if file.endswith(".py") else "sh"
-    return (interpreter, f"/opt/slipway/{file}")
+    return (START, interpreter, f"/opt/slipway/{file}")
 
 
 def _load_bases(folder: Path) -> tuple[str, dict[str, Base]]:
@@ -478,21 +580,34 @@ def _settings(
 
 
 def _check_files(image: Image) -> None:
-    """Refuse a declaration that names files its folder does not have, or an unusable lock."""
+    """Refuse a declaration that names files its folder does not have."""
     settings = image.settings
     build = settings["build"] or {}
     for where, entries in (("files", settings["files"]), ("build.files", build.get("files", []))):
         for index, entry in enumerate(entries):
             _require(image, f"{where}[{index}].from", entry["from"])
     _require(image, "smoke.file", settings["smoke"]["file"])
-    for where, requirements in (
-        ("requirements", settings["requirements"]),
-        ("build.requirements", build.get("requirements")),
-    ):
-        files = requirements.values() if isinstance(requirements, dict) else [requirements]
-        for file in filter(None, files):
-            _require(image, where, file)
-            _check_lock(image, where, file)
+    for variant in VARIANTS:
+        if wishes := wishes_of(image, variant):
+            _require(image, "requirements", wishes)
+    if "requirements" in build:
+        _require(image, "build.requirements", build["requirements"])
+
+
+def _check_locks(catalogue: Catalogue, image: Image) -> None:
+    """Refuse locks that are missing or not to be relied on."""
+    build = image.settings["build"] or {}
+    if "requirements" in build:
+        _check_lock(image, "build.requirements", build["requirements"], [])
+    for variant in VARIANTS:
+        line = [
+            (ancestor, wishes)
+            for ancestor in catalogue.lineage(image.name)
+            if (wishes := wishes_of(ancestor, variant))
+        ]
+        if line and line[0][0] is image:
+            below = [ancestor.folder / wishes for ancestor, wishes in line[1:]]
+            _check_lock(image, "requirements", line[0][1], below)
 
 
 def _require(image: Image, key: str, path: str) -> None:
@@ -503,28 +618,35 @@ def _require(image: Image, key: str, path: str) -> None:
         )
 
 
-def _check_lock(image: Image, key: str, requirements: str) -> None:
-    """Refuse a lock that is missing, without hashes, with addresses, or older than its wishes."""
+def _check_lock(image: Image, key: str, requirements: str, below: Iterable[Path]) -> None:
+    """Refuse a lock that is missing, without hashes, with addresses, or older than its wishes.
+
+    `below` are the wishes of the images it stands on, whose locks count as well.
+    """
     wishes = image.folder / requirements
     lock = wishes.with_suffix(".lock")
-    how = "make it as docs/add-an-image.md says"
+    how = f"./slipway images lock {image.name} makes it"
     if not lock.exists():
         raise CatalogueError(f"{image.file}: {key}: {lock} does not exist; {how}")
     text = lock.read_text(encoding="utf-8")
     if "://" in text:
         raise CatalogueError(f"{lock}: holds an address, which must not be in a lock; {how}")
-    locked = set(_project_names(text))
-    for name in _project_names(wishes.read_text(encoding="utf-8")):
-        if name not in locked:
-            raise CatalogueError(f"{lock}: lacks {name}, which {wishes.name} asks for; {how}")
+    locked = {pin.name for pin in read_pins(text)}
     if locked and "--hash=sha256:" not in text:
         raise CatalogueError(f"{lock}: has no hashes; {how}")
+    for lower in (path.with_suffix(".lock") for path in below):
+        locked |= {pin.name for pin in read_pins(lower.read_text(encoding="utf-8"))}
+    for name in _wished(wishes):
+        if name not in locked:
+            raise CatalogueError(f"{lock}: lacks {name}, which {wishes.name} asks for; {how}")
 
 
-def _project_names(requirements: str) -> Iterator[str]:
-    """Yield the normalised project name of each line that requires one."""
-    for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", requirements, flags=re.MULTILINE):
-        yield re.sub(r"[-_.]+", "-", name).lower()
+def _wished(wishes: Path) -> Iterator[str]:
+    """Yield the projects that a file asks for, with those of the files it includes."""
+    text = wishes.read_text(encoding="utf-8")
+    yield from wished_names(text)
+    for included in re.findall(r"^-r (\S+)$", text, flags=re.MULTILINE):
+        yield from _wished(wishes.parent / included)
 
 
 def _check_ports(image: Image) -> None:
@@ -536,6 +658,7 @@ def _check_ports(image: Image) -> None:
         named.append(("service.endpoint.port", service["endpoint"]["port"]))
     for alias, declared in settings["aliases"].items():
         named += [(f"aliases.{alias}.publish", name) for name in declared["publish"]]
+        named += [(f"aliases.{alias}.urls", name) for name in declared["urls"]]
     for key, name in named:
         if name not in ports:
             raise CatalogueError(_unknown(f"{image.file}: {key}: ports has no", name, ports))

@@ -22,7 +22,7 @@ from typing import Any
 
 Args = Mapping[str, Mapping[str, str]]
 
-CODE = ("_build_context.py", "_catalogue.py", "_declaration.py", "_image_index.py")
+CODE = ("_build_context.py", "_catalogue.py", "_declaration.py", "_image_index.py", "_locks.py")
 KEEP_SECONDS = 30 * 24 * 3600
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import io
 import json
@@ -20,11 +21,17 @@ from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
 )
 
 BUILDER = _builder.__name__
+# What a build trusts unless told otherwise: what its host trusts.
+HOST_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
-def _base(build: ImageBuild) -> dict[str, Any]:
-    """Return how the builder gets the base, and the tag it has on the host."""
-    key = hashlib.sha256(build.root.identity.encode()).hexdigest()[:12]
+def _base(build: ImageBuild, mirror: str) -> dict[str, Any]:
+    """Return how the builder gets the base, and the tag it has on the host.
+
+    A base that was bootstrapped from a MIRROR has no apt sources, so it is another one.
+    """
+    identity = build.root.identity + mirror
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return {
         "name": build.root.name,
         "reference": build.root.reference,
@@ -33,20 +40,39 @@ def _base(build: ImageBuild) -> dict[str, Any]:
     }
 
 
+def _pip_conf(options: Mapping[str, Any]) -> str:
+    """Return the content of pip.conf for a build, with PyTorch's index added to it."""
+    given, index = options.get("pip_conf") or "", options.get("torch_index")
+    if not index:
+        return str(given)
+    parser = configparser.RawConfigParser()
+    parser.read_string(given)
+    if not parser.has_section("global"):
+        parser.add_section("global")
+    extra = parser.get("global", "extra-index-url", fallback="")
+    parser.set("global", "extra-index-url", f"{extra} {index}".strip())
+    text = io.StringIO()
+    parser.write(text)
+    return text.getvalue()
+
+
 def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
     """Return a tar archive with everything the builder needs on the host.
 
     OPTIONS is ``ml_images_build``.  The archive holds secrets, so it belongs into a folder that
     only root can read.
     """
-    files: dict[str, bytes] = {}
-    secrets: dict[str, str] = {}
-    for name in ("pip_conf", "apt_conf"):
-        if options.get(name):
-            files[f"secrets/{name}"] = options[name].encode()
-            secrets[name] = f"secrets/{name}"
-    if options.get("ca_file"):
-        secrets["ca"] = options["ca_file"]
+    given = {
+        "pip_conf": _pip_conf(options),
+        "apt_conf": options.get("apt_conf"),
+        "apt_sources": options.get("apt_sources"),
+    }
+    lent = {name: str(content) for name, content in given.items() if content}
+    files = {f"secrets/{name}": content.encode() for name, content in lent.items()}
+    secrets = {name: f"secrets/{name}" for name in lent}
+    ca_file = options.get("ca_file", HOST_CERTIFICATES)
+    if ca_file:
+        secrets["ca"] = ca_file
     entries = []
     for number, build in enumerate(wanted):
         context = f"{number}.tar"
@@ -57,7 +83,7 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
                 "reference": build.reference,
                 "digest": build.digest,
                 "parent": build.parent,
-                "base": _base(build),
+                "base": _base(build, options.get("apt_mirror") or ""),
                 "context": context,
                 "labels": {**build.labels, _verify.LABEL_SMOKE: json.dumps(build.smoke)},
                 "smoke": list(build.smoke),

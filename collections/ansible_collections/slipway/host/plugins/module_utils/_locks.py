@@ -22,7 +22,9 @@ TORCH_FAMILY = frozenset({"torch", "torchvision", "torchaudio"})
 # What PyPI's torch carries along, and CPU wheels have no use for.
 _CUDA = re.compile(r"nvidia-|cuda-|triton$")
 _CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(-cu\d+)?$")
-_PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>\S+)(?: ; (?P<marker>.+?))? *\\?$")
+_PIN = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>\S+)(?: ; (?P<marker>.+?))? *\\?$"
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 # No network, nothing writable but /tmp, no privilege, and a user that the image has never heard of.
 OPTIONS = [
@@ -17,16 +18,32 @@ OPTIONS = [
 ]
 
 
+# There where the driver's module is loaded and a GPU is found.
+GPU_DEVICE = Path("/dev/nvidiactl")
+
+
 class SmokeError(ValueError):
     """The image does not do its job; the message is what it said."""
 
 
-def test(reference: str, command: Sequence[str], timeout: float) -> None:
+def _gpus(reference: str) -> list[str]:
+    """Return the options that lend a gpu image the host's GPUs, none where there are none."""
+    if not GPU_DEVICE.exists():
+        return []
+    label = '{{index .Config.Labels "io.slipway.variant"}}'
+    inspect = ["docker", "image", "inspect", "--format", label, reference]
+    asked = subprocess.run(inspect, capture_output=True, text=True, check=False)
+    return ["--gpus", "all"] if asked.stdout.strip() == "gpu" else []
+
+
+def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
     """Run the smoke test COMMAND in the image REFERENCE within TIMEOUT seconds.
 
-    Raise SmokeError with the end of its output where it fails.
+    Return the lines in which it says what it proved. Raise SmokeError with the end of its output
+    where it fails.
     """
-    run: list[str] = ["docker", "run", *OPTIONS, "--entrypoint", command[0], reference]
+    entry = ["--entrypoint", command[0], reference]
+    run: list[str] = ["docker", "run", *OPTIONS, *_gpus(reference), *entry]
     try:
         done = subprocess.run(
             [*run, *command[1:]],
@@ -41,3 +58,4 @@ def test(reference: str, command: Sequence[str], timeout: float) -> None:
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip().splitlines()[-25:]
         raise SmokeError("\n".join([f"exit status {done.returncode}", *said]))
+    return [line for line in done.stdout.splitlines() if line.startswith("smoke: ")]

@@ -1,0 +1,73 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action of slipway.host.images_info: compares the catalogue with what a host holds."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _catalogue,
+    _declaration,
+    _image_list,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "names": {"type": "list", "elements": "str", "required": True},
+    "catalogue": {"type": "path", "required": True},
+    "variant": {"type": "str", "choices": ["cpu", "gpu"], "required": True},
+    "base": {"type": "str", "required": True},
+    "args": {"type": "dict", "default": {}},
+    "show": {"type": "str", "choices": ["nothing", "table", "markdown"], "default": "nothing"},
+}
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """Ansible's entry point."""
+
+    _requires_connection = True
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Ask the host and compare, see the documentation of slipway.host.images_info."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
+        how = [arguments[key] for key in ("variant", "base", "args")]
+        try:
+            catalogue = _catalogue.load_catalogue(Path(arguments["catalogue"]))
+            declared = {build.reference for build in catalogue.builds(arguments["names"], *how)}
+            builds = catalogue.builds(catalogue.images, *how)
+        except _declaration.DeclarationError as error:
+            raise AnsibleActionFail(str(error)) from error
+        reply = self._low_level_execute_command(
+            f"/bin/sh -c {shlex.quote(_image_list.QUESTION)}", sudoable=True
+        )
+        try:
+            held = _image_list.read_answer(reply["stdout"])
+        except (ValueError, KeyError) as error:
+            words = (reply["stderr"] or reply["stdout"]).strip()
+            raise AnsibleActionFail(
+                f"Docker on the host did not tell its images: {words}"
+            ) from error
+        rows = _image_list.compare(builds, held, declared)
+        if arguments["show"] != "nothing":
+            host = (self._templar.available_variables or {}).get("inventory_hostname", "host")
+            table = _image_list.table(rows, markdown=arguments["show"] == "markdown")
+            display.display(f"\n{host}, {arguments['variant']}:\n\n{table}\n")
+        result.update(
+            changed=False,
+            images=[asdict(row) for row in rows],
+            unneeded=list(_image_list.unneeded(rows)),
+        )
+        return result

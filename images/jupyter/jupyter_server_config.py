@@ -1,0 +1,40 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How Jupyter runs in a container. What is said on the command line wins, as everywhere."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from jupyter_server.auth.identity import PasswordIdentityProvider
+from traitlets.config import get_config
+
+c = get_config()
+
+# The container's own address; what of it is published is the host's decision.
+c.ServerApp.ip = "0.0.0.0"
+c.ServerApp.open_browser = False
+c.ServerApp.port_retries = 0
+# In a container that runs as root there is nobody else to be.
+c.ServerApp.allow_root = True
+c.ServerApp.terminado_settings = {"shell_command": [os.environ.get("SHELL", "/bin/bash")]}
+
+
+class AlwaysAToken(PasswordIdentityProvider):
+    """Whoever reaches the port runs code as the container's user, so nobody comes in unasked.
+
+    The token is that of JUPYTER_TOKEN or of the file JUPYTER_TOKEN_FILE, or else a new one, which
+    Jupyter prints.
+    """
+
+    def validate_security(self, app: Any, ssl_options: Any = None) -> None:
+        """Refuse to start where the command line took the token away."""
+        if not self.auth_enabled:
+            app.log.critical("There has to be a token or a password; an empty one is refused.")
+            app.exit(1)
+        super().validate_security(app, ssl_options)
+
+
+c.ServerApp.identity_provider_class = AlwaysAToken
+c.ServerApp.allow_unauthenticated_access = False

@@ -1,0 +1,80 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Print what each role states as its owned state, on several platforms, as JSON.
+
+A program of its own, since Ansible's plugin loader cannot be undone once it is set up:
+{platform: {role: statement}}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
+
+from tests.contract.tree import ROOT, load
+
+PLATFORMS = {
+    "debian-12": ("Debian", "12", "bookworm", "docker-ce"),
+    "debian-13": ("Debian", "13", "trixie", "docker.io"),
+    "debian-forky": ("Debian", "forky", "forky", "docker.io"),
+    "ubuntu-22.04": ("Ubuntu", "22.04", "jammy", "docker-ce"),
+    "ubuntu-24.04": ("Ubuntu", "24.04", "noble", "docker.io"),
+    "ubuntu-26.04": ("Ubuntu", "26.04", "resolute", "docker-ce"),
+}
+# What the inventory might say beyond the defaults, so that no list is empty.
+INVENTORY: dict[str, Any] = {
+    "inventory_hostname": "gpu01",
+    "user_access_groups": [{"name": "lab", "gid": 2000}],
+    "user_access_users": [{"name": "alice", "docker": True, "keys": ["ssh-ed25519 AAAA a"]}],
+}
+
+
+def facts(distribution: str, version: str, codename: str, package: str) -> dict[str, Any]:
+    """Return the facts of a host of a platform, on which PACKAGE holds the engine."""
+    return {
+        "distribution": distribution,
+        "distribution_version": version,
+        "distribution_major_version": version.partition(".")[0],
+        "distribution_release": codename,
+        "architecture": "x86_64",
+        "kernel": "6.12.0-amd64",
+        "docker_package": package,
+        "docker_snap": False,
+        "systemd": True,
+        "root": True,
+    }
+
+
+def variables(role: str, folder: str) -> dict[str, Any]:
+    """Return a role's defaults or vars as templates, those of its dependencies included."""
+    path = ROOT / "roles" / role
+    found: dict[str, Any] = {}
+    for dependency in load(path / "meta/main.yml")["dependencies"]:
+        found |= variables(dependency["role"], folder)
+    file = path / folder / "main.yml"
+    return found | (DataLoader().load_from_file(str(file), trusted_as_template=True) or {})
+
+
+def main() -> int:
+    """Template every role's statement for every platform and print them all."""
+    init_plugin_loader([str(ROOT / "collections")])
+    found: dict[str, dict[str, Any]] = {}
+    for platform, words in PLATFORMS.items():
+        known = {**INVENTORY, "ansible_facts": {"slipway": facts(*words)}}
+        found[platform] = {}
+        for role in load(ROOT / "vars/roles.yml")["slipway_roles"]:
+            scope = {**variables(role, "defaults"), **known, **variables(role, "vars")}
+            scope["role_path"] = str(ROOT / "roles" / role)
+            templar = Templar(loader=DataLoader(), variables=scope)
+            found[platform][role] = templar.template(scope[f"__{role}_owned"])
+    json.dump(found, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

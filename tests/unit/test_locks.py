@@ -1,0 +1,213 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Locks: what they pin, what moved, where PyTorch comes from, and traps that others fell into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+    VARIANTS,
+    Catalogue,
+    load_catalogue,
+)
+from ansible_collections.slipway.host.plugins.module_utils._locks import (
+    Pin,
+    additions,
+    cuda_release,
+    moved,
+    on_cpu_wheels,
+    read_pins,
+    version_for,
+    wished_names,
+    write_pins,
+)
+
+IMAGES = Path(__file__).parents[2] / "images"
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def lock(*requirements: str) -> str:
+    return "".join(
+        f"{line} \\\n    --hash=sha256:{n:064d}\n" for n, line in enumerate(requirements)
+    )
+
+
+def names(text: str) -> list[str]:
+    return [pin.name for pin in read_pins(text)]
+
+
+def test_a_lock_is_read_with_markers_and_hashes_and_without_remarks() -> None:
+    text = (
+        "# remark\n"
+        "Numpy_X==2.4.6 ; python_full_version < '3.12' \\\n"
+        "    --hash=sha256:aa \\\n    --hash=sha256:bb\n    # via -r a.in\n"
+        "torch==2.13.0+cpu \\\n    --hash=sha256:cc\n"
+    )
+    numpy, torch = read_pins(text)
+    assert (numpy.name, numpy.version) == ("numpy-x", "2.4.6")
+    assert numpy.marker == "python_full_version < '3.12'"
+    assert (torch.version, torch.marker) == ("2.13.0+cpu", "")
+    assert str(numpy) == "numpy-x==2.4.6 ; python_full_version < '3.12'"
+    assert write_pins([torch]) == "torch==2.13.0+cpu \\\n    --hash=sha256:cc\n"
+
+
+def test_wishes_are_named_as_locks_name_them() -> None:
+    wishes = "-r common.in\n# why\nScikit_Learn>=1\ntensorflow[and-cuda]\nxgboost ; x\n"
+    assert list(wished_names(wishes)) == ["scikit-learn", "tensorflow", "xgboost"]
+
+
+def test_an_image_locks_what_the_one_below_does_not_have_word_for_word() -> None:
+    below = read_pins(lock("a==1", "b==1 ; python_full_version < '3.12'"))
+    pins = read_pins(lock("a==1", "b==1", "c==1"))
+    assert [str(pin) for pin in additions(pins, below)] == ["b==1", "c==1"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        pytest.param(["a==1"], ["a==1"], [], id="nothing"),
+        pytest.param(["a==1"], ["a==2"], ["a: 1 -> 2"], id="moved"),
+        pytest.param([], ["a==2"], ["a: new, 2"], id="new"),
+        pytest.param(["a==1"], [], ["a: gone, was 1"], id="gone"),
+        pytest.param(
+            ["a==1"],
+            ["a==1 ; python_full_version < '3.12'", "a==2 ; python_full_version >= '3.12'"],
+            ["a: 1 -> 1 / 2"],
+            id="split",
+        ),
+    ],
+)
+def test_what_moved_is_said(before: list[str], after: list[str], lines: list[str]) -> None:
+    assert moved(read_pins(lock(*before)), read_pins(lock(*after))) == lines
+
+
+@pytest.mark.parametrize(
+    ("requirements", "python", "version"),
+    [
+        pytest.param(["a==1"], "3.13", "1", id="everywhere"),
+        pytest.param(
+            ["a==1 ; python_full_version < '3.12'", "a==2 ; python_full_version >= '3.12'"],
+            "3.11",
+            "1",
+            id="old",
+        ),
+        pytest.param(
+            ["a==1 ; python_full_version < '3.12'", "a==2 ; python_full_version >= '3.12'"],
+            "3.12",
+            "2",
+            id="new",
+        ),
+        pytest.param(["a==1 ; sys_platform == 'win32'"], "3.13", None, id="elsewhere"),
+        pytest.param(["b==1"], "3.13", None, id="another"),
+    ],
+)
+def test_the_version_for_a_python(
+    requirements: list[str], python: str, version: str | None
+) -> None:
+    assert version_for(read_pins(lock(*requirements)), "a", python) == version
+
+
+CUDA = (
+    *("cuda-toolkit==13.2.2", "nvidia-cuda-runtime==13.2.86", "nvidia-nccl-cu13==2.30.7"),
+    *("torch==2.15.0", "torchvision==0.29.2", "triton==3.9.0"),
+)
+CPU_TORCH = lock("torch==2.15.0+cpu", "torchvision==0.29.2+cpu")
+
+
+def test_cpu_wheels_take_the_place_of_the_family_and_cuda_goes() -> None:
+    text = on_cpu_wheels(lock("absl-py==2", *CUDA, "werkzeug==3"), CPU_TORCH)
+    assert [str(pin) for pin in read_pins(text)] == [
+        "absl-py==2",
+        "torch==2.15.0+cpu",
+        "torchvision==0.29.2+cpu",
+        "werkzeug==3",
+    ]
+
+
+def test_torchvision_for_cuda_is_left_out_where_there_is_none_for_cpus() -> None:
+    """Trap: `operator torchvision::nms does not exist` with torch for CPUs."""
+    text = on_cpu_wheels(lock(*CUDA), lock("torch==2.13.0+cpu"))
+    assert names(text) == ["torch"]
+
+
+def test_what_a_lock_does_not_want_it_does_not_get() -> None:
+    assert names(on_cpu_wheels(lock("torch==2.15.0"), CPU_TORCH)) == ["torch"]
+    plain = "# a remark\n" + lock("flask==3")
+    assert on_cpu_wheels(plain, CPU_TORCH) == plain
+
+
+@pytest.mark.parametrize(
+    ("requirements", "release"),
+    [
+        (["nvidia-cuda-runtime==13.2.86"], "13.2"),
+        (["nvidia-cuda-runtime-cu12==12.9.79"], "12.9"),
+        (["nvidia-cuda-nvrtc==13.2.86", "torch==2.15.0"], None),
+    ],
+)
+def test_the_release_of_cuda_is_that_of_its_runtime(
+    requirements: list[str], release: str | None
+) -> None:
+    assert cuda_release(read_pins(lock(*requirements))) == release
+
+
+# The catalogue's own locks, under every Python that a base may have.
+
+
+def lines() -> Iterator[tuple[str, str, tuple[Pin, ...]]]:
+    """Yield each image and variant with all the pins of its line of images."""
+    catalogue = load_catalogue(IMAGES)
+    for name, image in catalogue.images.items():
+        for variant in set(VARIANTS) & set(image.settings["variants"]):
+            if image.base not in catalogue.bases or catalogue.bases[image.base].python:
+                pins = catalogue.builds([name], variant, _base(catalogue, name))[-1].pins
+                yield name, variant, pins
+
+
+def _base(catalogue: Catalogue, name: str) -> str:
+    root = catalogue.lineage(name)[-1].base
+    return root if root in catalogue.bases else catalogue.default_base
+
+
+LINES = [pytest.param(*line, id=f"{line[0]}-{line[1]}") for line in lines() if line[2]]
+
+
+def held(pins: tuple[Pin, ...], python: str) -> dict[str, str]:
+    """Return the version of each package that an environment of this Python holds."""
+    found = {pin.name: version_for(pins, pin.name, python) for pin in pins}
+    return {name: version for name, version in found.items() if version}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(("name", "variant", "pins"), LINES)
+def test_no_image_falls_into_a_known_trap(
+    name: str, variant: str, pins: tuple[Pin, ...], python: str
+) -> None:
+    packages = held(pins, python)
+    runtimes = [package for package in packages if re.match(r"nvidia-cuda-runtime", package)]
+    assert len(runtimes) <= 1, f"two CUDAs: {runtimes}"
+    nccl = [package for package in packages if package.startswith("nvidia-nccl-")]
+    assert len(nccl) <= 1, f"two NCCLs: {nccl}"
+    if "tensorflow" in packages and "torch" in packages:
+        assert "nvidia-cublas-cu12" not in packages, "TensorFlow's CUDA beside PyTorch's"
+    if variant == "cpu":
+        assert "tensorflow" not in packages and "xgboost" not in packages, "built for GPUs"
+    if "gensim" in packages:
+        assert int(packages["gensim"].split(".")[0]) >= 4, "the last gensim without compiled code"
+    if "pystan" in packages and python == "3.11":
+        assert int(packages["setuptools"].split(".")[0]) < 82, "PyStan 3.10 needs pkg_resources"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(("name", "variant", "pins"), LINES)
+def test_a_package_has_one_version_in_a_line_of_images(
+    name: str, variant: str, pins: tuple[Pin, ...], python: str
+) -> None:
+    ordered = sorted(pins, key=lambda pin: pin.name)
+    for package, group in groupby(ordered, key=lambda pin: pin.name):
+        versions = {version_for([pin], package, python) for pin in group} - {None}
+        assert len(versions) <= 1, f"{package}: {versions}"
