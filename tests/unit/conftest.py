@@ -4,8 +4,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
 import pytest
 from ansible.module_utils import _internal
+from ansible.module_utils.testing import patch_module_args
+
+
+class RunModule(Protocol):
+    """Runs a module with parameters and returns its result."""
+
+    def __call__(
+        self, module: ModuleType, check: bool = False, **parameters: Any
+    ) -> dict[str, Any]: ...
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +31,32 @@ def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     It would then print a module's warnings instead of returning them.
     """
     monkeypatch.setattr(_internal, "is_controller", False)
+
+
+@pytest.fixture
+def run_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunModule:
+    """Return a function that runs a module in this process."""
+
+    def run(module: ModuleType, check: bool = False, **parameters: Any) -> dict[str, Any]:
+        settings = {"_ansible_check_mode": check, "_ansible_tmpdir": str(tmp_path)}
+        with patch_module_args({**settings, **parameters}), pytest.raises(SystemExit):
+            module.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return a function that puts a shell script of a name first on the PATH."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def write(name: str, script: str) -> None:
+        file = folder / name
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+    return write

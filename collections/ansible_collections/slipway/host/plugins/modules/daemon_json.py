@@ -152,7 +152,7 @@ EXAMPLES = r"""
     record: ~/.local/state/slipway/daemon_json.json
     owner: ada
     group: ada
-    unit: ''
+    unit: ""
     settings:
       log-driver: local
 """

@@ -1,0 +1,108 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a host should hold of the catalogue: remembered, and never wrongly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _catalogue, _image_index
+from ansible_collections.slipway.host.plugins.module_utils._declaration import DeclarationError
+
+from tests.contract.tree import ROOT
+
+Plan = Callable[[], list[_image_index.Planned]]
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a catalogue of one image, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "images"
+    ours = ("*.json", "bases.yml", "Dockerfile.j2", "_shared", "iris-api")
+    for pattern in ours:
+        for source in (ROOT / "images").glob(pattern):
+            target = folder / source.name
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                folder.mkdir(exist_ok=True)
+                shutil.copy(source, target)
+    return folder
+
+
+@pytest.fixture
+def plan(images: Path) -> Plan:
+    """Return a function that plans as a new process would."""
+
+    def ask() -> list[_image_index.Planned]:
+        _image_index.fingerprint.cache_clear()
+        return _image_index.planned(str(images), ["iris-api"], "cpu", "debian-13", {})
+
+    return ask
+
+
+def entries(images: Path) -> list[Path]:
+    return sorted((images.parent / "cache/slipway/catalogue").glob("*.json"))
+
+
+def test_what_is_remembered_is_what_was_worked_out(
+    images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (build,) = _catalogue.load_catalogue(images).builds(["iris-api"], "cpu", "debian-13")
+    first = plan()
+    assert (first[0].reference, first[0].digest) == (build.reference, build.digest)
+    assert len(entries(images)) == 1
+    # With an entry there, the catalogue is not even read.
+    monkeypatch.delattr(_catalogue, "load_catalogue")
+    assert plan() == first
+
+
+def test_a_changed_file_is_another_catalogue(images: Path, plan: Plan) -> None:
+    before = plan()[0].digest
+    smoke = images / "iris-api/smoke.py"
+    smoke.write_text(smoke.read_text() + "\n# changed\n")
+    assert plan()[0].digest != before
+    assert len(entries(images)) == 2
+
+
+def test_a_file_that_became_executable_is_another_catalogue(images: Path, plan: Plan) -> None:
+    plan()
+    (images / "iris-api/smoke.py").chmod(0o755)
+    plan()
+    assert len(entries(images)) == 2
+
+
+def test_a_broken_entry_is_worked_out_anew(images: Path, plan: Plan) -> None:
+    first = plan()
+    for broken in ("", "{", "[]]", '[{"name": "x"}]'):
+        entries(images)[0].write_text(broken)
+        assert plan() == first
+
+
+def test_a_cache_that_cannot_be_written_is_none(
+    images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images.parent / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.parent / "file"))
+    assert plan()[0].reference == "slipway/iris-api:cpu"
+
+
+def test_old_entries_are_forgotten(images: Path, plan: Plan) -> None:
+    plan()
+    (old,) = entries(images)
+    os.utime(old, (0, time.time() - _image_index.KEEP_SECONDS - 60))
+    (images / "iris-api/smoke.py").chmod(0o755)
+    plan()
+    assert old not in entries(images)
+
+
+def test_what_the_catalogue_refuses_is_not_remembered(images: Path) -> None:
+    with pytest.raises(DeclarationError, match="has no image 'irisapi'"):
+        _image_index.planned(str(images), ["irisapi"], "cpu", "debian-13", {})
+    assert entries(images) == []

@@ -1,0 +1,351 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The thin modules, run as on a host: what they change, what they say, what they leave alone."""
+
+from __future__ import annotations
+
+import base64
+import grp
+import hashlib
+import os
+import pwd
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.modules import (
+    apt_keyring,
+    files,
+    group_members,
+    held_packages,
+    host_info,
+    units,
+)
+
+from tests.unit.conftest import RunModule
+
+Program = Callable[[str, str], None]
+ME = pwd.getpwuid(os.geteuid()).pw_name
+MINE = grp.getgrgid(os.getegid()).gr_name
+
+
+# files
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "etc" / "app" / "settings"
+
+
+def declared(path: Path, **changes: Any) -> list[dict[str, Any]]:
+    return [{"path": str(path), "owner": ME, "group": MINE, **changes}]
+
+
+def test_a_file_is_written_once(run_module: RunModule, file: Path) -> None:
+    wanted = declared(file, content="a\n", mode="0640")
+    first = run_module(files, files=wanted)
+    assert (first["changed"], first["paths"]) == (True, [str(file)])
+    assert (file.read_text(), file.stat().st_mode & 0o7777) == ("a\n", 0o640)
+    assert not run_module(files, files=wanted)["changed"]
+    assert list(file.parent.iterdir()) == [file], "no temporary file is left"
+
+
+def test_check_mode_says_what_would_be_written(run_module: RunModule, file: Path) -> None:
+    result = run_module(files, check=True, files=declared(file, content="a\n"))
+    assert result["changed"]
+    assert (result["diff"][0]["before"], result["diff"][0]["after"]) == ("", "a\n")
+    assert not file.parent.exists()
+
+
+def test_a_secret_stays_out_of_the_diff(run_module: RunModule, file: Path) -> None:
+    result = run_module(files, files=declared(file, content="token", secret=True, mode="0600"))
+    assert "token" not in str(result["diff"])
+    assert file.read_text() == "token"
+
+
+def test_what_stands_in_the_way_is_replaced(run_module: RunModule, file: Path) -> None:
+    file.mkdir(parents=True)
+    (file / "inside").touch()
+    run_module(files, files=declared(file, content="a"))
+    assert file.read_text() == "a"
+    run_module(files, files=declared(file, state="directory"))
+    assert file.is_dir()
+    run_module(files, files=declared(file, state="absent"))
+    assert not file.exists()
+    assert not run_module(files, files=declared(file, state="absent"))["changed"]
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_kept(
+    run_module: RunModule, file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    file.parent.mkdir(parents=True)
+    file.symlink_to(other)
+    run_module(files, files=declared(file, content="ours"))
+    assert (file.is_symlink(), file.read_text(), other.read_text()) == (False, "ours", "theirs")
+
+
+def test_content_that_nobody_declares_is_kept(run_module: RunModule, file: Path) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text("theirs")
+    file.chmod(0o600)
+    assert run_module(files, files=declared(file))["changed"]
+    assert (file.read_text(), file.stat().st_mode & 0o7777) == ("theirs", 0o644)
+
+
+def test_an_unknown_owner_is_an_error_and_loses_nothing(run_module: RunModule, file: Path) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text("old")
+    result = run_module(files, files=declared(file, content="new", owner="nobody-has-this-name"))
+    assert result["failed"]
+    assert "could not be made as declared" in result["msg"]
+    assert [entry.read_text() for entry in file.parent.iterdir()] == ["old"]
+
+
+# units
+
+
+ON = {"name": "x.service", "enabled": True, "active": True}
+OFF = {"name": "x.service", "enabled": False, "active": False}
+
+
+def state(file: str = "enabled", active: str = "active", reload: bool = False) -> list[Any]:
+    return ["loaded", file, active, reload, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "stale", "verbs"),
+    [
+        (ON, state(), False, []),
+        (ON, state("disabled", "inactive"), False, ["enable", "reset-failed", "start"]),
+        (ON, state("masked", "inactive"), False, ["unmask", "enable", "reset-failed", "start"]),
+        (ON, state(active="failed"), False, ["reset-failed", "start"]),
+        (ON, state(), True, ["reset-failed", "restart"]),
+        (ON, state(reload=True), False, ["daemon-reload"]),
+        (ON, state(active="inactive"), True, ["reset-failed", "start"]),
+        (OFF, state(), False, ["disable", "stop"]),
+        (OFF, state("disabled", "inactive"), False, []),
+        (OFF, None, False, []),
+        ({**ON, "active": None}, state(active="failed"), False, []),
+        ({**ON, "enabled": None}, state("disabled"), False, []),
+    ],
+)
+def test_what_systemctl_is_told(
+    entry: dict[str, Any], found: Any, stale: bool, verbs: list[str]
+) -> None:
+    assert units.actions(entry, found, stale) == verbs
+
+
+SYSTEMCTL = """
+if [ "$1" = show ]; then
+    printf 'LoadState=loaded\\nUnitFileState=%s\\nActiveState=active\\n' "$(cat {file})"
+    printf 'NeedDaemonReload=no\\nStateChangeTimestampMonotonic=0\\n'
+elif [ "$1" = enable ]; then echo enabled >{file}
+else echo "no such verb" >&2; exit 1
+fi
+"""
+
+
+def test_units_are_changed_once_and_a_refusal_is_told(
+    run_module: RunModule, program: Program, tmp_path: Path
+) -> None:
+    file = tmp_path / "state"
+    file.write_text("disabled")
+    program("systemctl", SYSTEMCTL.format(file=file))
+    program("journalctl", "echo the last words")
+    entry = [{"name": "x.service", "enabled": True, "active": True}]
+    assert run_module(units, check=True, units=entry)["actions"] == ["enable x.service"]
+    assert file.read_text() == "disabled"
+    assert run_module(units, units=entry)["changed"]
+    assert not run_module(units, units=entry)["changed"]
+    result = run_module(units, units=[{"name": "x.service", "active": False}])
+    assert result["msg"] == "systemctl stop x.service failed: no such verb"
+    assert result["log"] == "the last words\n"
+
+
+# group_members
+
+
+def members(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+    monkeypatch.setattr(_probe, "groups", lambda names: dict.fromkeys(names, found))
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "added", "removed"), [(False, ["alice"], []), (True, ["alice"], ["eve"])]
+)
+def test_members_are_added_and_others_removed_only_on_request(
+    run_module: RunModule,
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    exclusive: bool,
+    added: list[str],
+    removed: list[str],
+) -> None:
+    members(monkeypatch, [998, ["bob", "eve"]])
+    program("gpasswd", f'echo "$@" >>{tmp_path}/told')
+    asked: dict[str, Any] = {"group": "docker", "users": ["alice", "bob"], "exclusive": exclusive}
+    predicted = run_module(group_members, check=True, **asked)
+    assert not (tmp_path / "told").exists()
+    result = run_module(group_members, **asked)
+    assert (result["added"], result["removed"]) == (added, removed)
+    assert {key: predicted[key] for key in ("added", "removed", "changed")} == {
+        key: result[key] for key in ("added", "removed", "changed")
+    }
+    told = [f"--add {name} docker" for name in added]
+    told += [f"--delete {name} docker" for name in removed]
+    assert (tmp_path / "told").read_text().splitlines() == told
+
+
+def test_members_of_a_group_that_is_not_there(
+    run_module: RunModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(monkeypatch, None)
+    asked: dict[str, Any] = {"group": "lab", "users": ["alice"]}
+    assert "there is no group lab" in run_module(group_members, **asked)["msg"]
+    assert run_module(group_members, check=True, **asked)["changed"]
+    assert not run_module(group_members, group="docker", users=[], exclusive=True)["changed"]
+
+
+# apt_keyring
+
+
+KEYRING = b"\x98\x01\x04"
+FINGERPRINT = hashlib.sha1(b"\x99\x00\x01\x04").hexdigest().upper()
+ARMOURED = (
+    "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n"
+    f"{base64.b64encode(KEYRING).decode()}\n-----END PGP PUBLIC KEY BLOCK-----\n"
+)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to root")
+
+
+@needs_root
+@pytest.mark.parametrize("content", [KEYRING, ARMOURED.encode()], ids=["binary", "armoured"])
+def test_a_key_with_the_right_fingerprint_is_written_once(
+    run_module: RunModule, tmp_path: Path, content: bytes
+) -> None:
+    source, target = tmp_path / "gpg", tmp_path / "keyrings" / "docker.asc"
+    source.write_bytes(content)
+    # A fingerprint may be spelled as people spell it.
+    asked: dict[str, Any] = {
+        "path": str(target),
+        "url": source.as_uri(),
+        "fingerprint": FINGERPRINT.lower(),
+    }
+    assert run_module(apt_keyring, check=True, **asked)["changed"]
+    assert not target.exists()
+    assert run_module(apt_keyring, **asked)["changed"]
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (content, 0o644)
+    source.unlink()
+    again = run_module(apt_keyring, **asked)
+    assert (again["changed"], again["fingerprints"]) == (False, [FINGERPRINT])
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (KEYRING, f"has the fingerprint {FINGERPRINT}, expected {'0' * 40}"),
+        (b"<html>", "is no OpenPGP key"),
+        (None, "could not fetch the key"),
+    ],
+)
+def test_a_wrong_key_is_refused_and_the_old_one_stays(
+    run_module: RunModule, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    source, target = tmp_path / "gpg", tmp_path / "docker.asc"
+    target.write_bytes(b"old")
+    if content is not None:
+        source.write_bytes(content)
+    result = run_module(
+        apt_keyring, path=str(target), url=source.as_uri(), fingerprint="0000 " * 10
+    )
+    assert result["failed"]
+    assert problem in result["msg"]
+    assert target.read_bytes() == b"old"
+
+
+# held_packages
+
+APT = """
+echo "$(basename "$0") $*" >>{folder}/told
+case "$*" in *update*) : >{folder}/updated; exit 0 ;; esac
+[ -e {folder}/updated ] && exit 0
+echo 'E: Unable to locate package docker.io' >&2
+exit 100
+"""
+
+
+@pytest.fixture
+def told(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Return a function that tells what apt was told; its index is missing until it is updated."""
+    for name in ("apt-get", "apt-mark", "apt-cache"):
+        program(name, APT.format(folder=tmp_path))
+    monkeypatch.setattr(_probe, "dpkg", dict.fromkeys)
+    file = tmp_path / "told"
+
+    def read() -> list[str]:
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [" ".join(word for word in line.split() if word[:2] != "--") for line in lines]
+
+    return read
+
+
+ENGINE = [{"name": "docker.io", "hold": True}]
+
+
+def test_the_index_is_refreshed_only_when_a_package_is_not_found(
+    run_module: RunModule, told: Callable[[], Any]
+) -> None:
+    result = run_module(held_packages, packages=ENGINE)
+    assert (result["changed"], result["installed"]) == (True, ["docker.io"])
+    assert result["diff"]["after"] == "docker.io (newest) (held)\n"
+    assert told() == [
+        "apt-get install docker.io",
+        "apt-get update",
+        "apt-get install docker.io",
+        "apt-mark hold docker.io",
+    ]
+
+
+def test_a_new_source_refreshes_it_at_once(run_module: RunModule, told: Callable[[], Any]) -> None:
+    run_module(held_packages, packages=ENGINE, refresh=True)
+    assert told()[:2] == ["apt-get update", "apt-get install docker.io"]
+
+
+def test_check_mode_tells_apt_nothing(run_module: RunModule, told: Callable[[], Any]) -> None:
+    result = run_module(held_packages, check=True, packages=ENGINE)
+    assert (result["changed"], result["installed"]) == (True, ["docker.io"])
+    assert told() == []
+
+
+def test_apts_own_words_are_told(
+    run_module: RunModule, told: Callable[[], Any], program: Program
+) -> None:
+    program("apt-get", "echo 'Reading'; echo 'E: Broken packages' >&2; exit 100")
+    result = run_module(held_packages, packages=ENGINE)
+    assert result["failed"]
+    assert "apt-get install docker.io failed: E: Broken packages" in result["msg"]
+
+
+def test_what_is_as_declared_is_left_alone(
+    run_module: RunModule, told: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        _probe, "dpkg", lambda names: {name: ["hold", "installed", "1"] for name in names}
+    )
+    result = run_module(held_packages, packages=ENGINE)
+    assert not result["changed"]
+    assert result["diff"]["before"] == result["diff"]["after"] == "docker.io 1 (held)\n"
+    assert told() == []
+
+
+# host_info
+
+
+def test_the_facts_stand_under_the_projects_name(run_module: RunModule) -> None:
+    result = run_module(host_info)
+    assert not result["changed"]
+    assert result["ansible_facts"]["slipway"]["kernel"] == os.uname().release

@@ -1,0 +1,192 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What counts as a proof that a host does the real thing."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _probe, _smoke, _verify
+from ansible_collections.slipway.host.plugins.modules import verify
+
+from tests.unit.conftest import RunModule
+
+Program = Callable[[str, str], None]
+VERSION = {"Version": "28.5.2", "ApiVersion": "1.51"}
+ASKED = {"length": 5.1, "width": 2.4}
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """Answers virginica to the right question, and errors to all others."""
+
+    def do_GET(self) -> None:
+        self._answer(200, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body == ASKED and self.headers["Content-Type"] == "application/json":
+            self._answer(200, {"prediction": "virginica", "model": 1})
+        else:
+            self._answer(422, {"error": "no"})
+
+    def _answer(self, status: int, document: Any) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def engine(
+    monkeypatch: pytest.MonkeyPatch, images: list[Any] | None = None, containers: Any = None
+) -> None:
+    """Let the probe find these images and containers."""
+    answers = {
+        "/version": VERSION,
+        "/images/json": images or [],
+        "/containers/json?all=1": containers or [],
+    }
+    monkeypatch.setattr(_probe, "docker", answers.__getitem__)
+
+
+def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, Any]:
+    return {
+        "Labels": {
+            "com.docker.compose.service": "iris-api",
+            _verify.LABEL_PROOF: json.dumps({"port": 5000, "path": "/predict", **proof}),
+        },
+        "Ports": [{"PrivatePort": 5000, "PublicPort": published, "IP": ip}],
+    }
+
+
+EXPECTED: dict[str, Any] = {"post": ASKED, "expect": {"prediction": "virginica"}}
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0", "::"])
+def test_a_service_that_answers_as_declared_is_proven(
+    monkeypatch: pytest.MonkeyPatch, port: int, ip: str
+) -> None:
+    engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
+    proof = _verify.checks(smoke=True)
+    assert [check["what"] for check in proof] == ["engine", "service iris-api"]
+    assert all(check["ok"] for check in proof)
+    assert '"prediction": "virginica"' in proof[1]["seen"]
+
+
+@pytest.mark.parametrize(
+    ("proof", "seen"),
+    [
+        ({**EXPECTED, "expect": {"prediction": "setosa"}}, "expected {'prediction': 'setosa'}"),
+        ({**EXPECTED, "post": {"length": 0}}, "answered 422"),
+        ({**EXPECTED, "port": 5001}, "port 5001 is not published"),
+    ],
+)
+def test_a_service_that_does_not_is_told_with_its_answer(
+    monkeypatch: pytest.MonkeyPatch, port: int, proof: dict[str, Any], seen: str
+) -> None:
+    engine(monkeypatch, containers=[container(port, **proof)])
+    check = _verify.checks(smoke=False)[1]
+    assert not check["ok"]
+    assert seen in check["seen"]
+
+
+def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine(monkeypatch, containers=[container(1, **EXPECTED)])
+    assert "refused" in _verify.checks(smoke=False)[1]["seen"]
+
+
+def test_without_an_expectation_any_success_counts(
+    monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    engine(monkeypatch, containers=[container(port)])
+    assert _verify.checks(smoke=False)[1]["seen"].endswith("answered with success")
+
+
+def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [{"Labels": {"com.docker.compose.service": "web"}}, {"Labels": None}]
+    engine(monkeypatch, containers=others)
+    assert len(_verify.checks(smoke=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "contained"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, True),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({}, {"a": 1}, False),
+        ([1], {"a": 1}, False),
+        ({"a": 1}, {"a": {"b": 1}}, False),
+        ("x", "x", True),
+    ],
+)
+def test_an_answer_may_say_more_than_expected(answer: Any, expected: Any, contained: bool) -> None:
+    assert _verify.contains(answer, expected) is contained
+
+
+IMAGES = [
+    {"RepoTags": ["slipway/a:cpu"], "Labels": {_verify.LABEL_SMOKE: '["sh", "smoke.sh"]'}},
+    {"RepoTags": ["debian:13"], "Labels": None},
+    {"RepoTags": None, "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
+]
+
+
+def test_the_smoke_test_of_each_tagged_image_runs(
+    monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    program("docker", 'echo "$*" >&2; exit 3')
+    engine(monkeypatch, images=IMAGES)
+    proof = _verify.checks(smoke=True)
+    assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu"]
+    assert "exit status 3" in proof[1]["seen"]
+    assert "--entrypoint sh slipway/a:cpu smoke.sh" in proof[1]["seen"]
+    assert len(_verify.checks(smoke=False)) == 1
+
+
+def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
+    program("docker", "exit 0")
+    _smoke.test("slipway/a:cpu", ["true"], 10)
+
+
+def test_a_smoke_test_without_end_fails(program: Program) -> None:
+    program("docker", "exec sleep 30")
+    with pytest.raises(_smoke.SmokeError, match="no end after 0 s"):
+        _smoke.test("slipway/a:cpu", ["true"], 0.1)
+
+
+def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_probe, "DOCKER_SOCKET", "/does/not/exist")
+    (check,) = _verify.checks(smoke=True)
+    assert not check["ok"]
+    assert "No such file" in check["seen"]
+
+
+def test_the_module_fails_with_all_that_went_wrong(
+    monkeypatch: pytest.MonkeyPatch, run_module: RunModule, port: int
+) -> None:
+    wrong = container(port, **{**EXPECTED, "port": 1})
+    engine(monkeypatch, containers=[container(port, **EXPECTED), wrong])
+    result = run_module(verify, smoke=False)
+    assert result["failed"]
+    assert result["msg"] == "service iris-api: port 1 is not published on the host"
+    assert [check["ok"] for check in result["checks"]] == [True, True, False]
+    engine(monkeypatch, containers=[container(port, **EXPECTED)])
+    result = run_module(verify, smoke=False)
+    assert not result["changed"]
+    assert result["report"][0] == "ok  engine: Docker Engine 28.5.2, API 1.51"
