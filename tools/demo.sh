@@ -1,15 +1,24 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # The demo: a throwaway host on this machine, then site.yml on it.
-# Usage: ./slipway demo [--create | --destroy] [ARGUMENTS FOR ansible-playbook ...]
-#   --create   make the host and inventory/demo/hosts.yml, and stop there
-#   --destroy  remove all that the demo made, and nothing else
+# Usage: ./slipway demo [--create | --destroy | --gpu MODEL] [ARGUMENTS FOR ansible-playbook ...]
+#   --create     make the host and inventory/demo/hosts.yml, and stop there
+#   --destroy    remove all that the demo made, and nothing else
+#   --gpu MODEL  a simulated GPU host: its devices, NVIDIA's packages and nvidia-smi are stand-ins;
+#                a MODEL that there is not lists those that there are (t4, 8xh100, 8xb200, k80, ...)
 set -eu
 
 case "${1:-}" in
 --create) shift && exec ansible-playbook playbooks/demo.yml "$@" ;;
 --destroy) shift && exec ansible-playbook playbooks/demo_destroy.yml "$@" ;;
--h | --help) sed -n 's/^# \{0,1\}//; 3,6p' "$0" && exit 0 ;;
+--gpu)
+    [ $# -ge 2 ] || { echo "demo: --gpu needs a MODEL" >&2 && exit 1; }
+    model=$2
+    shift 2
+    ansible-playbook playbooks/demo.yml -e "demo_gpu=$model" "$@"
+    exec ansible-playbook site.yml -i inventory/demo "$@"
+    ;;
+-h | --help) sed -n 's/^# \{0,1\}//; 3,8p' "$0" && exit 0 ;;
 esac
 ansible-playbook playbooks/demo.yml "$@"
 exec ansible-playbook site.yml -i inventory/demo "$@"

@@ -9,6 +9,7 @@ import json
 import os
 import runpy
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -706,6 +707,79 @@ def test_pip_settings_are_said_to_uv(
     ]
 
 
+def test_tests_that_nothing_imports_are_not_kept(tmp_path: Path) -> None:
+    script = runpy.run_path(str(IMAGES / "_shared/install-python"))
+    files = {
+        "plain/tests/test_it.py": "from plain.tests.support import x",
+        "plain/deep/tests/data.csv": "",
+        "relative/__init__.py": "def run():\n    from .tests import runtests\n",
+        "relative/tests/__init__.py": "",
+        "relative/tests/data/tests/nested.py": "",
+        "absolute/tool.py": "import absolute.tests.support",
+        "absolute/tests/support.py": "",
+        "above/deep/tool.py": "from ..tests.support import case",
+        "above/tests/support.py": "",
+        "package/tool.py": "from package import tests",
+        "package/tests/__init__.py": "",
+        "beside/tool.py": "from . import tests",
+        "beside/tests/__init__.py": "",
+        "module/defaults.py": "from .tests import TESTS",
+        "module/tests.py": "TESTS = []",
+        "tensorflow/include/tensor.h": "",
+        "tensorflow/core.py": "words = 'tests'",
+    }
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    script["drop_unused"](tmp_path)
+    kept = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert set(files) - kept == {
+        "plain/tests/test_it.py",
+        "plain/deep/tests/data.csv",
+        "tensorflow/include/tensor.h",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "action"),
+    [
+        pytest.param("a.lock", False, "sync a.lock --require-hashes", id="a new environment"),
+        pytest.param(
+            "a.lock", True, "install --no-deps --requirements a.lock --require-hashes", id="more"
+        ),
+        pytest.param("torch==2.14.1", True, "install torch==2.14.1", id="another version"),
+    ],
+)
+def test_what_uv_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, there: bool, action: str
+) -> None:
+    script = runpy.run_path(str(IMAGES / "_shared/install-python"))
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setitem(script["main"].__globals__, "WHEELS", tmp_path / "wheels")
+    monkeypatch.delenv("PIP_CONFIG_FILE", raising=False)
+    (tmp_path / "wheels").mkdir()
+    venv = tmp_path / "venv"
+    if there:
+        (venv / "bin").mkdir(parents=True)
+        (venv / "bin/python").touch()
+    assert script["main"](str(venv), wanted) == 0
+    assert [" ".join(command[1:4]) for command in ran[:-1]] == (
+        [] if there else ["-m venv --without-pip"]
+    )
+    assert ran[-1][1:] == [
+        "pip",
+        *action.split(),
+        f"--python={venv}/bin/python",
+        "--index-strategy=unsafe-best-match",
+    ]
+
+
 # The project's own catalogue
 
 
@@ -727,6 +801,53 @@ def test_every_image_keeps_the_rules(catalogue: Catalogue, base: str, variant: s
             line.startswith(("ENV", "ARG", "COPY")) and "secret" in line for line in lines
         )
         assert "required=true" not in made.dockerfile
+
+
+def test_frameworks_of_the_all_in_one_are_the_locked_ones_unless_versions_are_chosen(
+    catalogue: Catalogue,
+) -> None:
+    def dockerfile(**args: str) -> str:
+        chosen = {"deepdocker": args}
+        return catalogue.builds(["deepdocker"], "cpu", "debian-13", chosen)[-1].dockerfile
+
+    locked = dockerfile()
+    assert locked.count("install-python /opt/venv") == 1
+    assert "install-rstudio https" not in locked
+    chosen = dockerfile(TENSORFLOW_VERSION="2.20.0", PYTORCH_VERSION="2.14.1")
+    for package in ("tensorflow-cpu==2.20.0", "torch==2.14.1"):
+        assert f"install-python /opt/venv {package}" in chosen
+    url = "https://mirror.example/rstudio.deb"
+    with_rstudio = dockerfile(RSTUDIO_URL=url, RSTUDIO_SHA256="0123abcd")
+    assert f"/opt/slipway/install-rstudio {url} 0123abcd" in with_rstudio
+
+
+def test_services_of_the_all_in_one_listen_where_the_declaration_says(catalogue: Catalogue) -> None:
+    folder = IMAGES / "deepdocker"
+    ports = catalogue.images["deepdocker"].settings["ports"]
+    services = {file.stem for file in (folder / "services").glob("*.conf")} - {"supervisord"}
+    assert services == set(ports)
+    checked = runpy.run_path(str(folder / "services_health.py"))["PORTS"]
+    assert checked == {name: port for name, port in ports.items() if name != "ssh"}
+
+
+@pytest.mark.parametrize("name", ["legacy-caffe-theano", "legacy-torch7"])
+def test_what_is_not_maintained_says_so_and_gets_no_network(
+    catalogue: Catalogue, name: str
+) -> None:
+    (made,) = catalogue.builds([name], "gpu", "debian-13")
+    assert made.variant == "cpu"
+    assert made.image["network"] == "none"
+    assert 'LABEL io.slipway.end-of-life="20' in made.dockerfile
+    assert "LABEL io.slipway.successor=" in made.dockerfile
+
+
+def test_what_the_project_did_not_build_is_told(catalogue: Catalogue) -> None:
+    told = {
+        made.name
+        for made in catalogue.builds(catalogue.images, "cpu")
+        if "not built by" in " ".join(made.notes)
+    }
+    assert told == {"legacy-torch7"}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils import (
     _catalogue,
+    _cuda_fit,
     _declaration,
     _image_plan,
     _owned,
@@ -62,6 +63,11 @@ class ActionModule(ActionBase):
         answer = _ask.ask(self, _owned.question([owned]))
         differing = _owned.differences(owned, answer)
         names = {difference.name for difference in differing}
+        wanted = [build for build in builds if build.reference in names]
+        unfit = _cuda_fit.misfits(wanted, answer["facts"])
+        if unfit:
+            sentences = [f"{reference} {why}" for reference, why in unfit.items()]
+            raise AnsibleActionFail("; ".join(sentences) + ". Nothing was built.")
         result.update(changed=bool(differing), images=entries)
         result["diff"] = [{"prepared": f"{difference}\n"} for difference in differing]
         if not differing or self._task.check_mode:
@@ -71,7 +77,7 @@ class ActionModule(ActionBase):
                 f"Docker does not answer ({answer['engine']}). Images need a running engine; the "
                 "role docker_engine installs one."
             )
-        outcome = self._build([build for build in builds if build.reference in names], arguments)
+        outcome = self._build(wanted, arguments)
         result["built"] = outcome["built"]
         if outcome["failed"]:
             result["failed"] = True

@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils import (
     _catalogue,
+    _cuda_fit,
     _declaration,
     _image_list,
 )
@@ -60,11 +61,13 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"Docker on the host did not tell its images: {words}"
             ) from error
-        rows = _image_list.compare(builds, held, declared)
+        facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
+        unfit = _cuda_fit.misfits(builds, facts) if facts else {}
+        rows = _image_list.compare(builds, held, declared, unfit)
         if arguments["show"] != "nothing":
             host = (self._templar.available_variables or {}).get("inventory_hostname", "host")
-            table = _image_list.table(rows, markdown=arguments["show"] == "markdown")
-            display.display(f"\n{host}, {arguments['variant']}:\n\n{table}\n")
+            write = _image_list.page if arguments["show"] == "markdown" else _image_list.table
+            display.display(f"\n{host}, {arguments['variant']}:\n\n{write(rows)}\n")
         result.update(
             changed=False,
             images=[asdict(row) for row in rows],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ._catalogue import ImageBuild
@@ -78,13 +79,17 @@ def read_answer(text: str) -> dict[str, Held]:
 
 
 def compare(
-    builds: Sequence[ImageBuild], held: Mapping[str, Held], declared: Collection[str]
+    builds: Sequence[ImageBuild],
+    held: Mapping[str, Held],
+    declared: Collection[str],
+    unfit: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
     """Return what the catalogue's BUILDS are on a host, then what else it holds of Slipway.
 
-    DECLARED are the references that the host is to hold.
+    DECLARED are the references that the host is to hold, UNFIT says of some why they do not run
+    there.
     """
-    rows = [_row(build, held, build.reference in declared) for build in builds]
+    rows = [_row(build, held, build.reference in declared, unfit) for build in builds]
     known = {build.reference for build in builds}
     rows += [
         Row(reference, UNKNOWN, False, image.size)
@@ -94,10 +99,13 @@ def compare(
     return rows
 
 
-def _row(build: ImageBuild, held: Mapping[str, Held], declared: bool) -> Row:
+def _row(
+    build: ImageBuild, held: Mapping[str, Held], declared: bool, unfit: Mapping[str, str]
+) -> Row:
     image = held.get(build.reference)
+    notes = [*build.notes, *([unfit[build.reference]] if build.reference in unfit else ())]
     if image is None:
-        return Row(build.reference, MISSING, declared, notes=build.notes)
+        return Row(build.reference, MISSING, declared, notes=notes)
     below = held.get(build.parent) if build.parent else None
     return Row(
         reference=build.reference,
@@ -108,19 +116,16 @@ def _row(build: ImageBuild, held: Mapping[str, Held], declared: bool) -> Row:
         build_seconds=image.record.get("build_seconds"),
         smoke_seconds=image.record.get("smoke_seconds"),
         proven=image.record.get("proven", ()),
-        notes=build.notes,
+        notes=notes,
     )
 
 
 HEADINGS = ("image", "on the host", "size", "adds", "build", "smoke test", "proves")
 
 
-def table(rows: Sequence[Row], markdown: bool = False) -> str:
-    """Return the rows as a table for people, or for a page in Markdown."""
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table for people, with the notes below it."""
     cells = [HEADINGS, *(_cells(row) for row in rows)]
-    if markdown:
-        cells.insert(1, ("---",) * len(HEADINGS))
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS) - 1)]
     lines = [
         "  ".join(
@@ -130,6 +135,14 @@ def table(rows: Sequence[Row], markdown: bool = False) -> str:
     ]
     lines += [f"{row.reference}: {note}" for row in rows for note in row.notes]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return a table in Markdown of what the host holds of the catalogue: sizes, times, proofs."""
+    held = [row for row in rows if row.state in (CURRENT, OUTDATED)]
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in held)]
+    # What is to be on this one host is nothing for a page.
+    return "\n".join(f"| {' | '.join([line[0], *line[2:]])} |" for line in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

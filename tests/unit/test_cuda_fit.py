@@ -1,0 +1,78 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which CUDA runs on which driver and GPU, and what is said where it does not."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+    ImageBuild,
+    load_catalogue,
+)
+
+from tests.contract.tree import ROOT
+from tests.unit.gpu_facts import facts
+
+H100, V100, GTX_1080 = 0x2330, 0x1DB4, 0x1B80
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "gpus", "words"),
+    [
+        pytest.param("13.2", "580.65.06", [H100], [], id="the oldest driver for 13"),
+        pytest.param("13.2", "610.43.02", [H100], [], id="a newer driver"),
+        pytest.param(
+            "13.2",
+            "575.57.08",
+            [H100],
+            ["brings CUDA 13.2", "needs NVIDIA driver 580 or newer", "the host runs 575.57.08"],
+            id="one branch too old for 13",
+        ),
+        pytest.param("12.5", "525.60.13", [H100], [], id="the oldest driver for 12"),
+        pytest.param("12.9", "520.61.05", [H100], ["driver 525 or newer"], id="too old for 12"),
+        pytest.param("11.8", "450.80.02", [V100], [], id="the oldest driver for 11"),
+        pytest.param("11.8", "440.33.01", [V100], ["driver 450 or newer"], id="too old for 11"),
+        pytest.param("10.2", "440.33.01", [V100], ["driver 450"], id="older than the table"),
+        pytest.param("14.0", "575.57.08", [H100], ["driver 580 or newer"], id="newer than it"),
+        pytest.param(
+            "13.2",
+            "580.65.06",
+            [H100, V100],
+            ["brings CUDA 13.2", "CUDA 12 is the last for the host's", "V100"],
+            id="one card is too old",
+        ),
+        pytest.param("13.0", "580.65.06", [GTX_1080], ["CUDA 12 is the last"], id="Pascal"),
+        pytest.param("12.5", "580.65.06", [V100, GTX_1080], [], id="old cards with their CUDA"),
+        pytest.param("13.2", "580.65.06", [], [], id="no card is seen"),
+    ],
+)
+def test_which_cuda_runs_where(cuda: str, driver: str, gpus: list[int], words: list[str]) -> None:
+    found = _cuda_fit.misfit(cuda, driver, gpus)
+    assert (found is None) == (not words)
+    for word in words:
+        assert word in (found or "")
+
+
+@pytest.fixture(scope="module")
+def builds() -> list[ImageBuild]:
+    return load_catalogue(ROOT / "images").builds(["pytorch", "iris-api"], "gpu", "debian-13")
+
+
+def test_builds_of_the_catalogue_on_a_host_with_an_old_driver(builds: list[ImageBuild]) -> None:
+    host = facts("t4", loaded="570.211.01\n")
+    found = _cuda_fit.misfits(builds, host)
+    # jupyter, below it, and iris-api bring no CUDA along.
+    assert set(found) == {"slipway/pytorch:gpu"}
+    assert "the host runs 570.211.01" in found["slipway/pytorch:gpu"]
+    assert _cuda_fit.misfits(builds, facts("t4", loaded="580.65.06\n")) == {}
+
+
+def test_a_host_without_a_driver_builds_for_others(builds: list[ImageBuild]) -> None:
+    assert _cuda_fit.misfits(builds, facts("none")) == {}
+    assert _cuda_fit.misfits(builds, facts("t4")) == {}
+
+
+def test_a_host_with_a_driver_takes_cpu_images(builds: list[ImageBuild]) -> None:
+    cpu = load_catalogue(ROOT / "images").builds(["pytorch"], "cpu", "debian-13")
+    assert _cuda_fit.misfits(cpu, facts("t4", loaded="470.1\n")) == {}

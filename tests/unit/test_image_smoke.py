@@ -1,0 +1,174 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The smoke tests of images that a host holds, with an engine that is a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils import _smoke, _verify
+from ansible_collections.slipway.host.plugins.modules import image_smoke
+
+TOOL, OTHER = "slipway/tool:cpu", "slipway/other:gpu"
+
+# Images are $ENGINE/images.json, reference to labels; $ENGINE/run is what a container does.
+DOCKER = """#!{python} -IS
+import json, os, sys
+engine = os.environ["ENGINE"]
+words = sys.argv[1:]
+with open(engine + "/log", "a") as log:
+    log.write(json.dumps(words) + "\\n")
+images = json.load(open(engine + "/images.json"))
+if words[:2] == ["image", "inspect"]:
+    if words[-1] not in images:
+        sys.exit("Error: No such image: " + words[-1])
+    labels = images[words[-1]]
+    print(labels["io.slipway.variant"] if "variant" in words[3] else json.dumps(labels))
+if words[0] == "run":
+    exec(open(engine + "/run").read())
+"""
+
+
+class Engine:
+    """A stand-in engine with two images whose smoke tests pass."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        smoke = json.dumps(["/opt/slipway/start", "python3", "/opt/slipway/smoke.py"])
+        self.images: dict[str, dict[str, str]] = {
+            TOOL: {_verify.LABEL_SMOKE: smoke, "io.slipway.variant": "cpu"},
+            OTHER: {_verify.LABEL_SMOKE: smoke, "io.slipway.variant": "gpu"},
+        }
+        self.run = "print('smoke: 1.0 s  does its job'); print('a word of a library')"
+
+    def prove(self, *references: str, timeout: int = 30) -> dict[str, Any]:
+        """Run the module; return its result."""
+        (self.folder / "images.json").write_text(json.dumps(self.images))
+        (self.folder / "run").write_text(self.run)
+        with patch_module_args({"references": list(references), "timeout": timeout}):
+            return run_module()
+
+    def runs(self) -> list[list[str]]:
+        """Return the commands that started a container."""
+        log = (self.folder / "log").read_text().splitlines()
+        return [words for words in map(json.loads, log) if words[0] == "run"]
+
+
+class Ended(Exception):
+    """The module ended."""
+
+
+def run_module() -> dict[str, Any]:
+    ended: dict[str, Any] = {}
+
+    def end(self: basic.AnsibleModule, **result: Any) -> None:
+        ended.update(result)
+        raise Ended
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(basic.AnsibleModule, "exit_json", end)
+        patch.setattr(
+            basic.AnsibleModule,
+            "fail_json",
+            lambda self, msg, **result: end(self, failed=True, msg=msg, **result),
+        )
+        with pytest.raises(Ended):
+            image_smoke.main()
+    return ended
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    (tmp_path / "docker").write_text(DOCKER.format(python=sys.executable))
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("ENGINE", str(tmp_path))
+    monkeypatch.setattr(_smoke, "GPU_DEVICE", tmp_path / "nvidiactl")
+    return Engine(tmp_path)
+
+
+def test_each_image_is_proven_by_the_command_that_it_bears(engine: Engine) -> None:
+    result = engine.prove(TOOL, OTHER)
+    assert result == {
+        "changed": False,
+        "proven": {
+            TOOL: ["smoke: 1.0 s  does its job"],
+            OTHER: ["smoke: 1.0 s  does its job"],
+        },
+    }
+    (run, _) = engine.runs()
+    assert run[-3:] == [TOOL, "python3", "/opt/slipway/smoke.py"]
+    assert run[run.index("--entrypoint") + 1] == "/opt/slipway/start"
+
+
+def test_a_container_gets_the_least_it_can_have(engine: Engine) -> None:
+    engine.prove(TOOL)
+    run = " ".join(engine.runs()[0])
+    for option in (
+        "--network none",
+        "--read-only",
+        "--user 1234:1234",
+        "--cap-drop ALL",
+        "--security-opt no-new-privileges",
+        "--rm",
+    ):
+        assert option in run
+
+
+@pytest.mark.parametrize(
+    ("gpus", "reference", "lent"),
+    [
+        pytest.param(True, OTHER, True, id="a gpu image on a host with GPUs"),
+        pytest.param(True, TOOL, False, id="a cpu image on a host with GPUs"),
+        pytest.param(False, OTHER, False, id="a gpu image on a host without"),
+    ],
+)
+def test_gpus_are_lent_where_they_are_used(
+    engine: Engine, gpus: bool, reference: str, lent: bool
+) -> None:
+    if gpus:
+        _smoke.GPU_DEVICE.touch()
+    engine.prove(reference)
+    assert ("--gpus" in engine.runs()[0]) == lent
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engine) -> None:
+    engine.run = (
+        "if 'slipway/tool:cpu' in words:\n"
+        "    print('smoke: FAILED: it adds up', file=sys.stderr)\n"
+        "    sys.exit(3)\n"
+        "print('smoke: 1.0 s  does its job')"
+    )
+    result = engine.prove(TOOL, OTHER)
+    assert result["failed"]
+    assert result["msg"] == f"{TOOL}: exit status 3\nsmoke: FAILED: it adds up"
+    assert set(result["proven"]) == {OTHER}
+
+
+def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
+    engine.run = "import time; time.sleep(30)"
+    assert engine.prove(TOOL, timeout=1)["msg"] == f"{TOOL}: no end after 1 s"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        pytest.param(None, "is not on the host", id="not there"),
+        pytest.param({}, f"lacks the label {_verify.LABEL_SMOKE}", id="somebody else's"),
+    ],
+)
+def test_what_cannot_be_proven_is_said(
+    engine: Engine, labels: dict[str, str] | None, words: str
+) -> None:
+    del engine.images[TOOL]
+    if labels is not None:
+        engine.images[TOOL] = labels
+    result = engine.prove(TOOL)
+    assert result["failed"] and words in result["msg"]

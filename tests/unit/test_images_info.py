@@ -1,0 +1,140 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The actions images_info and images, with what a host answers in place of a host."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail
+from ansible.playbook.task import Task
+from ansible_collections.slipway.host.plugins.action import images, images_info
+from ansible_collections.slipway.host.plugins.module_utils._catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+
+from tests.contract.tree import ROOT
+from tests.unit.gpu_facts import facts
+from tests.unit.test_image_list import answer, inspected
+
+ARGUMENTS = {
+    "names": ["pytorch"],
+    "catalogue": str(ROOT / "images"),
+    "variant": "gpu",
+    "base": "debian-13",
+}
+OLD_DRIVER = facts("t4", loaded="570.211.01\n")
+
+
+def action(module: Any, **arguments: Any) -> Any:
+    """Return an action with these arguments for a host called gpu01."""
+    task = Task()
+    task.args = {**ARGUMENTS, **arguments}
+    connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), has_pipelining=True)
+    templar = SimpleNamespace(available_variables={"inventory_hostname": "gpu01"})
+    return module.ActionModule(task, connection, SimpleNamespace(), None, templar, None)
+
+
+def ask_info(
+    monkeypatch: pytest.MonkeyPatch, text: str, host: dict[str, Any] | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """Return the result of images_info where the host answers TEXT."""
+    asked = action(images_info, **arguments)
+    reply = {"stdout": text, "stderr": "", "rc": 0}
+    monkeypatch.setattr(asked, "_low_level_execute_command", lambda *_, **__: reply)
+    result: dict[str, Any] = asked.run(None, {"ansible_facts": {"slipway": host} if host else {}})
+    return result
+
+
+def test_the_whole_catalogue_is_compared_and_what_is_declared_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = ask_info(monkeypatch, answer([]))
+    assert not result["changed"]
+    states = {row["reference"]: row for row in result["images"]}
+    # A host with a GPU takes cpu images where there is no other.
+    assert {"slipway/pytorch:gpu", "slipway/iris-api:cpu"} <= set(states)
+    declared = {name for name, row in states.items() if row["declared"]}
+    assert declared == {"slipway/jupyter:gpu", "slipway/pytorch:gpu"}
+    assert {row["state"] for row in result["images"]} == {"missing"}
+    assert result["unneeded"] == []
+
+
+def test_what_a_host_holds_is_told_with_what_it_need_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    catalogue = load_catalogue(ROOT / "images")
+    (jupyter,) = catalogue.builds(["jupyter"], "gpu", "debian-13")
+    held = [inspected(jupyter.digest, 9, jupyter.reference), inspected("x", 9, "slipway/keras:gpu")]
+    result = ask_info(monkeypatch, answer(held))
+    states = {row["reference"]: row["state"] for row in result["images"]}
+    assert states["slipway/jupyter:gpu"] == "current"
+    assert states["slipway/keras:gpu"] == "outdated"
+    assert result["unneeded"] == ["slipway/keras:gpu"]
+
+
+def test_an_image_that_does_not_run_on_the_host_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ask_info(monkeypatch, answer([]), OLD_DRIVER)["images"]
+    notes = {row["reference"]: " ".join(row["notes"]) for row in rows}
+    assert "the host runs 570.211.01" in notes["slipway/pytorch:gpu"]
+    assert "570" not in notes["slipway/jupyter:gpu"]
+
+
+def test_the_table_is_shown_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask_info(monkeypatch, answer([]))
+    assert capsys.readouterr().out == ""
+    ask_info(monkeypatch, answer([]), show="table")
+    shown = capsys.readouterr().out
+    assert "gpu01, gpu:" in shown
+    assert re.search(r"^pytorch:gpu +missing$", shown, re.MULTILINE)
+    held = answer([inspected("x", 2_000_000, "slipway/pytorch:gpu")])
+    ask_info(monkeypatch, held, show="markdown")
+    assert "| pytorch:gpu | 2 MB | 2 MB |  |  |  |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "words"),
+    [
+        pytest.param("Cannot connect to the Docker daemon", ["pytorch"], "did not tell", id="no"),
+        pytest.param(answer([]), ["pytorhc"], "did you mean 'pytorch'?", id="no such image"),
+    ],
+)
+def test_what_goes_wrong_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, text: str, names: list[str], words: str
+) -> None:
+    with pytest.raises(AnsibleActionFail, match=words.replace("?", r"\?")):
+        ask_info(monkeypatch, text, names=names)
+
+
+@pytest.mark.parametrize("check_mode", [False, True], ids=["for real", "in check mode"])
+def test_images_stops_before_a_build_that_the_driver_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, check_mode: bool
+) -> None:
+    build = action(images)
+    build._task.check_mode = check_mode
+    reply = {"facts": OLD_DRIVER, "images": {}, "engine": None}
+    monkeypatch.setattr(_ask, "ask", lambda *_: reply)
+    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(AnsibleActionFail) as caught:
+        build.run(None, {})
+    said = str(caught.value)
+    assert said.startswith("slipway/pytorch:gpu brings CUDA 13.")
+    assert said.endswith("Nothing was built.")
+
+
+def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = action(images)
+    reply = {"facts": facts("t4", loaded="580.65.06\n"), "images": {}, "engine": None}
+    monkeypatch.setattr(_ask, "ask", lambda *_: reply)
+    built: list[str] = []
+
+    def note(wanted: list[Any], _: dict[str, Any]) -> dict[str, Any]:
+        built.extend(one.reference for one in wanted)
+        return {"built": built, "failed": {}}
+
+    monkeypatch.setattr(build, "_build", note)
+    assert build.run(None, {})["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]
