@@ -35,7 +35,7 @@ INVENTORY: dict[str, Any] = {
 
 
 def facts(distribution: str, version: str, codename: str, package: str) -> dict[str, Any]:
-    """Return the facts of a host of a platform, on which PACKAGE holds the engine."""
+    """Return the facts of a host of a platform, with one GPU; PACKAGE holds the engine."""
     return {
         "distribution": distribution,
         "distribution_version": version,
@@ -44,6 +44,18 @@ def facts(distribution: str, version: str, codename: str, package: str) -> dict[
         "architecture": "x86_64",
         "kernel": "6.12.0-amd64",
         "docker_package": package,
+        "docker_version": "26.1.5",
+        "gpu": {
+            "devices": [["0000:01:00.0", "0x1eb8", "0x030200", "nvidia", False, ""]],
+            "bridges": [],
+            "secure_boot": False,
+            "kernel_metas": [],
+            "packages": {},
+            "components": [],
+            "loaded": "",
+            "banner": "",
+            "run_installer": False,
+        },
         "docker_snap": False,
         "systemd": True,
         "root": True,

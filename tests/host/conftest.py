@@ -61,22 +61,29 @@ class Run:
 class Site:
     """A host, its inventory, and the project's commands against it."""
 
+    # Variables that are given on the command line of every run.
+    extra: Mapping[str, Any] = {}
+
     def __init__(self, host: Host, folder: Path) -> None:
         self.host = host
         self.folder = folder
         self.inventory = folder / "hosts.yml"
 
-    def declare(self, **variables: Any) -> None:
-        """Write the inventory with the host's connection and these variables."""
+    @property
+    def connection(self) -> dict[str, Any]:
+        """How Ansible reaches the host."""
         options = f"-o UserKnownHostsFile={self.host.known_hosts_file} -o IdentitiesOnly=yes"
-        connection = {
+        return {
             "ansible_host": self.host.address,
             "ansible_user": self.host.user,
             "ansible_ssh_private_key_file": str(self.host.private_key_file),
             "ansible_ssh_common_args": options,
             "ansible_become": True,
         }
-        hosts = {"site-1": {**connection, **variables}}
+
+    def declare(self, **variables: Any) -> None:
+        """Write the inventory with the host's connection and these variables."""
+        hosts = {self.host.name: {**self.connection, **variables}}
         self.inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
 
     def on(self, script: str) -> str:
@@ -95,7 +102,7 @@ class Site:
             playbook=str(ROOT / playbook),
             inventory=str(self.inventory),
             cmdline=" ".join(arguments) or None,
-            extravars=extra,
+            extravars={**self.extra, **extra},
             envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
             quiet=True,
         )
@@ -110,12 +117,16 @@ class Site:
     def plan(self) -> tuple[int, set[tuple[str, str, str]]]:
         """Return the exit status of `slipway plan` and what it names: role, kind and name."""
         done = subprocess.run(
-            [str(ROOT / "slipway"), "plan", "--json", "-i", str(self.inventory)],
+            [
+                *(str(ROOT / "slipway"), "plan", "--json", "-i", str(self.inventory)),
+                *("-e", json.dumps(self.extra)),
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
             check=False,
         )
+        assert done.returncode != 1, done.stdout + done.stderr
         report = json.loads(done.stdout) if done.stdout.startswith("{") else {}
         named = {
             (role, one["kind"], one["name"])

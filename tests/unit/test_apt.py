@@ -97,8 +97,36 @@ def test_the_newest_of_a_set_are_those_that_have_to_be_there() -> None:
         {"name": "a", "version": "1"},
         {"name": "b", "state": "absent"},
         {"name": "c", "optional": True},
+        {"name": "d", "optional": True},
     ]
-    assert _apt.newest(wanted) == ["a"]
+    assert _apt.newest(wanted, {"a": None, "b": INSTALLED, "c": REMOVED, "d": HELD}) == ["a", "d"]
+
+
+SHOWN = """\
+Package: modules
+Version: 6.8.0-149.149+2
+Depends: common (<= 580.178.04-1), common (>= 580.178.04)
+
+Package: modules
+Version: 6.8.0-149.149+1
+Depends: common (<= 580.173.02-1), common (>= 580.173.02)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "version", "expected"),
+    [
+        (SHOWN, "580.178.04", "6.8.0-149.149+2"),
+        (SHOWN, "580.173.02", "6.8.0-149.149+1"),
+        (SHOWN, "580.1", ""),
+        ("Package: modules\nVersion: 1\n", "1", ""),
+        ("", "1", ""),
+    ],
+)
+def test_which_version_of_a_package_follows_the_others(
+    shown: str, version: str, expected: str
+) -> None:
+    assert _apt.follower(shown, version) == expected
 
 
 def test_nothing_to_do_takes_no_command() -> None:
@@ -133,15 +161,16 @@ def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> N
 @pytest.mark.parametrize(
     ("output", "gone"),
     [
-        ("Reading lists...\nE: Version '1.0' for 'a' was not found\n", True),
-        ("E: Unable to locate package a", False),
-        ("The file was not found", False),
+        ("Reading lists...\nE: Version '1.0' for 'a' was not found\n", ["1.0"]),
+        ("E: Version '1*' for 'a' was not found\nE: Version '1*' for 'b' was not found", ["1*"]),
+        ("E: Unable to locate package a", []),
+        ("The file was not found", []),
     ],
 )
 def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
-    output: str, gone: bool
+    output: str, gone: list[str]
 ) -> None:
-    assert _apt.is_gone(output) == gone
+    assert _apt.gone(output) == gone
 
 
 @pytest.mark.parametrize(

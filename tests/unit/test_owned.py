@@ -42,6 +42,10 @@ HELD = ["hold", "installed", "1"]
         ({}, ["install", "half-configured", "1"], [("half-configured", "installed")]),
         ({"version": "1"}, INSTALLED, []),
         ({"version": "2"}, INSTALLED, [("version 1", "2")]),
+        ({"version": "1*"}, ["install", "installed", "1.5"], []),
+        ({"version": "2*"}, ["install", "installed", "1.5"], [("version 1.5", "2*")]),
+        ({"optional": True}, None, []),
+        ({"optional": True, "hold": True}, INSTALLED, [("not held", "held")]),
         ({"hold": True}, HELD, []),
         ({"hold": True}, INSTALLED, [("not held", "held")]),
         ({"hold": False}, INSTALLED, []),
@@ -145,6 +149,38 @@ OTHER = "0" * 40
 def test_keyrings(fingerprint: str, found: Any, changes: Changes) -> None:
     entry = {"path": "/etc/apt/keyrings/x.asc", "fingerprint": fingerprint}
     assert differences("keyrings", entry, found) == changes
+
+
+@pytest.mark.parametrize(
+    ("made", "changes"),
+    [
+        (None, []),
+        (3.0, []),
+        (2.0, [("older than /etc/b", "made after it")]),
+    ],
+)
+def test_derived(made: float | None, changes: Changes) -> None:
+    entry = {"path": "/boot/initrd", "since": ["/etc/a", "/etc/b", "/etc/none"]}
+    times = {"/boot/initrd": made, "/etc/a": 1.0, "/etc/b": 2.5, "/etc/none": None}
+    found = _owned.differences({"derived": [entry]}, {"mtimes": times})
+    assert [(one.found, one.expected) for one in found] == changes
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, "580.1", []),
+        ({}, "", []),
+        ({}, None, [("not loaded", "loaded")]),
+        ({"version": "580.1"}, "580.1", []),
+        ({"version": "580.2"}, "580.1", [("version 580.1 is loaded", "version 580.2")]),
+        ({"version": "580.2"}, "", [("version unknown is loaded", "version 580.2")]),
+        ({"state": "absent"}, None, []),
+        ({"state": "absent"}, "", [("loaded", "not loaded")]),
+    ],
+)
+def test_modules(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    assert differences("modules", {"name": "nvidia", **entry}, found) == changes
 
 
 def state(file: str = "enabled", active: str = "active", needs_reload: bool = False) -> list[Any]:
@@ -361,7 +397,7 @@ def test_differences_come_in_the_order_in_which_they_are_stated() -> None:
 @pytest.mark.parametrize(
     ("owned", "problem"),
     [
-        ({"pakages": []}, "role web states owned 'pakages', which is none of files, folders"),
+        ({"pakages": []}, "role web states owned 'pakages', which is none of .*packages"),
         ({"packages": [{"version": "1"}]}, "role web: a packages entry lacks 'name'"),
         ({"images": [{"digest": "d"}]}, "role web: a images entry lacks 'reference'"),
     ],

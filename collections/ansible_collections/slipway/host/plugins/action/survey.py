@@ -67,11 +67,17 @@ class ActionModule(ActionBase):
         answer: _owned.Answer = {}
         owned: dict[str, Mapping[str, Any]] = {}
         self._check_input(variables, roles)
+        remembered = facts is not None
         for _attempt in range(ATTEMPTS):
             if facts is None:
+                remembered = False
                 reach = self._templated(variables, roles, "reach", {})
                 facts = _ask.ask(self, {"reach": list(reach.values())})["facts"]
             owned = self._templated(variables, roles, "owned", facts)
+            if remembered and any(its.get("refused") for its in owned.values()):
+                # What stood in the way may be gone since.
+                facts = None
+                continue
             self._refuse(owned)
             answer = _ask.ask(self, _owned.question(list(owned.values())))
             if same_host(answer["facts"], facts):
@@ -79,7 +85,7 @@ class ActionModule(ActionBase):
             facts = None
         try:
             drift = {role: _owned.differences(owned[role], answer) for role in roles}
-        except _daemon_json.DaemonJsonError as error:
+        except (_daemon_json.DaemonJsonError, _owned.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
         if arguments["settled"]:
             self._expect_none(drift)

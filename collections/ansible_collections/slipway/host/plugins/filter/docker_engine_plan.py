@@ -37,6 +37,10 @@ options:
     description: Keys of daemon.json.
     type: dict
     required: true
+  nvidia:
+    description: Whether a host with NVIDIA GPUs gets the keys that its containers need.
+    type: bool
+    required: true
   state:
     description: C(present) or C(absent).
     type: str
@@ -49,7 +53,7 @@ EXAMPLES = r"""
     msg: >-
       {{ (ansible_facts['slipway'] | slipway.host.docker_engine_plan(
             source='auto', repository=docker_engine_repository, hold=true, settings={},
-            state='present')).source }}
+            nvidia=true, state='present')).source }}
 """
 
 RETURN = r"""

@@ -108,13 +108,32 @@ def commands(actions: Plan) -> list[list[str]]:
     return found
 
 
-def newest(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+def newest(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> list[str]:
     """Return what to install so that the whole WANTED set is as new as the sources have it."""
     return [
         entry["name"]
         for entry in wanted
-        if entry.get("state", "present") == "present" and not entry.get("optional")
+        if entry.get("state", "present") == "present"
+        and (not entry.get("optional") or is_installed(known.get(entry["name"])))
     ]
+
+
+def is_installed(known: Known) -> bool:
+    """Whether dpkg KNOWS a package as installed."""
+    return known is not None and known[1] == "installed"
+
+
+def follower(shown: str, version: str) -> str:
+    """Return the version of a package that depends on others being at VERSION or later.
+
+    SHOWN is what `apt-cache show --all-versions` says of it, the newest first. Empty where none
+    does.
+    """
+    for stanza in shown.split("\n\n"):
+        fields = dict(re.findall(r"^(Version|Depends): (.*)$", stanza, re.M))
+        if f"(>= {version})" in fields.get("Depends", ""):
+            return str(fields["Version"])
+    return ""
 
 
 # apt's words for an index that is older than the mirror: worth one `apt-get update`.
@@ -133,9 +152,11 @@ def is_stale(output: str) -> bool:
     return any(words in output for words in STALE)
 
 
-def is_gone(output: str) -> bool:
-    """Whether apt's OUTPUT says that a source has a package, but not in the wanted version."""
-    return re.search(r"^E: Version '.*' for '.*' was not found", output, re.M) is not None
+def gone(output: str) -> list[str]:
+    """Return the versions of which apt's OUTPUT says that no source has them."""
+    return list(
+        dict.fromkeys(re.findall(r"^E: Version '(.*)' for '.*' was not found", output, re.M))
+    )
 
 
 def is_syncing(output: str) -> bool:

@@ -7,6 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils import _daemon_json
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _nvidia_container_toolkit as _toolkit,
+)
+
 # Packages that give an engine, a BuildKit client and compose v2, by distribution and major version.
 # Debian 12 is not among them: it packages neither of the latter two.  Names are those of the
 # distributions' own indexes, November 2026; forky is Debian's testing.
@@ -96,12 +101,14 @@ def plan(
     repository: Mapping[str, Any],
     hold: bool,
     settings: Mapping[str, Any],
+    nvidia: bool,
     state: str,
 ) -> dict[str, Any]:
     """Return the chosen ``source``, the repository's ``key_url`` and the ``owned`` state.
 
     FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names,
-    SETTINGS with the extra ones merged in.  What cannot work stands in ``owned['refused']``.
+    SETTINGS with the extra ones merged in; they win over those that GPUs need.  What cannot work
+    stands in ``owned['refused']``.
     """
     key_url = address(repository["key_url"], facts)
     chosen = choose_source(source, facts, key_url)
@@ -117,6 +124,7 @@ def plan(
         for name in names
     ]
     keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
+    for_gpus = _toolkit.engine_settings(facts) if nvidia else {}
     return {
         "source": chosen,
         "key_url": key_url,
@@ -130,14 +138,19 @@ def plan(
                 *([] if use_repository else [{"path": KEYRING, "state": "absent"}]),
             ],
             "packages": packages,
-            "json": [{"path": DAEMON_JSON, "settings": dict(settings) if present else {}}],
+            "json": [
+                {
+                    "path": DAEMON_JSON,
+                    "settings": _daemon_json.merge(for_gpus, settings) if present else {},
+                }
+            ],
             "units": [
                 {"name": "docker.socket", "enabled": present, "active": present},
                 {
                     "name": "docker.service",
                     "enabled": present,
                     "active": present,
-                    "since": [DAEMON_JSON],
+                    "since": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if for_gpus else ())],
                 },
             ],
         },

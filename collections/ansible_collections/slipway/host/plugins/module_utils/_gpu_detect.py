@@ -22,6 +22,11 @@ from ansible_collections.slipway.host.plugins.module_utils._gpu_facts import Pci
 # Bytes of PCI configuration space that a caller without root gets to see.
 _UNPRIVILEGED_CONFIG = 64
 _DRIVER_VERSION = re.compile(r"\s(\d{3}\.\d+(?:\.\d+)?)\s")
+# What belongs to a driver, by the beginning of its name. The container toolkit does not.
+DRIVER_PACKAGE = re.compile(
+    r"((lib|firmware-)?nvidia|linux-(modules|objects|signatures)-nvidia)-(?!container)|"
+    r"cuda-drivers|libcuda1$|libnv(sdm|cuvid1)|nvlsm$|nvlink5"
+)
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 # Module files of Ubuntu and NVIDIA, then of Debian, which keeps several beside each other.
 _MODULE_FILE = re.compile(r"(nvidia(?:-(?:tesla-\d+-)?current(?:-open)?)?)\.ko(?:\.(?:xz|zst|gz))?")
@@ -80,11 +85,9 @@ class Dpkg:
 
     def driver(self) -> dict[str, str]:
         """Return the packages that belong to an NVIDIA driver, with their versions."""
-        pattern = re.compile(
-            r"(lib)?nvidia-(?!container)|linux-(modules|objects|signatures)-nvidia-|"
-            r"cuda-drivers|libcuda1$|libnv(sdm|cuvid1)|nvlsm$|nvlink5"
-        )
-        return {name: version for name, version in self.versions.items() if pattern.match(name)}
+        return {
+            name: version for name, version in self.versions.items() if DRIVER_PACKAGE.match(name)
+        }
 
 
 # --- PCI ---------------------------------------------------------------------------------------
@@ -234,7 +237,15 @@ def reboot_asked_for(run_root: Path) -> bool:
 def loaded(proc_root: Path, sys_root: Path) -> KernelModule | None:
     """Return version and flavour of the NVIDIA module in the kernel, None if there is none."""
     banner = _text(proc_root / "driver/nvidia/version").split("\n")[0]
-    version = _text(sys_root / "module/nvidia/version").strip()
+    return loaded_module(_text(sys_root / "module/nvidia/version").strip(), banner)
+
+
+def loaded_module(version: str, banner: str) -> KernelModule | None:
+    """Return the module that the kernel's own words tell of.
+
+    VERSION is what sysfs says, BANNER the first line of /proc/driver/nvidia/version; either may
+    be empty.
+    """
     if not version:
         match = _DRIVER_VERSION.search(f"{banner} ")
         if match is None:

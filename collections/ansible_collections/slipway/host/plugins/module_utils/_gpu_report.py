@@ -59,7 +59,7 @@ def report(places: Places, wanted: Wanted, smi: str | None, run: Run) -> dict[st
     packages = detect.dpkg(places.dpkg_status)
     host = _host_facts(places, found, packages)
     loaded = detect.loaded(places.proc, places.sys)
-    installed = _installed(places, host.kernel, run)
+    installed = installed_module(places.modules, host.kernel, run)
     holders = detect.holders(places.proc) if loaded else detect.Holders()
     live, smi_error = _ask_smi(smi, run) if smi and loaded else (None, None)
     by_address = {gpu.address: gpu for gpu in live.gpus} if live else {}
@@ -107,9 +107,12 @@ def _host_facts(places: Places, found: detect.Inventory, packages: detect.Dpkg) 
     )
 
 
-def _installed(places: Places, kernel: str, run: Run) -> detect.KernelModule | None:
-    """Return the NVIDIA module that the running kernel would load next, by modinfo."""
-    for path in detect.module_files(places.modules, kernel):
+def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModule | None:
+    """Return the NVIDIA module that a KERNEL would load next, by modinfo.
+
+    MODULES is the folder with the modules of each kernel.
+    """
+    for path in detect.module_files(modules, kernel):
         code, version, _ = run(["modinfo", "-F", "version", str(path)])
         if code == 0 and version.strip():
             _, license_text, _ = run(["modinfo", "-F", "license", str(path)])

@@ -9,13 +9,22 @@ each of mappings, all optional:
 ============  ============================================================================
 kind          keys of an entry (``?`` marks optional ones)
 ============  ============================================================================
-packages      name, version?, hold?, state? (``present`` or ``absent``)
+packages      name, version? (may end with ``*``), hold?, state? (``present`` or ``absent``),
+              optional? (then it is not missed where it is not there), follows?: a version of
+              others that it depends on, and with which it changes
 files         path, content?, mode?, owner?, group?, state? (``file``, ``directory``,
               ``absent``); a file without content may hold anything
 folders       path, entries: the names that may be in a folder, and no others
+links         folder, target, names: the links to a target that are in a folder, and no others;
+              what else is in the folder is not the role's
+unhidden      path: of a command of the system, which a command of ours would hide; where it is
+              there, somebody must decide
 json          path, settings: keys the role owns in a JSON file it shares with others
 lines         path, lines: lines the role owns in a file it shares with others
 keyrings      path, fingerprint of the OpenPGP key it must hold
+derived       path, since: files that went into it, which must not be newer; required? (then
+              it must be there)
+modules       name, version?, state?: kernel modules that are loaded, or not (``absent``)
 units         name, enabled?, active?, since?: files that a running unit has read, so that it
               must have been started or reloaded after they changed
 groups        name, gid?
@@ -36,7 +45,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ansible_collections.slipway.host.plugins.module_utils import _daemon_json, _openpgp
+from ansible_collections.slipway.host.plugins.module_utils import _apt, _daemon_json, _openpgp
 
 Entry: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = Mapping[str, Any]
@@ -50,6 +59,10 @@ MISSING = "missing"
 
 class OwnedStateError(ValueError):
     """A role's statement is not of the form that this module describes."""
+
+
+class ConflictError(ValueError):
+    """Something on the host is not the role's and in its way: a person must decide."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +91,13 @@ def _packages(entry: Entry, answer: Answer) -> Iterator[Change]:
             yield f"{version} {state}".strip(), "absent"
         return
     if state != "installed":
+        if entry.get("optional"):
+            return
         # "config-files" is what dpkg calls a package that was removed but not purged.
         yield (MISSING if state in ("not-installed", "config-files") else state), "installed"
         return
     wanted_version = entry.get("version") or version
-    if version != wanted_version:
+    if not _apt.is_version(version, wanted_version):
         yield f"version {version}", wanted_version
     hold = entry.get("hold")
     if hold is not None and hold != (want == "hold"):
@@ -121,6 +136,32 @@ def _folders(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"{name} is there", "removed"
 
 
+def _links(entry: Entry, answer: Answer) -> Iterator[Change]:
+    folder, target = entry["folder"], entry["target"]
+    found = answer["links"][folder] or {}
+    for name in sorted(entry["names"]):
+        leads = found.get(name)
+        if leads is None:
+            yield f"{name} is {MISSING}", f"a link to {target}"
+        elif leads != target:
+            raise ConflictError(
+                f"{folder}/{name} is there and is {f'a link to {leads}' if leads else 'no link'}, "
+                f"but has to be a link to {target}; move it out of the way, or do without {name}"
+            )
+    for name in sorted(set(found) - set(entry["names"])):
+        if found[name] == target:
+            yield f"{name} is there", "removed"
+
+
+def _unhidden(entry: Entry, answer: Answer) -> Iterator[Change]:
+    if answer["files"][entry["path"]] is not None:
+        raise ConflictError(
+            f"{entry['path']} is a command of this host, which ours of that name would hide; "
+            "give ours another name, or do without it"
+        )
+    return iter(())
+
+
 def _json(entry: Entry, answer: Answer) -> Iterator[Change]:
     text = answer["texts"][entry["path"]]
     if text is None:
@@ -154,6 +195,26 @@ def _keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     if entry["fingerprint"] not in found:
         yield f"the key {', '.join(found)}", entry["fingerprint"]
+
+
+def _derived(entry: Entry, answer: Answer) -> Iterator[Change]:
+    made = answer["mtimes"][entry["path"]]
+    if made is None and entry.get("required"):
+        yield MISSING, "there"
+    for path in entry["since"] if made is not None else ():
+        if (answer["mtimes"][path] or 0) > made:
+            yield f"older than {path}", "made after it"
+
+
+def _modules(entry: Entry, answer: Answer) -> Iterator[Change]:
+    version = answer["modules"][entry["name"]]
+    if entry.get("state", "present") == "absent":
+        if version is not None:
+            yield "loaded", "not loaded"
+    elif version is None:
+        yield "not loaded", "loaded"
+    elif entry.get("version") and version != entry["version"]:
+        yield f"version {version or 'unknown'} is loaded", f"version {entry['version']}"
 
 
 def _units(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -263,9 +324,13 @@ KINDS: Mapping[str, Kind] = {
     "packages": Kind("packages", "name", _packages),
     "files": Kind("files", "path", _files),
     "folders": Kind("folders", "path", _folders),
+    "links": Kind("links", "folder", _links),
+    "unhidden": Kind("files", "path", _unhidden),
     "json": Kind("texts", "path", _json),
     "lines": Kind("texts", "path", _lines),
     "keyrings": Kind("texts", "path", _keyrings),
+    "derived": Kind("mtimes", "path", _derived),
+    "modules": Kind("modules", "name", _modules),
     "units": Kind("units", "name", _units),
     "groups": Kind("groups", "name", _groups),
     "users": Kind("users", "name", _users),
@@ -308,7 +373,8 @@ def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, l
 def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Difference]:
     """Return where a host's ANSWER differs from one role's OWNED state, in the stated order.
 
-    Raise DaemonJsonError, with line and column, where a shared JSON file is broken.
+    Raise DaemonJsonError, with line and column, where a shared JSON file is broken, and
+    ConflictError where something else is in the way.
     """
     return [
         Difference(kind, str(entry[KINDS[kind].by]), found, expected)

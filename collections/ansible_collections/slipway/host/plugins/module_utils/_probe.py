@@ -18,9 +18,13 @@ key            asked with                   answered with
 ``files``      paths                        path to ``[type, mode, owner, group, sha256]``
 ``mtimes``     paths                        path to the time of its last change
 ``folders``    paths                        path to the names in it
+``links``      paths of folders             path to where each name in it leads, empty where it is
+                                            no link
 ``texts``      paths                        path to the content, ``base64:`` before binary ones
 ``units``      names                        name to ``[load state, unit file state, active state,
                                             needs daemon-reload, time of its last change]``
+``modules``    kernel modules               name to the version it states, empty where none, of
+                                            those that are loaded
 ``users``      names                        name to ``[uid, gid, home, shell]``
 ``groups``     names                        name to ``[gid, [members]]``
 ``images``     references                   reference to ``[id, {labels}]``
@@ -35,12 +39,30 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+
+# The typing module would be a quarter of the probe's start-up, and no annotation is evaluated.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
 
 # Labels other than these may hold anything at all; they are neither needed nor sent.
 LABELS = ("io.slipway.", "com.docker.compose.service", "com.docker.compose.oneoff")
 DOCKER_SOCKET = "/run/docker.sock"
-Json = dict[str, Any]
+NVIDIA, MELLANOX = "0x10de", "0x15b3"
+# What belongs to a driver; the container toolkit is another role's business.
+DRIVER_PACKAGES = (
+    *("nvidia-", "libnvidia-", "libcuda1", "libnvcuvid1", "libnvsdm", "nvlsm", "cuda-drivers"),
+    *("linux-modules-nvidia-", "linux-objects-nvidia-", "linux-signatures-nvidia-"),
+    "firmware-nvidia-",
+)
+APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "multiverse"}
+TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
+# GPUs on baseboards whose switches show only in the vital product data of network functions, and
+# how many of them need no such look, see _gpu_data.
+NVLINK5_GPUS, NVLINK5_BASEBOARD = ("0x2901", "0x2909", "0x290a", "0x3182"), 8
+EFI = "/sys/firmware/efi"
 
 
 def read(path: str) -> bytes | None:
@@ -52,26 +74,50 @@ def read(path: str) -> bytes | None:
         return None
 
 
+def dpkg_status() -> str:
+    """Return the text of dpkg's own database."""
+    return (read("/var/lib/dpkg/status") or b"").decode("utf-8", "replace")
+
+
+def package_state(text: str, start: int) -> list[str]:
+    """Return ``[want, state, version]`` of the stanza of dpkg's database that begins at START."""
+    end = text.find("\n\n", start + 1)
+    stanza = text[start : end if end > 0 else len(text)]
+    field = dict(
+        line.split(": ", 1)
+        for line in stanza.splitlines()
+        if line.startswith(("Status: ", "Version: "))
+    )
+    want, _flag, state = field.get("Status", "unknown ok not-installed").split(" ", 2)
+    return [want, state, field.get("Version", "")]
+
+
 def dpkg(names: list[str]) -> Json:
     """Return ``[want, state, version]`` of each package from dpkg's own database."""
     found: Json = dict.fromkeys(names)
-    text = (read("/var/lib/dpkg/status") or b"").decode("utf-8", "replace")
+    text = dpkg_status()
     for name in names:
         # A stanza begins with its package; searching beats parsing three thousand of them.
         start = 0 if text.startswith(f"Package: {name}\n") else -1
         if start < 0:
             start = text.find(f"\nPackage: {name}\n")
-        if start < 0:
-            continue
-        end = text.find("\n\n", start + 1)
-        stanza = text[start : end if end > 0 else len(text)]
-        field = dict(
-            line.split(": ", 1)
-            for line in stanza.splitlines()
-            if line.startswith(("Status: ", "Version: "))
-        )
-        want, _flag, state = field.get("Status", "unknown ok not-installed").split(" ", 2)
-        found[name] = [want, state, field.get("Version", "")]
+        if start >= 0:
+            found[name] = package_state(text, start)
+    return found
+
+
+def installed_like(prefixes: tuple[str, ...]) -> Json:
+    """Return the version of each installed package whose name begins with one of PREFIXES."""
+    found: Json = {}
+    key, text = "\nPackage: ", f"\n{dpkg_status()}"
+    for prefix in prefixes:
+        start = text.find(key + prefix)
+        while start >= 0:
+            name = text[start + len(key) : text.index("\n", start + 1)]
+            _want, state, version = package_state(text, start)
+            if state == "installed":
+                found[name] = version
+            start = text.find(key + prefix, start + 1)
     return found
 
 
@@ -118,6 +164,20 @@ def names_in(path: str) -> list[str] | None:
         return None
 
 
+def links(path: str) -> Json | None:
+    """Return where each name in a folder leads, None where there is no folder."""
+    names = names_in(path)
+    if names is None:
+        return None
+    found: Json = {}
+    for name in names:
+        try:
+            found[name] = os.readlink(f"{path}/{name}")
+        except OSError:
+            found[name] = ""
+    return found
+
+
 def text(path: str) -> str | None:
     """Return a file's content as text, marked ``base64:`` where it is binary."""
     content = read(path)
@@ -131,21 +191,39 @@ def text(path: str) -> str | None:
         return "base64:" + base64.b64encode(content).decode("ascii")
 
 
+def output_of(command: list[str]) -> str:
+    """Return what a command writes; raise OSError where there is no such command.
+
+    Importing subprocess costs more than the command.
+    """
+    reading, writing = os.pipe()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    actions = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, nowhere, 2)]
+    try:
+        process = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+        os.close(nowhere)
+    with open(reading, encoding="utf-8", errors="replace") as stream:
+        text = stream.read()
+    os.waitpid(process, 0)
+    return text
+
+
 def units(names: list[str]) -> Json:
     """Return the state of each unit, by one systemctl; times are seconds since 1970."""
-    import subprocess
     import time
 
     properties = ["LoadState", "UnitFileState", "ActiveState", "NeedDaemonReload"]
     changed = "StateChangeTimestampMonotonic"
     found: Json = dict.fromkeys(names)
     try:
-        shown = subprocess.run(
-            ["systemctl", "show", "--property=" + ",".join([*properties, changed]), "--", *names],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        ).stdout.decode("utf-8", "replace")
+        shown = output_of(
+            ["systemctl", "show", "--property=" + ",".join([*properties, changed]), "--", *names]
+        )
     except OSError:
         return found
     booted = time.time() - time.monotonic()
@@ -155,6 +233,14 @@ def units(names: list[str]) -> Json:
         state[3] = state[3] == "yes"
         found[name] = [*state, booted + int(values.get(changed) or 0) / 1e6]
     return found
+
+
+def modules(names: list[str]) -> Json:
+    """Return the version of each kernel module that is loaded, empty where it states none."""
+    return {
+        name: word(f"/sys/module/{name}/version") if os.path.isdir(f"/sys/module/{name}") else None
+        for name in names
+    }
 
 
 def users(names: list[str]) -> Json:
@@ -187,11 +273,13 @@ def groups(names: list[str]) -> Json:
 
 def docker(path: str) -> Any:
     """GET from the engine over its socket; raise OSError or ValueError when it cannot."""
-    import socket
+    # The C module below socket, whose own imports cost more than the question.
+    import _socket
 
-    # HTTP/1.0 closes after the answer, which spares an HTTP client and its imports.
+    # HTTP/1.0 closes after the answer, which spares an HTTP client.
     request = f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n"
-    with socket.socket(socket.AF_UNIX) as connection:
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
         connection.settimeout(20)
         connection.connect(DOCKER_SOCKET)
         connection.sendall(request.encode("ascii"))
@@ -201,6 +289,8 @@ def docker(path: str) -> Any:
             if not chunk:
                 break
             chunks.append(chunk)
+    finally:
+        connection.close()
     head, _, body = b"".join(chunks).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)[1]
     if status != b"200":
@@ -225,11 +315,10 @@ def images(references: list[str]) -> Json:
 
 def projects(names: list[str]) -> Json:
     """Return ``[[service, state, health, {labels}]]`` of each compose project."""
-    from urllib.parse import quote
-
     found: Json = {name: [] for name in names}
-    # Labels are ANDed by the engine, so all compose containers are asked for at once.
-    filters = quote(json.dumps({"label": ["com.docker.compose.project"]}))
+    # Labels are ANDed by the engine, so all compose containers are asked for at once; quoted by
+    # hand, since urllib costs more than the question.
+    filters = "%7B%22label%22%3A%5B%22com.docker.compose.project%22%5D%7D"
     for container in docker("/containers/json?all=1&filters=" + filters):
         labels = container.get("Labels") or {}
         project = labels.get("com.docker.compose.project")
@@ -250,11 +339,111 @@ def projects(names: list[str]) -> Json:
     return found
 
 
+def word(path: str) -> str:
+    """Return a file's text without the white space around it, empty where there is none."""
+    return (read(path) or b"").decode("utf-8", "replace").strip()
+
+
+def link_name(path: str) -> str:
+    """Return the last part of where a link leads, empty where there is none."""
+    try:
+        return os.readlink(path).rsplit("/", 1)[-1]
+    except OSError:
+        return ""
+
+
+def pci_function(path: str) -> list[Any]:
+    """Return ``[address, device, class, driver, is a virtual function, configuration]``.
+
+    The numbers are as sysfs writes them. The configuration is in hexadecimal, and only where the
+    signature of a vGPU is in it: most of it changes from one moment to the next.
+    """
+    config = read(f"{path}/config") or b""
+    return [
+        path.rsplit("/", 1)[-1],
+        word(f"{path}/device"),
+        word(f"{path}/class"),
+        link_name(f"{path}/driver"),
+        os.path.exists(f"{path}/physfn"),
+        config.hex() if b"VF" in config[64:] else "",
+    ]
+
+
+def secure_boot() -> bool | None:
+    """Return whether the kernel demands signed modules, None where that cannot be read."""
+    if not os.path.isdir(EFI):
+        return False
+    shim = EFI + "/efivars/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23"
+    if (read(shim) or b"")[-1:] == b"\x01":
+        return False
+    value = read(EFI + "/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
+    return value[-1:] == b"\x01" if value else None
+
+
+def apt_components(root: str = "/etc/apt") -> list[str]:
+    """Return which areas beyond the free ones the host's own apt sources name.
+
+    Sources that this project writes do not count: what they hold depends on the answer.
+    """
+    folder = root + "/sources.list.d"
+    others = [name for name in names_in(folder) or [] if not name.startswith("slipway-")]
+    found: set[str] = set()
+    for path in [f"{root}/sources.list", *(f"{folder}/{name}" for name in others)]:
+        for line in word(path).splitlines():
+            if not line.lstrip().startswith("#"):
+                found.update(line.split())
+    return sorted(found & APT_COMPONENTS)
+
+
+def gpu_facts(root: str = "/sys/bus/pci/devices") -> Json:
+    """Return what the choice of an NVIDIA driver depends on, see _gpu_host, which reads it.
+
+    A host without NVIDIA's devices, and with nothing of its driver, is asked no further.
+    """
+    devices, networks = [], []
+    for address in names_in(root) or []:
+        path = f"{root}/{address}"
+        vendor = word(f"{path}/vendor")
+        if vendor == NVIDIA:
+            devices.append(pci_function(path))
+        elif vendor == MELLANOX:
+            networks.append(path)
+    if not devices and not os.path.exists("/usr/bin/nvidia-smi"):
+        return {"devices": []}
+    baseboard = sum(device[1] in NVLINK5_GPUS for device in devices)
+    # Vital product data is slow to read, so only where it matters.
+    looks = networks if 0 < baseboard < NVLINK5_BASEBOARD else []
+    kernels = installed_like(("linux-image-",))
+    packages = installed_like(DRIVER_PACKAGES)
+    return {
+        "devices": devices,
+        "bridges": [path[-12:] for path in looks if b"SW_MNG" in (read(f"{path}/vpd") or b"")],
+        "secure_boot": secure_boot(),
+        # linux-image-generic follows a flavour; linux-image-6.8.0-31-generic is one kernel.
+        "kernel_metas": sorted(
+            name[12:]
+            for name in kernels
+            if not name[12:13].isdigit() and not name[12:].startswith("unsigned-")
+        ),
+        "packages": {
+            name: version
+            for name, version in sorted(packages.items())
+            if not name.startswith(TOOLKIT_PACKAGES)
+        },
+        "components": apt_components(),
+        "loaded": word("/sys/module/nvidia/version"),
+        "banner": word("/proc/driver/nvidia/version").partition("\n")[0],
+        # What NVIDIA's .run installer leaves, and no package has.
+        "run_installer": os.path.exists("/usr/bin/nvidia-uninstall"),
+    }
+
+
 def host_facts() -> Json:
     """Return what the host is: the facts that owned state depends on.
 
     The first ones have the names and the spelling of Ansible's own facts; ``docker_package`` is
-    the installed package that holds the engine (``docker-ce``, ``docker.io``) or empty.
+    the installed package that holds the engine (``docker-ce``, ``docker.io``) or empty, and
+    ``docker_version`` its version; ``gpu`` is what :func:`gpu_facts` returns.
     """
     release: dict[str, str] = {}
     for line in (read("/etc/os-release") or b"").decode("utf-8", "replace").splitlines():
@@ -265,6 +454,14 @@ def host_facts() -> Json:
     # Debian's testing and unstable have no VERSION_ID; their base-files says trixie/sid or so.
     codename = release.get("VERSION_CODENAME", "")
     installed = dpkg(["docker-ce", "docker.io"])
+    docker_package = next(
+        (
+            name
+            for name in ("docker-ce", "docker.io")
+            if installed[name] and installed[name][1] == "installed"
+        ),
+        "",
+    )
     return {
         "distribution": {"debian": "Debian", "ubuntu": "Ubuntu"}.get(
             release.get("ID", ""), release.get("ID", "")
@@ -273,18 +470,14 @@ def host_facts() -> Json:
         "distribution_major_version": version.split(".")[0] or codename,
         "distribution_release": codename,
         "architecture": system.machine,
-        "kernel": system.release,
-        "docker_package": next(
-            (
-                name
-                for name in ("docker-ce", "docker.io")
-                if installed[name] and installed[name][1] == "installed"
-            ),
-            "",
-        ),
+        # As procfs has it, which is what is read of a simulated host as well.
+        "kernel": word("/proc/sys/kernel/osrelease") or system.release,
+        "docker_package": docker_package,
+        "docker_version": installed[docker_package][2] if docker_package else "",
         "docker_snap": os.path.isdir("/snap/docker/current"),
         "systemd": os.path.isdir("/run/systemd/system"),
         "root": os.geteuid() == 0,
+        "gpu": gpu_facts(),
     }
 
 
@@ -324,10 +517,14 @@ def answer(question: Json) -> Json:
         reply["mtimes"] = {path: mtime(path) for path in question["mtimes"]}
     if question.get("folders"):
         reply["folders"] = {path: names_in(path) for path in question["folders"]}
+    if question.get("links"):
+        reply["links"] = {path: links(path) for path in question["links"]}
     if question.get("texts"):
         reply["texts"] = {path: text(path) for path in question["texts"]}
     if question.get("units"):
         reply["units"] = units(question["units"])
+    if question.get("modules"):
+        reply["modules"] = modules(question["modules"])
     if question.get("users"):
         reply["users"] = users(question["users"])
     if question.get("groups"):

@@ -9,7 +9,8 @@ DOCUMENTATION = r"""
 module: held_packages
 short_description: A set of apt packages, with versions and holds, as one consistent whole
 description:
-  - Installs, pins, holds and removes a set of packages in one apt transaction.
+  - Installs, pins, holds and removes a set of packages in one apt transaction. Nothing is removed
+    before apt has found and fetched all that is to come.
   - The package index is refreshed only when apt needs it to find a package.
   - Another apt that runs is waited for; a half-synchronised mirror is tried again.
 options:
@@ -24,7 +25,8 @@ options:
         type: str
         required: true
       version:
-        description: Exact version; without it, any installed version is good.
+        description:
+          - Exact version, or its beginning and C(*); without it, any installed version is good.
         type: str
       hold:
         description: Whether the package is held; without it, its hold is left alone.
@@ -34,10 +36,27 @@ options:
         type: str
         choices: [present, absent]
         default: present
+      optional:
+        description:
+          - Where it is missing, it is installed together with others that are, if a source has it.
+        type: bool
+        default: false
+      follows:
+        description:
+          - Version of other packages of the set that this one depends on, by C((>= VERSION)). Where
+            the set changes, that version of this one comes with it that fits.
+        type: str
   refresh:
     description: Refresh the package index first, because a source was added.
     type: bool
     default: false
+  version_gone:
+    description:
+      - What happens where no source has a wanted version any more. V(newest) takes the newest of
+        the whole set that the sources have; V(fail) changes nothing.
+    type: str
+    choices: [fail, newest]
+    default: fail
 attributes:
   check_mode:
     description: Says what would be installed, removed, held and unheld.
@@ -61,6 +80,10 @@ installed:
   returned: always
   type: list
   elements: str
+slipway_note:
+  description: Which versions were gone, and that the newest came instead.
+  returned: when it was so
+  type: str
 purged:
   description: What was removed.
   returned: always
@@ -86,9 +109,12 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "version": {"type": "str"},
             "hold": {"type": "bool"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "optional": {"type": "bool", "default": False},
+            "follows": {"type": "str"},
         },
     },
     "refresh": {"type": "bool", "default": False},
+    "version_gone": {"type": "str", "choices": ["fail", "newest"], "default": "fail"},
 }
 # Seconds to wait before a half-synchronised mirror is tried again.
 RETRIES = (5, 20, 60)
@@ -139,6 +165,12 @@ class Apt:
         """Fail the module with apt's own words and, for a lock, who holds it."""
         holder = lock_holder()
         blame = f" {holder} holds apt's lock; wait for it or stop it." if holder else ""
+        if versions := _apt.gone(output):
+            self.module.fail_json(
+                msg=f"no source has version {', '.join(versions)} any more; nothing was changed. "
+                "Name another one.",
+                output=output,
+            )
         self.module.fail_json(msg=f"{doing} failed: {_apt.errors(output)}.{blame}", output=output)
 
     def run(self, command: list[str]) -> tuple[int, str]:
@@ -166,8 +198,33 @@ class Apt:
         if status != 0:
             self.fail("refreshing the package index", output)
 
-    def change(self, command: list[str]) -> None:
-        """Run a changing COMMAND, with a fresh index where it turns out to be needed."""
+    def known(self, names: list[str]) -> list[str]:
+        """Return which of NAMES a source has, by a fresh index where one seems not to be there."""
+
+        def found() -> list[str]:
+            return [name for name in names if self.run(["apt-cache", "show", "--", name])[0] == 0]
+
+        if names and len(found()) < len(names) and not self.refreshed:
+            self.refresh()
+        return found()
+
+    def followers(self, wanted: list[dict[str, Any]], known: Mapping[str, _apt.Known]) -> list[str]:
+        """Return the installed packages that have to change with those that they depend on."""
+        found = []
+        for entry in wanted:
+            state = known[entry["name"]]
+            if entry["follows"] and state and state[1] == "installed":
+                _status, shown = self.run(["apt-cache", "show", "-a", "--", entry["name"]])
+                fitting = _apt.follower(shown, entry["follows"])
+                if fitting and fitting != state[2]:
+                    found.append(f"{entry['name']}={fitting}")
+        return found
+
+    def change(self, command: list[str]) -> list[str]:
+        """Run a changing COMMAND, with a fresh index where it turns out to be needed.
+
+        Return the wanted versions that no source has, where that is no failure.
+        """
         status, output = self.run(command)
         if status != 0 and _apt.is_stale(output) and not self.refreshed:
             self.refresh()
@@ -178,7 +235,10 @@ class Apt:
             time.sleep(wait)
             status, output = self.run(command)
         if status != 0:
+            if self.module.params["version_gone"] == "newest" and (versions := _apt.gone(output)):
+                return versions
             self.fail(" ".join(word for word in command if not word.startswith("--")), output)
+        return []
 
 
 def main() -> None:
@@ -187,17 +247,26 @@ def main() -> None:
     wanted = module.params["packages"]
     known = _probe.dpkg([entry["name"] for entry in wanted])
     actions = _apt.plan(wanted, known)
+    notes = {}
     if actions.changes and not module.check_mode:
         apt = Apt(module)
         if module.params["refresh"] and actions.install:
             apt.refresh()
+        if actions.install:
+            actions.install += apt.known(actions.optional)
+            actions.install += apt.followers(wanted, known)
         for command in _apt.commands(actions):
-            apt.change(command)
+            if gone := apt.change(command):
+                actions.install = _apt.newest(wanted, known)
+                apt.change(_apt.commands(actions)[0])
+                words = ", ".join(gone)
+                notes["slipway_note"] = f"no source has version {words}: took the newest instead"
     module.exit_json(
         changed=actions.changes,
         installed=actions.install,
-        purged=actions.purge,
+        purged=actions.purge + actions.forget,
         diff={"before": describe(known), "after": expected(known, actions)},
+        **notes,
     )
 
 

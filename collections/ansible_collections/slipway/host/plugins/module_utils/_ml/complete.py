@@ -1,0 +1,85 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the shells offer after a tab.  They choose by what was typed; nothing: names of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .settings import Host
+
+ML = "ml"
+ALIAS_OPTIONS = (
+    *("--detach", "--env", "--gpus", "--help", "--image", "--port", "--print", "--quiet"),
+    *("--root", "--volume", "--workdir"),
+)
+# Options whose next word is their value.
+WITH_VALUE = {
+    *("--env", "-e", "--gpus", "--image", "--port", "--volume", "-v", "--workdir", "-w"),
+}
+COMMANDS = ("commit", "gui", "list", "load", "logs", "push", "run", "save", "stop", "url")
+
+
+def candidates(
+    words: Sequence[str],
+    host: Host,
+    own: Callable[[], list[str]],
+    images: Callable[[], list[str]],
+    gpus: Callable[[], list[str]],
+) -> list[str]:
+    """Return what may stand in the place of the last of the WORDS, the first being the command.
+
+    OWN, IMAGES and GPUS ask for the caller's containers, the images and the GPUs of this host,
+    which takes a while and so is done only where it is needed.
+    """
+    command, *before = words[:-1] or [ML]
+    current = words[-1] if len(words) > 1 else ""
+    if command != ML:
+        return _of_alias(command, before, current, host, images, gpus)
+    if not before:
+        return [*COMMANDS, "--help"]
+    verb, *rest = before
+    if verb in ("run", "gui"):
+        if not rest:
+            return sorted(host.aliases)
+        return _of_alias(rest[0], rest[1:], current, host, images, gpus)
+    if verb in ("stop", "logs", "url"):
+        options = {"stop": ["--all"], "logs": ["--follow"], "url": []}[verb]
+        return [*own(), *options]
+    if verb == "list":
+        return ["--json"]
+    if rest:
+        return []
+    return {"commit": own, "save": images, "push": images}.get(verb, list)()
+
+
+def _of_alias(
+    name: str,
+    before: Sequence[str],
+    current: str,
+    host: Host,
+    images: Callable[[], list[str]],
+    gpus: Callable[[], list[str]],
+) -> list[str]:
+    """Return what may follow an alias: its options, their values, and then any command."""
+    previous = before[-1] if before else ""
+    if previous == "--gpus":
+        return ["free", "all", "none", *gpus()]
+    if previous == "--image":
+        return images()
+    if previous == "--port":
+        alias = host.aliases.get(name)
+        return [f"{port}=" for port in alias.ports] if alias else []
+    if previous in WITH_VALUE or _has_command(before):
+        return []
+    return list(ALIAS_OPTIONS) if current.startswith("-") else []
+
+
+def _has_command(before: Sequence[str]) -> bool:
+    """Whether the words before hold the beginning of the command that runs inside."""
+    value = False
+    for word in before:
+        if not value and not word.startswith("-"):
+            return True
+        value = not value and word in WITH_VALUE
+    return False

@@ -1,0 +1,140 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Containers of the catalogue's images: whose they are, and where they are found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import engine, token
+from .engine import Docker
+from .errors import MlError
+from .settings import nearest
+
+LABEL_ALIAS = "io.slipway.alias"
+LABEL_USER = "io.slipway.user"
+LABEL_UID = "io.slipway.uid"
+LABEL_GPUS = "io.slipway.gpus"
+LABEL_URLS = "io.slipway.urls"
+LABEL_PROJECT = "com.docker.compose.project"
+
+TOKEN = "{token}"
+ANY_ADDRESS = ("", "0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container.
+
+    uid: of the user who started it by an alias, None for a service or one made by hand.
+    gpus: ids, as of :class:`gpus.Gpu`.
+    urls: where it is found, by name of the port, with ``{token}`` where its user's token goes.
+    """
+
+    name: str
+    image: str
+    alias: str
+    user: str
+    uid: int | None
+    gpus: tuple[str, ...]
+    urls: Mapping[str, str]
+    started: str
+
+    @property
+    def mine(self) -> bool:
+        """Whether the caller started it."""
+        return self.uid == os.getuid()
+
+
+def from_inspect(found: Mapping[str, Any]) -> Container:
+    """Return a container from docker's description of it."""
+    labels = found["Config"].get("Labels") or {}
+    uid = labels.get(LABEL_UID, "")
+    project = labels.get(LABEL_PROJECT, "")
+    return Container(
+        name=found["Name"].lstrip("/"),
+        image=found["Config"]["Image"],
+        alias=labels.get(LABEL_ALIAS, ""),
+        user=labels.get(LABEL_USER, "") or ("service" if project else ""),
+        uid=int(uid) if uid.isdigit() else None,
+        gpus=tuple(filter(None, labels.get(LABEL_GPUS, "").split(","))),
+        urls=_urls(labels, found["NetworkSettings"].get("Ports") or {}),
+        started=found["State"]["StartedAt"],
+    )
+
+
+def _urls(labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]:
+    """Return the addresses that the alias noted, else those that docker publishes."""
+    try:
+        noted = json.loads(labels.get(LABEL_URLS, ""))
+        return {str(name): str(url) for name, url in noted.items()}
+    except (ValueError, AttributeError):
+        pass
+    found: dict[str, str] = {}
+    for inside, bindings in sorted(ports.items()):
+        for binding in bindings or ():
+            # A port may be bound for IPv4 and for IPv6; one address is enough to find it.
+            address = "*" if binding["HostIp"] in ANY_ADDRESS else binding["HostIp"]
+            found.setdefault(inside.partition("/")[0], f"{address}:{binding['HostPort']}")
+    return found
+
+
+def running(docker: Docker) -> list[Container]:
+    """Return the running containers of the catalogue's images, by name."""
+    label = f"label={engine.LABEL_IMAGE}"
+    listed = docker.run("ps", "--quiet", "--no-trunc", "--filter", label)
+    found = map(from_inspect, docker.inspect("container", listed.split()))
+    return sorted(found, key=lambda container: container.name)
+
+
+def claims(containers: Iterable[Container]) -> dict[str, tuple[str, ...]]:
+    """Return which container has which GPUs."""
+    return {container.name: container.gpus for container in containers if container.gpus}
+
+
+def pick(containers: Sequence[Container], name: str | None, doing: str) -> Container:
+    """Return the caller's container of a NAME, or of an alias, or the only one.
+
+    DOING completes the sentence for a container that is somebody else's.  Raise MlError where
+    there is none or more than one.
+    """
+    mine = [container for container in containers if container.mine]
+    if name is not None:
+        exact = [container for container in containers if container.name == name]
+        if exact and not exact[0].mine and os.getuid() != 0:
+            owner = exact[0].user or "nobody"
+            raise MlError(f"{name} belongs to {owner}, so you cannot {doing}")
+        matching = exact or [container for container in mine if container.alias == name]
+    else:
+        matching = mine
+    names = [container.name for container in matching or mine]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise MlError(f"you have {len(names)} containers; say which: {', '.join(names)}")
+    if name is None or not names:
+        raise MlError("you have no running container")
+    raise MlError(f"you have no running container {name}; {nearest(name, names)}")
+
+
+def plain(url: str) -> str:
+    """Return an address without its place for a token."""
+    return url.partition("?")[0] if TOKEN in url else url
+
+
+def full(url: str) -> str:
+    """Return an address with the caller's token in its place."""
+    return url.replace(TOKEN, token.read()) if TOKEN in url else url
+
+
+def url_lines(container: Container) -> list[str]:
+    """Return the addresses of a container, one a line, with the token where it is the caller's."""
+    if not container.urls:
+        raise MlError(f"{container.name} publishes nothing")
+    width = max(map(len, container.urls))
+    shown = full if container.mine else plain
+    return [f"{name:{width}}  {shown(url)}" for name, url in container.urls.items()]

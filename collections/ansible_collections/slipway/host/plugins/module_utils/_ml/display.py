@@ -1,0 +1,196 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A container's windows on the caller's display: X11, also by way of ssh -X, or Wayland."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import MlError
+from .launch import Mounted, mount_option
+
+X11_FOLDER = Path("/tmp/.X11-unix")
+X11_PORT = 6000
+COOKIE = b"MIT-MAGIC-COOKIE-1"
+# Of the families of an Xauthority file, the one that fits any address.
+ANY_FAMILY = 0xFFFF
+INSIDE = PurePosixPath("/run/slipway")
+CHUNK = 1 << 16
+# How long the end of a relay may take.
+POLL_SECONDS = 0.05
+
+X11_COST = (
+    "X11 has no walls: until it ends, a program in this container can read every key that you "
+    "press and see every window of this display"
+)
+WAYLAND_COST = (
+    "a program in this container can open windows on your display and read the clipboard while "
+    "one of them has the focus"
+)
+
+
+@dataclass(frozen=True)
+class X11:
+    """The display that DISPLAY names; without a host it is a socket on this one."""
+
+    host: str
+    number: int
+
+
+def x11(value: str) -> X11:
+    """Return the display of a DISPLAY variable.  Raise MlError where it names none."""
+    match = re.match(r"(?P<host>[^:/]*):(?P<number>\d+)(\.\d+)?\Z", value)
+    if not match:
+        raise MlError(f"DISPLAY is {value!r}, which names no display")
+    host = "" if match["host"] == "unix" else match["host"]
+    return X11(host, int(match["number"]))
+
+
+def cookie(authority: bytes, number: int) -> bytes:
+    """Return an Xauthority file with the cookie of a display, for any address; empty for none.
+
+    The form is that of libXau: entries of a family and four texts with their lengths before them,
+    address, number, name and data, all numbers in two bytes, the higher first.
+    """
+    found, position = b"", 0
+    while position + 2 <= len(authority):
+        position += 2
+        texts = []
+        for _ in range(4):
+            (length,) = struct.unpack_from(">H", authority, position)
+            texts.append(authority[position + 2 : position + 2 + length])
+            position += 2 + length
+        _address, display, name, data = texts
+        if name == COOKIE and display in (b"", str(number).encode()):
+            fields = (b"", str(number).encode(), name, data)
+            found = struct.pack(">H", ANY_FAMILY) + b"".join(
+                struct.pack(">H", len(text)) + text for text in fields
+            )
+    return found
+
+
+@contextmanager
+def forwarded(environment: Mapping[str, str], folder: Path) -> Iterator[tuple[list[str], str]]:
+    """Give the words for docker run that show windows, and what that costs in safety.
+
+    FOLDER is private to the caller and kept as long as the container runs.  Raise MlError where
+    ENVIRONMENT names no display.
+    """
+    wayland, x = environment.get("WAYLAND_DISPLAY"), environment.get("DISPLAY")
+    if not wayland and not x:
+        raise MlError(
+            "there is no display to show windows on: neither WAYLAND_DISPLAY nor DISPLAY is set. "
+            "Over ssh, connect with: ssh -X"
+        )
+    options = []
+    if wayland:
+        options += _wayland(Path(environment.get("XDG_RUNTIME_DIR", "/"), wayland))
+    if not x:
+        yield options, WAYLAND_COST
+        return
+    display = x11(x)
+    options += _x11_options(display, environment, folder)
+    with _x11_socket(display, folder) as found:
+        target = PurePosixPath(X11_FOLDER / f"X{display.number}")
+        yield [*options, mount_option(Mounted(found, target))], X11_COST
+
+
+@contextmanager
+def _x11_socket(display: X11, folder: Path) -> Iterator[Path]:
+    """Give the socket of a display, one that leads there where the display is reached over TCP."""
+    if display.host:
+        with _relay(display, folder / f"X{display.number}") as relayed:
+            yield relayed
+        return
+    found = X11_FOLDER / f"X{display.number}"
+    if not found.is_socket():
+        raise MlError(f"DISPLAY leads to {found}, which is no socket")
+    yield found
+
+
+def _wayland(found: Path) -> list[str]:
+    if not found.is_socket():
+        raise MlError(f"WAYLAND_DISPLAY leads to {found}, which is no socket")
+    target = INSIDE / "wayland"
+    return [mount_option(Mounted(found, target)), f"--env=WAYLAND_DISPLAY={target}"]
+
+
+def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> list[str]:
+    """Return the variables, and the cookie where there is one: a server may trust the user."""
+    # Shared memory does not reach from the container to the server.
+    options = [f"--env=DISPLAY=:{display.number}", "--env=QT_X11_NO_MITSHM=1"]
+    source = Path(environment.get("XAUTHORITY") or Path("~/.Xauthority").expanduser())
+    try:
+        found = cookie(source.read_bytes(), display.number)
+    except FileNotFoundError:
+        found = b""
+    except (OSError, struct.error) as error:
+        raise MlError(f"{source} cannot be read: {error}") from error
+    if found:
+        file = folder / "xauthority"
+        file.touch(mode=0o600)
+        file.write_bytes(found)
+        target = INSIDE / "xauthority"
+        options += [mount_option(Mounted(file, target, read_only=True))]
+        options += [f"--env=XAUTHORITY={target}"]
+    return options
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    """One window system connection, handed on as it is in both directions."""
+
+    def handle(self) -> None:
+        """Copy until both ends have closed."""
+        server = self.server
+        assert isinstance(server, _Relay)
+        with socket.create_connection(server.target) as upstream:
+            back = threading.Thread(target=_copy, args=(upstream, self.request), daemon=True)
+            back.start()
+            _copy(self.request, upstream)
+            back.join()
+
+
+class _Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """A socket in the file system that leads to a display that is reached over TCP."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, target: tuple[str, int]) -> None:
+        self.target = target
+        super().__init__(str(path), _Connection)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while chunk := source.recv(CHUNK):
+            target.sendall(chunk)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        # The other end is gone; whoever reads from it learns that by itself.
+        return
+
+
+@contextmanager
+def _relay(display: X11, path: Path) -> Iterator[Path]:
+    """Give a socket that leads to a display over TCP: containers do not reach the host's own."""
+    with _Relay(path, (display.host, X11_PORT + display.number)) as relay:
+        path.chmod(0o600)
+        threading.Thread(target=relay.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
+        try:
+            yield path
+        finally:
+            relay.shutdown()
+
+
+def private_folder() -> str:
+    """Return where a folder for one start may be made: in memory, where the session has such."""
+    return os.environ.get("XDG_RUNTIME_DIR") or "/tmp"

@@ -1,0 +1,162 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Docker, asked by its own command, and its refusals in words for the person at the terminal."""
+
+from __future__ import annotations
+
+import grp
+import io
+import json
+import os
+import pwd
+import socket
+import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import MlError
+
+GROUP = "docker"
+CDI_KIND = "nvidia.com/gpu"
+# Where the toolkit puts what it knows of the GPUs, for engines that read it themselves.
+CDI_FOLDERS = (Path("/var/run/cdi"), Path("/etc/cdi"))
+
+LABEL_IMAGE = "io.slipway.image"
+# How docker says that nothing listens, up to and since version 28.
+NO_ANSWER = ("Cannot connect to the Docker daemon", "failed to connect to the docker API")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an alias must know of the engine.
+
+    rootless: it runs as the user, who is root in its containers.
+    cdi: it hands out GPUs by itself, and containers keep them when systemd reloads.
+    """
+
+    rootless: bool
+    cdi: bool
+
+
+@dataclass(frozen=True)
+class Docker:
+    """The docker command; CONTACT is whom people are told to ask."""
+
+    contact: str
+
+    def run(self, *words: str) -> str:
+        """Run it and return what it wrote.  Raise MlError in words where it fails."""
+        return self._run(words).decode("utf-8", "replace")
+
+    def _run(self, words: Sequence[str]) -> bytes:
+        try:
+            done = subprocess.run(["docker", *words], capture_output=True, check=False)
+        except FileNotFoundError:
+            raise MlError("there is no docker command on this host") from None
+        if done.returncode != 0:
+            raise MlError(self.explain(done.stderr.decode("utf-8", "replace")))
+        return done.stdout
+
+    def explain(self, said: str) -> str:
+        """Return what a person should know of what docker SAID when it failed."""
+        if "permission denied while trying to connect" in said:
+            return not_allowed(self.contact, *_membership())
+        if any(words in said for words in NO_ANSWER):
+            return f"Docker does not answer on this host; tell {self.contact}"
+        lines = [line for line in said.strip().splitlines() if line] or ["docker failed"]
+        return lines[-1].removeprefix("Error response from daemon: ")
+
+    def engine(self) -> Engine:
+        """Ask what engine this is.  Raise MlError where the user may not use it or it is down."""
+        info = json.loads(self.run("info", "--format", "{{json .}}"))
+        # The command may succeed where the engine does not answer, and say so here.
+        for problem in info.get("ServerErrors") or ():
+            raise MlError(self.explain(problem))
+        return from_info(info, has_cdi_spec(CDI_FOLDERS))
+
+    def inspect(self, kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return its description of images or containers (KIND), all of which must be there."""
+        if not names:
+            return []
+        found: list[dict[str, Any]] = json.loads(self.run(kind, "inspect", *names))
+        return found
+
+    def image(self, reference: str) -> dict[str, Any] | None:
+        """Return its description of an image, None where the host does not have it."""
+        try:
+            return self.inspect("image", [reference])[0]
+        except MlError as error:
+            if "No such image" in str(error):
+                return None
+            raise
+
+    def files_of(self, image: str, paths: Sequence[str]) -> dict[str, str]:
+        """Return the text of files of an image, by path, without running anything of it."""
+        container = self.run("container", "create", "--network=none", "--pull=never", image).strip()
+        try:
+            return {
+                path: _untarred(self._run(["cp", f"{container}:{path}", "-"])) for path in paths
+            }
+        finally:
+            self.run("container", "rm", container)
+
+
+def _untarred(archive: bytes) -> str:
+    """Return the text of the one file in a tar archive."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        member = opened.next()
+        stream = opened.extractfile(member) if member else None
+        return stream.read().decode("utf-8", "replace") if stream else ""
+
+
+def not_allowed(contact: str, user: str, listed: bool) -> str:
+    """Return what a person who may not use Docker should do; LISTED: but will after a login."""
+    if listed:
+        return (
+            f"{user} may use Docker, but this session is older than that: "
+            "log out and in again, or run: newgrp docker"
+        )
+    return (
+        f"{user} may not use Docker on {socket.gethostname()}. "
+        f"Ask {contact} to be listed with 'docker: true' in user_access_users"
+    )
+
+
+def _membership() -> tuple[str, bool]:
+    """Return the user's name, and whether the group database lists the user for Docker."""
+    user = user_name(os.getuid())
+    try:
+        return user, user in grp.getgrnam(GROUP).gr_mem
+    except KeyError:
+        return user, False
+
+
+def user_name(uid: int) -> str:
+    """Return the login name of a uid, the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def from_info(info: Mapping[str, Any], spec: bool) -> Engine:
+    """Return the engine of an answer to ``docker info``; SPEC: a CDI file names GPUs."""
+    return Engine(
+        rootless=any("rootless" in option for option in info.get("SecurityOptions") or ()),
+        cdi=spec and bool(info.get("CDISpecDirs")),
+    )
+
+
+def has_cdi_spec(folders: Sequence[Path]) -> bool:
+    """Whether a file in the FOLDERS describes NVIDIA GPUs."""
+    for folder in folders:
+        for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+            try:
+                if CDI_KIND in file.read_text(encoding="utf-8", errors="replace"):
+                    return True
+            except OSError:
+                continue
+    return False

@@ -1,0 +1,155 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's GPUs: which there are, who uses them, and which ones a container gets."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import MlError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or a part of one that was partitioned (MIG).
+
+    id: what docker and the toolkit call it, ``0`` or, for a part, ``0:1``.
+    """
+
+    id: str
+    name: str
+    uuid: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The GPUs for a container, and what the person should know of the choice."""
+
+    ids: tuple[str, ...]
+    note: str = ""
+    warning: str = ""
+
+
+def parse_list(said: str) -> list[Gpu]:
+    """Return the GPUs that ``nvidia-smi -L`` lists; parts stand for the GPU they are of."""
+    found: dict[str, list[Gpu]] = {}
+    index = ""
+    for line in said.splitlines():
+        whole = re.match(r"GPU (\d+): (.+) \(UUID: (\S+)\)", line)
+        part = re.match(r"\s+MIG (\S+)\s+Device\s+(\d+): \(UUID: (\S+)\)", line)
+        if whole:
+            index = whole[1]
+            found[index] = [Gpu(index, whole[2], whole[3])]
+        elif part and index:
+            parent = found[index][0].name.partition(", MIG")[0]
+            parts = [gpu for gpu in found[index] if ":" in gpu.id]
+            found[index] = [*parts, Gpu(f"{index}:{part[2]}", f"{parent}, MIG {part[1]}", part[3])]
+    return [gpu for group in found.values() for gpu in group]
+
+
+def _ask(*words: str) -> str:
+    """Return what nvidia-smi says, nothing where it is not there or has no driver to ask."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def present() -> list[Gpu]:
+    """Return the GPUs of this host that a container can be given."""
+    return parse_list(_ask("-L"))
+
+
+def processes() -> dict[str, str]:
+    """Return who computes on which GPU, by UUID, in words."""
+    found: dict[str, str] = {}
+    said = _ask("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
+    for line in said.splitlines():
+        uuid, _, pid = (word.strip() for word in line.partition(","))
+        found.setdefault(uuid, _describe(pid))
+    return found
+
+
+def _describe(pid: str) -> str:
+    try:
+        return f"{Path('/proc', pid).owner()}'s process {pid}"
+    except (OSError, KeyError):
+        return f"process {pid}"
+
+
+def users(
+    found: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return who uses which GPU, by id: a container that has it, else a process.
+
+    COMPUTING is what :func:`processes` says, CLAIMED the GPUs of each running container by name.
+    """
+    busy = {gpu.id: computing[gpu.uuid] for gpu in found if gpu.uuid in computing}
+    for container, ids in claimed.items():
+        busy.update(dict.fromkeys(ids, container))
+    return busy
+
+
+def choose(
+    wanted: str,
+    variant: str,
+    found: Sequence[Gpu],
+    busy: Mapping[str, str],
+    take: Callable[[str], bool],
+) -> Choice:
+    """Return the GPUs for WANTED (see settings) of those FOUND.
+
+    VARIANT is the image's; BUSY says who uses which; TAKE reserves one and says whether it could.
+    Raise MlError where a GPU is asked for that is not there.
+    """
+    if wanted == "none":
+        return Choice(())
+    if not found:
+        return Choice((), note="no GPU on this host, so it runs without")
+    if variant != "gpu":
+        return Choice((), note="the image has no GPU build, so it runs without")
+    ids = [gpu.id for gpu in found]
+    if wanted == "all":
+        return Choice(tuple(ids))
+    if wanted != "free":
+        return Choice(_named(wanted.split(","), ids), warning=_shared(wanted.split(","), busy))
+    free = tuple(gpu for gpu in ids if gpu not in busy and take(gpu))
+    if free:
+        return Choice(free)
+    taken = ", ".join(f"{gpu}: {busy.get(gpu, 'being started')}" for gpu in ids)
+    return Choice(
+        (), warning=f"all GPUs are in use ({taken}), so it runs without; --gpus 0 would share one"
+    )
+
+
+def _named(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
+    """Return the ids WANTED by index; a partitioned GPU's index stands for all its parts."""
+    chosen: list[str] = []
+    for index in wanted:
+        matching = [gpu for gpu in ids if gpu == index or gpu.startswith(f"{index}:")]
+        if not matching:
+            raise MlError(f"there is no GPU {index}; this host has {', '.join(ids)}")
+        chosen += matching
+    return tuple(dict.fromkeys(chosen))
+
+
+def _shared(wanted: Sequence[str], busy: Mapping[str, str]) -> str:
+    taken = [f"{gpu} with {busy[gpu]}" for gpu in wanted if gpu in busy]
+    return f"shares GPU {', '.join(taken)}" if taken else ""
+
+
+def options(ids: Sequence[str], cdi: bool) -> list[str]:
+    """Return the words by which docker run gets GPUs; CDI: the engine hands them out itself."""
+    if not ids:
+        return []
+    if cdi:
+        return [f"--device=nvidia.com/gpu={gpu}" for gpu in ids]
+    # The inner quotes are for docker, which reads the value as comma-separated fields.
+    return [f'--gpus="device={",".join(ids)}"']

@@ -1,0 +1,364 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From an alias and its settings to the docker command that starts its container."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from . import accounts, containers, engine, gpus, reserve, token
+from .errors import MlError
+from .settings import Alias, Layer
+
+RUN = ("docker", "run")
+CONFINED = ("--cap-drop=ALL", "--security-opt=no-new-privileges")
+# What a start adds to the image by itself: mounts, and variables.
+OWN_TARGETS = ("/etc/passwd", "/etc/group", "/run/slipway/", "/tmp/.X11-unix/")
+OWN_VARIABLES = (
+    *("USER", "LOGNAME", "JUPYTER_TOKEN_FILE", "SLIPWAY_PORT_"),
+    *("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "QT_X11_NO_MITSHM"),
+)
+# Servers listen on every address of the container; only this one of the host leads there.
+PUBLISHED_ON = reserve.LOCALHOST
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The person who starts a container; ``folder`` is where, ``groups`` are the further ones."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is particular to one start.
+
+    terminal: whether the container gets a terminal, because a person sits at both ends.
+    workdir: a folder in the container that was asked for, empty where none was.
+    root: whether to be root inside, to install things; then nothing of the caller's is mounted.
+    options: further words for docker run.
+    """
+
+    command: tuple[str, ...] = ()
+    terminal: bool = False
+    detach: bool = False
+    workdir: str = ""
+    root: bool = False
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a start depends on.
+
+    image: docker's description of it.  names: of all containers.
+    """
+
+    caller: Caller
+    engine: engine.Engine
+    image: Mapping[str, Any]
+    names: Collection[str]
+    gpus: gpus.Choice
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """How ports and names are reserved."""
+
+    port: Callable[[int], bool] = reserve.take_port
+    name: Callable[[str], bool] = reserve.take
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A start that is worked out.
+
+    options: of docker run.  program: the image and what runs in it.  folders: to be made first, as
+    the caller.  urls: as of :class:`containers.Container`.  notes: what a person may want to know.
+    accounts: files with the caller's name, to be made first.  gpus: what was chosen, with what must
+    be known of it.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    program: tuple[str, ...]
+    folders: tuple[Path, ...]
+    accounts: accounts.Accounts | None
+    urls: Mapping[str, str]
+    notes: tuple[str, ...]
+    gpus: gpus.Choice
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Return the docker command."""
+        return (*RUN, *self.options, *self.program)
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether a page of the container asks for the caller's token."""
+        return any(containers.TOKEN in url for url in self.urls.values())
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A folder of the host that is mounted; ``source`` is absolute."""
+
+    source: Path
+    target: PurePosixPath
+    read_only: bool = False
+
+
+def caller() -> Caller:
+    """Return who runs this, and where."""
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:
+        folder = Path("/")
+    return Caller(
+        name=engine.user_name(uid),
+        uid=uid,
+        gid=gid,
+        groups=tuple(sorted(set(os.getgroups()) - {gid})),
+        home=Path("~").expanduser(),
+        folder=folder,
+    )
+
+
+def plan(
+    alias: Alias, wanted: Layer, start: Start, found: Found, take: Reserve | None = None
+) -> Launch:
+    """Work out a start with the merged settings WANTED.  Raise MlError where it cannot be."""
+    take = take or Reserve()
+    who = found.caller
+    name = reserve.next_name(container_name(who.name, alias.name), found.names, take.name)
+    mounted, missing = mounts(() if start.root else wanted.get("mounts", ()), who)
+    folder, folder_note = working_folder(start.workdir, wanted.get("workdir", ""), mounted, who)
+    ports, port_notes = host_ports(alias, wanted, take.port)
+    urls = addresses(alias, ports)
+    as_root = start.root or found.engine.rootless
+    # Who is root inside has a name there already.
+    named = None if as_root else _accounts(found)
+    options = (
+        *("--rm", "--init", "--pull=never"),
+        *_attachment(start),
+        *(f"--name={name}", f"--hostname={alias.name.replace('_', '-')}"),
+        *_labels(alias, who, found.gpus.ids, urls),
+        *_identity(who, as_root),
+        *([f"--network={alias.network}"] if alias.network != "bridge" else ()),
+        *_publication(alias, ports),
+        *(mount_option(mount) for mount in [*mounted, *_account_mounts(named)]),
+        *_token_options(urls),
+        *([f"--workdir={folder}"] if folder else ()),
+        *gpus.options(found.gpus.ids, found.engine.cdi),
+        *_limits(wanted),
+        *_environment(who, ports, wanted.get("environment", {})),
+        *(() if start.root else CONFINED),
+        *wanted.get("options", ()),
+        *start.options,
+    )
+    return Launch(
+        name=name,
+        options=options,
+        program=(wanted["image"], *(start.command or alias.command)),
+        folders=tuple(missing),
+        accounts=named,
+        urls=urls,
+        notes=tuple(filter(None, (folder_note, *port_notes))),
+        gpus=found.gpus,
+    )
+
+
+def container_name(user: str, alias: str) -> str:
+    """Return the name of a user's first container of an alias, in what docker accepts."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{user}-{alias}").lstrip("_.-")
+
+
+def mounts(entries: Sequence[Mapping[str, Any]], who: Caller) -> tuple[list[Mounted], list[Path]]:
+    """Return what is mounted, and the caller's folders that have to be made for it.
+
+    A folder below the caller's home is made where it is missing: docker would make it as root.
+    Raise MlError for another one that is missing and not optional.
+    """
+    found, missing = [], []
+    for entry in entries:
+        source = Path(re.sub(r"^~(?=/|$)", str(who.home), str(entry["source"])))
+        if not source.exists():
+            if who.home in source.parents:
+                missing.append(source)
+            elif entry.get("optional"):
+                continue
+            else:
+                raise MlError(f"{source}, to be mounted at {entry['target']}, is not there")
+        target = PurePosixPath(entry["target"])
+        found.append(Mounted(source, target, bool(entry.get("read_only"))))
+    return found, missing
+
+
+def working_folder(
+    asked: str, usual: str, mounted: Sequence[Mounted], who: Caller
+) -> tuple[str, str]:
+    """Return the folder in the container to start in, empty for the image's own, and a note.
+
+    That is the one ASKED for, else where the caller stands, if that is mounted, else the USUAL
+    one.  A folder that is missing in a mounted one gives way to the nearest one above it: docker
+    would make it as root.
+    """
+    if asked:
+        return asked, ""
+    here = _inside(who.folder, mounted)
+    if here:
+        return str(here), ""
+    target = PurePosixPath(usual)
+    for mount in mounted:
+        if usual and (target == mount.target or mount.target in target.parents):
+            there = mount.source / target.relative_to(mount.target)
+            while not there.is_dir() and there != mount.source:
+                there, target = there.parent, target.parent
+    if str(target) != usual and usual:
+        return str(target), f"{usual} is not there yet, so it starts in {target}"
+    return usual, ""
+
+
+def _inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
+    """Return where a folder of the host is found in the container, None where it is not."""
+    deepest: tuple[int, PurePosixPath] | None = None
+    for mount in mounted:
+        source = mount.source.resolve()
+        if folder == source or source in folder.parents:
+            found = len(source.parts), mount.target / folder.relative_to(source)
+            deepest = max(deepest or found, found)
+    return deepest[1] if deepest else None
+
+
+def mount_option(mount: Mounted) -> str:
+    """Return the option of docker run, its fields quoted as docker reads them: as CSV."""
+    fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields + ["readonly"] * mount.read_only)
+    return f"--mount={line.getvalue()}"
+
+
+def host_ports(
+    alias: Alias, wanted: Layer, take: Callable[[int], bool]
+) -> tuple[dict[str, int], list[str]]:
+    """Return the host's port for each port that is published, and notes where it is another one.
+
+    Without a network there is nothing to publish, on the host's network no choice.
+    """
+    if alias.network == "none":
+        return {}, []
+    if alias.network == "host":
+        return {name: alias.ports[name].inside for name in _published(alias, wanted)}, []
+    found, notes = {}, []
+    for name in _published(alias, wanted):
+        usual = wanted["ports"][name]
+        found[name] = reserve.next_port(usual, take)
+        if found[name] != usual:
+            notes.append(f"port {usual} is taken, so {name} is at {found[name]}")
+    return found, notes
+
+
+def _published(alias: Alias, wanted: Layer) -> list[str]:
+    """Return the names of the ports to publish; settings for all aliases may name others."""
+    return [name for name in wanted.get("ports", {}) if name in alias.ports]
+
+
+def addresses(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
+    """Return the address of each published port, a URL where there is a page."""
+    found = {}
+    for name, port in ports.items():
+        path = alias.ports[name].path
+        address = f"{PUBLISHED_ON}:{port}"
+        found[name] = f"http://{address}{path}" if path else address
+    return found
+
+
+def _attachment(start: Start) -> list[str]:
+    if start.detach:
+        # A shell without a terminal would end at once; with one it waits for docker attach.
+        return ["--detach"] if start.command else ["--detach", "--interactive", "--tty"]
+    return ["--interactive", "--tty"] if start.terminal else ["--interactive"]
+
+
+def _labels(alias: Alias, who: Caller, ids: Sequence[str], urls: Mapping[str, str]) -> list[str]:
+    """Return what the other commands must know of the container."""
+    labels = {
+        containers.LABEL_ALIAS: alias.name,
+        containers.LABEL_USER: who.name,
+        containers.LABEL_UID: str(who.uid),
+        containers.LABEL_GPUS: ",".join(ids),
+        containers.LABEL_URLS: json.dumps(urls) if urls else "",
+    }
+    return [f"--label={name}={value}" for name, value in labels.items() if value]
+
+
+def _identity(who: Caller, as_root: bool) -> list[str]:
+    """Return whom the container runs as: the caller, with the groups that open shared folders.
+
+    A rootless engine runs as the caller already, who is root to its containers.
+    """
+    if as_root:
+        return ["--user=0:0"]
+    return [f"--user={who.uid}:{who.gid}", *(f"--group-add={group}" for group in who.groups)]
+
+
+def _accounts(found: Found) -> accounts.Accounts:
+    """Return the caller's name for the image."""
+    variables = dict(entry.split("=", 1) for entry in found.image["Config"].get("Env") or ())
+    who = found.caller
+    return accounts.of(
+        found.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
+    )
+
+
+def _account_mounts(named: accounts.Accounts | None) -> list[Mounted]:
+    if named is None:
+        return []
+    return [
+        Mounted(named.folder / name, PurePosixPath("/etc") / name, read_only=True)
+        for name in accounts.FILES
+    ]
+
+
+def _publication(alias: Alias, ports: Mapping[str, int]) -> list[str]:
+    if alias.network != "bridge":
+        return []
+    return [
+        f"--publish={PUBLISHED_ON}:{port}:{alias.ports[name].inside}"
+        for name, port in ports.items()
+    ]
+
+
+def _token_options(urls: Mapping[str, str]) -> list[str]:
+    if not any(containers.TOKEN in url for url in urls.values()):
+        return []
+    mount = Mounted(token.file(), PurePosixPath(token.INSIDE), read_only=True)
+    return [mount_option(mount), f"--env=JUPYTER_TOKEN_FILE={token.INSIDE}"]
+
+
+def _limits(wanted: Layer) -> list[str]:
+    names = {"shm_size": "--shm-size", "memory": "--memory", "cpus": "--cpus"}
+    return [f"{option}={wanted[key]}" for key, option in names.items() if wanted.get(key)]
+
+
+def _environment(who: Caller, ports: Mapping[str, int], further: Mapping[str, str]) -> list[str]:
+    """Return the variables: whom programs take the caller for, and the host's ports."""
+    # The image has no account of the caller's number; many programs ask for a name.
+    variables = {"USER": who.name, "LOGNAME": who.name}
+    for name, port in ports.items():
+        variables["SLIPWAY_PORT_" + re.sub(r"\W", "_", name).upper()] = str(port)
+    return [f"--env={name}={value}" for name, value in {**variables, **further}.items()]

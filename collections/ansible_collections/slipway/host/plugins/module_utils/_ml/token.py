@@ -1,0 +1,56 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The user's token for the pages that containers serve.
+
+One a user and host, in a file that only the user can read.  Containers get the file, not its
+content: so it is in no command line, no ``docker inspect``, and no log.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from .errors import MlError
+
+# Where Jupyter and other servers find it in the container.
+INSIDE = "/run/slipway/token"
+
+
+def file() -> Path:
+    """Return where the user's token stands."""
+    folder = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(folder).expanduser() / "slipway" / "token"
+
+
+def read() -> str:
+    """Return the user's token.  Raise MlError where there is none."""
+    try:
+        return file().read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise MlError(
+            f"{file()} cannot be read ({error}); the next start of an alias makes it anew"
+        ) from error
+
+
+def ensure() -> Path:
+    """Make the user's token where there is none; return where it stands."""
+    path = file()
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_hex(24) + "\n")
+        try:
+            # Unlike a rename, this leaves a token alone that another start made meanwhile.
+            path.hardlink_to(fresh)
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    except OSError as error:
+        raise MlError(f"your token cannot be written: {error}") from error
+    return path

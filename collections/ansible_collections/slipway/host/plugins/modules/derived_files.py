@@ -1,0 +1,118 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.derived_files."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: derived_files
+short_description: Make files anew that are older than what goes into them
+description:
+  - Runs a command where a file is older than one that it is made from, so that a run that was
+    interrupted between the two is finished by the next.
+  - Whether it is older is decided by the same comparison as in the survey.
+options:
+  derived:
+    description: The files, as the C(derived) list of a role's owned state.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path:
+        description: Path of the file.
+        type: path
+        required: true
+      since:
+        description: Files that go into it.
+        type: list
+        elements: path
+        required: true
+      required:
+        description: Whether it has to be there; otherwise a host without it is left alone.
+        type: bool
+        default: false
+  commands:
+    description: Commands that make them; the first one that the host has is run.
+    type: list
+    elements: list
+    required: true
+attributes:
+  check_mode:
+    description: Says whether a command would be run.
+    support: full
+  diff_mode:
+    description: Shows which files are too old or missing.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Refresh an initramfs that would still load nouveau
+  slipway.host.derived_files:
+    derived:
+      - path: /boot/initrd.img-6.8.0-149-generic
+        since: [/etc/modprobe.d/slipway-nvidia-driver.conf]
+    commands:
+      - [update-initramfs, -u, -k, all]
+      - [dracut, --regenerate-all, --force]
+"""
+
+RETURN = r"""
+command:
+  description: The command that was run.
+  returned: when one is run
+  type: list
+  elements: str
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "derived": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "path": {"type": "path", "required": True},
+            "since": {"type": "list", "elements": "path", "required": True},
+            "required": {"type": "bool", "default": False},
+        },
+    },
+    "commands": {"type": "list", "elements": "list", "required": True},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    owned = {"derived": module.params["derived"]}
+
+    def outdated() -> list[_owned.Difference]:
+        return _owned.differences(owned, _probe.answer(_owned.question([owned])))
+
+    found = outdated()
+    if not found:
+        module.exit_json(changed=False)
+    diff = {"prepared": "".join(f"{difference}\n" for difference in found)}
+    commands = module.params["commands"]
+    command = next((words for words in commands if module.get_bin_path(words[0])), commands[0])
+    if not module.check_mode:
+        status, out, err = module.run_command([str(word) for word in command])
+        said = (err or out).strip() or "nothing"
+        if status != 0:
+            module.fail_json(msg=f"{' '.join(command)} failed: {said}")
+        if left := outdated():
+            module.fail_json(
+                msg=f"{' '.join(command)} ran, but {left[0].name} is {left[0].found}; it said: "
+                f"{said}"
+            )
+    module.exit_json(changed=True, command=command, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.nvidia_module."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nvidia_module
+short_description: Have the installed NVIDIA kernel module in the kernel
+description:
+  - Loads the module that is on disk. Where another version or flavour is loaded, it is replaced, if
+    no process but the driver's own daemons holds a GPU; these are stopped and started again.
+  - Afterwards the CDI specification is written anew, where the container toolkit keeps one.
+  - Where only a reboot helps, says so, and whether O(reboot) allows it. The module itself never
+    reboots.
+  - Where it is not allowed, nothing is touched, and the result says who is at work on the host and
+    what to do.
+options:
+  modules:
+    description: The kernel modules, as the C(modules) list of a role's owned state.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the module, with underscores.
+        type: str
+        required: true
+      version:
+        description: The version that is expected; what counts is the module on disk.
+        type: str
+      state:
+        description: Whether it is loaded; C(absent) for those that keep the driver from the GPUs.
+        type: str
+        choices: [present, absent]
+        default: present
+  reboot:
+    description:
+      - When the host may be rebooted. V(idle) means that no process holds a GPU, no container runs
+        and nobody is logged in at a terminal.
+      - The machine that Ansible runs on may never be.
+    type: str
+    choices: [idle, never, always]
+    default: idle
+  controller_boot_id:
+    description: Content of C(/proc/sys/kernel/random/boot_id) on the machine that Ansible runs on.
+    type: str
+    default: ""
+attributes:
+  check_mode:
+    description: Says what would be done.
+    support: full
+  diff_mode:
+    description: Shows which version is loaded, before and after.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Have the installed kernel module in the kernel
+  slipway.host.nvidia_module:
+    modules:
+      - name: nvidia
+      - name: nvidia_uvm
+      - name: nouveau
+        state: absent
+    reboot: idle
+    controller_boot_id: "{{ lookup('ansible.builtin.file', '/proc/sys/kernel/random/boot_id') }}"
+  register: loaded
+
+- name: Reboot where only that helps
+  ansible.builtin.reboot:
+  when: loaded.reboot
+"""
+
+RETURN = r"""
+step:
+  description: What was done, or has to be done; V(nothing), V(load), V(reload), V(reboot) or
+    V(wait).
+  returned: always
+  type: str
+reason:
+  description: Why, in words.
+  returned: always
+  type: str
+reboot:
+  description: Whether the host is to be rebooted now.
+  returned: always
+  type: bool
+pending:
+  description: Whether the installed module is still not in the kernel.
+  returned: always
+  type: bool
+slipway_note:
+  description: What the owner of the host has to do.
+  returned: when step is wait
+  type: str
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _gpu_detect as detect
+from ansible_collections.slipway.host.plugins.module_utils import _nvidia_module, _probe
+from ansible_collections.slipway.host.plugins.module_utils._gpu_report import installed_module
+from ansible_collections.slipway.host.plugins.module_utils._nvidia_module import Situation, Step
+
+PROC, SYS, MODULES = Path("/proc"), Path("/sys"), Path("/lib/modules")
+SESSIONS = Path("/run/systemd/sessions")
+SPECIFICATION = "nvidia-cdi-refresh.service"
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "modules": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "version": {"type": "str"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+    },
+    "reboot": {
+        "type": "str",
+        "choices": [_nvidia_module.IDLE, _nvidia_module.NEVER, _nvidia_module.ALWAYS],
+        "default": _nvidia_module.IDLE,
+    },
+    "controller_boot_id": {"type": "str", "default": ""},
+}
+KEY_REFUSED = ("Key was rejected by service", "Required key not available")
+
+
+class Host:
+    """The host's kernel: what is in it, and what puts other things there."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+
+    def run(self, command: list[str]) -> tuple[int, str, str]:
+        """Run a COMMAND, whose program may lie in /sbin."""
+        program = self.module.get_bin_path(command[0], required=True)
+        status, out, err = self.module.run_command([program, *command[1:]])
+        return status, out, err
+
+    def situation(self) -> Situation:
+        """Return what was found."""
+        kernel = detect.running_kernel(PROC)
+        stated = self.module.params["modules"]
+        loaded = {entry["name"]: detect.is_loaded(SYS, entry["name"]) for entry in stated}
+        return Situation(
+            kernel=kernel,
+            installed=installed_module(MODULES, kernel, self.run),
+            loaded=detect.loaded(PROC, SYS),
+            other_kernels=self._other_kernels(kernel),
+            unwanted=[e["name"] for e in stated if e["state"] == "absent" and loaded[e["name"]]],
+            missing=[
+                e["name"] for e in stated if e["state"] == "present" and not loaded[e["name"]]
+            ],
+            holders=detect.holders(PROC).processes,
+            users=[*self._containers(), *self._terminals()],
+            same_machine=self._boot_id() == self.module.params["controller_boot_id"].strip(),
+        )
+
+    def _other_kernels(self, kernel: str) -> list[str]:
+        names = [name for name in _probe.names_in(str(MODULES)) or [] if name != kernel]
+        return [name for name in names if detect.module_files(MODULES, name)]
+
+    def _boot_id(self) -> str:
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+    def _containers(self) -> list[str]:
+        try:
+            running = _probe.docker("/containers/json")
+        except (OSError, ValueError):
+            return []
+        names = ", ".join(container["Names"][0].lstrip("/") for container in running)
+        return [f"containers run: {names}"] if running else []
+
+    def _terminals(self) -> list[str]:
+        names = _probe.names_in(str(SESSIONS)) or []
+        texts = [_probe.text(str(SESSIONS / name)) for name in names if not name.endswith(".ref")]
+        return _nvidia_module.terminals(text for text in texts if text)
+
+    def load(self, names: list[str]) -> None:
+        """Load the modules of these NAMES, or fail with the kernel's own words."""
+        for name in names:
+            status, out, err = self.run(["modprobe", name])
+            if status == 0:
+                continue
+            hint = ""
+            if any(words in out + err for words in KEY_REFUSED):
+                hint = " Secure Boot is on and the module is not signed with a key it knows."
+            self.module.fail_json(msg=f"modprobe {name} failed: {(err or out).strip()}.{hint}")
+        # Containers find the driver's files by what this writes, and it may have run too early.
+        if self.run(["systemctl", "is-enabled", "--quiet", SPECIFICATION])[0] == 0:
+            self.run(["systemctl", "restart", SPECIFICATION])
+
+    def unload(self) -> str:
+        """Unload the driver; return the module that the kernel did not let go, empty for none."""
+        for name in _nvidia_module.UNLOADED:
+            if detect.is_loaded(SYS, name) and self.run(["rmmod", name])[0] != 0:
+                return name
+        return ""
+
+    def reload(self, names: list[str]) -> str:
+        """Replace the driver in the kernel; return the module that it did not let go."""
+        units = [unit for unit in _nvidia_module.DAEMONS.values() if self._is_active(unit)]
+        if units:
+            self.run(["systemctl", "stop", *units])
+        stuck = self.unload()
+        self.load(names)
+        if units:
+            self.run(["systemctl", "start", *units])
+        return stuck
+
+    def _is_active(self, unit: str) -> bool:
+        return self.run(["systemctl", "is-active", "--quiet", unit])[0] == 0
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    host = Host(module)
+    wanted = [e["name"] for e in module.params["modules"] if e["state"] == "present"]
+    found = host.situation()
+    step, reason = _nvidia_module.next_step(found, module.params["reboot"])
+    if step is Step.FAIL and not module.check_mode:
+        module.fail_json(msg=f"{reason}.")
+    changed = step in (Step.LOAD, Step.RELOAD)
+    if step is Step.LOAD and not module.check_mode:
+        host.load(wanted)
+    elif step is Step.RELOAD and not module.check_mode and (stuck := host.reload(wanted)):
+        changed = False
+        step, reason = _nvidia_module.after_failed_unload(found, module.params["reboot"], stuck)
+    waits = step is Step.WAIT
+    after = found.installed if changed else found.loaded
+    module.exit_json(
+        changed=changed,
+        step=step.value,
+        reason=reason,
+        reboot=step is Step.REBOOT,
+        pending=step in (Step.WAIT, Step.REBOOT),
+        diff={"before": _shown(found.loaded), "after": _shown(after)},
+        **({"slipway_note": f"the NVIDIA driver waits: {reason}"} if waits else {}),
+    )
+
+
+def _shown(loaded: detect.KernelModule | None) -> str:
+    return f"nvidia {loaded.version}\n" if loaded else ""
+
+
+if __name__ == "__main__":
+    main()

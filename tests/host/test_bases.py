@@ -1,0 +1,65 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The engine on other releases than Debian 13, wherever a host of them can be had.
+
+Ubuntu needs a registry, Debian 12 Docker's own repository; Debian unstable may be broken for
+reasons of its own.  What cannot be had is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
+    ThrowawayError,
+)
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+from tests.host.conftest import ROOT, Site
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-bases"
+UNREACHED = "has no packages of its own with BuildKit and compose v2"
+
+
+class BaseSite(Site):
+    """A host that only the engine's role looks after."""
+
+    extra = {"slipway_roles": ["docker_engine"]}
+
+
+@pytest.fixture(scope="module")
+def bases() -> Iterator[Group]:
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    yield group
+    group.remove()
+
+
+@pytest.mark.parametrize(
+    "base", ["debian-sid", "debian-12", "ubuntu-22.04", "ubuntu-24.04", "ubuntu-26.04"]
+)
+def test_engine_on(base: str, bases: Group, tmp_path_factory: pytest.TempPathFactory) -> None:
+    name = base.replace(".", "-")
+    try:
+        host = bases.ensure(HostSpec(name, base=base))
+    except ThrowawayError as error:
+        pytest.skip(f"no host of {base}: {error}")
+    site = BaseSite(host, tmp_path_factory.mktemp(name))
+    site.declare()
+    run = site.run("site.yml")
+    if run.status != "successful" and UNREACHED in " ".join(run.output.split()):
+        # It was refused in words and before anything changed.
+        assert run.changed() == set()
+        pytest.skip(f"{base} needs Docker's own repository, which cannot be reached here")
+    if base == "debian-sid" and run.status != "successful" and "apt-get" in run.output:
+        pytest.skip("Debian unstable cannot install its own packages today")
+    assert run.status == "successful", run.output
+    assert "Docker Engine" in run.output
+    assert site.plan() == (0, set())
+    assert site.converge(slipway_survey=False).changed() == set()

@@ -1,0 +1,421 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Simulated GPU hosts: driver and container toolkit by real apt, from stand-in packages.
+
+The devices are a made-up PCI tree, the packages bear the vendors' names and hold nothing, and the
+Ubuntu hosts are ubuntu-like: Debian 13 that calls itself Ubuntu.  What is real is apt, dpkg,
+systemd and the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+from tests.fixtures import gpu_host, nvidia_packages
+from tests.host.conftest import ROOT, Run, Site
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-gpu"
+UBUNTU, DEBIAN = "ubuntu-like-24.04", "debian-13"
+DRIVER, ENGINE, TOOLKIT = "nvidia_driver", "docker_engine", "nvidia_container_toolkit"
+# Only what GPUs are about; the other roles have tests of their own.
+ROLES = {"slipway_roles": [DRIVER, ENGINE, TOOLKIT]}
+OLD, NEW = (f"{version}-0ubuntu0.24.04.1" for version in nvidia_packages.BRANCHES[580])
+Named = set[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What becomes of a model: on which base, what is said, and packages that must be there."""
+
+    base: str
+    says: str
+    packages: tuple[str, ...] = ()
+
+
+EXPECTED: dict[str, Expected] = {
+    "none": Expected(UBUNTU, ""),
+    "t4": Expected(
+        DEBIAN,
+        "Tesla T4 (Turing): driver branch 550 with proprietary kernel modules (built on the host",
+        ("nvidia-kernel-dkms", "nvidia-smi", "firmware-nvidia-gsp", "linux-headers-amd64"),
+    ),
+    "8xh100": Expected(
+        UBUNTU,
+        "8x NVIDIA H100 SXM5 80GB (Hopper): driver branch 580 with open kernel modules (prebuilt",
+        (
+            "linux-modules-nvidia-580-server-open-generic",
+            "nvidia-fabricmanager-580",
+            "nvidia-utils-580-server",
+        ),
+    ),
+    "8xb200": Expected(
+        UBUNTU,
+        "8x NVIDIA B200 (Blackwell): driver branch 580 with open kernel modules (built on the host",
+        ("nvidia-driver-pinning-580", "nvidia-dkms-580-open", "nvlsm", "nvidia-fabricmanager"),
+    ),
+    "k80": Expected(
+        UBUNTU,
+        "2x NVIDIA Tesla K80 (Kepler): driver branch 470 with proprietary kernel modules",
+        ("nvidia-dkms-470-server", "nvidia-utils-470-server"),
+    ),
+    "v100-b200": Expected(UBUNTU, "No one driver serves all GPUs of this host"),
+}
+DRIVEN = [model for model, expected in EXPECTED.items() if expected.packages]
+REFUSED = "v100-b200"
+
+
+class GpuSite(Site):
+    """A simulated GPU host with its archives."""
+
+    extra = ROLES
+
+    def __init__(self, model: str, group: Group, folder: Path) -> None:
+        base = EXPECTED[model].base
+        self.simulated = gpu_host.prepare(folder / model, model, base, newest=False)
+        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        super().__init__(group.ensure(HostSpec(model, base=base, mounts=mounts)), folder)
+        self.inventory = folder / f"{model}.yml"
+        simulated = self.simulated
+        self.variables = simulated.cuda_variables if model == "8xb200" else simulated.variables
+        self.declare()
+
+    def declare(self, **variables: Any) -> None:
+        """Write the inventory, with what leads to the stand-in archives."""
+        super().declare(**self.variables, **variables)
+
+    def version(self, package: str) -> str:
+        """Return the version of a package, empty where it is not installed."""
+        query = f"dpkg-query --show --showformat='${{Version}}' {package} 2>/dev/null || true"
+        return self.on(query)
+
+    def log(self) -> str:
+        """Return what the stand-ins were called with since the last time."""
+        return self.on("cat /run/stand-in.log; : >/run/stand-in.log")
+
+
+class Fleet(Site):
+    """All of them in one inventory."""
+
+    extra = ROLES
+
+    def __init__(self, sites: dict[str, GpuSite], folder: Path) -> None:
+        self.sites, self.folder = sites, folder
+        self.inventory = folder / "fleet.yml"
+        hosts = {name: {**site.connection, **site.variables} for name, site in sites.items()}
+        self.inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    folder = tmp_path_factory.mktemp("gpu")
+    yield Fleet({model: GpuSite(model, group, folder) for model in EXPECTED}, folder)
+    group.remove()
+
+
+@pytest.fixture(scope="module")
+def first(fleet: Fleet) -> Run:
+    """The first run on all hosts."""
+    return fleet.run("site.yml")
+
+
+def told(run: Run, host: str) -> str:
+    """Return all that a run told of one host."""
+    return "\n".join(
+        str(event["event_data"]["res"].get("msg", ""))
+        for event in run.events
+        if event["event"] in ("runner_on_ok", "runner_on_failed")
+        and event["event_data"]["host"] == host
+    )
+
+
+def test_only_the_host_that_no_driver_serves_fails(first: Run) -> None:
+    assert set(first.stats["failures"]) == {REFUSED}, first.output
+
+
+def test_the_refused_host_was_not_touched(fleet: Fleet, first: Run) -> None:
+    said = told(first, REFUSED)
+    assert EXPECTED[REFUSED].says in said
+    assert "Nothing was changed" in said
+    site = fleet.sites[REFUSED]
+    assert site.on("ls /etc/apt/preferences.d; ls /etc/modprobe.d | grep slipway || true") == ""
+    assert site.version("docker.io") == ""
+
+
+def test_a_host_without_gpus_is_not_even_asked_about_them(fleet: Fleet, first: Run) -> None:
+    roles = {
+        event["event_data"].get("role")
+        for event in first.events
+        if event["event"] == "runner_on_ok" and event["event_data"]["host"] == "none"
+    }
+    assert ENGINE in roles
+    assert not {role for role in roles if role and role.startswith("nvidia")}
+    assert "nvidia" not in fleet.sites["none"].on("cat /etc/docker/daemon.json")
+
+
+@pytest.mark.parametrize("model", DRIVEN)
+def test_a_gpu_host_gets_the_driver_that_its_hardware_wants(
+    fleet: Fleet, first: Run, model: str
+) -> None:
+    expected, site = EXPECTED[model], fleet.sites[model]
+    assert expected.says in told(first, model)
+    for package in expected.packages:
+        assert site.version(package), f"{package} is not installed"
+    # The stand-in module's own words, by modinfo, and what is loaded: the same version.
+    loaded = site.on("cat /sys/module/nvidia/version; test -d /sys/module/nvidia_uvm")
+    installed = site.on(
+        "cd /lib/modules/$(cat /proc/sys/kernel/osrelease); "
+        "sed -nE 's,^(.*/nvidia(-current)?.ko):.*,\\1,p' modules.dep | xargs modinfo -F version"
+    )
+    assert loaded == installed
+    assert site.on("nvidia-smi -q -x").startswith("<?xml")
+
+
+@pytest.mark.parametrize("model", DRIVEN)
+def test_all_of_it_is_held(fleet: Fleet, first: Run, model: str) -> None:
+    script = (
+        "dpkg-query --show --showformat='${db:Status-Want} ${Package}\\n' '*nvidia*' nvlsm "
+        "2>/dev/null | grep -v '^unknown' || true"
+    )
+    states = fleet.sites[model].on(script).splitlines()
+    assert states
+    assert [line for line in states if not line.startswith("hold ")] == []
+
+
+@pytest.mark.parametrize("model", DRIVEN)
+def test_the_persistence_daemon_persists(fleet: Fleet, first: Run, model: str) -> None:
+    site = fleet.sites[model]
+    site.on("systemctl is-enabled nvidia-persistenced; systemctl is-active nvidia-persistenced")
+    assert "--no-persistence-mode" not in site.on("cat /run/stand-in.log")
+
+
+@pytest.mark.parametrize("model", ["8xh100", "8xb200"])
+def test_the_fabric_manager_runs_where_switches_are(fleet: Fleet, first: Run, model: str) -> None:
+    fleet.sites[model].on("systemctl is-active nvidia-fabricmanager")
+
+
+def test_the_second_run_changes_nothing(fleet: Fleet, first: Run) -> None:
+    again = fleet.run("site.yml")
+    assert set(again.stats["failures"]) == {REFUSED}
+    assert again.changed() == set()
+    # The roles are the other witness.
+    alone = fleet.run("site.yml", "--limit", f"'!{REFUSED}'", slipway_survey=False)
+    assert alone.changed() == set()
+
+
+@pytest.mark.parametrize("model", ["none", *DRIVEN])
+def test_the_plan_is_clean(fleet: Fleet, first: Run, model: str) -> None:
+    assert fleet.sites[model].plan() == (0, set())
+
+
+# A container gets the device files and the environment that the stand-in specification names, by
+# the real engine, and keeps them.
+CONTAINER = """
+tar -C / -c bin lib lib64 usr/bin/dash usr/bin/sh usr/bin/sleep usr/bin/printenv \
+    usr/lib/x86_64-linux-gnu/libc.so.6 usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 \
+    usr/lib64 | docker import - stand-in/shell >/dev/null
+docker run --detach --name held --device nvidia.com/gpu=all stand-in/shell \
+    sh -c 'printenv SLIPWAY_STAND_IN; sleep 60' >/dev/null
+look() { docker exec held sh -c ': >/dev/nvidia0 && echo seen'; }
+look
+systemctl daemon-reload
+look
+docker logs held
+docker rm --force held >/dev/null
+"""
+
+
+@pytest.mark.parametrize("model", ["t4", "8xh100"])
+def test_a_container_gets_the_devices_and_keeps_them(fleet: Fleet, first: Run, model: str) -> None:
+    said = fleet.sites[model].on(CONTAINER).split()
+    version = fleet.sites[model].on("cat /sys/module/nvidia/version")
+    assert said == ["seen", "seen", version]
+
+
+PREFERENCES = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"
+PERSISTENCE = "/etc/systemd/system/nvidia-persistenced.service.d/slipway.conf"
+TAMPERED: dict[str, tuple[str, Named]] = {
+    "a hold dropped": (
+        "apt-mark -qq unhold libnvidia-compute-580-server",
+        {(DRIVER, "packages", "libnvidia-compute-580-server")},
+    ),
+    "one package of the set upgraded": (
+        "apt-get -qq update; apt-get -qq install -y --allow-change-held-packages "
+        f"nvidia-utils-580-server={NEW} >/dev/null; apt-mark -qq hold nvidia-utils-580-server",
+        {(DRIVER, "packages", "nvidia-utils-580-server")},
+    ),
+    "a package of the set removed": (
+        "apt-get -qq purge -y --allow-change-held-packages nvidia-utils-580-server >/dev/null",
+        {(DRIVER, "packages", "nvidia-utils-580-server")},
+    ),
+    "the pin removed": (f"rm {PREFERENCES}", {(DRIVER, "files", PREFERENCES)}),
+    "unattended upgrades let loose": (
+        "rm /etc/apt/apt.conf.d/60slipway-nvidia-driver",
+        {(DRIVER, "files", "/etc/apt/apt.conf.d/60slipway-nvidia-driver")},
+    ),
+    "the drop-in edited": (
+        f"sed -i s/--persistence-mode/--no-persistence-mode/ {PERSISTENCE}",
+        {
+            (DRIVER, "files", PERSISTENCE),
+            (DRIVER, "units", "nvidia-persistenced.service"),
+        },
+    ),
+    "the daemon stopped": (
+        "systemctl stop nvidia-persistenced",
+        {(DRIVER, "units", "nvidia-persistenced.service")},
+    ),
+    "another driver loaded": (
+        "echo 575.57.08 >/sys/module/nvidia/version",
+        {(DRIVER, "modules", "nvidia")},
+    ),
+    "an early module not loaded": (
+        "rm -r /sys/module/nvidia_uvm",
+        {(DRIVER, "modules", "nvidia_uvm")},
+    ),
+    "the initramfs of before": (
+        "touch -d yesterday /boot/initrd.img-6.8.0-149-generic",
+        {(DRIVER, "derived", "/boot/initrd.img-6.8.0-149-generic")},
+    ),
+    "a hold of the toolkit dropped": (
+        "apt-mark -qq unhold libnvidia-container1",
+        {(TOOLKIT, "packages", "libnvidia-container1")},
+    ),
+    "the toolkit at another version": (
+        "apt-get -qq install -y --allow-downgrades --allow-change-held-packages "
+        "libnvidia-container1=1.20.0-1 libnvidia-container-tools=1.20.0-1 "
+        "nvidia-container-toolkit-base=1.20.0-1 nvidia-container-toolkit=1.20.0-1 >/dev/null; "
+        "apt-mark -qq hold '*nvidia-container*'; systemctl restart docker",
+        {
+            (TOOLKIT, "packages", name)
+            for name in (
+                "libnvidia-container1",
+                "libnvidia-container-tools",
+                "nvidia-container-toolkit-base",
+                "nvidia-container-toolkit",
+            )
+        },
+    ),
+    "a specification that somebody wrote": (
+        "mkdir -p /etc/cdi; cp /run/cdi/nvidia.yaml /etc/cdi/nvidia.yaml",
+        {(TOOLKIT, "files", "/etc/cdi/nvidia.yaml")},
+    ),
+    "the specification lost": (
+        "rm /run/cdi/nvidia.yaml",
+        {(TOOLKIT, "derived", "/var/run/cdi/nvidia.yaml")},
+    ),
+    "a list of an older installation": (
+        "touch /etc/apt/sources.list.d/nvidia-docker.list",
+        {(TOOLKIT, "files", "/etc/apt/sources.list.d/nvidia-docker.list")},
+    ),
+    "the runtime taken out of daemon.json": (
+        "sed -i s/nvidia-container-runtime/runc/ /etc/docker/daemon.json; systemctl restart docker",
+        {(ENGINE, "json", "/etc/docker/daemon.json")},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def h100(fleet: Fleet, first: Run) -> GpuSite:
+    """The H100 host, whose archive has got newer drivers beside the installed ones."""
+    site = fleet.sites["8xh100"]
+    assert site.version("nvidia-utils-580-server") == OLD
+    site.simulated.archive.publish(nvidia_packages.ubuntu())
+    return site
+
+
+@pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
+    h100: GpuSite, script: str, named: Named
+) -> None:
+    h100.on(script)
+    assert h100.plan() == (2, named)
+    run = h100.converge()
+    assert run.changed()
+    assert h100.plan() == (0, set())
+    # No driver comes by the way.
+    assert h100.version("nvidia-utils-580-server") == OLD
+
+
+# Versions, in the order of these tests: one that never was, then the newest, then back.
+
+BETWEEN = "580.175.01"
+
+
+def upstream(version: str) -> str:
+    return version.partition("-")[0]
+
+
+def driver_of(site: GpuSite) -> tuple[str, str, str]:
+    """Return the version of the installed set, of the loaded module, and of the specification.
+
+    A set of several versions tells them all, so it is none of those that are expected.
+    """
+    versions = site.on(
+        "dpkg-query --show --showformat='${db:Status-Want} ${Version}\n' '*nvidia*-580*' | "
+        "grep -oE '^hold 580[0-9.]+' | sort -u"
+    )
+    loaded = site.on("cat /sys/module/nvidia/version")
+    told = site.on("grep -oE 'STAND_IN=[0-9.]+' /run/cdi/nvidia.yaml")
+    return versions.removeprefix("hold "), loaded, told.removeprefix("STAND_IN=")
+
+
+def test_a_version_that_is_gone_stops_the_run_before_a_package_changes(h100: GpuSite) -> None:
+    h100.declare(nvidia_driver_version=BETWEEN, nvidia_driver_version_gone="fail")
+    before = h100.on("dpkg-query --show '*'")
+    run = h100.run("site.yml")
+    assert run.status == "failed"
+    assert f"no source has version {BETWEEN}-* any more; nothing was changed" in run.output
+    assert h100.on("dpkg-query --show '*'") == before
+    assert driver_of(h100) == (upstream(OLD),) * 3
+
+
+def test_or_the_newest_of_its_branch_comes_and_that_is_told(h100: GpuSite) -> None:
+    h100.declare(nvidia_driver_version=BETWEEN)
+    run = h100.converge()
+    assert "took the newest instead" in run.output
+    assert driver_of(h100) == (upstream(NEW),) * 3
+    # The daemons were stopped for it, and run again.
+    h100.on("systemctl is-active nvidia-persistenced nvidia-fabricmanager")
+    assert h100.plan() == (0, set())
+
+
+def test_an_exact_version_brings_the_whole_set_back(h100: GpuSite) -> None:
+    h100.declare(nvidia_driver_version=upstream(OLD), nvidia_driver_version_gone="fail")
+    h100.converge()
+    assert driver_of(h100) == (upstream(OLD),) * 3
+    assert h100.plan() == (0, set())
+    assert h100.converge().changed() == set()
+
+
+def test_a_driver_that_the_kernel_keeps_waits_and_says_for_what(h100: GpuSite) -> None:
+    h100.on("echo 575.57.08 >/sys/module/nvidia/version; touch /run/stand-in.stuck")
+    # The kernel of a throwaway host is that of the machine which Ansible runs on.
+    run = h100.run("site.yml", nvidia_driver_reboot="always")
+    assert run.status == "failed"
+    assert "does not let go of nvidia_uvm" in run.output
+    assert "Ansible runs on this machine: reboot it yourself" in run.output
+    h100.on("rm /run/stand-in.stuck")
+    h100.converge()
+    assert h100.plan() == (0, set())
+
+
+def test_nouveau_is_not_unloaded_under_a_running_host(h100: GpuSite) -> None:
+    h100.on("mkdir /sys/module/nouveau")
+    assert h100.plan() == (2, {(DRIVER, "modules", "nouveau")})
+    run = h100.run("site.yml")
+    assert "nouveau holds the GPUs until the next boot" in run.output
+    h100.on("rmdir /sys/module/nouveau")
+    assert h100.plan() == (0, set())

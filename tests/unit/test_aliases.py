@@ -1,0 +1,288 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The owned state of ml_aliases: which commands a host gets, and what they know."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.slipway.host.plugins.filter.aliases_owned import aliases_owned
+from ansible_collections.slipway.host.plugins.module_utils import _aliases, _owned
+from ansible_collections.slipway.host.plugins.module_utils._aliases import AliasError, Options
+from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
+from ansible_collections.slipway.host.plugins.module_utils._ml import settings
+from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
+
+CATALOGUE = Path(__file__).parents[1] / "fixtures/catalogue"
+ALIAS: dict[str, Any] = {
+    "description": "A shell",
+    "names": [],
+    "gpus": "free",
+    "publish": {"web": 8888},
+    "urls": {"web": "/lab?token={token}"},
+}
+IMAGE = Planned(
+    name="tool",
+    variant="gpu",
+    reference="slipway/tool:gpu",
+    digest="0" * 64,
+    image={
+        "ports": {"web": 80, "ssh": 22},
+        "network": "bridge",
+        "command": ["serve"],
+        "aliases": {"tool": ALIAS},
+    },
+)
+PLAIN = Options("Dana")
+
+
+def with_alias(**changed: Any) -> Planned:
+    """Return the image with its alias changed."""
+    alias = {**ALIAS, **changed}
+    return replace(IMAGE, image={**IMAGE.image, "aliases": {"tool": alias}})
+
+
+def content(owned: dict[str, list[dict[str, Any]]], path: str) -> str:
+    """Return what a file is to hold."""
+    (found,) = (entry["content"] for entry in owned["files"] if entry["path"] == path)
+    assert isinstance(found, str)
+    return found
+
+
+def declared(image: Planned, options: Options = PLAIN) -> dict[str, Any]:
+    """Return what the program is told of an image's alias."""
+    found = json.loads(content(_aliases.owned([image], options), _aliases.DECLARATION))
+    entry: dict[str, Any] = found["aliases"]["tool"]
+    return entry
+
+
+def test_every_name_of_an_alias_is_a_link_to_the_program() -> None:
+    owned = _aliases.owned([with_alias(names=["tool2"])], PLAIN)
+    assert owned["links"] == [
+        {
+            "folder": "/usr/local/bin",
+            "target": "/usr/local/lib/slipway/ml",
+            "names": ["ml", "tool", "tool2"],
+        }
+    ]
+    assert {"path": "/usr/bin/tool2"} in owned["unhidden"]
+    _owned.check("ml_aliases", owned)
+
+
+def test_an_image_without_aliases_leaves_the_command_for_the_rest() -> None:
+    owned = _aliases.owned([replace(IMAGE, image={**IMAGE.image, "aliases": {}})], PLAIN)
+    assert owned["links"][0]["names"] == ["ml"]
+    assert json.loads(content(owned, _aliases.DECLARATION))["images"] == {
+        "tool": "slipway/tool:gpu"
+    }
+
+
+def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
+    file = tmp_path / "aliases.json"
+    options = Options("Dana", mounts=[{"source": "~/code", "target": "/code"}])
+    image = with_alias(names=["tool2"], workdir="/code/course")
+    file.write_text(content(_aliases.owned([image], options), _aliases.DECLARATION))
+    host = settings.host(file)
+    assert host.contact == "Dana"
+    assert host.alias("tool2") == settings.Alias(
+        name="tool",
+        description="A shell",
+        image="tool",
+        variant="gpu",
+        network="bridge",
+        command=("serve",),
+        ports={"web": settings.Port(80, "/lab?token={token}")},
+        settings={
+            "image": "slipway/tool:gpu",
+            "gpus": "free",
+            "shm_size": "8g",
+            "workdir": "/code/course",
+            "ports": {"web": 8888},
+            "mounts": [{"source": "~/code", "target": "/code"}],
+        },
+    )
+    with pytest.raises(MlError, match="no alias tol on this host; did you mean tool"):
+        host.alias("tol")
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "key", "value"),
+    [
+        pytest.param(IMAGE, PLAIN, "gpus", "free", id="image"),
+        pytest.param(IMAGE, Options("", common={"gpus": "0"}), "gpus", "0", id="host over image"),
+        pytest.param(
+            IMAGE,
+            Options("", common={"gpus": "0"}, settings={"tool": {"gpus": "1"}}),
+            "gpus",
+            "1",
+            id="alias over host",
+        ),
+        pytest.param(
+            IMAGE,
+            Options("", settings={"tool": {"ports": {"web": 9000}}}),
+            "ports",
+            {"web": 9000},
+            id="port",
+        ),
+        pytest.param(with_alias(shm_size="1g"), PLAIN, "shm_size", "1g", id="image's own"),
+        pytest.param(
+            IMAGE,
+            Options("", common={"options": ["--a"]}, settings={"tool": {"options": ["--b"]}}),
+            "options",
+            ["--a", "--b"],
+            id="options add up",
+        ),
+    ],
+)
+def test_layers_of_the_host_lie_over_the_image(
+    image: Planned, options: Options, key: str, value: Any
+) -> None:
+    assert declared(image, options)["settings"][key] == value
+
+
+def test_command_is_the_aliases_own_or_the_images() -> None:
+    assert declared(IMAGE)["command"] == ["serve"]
+    assert declared(with_alias(command=["bash", "-l"]))["command"] == ["bash", "-l"]
+
+
+def test_an_alias_can_be_left_out() -> None:
+    options = Options("", settings={"tool": {"enabled": False}})
+    assert _aliases.owned([IMAGE], options)["links"][0]["names"] == ["ml"]
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        pytest.param(
+            with_alias(names=["python"]),
+            PLAIN,
+            "alias 'python' of image tool would hide what shells and scripts call python",
+            id="hides a command",
+        ),
+        pytest.param(with_alias(names=["cd"]), PLAIN, "alias 'cd'", id="hides a builtin"),
+        pytest.param(with_alias(names=["ml"]), PLAIN, "alias 'ml'", id="hides ml"),
+        pytest.param(
+            IMAGE,
+            Options("", settings={"tool": {"enabled": "no"}}),
+            "enabled is 'no', must be true or false",
+            id="enabled",
+        ),
+        pytest.param(
+            IMAGE,
+            Options("", common={"gpu": "0"}),
+            "ml_aliases_common: there is no setting gpu; did you mean gpus?",
+            id="misspelt",
+        ),
+        pytest.param(
+            IMAGE,
+            Options("", settings={"tool": {"gpus": "many"}}),
+            "ml_aliases_settings.tool: gpus is 'many', must be free, all, none, or indexes",
+            id="value",
+        ),
+        pytest.param(
+            IMAGE,
+            Options("", settings={"tool": {"ports": {"wob": 1}}}),
+            "there is no port wob; did you mean web?",
+            id="unknown port",
+        ),
+        pytest.param(
+            IMAGE,
+            Options("", mounts=[{"source": "code", "target": "/code"}]),
+            "whose source is an absolute path or begins with ~",
+            id="relative mount",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(image: Planned, options: Options, message: str) -> None:
+    with pytest.raises(AliasError) as caught:
+        _aliases.owned([image], options)
+    assert message in str(caught.value)
+
+
+def test_nothing_stays_of_a_role_that_is_absent() -> None:
+    owned = _aliases.removed()
+    present = _aliases.owned([IMAGE], PLAIN)
+    _owned.check("ml_aliases", owned)
+    assert owned["links"][0]["names"] == []
+    removed = [entry["path"] for entry in owned["files"]]
+    for entry in present["files"]:
+        assert any(entry["path"].startswith(path) for path in removed), entry["path"]
+
+
+# What lies on the host.
+
+
+def test_the_program_runs_outside_of_the_collection(tmp_path: Path) -> None:
+    owned = _aliases.owned([IMAGE], PLAIN)
+    for entry in owned["files"]:
+        file = tmp_path / entry["path"].removeprefix("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = entry["content"].replace("/usr/local/lib", f"{tmp_path}/usr/local/lib")
+        file.write_text(text.replace("/etc/slipway", f"{tmp_path}/etc/slipway"))
+    program = tmp_path / "usr/local/lib/slipway/ml"
+    program.chmod(0o755)
+    alias = tmp_path / "tool"
+    alias.symlink_to(program)
+    (tmp_path / "argparse.py").write_text("raise SystemExit('the user lent a module')")
+    for command, words in (([program], "save"), ([alias], "A shell (image slipway/tool:gpu)")):
+        # Isolated from what stands in the caller's folder and environment.
+        done = subprocess.run(
+            [*command, "--help"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+
+
+def test_completions_are_for_every_command() -> None:
+    owned = _aliases.owned([IMAGE], PLAIN)
+    bash = content(owned, _aliases.BASH_COMPLETION)
+    assert "-F _slipway ml tool\n" in bash
+    subprocess.run(["bash", "-n"], input=bash, text=True, check=True)
+    assert content(owned, _aliases.ZSH_COMPLETION).startswith("#compdef ml tool\n")
+    assert content(owned, _aliases.FISH_COMPLETION).count("complete --command ") == 2
+
+
+def test_files_of_the_host_say_who_writes_them() -> None:
+    for entry in _aliases.owned([IMAGE], PLAIN)["files"]:
+        if "/slipway_ml/" not in entry["path"]:
+            assert _aliases.HEADER in entry["content"], entry["path"]
+
+
+# The filter, over the catalogue for tests.
+
+
+def owned_by_filter(**options: Any) -> dict[str, list[dict[str, Any]]]:
+    return aliases_owned(["testlab"], str(CATALOGUE), "cpu", "debian-13", **options)
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_filter_gives_the_aliases_of_the_images_named() -> None:
+    assert owned_by_filter()["links"][0]["names"] == ["ml", "test_lab", "testlab", "testtool"]
+    assert owned_by_filter(state="absent") == _aliases.removed()
+
+
+def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match="no image has an alias testlap; did you mean"):
+        owned_by_filter(settings={"testlap": {"gpus": "none"}})
+
+
+def test_settings_of_an_alias_of_an_image_that_other_hosts_hold_are_not() -> None:
+    owned = aliases_owned(
+        [], str(CATALOGUE), "cpu", "debian-13", settings={"testlab": {"gpus": "none"}}
+    )
+    assert owned["links"][0]["names"] == ["ml"]

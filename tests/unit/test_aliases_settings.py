@@ -1,0 +1,134 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The settings that a user has: what the file may say, and what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils._ml import settings
+from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
+
+ALIAS = settings.Alias(
+    name="lab",
+    description="A shell",
+    image="lab",
+    variant="gpu",
+    network="bridge",
+    command=(),
+    ports={"web": settings.Port(80, "/")},
+    settings={"image": "slipway/lab:gpu", "gpus": "free"},
+)
+
+
+def said(folder: Path, text: str) -> dict[str, Any]:
+    file = folder / "aliases.ini"
+    file.write_text(text)
+    return settings.user(ALIAS, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "layer"),
+    [
+        ("", {}),
+        ("[lab]\ngpus = 0,1\n", {"gpus": "0,1"}),
+        ("[lab]\ngpus = 0:1\n", {"gpus": "0:1"}),
+        ("[*]\ngpus = none\n[lab]\ngpus = all\n", {"gpus": "all"}),
+        ("[*]\ngpus = none\n[other]\ngpus = all\n", {"gpus": "none"}),
+        ("[lab]\nport.web = 9000\n", {"ports": {"web": 9000}}),
+        # Another image may have it.
+        ("[*]\nport.board = 6007\n", {"ports": {"board": 6007}}),
+        ("[lab]\nenv.HF_HOME = /data/hf\nenv.a = b=c\n",
+         {"environment": {"HF_HOME": "/data/hf", "a": "b=c"}}),
+        ("[lab]\n/code = ~/work\n",
+         {"mounts": [{"source": "~/work", "target": "/code", "read_only": False}]}),
+        ("[lab]\n/data = /srv/data:ro\n",
+         {"mounts": [{"source": "/srv/data", "target": "/data", "read_only": True}]}),
+        ("[lab]\noptions = --ulimit memlock=-1 --label 'a b'\n",
+         {"options": ["--ulimit", "memlock=-1", "--label", "a b"]}),
+        ("[lab]\nquiet = yes\nshm_size = 16g\nmemory = 32g\ncpus = 1.5\n",
+         {"quiet": True, "shm_size": "16g", "memory": "32g", "cpus": "1.5"}),
+        ("[lab]\nimage = alice/lab:2\nworkdir = /code/x\n",
+         {"image": "alice/lab:2", "workdir": "/code/x"}),
+    ],
+)  # fmt: skip
+def test_what_a_user_says(tmp_path: Path, text: str, layer: dict[str, Any]) -> None:
+    assert said(tmp_path, text) == layer
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus = 0\n", "cannot be read"),
+        ("[lab]\ngpu = 0\n", "section [lab]: there is no setting gpu; did you mean gpus?"),
+        ("[lab]\ngpus = two\n", "gpus is 'two', must be free, all, none, or indexes such as 0,1"),
+        ("[lab]\nport.web = high\n", "ports is {'web': 'high'}, must be a port of the host"),
+        ("[lab]\nport.web = 70000\n", "must be a port of the host"),
+        ("[lab]\nport.wob = 9000\n", "there is no port wob; did you mean web?"),
+        ("[lab]\nshm_size = big\n", "shm_size is 'big', must be a size such as 8g"),
+        ("[lab]\ncpus = -1\n", "cpus is '-1', must be a number of processors"),
+        ("[lab]\nworkdir = code\n", "workdir is 'code', must be an absolute path"),
+        ("[lab]\nquiet = maybe\n", "quiet is 'maybe', must be yes or no"),
+        ("[lab]\nenv.1 = a\n", "environment is {'1': 'a'}, must be texts by name"),
+        ("[lab]\n/code = work\n", "whose source is an absolute path or begins with ~"),
+        ("[lab]\n/code = a:b:c\n", "a mount is written SOURCE:TARGET"),
+        ("[lab]\noptions = 'a\n", "No closing quotation"),
+        ("[lab]\nports = 1\n", "write port.NAME = NUMBER"),
+        ("[lab]\nmounts = 1\n", "and /TARGET = FOLDER instead of mounts"),
+    ],
+)
+def test_what_a_user_cannot_say(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(MlError) as caught:
+        said(tmp_path, text)
+    assert message in str(caught.value)
+    assert "aliases.ini" in str(caught.value)
+
+
+def test_no_file_says_nothing(tmp_path: Path) -> None:
+    assert settings.user(ALIAS, tmp_path / "none.ini") == {}
+
+
+def test_the_users_file_is_where_the_system_keeps_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/elsewhere")
+    assert settings.user_file() == Path("/elsewhere/slipway/aliases.ini")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", "/home/alice")
+    assert settings.user_file() == Path("/home/alice/.config/slipway/aliases.ini")
+
+
+def test_a_later_layer_replaces_adds_or_joins() -> None:
+    merged = settings.merge(
+        {
+            "gpus": "free",
+            "ports": {"a": 1, "b": 2},
+            "mounts": [{"source": "/x", "target": "/code"}, {"source": "/y", "target": "/data"}],
+            "environment": {"A": "1"},
+            "options": ["--one"],
+        },
+        {
+            "gpus": "0",
+            "ports": {"b": 3},
+            "mounts": [{"source": "/z", "target": "/code"}],
+            "environment": {"B": "2"},
+            "options": ["--two"],
+        },
+    )
+    assert merged == {
+        "gpus": "0",
+        "ports": {"a": 1, "b": 3},
+        "mounts": [{"source": "/z", "target": "/code"}, {"source": "/y", "target": "/data"}],
+        "environment": {"A": "1", "B": "2"},
+        "options": ["--one", "--two"],
+    }
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"contact": "x", "images": {}}'])
+def test_a_broken_declaration_names_the_role_that_writes_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "aliases.json"
+    file.write_text(text)
+    with pytest.raises(MlError, match="written by Slipway's role ml_aliases"):
+        settings.host(file)
+    with pytest.raises(MlError, match="cannot be used"):
+        settings.host(tmp_path / "missing.json")

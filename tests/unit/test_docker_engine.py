@@ -1,0 +1,132 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the engine comes from, and the owned state that follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _docker_engine, _owned
+
+KEY = "https://download.docker.com/linux/debian/gpg"
+REPOSITORY = {
+    "url": "https://download.docker.com/linux/{distribution}",
+    "key_url": "https://download.docker.com/linux/{distribution}/gpg",
+    "fingerprint": "9DC858229FC7DD38854AE2D88D81803C0EBFCD88",
+    "channel": "stable",
+}
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    return {
+        "distribution": "Debian",
+        "distribution_major_version": "13",
+        "distribution_release": "trixie",
+        "docker_package": "",
+        "docker_snap": False,
+        "systemd": True,
+        "reachable": {},
+        **changes,
+    }
+
+
+def plan(known: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        "source": "auto",
+        "repository": REPOSITORY,
+        "hold": True,
+        "settings": {"log-driver": "local"},
+        "nvidia": False,
+        "state": "present",
+        **changes,
+    }
+    return _docker_engine.plan(known or facts(), **asked)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "source"),
+    [
+        ("auto", {}, "distribution"),
+        ("auto", {"reachable": {KEY: True}}, "docker"),
+        ("auto", {"reachable": {KEY: False}}, "distribution"),
+        # What is installed stays, whatever can be reached.
+        ("auto", {"docker_package": "docker.io", "reachable": {KEY: True}}, "distribution"),
+        ("auto", {"docker_package": "docker-ce"}, "docker"),
+        ("docker", {"docker_package": "docker.io"}, "docker"),
+        ("distribution", {"reachable": {KEY: True}}, "distribution"),
+    ],
+)
+def test_where_the_engine_comes_from(wanted: str, known: dict[str, Any], source: str) -> None:
+    assert plan(facts(**known), source=wanted)["source"] == source
+
+
+def test_the_vendors_engine_brings_its_repository_and_key() -> None:
+    found = plan(source="docker")
+    owned = found["owned"]
+    assert found["key_url"] == KEY
+    assert owned["keyrings"] == [
+        {"path": "/etc/apt/keyrings/docker.asc", "fingerprint": REPOSITORY["fingerprint"]}
+    ]
+    (sources,) = owned["files"]
+    assert sources["content"].splitlines()[1:] == [
+        "Types: deb",
+        "URIs: https://download.docker.com/linux/debian",
+        "Suites: trixie",
+        "Components: stable",
+        "Signed-By: /etc/apt/keyrings/docker.asc",
+    ]
+    assert {entry["name"] for entry in owned["packages"]} >= {"docker-ce", "docker-buildx-plugin"}
+    assert all(entry["hold"] for entry in owned["packages"])
+
+
+def test_the_distributions_engine_leaves_no_repository_behind() -> None:
+    owned = plan(source="distribution")["owned"]
+    assert owned["keyrings"] == []
+    assert {entry["path"]: entry["state"] for entry in owned["files"]} == {
+        _docker_engine.SOURCES: "absent",
+        _docker_engine.KEYRING: "absent",
+    }
+    assert "docker.io" in {entry["name"] for entry in owned["packages"]}
+
+
+def test_absent_takes_everything_back() -> None:
+    owned = plan(facts(docker_package="docker-ce"), state="absent")["owned"]
+    assert {entry["state"] for entry in owned["packages"]} == {"absent"}
+    assert {entry["state"] for entry in owned["files"]} == {"absent"}
+    assert owned["json"][0]["settings"] == {}
+    assert not any(unit["active"] or unit["enabled"] for unit in owned["units"])
+    assert owned["keyrings"] == []
+
+
+def test_the_engine_is_restarted_after_its_settings_changed() -> None:
+    service = plan()["owned"]["units"][-1]
+    assert service["name"] == "docker.service"
+    assert "/etc/docker/daemon.json" in service["since"]
+
+
+def test_the_statement_is_one_that_the_survey_understands() -> None:
+    for source in ("docker", "distribution"):
+        _owned.check("docker_engine", plan(source=source)["owned"])
+
+
+@pytest.mark.parametrize(
+    ("known", "source", "problem"),
+    [
+        ({"systemd": False}, "distribution", "does not run systemd"),
+        ({"docker_snap": True}, "distribution", "snap remove docker"),
+        (
+            {"distribution_major_version": "12"},
+            "distribution",
+            "Debian 12 has no packages of its own with BuildKit",
+        ),
+        ({"distribution": "fedora"}, "docker", "does not serve fedora 13"),
+    ],
+)
+def test_what_cannot_work_is_refused(known: dict[str, Any], source: str, problem: str) -> None:
+    (refused,) = plan(facts(**known), source=source)["owned"]["refused"]
+    assert problem in refused
+
+
+def test_removal_is_never_refused() -> None:
+    assert plan(facts(systemd=False, docker_snap=True), state="absent")["owned"]["refused"] == []

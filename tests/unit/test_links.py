@@ -1,0 +1,136 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Links that a role owns: what differs, what is in the way, and the module that makes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.modules import links
+
+TARGET = "/usr/local/lib/slipway/ml"
+ENTRY = {"folder": "/bin", "target": TARGET, "names": ["ml", "lab"]}
+
+
+def changes(found: dict[str, str] | None) -> list[tuple[str, str]]:
+    answer = {"engine": None, "links": {"/bin": found}}
+    return [(d.found, d.expected) for d in _owned.differences({"links": [ENTRY]}, answer)]
+
+
+@pytest.mark.parametrize(
+    ("found", "differences"),
+    [
+        pytest.param({"ml": TARGET, "lab": TARGET}, [], id="as declared"),
+        pytest.param(
+            {"ml": TARGET, "lab": TARGET, "mine": "", "other": "/x"}, [], id="what others have"
+        ),
+        pytest.param({"ml": TARGET}, [("lab is missing", f"a link to {TARGET}")], id="missing"),
+        pytest.param(
+            None,
+            [("lab is missing", f"a link to {TARGET}"), ("ml is missing", f"a link to {TARGET}")],
+            id="no folder",
+        ),
+        pytest.param(
+            {"ml": TARGET, "lab": TARGET, "old": TARGET},
+            [("old is there", "removed")],
+            id="of nobody",
+        ),
+    ],
+)
+def test_what_differs(found: dict[str, str] | None, differences: list[tuple[str, str]]) -> None:
+    assert changes(found) == differences
+
+
+@pytest.mark.parametrize(("leads", "words"), [("", "is no link"), ("/x", "is a link to /x")])
+def test_what_is_in_the_way_is_for_a_person_to_decide(leads: str, words: str) -> None:
+    with pytest.raises(_owned.ConflictError) as caught:
+        changes({"ml": TARGET, "lab": leads})
+    assert f"/bin/lab is there and {words}, but has to be a link to {TARGET}" in str(caught.value)
+
+
+def test_a_command_that_would_be_hidden_is_for_a_person_to_decide() -> None:
+    owned = {"unhidden": [{"path": "/usr/bin/lab"}]}
+    assert _owned.question([owned]) == {"files": ["/usr/bin/lab"]}
+    assert not _owned.differences(owned, {"files": {"/usr/bin/lab": None}})
+    found = ["file", "0755", "root", "root", "0"]
+    with pytest.raises(_owned.ConflictError, match="/usr/bin/lab is a command of this host"):
+        _owned.differences(owned, {"files": {"/usr/bin/lab": found}})
+
+
+def test_the_probe_says_where_names_lead(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/anywhere")
+    assert _probe.links(str(tmp_path)) == {"file": "", "link": "/anywhere"}
+    assert _probe.links(str(tmp_path / "none")) is None
+    answer = _probe.answer({"links": [str(tmp_path)]})
+    assert answer["links"] == {str(tmp_path): {"file": "", "link": "/anywhere"}}
+
+
+# The module.
+
+
+def run(capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        links.main()
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a link of nobody, one of somebody else, and a file."""
+    found = tmp_path / "bin"
+    found.mkdir()
+    (found / "old").symlink_to(TARGET)
+    (found / "other").symlink_to("/elsewhere")
+    (found / "mine").write_text("mine")
+    return found
+
+
+def test_links_are_made_and_removed_and_nothing_else(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [{"folder": str(folder), "target": TARGET, "names": ["ml", "lab"]}]
+    before = sorted(folder.iterdir())
+    checked = run(capsys, links=wanted, _ansible_check_mode=True)
+    assert sorted(folder.iterdir()) == before
+    done = run(capsys, links=wanted)
+    assert {key: checked[key] for key in ("changed", "made", "removed", "diff")} == {
+        key: done[key] for key in ("changed", "made", "removed", "diff")
+    }
+    assert done["changed"]
+    assert done["made"] == [f"{folder}/ml", f"{folder}/lab"]
+    assert done["removed"] == [f"{folder}/old"]
+    assert "lab is missing" in done["diff"]["prepared"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lab", "mine", "ml", "other"]
+    assert (folder / "lab").readlink() == Path(TARGET)
+    assert run(capsys, links=wanted)["changed"] is False
+
+
+def test_a_missing_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = [{"folder": str(tmp_path / "a/b"), "target": TARGET, "names": ["ml"]}]
+    assert run(capsys, links=wanted)["changed"]
+    assert (tmp_path / "a/b/ml").is_symlink()
+
+
+@pytest.mark.parametrize("taken", ["name", "system"])
+def test_nothing_changes_where_a_name_is_taken(
+    folder: Path, capsys: pytest.CaptureFixture[str], taken: str
+) -> None:
+    system = folder / ("mine" if taken == "system" else "none")
+    names = ["ml", "mine"] if taken == "name" else ["ml"]
+    before = sorted(folder.iterdir())
+    failed = run(
+        capsys,
+        links=[{"folder": str(folder), "target": TARGET, "names": names}],
+        unhidden=[{"path": str(system)}],
+    )
+    assert failed["failed"]
+    assert failed["msg"].endswith("Nothing was changed.")
+    assert ("mine is there" if taken == "name" else "command of this host") in failed["msg"]
+    assert sorted(folder.iterdir()) == before

@@ -1,0 +1,187 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The container toolkit as owned state, and what the engine has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _docker_engine,
+    _owned,
+)
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _nvidia_container_toolkit as toolkit,
+)
+
+from tests.fixtures import nvidia_packages
+from tests.unit.gpu_facts import facts
+
+REPOSITORY = {
+    "url": "http://mirror/deb/{architecture}",
+    "key_url": "http://mirror/key",
+    "fingerprint": "F" * 40,
+}
+LOADED: dict[str, Any] = {"loaded": "580.178.04"}
+CDI = {"features": {"cdi": True}}
+CGROUPFS = {"exec-opts": ["native.cgroupdriver=cgroupfs"]}
+
+
+def plan(
+    given: Mapping[str, Any], version: str = "1.20.1", hold: bool = True, state: str = "present"
+) -> dict[str, Any]:
+    found = toolkit.plan(given, version, REPOSITORY, hold, state)
+    _owned.check("nvidia_container_toolkit", found["owned"])
+    return found
+
+
+@pytest.mark.parametrize("model", ["none", "vfio"])
+def test_a_host_without_gpus_of_its_own_owns_nothing(model: str) -> None:
+    found = plan(facts(model))
+    assert not found["needed"]
+    assert found["owned"] == {"refused": []}
+
+
+def test_all_four_packages_have_one_version_and_are_held() -> None:
+    found = plan(facts("t4"))
+    assert found["needed"] and found["owned"]["refused"] == []
+    assert found["owned"]["packages"] == [
+        {"name": package.name, "version": "1.20.1-1", "hold": True}
+        for package in sorted(
+            (one for one in nvidia_packages.toolkit() if one.version == "1.20.1-1"),
+            key=lambda one: toolkit.PACKAGES.index(one.name),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("1.20", "'1.20', which is no version like"),
+        ("latest", "'latest', which is no version"),
+        ("1.17.7", "versions before 1.17.8 let a container take over"),
+        ("1.17.8", None),
+        ("1.20.1", None),
+    ],
+)
+def test_versions_that_containers_break_out_of_are_refused(version: str, words: str | None) -> None:
+    found = plan(facts("t4"), version)
+    assert (found["owned"]["refused"] == []) == (words is None)
+    for why in found["owned"]["refused"]:
+        assert words and words in why
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "units", "watched"),
+    [
+        ("1.20.1", LOADED, 2, True),
+        ("1.18.0", LOADED, 2, True),
+        # Before the driver is loaded there is nothing to describe.
+        ("1.20.1", {}, 2, False),
+        ("1.17.9", LOADED, 0, False),
+    ],
+)
+def test_the_specification_is_kept_current_by_the_packages_units(
+    version: str, more: dict[str, Any], units: int, watched: bool
+) -> None:
+    owned = plan(facts("t4", **more), version)["owned"]
+    assert len(owned["units"]) == units
+    assert bool(owned["derived"]) == watched
+    for entry in owned["derived"]:
+        assert entry["required"]
+        assert "/lib/modules/6.8.0-149-generic/modules.dep" in entry["since"]
+
+
+def test_stale_lists_and_a_stale_specification_go() -> None:
+    absent = {
+        entry["path"]
+        for entry in plan(facts("t4"))["owned"]["files"]
+        if entry.get("state") == "absent"
+    }
+    assert "/etc/cdi/nvidia.yaml" in absent
+    assert "/etc/apt/sources.list.d/nvidia-docker.list" in absent
+
+
+@pytest.mark.parametrize(("machine", "name"), [("x86_64", "amd64"), ("aarch64", "arm64")])
+def test_the_repository_is_that_of_the_hosts_architecture(machine: str, name: str) -> None:
+    found = plan(facts("t4", architecture=machine))
+    (sources,) = (e["content"] for e in found["owned"]["files"] if e["path"] == toolkit.SOURCES)
+    assert f"URIs: http://mirror/deb/{name}\n" in sources
+
+
+def test_without_a_hold_unattended_upgrades_may_take_it() -> None:
+    files = {entry["path"]: entry for entry in plan(facts("t4"), hold=False)["owned"]["files"]}
+    assert files[toolkit.UNATTENDED]["state"] == "absent"
+
+
+def test_removal_names_all_that_was_written() -> None:
+    here, gone = plan(facts("t4")), plan(facts("t4"), state="absent")
+    assert not gone["needed"]
+    written = {e["path"] for e in here["owned"]["files"] if "content" in e}
+    written |= {e["path"] for e in here["owned"]["keyrings"]}
+    assert written <= {e["path"] for e in gone["owned"]["files"] if e["state"] == "absent"}
+    assert all(entry["state"] == "absent" for entry in gone["owned"]["packages"])
+
+
+# --- the engine --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "more"),
+    [
+        ("5:29.7.2-1~ubuntu.24.04~noble", {}),
+        ("28.5.2+dfsg1-1", {}),
+        ("28.2.0", {}),
+        ("5:28.1.1-1~debian", CDI),
+        ("26.1.5+dfsg1-9+b9", CDI),
+        ("25.0.0", CDI),
+        ("24.0.9", CGROUPFS),
+        ("20.10.24+dfsg1-1+deb12u1", CGROUPFS),
+        # Until it is known, nothing is chosen that another engine would not want.
+        ("", {}),
+    ],
+)
+def test_containers_keep_their_gpus_in_the_way_of_the_engine(
+    version: str, more: dict[str, Any]
+) -> None:
+    settings = toolkit.engine_settings(facts("t4", docker_version=version))
+    assert settings == {"runtimes": toolkit.RUNTIME, **more}
+    assert "default-runtime" not in settings
+
+
+def test_an_engine_without_gpus_needs_to_know_nothing() -> None:
+    assert toolkit.engine_settings(facts("none", docker_version="26.1.5")) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "nvidia", "state", "keys"),
+    [
+        ("t4", True, "present", {"runtimes", "features", "debug"}),
+        ("t4", False, "present", {"debug"}),
+        ("none", True, "present", {"debug"}),
+        ("t4", True, "absent", set()),
+    ],
+)
+def test_the_engines_role_writes_the_keys_for_both(
+    model: str, nvidia: bool, state: str, keys: set[str]
+) -> None:
+    given = facts(model, docker_version="26.1.5", docker_package="docker.io")
+    repository = {**REPOSITORY, "channel": "stable"}
+    owned = _docker_engine.plan(
+        given, "distribution", repository, True, {"debug": True}, nvidia, state
+    )["owned"]
+    (entry,) = owned["json"]
+    assert set(entry["settings"]) == keys
+    service = next(unit for unit in owned["units"] if unit["name"] == "docker.service")
+    # The engine looks for the toolkit's hooks when it starts.
+    watches = set(toolkit.HOOKS_INSTALLED) <= set(service["since"])
+    assert watches == ("runtimes" in keys or (state == "absent" and model == "t4"))
+
+
+def test_what_the_owner_sets_wins() -> None:
+    given = facts("t4", docker_version="26.1.5", docker_package="docker.io")
+    mine = {"features": {"cdi": False, "buildkit": True}}
+    owned = _docker_engine.plan(given, "distribution", REPOSITORY, True, mine, True, "present")
+    assert owned["owned"]["json"][0]["settings"]["features"] == {"cdi": False, "buildkit": True}

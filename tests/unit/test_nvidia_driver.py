@@ -1,0 +1,490 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The driver as owned state: packages with versions and holds, sources, files, refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _gpu_data as data
+from ansible_collections.slipway.host.plugins.module_utils import _nvidia_driver, _owned
+
+from tests.fixtures import pci
+from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
+
+DEFAULTS: dict[str, Any] = {
+    "source": "auto",
+    "branch": "auto",
+    "modules": "auto",
+    "version": "",
+    "version_gone": "newest",
+    "repository": {},
+    "video": False,
+    "hold": True,
+    "hold_kernel": True,
+    "state": "present",
+}
+REVISION = "0ubuntu0.24.04.1"
+OLD, NEW = f"580.173.02-{REVISION}", f"580.178.04-{REVISION}"
+MIRROR = {"url": "http://mirror/x", "key_url": "http://mirror/key", "fingerprint": "F" * 40}
+
+
+def plan(given: Mapping[str, Any], **variables: Any) -> dict[str, Any]:
+    """Return the plan of a host for the role's defaults and these VARIABLES."""
+    found = _nvidia_driver.plan(given, **{**DEFAULTS, **variables})
+    _owned.check("nvidia_driver", found["owned"])
+    return found
+
+
+def packages(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the owned packages by name."""
+    return {entry["name"]: entry for entry in found["owned"]["packages"]}
+
+
+def content(found: Mapping[str, Any], path: str) -> str | None:
+    """Return what an owned file holds, None where it is to be absent."""
+    (entry,) = (entry for entry in found["owned"]["files"] if entry["path"] == path)
+    text: str | None = entry.get("content")
+    assert (text is None) == (entry.get("state") == "absent")
+    return text
+
+
+def installed(
+    version: str = NEW, branch: int = 580, flavour: str = "-server-open"
+) -> dict[str, str]:
+    """Return Ubuntu's set as dpkg has it after the role ran."""
+    server = f"{branch}-server"
+    upstream = version.split("-")[0]
+    names = (
+        *(f"nvidia-headless-no-dkms-{branch}{flavour}", f"nvidia-utils-{server}"),
+        *(f"nvidia-kernel-common-{server}", f"nvidia-kernel-source-{branch}{flavour}"),
+        *(f"libnvidia-compute-{server}", f"nvidia-firmware-{server}-{upstream}"),
+    )
+    kernel = "6.8.0-149.149+1"
+    return {
+        **dict.fromkeys(names, version),
+        f"linux-modules-nvidia-{branch}{flavour}-generic": kernel,
+        f"linux-modules-nvidia-{branch}{flavour}-6.8.0-149-generic": kernel,
+    }
+
+
+# --- which driver ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "host", "source", "branch", "modules", "fabric"),
+    [
+        ("t4", NOBLE, "ubuntu", 580, "open", False),
+        ("8xv100", NOBLE, "ubuntu", 580, "proprietary", False),
+        ("8xa100", NOBLE, "ubuntu", 580, "open", True),
+        ("8xh100", NOBLE, "ubuntu", 580, "open", True),
+        ("8xb200", NOBLE, "cuda", 580, "open", True),
+        ("rtx-pro-6000", NOBLE, "ubuntu", 580, "open", False),
+        ("k80", NOBLE, "ubuntu", 470, "proprietary", False),
+        ("gh200", NOBLE, "ubuntu", 580, "open", False),
+        ("t4", TRIXIE, "debian", 550, "proprietary", False),
+        ("8xb200", TRIXIE, "cuda", 580, "open", True),
+        ("t4", SID, "debian", 550, "proprietary", False),
+    ],
+)
+def test_what_a_host_gets(
+    model: str, host: dict[str, str], source: str, branch: int, modules: str, fabric: bool
+) -> None:
+    found = plan(facts(model, host))
+    assert (found["source"], found["branch"], found["modules"]) == (source, branch, modules)
+    assert found["needed"] and found["managed"] and found["reason"]
+    assert found["owned"]["refused"] == []
+    units = {unit["name"] for unit in found["owned"]["units"]}
+    assert units == {
+        "nvidia-persistenced.service",
+        *(["nvidia-fabricmanager.service"] if fabric else []),
+    }
+
+
+@pytest.mark.parametrize("model", ["none", "vfio"])
+@pytest.mark.parametrize("source", ["auto", "keep", "cuda"])
+def test_a_host_that_needs_none_owns_nothing(model: str, source: str) -> None:
+    found = plan(facts(model), source=source)
+    assert not found["needed"] and not found["managed"]
+    assert found["owned"] == {"refused": []}
+    assert "needs no driver" in found["reason"]
+
+
+@pytest.mark.parametrize("model", sorted(pci.MODELS))
+def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
+    found = plan(facts(model))
+    assert found["reason"].endswith(".")
+    for why in found["owned"]["refused"]:
+        # The survey puts the full stop.
+        assert not why.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "variables", "words"),
+    [
+        ("v100-b200", {}, {}, "No one driver serves all GPUs"),
+        ("t4", {}, {"branch": "newest"}, "'newest', which is neither auto nor a number"),
+        ("t4", {}, {"version": "580"}, "'580', which is no driver version"),
+        ("t4", {}, {"version": "580.1.1", "branch": 595}, "580.1.1 is of branch 580, but"),
+        ("t4", {}, {"branch": "390"}, "Branch 390 is too old for"),
+        ("8xv100", {}, {"modules": "open"}, "Open kernel modules cannot drive"),
+        ("t4", {"run_installer": True}, {}, ".run installer"),
+        ("t4", {"loaded": "575.1.1"}, {}, "575.1.1 is loaded and no package owns it"),
+        ("t4", {}, {"source": "keep"}, "no NVIDIA driver is loaded"),
+        ("8xb200", {"loaded": "550.1.1"}, {"source": "keep"}, "Branch 550 is too old for"),
+        ("8xb200", {"secure_boot": True}, {}, "Secure Boot is on"),
+        ("t4", {}, {"repository": {"url": "http://mirror"}}, "without the key_url and fingerprint"),
+        ("t4", {"distribution_version": "20.04"}, {}, "No driver packages are known for"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(
+    model: str, more: dict[str, Any], variables: dict[str, Any], words: str
+) -> None:
+    found = plan(facts(model, **more), **variables)
+    assert not found["managed"]
+    (why,) = found["owned"]["refused"]
+    assert words in why
+
+
+def test_a_driver_that_is_kept_is_only_looked_at() -> None:
+    given = facts("t4", loaded="575.57.08", run_installer=True)
+    found = plan(given, source="keep")
+    assert found["owned"] == {"refused": [], "modules": [{"name": "nvidia"}]}
+    assert not found["managed"]
+    assert "575.57.08" in found["reason"]
+
+
+# --- what is installed stays -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "present", "source", "branch", "modules"),
+    [
+        ("t4", installed(f"595.91.07-{REVISION}", 595), "ubuntu", 595, "open"),
+        ("t4", installed(NEW, 580, "-server"), "ubuntu", 580, "proprietary"),
+        (
+            "t4",
+            {
+                "nvidia-driver-pinning-595": "595-1",
+                "nvidia-dkms-open": "595.91.07-1ubuntu1",
+                "libnvidia-compute": "595.91.07-1ubuntu1",
+            },
+            "cuda",
+            595,
+            "open",
+        ),
+        # What does not drive the hardware does not stay.
+        ("gh200", installed(f"470.256.02-{REVISION}", 470, "-server"), "ubuntu", 580, "open"),
+        ("rtx-pro-6000", installed(NEW, 580, "-server"), "ubuntu", 580, "open"),
+        ("t4", {}, "ubuntu", 580, "open"),
+    ],
+    ids=["branch", "flavour", "source", "branch misfit", "flavour misfit", "nothing"],
+)
+def test_what_is_installed_stays_where_it_fits(
+    model: str, present: dict[str, str], source: str, branch: int, modules: str
+) -> None:
+    found = plan(facts(model, packages=present))
+    assert (found["source"], found["branch"], found["modules"]) == (source, branch, modules)
+
+
+def test_what_stays_against_the_choice_is_told() -> None:
+    found = plan(facts("t4", packages=installed(f"595.91.07-{REVISION}", 595)))
+    assert "That is what is installed, and it stays" in found["reason"]
+    assert "it stays" not in plan(facts("t4", packages=installed()))["reason"]
+
+
+def test_another_branch_comes_when_it_is_asked_for_and_the_old_one_goes_with_it() -> None:
+    present = installed(NEW)
+    found = plan(facts("t4", packages=present), branch=595)
+    named = packages(found)
+    assert {name for name, entry in named.items() if entry.get("state") == "absent"} == set(present)
+    assert named["nvidia-utils-595-server"] == {"name": "nvidia-utils-595-server", "hold": True}
+
+
+def test_what_has_its_version_in_its_name_goes_with_that_version() -> None:
+    present = installed(OLD)
+    firmware = "nvidia-firmware-580-server-580.173.02"
+    assert packages(plan(facts("t4", packages=present)))[firmware]["hold"]
+    named = packages(plan(facts("t4", packages=present), version="580.178.04"))
+    assert named[firmware] == {"name": firmware, "state": "absent"}
+
+
+def test_ready_made_modules_follow_the_driver() -> None:
+    modules = "linux-modules-nvidia-580-server-open-generic"
+    named = packages(plan(facts("t4", packages=installed(OLD)), version="580.178.04"))
+    assert named[modules] == {"name": modules, "hold": True, "follows": "580.178.04"}
+    # On a fresh host the newest of all fit each other.
+    assert named["linux-image-generic"] == {"name": "linux-image-generic", "hold": True}
+    assert "follows" not in packages(plan(facts("t4")))[modules]
+
+
+def test_another_source_takes_the_place_of_the_first() -> None:
+    named = packages(plan(facts("t4", packages=installed(NEW)), source="cuda"))
+    assert named["nvidia-firmware-580-server-580.178.04"]["state"] == "absent"
+    assert next(iter(named)) == "nvidia-driver-pinning-580"
+
+
+# --- versions and holds ------------------------------------------------------------------------
+
+
+def test_everything_that_came_is_held() -> None:
+    present = installed()
+    named = packages(plan(facts("t4", packages=present)))
+    assert set(present) <= set(named)
+    assert all(named[name]["hold"] for name in present)
+    # At the version it has, nothing of it is to change.
+    assert not any("version" in named[name] for name in present)
+    assert named["linux-modules-nvidia-580-server-open-6.8.0-149-generic"]["optional"]
+    # Kernels wait for their modules.
+    assert named["linux-image-generic"] == {"name": "linux-image-generic", "hold": True}
+    assert not packages(plan(facts("t4"), hold_kernel=False))["linux-image-generic"]["hold"]
+    assert not any(entry["hold"] for entry in packages(plan(facts("t4"), hold=False)).values())
+
+
+def test_modules_that_are_built_let_kernels_go_on() -> None:
+    named = packages(plan(facts("8xb200")))
+    assert "linux-image-generic" not in named
+    assert "hold" not in named["linux-headers-generic"]
+    assert "hold" not in named["infiniband-diags"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "versions"),
+    [
+        ({}, {}),
+        ({"nvidia-utils-580-server": NEW}, {"nvidia-utils-580-server": "580.173.02-*"}),
+        # Packages of the driver that have a version of their own are no strays.
+        ({"nvidia-settings": "510.47.03-0ubuntu4", "nvlsm": "2025.06.11-1"}, {}),
+        ({"nvidia-fabricmanager-580": "580.173.02-1"}, {}),
+        ({"nvidia-utils-580-server": ""}, {"nvidia-utils-580-server": "580.173.02-*"}),
+        # Firmware of an earlier version that was left, beside that of the set.
+        ({"nvidia-firmware-580-server-580.142.00": f"580.142.00-{REVISION}"}, {}),
+    ],
+    ids=["one version", "a stray", "others", "another revision", "one missing", "firmware"],
+)
+def test_the_set_stays_at_the_version_that_most_of_it_has(
+    changed: dict[str, str], versions: dict[str, str]
+) -> None:
+    present = {name: version for name, version in {**installed(OLD), **changed}.items() if version}
+    found = packages(plan(facts("t4", packages=present)))
+    assert {n: entry["version"] for n, entry in found.items() if "version" in entry} == versions
+
+
+@pytest.mark.parametrize(
+    ("present", "wish", "gone", "expected"),
+    [
+        ({}, "", "newest", None),
+        ({}, "580.173.02", "newest", "580.173.02-*"),
+        (installed(OLD), "580.178.04", "newest", "580.178.04-*"),
+        (installed(OLD), "580.178.04", "fail", "580.178.04-*"),
+        # A later one took the place of a version that was gone.
+        (installed(NEW), "580.173.02", "newest", None),
+        (installed(NEW), "580.173.02", "fail", "580.173.02-*"),
+        (installed(NEW), "", "fail", None),
+    ],
+)
+def test_a_wished_version(
+    present: dict[str, str], wish: str, gone: str, expected: str | None
+) -> None:
+    found = plan(facts("t4", packages=present), version=wish, version_gone=gone)
+    named = packages(found)
+    assert named["nvidia-utils-580-server"].get("version") == expected
+    assert "version" not in named["linux-modules-nvidia-580-server-open-generic"]
+    assert found["branch"] == 580
+
+
+@pytest.mark.parametrize(
+    ("present", "version"), [({}, None), (installed(OLD), "580.173.02")], ids=["fresh", "there"]
+)
+def test_the_kernel_is_to_have_the_installed_version(
+    present: dict[str, str], version: str | None
+) -> None:
+    modules = {
+        entry["name"]: entry for entry in plan(facts("t4", packages=present))["owned"]["modules"]
+    }
+    assert modules["nvidia"].get("version") == version
+    assert modules["nvidia_uvm"] == {"name": "nvidia_uvm"}
+    assert modules["nouveau"]["state"] == "absent"
+
+
+# --- where it comes from -----------------------------------------------------------------------
+
+
+def test_every_release_that_the_cuda_repository_serves_has_its_key() -> None:
+    served = {
+        (distribution, release)
+        for source, distribution, release in data.OFFERS
+        if source == data.CUDA
+    }
+    assert set(_nvidia_driver._CUDA_KEYS) == served
+    for _folder, name, fingerprint in _nvidia_driver._CUDA_KEYS.values():
+        assert re.fullmatch(r"[0-9A-F]{40}", fingerprint)
+        # NVIDIA names the file by the end of the fingerprint.
+        assert fingerprint.endswith(name.removesuffix(".pub").upper())
+
+
+def test_the_cuda_repository_by_the_key_of_its_release() -> None:
+    found = plan(facts("8xb200", TRIXIE))
+    assert found["key_url"].endswith("/debian13/x86_64/8793F200.pub")
+    (keyring,) = found["owned"]["keyrings"]
+    assert keyring["fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
+    sources = content(found, _nvidia_driver.SOURCES) or ""
+    assert "Suites: /\n" in sources and "Components" not in sources
+    assert content(found, "/etc/apt/sources.list.d/cuda-debian13-x86_64.list") is None
+    assert [entry["name"] for entry in found["first"]] == ["nvidia-driver-pinning-580"]
+
+
+@pytest.mark.parametrize(
+    ("host", "there", "components"),
+    [
+        (NOBLE, ["multiverse", "restricted"], None),
+        (NOBLE, [], "restricted"),
+        (TRIXIE, [], "contrib non-free non-free-firmware"),
+        (TRIXIE, ["non-free-firmware"], "contrib non-free"),
+        (TRIXIE, ["contrib", "non-free", "non-free-firmware"], None),
+    ],
+)
+def test_areas_of_the_archive_are_added_where_they_lack(
+    host: dict[str, str], there: list[str], components: str | None
+) -> None:
+    found = plan(facts("t4", host, components=there))
+    sources = content(found, _nvidia_driver.SOURCES)
+    assert (sources is None) == (components is None)
+    if sources and components:
+        assert f"Components: {components}\n" in sources
+        assert "archive-keyring.gpg\n" in sources
+    assert found["owned"]["keyrings"] == [] and found["key_url"] == ""
+    assert content(found, _nvidia_driver.KEYRING) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "host", "suites"),
+    [
+        ("t4", NOBLE, "noble noble-updates noble-security"),
+        ("t4", TRIXIE, "trixie trixie-updates"),
+        ("t4", SID, "unstable"),
+        ("8xb200", NOBLE, "/"),
+    ],
+)
+def test_a_mirror_takes_the_place_of_the_source(
+    model: str, host: dict[str, str], suites: str
+) -> None:
+    found = plan(facts(model, host), repository=MIRROR)
+    sources = content(found, _nvidia_driver.SOURCES) or ""
+    assert "URIs: http://mirror/x\n" in sources
+    assert f"Suites: {suites}\n" in sources
+    assert ("Components" in sources) == (suites != "/")
+    assert found["key_url"] == "http://mirror/key"
+    assert found["owned"]["keyrings"][0]["fingerprint"] == "F" * 40
+
+
+# --- files -------------------------------------------------------------------------------------
+
+DRIVERS = (
+    *("nvidia-utils-580-server", "libnvidia-compute-580", "libnvidia-cfg1", "libnvidia-nscq-580"),
+    *("nvidia-headless-no-dkms-580-server-open", "nvidia-kernel-common-580-server"),
+    *("nvidia-fabricmanager", "nvidia-driver-pinning-580", "nvidia-open", "cuda-drivers-580"),
+)
+OTHERS = (
+    *("libnvidia-container1", "libnvidia-container-tools", "nvidia-container-toolkit"),
+    *("cuda-toolkit-13-0", "nvidia-cuda-toolkit"),
+)
+
+
+def apt_matches(pattern: str, name: str) -> bool:
+    """Say whether a word of apt_preferences(5)'s Package field names a package."""
+    if pattern.startswith("/"):
+        return re.search(pattern.strip("/"), name) is not None
+    return re.fullmatch(pattern.replace("*", ".*"), name) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "mine"), [*((n, True) for n in DRIVERS), *((n, False) for n in OTHERS)]
+)
+def test_the_pin_is_for_the_driver_and_for_nothing_else(name: str, mine: bool) -> None:
+    text = content(plan(facts("t4")), _nvidia_driver.PREFERENCES) or ""
+    (names,) = re.findall(r"^Package: (.*)$", text, re.M)
+    assert any(apt_matches(pattern, name) for pattern in names.split()) == mine
+
+
+@pytest.mark.parametrize(
+    ("model", "priority"), [("t4", "-1"), ("8xb200", "600")], ids=["archive", "cuda"]
+)
+def test_the_driver_has_one_source(model: str, priority: str) -> None:
+    text = content(plan(facts(model)), _nvidia_driver.PREFERENCES) or ""
+    assert re.findall(r"^Pin: (.*)\nPin-Priority: (.*)$", text, re.M) == [
+        ("release l=NVIDIA CUDA", priority)
+    ]
+
+
+def test_a_wished_version_is_pinned() -> None:
+    text = content(plan(facts("t4"), version="580.173.02"), _nvidia_driver.PREFERENCES) or ""
+    assert re.findall(r"^Pin: (.*)\nPin-Priority: (.*)$", text, re.M)[0] == (
+        "version 580.173.02-*",
+        "1001",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        *((name, True) for name in DRIVERS),
+        ("libnvidia-container1", False),
+        ("nvidia-container-toolkit", False),
+        ("linux-modules-nvidia-580-server-open-generic", True),
+        ("linux-image-6.8.0-150-generic", True),
+        ("linux-generic", True),
+        ("linux-libc-dev", False),
+        ("openssl", False),
+    ],
+)
+def test_unattended_upgrades_leave_the_set_alone(name: str, kept: bool) -> None:
+    text = content(plan(facts("t4")), _nvidia_driver.UNATTENDED) or ""
+    patterns = re.findall(r'^    "(.*)";$', text, re.M)
+    assert any(re.match(pattern, name) for pattern in patterns) == kept
+
+
+def test_without_a_hold_they_may_take_it() -> None:
+    assert content(plan(facts("t4"), hold=False), _nvidia_driver.UNATTENDED) is None
+
+
+def test_the_daemon_is_made_persistent_where_it_is_not() -> None:
+    dropin = content(plan(facts("t4")), _nvidia_driver.PERSISTENCE) or ""
+    assert "\nExecStart=\nExecStart=/usr/bin/nvidia-persistenced" in dropin
+    assert "--no-persistence-mode" not in dropin
+    assert content(plan(facts("8xb200")), _nvidia_driver.PERSISTENCE) is None
+
+
+def test_what_is_loaded_early_and_what_never() -> None:
+    found = plan(facts("8xb200"))
+    early = (content(found, _nvidia_driver.MODULES_LOAD) or "").splitlines()
+    assert early[1:] == ["nvidia-uvm", "ib_umad"]
+    never = content(found, _nvidia_driver.MODPROBE) or ""
+    assert {"blacklist nouveau", "blacklist nova_core"} <= set(never.splitlines())
+    (derived,) = found["owned"]["derived"]
+    assert derived["since"] == [_nvidia_driver.MODPROBE]
+
+
+# --- removal -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["t4", "8xb200"])
+def test_removal_names_all_that_could_be_there(model: str) -> None:
+    present = {**installed(), "nvidia-driver-pinning-580": "580-1"}
+    here = plan(facts(model, packages=present))
+    gone = plan(facts(model, packages=present), state="absent")
+    assert not gone["needed"] and not gone["managed"]
+    absent = {e["name"] for e in gone["owned"]["packages"] if e.get("state") == "absent"}
+    assert absent == set(present)
+    written = {e["path"] for e in here["owned"]["files"] if "content" in e}
+    written |= {e["path"] for e in here["owned"]["keyrings"]}
+    assert written <= {e["path"] for e in gone["owned"]["files"] if e["state"] == "absent"}
+    assert {"name": "linux-image-generic", "hold": False} in gone["owned"]["packages"]
+
+
+def test_removal_from_a_host_that_never_had_one() -> None:
+    gone = plan(facts("none"), state="absent")
+    assert gone["owned"]["packages"] == []

@@ -1,0 +1,210 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the installed driver gets into the kernel, and when the host may be rebooted for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils import _gpu_detect, _nvidia_module
+from ansible_collections.slipway.host.plugins.module_utils._gpu_detect import Holder, KernelModule
+from ansible_collections.slipway.host.plugins.module_utils._nvidia_module import (
+    Situation,
+    Step,
+    next_step,
+)
+from ansible_collections.slipway.host.plugins.modules import nvidia_module
+
+OLD, NEW = KernelModule("580.173.02", "open"), KernelModule("580.178.04", "open")
+PYTHON = Holder(4711, "python3", ("/dev/nvidia0",), "c0ffee" * 10 + "abcd")
+DAEMON = Holder(12, "nvidia-persiste", ("/dev/nvidiactl",))
+FINE = Situation("6.8.0-149-generic", NEW, NEW)
+
+
+@pytest.mark.parametrize(
+    ("found", "step", "words"),
+    [
+        (FINE, Step.NOTHING, "580.178.04 is loaded"),
+        # sysfs tells the version alone.
+        (replace(FINE, loaded=KernelModule("580.178.04")), Step.NOTHING, ""),
+        (replace(FINE, loaded=None), Step.LOAD, "580.178.04 is not loaded yet"),
+        (replace(FINE, missing=["nvidia_uvm"]), Step.LOAD, "nvidia_uvm is not loaded yet"),
+        (replace(FINE, loaded=OLD), Step.RELOAD, "580.173.02 (open) is loaded and 580.178.04"),
+        (
+            replace(FINE, loaded=KernelModule("580.178.04", "proprietary")),
+            Step.RELOAD,
+            "580.178.04 (proprietary) is loaded and 580.178.04 (open) is installed",
+        ),
+        (replace(FINE, loaded=OLD, holders=[DAEMON]), Step.RELOAD, ""),
+        # Who is logged in does not lose anything by a reload.
+        (replace(FINE, loaded=OLD, users=["ada is logged in at tty1"]), Step.RELOAD, ""),
+        (
+            replace(FINE, loaded=OLD, holders=[DAEMON, PYTHON]),
+            Step.WAIT,
+            "process 4711 (python3) in container c0ffeec0ffee holds /dev/nvidia0",
+        ),
+        (replace(FINE, loaded=None, unwanted=["nouveau"]), Step.REBOOT, "nouveau holds the GPUs"),
+        (
+            replace(FINE, loaded=None, unwanted=["nouveau"], users=["containers run: web"]),
+            Step.WAIT,
+            "the host is busy: containers run: web",
+        ),
+        (
+            replace(FINE, installed=None, other_kernels=["6.8.0-150-generic"]),
+            Step.REBOOT,
+            "6.8.0-149-generic has no NVIDIA module on disk, but 6.8.0-150-generic has one",
+        ),
+        (replace(FINE, installed=None), Step.FAIL, "/var/lib/dkms/nvidia"),
+    ],
+)
+def test_what_is_done_where_an_idle_host_may_be_rebooted(
+    found: Situation, step: Step, words: str
+) -> None:
+    decided, reason = next_step(found, "idle")
+    assert decided is step
+    assert words in reason
+
+
+NOUVEAU = replace(FINE, loaded=None, unwanted=["nouveau"])
+BUSY = replace(FINE, loaded=OLD, holders=[PYTHON])
+
+
+@pytest.mark.parametrize(
+    ("found", "reboot", "step", "words"),
+    [
+        (NOUVEAU, "always", Step.REBOOT, ""),
+        (NOUVEAU, "never", Step.WAIT, "Reboot the host (nvidia_driver_reboot is never)"),
+        (BUSY, "always", Step.REBOOT, ""),
+        (BUSY, "never", Step.WAIT, "Reboot the host"),
+        (replace(NOUVEAU, same_machine=True), "always", Step.WAIT, "Ansible runs on this machine"),
+        (replace(FINE, loaded=OLD), "never", Step.RELOAD, ""),
+        (replace(FINE, loaded=OLD, same_machine=True), "idle", Step.RELOAD, ""),
+    ],
+)
+def test_who_says_when_the_host_is_rebooted(
+    found: Situation, reboot: str, step: Step, words: str
+) -> None:
+    decided, reason = next_step(found, reboot)
+    assert decided is step
+    assert words in reason
+
+
+def test_a_module_that_the_kernel_keeps_needs_a_reboot() -> None:
+    found = replace(FINE, loaded=OLD)
+    assert _nvidia_module.after_failed_unload(found, "idle", "nvidia")[0] is Step.REBOOT
+    step, reason = _nvidia_module.after_failed_unload(found, "never", "nvidia")
+    assert step is Step.WAIT
+    assert "does not let go of nvidia" in reason
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([], []),
+        (["UID=0\nUSER=root\nTTY=pts/3\n"], ["root is logged in at pts/3"]),
+        # Ansible's own, and systemd's user manager.
+        (["USER=operator\nTYPE=unspecified\n", "USER=root\nCLASS=manager\nTTY=\n"], []),
+    ],
+)
+def test_who_is_logged_in(sessions: list[str], expected: list[str]) -> None:
+    assert _nvidia_module.terminals(sessions) == expected
+
+
+# --- the module --------------------------------------------------------------------------------
+
+
+class Kernel:
+    """A host's kernel: answers the module's questions and remembers its commands."""
+
+    def __init__(self, found: Situation, broken: Sequence[str] = ()) -> None:
+        self.found, self.broken = found, broken
+        self.commands: list[str] = []
+
+    def run(self, _host: Any, command: list[str]) -> tuple[int, str, str]:
+        words = " ".join(command)
+        self.commands.append(words)
+        if words in self.broken:
+            return 1, "", "modprobe: ERROR: Key was rejected by service"
+        return 0, "", ""
+
+
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kernel: Kernel, **more: Any
+) -> dict[str, Any]:
+    """Run the module on a KERNEL and return its result."""
+    monkeypatch.setattr(nvidia_module.Host, "run", lambda host, words: kernel.run(host, words))
+    monkeypatch.setattr(nvidia_module.Host, "situation", lambda host: kernel.found)
+    monkeypatch.setattr(_gpu_detect, "is_loaded", lambda _root, _name: True)
+    arguments = {"modules": [{"name": "nvidia"}, {"name": "nvidia_uvm"}], **more}
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        nvidia_module.main()
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_loading(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    kernel = Kernel(replace(FINE, loaded=None))
+    result = outcome(monkeypatch, capsys, kernel)
+    assert kernel.commands == [
+        "modprobe nvidia",
+        "modprobe nvidia_uvm",
+        "systemctl is-enabled --quiet nvidia-cdi-refresh.service",
+        "systemctl restart nvidia-cdi-refresh.service",
+    ]
+    assert (result["changed"], result["pending"], result["reboot"]) == (True, False, False)
+    assert result["diff"] == {"before": "", "after": "nvidia 580.178.04\n"}
+
+
+def test_reloading_stops_the_daemons_and_starts_them_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(replace(FINE, loaded=OLD))
+    assert outcome(monkeypatch, capsys, kernel)["changed"]
+    order = [words.split()[:2] for words in kernel.commands if " is-" not in words]
+    assert order[0] == ["systemctl", "stop"]
+    assert order[1:7] == [["rmmod", name] for name in _nvidia_module.UNLOADED]
+    assert order[7:9] == [["modprobe", "nvidia"], ["modprobe", "nvidia_uvm"]]
+    assert order[9:] == [["systemctl", "restart"], ["systemctl", "start"]]
+
+
+def test_what_the_kernel_keeps_is_loaded_again_and_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(replace(FINE, loaded=OLD), broken=["rmmod nvidia_drm"])
+    result = outcome(monkeypatch, capsys, kernel, reboot="never")
+    assert "rmmod nvidia" not in kernel.commands
+    assert "modprobe nvidia_uvm" in kernel.commands
+    assert (result["changed"], result["pending"], result["reboot"]) == (False, True, False)
+    assert "does not let go of nvidia_drm" in result["slipway_note"]
+
+
+def test_a_refused_signature_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(replace(FINE, loaded=None), broken=["modprobe nvidia"])
+    result = outcome(monkeypatch, capsys, kernel)
+    assert result["failed"]
+    assert "Secure Boot is on" in result["msg"]
+
+
+@pytest.mark.parametrize("found", [replace(FINE, loaded=None), replace(FINE, loaded=OLD)])
+def test_check_mode_touches_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: Situation
+) -> None:
+    kernel = Kernel(found)
+    assert outcome(monkeypatch, capsys, kernel, _ansible_check_mode=True)["changed"]
+    assert kernel.commands == []
+
+
+def test_a_reboot_is_asked_for_and_not_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(NOUVEAU)
+    result = outcome(monkeypatch, capsys, kernel)
+    assert kernel.commands == []
+    assert (result["step"], result["reboot"], result["pending"]) == ("reboot", True, True)
