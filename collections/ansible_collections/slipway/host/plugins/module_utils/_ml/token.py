@@ -43,7 +43,8 @@ def ensure() -> Path:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_hex(24) + "\n")
+            # No newline: Jupyter takes the file as it is.
+            stream.write(secrets.token_hex(24))
         try:
             # Unlike a rename, this leaves a token alone that another start made meanwhile.
             path.hardlink_to(fresh)
