@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.filter.service_projects import service_projects
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _services, _verify
+from ansible_collections.slipway.host.plugins.filter.services_plan import services_plan
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _services
 from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
 
 from tests.contract.tree import ROOT
@@ -84,7 +84,7 @@ def test_a_service_without_an_endpoint_has_no_address_and_no_proof() -> None:
 
 
 def test_the_proof_stands_on_the_container() -> None:
-    proof = json.loads(compose(project())["labels"][_verify.LABEL_PROOF])
+    proof = json.loads(compose(project())["labels"][_owned.LABEL_PROOF])
     assert proof == {"port": 5000, "path": "/predict", "post": {"a": 1}, "expect": {"b": 2}}
 
 
@@ -139,14 +139,14 @@ def test_what_an_image_does_not_have_is_refused(
 
 def test_the_filter_takes_the_image_of_the_projects_name() -> None:
     folder = str(ROOT / "images")
-    named, by_image = service_projects(
+    named, by_image = services_plan(
         [{"name": "iris-api"}, {"name": "second", "image": "iris-api", "ports": {"api": 5001}}],
         folder,
         "cpu",
         "debian-13",
         publish="0.0.0.0",
         host="gpu01",
-    )
+    )["projects"]
     assert named["project"]["url"] == "http://gpu01:5000/predict"
     assert by_image["project"]["url"] == "http://gpu01:5001/predict"
     assert compose(named)["image"] == compose(by_image)["image"]
@@ -158,4 +158,4 @@ def test_the_filter_takes_the_image_of_the_projects_name() -> None:
 )
 def test_the_filter_says_what_is_wrong(entry: dict[str, Any], problem: str) -> None:
     with pytest.raises(AnsibleFilterError, match=problem):
-        service_projects([entry], str(ROOT / "images"), "cpu", "debian-13")
+        services_plan([entry], str(ROOT / "images"), "cpu", "debian-13")

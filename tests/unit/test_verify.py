@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _smoke, _verify
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, _smoke, _verify
 from ansible_collections.slipway.host.plugins.modules import verify
 
 from tests.unit.conftest import RunModule
@@ -69,7 +69,7 @@ def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, 
     return {
         "Labels": {
             "com.docker.compose.service": "iris-api",
-            _verify.LABEL_PROOF: json.dumps({"port": 5000, "path": "/predict", **proof}),
+            _owned.LABEL_PROOF: json.dumps({"port": 5000, "path": "/predict", **proof}),
         },
         "Ports": [{"PrivatePort": 5000, "PublicPort": published, "IP": ip}],
     }

@@ -131,15 +131,18 @@ class ActionModule(ActionBase):
         """Return ``__<role>_<what>`` of each role as the role itself would see it."""
         found: Vars = {}
         for role in map(_roles.load, roles):
-            name = f"__{role.name}_{what}"
-            if name in role.own:
+            plan, name = f"__{role.name}_plan", f"__{role.name}_{what}"
+            # Where the owned state is part of a plan, one template less is compiled for each host.
+            source = plan if what == "owned" and plan in role.own else name
+            if source in role.own:
                 templar = self._templar.copy_with_new_env(
                     available_variables=role.scope(variables, facts)
                 )
                 try:
-                    found[role.name] = templar.template(role.own[name])
+                    value = templar.template(role.own[source])
                 except AnsibleError as error:
                     raise AnsibleActionFail(f"role {role.name}: {innermost(error)}") from None
+                found[role.name] = value["owned"] if source == plan else value
             elif what == "owned":
                 raise AnsibleActionFail(f"role {role.name} states no {name} in its vars/main.yml")
         return found

@@ -53,6 +53,8 @@ Change: TypeAlias = "tuple[str, str]"
 
 LABEL_DIGEST = "io.slipway.digest"
 LABEL_CONFIG = "io.slipway.config"
+# How a service is proven, as JSON.
+LABEL_PROOF = "io.slipway.proof"
 
 MISSING = "missing"
 

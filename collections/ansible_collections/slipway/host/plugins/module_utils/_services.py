@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _verify
+from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
 
 FOLDER = "/etc/slipway/services"
@@ -78,7 +78,7 @@ def _proof(build: Planned) -> dict[str, str]:
     if not endpoint:
         return {}
     proof = {**endpoint, "port": build.image["ports"][endpoint["port"]]}
-    return {_verify.LABEL_PROOF: json.dumps(proof, sort_keys=True)}
+    return {_owned.LABEL_PROOF: json.dumps(proof, sort_keys=True)}
 
 
 def _url(build: Planned, published: Mapping[str, tuple[str, int, int]], host: str) -> str | None:
@@ -119,4 +119,13 @@ def project(
             "services": [{"name": name, "config": config, "image": build.digest}],
             "url": url,
         },
+    }
+
+
+def owned(projects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the owned state of the role for PROJECTS as :func:`project` returns them."""
+    return {
+        "files": [entry["file"] for entry in projects],
+        "folders": [{"path": FOLDER, "entries": [entry["name"] for entry in projects]}],
+        "projects": [entry["project"] for entry in projects],
     }

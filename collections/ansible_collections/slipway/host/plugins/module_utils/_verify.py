@@ -17,10 +17,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _smoke
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, _smoke
 
 LABEL_SMOKE = "io.slipway.smoke"
-LABEL_PROOF = "io.slipway.proof"
 SMOKE_TIMEOUT = 1800
 REQUEST_TIMEOUT = 30
 
@@ -104,9 +103,9 @@ def _services() -> Iterator[Check]:
     for container in _probe.docker("/containers/json?all=1"):
         labels = container.get("Labels") or {}
         name = labels.get("com.docker.compose.service")
-        if not name or LABEL_PROOF not in labels:
+        if not name or _owned.LABEL_PROOF not in labels:
             continue
-        proof = json.loads(labels[LABEL_PROOF])
+        proof = json.loads(labels[_owned.LABEL_PROOF])
         yield attempt(f"service {name}", partial(_service, container, proof))
 
 

@@ -20,7 +20,7 @@ options:
     type: path
     required: true
   projects:
-    description: The projects, as C(slipway.host.service_projects) gives them.
+    description: The projects, as C(slipway.host.services_plan) gives them.
     type: list
     elements: dict
     required: true
@@ -56,7 +56,7 @@ EXAMPLES = r"""
 - name: Run the declared services, and only them
   slipway.host.services:
     folder: /etc/slipway/services
-    projects: "{{ __ml_services_projects }}"
+    projects: "{{ __ml_services_plan.projects }}"
 """
 
 RETURN = r"""

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -19,6 +20,7 @@ from ansible.parsing.dataloader import DataLoader
 
 Vars = dict[str, Any]
 
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ROLES_PATH: list[str] = C.config.get_config_value("DEFAULT_ROLES_PATH")
 
 
@@ -44,6 +46,14 @@ class Role:
         return {**self.defaults, **variables, **own}
 
 
+def read_plain(file: Path) -> Vars:
+    """Return a YAML file that holds no templates; Ansible's own loader takes twice as long."""
+    try:
+        return dict(yaml.load(file.read_bytes(), Loader=LOADER) or {})
+    except FileNotFoundError:
+        return {}
+
+
 @cache
 def load(name: str) -> Role:
     """Return a role; each is read once a process.  Raise AnsibleActionFail where there is none."""
@@ -61,9 +71,9 @@ def load(name: str) -> Role:
 
     defaults = read(path / "defaults" / "main.yml")
     own = read(path / "vars" / "main.yml")
-    specs = read(path / "meta" / "argument_specs.yml").get("argument_specs", {})
+    specs = read_plain(path / "meta" / "argument_specs.yml").get("argument_specs", {})
     options = dict(specs.get("main", {}).get("options") or {})
-    needs = read(path / "meta" / "main.yml").get("dependencies", [])
+    needs = read_plain(path / "meta" / "main.yml").get("dependencies", [])
     for dependency in needs:
         base = load(str(dependency["role"]))
         defaults, own = {**base.defaults, **defaults}, {**base.own, **own}

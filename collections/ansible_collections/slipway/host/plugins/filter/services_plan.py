@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filter slipway.host.service_projects."""
+"""The filter slipway.host.services_plan."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ansible_collections.slipway.host.plugins.module_utils import (
 )
 
 DOCUMENTATION = r"""
-name: service_projects
-short_description: Compose projects from the catalogue
+name: services_plan
+short_description: Compose projects and owned state of the role ml_services
 description:
-  - Turns C(ml_services_projects) into compose files and owned state.
+  - Turns C(ml_services_projects) into compose files and what the role owns.
 positional: _input
 options:
   _input:
@@ -56,18 +56,19 @@ EXAMPLES = r"""
 - name: The compose file of iris-api
   ansible.builtin.debug:
     msg: >-
-      {{ [{'name': 'iris-api'}] | slipway.host.service_projects('images', 'cpu', 'debian-13') }}
+      {{ [{'name': 'iris-api'}] | slipway.host.services_plan('images', 'cpu', 'debian-13') }}
 """
 
 RETURN = r"""
 _value:
-  description: A mapping with name, file, project and url for each project.
-  type: list
-  elements: dict
+  description:
+    - A mapping with projects, a list of mappings with name, file and project, and owned, the owned
+      state of the role.
+  type: dict
 """
 
 
-def service_projects(
+def services_plan(
     projects: Sequence[Mapping[str, Any]],
     catalogue: str,
     variant: str,
@@ -75,8 +76,8 @@ def service_projects(
     args: Mapping[str, Mapping[str, str]] | None = None,
     publish: str = "127.0.0.1",
     host: str = "localhost",
-) -> list[dict[str, Any]]:
-    """Return the projects for the module ``services`` and for the survey."""
+) -> dict[str, Any]:
+    """Return the projects for the module ``services``, and the owned state for the survey."""
     found = []
     for project in projects:
         image = project.get("image") or project["name"]
@@ -86,7 +87,7 @@ def service_projects(
             found.append(_services.project(project, build, publish, host))
         except (_declaration.DeclarationError, _services.ServiceError) as error:
             raise AnsibleFilterError(str(error)) from error
-    return found
+    return {"folder": _services.FOLDER, "projects": found, "owned": _services.owned(found)}
 
 
 class FilterModule:
@@ -94,4 +95,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., object]]:
         """Return the filters by name."""
-        return {"service_projects": service_projects}
+        return {"services_plan": services_plan}
