@@ -18,6 +18,7 @@ import smoke_kit
 # The smoke test of ml-python, which lies beside this one.
 from smoke import keras_learns, tensorflow_learns, torch_learns, xgboost_learns
 
+RUN = Path(f"/tmp/services-{os.getuid()}")
 CONTROL = ["supervisorctl", "--configuration", "/opt/slipway/services/supervisord.conf"]
 KEY = Path(tempfile.mkdtemp()) / "key"
 SSH = [
@@ -41,9 +42,10 @@ def wait_for(what: str, condition: Callable[[], bool], output: Path) -> None:
 
 
 def healthy() -> bool:
-    """Whether the image's health check says so."""
+    """Whether services were started and the image's health check says that they do their job."""
     check = [sys.executable, "/opt/slipway/services_health.py"]
-    return subprocess.run(check, capture_output=True, check=False).returncode == 0
+    started = (RUN / "control").exists()
+    return started and subprocess.run(check, capture_output=True, check=False).returncode == 0
 
 
 def services_do_their_job() -> str:
@@ -81,7 +83,10 @@ def services_do_their_job() -> str:
 
 def shiny_runs_an_app() -> bool:
     """Whether R itself answers with the page of the example."""
-    status, text = smoke_kit.get("http://127.0.0.1:3838/hello/")
+    try:
+        status, text = smoke_kit.get("http://127.0.0.1:3838/hello/")
+    except OSError:
+        return False
     return status == 200 and "Hello from Shiny" in text and "waiting" in text
 
 
