@@ -4,10 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _apt
+from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
+from ansible_collections.slipway.host.plugins.modules import held_packages
+
+from tests.unit.conftest import RunModule
 
 INSTALLED = ["install", "installed", "1.0"]
 HELD = ["hold", "installed", "1.0"]
@@ -84,7 +89,6 @@ def test_what_is_replaced_goes_with_what_replaces_it() -> None:
     assert hold[-2:] == ["hold", "new"]
     assert unhold[-2:] == ["unhold", "free"]
     assert "--no-install-recommends" in change
-    assert any(option.startswith("--option=DPkg::Lock::Timeout=") for option in change)
 
 
 def test_what_nothing_replaces_is_purged() -> None:
@@ -186,3 +190,175 @@ def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
 def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
     expected = "; ".join(output.split("\n")).strip("; ") if told is None else told
     assert _apt.errors(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "locked", "interrupted", "full"),
+    [
+        ("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 9", 1, 0, 0),
+        ("E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend)", 1, 0, 0),
+        ("dpkg: error: dpkg frontend lock was locked by another process", 1, 0, 0),
+        ("E: dpkg was interrupted, you must manually run 'sudo dpkg --configure -a'", 0, 1, 0),
+        ("E: You don't have enough free space in /var/cache/apt/archives/.", 0, 0, 1),
+        ("E: Write error - write (28: No space left on device)", 0, 0, 1),
+        ("E: Unable to locate package a", 0, 0, 0),
+    ],
+)
+def test_what_stops_apt_is_understood(
+    output: str, locked: int, interrupted: int, full: int
+) -> None:
+    assert _apt.is_locked(output) == bool(locked)
+    assert _apt.is_interrupted(output) == bool(interrupted)
+    assert _apt.is_full(output) == bool(full)
+
+
+@pytest.mark.parametrize(
+    ("output", "path"),
+    [
+        (
+            " cannot copy extracted data for './opt/a' to '/opt/a.dpkg-new': failed to write "
+            "(No space left on device)",
+            "/opt/a.dpkg-new",
+        ),
+        (
+            "E: You don't have enough free space in /var/cache/apt/archives/.",
+            "/var/cache/apt/archives",
+        ),
+        ("E: Write error - write (28: No space left on device)", ""),
+    ],
+)
+def test_where_there_is_no_space(output: str, path: str) -> None:
+    assert _apt.unwritten(output).rstrip("/") == path
+
+
+UNTRUSTED = "The source http://m is not signed by a key that its entry in /etc/apt names"
+VERIFICATION = "W: An error occurred during the signature verification. The repository is not used."
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        pytest.param("Reading package lists...\nW: Target is configured twice", [], id="none"),
+        pytest.param(
+            "W: Failed to fetch http://m/InRelease  Unable to connect to m:9:\n"
+            "W: Some index files failed to download.",
+            ["The source http://m/InRelease could not be fetched (Unable to connect to m:9): make"],
+            id="out of reach",
+        ),
+        pytest.param(
+            "E: Failed to fetch http://m/Packages  Hash Sum mismatch",
+            [
+                "The source http://m/Packages could not be fetched (Hash Sum mismatch): run again "
+                "when its mirror"
+            ],
+            id="half-synchronised",
+        ),
+        pytest.param(
+            "E: The repository 'http://m x Release' does not have a Release file.",
+            ["The source http://m holds no repository: correct"],
+            id="no repository",
+        ),
+        pytest.param(
+            "E: The repository 'http://m x InRelease' is not signed.",
+            [f"{UNTRUSTED}: give"],
+            id="not signed",
+        ),
+        pytest.param(
+            f"{VERIFICATION} GPG error: http://m x InRelease: The key is missing: NO_PUBKEY 1\n"
+            "E: The repository 'http://m x InRelease' is not signed.",
+            [f"{UNTRUSTED} (The key is missing: NO_PUBKEY 1): give"],
+            id="another key, by GnuPG",
+        ),
+        pytest.param(
+            f"{VERIFICATION} OpenPGP signature verification failed: http://m x InRelease: "
+            "Missing key 1\nW: Failed to fetch http://m/dists/x/InRelease  Missing key 1",
+            [f"{UNTRUSTED} (Missing key 1): give"],
+            id="another key, by Sequoia",
+        ),
+    ],
+)
+def test_sources_that_cannot_be_used_are_named_with_what_to_do(
+    output: str, expected: list[str]
+) -> None:
+    found = _apt.unread(output)
+    assert len(found) == len(expected)
+    assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
+
+
+def test_what_is_left_half_done() -> None:
+    known = {
+        "a": ["install", "unpacked", "1"],
+        "b": INSTALLED,
+        "c": REMOVED,
+        "d": None,
+        "e": ["hold", "half-configured", "1"],
+    }
+    assert _apt.unfinished(known) == ["a", "e"]
+
+
+@pytest.fixture
+def apt(
+    tmp_path: Path, program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Callable[[], list[str]]]:
+    """Return a function that gives apt-get and dpkg a script; what that returns tells their calls.
+
+    In the script $count says how often it has been called before.
+    """
+    monkeypatch.setattr(_probe, "dpkg", dict.fromkeys)
+    monkeypatch.setattr(held_packages, "RETRIES", (0, 0))
+    monkeypatch.setattr(held_packages, "LOCK_PAUSE", 0)
+    monkeypatch.setattr(held_packages, "lock_holder", str)
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def script(body: str) -> Callable[[], list[str]]:
+        for name in ("apt-get", "dpkg"):
+            program(name, f'count=$(wc -l <{calls})\necho "{name} $*" >>{calls}\n{body}')
+        return lambda: [
+            " ".join(word for word in line.split() if word[:2] != "--" or word == "--configure")
+            for line in calls.read_text().splitlines()
+        ]
+
+    return script
+
+
+Apt = Callable[[str], Callable[[], list[str]]]
+WANTED = [{"name": "a"}]
+
+
+def test_a_half_synchronised_mirror_is_tried_again_and_then_named(
+    run_module: RunModule, apt: Apt
+) -> None:
+    calls = apt(
+        """case "$*" in
+        *update) echo 'E: Failed to fetch http://m/Packages  Hash Sum mismatch.' ;;
+        *) echo 'E: Unable to locate package a' ;;
+        esac
+        exit 100"""
+    )
+    result = run_module(held_packages, packages=WANTED)
+    assert calls() == ["apt-get install a", *["apt-get update"] * 3]
+    assert "refreshing the package index failed: E: Failed to fetch" in result["msg"]
+    assert "mismatch. The source http://m/Packages could not be fetched" in result["msg"]
+
+
+def test_an_interrupted_dpkg_is_finished_and_apt_asked_again(
+    run_module: RunModule, apt: Apt
+) -> None:
+    calls = apt("[ $count -gt 0 ] || { echo 'E: dpkg was interrupted, you must'; exit 100; }")
+    result = run_module(held_packages, packages=WANTED)
+    assert calls() == ["apt-get install a", "dpkg --configure -a", "apt-get install a"]
+    assert result["slipway_note"] == "finished what an interrupted installation had left"
+
+
+def test_a_lock_is_waited_for(run_module: RunModule, apt: Apt) -> None:
+    calls = apt("[ $count -gt 1 ] || { echo 'E: Could not get lock /var/x'; exit 100; }")
+    assert run_module(held_packages, packages=WANTED)["changed"]
+    assert calls() == ["apt-get install a"] * 3
+
+
+def test_a_lock_is_waited_for_only_so_long(run_module: RunModule, apt: Apt) -> None:
+    calls = apt("echo 'E: Could not get lock /var/x'; exit 100")
+    result = run_module(held_packages, packages=WANTED, lock_timeout=0)
+    assert calls() == ["apt-get install a"]
+    assert "After 0 seconds another process still held apt's lock" in result["msg"]

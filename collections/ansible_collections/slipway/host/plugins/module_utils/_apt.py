@@ -12,19 +12,25 @@ from typing import Any
 # What dpkg knows of a package: ``[want, state, version]``, None where it never heard of it.
 Known = Sequence[str] | None
 
-# Waits for another apt (first-boot upgrades, cron) instead of failing at once; seconds.
-LOCK_TIMEOUT = 300
 OPTIONS = [
     "--quiet=2",
     "--assume-yes",
     "--no-install-recommends",
     # The set is held by us, so only we may change it; apt wants to be told so.
     "--allow-change-held-packages",
-    f"--option=DPkg::Lock::Timeout={LOCK_TIMEOUT}",
     # Configuration files that somebody edited stay as they are.
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
 ]
+UPDATE = ["apt-get", "--quiet=2", "update"]
+# What apt asks for where dpkg was interrupted.
+FINISH = ["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"]
+
+# The states of a package whose installation or removal began and did not end; see dpkg(1).
+UNFINISHED = (
+    *("half-installed", "unpacked", "half-configured"),
+    *("triggers-awaited", "triggers-pending"),
+)
 
 
 @dataclass
@@ -123,6 +129,11 @@ def is_installed(known: Known) -> bool:
     return known is not None and known[1] == "installed"
 
 
+def unfinished(known: Mapping[str, Known]) -> list[str]:
+    """Return the packages that an interrupted or failed run left half done."""
+    return sorted(name for name, entry in known.items() if entry and entry[1] in UNFINISHED)
+
+
 def follower(shown: str, version: str) -> str:
     """Return the version of a package that depends on others being at VERSION or later.
 
@@ -145,6 +156,19 @@ STALE = (
 )
 # A mirror in the middle of its own update: worth a later try.
 SYNCING = ("Hash Sum mismatch", "File has unexpected size", "Mirror sync in progress")
+# Somebody else's lock, in the words of apt (of its lists, its archives, dpkg) and of dpkg.
+LOCKED = (
+    "Could not get lock",
+    "Unable to acquire the dpkg frontend lock",
+    "dpkg frontend lock was locked",
+    "dpkg database is locked",
+)
+FULL = ("No space left on device", "You don't have enough free space")
+# apt before 3.0 asks GnuPG, later ones ask Sequoia.
+UNTRUSTED = re.compile(r"(?:GPG error|signature verification failed): (\S+) .*?: (.*)")
+UNSIGNED = re.compile(r"^E: The repository '(\S+) [^']*' is (?:not signed|no longer signed)")
+NO_RELEASE = re.compile(r"^E: The repository '(\S+) [^']*' does not have a Release file")
+UNFETCHED = re.compile(r"^[EW]: Failed to fetch (\S+) +(.*)")
 
 
 def is_stale(output: str) -> bool:
@@ -162,6 +186,60 @@ def gone(output: str) -> list[str]:
 def is_syncing(output: str) -> bool:
     """Whether apt's OUTPUT says that the mirror is half-synchronised."""
     return any(words in output for words in SYNCING)
+
+
+def is_locked(output: str) -> bool:
+    """Whether apt's or dpkg's OUTPUT says that somebody else holds a lock."""
+    return any(words in output for words in LOCKED)
+
+
+def is_interrupted(output: str) -> bool:
+    """Whether apt's OUTPUT says that dpkg was interrupted and has to be finished first."""
+    return "dpkg was interrupted" in output
+
+
+def is_full(output: str) -> bool:
+    """Whether apt's OUTPUT says that a file system is full."""
+    return any(words in output for words in FULL)
+
+
+def unwritten(output: str) -> str:
+    """Return the path that a full file system could not take, empty where OUTPUT names none."""
+    named = re.search(r" to '(/[^']+)': .*No space left|free space in (/\S*[^\s.])", output)
+    return (named[1] or named[2]) if named else ""
+
+
+def unread(output: str) -> list[str]:
+    """Return a sentence for each source that apt's OUTPUT could not use: which, why, what to do.
+
+    An update succeeds in spite of them, and goes on with what apt knew before.
+    """
+    found: dict[str, str] = {}
+    for line in output.splitlines():
+        if match := UNTRUSTED.search(line) or UNSIGNED.search(line):
+            reason = f" ({match[2].strip()})" if match.lastindex == 2 else ""
+            found.setdefault(
+                match[1],
+                f"The source {match[1]} is not signed by a key that its entry in "
+                f"/etc/apt names{reason}: give the entry its vendor's key, or remove it.",
+            )
+        elif match := NO_RELEASE.search(line):
+            found.setdefault(
+                match[1],
+                f"The source {match[1]} holds no repository: correct its entry in /etc/apt, "
+                "or remove it.",
+            )
+        # That a signature was refused is told a second time, as a fetch that failed.
+        elif (match := UNFETCHED.search(line)) and not match[1].startswith(tuple(found)):
+            what = (
+                "run again when its mirror has finished its own update, or name another mirror."
+                if is_syncing(line)
+                else "make it reachable from the host, name a mirror, or remove its entry in "
+                "/etc/apt."
+            )
+            reason = match[2].strip().rstrip(":.")
+            found[match[1]] = f"The source {match[1]} could not be fetched ({reason}): {what}"
+    return list(found.values())
 
 
 def errors(output: str) -> str:

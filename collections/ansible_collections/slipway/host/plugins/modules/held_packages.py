@@ -12,7 +12,8 @@ description:
   - Installs, pins, holds and removes a set of packages in one apt transaction. Nothing is removed
     before apt has found and fetched all that is to come.
   - The package index is refreshed only when apt needs it to find a package.
-  - Another apt that runs is waited for; a half-synchronised mirror is tried again.
+  - Another apt that runs is waited for; a half-synchronised mirror is tried again. What an
+    interrupted dpkg left is finished first, with edited configuration files kept.
 options:
   packages:
     description: The set, as the C(packages) list of a role's owned state.
@@ -57,6 +58,10 @@ options:
     type: str
     choices: [fail, newest]
     default: fail
+  lock_timeout:
+    description: Seconds to wait for another apt or dpkg, such as a first boot's upgrades.
+    type: int
+    default: 300
 attributes:
   check_mode:
     description: Says what would be installed, removed, held and unheld.
@@ -71,7 +76,9 @@ author:
 EXAMPLES = r"""
 - name: Install and hold the engine
   slipway.host.held_packages:
-    packages: "{{ ['docker.io', 'docker-buildx'] | slipway.host.package_set(hold=true) }}"
+    packages:
+      - {name: docker.io, hold: true}
+      - {name: docker-buildx, hold: true}
 """
 
 RETURN = r"""
@@ -81,7 +88,9 @@ installed:
   type: list
   elements: str
 slipway_note:
-  description: Which versions were gone, and that the newest came instead.
+  description:
+    - Which versions were gone, and that the newest came instead; what an interrupted run had left
+      and this one finished.
   returned: when it was so
   type: str
 purged:
@@ -91,10 +100,11 @@ purged:
   elements: str
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
@@ -115,22 +125,50 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "refresh": {"type": "bool", "default": False},
     "version_gone": {"type": "str", "choices": ["fail", "newest"], "default": "fail"},
+    "lock_timeout": {"type": "int", "default": 300},
 }
 # Seconds to wait before a half-synchronised mirror is tried again.
 RETRIES = (5, 20, 60)
 ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "NEEDRESTART_MODE": "l"}
+# Seconds between two looks at a lock.
+LOCK_PAUSE = 2
+LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+)
+# Where apt and dpkg write, for a full disk that they do not name.
+WRITTEN = ("/var/cache/apt/archives", "/var/lib/apt/lists", "/var/lib/dpkg", "/usr", "/boot")
 
 
-def lock_holder() -> str:
-    """Return in words which process holds dpkg's lock, empty where none does."""
-    try:
-        inode = str(Path("/var/lib/dpkg/lock-frontend").stat().st_ino)
-        locks = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
-        pid = next(lock[4] for lock in locks if lock[5].rsplit(":", 1)[-1] == inode)
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-    except (OSError, IndexError, StopIteration):
-        return ""
-    return f"process {pid} ({command.decode('utf-8', 'replace').strip()})"
+def lock_holder(files: tuple[str, ...] = LOCKS) -> str:
+    """Return in words which process holds one of apt's lock FILES, empty where none does."""
+    holders = {}
+    for line in (_probe.read("/proc/locks") or b"").decode("ascii").splitlines():
+        # A process that waits for a lock stands there too, behind an arrow.
+        words = line.split()
+        if words[1] != "->":
+            holders[words[5].rsplit(":", 1)[-1]] = words[4]
+    for file in files:
+        try:
+            pid = holders[str(Path(file).stat().st_ino)]
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+        except (OSError, KeyError):
+            continue
+        return f"process {pid} ({command.decode('utf-8', 'replace').strip()})"
+    return ""
+
+
+def full_file_system(path: str) -> str:
+    """Return in words the file system of PATH; without one, the fullest of those apt writes to."""
+
+    def mount_point(path: Path) -> Path:
+        return next(folder for folder in (path, *path.parents) if folder.is_mount())
+
+    points = {mount_point(Path(folder)) for folder in ([path] if path else WRITTEN)}
+    point = min(points, key=lambda point: shutil.disk_usage(point).free)
+    return f"{point} ({shutil.disk_usage(point).free // 1_000_000} MB free)"
 
 
 def describe(known: Mapping[str, _apt.Known]) -> str:
@@ -160,43 +198,61 @@ class Apt:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.refreshed = False
+        self.interrupted = False
+        # What the refresh said of sources that it could not use.
+        self.unread: list[str] = []
 
-    def fail(self, doing: str, output: str) -> None:
-        """Fail the module with apt's own words and, for a lock, who holds it."""
-        holder = lock_holder()
-        blame = f" {holder} holds apt's lock; wait for it or stop it." if holder else ""
-        if versions := _apt.gone(output):
-            self.module.fail_json(
-                msg=f"no source has version {', '.join(versions)} any more; nothing was changed. "
-                "Name another one.",
-                output=output,
-            )
-        self.module.fail_json(msg=f"{doing} failed: {_apt.errors(output)}.{blame}", output=output)
+    def fail(self, doing: str, output: str) -> NoReturn:
+        """Fail the module with apt's own words and what to do."""
+        versions = _apt.gone(output)
+        said = (
+            f"no source has version {', '.join(versions)} any more; nothing was changed. "
+            "Name another one."
+            if versions
+            else f"{doing} failed: {_apt.errors(output).rstrip('.')}."
+        )
+        self.module.fail_json(msg=" ".join([said, *self.remedies(output)]), output=output)
+
+    def remedies(self, output: str) -> list[str]:
+        """Return sentences that say what stands behind OUTPUT, and what to do."""
+        if _apt.is_locked(output):
+            holder = lock_holder() or "another process"
+            return [
+                f"After {self.module.params['lock_timeout']} seconds {holder} still held apt's "
+                "lock: wait for it or stop it, and run again."
+            ]
+        if _apt.is_full(output):
+            point = full_file_system(_apt.unwritten(output))
+            return [
+                f"The file system {point} is too full: make room there (`apt-get clean` gives "
+                "back what apt fetched), and run again, which goes on from here."
+            ]
+        return _apt.unread(output) or (self.unread if _apt.is_stale(output) else [])
 
     def run(self, command: list[str]) -> tuple[int, str]:
-        """Run COMMAND; return its status and all it said."""
-        status, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
-        return status, out + err
+        """Run COMMAND, as soon as nobody else holds a lock; return its status and all it said."""
+        # Not by apt's own option: that one is for dpkg's lock alone, and apt-mark knows none.
+        deadline = time.monotonic() + self.module.params["lock_timeout"]
+        while True:
+            status, out, err = self.module.run_command(command, environ_update=ENVIRONMENT)
+            output: str = out + err
+            left = deadline - time.monotonic()
+            if status == 0 or left <= 0 or not _apt.is_locked(output):
+                return status, output
+            time.sleep(min(LOCK_PAUSE, left))
 
     def refresh(self) -> None:
-        """Refresh the package index."""
+        """Refresh the package index; sources that cannot be used are no failure yet."""
         self.refreshed = True
-        command = [
-            "apt-get",
-            "--quiet=2",
-            f"--option=DPkg::Lock::Timeout={_apt.LOCK_TIMEOUT}",
-            "update",
-        ]
-        status, output = self.run(command)
+        status, output = self.run(_apt.UPDATE)
         for wait in RETRIES:
-            if status == 0 and not _apt.is_syncing(output):
-                return
             if not _apt.is_syncing(output):
                 break
             time.sleep(wait)
-            status, output = self.run(command)
+            status, output = self.run(_apt.UPDATE)
         if status != 0:
             self.fail("refreshing the package index", output)
+        self.unread = _apt.unread(output)
 
     def known(self, names: list[str]) -> list[str]:
         """Return which of NAMES a source has, by a fresh index where one seems not to be there."""
@@ -226,6 +282,11 @@ class Apt:
         Return the wanted versions that no source has, where that is no failure.
         """
         status, output = self.run(command)
+        if status != 0 and _apt.is_interrupted(output):
+            # Where this does not suffice, because a dependency is still to come, apt goes on.
+            self.run(_apt.FINISH)
+            self.interrupted = True
+            status, output = self.run(command)
         if status != 0 and _apt.is_stale(output) and not self.refreshed:
             self.refresh()
             status, output = self.run(command)
@@ -247,7 +308,7 @@ def main() -> None:
     wanted = module.params["packages"]
     known = _probe.dpkg([entry["name"] for entry in wanted])
     actions = _apt.plan(wanted, known)
-    notes = {}
+    notes = []
     if actions.changes and not module.check_mode:
         apt = Apt(module)
         if module.params["refresh"] and actions.install:
@@ -260,13 +321,17 @@ def main() -> None:
                 actions.install = _apt.newest(wanted, known)
                 apt.change(_apt.commands(actions)[0])
                 words = ", ".join(gone)
-                notes["slipway_note"] = f"no source has version {words}: took the newest instead"
+                notes.append(f"no source has version {words}: took the newest instead")
+        left = _apt.unfinished(known)
+        if apt.interrupted or left:
+            what = f": {', '.join(left)}" if left else ""
+            notes.append(f"finished what an interrupted installation had left{what}")
     module.exit_json(
         changed=actions.changes,
         installed=actions.install,
         purged=actions.purge + actions.forget,
         diff={"before": describe(known), "after": expected(known, actions)},
-        **notes,
+        **({"slipway_note": "; ".join(notes)} if notes else {}),
     )
 
 
