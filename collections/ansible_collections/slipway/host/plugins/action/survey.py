@@ -11,6 +11,11 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
+
+# First, since it decides how the others are loaded.
+from ansible_collections.slipway.host.plugins.plugin_utils import _bytecode  # noqa: F401
+
+# isort: split
 from ansible_collections.slipway.host.plugins.module_utils import (
     _daemon_json,
     _image_index,

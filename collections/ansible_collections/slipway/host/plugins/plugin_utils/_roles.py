@@ -95,9 +95,10 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
     owners = {role.name: role for role in roles}
     for role in list(owners.values()):
         owners.update({need: load(need) for need in role.dependencies})
-    for name in sorted(variables):
-        owner = max((role for role in owners if name.startswith(f"{role}_")), key=len, default=None)
-        if owner is None or name in owners[owner].options:
+    prefixes = tuple(f"{role}_" for role in owners)
+    for name in sorted(name for name in variables if name.startswith(prefixes)):
+        owner = max((role for role in owners if name.startswith(f"{role}_")), key=len)
+        if name in owners[owner].options:
             continue
         near = difflib.get_close_matches(name, owners[owner].options, n=1)
         known = ", ".join(sorted(owners[owner].options))
