@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.conftest import Site, predict
+from tests.host.conftest import DECLARED, Site, predict
 
 pytestmark = pytest.mark.host
 
@@ -203,3 +203,14 @@ def test_user_keys_of_daemon_json_survive(converged: Site) -> None:
     settings = json.loads(converged.on("cat /etc/docker/daemon.json"))
     assert settings["labels"] == ["rack=7"]
     assert settings["log-opts"]["max-size"] == "50m"
+
+
+def test_dropped_setting_of_daemon_json_is_seen_and_taken_back(converged: Site) -> None:
+    converged.declare(**DECLARED, docker_engine_extra_settings={"labels": ["rack=9"]})
+    converged.converge()
+    assert "rack=9" in converged.on("cat /etc/docker/daemon.json")
+    converged.declare(**DECLARED)
+    assert converged.plan() == (2, {("docker_engine", "json", "/etc/docker/daemon.json")})
+    converged.converge()
+    assert "rack=9" not in converged.on("cat /etc/docker/daemon.json")
+    assert converged.plan() == (0, set())

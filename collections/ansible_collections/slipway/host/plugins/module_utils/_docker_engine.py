@@ -37,6 +37,8 @@ VENDOR_DISTRIBUTIONS = ("Debian", "Ubuntu")
 KEYRING = "/etc/apt/keyrings/docker.asc"
 SOURCES = "/etc/apt/sources.list.d/docker.sources"
 DAEMON_JSON = "/etc/docker/daemon.json"
+# The default of the module daemon_json.
+DAEMON_JSON_RECORD = "/var/lib/slipway/daemon_json.json"
 
 
 def platform(facts: Mapping[str, Any]) -> str:
@@ -141,6 +143,7 @@ def plan(
             "json": [
                 {
                     "path": DAEMON_JSON,
+                    "record": DAEMON_JSON_RECORD,
                     "settings": _daemon_json.merge(for_gpus, settings) if present else {},
                 }
             ],

@@ -19,7 +19,8 @@ links         folder, target, names: the links to a target that are in a folder,
               what else is in the folder is not the role's
 unhidden      path: of a command of the system, which a command of ours would hide; where it is
               there, somebody must decide
-json          path, settings: keys the role owns in a JSON file it shares with others
+json          path, settings: keys the role owns in a JSON file it shares with others; record?:
+              where the module daemon_json notes what it set, so that a dropped key is seen
 lines         path, lines: lines the role owns in a file it shares with others
 keyrings      path, fingerprint of the OpenPGP key it must hold
 derived       path, since: files that went into it, which must not be newer; required? (then
@@ -170,9 +171,14 @@ def _json(entry: Entry, answer: Answer) -> Iterator[Change]:
         if entry["settings"]:
             yield MISSING, "a file with the declared keys"
         return
+    noted = answer["texts"].get(entry.get("record"))
+    try:
+        record = _daemon_json.read_record(noted or "", entry["path"])
+    except _daemon_json.DaemonJsonError:
+        record = ()  # a broken record counts as a lost one, as in the module
     # A broken file raises: somebody must look at it before anything is changed.
     lines = _daemon_json.owned_difference(
-        text, entry["settings"], entry.get("absent", ()), name=entry["path"]
+        text, entry["settings"], entry.get("absent", ()), record, name=entry["path"]
     )
     for line in lines:
         yield line, "as declared"
@@ -369,6 +375,9 @@ def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, l
             read = {path for entry in entries for path in entry.get("since", ())}
             if read:
                 asked.setdefault("mtimes", set()).update(read)
+            records = {entry["record"] for entry in entries if entry.get("record")}
+            if records:
+                asked.setdefault("texts", set()).update(records)
     return {key: sorted(names) for key, names in sorted(asked.items())}
 
 
