@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils import (
     _image_index,
     _owned,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles, _templates
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str", "required": True},
@@ -41,14 +42,16 @@ def warm() -> None:
     Ansible imports this file there and forks a worker for each host: what is read here is read
     once a run, not once a host.
     """
-    for role in _roles.all_names():
-        _roles.load(role)
+    roles = [_roles.load(role) for role in _roles.all_names()]
+    _templates.compile_once([role.defaults, role.own] for role in roles)
     for folder in _roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():
             _image_index.fingerprint(catalogue)
     for plugin in (Path(__file__).parent.parent / "filter").glob("*.py"):
         filter_loader.get(f"slipway.host.{plugin.stem}")
+    # What is here now stays: no worker's collector need go through it, and copy it by doing so.
+    gc.freeze()
 
 
 warm()
@@ -140,9 +143,9 @@ class ActionModule(ActionBase):
             # Where the owned state is part of a plan, one template less is compiled for each host.
             source = plan if what == "owned" and plan in role.own else name
             if source in role.own:
-                templar = self._templar.copy_with_new_env(
-                    available_variables=role.scope(variables, facts)
-                )
+                scope = role.scope(variables, facts)
+                templar = self._templar.copy_with_new_env(available_variables=scope)
+                _templates.use_compiled(templar)
                 try:
                     value = templar.template(role.own[source])
                 except AnsibleError as error:
