@@ -21,14 +21,23 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _builder
 
 # Answers as docker does to what the builder says. Images are kept in $ENGINE/images.json as
-# reference to labels; $ENGINE/say holds what shall happen; $ENGINE/log gets each command.
+# reference to labels; $ENGINE/say holds what shall happen; $ENGINE/log gets each command. With
+# `together`, a build goes on when so many have begun, and gives up after a while.
 DOCKER = """#!{python} -IS
-import json, os, sys
+import fcntl, json, os, sys, time
 engine = os.environ["ENGINE"]
 words = sys.argv[1:]
 with open(engine + "/log", "a") as log:
     log.write(json.dumps(words) + "\\n")
 say = json.load(open(engine + "/say"))
+together, patience = say.get("together", 0) if words[0] == "buildx" else 0, 200
+while open(engine + "/log").read().count('["buildx"') < together:
+    time.sleep(0.05)
+    patience -= 1
+    if not patience:
+        sys.exit("nobody came")
+lock = open(engine + "/lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
 images = json.load(open(engine + "/images.json"))
 def end(status=0, out="", err=""):
     with open(engine + "/images.json", "w") as file:
@@ -91,6 +100,7 @@ class Host:
             "apt_proxy": "",
             "proxy": {},
             "wheels": "",
+            "parallel": 1,
         }
         self.images: dict[str, dict[str, str]] = {LOCAL_BASE: {}}
         self.say: dict[str, Any] = {}
@@ -224,6 +234,41 @@ def test_what_stands_on_a_failed_image_is_not_built(host: Host) -> None:
     result = host.run()
     assert result["failed"][OTHER] == f"its base {TOOL} failed"
     assert len(host.commands("buildx")) == 1
+
+
+def test_images_that_do_not_stand_on_each_other_are_built_together(host: Host) -> None:
+    host.job["builds"].append(build(OTHER))
+    host.job["parallel"] = 2
+    host.say = {"together": 2}
+    result = host.run()
+    assert (sorted(result["built"]), result["failed"]) == ([OTHER, TOOL], {})
+
+
+def test_no_more_are_built_together_than_may_be(host: Host) -> None:
+    host.job["builds"].append(build(OTHER))
+    host.job["parallel"] = 1
+    host.run()
+    order = [line.split(": ")[0] for line in host.progress]
+    assert order == ["tool"] * 3 + ["other"] * 3
+
+
+def test_an_image_waits_for_its_parent(host: Host) -> None:
+    host.job["builds"].append(build(OTHER, parent=TOOL))
+    host.job["parallel"] = 2
+    assert host.run()["built"] == [TOOL, OTHER]
+
+
+@pytest.mark.parametrize(
+    ("processors", "at_once"), [(1, 1), (2, 1), (4, 2), (64, 4), (None, 1)], ids=str
+)
+def test_how_many_are_built_together_follows_the_processors(
+    host: Host, monkeypatch: pytest.MonkeyPatch, processors: int | None, at_once: int
+) -> None:
+    host.job["parallel"] = 0
+    (host.folder / "job.json").write_text(json.dumps(host.job))
+    monkeypatch.setattr(_builder.os, "cpu_count", lambda: processors)
+    builder = _builder.Builder(host.folder, _builder.Progress(io.StringIO()))
+    assert builder.at_once() == at_once
 
 
 def test_an_image_stands_on_its_parent(host: Host) -> None:

@@ -19,8 +19,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -137,6 +139,7 @@ class Builder:
         self.folder = folder
         self.job: Job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         self.progress = progress
+        self.making_a_base = threading.Lock()
 
     def secrets(self, base: Job) -> list[str]:
         """Return the options that lend a build its secrets; none ends up in a layer."""
@@ -233,7 +236,8 @@ class Builder:
         reference, name = image["reference"], image["name"]
         started = time.monotonic()
         candidate = f"{reference}-candidate"
-        root = self.base(image["base"])
+        with self.making_a_base:
+            root = self.base(image["base"])
         base = str(image["parent"] or root)
         context = self.folder / f"context-{name}"
         context.mkdir()
@@ -308,7 +312,7 @@ class Builder:
 
     def keep_bill(self, reference: str, candidate: str) -> None:
         """Copy what an image says it holds to the host, where auditors find it for all images."""
-        container = f"slipway-bill-{os.getpid()}"
+        container = f"slipway-bill-{os.getpid()}-{threading.get_ident()}"
         must("opening the image", ["docker", "create", f"--name={container}", candidate])
         try:
             bill = str(kept(reference, ".cdx.json"))
@@ -328,21 +332,47 @@ class Builder:
         }
         kept(image["reference"], ".json").write_text(json.dumps(record), encoding="utf-8")
 
+    def at_once(self) -> int:
+        """Return how many images may be built at the same time.
+
+        Unpacking packages keeps one processor busy and a smoke test several, so unless the host's
+        owner says otherwise an image gets two.
+        """
+        return int(self.job["parallel"]) or max(1, min(4, (os.cpu_count() or 1) // 2))
+
+    def one(self, image: Job) -> str | None:
+        """Build an image that differs; return why it failed, None where it did not."""
+        try:
+            self.build(image)
+        except (BuildError, OSError) as error:
+            self.progress.say(f"{image['name']}: FAILED")
+            return str(error)
+        return None
+
     def all(self) -> Job:
-        """Build all images of the job, in order; one that fails leaves the others."""
+        """Build all images of the job, each after the one it stands on.
+
+        One that fails leaves the others, except those that stand on it.
+        """
         built: list[str] = []
         failed: dict[str, str] = {}
-        for image in self.job["builds"]:
-            reference = image["reference"]
-            if image["parent"] in failed:
-                failed[reference] = f"its base {image['parent']} failed"
-            elif digest_of(reference) != image["digest"]:
-                try:
-                    self.build(image)
-                    built.append(reference)
-                except (BuildError, OSError) as error:
-                    failed[reference] = str(error)
-                    self.progress.say(f"{image['name']}: FAILED")
+        left = [one for one in self.job["builds"] if digest_of(one["reference"]) != one["digest"]]
+        running: dict[Future[str | None], str] = {}
+        with ThreadPoolExecutor(self.at_once()) as pool:
+            while left or running:
+                unfinished = {image["reference"] for image in left} | set(running.values())
+                for image in [one for one in left if one["parent"] not in unfinished]:
+                    left.remove(image)
+                    if image["parent"] in failed:
+                        failed[image["reference"]] = f"its base {image['parent']} failed"
+                    else:
+                        running[pool.submit(self.one, image)] = image["reference"]
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    reference, why = running.pop(future), future.result()
+                    if why is None:
+                        built.append(reference)
+                    else:
+                        failed[reference] = why
         # What the new images replaced, where no container uses it any more.
         run(["docker", "image", "prune", "--force", f"--filter=label={LABEL_DIGEST}"])
         return {"built": built, "failed": failed}

@@ -98,6 +98,7 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "apt_proxy": options.get("apt_proxy") or "",
         "proxy": {k: v for k, v in (options.get("proxy") or {}).items() if v},
         "wheels": options.get("wheels") or "",
+        "parallel": options.get("parallel") or 0,
     }
     files["job.json"] = json.dumps(description).encode()
     for module in (_builder, _smoke):
