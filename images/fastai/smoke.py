@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -77,6 +79,19 @@ def the_course_starts_jupyter() -> None:
         smoke_kit.expect("status without it", smoke_kit.get(f"{url}/api/status")[0], 403)
 
 
+def an_unpublished_port_is_told() -> None:
+    """j9 says how to start the container where its port is not published."""
+    for published, told in (({}, True), ({"SLIPWAY_PORT_GPU_1": "8889"}, False)):
+        done = subprocess.run(
+            ["j9", "--version"],
+            env={**os.environ, "SLIPWAY_PORT_JUPYTER": "8888", **published},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        smoke_kit.expect("the hint", "fastai --port gpu-1=8889" in done.stderr, told)
+
+
 def folders_are_there() -> None:
     """The folders for code and data are there, and anybody's."""
     for folder in ("/code", "/data"):
@@ -89,5 +104,6 @@ if __name__ == "__main__":
         pictures_are_learnt,
         folders_are_there,
         the_course_starts_jupyter,
+        an_unpublished_port_is_told,
         smoke_kit.python_notebook_runs,
     )

@@ -97,7 +97,11 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
         variant="gpu",
         network="bridge",
         command=("serve",),
-        ports={"web": settings.Port(80, "/lab?token={token}")},
+        # All of the image's; published unless asked for otherwise are those of the settings.
+        ports={
+            "web": settings.Port(80, "/lab?token={token}"),
+            "ssh": settings.Port(22, ""),
+        },
         settings={
             "image": "slipway/tool:gpu",
             "gpus": "free",

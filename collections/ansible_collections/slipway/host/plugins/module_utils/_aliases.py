@@ -172,8 +172,8 @@ def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: O
 def _entry(alias: Alias, options: Options) -> dict[str, Any]:
     image = alias.image
     ports = {
-        name: {"inside": image.image["ports"][name], "path": alias.declared["urls"].get(name, "")}
-        for name in alias.declared["publish"]
+        name: {"inside": inside, "path": alias.declared["urls"].get(name, "")}
+        for name, inside in image.image["ports"].items()
     }
     return {
         "names": list(alias.declared["names"]),
