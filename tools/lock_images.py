@@ -176,7 +176,14 @@ def compiled(arguments: Sequence[str], before: str) -> str:
         )
         if done.returncode != 0:
             raise LockError(f"{arguments[0]}:\n{done.stderr.strip()}")
-        return output.read_text(encoding="utf-8")
+        text = output.read_text(encoding="utf-8")
+    bare = [str(pin) for pin in _locks.read_pins(text) if "--hash=" not in pin.text]
+    if bare:
+        raise LockError(
+            f"{arguments[0]}: the index tells no hashes of {', '.join(bare)}, so they cannot "
+            "be locked. Download the wheels and lock those: --torch-wheels FOLDER"
+        )
+    return text
 
 
 def _index() -> dict[str, str]:

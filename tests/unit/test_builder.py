@@ -266,7 +266,7 @@ def test_how_many_are_built_together_follows_the_processors(
 ) -> None:
     host.job["parallel"] = 0
     (host.folder / "job.json").write_text(json.dumps(host.job))
-    monkeypatch.setattr(_builder.os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
     builder = _builder.Builder(host.folder, _builder.Progress(io.StringIO()))
     assert builder.at_once() == at_once
 

@@ -1,0 +1,146 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`./slipway images lock` by the real uv, with an index that the test serves."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _catalogue, _locks
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the catalogue with the program that locks it."""
+
+    folder: Path
+
+    def lock(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Do what `./slipway images lock` does."""
+        return subprocess.run(
+            [sys.executable, str(self.folder / "tools/lock_images.py"), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            # What the machine needs to reach real indexes is not for this one.
+            env={**os.environ, "no_proxy": "*", "NO_PROXY": "*"},
+        )
+
+    @property
+    def torch_lock(self) -> Path:
+        return self.folder / "images" / _catalogue.TORCH_LOCK
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    litter = shutil.ignore_patterns("__pycache__", _catalogue.TORCH_LOCK)
+    for name in ("images", "tools", "collections"):
+        shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=litter)
+    return Project(tmp_path / "project")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves folders with their listings, which is what an index is."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """An index at an address of this machine, and its folder."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", folder
+        server.shutdown()
+
+
+def wheel(folder: Path, project: str, version: str, hashed: bool = True) -> str:
+    """Put a wheel that holds nothing into an index; return its SHA-256, which the index tells."""
+    name = f"{project}-{version}"
+    path = folder / project / f"{name}-py3-none-any.whl"
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        about = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
+        archive.writestr(f"{name}.dist-info/METADATA", about)
+        archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{name}.dist-info/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    link = f"{quote(path.name)}#sha256={digest}" if hashed else quote(path.name)
+    with (path.parent / "index.html").open("a") as page:
+        page.write(f'<a href="{link}">{path.name}</a>\n')
+    return digest
+
+
+def family() -> dict[str, str]:
+    """Return the releases of PyTorch's projects that the catalogue is locked at."""
+    pins = _locks.read_pins((ROOT / "images/pytorch/requirements.lock").read_text("utf-8"))
+    return {pin.name: pin.version for pin in pins if pin.name in _locks.TORCH_FAMILY}
+
+
+def test_wheels_for_cpus_are_locked_at_the_catalogues_versions(
+    project: Project, index: tuple[str, Path]
+) -> None:
+    url, folder = index
+    digests = [wheel(folder, name, f"{version}+cpu") for name, version in family().items()]
+    wheel(folder, "torch", "99.0+cpu")
+    done = project.lock("--torch-index", url)
+    assert done.returncode == 0, done.stderr
+    text = project.torch_lock.read_text()
+    pins = {pin.name: pin.version for pin in _locks.read_pins(text)}
+    assert pins == {name: f"{version}+cpu" for name, version in family().items()}
+    assert all(digest in text for digest in digests)
+    assert url not in text
+    assert "nothing moved" in project.lock("--torch-index", url).stdout
+
+
+def test_an_index_without_the_catalogues_version_is_named(
+    project: Project, index: tuple[str, Path]
+) -> None:
+    url, folder = index
+    for name in family():
+        wheel(folder, name, "0.1+cpu")
+    done = project.lock("--torch-index", url)
+    assert done.returncode == 1
+    assert f"torch=={family()['torch']}" in done.stderr
+    assert not project.torch_lock.exists()
+
+
+def test_an_index_with_wheels_for_gpus_is_refused(
+    project: Project, index: tuple[str, Path]
+) -> None:
+    url, folder = index
+    for name, version in family().items():
+        wheel(folder, name, version)
+    done = project.lock("--torch-index", url)
+    assert done.returncode == 1
+    assert "no wheel of torch for CPUs" in done.stderr
+    assert not project.torch_lock.exists()
+
+
+def test_an_index_without_hashes_is_refused(project: Project, index: tuple[str, Path]) -> None:
+    url, folder = index
+    for name, version in family().items():
+        wheel(folder, name, f"{version}+cpu", hashed=False)
+    done = project.lock("--torch-index", url)
+    assert done.returncode == 1
+    assert "the index tells no hashes of torch==" in done.stderr
+    assert not project.torch_lock.exists()
