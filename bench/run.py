@@ -160,7 +160,16 @@ def install_pyinfra(folder: Path) -> str:
     program = environment / "bin" / "pyinfra"
     if not program.exists():
         subprocess.run(["uv", "venv", "--quiet", str(environment)], check=True)
-        install = ["uv", "pip", "install", "--quiet", "--python", str(environment), PYINFRA]
+        install = [
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--compile-bytecode",
+            "--python",
+            str(environment),
+            PYINFRA,
+        ]
         subprocess.run(install, check=True)
     return str(program)
 
