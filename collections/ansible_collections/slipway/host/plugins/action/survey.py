@@ -138,14 +138,14 @@ class ActionModule(ActionBase):
     def _templated(self, variables: Vars, roles: list[str], what: str, facts: Any) -> Vars:
         """Return ``__<role>_<what>`` of each role as the role itself would see it."""
         found: Vars = {}
+        templar = self._templar.copy_with_new_env()
+        _templates.use_compiled(templar)
         for role in map(_roles.load, roles):
             plan, name = f"__{role.name}_plan", f"__{role.name}_{what}"
             # Where the owned state is part of a plan, one template less is compiled for each host.
             source = plan if what == "owned" and plan in role.own else name
             if source in role.own:
-                scope = role.scope(variables, facts)
-                templar = self._templar.copy_with_new_env(available_variables=scope)
-                _templates.use_compiled(templar)
+                templar.available_variables = role.scope(variables, facts)
                 try:
                     value = templar.template(role.own[source])
                 except AnsibleError as error:
