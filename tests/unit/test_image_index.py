@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import time
@@ -61,6 +62,27 @@ def test_what_is_remembered_is_what_was_worked_out(
     # With an entry there, the catalogue is not even read.
     monkeypatch.delattr(_catalogue, "load_catalogue")
     assert plan() == first
+
+
+def test_hosts_that_ask_at_the_same_time_make_it_once(
+    images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = images.parent / "made"
+    load = _catalogue.load_catalogue
+
+    def load_and_note(folder: Path) -> _catalogue.Catalogue:
+        with made.open("a") as notes:
+            notes.write("once\n")
+        return load(folder)
+
+    monkeypatch.setattr(_catalogue, "load_catalogue", load_and_note)
+    workers = [multiprocessing.get_context("fork").Process(target=plan) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert made.read_text() == "once\n"
 
 
 def test_a_changed_file_is_another_catalogue(images: Path, plan: Plan) -> None:

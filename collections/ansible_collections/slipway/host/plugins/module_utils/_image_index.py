@@ -10,11 +10,13 @@ Nothing about a host is remembered here.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -72,6 +74,25 @@ def _remember(file: Path, text: str) -> None:
         return
 
 
+def _recall(file: Path) -> list[Planned] | None:
+    """Return what a cache entry holds, None where there is none that can be read."""
+    try:
+        return [Planned(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Let the processes that want the same entry, one for each host, make it only once."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(file.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def planned(
     folder: str, names: Sequence[str], variant: str, base: str, args: Args
 ) -> list[Planned]:
@@ -82,14 +103,20 @@ def planned(
     path = Path(folder).resolve()
     asked = json.dumps([fingerprint(path), list(names), variant, base, args], sort_keys=True)
     file = _cache_folder() / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    try:
-        return [Planned(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        pass
+    found = _recall(file)
+    if found is None:
+        with _one_at_a_time(file):
+            found = _recall(file)
+            if found is None:
+                found = _made(path, names, variant, base, args)
+                _remember(file, json.dumps([asdict(entry) for entry in found]))
+    return found
+
+
+def _made(path: Path, names: Sequence[str], variant: str, base: str, args: Args) -> list[Planned]:
+    """Read the catalogue and plan from it."""
     # Imported late: with an entry in the cache, none of it is needed.
     from ansible_collections.slipway.host.plugins.module_utils import _catalogue
 
     builds = _catalogue.load_catalogue(path).builds(names, variant, base, args)
-    found = [Planned(b.name, b.variant, b.reference, b.digest, dict(b.image)) for b in builds]
-    _remember(file, json.dumps([asdict(entry) for entry in found]))
-    return found
+    return [Planned(b.name, b.variant, b.reference, b.digest, dict(b.image)) for b in builds]
