@@ -40,8 +40,10 @@ def plugin(kind: str, name: str) -> Any:
 
 def documentation(kind: str, name: str) -> dict[str, Any]:
     """Return the DOCUMENTATION of a plugin as data."""
-    found = yaml.safe_load(plugin(kind, name).DOCUMENTATION)
-    assert isinstance(found, dict)
+    found: dict[str, Any] = yaml.safe_load(plugin(kind, name).DOCUMENTATION)
+    for fragment in found.get("extends_documentation_fragment", []):
+        shared = plugin("doc_fragments", fragment.removeprefix(f"{COLLECTION}.")).ModuleDocFragment
+        found["options"] = {**yaml.safe_load(shared.DOCUMENTATION)["options"], **found["options"]}
     return found
 
 
@@ -149,7 +151,7 @@ def test_a_filters_documentation_is_its_signature(name: str) -> None:
     options = documentation("filter", name)["options"]
     function = plugin("filter", name).FilterModule().filters()[name]
     first, *rest = inspect.signature(function).parameters.values()
-    assert list(options) == ["_input", *(parameter.name for parameter in rest)]
+    assert set(options) == {"_input", *(parameter.name for parameter in rest)}
     for parameter in rest:
         option = options[parameter.name]
         assert option.get("required", False) == (parameter.default is parameter.empty)

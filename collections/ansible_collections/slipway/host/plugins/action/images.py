@@ -8,20 +8,17 @@ import base64
 import json
 import shlex
 import time
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils import (
-    _catalogue,
     _cuda_fit,
-    _declaration,
     _image_plan,
     _owned,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _builds
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "names": {"type": "list", "elements": "str", "required": True},
@@ -51,13 +48,7 @@ class ActionModule(ActionBase):
         """Build what differs, see the documentation of slipway.host.images."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
-        try:
-            catalogue = _catalogue.load_catalogue(Path(arguments["catalogue"]))
-            builds = catalogue.builds(
-                *(arguments[key] for key in ("names", "variant", "base", "args"))
-            )
-        except _declaration.DeclarationError as error:
-            raise AnsibleActionFail(str(error)) from error
+        builds = _builds.Builds(arguments).of(arguments["names"])
         entries = [{"reference": build.reference, "digest": build.digest} for build in builds]
         owned = {"images": entries}
         answer = _ask.ask(self, _owned.question([owned]))

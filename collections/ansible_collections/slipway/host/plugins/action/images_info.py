@@ -6,18 +6,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _catalogue,
-    _cuda_fit,
-    _declaration,
-    _image_list,
-)
+from ansible_collections.slipway.host.plugins.module_utils import _cuda_fit, _image_list
+from ansible_collections.slipway.host.plugins.plugin_utils import _builds
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "names": {"type": "list", "elements": "str", "required": True},
@@ -44,13 +39,9 @@ class ActionModule(ActionBase):
         """Ask the host and compare, see the documentation of slipway.host.images_info."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
-        how = [arguments[key] for key in ("variant", "base", "args")]
-        try:
-            catalogue = _catalogue.load_catalogue(Path(arguments["catalogue"]))
-            declared = {build.reference for build in catalogue.builds(arguments["names"], *how)}
-            builds = catalogue.builds(catalogue.images, *how)
-        except _declaration.DeclarationError as error:
-            raise AnsibleActionFail(str(error)) from error
+        catalogue = _builds.Builds(arguments)
+        declared = {build.reference for build in catalogue.of(arguments["names"])}
+        builds = catalogue.of()
         reply = self._low_level_execute_command(
             f"/bin/sh -c {shlex.quote(_image_list.QUESTION)}", sudoable=True
         )

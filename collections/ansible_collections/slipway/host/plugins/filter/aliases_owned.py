@@ -21,28 +21,13 @@ short_description: Owned state of the role ml_aliases
 description:
   - Turns the aliases that images of the catalogue declare into commands of a host.
 positional: _input
+extends_documentation_fragment: [slipway.host.catalogue]
 options:
   _input:
     description: Names of images.
     type: list
     elements: str
     required: true
-  catalogue:
-    description: Folder of the catalogue.
-    type: path
-    required: true
-  variant:
-    description: C(cpu) or C(gpu).
-    type: str
-    required: true
-  base:
-    description: Base of images that ask for the default one.
-    type: str
-    required: true
-  args:
-    description: Build arguments, by image and argument.
-    type: dict
-    default: {}
   contact:
     description: Whom people are told to ask.
     type: str

@@ -15,28 +15,13 @@ short_description: Owned images from names of the catalogue
 description:
   - Gives the reference and the context digest of each image, and of the images they are based on.
 positional: _input
+extends_documentation_fragment: [slipway.host.catalogue]
 options:
   _input:
     description: Names of images.
     type: list
     elements: str
     required: true
-  catalogue:
-    description: Folder of the catalogue.
-    type: path
-    required: true
-  variant:
-    description: C(cpu) or C(gpu).
-    type: str
-    required: true
-  base:
-    description: Base of images that ask for the default one.
-    type: str
-    required: true
-  args:
-    description: Build arguments, by image and argument.
-    type: dict
-    default: {}
 """
 
 EXAMPLES = r"""

@@ -20,28 +20,13 @@ short_description: Compose projects and owned state of the role ml_services
 description:
   - Turns C(ml_services_projects) into compose files and what the role owns.
 positional: _input
+extends_documentation_fragment: [slipway.host.catalogue]
 options:
   _input:
     description: Projects as C(ml_services_projects) declares them.
     type: list
     elements: dict
     required: true
-  catalogue:
-    description: Folder of the catalogue.
-    type: path
-    required: true
-  variant:
-    description: C(cpu) or C(gpu).
-    type: str
-    required: true
-  base:
-    description: Base of images that ask for the default one.
-    type: str
-    required: true
-  args:
-    description: Build arguments, by image and argument.
-    type: dict
-    default: {}
   publish:
     description: Address that ports are bound to where a project does not say.
     type: str

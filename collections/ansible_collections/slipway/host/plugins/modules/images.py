@@ -16,29 +16,13 @@ description:
     same, and the task fails at the end.
   - The build runs detached on the host and is followed from here, so a lost connection does not end
     it, and two runs do not build twice.
+extends_documentation_fragment: [slipway.host.catalogue]
 options:
   names:
     description: Images of the catalogue; those they are based on come along.
     type: list
     elements: str
     required: true
-  catalogue:
-    description: Folder of the catalogue, on the controller.
-    type: path
-    required: true
-  variant:
-    description: Variant the host can use.
-    type: str
-    choices: [cpu, gpu]
-    required: true
-  base:
-    description: Base of images that ask for the default one, a name of C(bases.yml).
-    type: str
-    required: true
-  args:
-    description: Build arguments, by image and argument.
-    type: dict
-    default: {}
   build:
     description: How images are built, as the role's C(ml_images_build) documents it.
     type: dict

@@ -12,29 +12,13 @@ description:
   - Tells for each image of the catalogue whether the host holds it as the catalogue makes it, how
     big it is, what its build took, and what its smoke test proved.
   - Tells as well what else of Slipway's the host holds.
+extends_documentation_fragment: [slipway.host.catalogue]
 options:
   names:
     description: Images that the host is to hold.
     type: list
     elements: str
     required: true
-  catalogue:
-    description: Folder of the catalogue, on the controller.
-    type: path
-    required: true
-  variant:
-    description: Variant the host can use.
-    type: str
-    choices: [cpu, gpu]
-    required: true
-  base:
-    description: Base of images that ask for the default one, a name of C(bases.yml).
-    type: str
-    required: true
-  args:
-    description: Build arguments, by image and argument.
-    type: dict
-    default: {}
   show:
     description: What to print besides, for people.
     type: str
