@@ -74,6 +74,15 @@ def test_an_upgrade_that_goes_on_keeps_the_first_way_back() -> None:
     assert record.files == {"a_1.deb", "a_3.deb"}
 
 
+def test_what_a_rollback_leaves_is_noted_once() -> None:
+    record = Record(packages={"a": Before("x", "1")})
+    record.leave([_apt.Move("a", "2", "1"), _apt.Move("b", "2", ""), _apt.Move("c", "", "1")])
+    # The second try finds the first one half done.
+    record.leave([_apt.Move("a", "1", "1"), _apt.Move("d", "3", "1")])
+    assert record.state == _package_record.RETURNING
+    assert record.left == {"a": ("2", "1"), "b": ("2", ""), "d": ("3", "1")}
+
+
 def test_a_role_is_forgotten_with_what_it_left() -> None:
     record = _package_record.parse(RECORD.to_json())
     record.left = {"driver": ("2", "1"), "engine": ("5:2", "5:1")}

@@ -217,17 +217,21 @@ class Apt:
             status, output = self.run(command)
         return status, output
 
-    def change(self, command: Sequence[str], version_gone: str = "fail") -> list[str]:
+    def change(
+        self, command: Sequence[str], version_gone: str = "fail", doing: str = ""
+    ) -> list[str]:
         """Run a changing COMMAND, as :meth:`attempt` does; raise AptError where it fails.
 
-        Return the wanted versions that no source has, where VERSION_GONE says that this is none.
+        DOING is what it does, in words; without them, the command's own are told.  Return the
+        wanted versions that no source has, where VERSION_GONE says that this is no failure.
         """
         status, output = self.attempt(command)
         if status == 0:
             return []
         versions = ", ".join(gone := _apt.gone(output))
         if not gone:
-            self.fail(" ".join(word for word in command if not word.startswith("--")), output)
+            words = " ".join(word for word in command if not word.startswith("--"))
+            self.fail(doing or words, output)
         if unread := self.unread_of(_apt.named(command)):
             # Such a source may well have them, or newer ones.
             raise AptError(

@@ -76,6 +76,13 @@ class Record:
         for name, entry in moves.items():
             self.packages.setdefault(name, entry).came = entry.came
 
+    def leave(self, moves: Sequence[_apt.Move]) -> None:
+        """Note that a rollback makes these MOVES; one that goes on has its first versions noted."""
+        self.state = RETURNING
+        for move in moves:
+            if move.before not in ("", move.after):
+                self.left.setdefault(move.name, (move.before, move.after))
+
     def forget(self, role: str) -> bool:
         """Drop what the upgrade of a ROLE noted; return whether that was anything."""
         gone = {name for name, entry in self.packages.items() if entry.role == role}

@@ -145,7 +145,7 @@ class PackageSet:
         command = _apt.commands(plan)[0]
         self._fetch(command, moves)
         self._keep(role, [*moves, *self._replaced(wanted, known)])
-        self._make(command, [entry["name"] for entry in wanted if entry["hold"]])
+        self._make("the upgrade", command, [entry["name"] for entry in wanted if entry["hold"]])
         return Result(True, moves)
 
     def go_back(self, role: str | None) -> Result:
@@ -160,33 +160,43 @@ class PackageSet:
                 "runs: boot the one of before and run again"
             )
         if not back.moves:
-            return self._hold_only(back)
-        roles = {record.packages[move.name].role for move in back.moves}
-        if role in roles:
+            return self._settle_way_back(back)
+        if role in {record.packages[move.name].role for move in back.moves}:
             self._wait_for_gpus()
         plan = _apt.Plan(install=back.install, purge=back.purge, downgrade=True)
         command = _apt.commands(plan)[0]
-        status, output = self.apt.attempt(_apt.dry(command, "--simulate"))
-        if status != 0:
-            archive = (
-                f" The archive must still have {', '.join(back.unkept)}." if back.unkept else ""
-            )
-            raise AptError(
-                f"there is no way back: {_apt.errors(output)}.{archive} Nothing was changed.",
-                output,
-            )
-        self._refuse_removal(_apt.moves(output), set(back.purge))
+        self._try_way_back(command, back)
         if self.module.check_mode:
             return Result(True, back.moves)
         self._fetch(command, back.moves)
-        record.state = _package_record.RETURNING
-        left = {move.name: (move.before, move.after) for move in back.moves if move.before}
-        record.left.update(left)
+        record.leave(back.moves)
         self.kept.write()
-        self._make(command, back.hold)
-        record.state = _package_record.RETURNED
-        self.kept.write()
+        self._make("the way back", command, back.hold)
+        self._settle_way_back(back)
         return Result(True, back.moves)
+
+    def _try_way_back(self, command: Sequence[str], back: _package_record.Return) -> None:
+        """Raise AptError where the way BACK by COMMAND does not lead there."""
+        status, output = self.apt.attempt(_apt.dry(command, "--simulate"))
+        if status != 0:
+            lost = ", ".join(back.unkept)
+            needs = f" The archive must still have {lost}." if lost else ""
+            why = _apt.errors(output).rstrip(".")
+            raise AptError(f"there is no way back: {why}.{needs} Nothing was changed.", output)
+        self._refuse_removal(_apt.moves(output), set(back.purge))
+
+    def _settle_way_back(self, back: _package_record.Return) -> Result:
+        """Come to the end of a way BACK on which no package has to move any more."""
+        record = self.kept.record
+        if not record.packages:
+            self.apt.notes.append("there is nothing to go back to: no upgrade is recorded here")
+        ends = record.state == _package_record.RETURNING and not back.stays
+        if not self.module.check_mode:
+            self.apt.hold_again(back.hold)
+            if ends:
+                record.state = _package_record.RETURNED
+                self.kept.write()
+        return Result(bool(back.hold or ends))
 
     def prove(self) -> Result:
         """Close the record: the next upgrade begins a new one."""
@@ -290,8 +300,8 @@ class PackageSet:
 
     def _fetch(self, command: Sequence[str], moves: Moves) -> None:
         """Fetch all that is to come, and make sure that there is room to unpack it."""
-        # A package file of the way back lies on this host, and is no archive's.
-        self.apt.change(_apt.dry(command, "--download-only"))
+        fetch = _apt.dry(command, "--download-only")
+        self.apt.change(fetch, doing="fetching the packages")
         coming = [f"{move.name}={move.after}" for move in moves if move.after]
         _status, shown = self.apt.run(["apt-cache", "show", "--", *coming]) if coming else (0, "")
         point = mount_point(UNPACKED)
@@ -307,7 +317,7 @@ class PackageSet:
         if not self.kept.record.open:
             self.kept.record = Record(began=now())
         record = self.kept.record
-        record.state = _package_record.UPGRADING
+        record.state, record.left = _package_record.UPGRADING, {}
         known = _probe.dpkg([move.name for move in moves])
         before = {}
         for move in moves:
@@ -350,22 +360,9 @@ class PackageSet:
     def _architecture(self) -> str:
         return self.apt.run(["dpkg", "--print-architecture"])[1].strip()
 
-    def _make(self, command: Sequence[str], hold: Sequence[str]) -> None:
+    def _make(self, doing: str, command: Sequence[str], hold: Sequence[str]) -> None:
         """Run the changing COMMAND; the set is held afterwards, whatever comes of it."""
         try:
-            self.apt.change(command)
+            self.apt.change(command, doing=doing)
         finally:
             self.apt.hold_again(hold)
-
-    def _hold_only(self, back: _package_record.Return) -> Result:
-        """Finish a way back on which no package has to move any more."""
-        record = self.kept.record
-        if not record.packages:
-            self.apt.notes.append("there is nothing to go back to: no upgrade is recorded here")
-        returning = record.state == _package_record.RETURNING
-        if not self.module.check_mode:
-            self.apt.hold_again(back.hold)
-            if returning:
-                record.state = _package_record.RETURNED
-                self.kept.write()
-        return Result(bool(back.hold or returning))
