@@ -422,6 +422,8 @@ def test_what_an_upgrade_asks_for(
     plans = _apt.upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
     assert [plan.install for plan in plans] == choices
     assert all(plan.downgrade == ("version" in entry) for plan in plans)
+    # What is let go is named: apt keeps what is held.
+    assert [plan.purge for plan in plans[1:]] == [["a"] for _ in choices[1:]]
 
 
 def test_a_command_that_only_tries() -> None:

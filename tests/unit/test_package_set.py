@@ -141,6 +141,36 @@ def test_what_cannot_work_is_refused(
     assert not told(host, "apt-mark")
 
 
+KERNEL = {"name": "modules", "optional": True, "hold": True}
+
+
+@pytest.mark.parametrize(
+    ("simulated", "moves"),
+    [
+        (
+            "Inst driver [1] (2 x)\\nPurg modules [1]\\n",
+            ["1 -> 2: driver", "1 -> (removed): modules"],
+        ),
+        # Nothing newer comes by it.
+        ("Purg modules [1]\\n", []),
+    ],
+)
+def test_modules_of_a_kernel_that_the_archive_dropped_are_let_go(
+    run_module: RunModule,
+    host: Path,
+    apt: Callable[..., None],
+    program: Callable[[str, str], None],
+    simulated: str,
+    moves: list[str],
+) -> None:
+    apt()
+    dropped = 'case "$*" in *--simulate*modules) echo "E: held broken packages"; exit 100 ;;'
+    program("apt-get", f"{dropped} *--simulate*) printf '{simulated}' ;; esac")
+    result = upgrade(run_module, packages=[*WANTED, KERNEL])
+    assert result.get("moves", []) == moves
+    assert result.get("failed", False) == (not moves)
+
+
 def test_who_holds_a_gpu_is_told(
     run_module: RunModule,
     host: Path,

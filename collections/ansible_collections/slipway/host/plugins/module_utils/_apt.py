@@ -140,23 +140,24 @@ def upgrades(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) ->
     """Return what makes the WANTED set as new as the sources have it, the first choice first.
 
     The second one lets go of those that are optional: modules of a kernel for which the archive has
-    no newer ones.
+    no newer ones.  They have to be named: apt keeps what is held.
     """
-    base = plan(wanted, known)
-    base.downgrade = any(entry.get("version") for entry in wanted)
+    choice = plan(wanted, known)
+    choice.downgrade = any(entry.get("version") for entry in wanted)
     there = {name for name, entry in known.items() if is_installed(entry)}
-    found = []
-    for ignored in (("replaced",), ("replaced", "optional")):
-        install = [
-            f"{entry['name']}={entry['version']}" if entry.get("version") else entry["name"]
-            for entry in wanted
-            if entry.get("state", "present") == "present"
-            and not any(entry.get(key) for key in ignored)
-            # A missing one that is optional, and an installed one that follows, is asked for apart.
-            and not entry.get("optional" if entry["name"] not in there else "follows")
-        ]
-        found.append(replace(base, install=install))
-    return found if found[0] != found[1] else found[:1]
+    choice.install = [
+        f"{entry['name']}={entry['version']}" if entry.get("version") else entry["name"]
+        for entry in wanted
+        if entry.get("state", "present") == "present"
+        and not entry.get("replaced")
+        # A missing one that is optional, and an installed one that follows, is asked for apart.
+        and not entry.get("optional" if entry["name"] not in there else "follows")
+    ]
+    free = [entry["name"] for entry in wanted if entry.get("optional") and entry["name"] in there]
+    if not free:
+        return [choice]
+    install = [spelled for spelled in choice.install if spelled.partition("=")[0] not in free]
+    return [choice, replace(choice, install=install, purge=[*choice.purge, *free])]
 
 
 def dry(command: Sequence[str], option: str) -> list[str]:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
@@ -100,10 +100,10 @@ class Apt:
         # What the refresh said of sources that it could not use, by their address.
         self.unread: dict[str, str] = {}
 
-    def fail(self, doing: str, output: str) -> NoReturn:
-        """Raise AptError with apt's own words and what to do."""
+    def error(self, doing: str, output: str) -> AptError:
+        """Return what to raise where DOING failed: apt's own words, and what to do."""
         said = f"{doing} failed: {_apt.errors(output).rstrip('.')}."
-        raise AptError(" ".join([said, *self._remedies(output)]), output)
+        return AptError(" ".join([said, *self._remedies(output)]), output)
 
     def _remedies(self, output: str) -> list[str]:
         """Return sentences that say what stands behind OUTPUT, and what to do."""
@@ -149,7 +149,7 @@ class Apt:
             time.sleep(wait)
             status, output = self.run(_apt.UPDATE)
         if status != 0:
-            self.fail("refreshing the package index", output)
+            raise self.error("refreshing the package index", output)
         self.unread = _apt.unread(output)
 
     def unread_of(self, names: Iterable[str]) -> list[str]:
@@ -231,7 +231,7 @@ class Apt:
         versions = ", ".join(gone := _apt.gone(output))
         if not gone:
             words = " ".join(word for word in command if not word.startswith("--"))
-            self.fail(doing or words, output)
+            raise self.error(doing or words, output)
         if unread := self.unread_of(_apt.named(command)):
             # Such a source may well have them, or newer ones.
             raise AptError(

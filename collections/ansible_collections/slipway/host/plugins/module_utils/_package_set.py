@@ -126,6 +126,8 @@ class PackageSet:
         self.gpus_free = gpus_free
         self.lock_timeout = lock_timeout
         self.apt = Apt(module, lock_timeout)
+        # Whether dpkg had left something to finish.
+        self.finished = False
         self.kept = Kept()
 
     def upgrade(self, role: str, wanted: list[dict[str, Any]], gone: str) -> Result:
@@ -138,7 +140,7 @@ class PackageSet:
                 raise AptError(f"what is newest cannot be told. {' '.join(unread)}")
             plan, moves = self._simulated(wanted, known, gone)
         if not moves:
-            return Result()
+            return Result(self.finished)
         self._wait_for_gpus()
         if self.module.check_mode:
             return Result(True, moves)
@@ -196,7 +198,7 @@ class PackageSet:
             if ends:
                 record.state = _package_record.RETURNED
                 self.kept.write()
-        return Result(bool(back.hold or ends))
+        return Result(bool(back.hold or ends or self.finished))
 
     def prove(self) -> Result:
         """Close the record: the next upgrade begins a new one."""
@@ -249,6 +251,7 @@ class PackageSet:
         """Return what dpkg knows of the packages, after finishing what it had left."""
         known: dict[str, _apt.Known] = _probe.dpkg(names)
         left = _apt.unfinished(known)
+        self.finished = self.finished or bool(left)
         if left and not self.module.check_mode:
             self.apt.finish(left)
             known = _probe.dpkg(names)
@@ -258,14 +261,19 @@ class PackageSet:
         self, wanted: list[dict[str, Any]], known: Mapping[str, _apt.Known], gone: str
     ) -> tuple[_apt.Plan, Moves]:
         """Return how the set gets to its newest versions, and what that moves."""
-        status, output, plan = 1, "", _apt.Plan()
+        failures: list[str] = []
         for plan in _apt.upgrades(wanted, known):
+            follow = [entry for entry in wanted if entry["name"] not in plan.purge]
             plan.install += self.apt.known(plan.optional)
-            plan.install += self.apt.followers(wanted, known)
+            plan.install += self.apt.followers(follow, known)
             status, output = self.apt.attempt(_apt.dry(_apt.commands(plan)[0], "--simulate"))
-            if status == 0:
-                break
-        versions = ", ".join(lost := _apt.gone(output))
+            moves = _apt.moves(output)
+            # To let go of something is no choice of its own, without anything newer to come.
+            if status == 0 and (not failures or any(move.after for move in moves)):
+                self._refuse_removal(moves, {entry["name"] for entry in wanted})
+                return plan, moves
+            failures.append(output)
+        versions = ", ".join(lost := _apt.gone(failures[0]))
         if lost and gone == "newest":
             self.apt.notes.append(f"no source has version {versions}: the newest comes instead")
             free = [{**entry, "version": None, "follows": None} for entry in wanted]
@@ -274,11 +282,7 @@ class PackageSet:
             raise AptError(
                 f"no source has version {versions} any more; nothing was changed. Name another one."
             )
-        if status != 0:
-            self.apt.fail("finding out what an upgrade would do", output)
-        moves = _apt.moves(output)
-        self._refuse_removal(moves, {entry["name"] for entry in wanted})
-        return plan, moves
+        raise self.apt.error("finding out what an upgrade would do", failures[0])
 
     def _replaced(
         self, wanted: list[dict[str, Any]], known: Mapping[str, _apt.Known]
