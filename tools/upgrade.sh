@@ -21,7 +21,7 @@ shift
 roles=''
 while [ $# -gt 0 ]; do
     case "$1" in
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,17p' "$0" && exit 0 ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,16p' "$0" && exit 0 ;;
     -*) break ;;
     *) roles="$roles${roles:+,}\"$1\"" && shift ;;
     esac
