@@ -118,10 +118,13 @@ def test_the_way_back() -> None:
     )
 
 
-def test_a_kernel_that_runs_stays() -> None:
-    back = _package_record.way_back(RECORD, AFTER, KERNEL)
+def test_a_kernel_that_runs_stays_and_its_driver_goes() -> None:
+    driver = f"linux-modules-nvidia-580-server-{KERNEL}"
+    record = Record(packages={**RECORD.packages, driver: Before("nvidia_driver")})
+    known = {**AFTER, driver: ["hold", "installed", "6.8"]}
+    back = _package_record.way_back(record, known, KERNEL)
     assert back.stays == [f"linux-image-{KERNEL}"]
-    assert back.purge == ["new"]
+    assert back.purge == [driver, "new"]
 
 
 def test_where_all_is_as_before_nothing_moves() -> None:

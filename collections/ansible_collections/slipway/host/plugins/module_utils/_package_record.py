@@ -136,6 +136,11 @@ class Return:
     stays: list[str] = field(default_factory=list)
 
 
+def _carries_kernel(name: str, kernel: str) -> bool:
+    """Whether a package is part of a KERNEL itself, not of a driver for it."""
+    return name.startswith("linux-") and name.endswith(f"-{kernel}") and "nvidia" not in name
+
+
 def way_back(record: Record, known: Mapping[str, _apt.Known], kernel: str) -> Return:
     """Return what brings a host back to what RECORD says it had.
 
@@ -149,7 +154,7 @@ def way_back(record: Record, known: Mapping[str, _apt.Known], kernel: str) -> Re
         want, state, version = known.get(name) or ("unknown", "not-installed", "")
         if state in ("not-installed", "config-files"):
             version = ""
-        if not entry.version and name.endswith(f"-{kernel}") and version:
+        if not entry.version and version and _carries_kernel(name, kernel):
             result.stays.append(name)
             continue
         if version == entry.version and state not in _apt.UNFINISHED:
