@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _apt, _apt_run, _probe
 from ansible_collections.slipway.host.plugins.modules import held_packages
 
 from tests.unit.conftest import RunModule
@@ -280,7 +280,7 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
 def test_sources_that_cannot_be_used_are_named_with_what_to_do(
     output: str, expected: list[str]
 ) -> None:
-    found = _apt.unread(output)
+    found = list(_apt.unread(output).values())
     assert len(found) == len(expected)
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
 
@@ -305,9 +305,9 @@ def apt(
     In the script $count says how often it has been called before.
     """
     monkeypatch.setattr(_probe, "dpkg", dict.fromkeys)
-    monkeypatch.setattr(held_packages, "RETRIES", (0, 0))
-    monkeypatch.setattr(held_packages, "LOCK_PAUSE", 0)
-    monkeypatch.setattr(held_packages, "lock_holder", str)
+    monkeypatch.setattr(_apt_run, "RETRIES", (0, 0))
+    monkeypatch.setattr(_apt_run, "LOCK_PAUSE", 0)
+    monkeypatch.setattr(_apt_run, "lock_holder", str)
     calls = tmp_path / "calls"
     calls.touch()
 
@@ -362,3 +362,156 @@ def test_a_lock_is_waited_for_only_so_long(run_module: RunModule, apt: Apt) -> N
     result = run_module(held_packages, packages=WANTED, lock_timeout=0)
     assert calls() == ["apt-get install a"]
     assert "After 0 seconds another process still held apt's lock" in result["msg"]
+
+
+# Upgrades.
+
+SIMULATED = """\
+NOTE: This is only a simulation!
+Inst libcommon [1.0] (2.0 Archive:1/noble [amd64]) []
+Inst driver [1.0] (2.0 Archive:1/noble [amd64])
+Inst kernel-2 (6.8 Archive:1/noble [amd64])
+Remv kernel-1 [6.7]
+Purg old [0.9]
+Remv swapped [1.0]
+Inst swapped [1.0] (2.0 Archive:1/noble [all])
+Inst again [1.0] (1.0 Archive:1/noble [all])
+Conf driver (2.0 Archive:1/noble [amd64])
+"""
+MOVES = [
+    _apt.Move("driver", "1.0", "2.0"),
+    _apt.Move("kernel-1", "6.7", ""),
+    _apt.Move("kernel-2", "", "6.8"),
+    _apt.Move("libcommon", "1.0", "2.0"),
+    _apt.Move("old", "0.9", ""),
+    _apt.Move("swapped", "1.0", "2.0"),
+]
+
+
+def test_what_apt_would_do_is_read() -> None:
+    assert _apt.moves(SIMULATED) == MOVES
+    assert _apt.moves("Reading package lists...\n") == []
+
+
+def test_moves_of_the_same_versions_are_told_together() -> None:
+    assert _apt.told(MOVES) == [
+        "1.0 -> 2.0: driver, libcommon, swapped",
+        "6.7 -> (removed): kernel-1",
+        "(new) -> 6.8: kernel-2",
+        "0.9 -> (removed): old",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "known", "choices"),
+    [
+        pytest.param({}, HELD, [["a"]], id="held at some version"),
+        pytest.param({}, None, [["a"]], id="missing"),
+        pytest.param({"version": "2.*"}, INSTALLED, [["a=2.*"]], id="at a version that is named"),
+        pytest.param({"optional": True}, HELD, [["a"], []], id="optional, let go if need be"),
+        pytest.param({"optional": True}, None, [[]], id="optional and missing"),
+        pytest.param({"replaced": True}, HELD, [[]], id="replaced by another"),
+        pytest.param({"follows": "2"}, HELD, [[]], id="following others"),
+        pytest.param({"follows": "2"}, None, [["a"]], id="following others, and missing"),
+        pytest.param({"state": "absent"}, HELD, [[]], id="to be removed"),
+    ],
+)
+def test_what_an_upgrade_asks_for(
+    entry: dict[str, Any], known: _apt.Known, choices: list[list[str]]
+) -> None:
+    plans = _apt.upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
+    assert [plan.install for plan in plans] == choices
+    assert all(plan.downgrade == ("version" in entry) for plan in plans)
+    # What is let go is named: apt keeps what is held.
+    assert [plan.purge for plan in plans[1:]] == [["a"] for _ in choices[1:]]
+
+
+def test_a_command_that_only_tries() -> None:
+    command = ["apt-get", "--quiet=2", "install", "--", "a=1", "old-"]
+    assert _apt.dry(command, "--simulate")[:3] == ["apt-get", "--simulate", "--quiet=2"]
+    assert _apt.named(command) == ["a", "old"]
+
+
+def test_where_packages_come_from() -> None:
+    policy = """\
+a:
+  Installed: 1
+  Version table:
+     2 500
+        500 http://archive noble/main amd64 Packages
+ *** 1 100
+        100 /var/lib/dpkg/status
+        -1 copy:/srv/x ./ Packages
+b:
+  Installed: 1
+  Version table:
+ *** 1 100
+        100 /var/lib/dpkg/status
+"""
+    assert _apt.sources(policy) == [["http://archive", "copy:/srv/x"], []]
+
+
+def test_the_room_that_packages_take() -> None:
+    assert _apt.room("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n") == 7168
+
+
+def test_what_was_interrupted_is_finished_before_anything_is_planned(
+    run_module: RunModule, apt: Apt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(["interrupted", "installed"])
+    monkeypatch.setattr(_probe, "dpkg", lambda names: {"a": ["hold", next(states), "1"]})
+    calls = apt("exit 0")
+    result = run_module(held_packages, packages=[{"name": "a", "hold": True}])
+    # Not installed anew, which would take the newest.
+    assert calls() == ["dpkg --configure -a"]
+    assert (result["changed"], result["installed"]) == (True, [])
+    assert result["slipway_note"] == "finished what an interrupted installation had left: a"
+
+
+def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
+    run_module: RunModule, apt: Apt, program: Callable[[str, str], None]
+) -> None:
+    program("apt-cache", "printf 'a:\\n        500 http://m noble/main amd64 Packages\\n'")
+    calls = apt(
+        """case "$*" in
+        *update) echo 'W: Failed to fetch http://m/dists/noble/InRelease  Could not connect.' ;;
+        *) echo "E: Version '2' for 'a' was not found"; exit 100 ;;
+        esac"""
+    )
+    wanted = [{"name": "a", "version": "2"}]
+    result = run_module(held_packages, packages=wanted, version_gone="newest")
+    assert calls() == ["apt-get install a=2", "apt-get update", "apt-get install a=2"]
+    assert result["failed"]
+    assert "no source that could be read has version 2; nothing was changed." in result["msg"]
+    assert "The source http://m/dists/noble/InRelease could not be fetched" in result["msg"]
+
+
+def test_what_came_with_a_package_goes_with_it(
+    run_module: RunModule, apt: Apt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "dpkg", lambda names: dict.fromkeys(names, HELD))
+    calls = apt(
+        """case "$*" in *--simulate*purge*) printf 'Purg %s [1]\\n' a needs-a ;; esac
+        case "$*" in *--auto-remove*) printf 'Purg %s [1]\\n' came idle ;; esac
+        case "$*" in *autoremove) printf 'Remv idle [1]\\n' ;; esac"""
+    )
+    wanted = [{"name": "a", "state": "absent"}]
+    assert run_module(held_packages, packages=wanted)["purged"] == ["a", "came"]
+    assert calls()[-1] == "apt-get purge a came"
+
+
+def test_what_fails_half_way_is_held_nevertheless(
+    run_module: RunModule,
+    apt: Apt,
+    program: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        _probe, "dpkg", lambda names: {name: ["install", "unpacked", "1"] for name in names}
+    )
+    program("apt-mark", f'echo "$*" >{tmp_path}/marked')
+    apt("case $* in *install*) echo 'E: Sub-process failed'; exit 100 ;; esac")
+    wanted = [{"name": "a", "hold": True}, {"name": "b"}]
+    assert run_module(held_packages, packages=wanted)["failed"]
+    assert (tmp_path / "marked").read_text() == "--quiet=2 hold a\n"

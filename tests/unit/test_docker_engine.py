@@ -99,6 +99,13 @@ def test_absent_takes_everything_back() -> None:
     assert owned["keyrings"] == []
 
 
+def test_what_firewalls_use_as_well_stays_and_is_let_go() -> None:
+    owned = plan(facts(docker_package="docker.io"), state="absent")["owned"]
+    packages = {entry["name"]: entry for entry in owned["packages"]}
+    assert packages["docker.io"] == {"name": "docker.io", "state": "absent"}
+    assert packages["iptables"] == {"name": "iptables", "optional": True, "hold": False}
+
+
 def test_the_engine_is_restarted_after_its_settings_changed() -> None:
     service = plan()["owned"]["units"][-1]
     assert service["name"] == "docker.service"

@@ -57,6 +57,20 @@ def test_all_four_packages_have_one_version_and_are_held() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "upgrade", "refused"),
+    [("1.20.1", False, True), ("1.20.1", True, False), ("1.20.0", False, False)],
+)
+def test_a_version_that_was_rolled_back_comes_again_only_by_an_upgrade(
+    version: str, upgrade: bool, refused: bool
+) -> None:
+    left = {name: ["1.20.1-1", "1.20.0-1"] for name in toolkit.PACKAGES}
+    given = facts("t4", rolled_back=left)
+    found = toolkit.plan(given, version, REPOSITORY, True, "present", upgrade)["owned"]["refused"]
+    assert bool(found) == refused
+    assert all("declare 1.20.0 (nvidia_container_toolkit_version)" in why for why in found)
+
+
+@pytest.mark.parametrize(
     ("version", "words"),
     [
         ("1.20", "'1.20', which is no version like"),

@@ -310,6 +310,61 @@ def test_the_kernel_is_to_have_the_installed_version(
     assert modules["nouveau"]["state"] == "absent"
 
 
+# --- upgrades ----------------------------------------------------------------------------------
+
+
+def newest(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what an upgrade is about, by name."""
+    return {entry["name"]: entry for entry in found["newest"]}
+
+
+def test_an_upgrade_takes_the_whole_set_to_no_version_of_its_own() -> None:
+    present = {**installed(OLD), "nvidia-utils-580-server": NEW}
+    named = newest(plan(facts("t4", packages=present)))
+    firmware = "nvidia-firmware-580-server-580.173.02"
+    assert named.pop(firmware) == {"name": firmware, "hold": True, "replaced": True}
+    assert not any({"version", "follows"} & set(entry) for entry in named.values())
+    assert {"nvidia-utils-580-server", "linux-image-generic"} < set(named)
+
+
+def test_an_upgrade_to_a_named_version_has_it_all_at_that() -> None:
+    found = plan(facts("t4", packages=installed(OLD)), version="580.178.04")
+    named = newest(found)
+    assert named["nvidia-utils-580-server"]["version"] == "580.178.04-*"
+    assert named["linux-modules-nvidia-580-server-open-generic"]["follows"] == "580.178.04"
+    assert named["nvidia-firmware-580-server-580.173.02"]["state"] == "absent"
+
+
+def test_an_upgrade_to_another_branch_takes_the_old_one_out() -> None:
+    named = newest(plan(facts("t4", packages=installed(OLD)), branch="595"))
+    assert named["nvidia-utils-580-server"] == {
+        "name": "nvidia-utils-580-server",
+        "state": "absent",
+    }
+    assert named["nvidia-utils-595-server"] == {"name": "nvidia-utils-595-server", "hold": True}
+
+
+@pytest.mark.parametrize(
+    ("variables", "refused"),
+    [
+        ({}, False),
+        ({"branch": "595"}, True),
+        ({"branch": "595", "upgrade": True}, False),
+        ({"version": "580.178.04"}, True),
+        ({"version": "580.178.04", "upgrade": True}, False),
+        ({"version": "580.173.02"}, False),
+    ],
+)
+def test_a_driver_that_was_rolled_back_comes_again_only_by_an_upgrade(
+    variables: dict[str, Any], refused: bool
+) -> None:
+    left = {name: [NEW, OLD] for name in installed(OLD)}
+    left["nvidia-utils-595-server"] = [f"595.91.07-{REVISION}", ""]
+    found = plan(facts("t4", packages=installed(OLD), rolled_back=left), **variables)
+    assert bool(found["owned"]["refused"]) == refused
+    assert found["owned"]["units"], "a rollback has to load what is there"
+
+
 # --- where it comes from -----------------------------------------------------------------------
 
 

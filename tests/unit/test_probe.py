@@ -73,6 +73,21 @@ def test_packages_are_found_by_their_whole_name(root: Path) -> None:
     }
 
 
+def test_what_dpkg_was_doing_when_it_was_interrupted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its database still says that the package is installed.
+    write(root, "/var/lib/dpkg/updates/0001", "Package: docker.io\nStatus: hold ok unpacked\n")
+    write(root, "/var/lib/dpkg/updates/tmp.i", "#padding\n" * 3)
+    names_in = _probe.names_in
+    monkeypatch.setattr(_probe, "names_in", lambda path: names_in(f"{root}{path}"))
+    assert _probe.dpkg(["docker.io", "iptables", "new"]) == {
+        "docker.io": ["hold", "interrupted", "26.1.5+dfsg1-9+b9"],
+        "iptables": ["install", "installed", "1.8.11-2"],
+        "new": None,
+    }
+
+
 def test_a_host_without_dpkg_has_no_packages(tmp_path: Path, root: Path) -> None:
     (root / "var/lib/dpkg/status").unlink()
     assert _probe.dpkg(["bash"]) == {"bash": None}

@@ -29,7 +29,8 @@ requirements:
   - enabled in ansible.cfg
 """
 
-LOOK = "Look"
+# The plays of which each run wants a host.
+PLAYS = ("Look", "Upgrade", "Roll back")
 NO_HOSTS = (
     "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
     "servers in inventory/hosts.yml, or another inventory with -i."
@@ -61,12 +62,12 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         """Remember that there was nobody to look at."""
-        self.no_hosts = self.no_hosts or self.play == LOOK
+        self.no_hosts = self.no_hosts or self.play in PLAYS
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Take what the survey found, and the notes that other tasks leave."""
         answer, host = result.result, result.host.name
-        if result.task.action in SURVEY and host not in self.report:
+        if result.task.action in SURVEY and "differences" in answer and host not in self.report:
             # The first survey of a run; the one after the roles found nothing, or failed.
             entry = self._entry(host)
             entry["differences"] = answer["differences"]
@@ -95,7 +96,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
         for host, entry in self.report.items():
-            if entry["status"] == "drift" and stats.summarize(host)["changed"]:
+            # Also of a host that was as declared: an upgrade changes what it had.
+            if entry["status"] in ("drift", "as declared") and stats.summarize(host)["changed"]:
                 entry["status"] = "changed"
         file = self.get_option("report")
         if file:

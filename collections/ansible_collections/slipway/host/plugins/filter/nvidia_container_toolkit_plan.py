@@ -36,6 +36,10 @@ options:
     description: C(present) or C(absent).
     type: str
     required: true
+  upgrade:
+    description: Whether an upgrade is asked for, which may also bring what was rolled back.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""

@@ -61,6 +61,10 @@ options:
     description: C(present) or C(absent).
     type: str
     required: true
+  upgrade:
+    description: Whether an upgrade is asked for, which may also bring what was rolled back.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -75,7 +79,7 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: A mapping with needed, managed, source, branch, modules, reason, notes, key_url,
-    first and owned.
+    first, newest and owned.
   type: dict
 """
 

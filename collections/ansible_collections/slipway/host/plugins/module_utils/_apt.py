@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # What dpkg knows of a package: ``[want, state, version]``, None where it never heard of it.
@@ -23,14 +23,26 @@ OPTIONS = [
     "--option=Dpkg::Options::=--force-confold",
 ]
 UPDATE = ["apt-get", "--quiet=2", "update"]
+HOLD = ["apt-mark", "--quiet=2", "hold"]
+UNHOLD = ["apt-mark", "--quiet=2", "unhold"]
 # What apt asks for where dpkg was interrupted.
 FINISH = ["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"]
 
-# The states of a package whose installation or removal began and did not end; see dpkg(1).
+# The states of a package whose installation or removal began and did not end; see dpkg(1). The last
+# one is the probe's own, for what dpkg was doing when it was interrupted.
 UNFINISHED = (
     *("half-installed", "unpacked", "half-configured"),
-    *("triggers-awaited", "triggers-pending"),
+    *("triggers-awaited", "triggers-pending", "interrupted"),
 )
+
+
+@dataclass(frozen=True)
+class Move:
+    """A package and its versions before and after a transaction; empty where it is not there."""
+
+    name: str
+    before: str
+    after: str
 
 
 @dataclass
@@ -108,9 +120,9 @@ def commands(actions: Plan) -> list[list[str]]:
     if gone:
         found.append(["apt-get", *OPTIONS, "purge", "--", *gone])
     if actions.hold:
-        found.append(["apt-mark", "--quiet=2", "hold", *actions.hold])
+        found.append([*HOLD, *actions.hold])
     if actions.unhold:
-        found.append(["apt-mark", "--quiet=2", "unhold", *actions.unhold])
+        found.append([*UNHOLD, *actions.unhold])
     return found
 
 
@@ -122,6 +134,81 @@ def newest(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> l
         if entry.get("state", "present") == "present"
         and (not entry.get("optional") or is_installed(known.get(entry["name"])))
     ]
+
+
+def upgrades(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> list[Plan]:
+    """Return what makes the WANTED set as new as the sources have it, the first choice first.
+
+    The second one lets go of those that are optional: modules of a kernel for which the archive has
+    no newer ones.  They have to be named: apt keeps what is held.
+    """
+    choice = plan(wanted, known)
+    choice.downgrade = any(entry.get("version") for entry in wanted)
+    there = {name for name, entry in known.items() if is_installed(entry)}
+    choice.install = [
+        f"{entry['name']}={entry['version']}" if entry.get("version") else entry["name"]
+        for entry in wanted
+        if entry.get("state", "present") == "present"
+        and not entry.get("replaced")
+        # A missing one that is optional, and an installed one that follows, is asked for apart.
+        and not entry.get("optional" if entry["name"] not in there else "follows")
+    ]
+    free = [entry["name"] for entry in wanted if entry.get("optional") and entry["name"] in there]
+    if not free:
+        return [choice]
+    install = [spelled for spelled in choice.install if spelled.partition("=")[0] not in free]
+    return [choice, replace(choice, install=install, purge=[*choice.purge, *free])]
+
+
+def dry(command: Sequence[str], option: str) -> list[str]:
+    """Return COMMAND with an OPTION by which apt-get stops short of changing anything."""
+    return [command[0], option, *command[1:]]
+
+
+def removal(purge: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return commands that tell what becomes unneeded when packages are purged.
+
+    What the last of them would remove and the other two would not: the first tells what nothing
+    needs already, the second what cannot be without the packages.
+    """
+    unneeded = dry(["apt-get", *OPTIONS, "autoremove"], "--simulate")
+    alone = dry(["apt-get", *OPTIONS, "purge", "--", *purge], "--simulate")
+    return unneeded, alone, dry(alone, "--auto-remove")
+
+
+def removed(simulated: str) -> set[str]:
+    """Return the names of the packages that `apt-get --simulate` would remove."""
+    return {move.name for move in moves(simulated) if not move.after}
+
+
+def moves(simulated: str) -> list[Move]:
+    """Return what `apt-get --simulate` would do."""
+    found: dict[str, Move] = {}
+    pattern = r"^(Inst|Remv|Purg) (\S+)(?: \[(\S+)\])?(?: \((\S+))?"
+    for match in re.finditer(pattern, simulated, re.M):
+        name, before = match[2], match[3] or ""
+        earlier = found.get(name)
+        found[name] = Move(name, earlier.before if earlier else before, match[4] or "")
+    return [move for _name, move in sorted(found.items()) if move.before != move.after]
+
+
+def told(moved: Sequence[Move]) -> list[str]:
+    """Return MOVED as lines for a person, those of the same versions together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for move in moved:
+        groups.setdefault((move.before or "(new)", move.after or "(removed)"), []).append(move.name)
+    return [f"{before} -> {after}: {', '.join(names)}" for (before, after), names in groups.items()]
+
+
+def room(shown: str) -> int:
+    """Return the bytes that packages take when installed, from what `apt-cache show` says."""
+    return sum(int(size) for size in re.findall(r"^Installed-Size: (\d+)$", shown, re.M)) * 1024
+
+
+def named(command: Sequence[str]) -> list[str]:
+    """Return the names of the packages that a COMMAND of :func:`commands` is about."""
+    words = command[command.index("--") + 1 :]
+    return [word.partition("=")[0].removesuffix("-") for word in words]
 
 
 def is_installed(known: Known) -> bool:
@@ -209,8 +296,10 @@ def unwritten(output: str) -> str:
     return (named[1] or named[2]) if named else ""
 
 
-def unread(output: str) -> list[str]:
+def unread(output: str) -> dict[str, str]:
     """Return a sentence for each source that apt's OUTPUT could not use: which, why, what to do.
+
+    They stand under the address that apt names.
 
     An update succeeds in spite of them, and goes on with what apt knew before.
     """
@@ -239,7 +328,13 @@ def unread(output: str) -> list[str]:
             )
             reason = match[2].strip().rstrip(":.")
             found[match[1]] = f"The source {match[1]} could not be fetched ({reason}): {what}"
-    return list(found.values())
+    return found
+
+
+def sources(policy: str) -> list[list[str]]:
+    """Return the addresses from which each package comes, as `apt-cache policy` tells them."""
+    packages = re.split(r"^\S+:$", policy, flags=re.M)[1:]
+    return [re.findall(r"^ +-?\d+ (\w+:\S+) ", package, re.M) for package in packages]
 
 
 def errors(output: str) -> str:

@@ -31,6 +31,8 @@ VENDOR_PACKAGES = (
     "docker-buildx-plugin",
     "docker-compose-plugin",
 )
+# Stays where the engine goes: firewalls use it too, and would go with it.
+SHARED = frozenset({"iptables"})
 # Distributions that Docker's own repository serves.
 VENDOR_DISTRIBUTIONS = ("Debian", "Ubuntu")
 
@@ -97,6 +99,13 @@ def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> st
     )
 
 
+def _removed(name: str) -> dict[str, Any]:
+    """Return a package as it is where the engine was removed."""
+    if name in SHARED:
+        return {"name": name, "optional": True, "hold": False}
+    return {"name": name, "state": "absent"}
+
+
 def plan(
     facts: Mapping[str, Any],
     source: str,
@@ -120,9 +129,7 @@ def plan(
         VENDOR_PACKAGES if chosen == "docker" else DISTRIBUTION_PACKAGES.get(platform(facts), ())
     )
     packages = [
-        {"name": name, "state": "present", "hold": hold}
-        if present
-        else {"name": name, "state": "absent"}
+        {"name": name, "state": "present", "hold": hold} if present else _removed(name)
         for name in names
     ]
     keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils import _gpu_host
+from ansible_collections.slipway.host.plugins.module_utils._package_record import asked_again
 
 # From 1.18.0 on the four depend on each other by exact versions, and apt does not resolve a pinned
 # one by itself (NVIDIA/nvidia-container-toolkit#1091): all four are named, or none.
@@ -111,6 +112,7 @@ def plan(
     repository: Mapping[str, str],
     hold: bool,
     state: str,
+    upgrade: bool = False,
 ) -> dict[str, Any]:
     """Return whether the toolkit is ``needed``, the ``key_url`` and the ``owned`` state.
 
@@ -126,8 +128,10 @@ def plan(
     if number is None or refusal:
         return {"needed": True, "key_url": "", "owned": {"refused": [refusal]}}
     refreshes = number >= REFRESHES_SINCE
+    packages = [{"name": name, "version": version + REVISION, "hold": hold} for name in PACKAGES]
+    variables = "nvidia_container_toolkit_version"
     owned = {
-        "refused": [],
+        "refused": [] if upgrade else asked_again(facts, packages, variables),
         "keyrings": [{"path": KEYRING, "fingerprint": repository["fingerprint"]}],
         "files": [
             {"path": SOURCES, "content": _sources(facts, repository)},
@@ -137,9 +141,7 @@ def plan(
             else {"path": UNATTENDED, "state": "absent"},
             *_stale(),
         ],
-        "packages": [
-            {"name": name, "version": version + REVISION, "hold": hold} for name in PACKAGES
-        ],
+        "packages": packages,
         "units": [
             {"name": f"nvidia-cdi-refresh.{suffix}", "enabled": True, **more}
             for suffix, more in (("path", {"active": True}), ("service", {}))

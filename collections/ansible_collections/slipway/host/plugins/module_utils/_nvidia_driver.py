@@ -30,6 +30,7 @@ from ansible_collections.slipway.host.plugins.module_utils._gpu_facts import (
     Wanted,
 )
 from ansible_collections.slipway.host.plugins.module_utils._gpu_packages import PREBUILT
+from ansible_collections.slipway.host.plugins.module_utils._package_record import asked_again
 
 DISTRIBUTION = "distribution"
 KEEP = "keep"
@@ -132,14 +133,15 @@ def plan(
     hold: bool,
     hold_kernel: bool,
     state: str,
+    upgrade: bool = False,
 ) -> dict[str, Any]:
     """Return the driver of a host and the ``owned`` state that follows.
 
     FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names.
     The result has ``needed`` (a GPU of this host wants a driver), ``managed`` (this role installs
-    it), ``source``, ``branch``, ``modules``, ``reason`` and ``notes`` in words, ``key_url`` and
-    ``first`` (packages to install before all others).  What cannot work stands in
-    ``owned['refused']``.
+    it), ``source``, ``branch``, ``modules``, ``reason`` and ``notes`` in words, ``key_url``,
+    ``first`` (packages to install before all others) and ``newest`` (those that an upgrade is
+    about).  What cannot work stands in ``owned['refused']``.
     """
     host = _gpu_host.host_facts(facts)
     present = _driver_packages(facts)
@@ -168,8 +170,9 @@ def plan(
         ),
     ]
     pin = [entry for entry in packages if entry["name"] == decision.pin_package]
+    variables = "nvidia_driver_branch, nvidia_driver_version"
     owned = {
-        "refused": [],
+        "refused": [] if upgrade else asked_again(facts, packages, variables),
         "keyrings": [{"path": KEYRING, "fingerprint": where.fingerprint}]
         if where and where.key_url
         else [],
@@ -201,7 +204,14 @@ def plan(
             ),
         ],
     }
-    return _result(decision, owned, managed=True, first=pin, key_url=where.key_url if where else "")
+    return _result(
+        decision,
+        owned,
+        managed=True,
+        first=pin,
+        newest=_newest(packages, pinned=chosen == version),
+        key_url=where.key_url if where else "",
+    )
 
 
 def _result(
@@ -211,6 +221,7 @@ def _result(
     managed: bool = False,
     refused: Iterable[str] = (),
     first: Iterable[Mapping[str, Any]] = (),
+    newest: Iterable[Mapping[str, Any]] = (),
     key_url: str = "",
 ) -> dict[str, Any]:
     return {
@@ -223,6 +234,7 @@ def _result(
         "notes": list(decision.warnings),
         "key_url": key_url,
         "first": list(first),
+        "newest": list(newest),
         "owned": dict(owned or {"refused": list(refused)}),
     }
 
@@ -438,6 +450,21 @@ def _packages(
             # An archive drops those of older kernels: then the newest kernel and a reboot help.
             entry["optional"] = True
         yield entry
+
+
+def _newest(packages: Iterable[Mapping[str, Any]], pinned: bool) -> Iterator[Mapping[str, Any]]:
+    """Yield the set as an upgrade takes it: at no version, but for one that is PINNED.
+
+    Packages that bear a version in their name have no newer ones: others come in their place.
+    """
+    for entry in packages:
+        if entry.get("state") == "absent":
+            yield entry
+        elif _NAMED_VERSION.search(entry["name"]):
+            yield {**entry, "replaced": True}
+        else:
+            left = () if pinned else ("follows", "version")
+            yield {key: value for key, value in entry.items() if key not in left}
 
 
 def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -101,6 +101,11 @@ def strangers(holders: Iterable[Holder]) -> list[Holder]:
     return [holder for holder in holders if holder.command not in DAEMONS]
 
 
+def users_of_gpus(holders: Iterable[Holder]) -> list[str]:
+    """Return in words who holds a GPU for somebody."""
+    return [_at_work(holder) for holder in strangers(holders)]
+
+
 def terminals(sessions: Iterable[str]) -> list[str]:
     """Return who is logged in at a terminal, from the texts of /run/systemd/sessions/*.
 
@@ -141,7 +146,7 @@ def _reboot(found: Situation, reboot: str, why: str) -> tuple[Step, str]:
         return Step.REBOOT, why
     if reboot == NEVER:
         return Step.WAIT, f"{why}. Reboot the host (nvidia_driver_reboot is {NEVER}) and run again"
-    busy = [_at_work(holder) for holder in strangers(found.holders)] + list(found.users)
+    busy = users_of_gpus(found.holders) + list(found.users)
     if busy:
         return Step.WAIT, (
             f"{why}, and the host is busy: {'; '.join(busy)}. Let them end, or set "

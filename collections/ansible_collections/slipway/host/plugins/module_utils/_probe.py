@@ -14,7 +14,7 @@ key            asked with                   answered with
 ``facts``      (always)                     what the host is, see :func:`host_facts`
 ``reach``      URLs                         in ``facts``, see :func:`reachable`; tried only where
                                             no engine is installed, since only then it matters
-``packages``   names                        name to ``[want, state, version]`` of dpkg
+``packages``   names                        name to ``[want, state, version]``, see :func:`dpkg`
 ``files``      paths                        path to ``[type, mode, owner, group, sha256]``
 ``mtimes``     paths                        path to the time of its last change
 ``folders``    paths                        path to the names in it
@@ -63,6 +63,7 @@ TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
 # how many of them need no such look, see _gpu_data.
 NVLINK5_GPUS, NVLINK5_BASEBOARD = ("0x2901", "0x2909", "0x290a", "0x3182"), 8
 EFI = "/sys/firmware/efi"
+UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
 
 
 def read(path: str) -> bytes | None:
@@ -92,17 +93,29 @@ def package_state(text: str, start: int) -> list[str]:
     return [want, state, field.get("Version", "")]
 
 
+def dpkg_journal() -> str:
+    """Return what dpkg did since it last wrote its database; empty unless it was interrupted."""
+    folder = "/var/lib/dpkg/updates"
+    return "".join(word(f"{folder}/{name}") + "\n" for name in names_in(folder) or [])
+
+
 def dpkg(names: list[str]) -> Json:
-    """Return ``[want, state, version]`` of each package from dpkg's own database."""
+    """Return ``[want, state, version]`` of each package from dpkg's own database.
+
+    ``interrupted`` is the state of those that dpkg was at work on when it was interrupted: what
+    the database says of them is no longer true.
+    """
     found: Json = dict.fromkeys(names)
-    text = dpkg_status()
+    text, journal = f"\n{dpkg_status()}", f"\n{dpkg_journal()}"
     for name in names:
         # A stanza begins with its package; searching beats parsing three thousand of them.
-        start = 0 if text.startswith(f"Package: {name}\n") else -1
-        if start < 0:
-            start = text.find(f"\nPackage: {name}\n")
+        stanza = f"\nPackage: {name}\n"
+        start = text.find(stanza)
         if start >= 0:
             found[name] = package_state(text, start)
+        if stanza in journal:
+            want, _state, version = found[name] or ["unknown", "", ""]
+            found[name] = [want, "interrupted", version]
     return found
 
 
@@ -438,12 +451,22 @@ def gpu_facts(root: str = "/sys/bus/pci/devices") -> Json:
     }
 
 
+def rolled_back() -> Json:
+    """Return what the last rollback left, see _package_record; a broken record tells nothing."""
+    try:
+        left = json.loads(read(UPGRADE_RECORD) or b"{}").get("left", {})
+    except (ValueError, AttributeError):
+        return {}
+    return left if isinstance(left, dict) else {}
+
+
 def host_facts() -> Json:
     """Return what the host is: the facts that owned state depends on.
 
     The first ones have the names and the spelling of Ansible's own facts; ``docker_package`` is
     the installed package that holds the engine (``docker-ce``, ``docker.io``) or empty, and
-    ``docker_version`` its version; ``gpu`` is what :func:`gpu_facts` returns.
+    ``docker_version`` its version; ``gpu`` is what :func:`gpu_facts` returns, ``rolled_back`` what
+    :func:`rolled_back` does.
     """
     release: dict[str, str] = {}
     for line in (read("/etc/os-release") or b"").decode("utf-8", "replace").splitlines():
@@ -478,6 +501,7 @@ def host_facts() -> Json:
         "systemd": os.path.isdir("/run/systemd/system"),
         "root": os.geteuid() == 0,
         "gpu": gpu_facts(),
+        "rolled_back": rolled_back(),
     }
 
 

@@ -1,0 +1,228 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.package_set."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: package_set
+short_description: Upgrade a held set of apt packages, and go back
+description:
+  - Upgrades a set to the newest versions of its sources, holds it again, and records on the host
+    what was there before. Returns to that.
+  - Before the first change everything is fetched, room is made sure of, and the packages that are
+    there now are kept beside the record, since archives drop old versions. They are taken from
+    apt's cache, or else fetched from the archive; which of them nobody has any more is told.
+  - The record stands in C(/var/lib/slipway/upgrade). It stays open until O(state=proven); an
+    upgrade that failed and is run again adds to it.
+  - Nothing outside the set is removed. Where that cannot be avoided, nothing is changed.
+options:
+  state:
+    description:
+      - V(newest) upgrades O(packages) and records the way back.
+      - V(proven) closes the record, so that the next upgrade begins a new one.
+      - V(previous) returns to the set that is recorded.
+      - V(forgotten) drops what the record has of O(role), and the packages kept for it.
+    type: str
+    choices: [newest, proven, previous, forgotten]
+    required: true
+  role:
+    description:
+      - Whose set it is; needed where O(state) is V(newest) or V(forgotten). Where it is
+        V(previous), the role that O(gpus_free) is about.
+    type: str
+  packages:
+    description:
+      - The set, as M(slipway.host.held_packages) takes it. Packages without a version get the
+        newest one.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the package.
+        type: str
+        required: true
+      version:
+        description: Exact version, or its beginning and C(*).
+        type: str
+      hold:
+        description: Whether the package is held; without it, its hold is left alone.
+        type: bool
+      state:
+        description: Whether the package is installed; C(absent) purges it.
+        type: str
+        choices: [present, absent]
+        default: present
+      optional:
+        description:
+          - Where it is missing, it comes with the others if a source has it; where no source has
+            one that goes with them, it may go.
+        type: bool
+        default: false
+      follows:
+        description: As in M(slipway.host.held_packages).
+        type: str
+      replaced:
+        description: Another one comes in its place. It goes later, and the way back brings it.
+        type: bool
+        default: false
+  first:
+    description: Packages to upgrade before all others, of the same form.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the package.
+        type: str
+        required: true
+      hold:
+        description: Whether the package is held.
+        type: bool
+  version_gone:
+    description: As in M(slipway.host.held_packages).
+    type: str
+    choices: [fail, newest]
+    default: fail
+  gpus_free:
+    description:
+      - Change nothing while a process other than the driver's own daemons holds a GPU, because the
+        new driver could not be loaded then.
+    type: bool
+    default: false
+  lock_timeout:
+    description: Seconds to wait for another apt or dpkg.
+    type: int
+    default: 300
+attributes:
+  check_mode:
+    description:
+      - Says what would move. The package index is refreshed in a folder of its own for that.
+    support: full
+  diff_mode:
+    description: Shows the packages that move, before and after.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Upgrade the engine
+  slipway.host.package_set:
+    state: newest
+    role: docker_engine
+    packages:
+      - {name: docker.io, hold: true}
+      - {name: docker-buildx, hold: true}
+
+- name: Remember that it works
+  slipway.host.package_set:
+    state: proven
+
+- name: Go back
+  slipway.host.package_set:
+    state: previous
+"""
+
+RETURN = r"""
+moves:
+  description: What moved, or would, packages of the same versions together.
+  returned: always
+  type: list
+  elements: str
+  sample: ["26.1.5-1 -> 28.5.2-1: docker.io, docker-cli"]
+open:
+  description: Whether an upgrade was begun and is neither proven nor gone back from.
+  returned: always
+  type: bool
+slipway_note:
+  description:
+    - What moved; packages that could not be kept, so that only the archive can give them back; what
+      an interrupted run had left and this one finished.
+  returned: when there is something to tell
+  type: str
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils._apt_run import AptError
+from ansible_collections.slipway.host.plugins.module_utils._package_record import RecordError
+from ansible_collections.slipway.host.plugins.module_utils._package_set import (
+    PackageSet,
+    Result,
+    combined,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "state": {
+        "type": "str",
+        "choices": ["newest", "proven", "previous", "forgotten"],
+        "required": True,
+    },
+    "role": {"type": "str"},
+    "packages": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "version": {"type": "str"},
+            "hold": {"type": "bool"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "optional": {"type": "bool", "default": False},
+            "follows": {"type": "str"},
+            "replaced": {"type": "bool", "default": False},
+        },
+    },
+    "first": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {"name": {"type": "str", "required": True}, "hold": {"type": "bool"}},
+    },
+    "version_gone": {"type": "str", "choices": ["fail", "newest"], "default": "fail"},
+    "gpus_free": {"type": "bool", "default": False},
+    "lock_timeout": {"type": "int", "default": 300},
+}
+
+
+def run(packages: PackageSet, parameters: dict[str, Any]) -> Result:
+    """Do what O(state) says."""
+    if parameters["state"] == "newest":
+        role, gone = parameters["role"], parameters["version_gone"]
+        sets = (parameters["first"], parameters["packages"])
+        return combined([packages.upgrade(role, one, gone) for one in sets if one])
+    if parameters["state"] == "previous":
+        return packages.go_back(parameters["role"])
+    if parameters["state"] == "forgotten":
+        return packages.forget(parameters["role"])
+    return packages.prove()
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec=ARGUMENT_SPEC,
+        supports_check_mode=True,
+        required_if=[("state", "newest", ["role"]), ("state", "forgotten", ["role"])],
+    )
+    packages = PackageSet(module, module.params["lock_timeout"], module.params["gpus_free"])
+    try:
+        result = run(packages, module.params)
+    except (AptError, RecordError, OSError) as error:
+        module.fail_json(msg=str(error), output=getattr(error, "output", ""))
+    notes = [*result.told, *packages.apt.notes]
+    module.exit_json(
+        changed=result.changed,
+        moves=result.told,
+        open=packages.kept.record.open,
+        diff={"before": result.before, "after": result.after},
+        **({"slipway_note": "; ".join(notes)} if notes else {}),
+    )
+
+
+if __name__ == "__main__":
+    main()

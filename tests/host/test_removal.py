@@ -1,0 +1,118 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Removal of driver, engine and container toolkit leaves a host as it was, by real apt and dpkg.
+
+What was there before the first run is compared with what is left after the last one: packages,
+holds, and every file below the folders that the roles write to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+from tests.fixtures import gpu_host
+from tests.host.conftest import ROOT, Run, Site
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-removal"
+DRIVER, ENGINE, TOOLKIT = "nvidia_driver", "docker_engine", "nvidia_container_toolkit"
+BASES = {"8xh100": "ubuntu-like-24.04", "8xb200": "ubuntu-like-24.04", "t4": "debian-13"}
+DAEMON_JSON = "/etc/docker/daemon.json"
+ABSENT = {f"{role}_state": "absent" for role in (DRIVER, ENGINE, TOOLKIT)}
+# Everything that a role may write to, but for what the host itself writes there all the time.
+FILES = """
+find /etc /var/lib/slipway /usr/local/bin /run/cdi -type f -o -type l 2>/dev/null |
+    grep -vE '^/etc/(ld.so.cache|(group|gshadow|passwd|shadow|subuid|subgid)-?|.pwd.lock)$' |
+    sort
+"""
+PACKAGES = "dpkg-query -W -f '${Package} ${db:Status-Status}\\n' | sort"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is on a host: packages with their states, held ones, files."""
+
+    packages: frozenset[str]
+    held: frozenset[str]
+    files: frozenset[str]
+
+    def since(self, before: Found) -> list[str]:
+        """Return what is here and was not there BEFORE."""
+        new = (self.packages - before.packages) | (self.held - before.held)
+        return sorted(new | (self.files - before.files))
+
+
+class RemovalSite(Site):
+    """A simulated GPU host, and what was on it before the first run."""
+
+    extra = {"slipway_roles": [DRIVER, ENGINE, TOOLKIT]}
+
+    def __init__(self, model: str, group: Group, folder: Path) -> None:
+        base = BASES[model]
+        self.simulated = gpu_host.prepare(folder / model, model, base)
+        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        super().__init__(group.ensure(HostSpec(f"gone-{model}", base=base, mounts=mounts)), folder)
+        cuda = model == "8xb200"
+        self.variables = self.simulated.cuda_variables if cuda else self.simulated.variables
+        # Somebody has a firewall, and stored something by an earlier engine.
+        self.on(
+            "apt-get -qq update; apt-get -qq install -y --no-install-recommends iptables >/dev/null"
+        )
+        self.on(
+            "mkdir -p /var/lib/docker/volumes/theirs; touch /var/lib/docker/volumes/theirs/kept"
+        )
+        self.before = self.look()
+
+    def look(self) -> Found:
+        """Return what is on the host."""
+
+        def lines(script: str) -> frozenset[str]:
+            return frozenset(self.on(script).splitlines())
+
+        return Found(lines(PACKAGES), lines("apt-mark showhold"), lines(FILES))
+
+
+@pytest.fixture(scope="module", params=sorted(BASES))
+def site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RemovalSite]:
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    yield RemovalSite(request.param, group, tmp_path_factory.mktemp("removal"))
+    group.remove()
+
+
+@pytest.fixture(scope="module")
+def removed(site: RemovalSite) -> Run:
+    """The run that removes what the first run brought."""
+    site.declare(**site.variables)
+    site.converge()
+    # The comparison sees what there is to see.
+    brought = site.look().since(site.before)
+    assert {"docker.io", "docker.io installed", "iptables", DAEMON_JSON} < set(brought)
+    assert [name for name in brought if name.startswith("/etc/apt/")]
+    site.declare(**site.variables, **ABSENT)
+    return site.converge()
+
+
+def test_removal_leaves_the_host_as_it_was(site: RemovalSite, removed: Run) -> None:
+    # The file is nobody's in particular; what was set in it is gone.
+    assert site.look().since(site.before) == [DAEMON_JSON]
+    assert json.loads(site.on(f"cat {DAEMON_JSON}")) == {}
+    assert site.before.since(site.look()) == []
+    site.on("test -e /var/lib/docker/volumes/theirs/kept")
+
+
+def test_afterwards_there_is_nothing_to_do(site: RemovalSite, removed: Run) -> None:
+    assert site.plan() == (0, set())
+    assert site.converge(slipway_survey=False).changed() == set()

@@ -1,0 +1,352 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plays `upgrade` and `rollback` by real apt, on simulated GPU hosts.
+
+Archives hold one version at a time here, as Ubuntu's does: once the newer packages are there, the
+older ones are nowhere but on the hosts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+from tests.fixtures import gpu_host, nvidia_packages
+from tests.fixtures.apt_repository import Package
+from tests.host.conftest import ROOT, Run, Site
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-upgrade"
+MODEL, BASE = "8xh100", "ubuntu-like-24.04"
+UPGRADE, ROLLBACK = "playbooks/upgrade.yml", "playbooks/rollback.yml"
+ROLES = {"slipway_roles": ["nvidia_driver", "docker_engine", "nvidia_container_toolkit"]}
+OLD, NEW = nvidia_packages.BRANCHES[580]
+BETWEEN = "580.175.01"
+OLD_TOOLKIT, NEW_TOOLKIT = nvidia_packages.TOOLKIT_VERSIONS
+RECORD = "/var/lib/slipway/upgrade/record.json"
+# What is installed of the sets: wanted state, name and version.
+STATE = (
+    "dpkg-query -W -f '${db:Status-Want} ${Package} ${Version} ${db:Status-Status}\\n' "
+    "'*nvidia*' 'docker*' linux-image-generic | grep ' installed$'"
+)
+
+
+Packages = dict[str, tuple[str, str]]
+
+
+def fragile(package: Package) -> Package:
+    """Return a package of which one cannot be configured, or ends dpkg, on a host that says so."""
+    if package.name != "nvidia-utils-580-server":
+        return package
+    script = "test ! -e /run/broken\ntest ! -e /run/killing || { rm /run/killing; kill -9 $PPID; }"
+    return replace(package, scripts={"postinst": script})
+
+
+class UpgradeSite(Site):
+    """A simulated GPU host whose archives are its own."""
+
+    extra = ROLES
+
+    def __init__(self, name: str, group: Group, folder: Path) -> None:
+        self.simulated = gpu_host.prepare(
+            folder / name, MODEL, BASE, newest=False, server=gpu_host.SERVER
+        )
+        self.simulated.toolkit.withdraw(NEW_TOOLKIT)
+        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        super().__init__(group.ensure(HostSpec(name, base=BASE, mounts=mounts)), folder)
+        self.inventory = folder / f"{name}.yml"
+        self.declare()
+
+    def declare(self, **variables: Any) -> None:
+        """Write the inventory, with what leads to the stand-in archives."""
+        toolkit = {"nvidia_container_toolkit_version": OLD_TOOLKIT}
+        super().declare(**{**self.simulated.variables, **toolkit, **variables})
+
+    def release(self) -> None:
+        """Let the archives have the newer versions, and lose the older ones."""
+        simulated = self.simulated
+        simulated.archive.publish(map(fragile, nvidia_packages.ubuntu()))
+        simulated.archive.publish([Package("docker-compose-v2", "99.1-1")])
+        simulated.archive.withdraw(OLD, f"{nvidia_packages.UBUNTU_KERNEL_PACKAGE}+1", "99.0-1")
+        simulated.toolkit.publish(nvidia_packages.toolkit())
+        simulated.toolkit.withdraw(OLD_TOOLKIT)
+
+    def packages(self) -> Packages:
+        """Return what dpkg wants of each package of the set, and its version."""
+        lines = (line.split() for line in self.on(STATE).splitlines())
+        return {name: (want, version) for want, name, version, _state in lines}
+
+    def record(self) -> dict[str, Any]:
+        """Return the record of the last upgrade."""
+        return dict(json.loads(self.on(f"cat {RECORD}")))
+
+    def driver(self) -> tuple[str, str]:
+        """Return the version of the loaded driver, and of the one that containers are given."""
+        told = self.on("grep -oE 'STAND_IN=[0-9.]+' /run/cdi/nvidia.yaml")
+        return self.on("cat /sys/module/nvidia/version"), told.removeprefix("STAND_IN=")
+
+    def upgraded(self, **extra: Any) -> Run:
+        """Upgrade, which must succeed."""
+        run = self.run(UPGRADE, **extra)
+        assert run.status == "successful", run.output
+        return run
+
+
+class Both(Site):
+    """Two hosts in one inventory."""
+
+    extra = ROLES
+
+    def __init__(self, *sites: UpgradeSite) -> None:
+        self.folder = sites[0].folder
+        self.inventory = self.folder / "both.yml"
+        declared = [yaml.safe_load(site.inventory.read_text())["all"]["hosts"] for site in sites]
+        hosts = {name: variables for one in declared for name, variables in one.items()}
+        self.inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+
+
+def told(run: Run) -> str:
+    """Return all that a run said, as words with single spaces."""
+    return " ".join(run.output.split())
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    yield group
+    group.remove()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("upgrade")
+
+
+@pytest.fixture(scope="module")
+def site(group: Group, folder: Path) -> UpgradeSite:
+    """A host with the older versions, whose archives have nothing newer yet."""
+    site = UpgradeSite("up-1", group, folder)
+    site.converge()
+    return site
+
+
+@pytest.fixture(scope="module")
+def first(site: UpgradeSite) -> Packages:
+    """Its packages before any upgrade."""
+    return site.packages()
+
+
+def test_a_host_that_has_the_newest_is_left_alone(site: UpgradeSite, first: Packages) -> None:
+    assert site.upgraded().changed() == set()
+    assert site.packages() == first
+    site.on(f"test ! -e {RECORD}")
+
+
+def test_check_mode_tells_what_would_move_and_moves_nothing(
+    site: UpgradeSite, first: Packages
+) -> None:
+    site.release()
+    site.declare(nvidia_container_toolkit_version=NEW_TOOLKIT)
+    lists = "cd /var/lib/apt/lists; ls -l --time-style=full-iso"
+    before = site.on(lists)
+    run = site.run(UPGRADE, "--check")
+    assert run.status == "successful", run.output
+    said = told(run)
+    assert f"{OLD}-0ubuntu0.24.04.1 -> {NEW}-0ubuntu0.24.04.1: libnvidia-cfg1-580-server" in said
+    assert "99.0-1 -> 99.1-1: docker-compose-v2" in said
+    assert f"{OLD_TOOLKIT}-1 -> {NEW_TOOLKIT}-1: libnvidia-container-tools" in said
+    assert site.packages() == first
+    assert site.on(lists) == before
+    site.on(f"test ! -e {RECORD}")
+
+
+# What has to stop an upgrade before anything changes: how it comes about, how it ends, and words.
+STOPS = {
+    "a GPU in use": (
+        "systemd-run --quiet --unit=training sh -c 'exec sleep 900 </dev/nvidia0'",
+        "systemctl stop training",
+        "The GPUs are in use: process",
+    ),
+    "an archive out of reach": (
+        "systemctl stop stand-in-server",
+        "systemctl start stand-in-server; sleep 1",
+        f"what is newest cannot be told. The source {gpu_host.SERVER}/",
+    ),
+    "an archive that lost what its index names": (
+        "mv /srv/stand-in/archive/pool /srv/stand-in/archive/away",
+        "mv /srv/stand-in/archive/away /srv/stand-in/archive/pool",
+        f"Failed to fetch {gpu_host.SERVER}/archive/pool",
+    ),
+    "no room": (
+        "mount -t tmpfs -o size=4k tmpfs /var/cache/apt/archives",
+        "umount /var/cache/apt/archives",
+        "make room there",
+    ),
+}
+
+
+@pytest.mark.parametrize(("begin", "end", "words"), STOPS.values(), ids=STOPS.keys())
+def test_what_cannot_work_changes_nothing(
+    site: UpgradeSite, first: Packages, begin: str, end: str, words: str
+) -> None:
+    site.on(begin)
+    run = site.run(UPGRADE)
+    site.on(end)
+    assert run.status == "failed"
+    assert words in told(run)
+    assert "No package has changed" in told(run)
+    assert site.packages() == first
+
+
+@pytest.fixture(scope="module")
+def other(group: Group, site: UpgradeSite, first: Packages) -> UpgradeSite:
+    """A second host like the first one."""
+    other = UpgradeSite("up-2", group, site.folder)
+    other.converge()
+    other.release()
+    other.declare(nvidia_container_toolkit_version=NEW_TOOLKIT)
+    assert other.packages() == first
+    return other
+
+
+def test_the_first_failure_stops_the_run_and_tells_the_way_back(
+    site: UpgradeSite, other: UpgradeSite, first: Packages
+) -> None:
+    site.on("touch /run/broken")
+    run = Both(site, other).run(UPGRADE)
+    assert set(run.stats["failures"]) == {"up-1"}
+    said = told(run)
+    assert "up-1: 'Upgrade the set' failed:" in said
+    assert "error processing package nvidia-utils-580-server" in said
+    assert "To go back to what was there: ./slipway rollback --limit up-1" in said
+    assert other.packages() == first
+    # Half of it has the newer version, and none of it was let go.
+    held = set(site.on("apt-mark showhold").split())
+    assert {name for name, (want, _version) in first.items() if want == "hold"} <= held
+
+
+def test_the_way_back_from_a_failed_upgrade_needs_no_archive(
+    site: UpgradeSite, first: Packages
+) -> None:
+    # Neither apt's cache: what was there is kept.
+    site.on("apt-get clean")
+    run = site.run(ROLLBACK)
+    assert run.status == "successful", run.output
+    assert site.packages() == first
+    assert site.driver() == (OLD, OLD)
+    assert site.on("dpkg --audit") == ""
+    assert site.run(ROLLBACK).changed() == set()
+
+
+def test_a_driver_that_the_kernel_does_not_take_fails_the_upgrade(
+    site: UpgradeSite, first: Packages
+) -> None:
+    site.on("rm /run/broken; touch /run/stand-in.stuck")
+    run = site.run(UPGRADE)
+    assert run.status == "failed"
+    assert "does not let go of nvidia_uvm" in told(run)
+    assert "./slipway rollback --limit up-1" in told(run)
+    assert site.record()["state"] == "upgrading"
+    site.on("rm /run/stand-in.stuck")
+
+
+def test_run_again_it_goes_on_and_both_hosts_have_the_newest(
+    site: UpgradeSite, other: UpgradeSite, first: Packages
+) -> None:
+    both = Both(site, other)
+    run = both.run(UPGRADE)
+    assert run.status == "successful", run.output
+    for host in (site, other):
+        packages = host.packages()
+        assert packages["nvidia-utils-580-server"] == ("hold", f"{NEW}-0ubuntu0.24.04.1")
+        assert packages["nvidia-container-toolkit"] == ("hold", f"{NEW_TOOLKIT}-1")
+        assert packages["docker-compose-v2"] == ("hold", "99.1-1")
+        # Firmware has its version in its name.
+        assert f"nvidia-firmware-580-server-{OLD}" not in packages
+        assert {want for want, _version in packages.values()} == {"hold"}
+        assert host.driver() == (NEW, NEW)
+        host.on("systemctl is-active nvidia-persistenced nvidia-fabricmanager docker")
+        assert host.plan() == (0, set())
+    # The first one's way back still leads to where it began.
+    before = site.record()["packages"]["nvidia-utils-580-server"]
+    assert before["version"] == f"{OLD}-0ubuntu0.24.04.1"
+    assert site.record()["state"] == "proven"
+    assert both.run(UPGRADE).changed() == set()
+
+
+def test_what_was_rolled_back_is_not_brought_again_silently(
+    site: UpgradeSite, first: Packages
+) -> None:
+    site.on("apt-get clean")
+    run = site.run(ROLLBACK)
+    assert run.status == "successful", run.output
+    assert site.packages() == first
+    assert site.driver() == (OLD, OLD)
+    words = f"declare {OLD_TOOLKIT} (nvidia_container_toolkit_version)"
+    assert words in told(run)
+    refused = site.run("site.yml")
+    assert refused.status == "failed"
+    assert words in told(refused)
+    # The driver stays without being named: what is installed stays.
+    site.declare()
+    assert site.plan() == (0, set())
+    assert site.converge().changed() == set()
+    assert site.packages() == first
+
+
+def test_another_branch_and_back(site: UpgradeSite, first: Packages) -> None:
+    (branch,) = nvidia_packages.BRANCHES[595][1:]
+    site.declare(nvidia_driver_branch="595")
+    site.upgraded(slipway_upgrade=["nvidia_driver"])
+    assert site.driver() == (branch, branch)
+    assert not [name for name in site.packages() if "-580" in name]
+    run = site.run(ROLLBACK)
+    assert run.status == "successful", run.output
+    assert site.packages() == first
+    assert site.driver() == (OLD, OLD)
+    assert "declare what was there before (nvidia_driver_branch" in told(run)
+    site.declare()
+    assert site.plan() == (0, set())
+
+
+def test_a_version_that_an_archive_out_of_reach_may_have(
+    site: UpgradeSite, first: Packages
+) -> None:
+    begin, end, _words = STOPS["an archive out of reach"]
+    site.declare(nvidia_driver_version=BETWEEN)
+    site.on(begin)
+    run = site.run("site.yml")
+    site.on(end)
+    assert run.status == "failed"
+    assert f"no source that could be read has version {BETWEEN}-*; nothing was" in told(run)
+    assert "could not be fetched" in told(run)
+    assert site.packages() == first
+    site.declare()
+    assert site.plan() == (0, set())
+
+
+def test_an_interrupted_dpkg_is_seen_and_finished(other: UpgradeSite) -> None:
+    """Its database says that all is installed; its journal says what it was doing."""
+    name = "nvidia-utils-580-server"
+    other.on(
+        "touch /run/killing; apt-get -qq install -y --reinstall --allow-change-held-packages "
+        f"{name} >/dev/null 2>&1 || true; apt-mark hold {name} >/dev/null 2>&1 || true"
+    )
+    assert other.on("ls /var/lib/dpkg/updates | grep -c '^[0-9]'") != "0"
+    assert (("nvidia_driver", "packages", name)) in other.plan()[1]
+    run = other.converge()
+    assert f"finished what an interrupted installation had left: {name}" in told(run)
+    assert other.on("dpkg --audit; ls /var/lib/dpkg/updates") == ""
+    assert other.plan() == (0, set())

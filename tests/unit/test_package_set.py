@@ -1,0 +1,238 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module package_set without apt: what it keeps, what it refuses, when it does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _apt_run,
+    _files,
+    _package_record,
+    _package_set,
+    _probe,
+)
+from ansible_collections.slipway.host.plugins.module_utils._package_record import Before, Record
+from ansible_collections.slipway.host.plugins.modules import package_set
+
+from tests.unit.conftest import RunModule
+
+WANTED = [{"name": "driver", "hold": True}]
+
+# Stands for apt-get and apt-cache; what it is told is noted, and $new comes in place of 1.
+APT = """
+echo "$(basename "$0") $*" >>{told}
+case "$*" in
+*--simulate*) printf '{simulated}' ;;
+*show*) printf 'Installed-Size: {size}\\n' ;;
+*--download-only*) touch {archives}/driver_2_amd64.deb ;;
+esac
+"""
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with one package installed, whose file is in apt's cache."""
+    folder, archives = tmp_path / "upgrade", tmp_path / "archives"
+    archives.mkdir()
+    (archives / "driver_1_amd64.deb").write_text("one")
+    monkeypatch.setattr(_package_record, "FOLDER", str(folder))
+    monkeypatch.setattr(_package_record, "FILE", str(folder / "record.json"))
+    monkeypatch.setattr(_package_set, "ARCHIVES", archives)
+    monkeypatch.setattr(_package_set, "PROC", tmp_path / "proc")
+    state = ["hold", "installed", "1"]
+    monkeypatch.setattr(_probe, "dpkg", lambda names: dict.fromkeys(names, state))
+    monkeypatch.setattr(_files, "settle", settle)
+    return tmp_path
+
+
+def settle(entry: dict[str, Any]) -> None:
+    """Write a file without giving it to root."""
+    Path(entry["path"]).write_text(entry["content"])
+
+
+@pytest.fixture
+def apt(host: Path, program: Callable[[str, str], None]) -> Callable[..., None]:
+    """Return a function that says what apt would do, and what the packages take when installed."""
+
+    def does(simulated: str = "Inst driver [1] (2 x)", size: int = 1) -> None:
+        told, archives = host / "told", host / "archives"
+        script = APT.format(told=told, archives=archives, simulated=simulated, size=size)
+        for name in ("apt-get", "apt-cache", "apt-mark"):
+            program(name, script)
+        program("dpkg", "echo amd64")
+
+    return does
+
+
+def told(host: Path, word: str) -> list[str]:
+    """Return the calls that hold a WORD."""
+    return [line for line in (host / "told").read_text().splitlines() if word in line]
+
+
+def upgrade(run_module: RunModule, check: bool = False, **more: Any) -> dict[str, Any]:
+    parameters = {"state": "newest", "role": "x", "packages": WANTED, **more}
+    return run_module(package_set, check=check, **parameters)
+
+
+def test_an_upgrade_keeps_what_was_and_what_comes(
+    run_module: RunModule, host: Path, apt: Callable[..., None]
+) -> None:
+    apt()
+    result = upgrade(run_module)
+    assert (result["changed"], result["open"]) == (True, True)
+    assert result["moves"] == ["1 -> 2: driver"]
+    assert result["diff"] == {"before": "driver 1\n", "after": "driver 2\n"}
+    record = _package_record.parse((host / "upgrade/record.json").read_text())
+    assert record.state == _package_record.UPGRADING
+    expected = Before("x", "1", True, "driver_1_amd64.deb", "driver_2_amd64.deb")
+    assert record.packages == {"driver": expected}
+    assert {file.name for file in (host / "upgrade").glob("*.deb")} == record.files
+    # Fetched before the change, held after it.
+    steps = [line.split("--")[0].strip() for line in told(host, "apt-mark")]
+    assert steps == ["apt-mark"]
+    calls = told(host, "install --")
+    assert ["--simulate" in calls[0], "--download-only" in calls[1]] == [True, True]
+    assert len(calls) == 3
+
+
+def test_nothing_newer_is_no_change(
+    run_module: RunModule, host: Path, apt: Callable[..., None]
+) -> None:
+    apt(simulated="")
+    result = upgrade(run_module)
+    assert (result["changed"], result["moves"], result["open"]) == (False, [], False)
+    assert not (host / "upgrade").exists()
+
+
+def test_check_mode_has_an_index_of_its_own(
+    run_module: RunModule, host: Path, apt: Callable[..., None]
+) -> None:
+    apt()
+    assert upgrade(run_module, check=True)["moves"] == ["1 -> 2: driver"]
+    assert not (host / "upgrade").exists()
+    assert all("Dir::State::Lists=" in line for line in (host / "told").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("simulated", "size", "words"),
+    [
+        ("Inst driver [1] (2 x)\\nRemv theirs [1]", 1, "would have to remove theirs"),
+        ("Inst driver [1] (2 x)", 1 << 50, "make room there. Nothing was changed"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    run_module: RunModule,
+    host: Path,
+    apt: Callable[..., None],
+    simulated: str,
+    size: int,
+    words: str,
+) -> None:
+    apt(simulated, size)
+    result = upgrade(run_module)
+    assert result["failed"]
+    assert words in result["msg"]
+    assert not (host / "upgrade").exists()
+    assert not told(host, "apt-mark")
+
+
+KERNEL = {"name": "modules", "optional": True, "hold": True}
+
+
+@pytest.mark.parametrize(
+    ("simulated", "moves"),
+    [
+        (
+            "Inst driver [1] (2 x)\\nPurg modules [1]\\n",
+            ["1 -> 2: driver", "1 -> (removed): modules"],
+        ),
+        # Nothing newer comes by it.
+        ("Purg modules [1]\\n", []),
+    ],
+)
+def test_modules_of_a_kernel_that_the_archive_dropped_are_let_go(
+    run_module: RunModule,
+    host: Path,
+    apt: Callable[..., None],
+    program: Callable[[str, str], None],
+    simulated: str,
+    moves: list[str],
+) -> None:
+    apt()
+    dropped = 'case "$*" in *--simulate*modules) echo "E: held broken packages"; exit 100 ;;'
+    program("apt-get", f"{dropped} *--simulate*) printf '{simulated}' ;; esac")
+    result = upgrade(run_module, packages=[*WANTED, KERNEL])
+    assert result.get("moves", []) == moves
+    assert result.get("failed", False) == (not moves)
+
+
+def test_who_holds_a_gpu_is_told(
+    run_module: RunModule,
+    host: Path,
+    apt: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apt()
+    monkeypatch.setattr(_package_set, "users_of_gpus", lambda _holders: ["process 7 (train)"])
+    assert "The GPUs are in use: process 7 (train)" in upgrade(run_module, gpus_free=True)["msg"]
+    checked = upgrade(run_module, check=True, gpus_free=True)
+    assert "process 7 (train)" in checked["slipway_note"]
+    assert upgrade(run_module)["changed"]
+
+
+def test_a_package_that_nobody_has_any_more_is_told(
+    run_module: RunModule, host: Path, apt: Callable[..., None]
+) -> None:
+    apt()
+    (host / "archives/driver_1_amd64.deb").unlink()
+    assert "a rollback will need them: driver 1" in upgrade(run_module)["slipway_note"]
+    assert told(host, "download -- driver=1")
+
+
+def write(record: Record) -> None:
+    file = Path(_package_record.FILE)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(record.to_json())
+
+
+def test_a_proven_upgrade_is_closed_once(run_module: RunModule, host: Path) -> None:
+    write(Record(_package_record.UPGRADING, packages={"driver": Before("x", "1")}))
+    assert run_module(package_set, check=True, state="proven")["open"]
+    assert run_module(package_set, state="proven")["changed"]
+    again = run_module(package_set, state="proven")
+    assert (again["changed"], again["open"]) == (False, False)
+
+
+def test_a_host_without_a_record_has_no_way_back(run_module: RunModule, host: Path) -> None:
+    result = run_module(package_set, state="previous")
+    assert not result["changed"]
+    assert "no upgrade is recorded here" in result["slipway_note"]
+
+
+def test_a_way_back_that_the_archive_lost_changes_nothing(
+    run_module: RunModule,
+    host: Path,
+    program: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_apt_run, "RETRIES", ())
+    gone = "E: Version '0.9' for 'driver' was not found"
+    program("apt-get", f'case "$*" in *install*) echo "{gone}"; exit 100 ;; esac')
+    # Its file was removed by somebody.
+    write(Record(_package_record.PROVEN, packages={"driver": Before("x", "0.9", file="gone.deb")}))
+    result = run_module(package_set, state="previous")
+    assert result["failed"]
+    assert "The archive must still have driver 0.9. Nothing was changed." in result["msg"]
+
+
+def test_a_role_that_was_removed_leaves_no_packages(run_module: RunModule, host: Path) -> None:
+    write(Record(packages={"driver": Before("x", "1", file="driver_1_amd64.deb")}))
+    (host / "upgrade/driver_1_amd64.deb").touch()
+    assert not run_module(package_set, state="forgotten", role="y")["changed"]
+    assert run_module(package_set, state="forgotten", role="x")["changed"]
+    assert not (host / "upgrade").exists()
