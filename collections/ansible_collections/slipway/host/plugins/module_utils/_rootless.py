@@ -17,6 +17,31 @@ from ansible_collections.slipway.host.plugins.module_utils import _daemon_json
 FOLDER = "/etc/slipway/rootless"
 UNIT = "/etc/systemd/user/docker.service"
 WANTED = "/etc/systemd/user/default.target.d/slipway-docker.conf"
+# The folders of CDI specifications are there before the first engine starts, also after a boot.
+CDI_FOLDERS = ("/etc/cdi", "/run/cdi")
+TMPFILES = "/etc/tmpfiles.d/slipway-cdi.conf"
+TMPFILES_TEXT = f"""\
+# Written by Slipway's role user_access.
+d {CDI_FOLDERS[1]} 0755 root root -
+"""
+# Found before the engine's own by the script that starts it.
+DOCKERD = "/usr/local/libexec/slipway/dockerd"
+DOCKERD_TEXT = f"""\
+#!/bin/sh
+# Written by Slipway's role user_access. Runs as the root of a user's namespace, where RootlessKit
+# has put links in the place of all that is in /etc and /run. An engine looks for CDI
+# specifications in folders, not behind links.
+set -eu
+PATH=/usr/bin:/usr/sbin:/bin:/sbin
+for folder in {" ".join(CDI_FOLDERS)}; do
+    test -L "$folder" || continue
+    real=$(readlink --canonicalize "$folder")
+    rm "$folder"
+    mkdir "$folder"
+    mount --rbind "$real" "$folder"
+done
+exec dockerd "$@"
+"""
 CONTEXT = "rootless"
 
 # What newuidmap maps into a user's containers, and where Debian's useradd begins to hand it out.
@@ -38,8 +63,8 @@ StartLimitBurst=3
 StartLimitIntervalSec=60s
 
 [Service]
-# Debian's and Ubuntu's docker.io keep the script in the first of these, docker-ce in the second.
-Environment=PATH=/usr/share/docker.io/contrib:/usr/bin:/usr/sbin:/bin:/sbin
+# Debian's docker.io keeps dockerd-rootless.sh in contrib, docker-ce in /usr/bin.
+Environment=PATH={DOCKERD.rpartition("/")[0]}:/usr/share/docker.io/contrib:/usr/bin:/usr/sbin:/bin:/sbin
 # Whoever has a daemon.json of their own goes by that one.
 ExecStart=/bin/sh -c 'own="$${{HOME}}/.config/docker/daemon.json"; \\
   test -e "$$own" || own={FOLDER}/%u.json; exec dockerd-rootless.sh --config-file="$$own"'
@@ -64,6 +89,13 @@ WANTED_TEXT = f"""\
 [Unit]
 Wants={UNIT.rpartition("/")[2]}
 """
+
+FILES: Mapping[str, Mapping[str, str]] = {
+    UNIT: {"content": UNIT_TEXT},
+    WANTED: {"content": WANTED_TEXT},
+    TMPFILES: {"content": TMPFILES_TEXT},
+    DOCKERD: {"content": DOCKERD_TEXT, "mode": "0755"},
+}
 
 # Kernel settings without which no user can have namespaces, and so no engine.
 OBSTACLES = (

@@ -158,12 +158,12 @@ def _for_prlimit(what: str, value: Any) -> float:
 
 def _engine_files(names: Sequence[str], settings: Entry, facts: Entry) -> list[dict[str, Any]]:
     if not names:
-        return [{"path": path, "state": "absent"} for path in (_rootless.UNIT, _rootless.WANTED)]
+        return [{"path": path, "state": "absent"} for path in _rootless.FILES]
     for_rootful = _toolkit.engine_settings(facts) if facts else {}
     config = json.dumps(_rootless.engine_settings(for_rootful, settings), indent=4, sort_keys=True)
     return [
-        {"path": _rootless.UNIT, "content": _rootless.UNIT_TEXT},
-        {"path": _rootless.WANTED, "content": _rootless.WANTED_TEXT},
+        *({"path": path, **file} for path, file in _rootless.FILES.items()),
+        *({"path": path, "state": "directory"} for path in _rootless.CDI_FOLDERS),
         *({"path": _rootless.config_file(name), "content": f"{config}\n"} for name in names),
     ]
 
@@ -193,7 +193,6 @@ def owned(
     known = facts or {}
     present = [user for user in users if user.get("state", "present") == "present"]
     rootless = [user["name"] for user in present if user.get("docker") == ROOTLESS]
-    configs = {name: _rootless.config_file(name) for name in rootless}
     packages = _rootless.packages(known.get("docker_package", "")) if rootless else []
     return {
         "obstacles": [dict(obstacle) for obstacle in _rootless.OBSTACLES] if rootless else [],
@@ -221,6 +220,10 @@ def owned(
         "left_by_root": [{"user": user["name"]} for user in present],
         "packages": [{"name": name} for name in packages],
         "rootless": [
-            {"user": name, "since": [_rootless.UNIT, config]} for name, config in configs.items()
+            {
+                "user": name,
+                "since": [_rootless.UNIT, _rootless.DOCKERD, _rootless.config_file(name)],
+            }
+            for name in rootless
         ],
     }
