@@ -17,7 +17,7 @@ Processes = list[tuple[int, frozenset[int]]]
 
 
 def test_a_process_has_its_real_user_and_all_groups() -> None:
-    assert _sessions.parse(STATUS) == (1000, {100, 998, 27})
+    assert _sessions.parse(STATUS) == (1000, frozenset({100, 998, 27}))
     assert _sessions.parse(STATUS.replace("998 27 ", ""))[1] == {100}
 
 

@@ -117,7 +117,10 @@ def file(state: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def test_a_shared_folder_is_its_groups_and_where_the_aliases_look_for_it() -> None:
-    shared = [{"group": "lab"}, {"group": "lab", "path": "/data/open", "readable": True}]
+    shared: list[dict[str, Any]] = [
+        {"group": "lab"},
+        {"group": "lab", "path": "/data/open", "readable": True},
+    ]
     state = owned([], LAB, True, shared)
     assert file(state, SHARED) == {
         "path": SHARED,
