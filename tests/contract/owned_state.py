@@ -30,7 +30,12 @@ PLATFORMS = {
 INVENTORY: dict[str, Any] = {
     "inventory_hostname": "gpu01",
     "user_access_groups": [{"name": "lab", "gid": 2000}],
-    "user_access_users": [{"name": "alice", "docker": True, "keys": ["ssh-ed25519 AAAA a"]}],
+    "user_access_users": [
+        {"name": "alice", "docker": True, "keys": ["ssh-ed25519 AAAA a"]},
+        {"name": "carol", "docker": "rootless"},
+    ],
+    "user_access_shared": [{"group": "lab"}],
+    "user_access_limits": [{"who": "@lab", "memlock": "unlimited"}],
 }
 
 

@@ -93,6 +93,24 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def ssh(self, user: str, *options: str) -> list[str]:
+        """Return the words that connect as a user."""
+        identity = ["-i", str(self.host.private_key_file)]
+        target = f"{user}@{self.host.address}"
+        return ["ssh", *self.host.ssh_options, *identity, *options, target]
+
+    def try_as(self, user: str, script: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a script as a user, without a terminal."""
+        return subprocess.run(
+            [*self.ssh(user), script], input=stdin, capture_output=True, text=True, check=False
+        )
+
+    def as_user(self, user: str, script: str, stdin: str = "") -> str:
+        """Run a script as a user, which must succeed; return what it wrote."""
+        done = self.try_as(user, script, stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
     def run(self, playbook: str = "site.yml", *arguments: str, **extra: Any) -> Run:
         """Run a playbook through ansible-runner."""
         done = ansible_runner.run(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe, _sessions
 from ansible_collections.slipway.host.plugins.modules import (
     apt_keyring,
     files,
@@ -94,6 +94,18 @@ def test_content_that_nobody_declares_is_kept(run_module: RunModule, file: Path)
     file.chmod(0o600)
     assert run_module(files, files=declared(file))["changed"]
     assert (file.read_text(), file.stat().st_mode & 0o7777) == ("theirs", 0o644)
+
+
+def test_a_file_that_the_host_refuses_is_not_written(run_module: RunModule, file: Path) -> None:
+    refused = declared(file, content="a", validate=["sh", "-c", "echo too much >&2; false"])
+    for check in (True, False):
+        result = run_module(files, check=check, files=refused)
+        assert result["failed"] and "this host refuses: too much (sh -c" in result["msg"]
+    assert not file.exists()
+    run_module(files, files=declared(file, content="a", validate=["true"]))
+    assert file.read_text() == "a"
+    # What is as declared is not tried again.
+    assert not run_module(files, files=declared(file, content="a", validate=["false"]))["changed"]
 
 
 def test_an_unknown_owner_is_an_error_and_loses_nothing(run_module: RunModule, file: Path) -> None:
@@ -208,6 +220,33 @@ def test_members_of_a_group_that_is_not_there(
     assert "there is no group lab" in run_module(group_members, **asked)["msg"]
     assert run_module(group_members, check=True, **asked)["changed"]
     assert not run_module(group_members, group="docker", users=[], exclusive=True)["changed"]
+
+
+def test_members_for_the_sake_of_devices(
+    run_module: RunModule, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(monkeypatch, [44, []])
+    program("gpasswd", "true")
+    asked: dict[str, Any] = {"group": "video", "users": ["alice"], "devices": ["/dev/nvidia"]}
+    monkeypatch.setattr(_probe, "devices", lambda _beginning: {"render": "/dev/nvidia0"})
+    assert run_module(group_members, **asked)["added"] == []
+    monkeypatch.setattr(_probe, "devices", lambda _beginning: {"video": "/dev/nvidia0"})
+    assert run_module(group_members, **asked)["added"] == ["alice"]
+
+
+def test_a_program_with_the_groups_of_before_is_warned_of(
+    run_module: RunModule, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(monkeypatch, [998, ["eve"]])
+    program("gpasswd", "true")
+    numbered = {"alice": [1500, 1500, "", ""], "eve": [1501, 1501, "", ""]}
+    monkeypatch.setattr(_probe, "users", lambda names: {name: numbered[name] for name in names})
+    running = [(1500, frozenset({100})), (1501, frozenset({998}))]
+    monkeypatch.setattr(_sessions, "processes", lambda: running)
+    asked: dict[str, Any] = {"group": "docker", "users": ["alice"], "exclusive": True}
+    assert not run_module(group_members, check=True, **asked).get("warnings")
+    said = str(run_module(group_members, **asked)["warnings"])
+    assert "alice is in docker now" in said and "eve is no longer in docker" in said
 
 
 # apt_keyring

@@ -412,6 +412,96 @@ def test_a_sound_statement_is_accepted() -> None:
     _owned.check("web", sound)
 
 
+@pytest.mark.parametrize(
+    ("devices", "found", "changes"),
+    [
+        ({"render": "/dev/dri/renderD128"}, [998, []], [("alice is not a member", "a member")]),
+        ({"render": "/dev/dri/renderD128"}, [998, ["alice"]], []),
+        ({"video": "/dev/dri/renderD128"}, [998, []], []),
+        ({}, [998, []], []),
+        ({}, None, []),
+    ],
+)
+def test_members_for_the_sake_of_devices(devices: Any, found: Any, changes: Changes) -> None:
+    entry = {"group": "render", "users": ["alice"], "devices": ["/dev/dri/renderD"]}
+    answer = {"/dev/dri/renderD": devices}
+    assert differences("members", entry, found, devices=answer) == changes
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        ([], []),
+        (None, []),
+        ([".", "config.json"], [("., config.json in ~/.docker is root's", "alice's")]),
+    ],
+)
+def test_left_by_root(found: Any, changes: Changes) -> None:
+    assert differences("left_by_root", {"user": "alice"}, found) == changes
+
+
+SOCKET = "unix:///run/user/1500/docker.sock"
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        ([True, 65536, 65536, SOCKET, 7.0], []),
+        ([True, 65536, 100, SOCKET, 7.0], [("100 subordinate gids", "65536")]),
+        (
+            [False, 0, 65536, SOCKET, 7.0],
+            [
+                ("0 subordinate uids", "65536"),
+                ("ends with the user's last session", "lingering"),
+            ],
+        ),
+        ([True, 65536, 65536, SOCKET, 0.0], [("no engine answers", "one that answers")]),
+        ([True, 65536, 65536, "", 7.0], [("docker context rootless is missing", SOCKET)]),
+        ([True, 65536, 65536, "tcp://x", 7.0], [("docker context rootless is tcp://x", SOCKET)]),
+        (
+            [True, 65536, 65536, SOCKET, 5.0],
+            [("started before /etc/x changed", "started after it")],
+        ),
+        (None, [("missing", "a user with an engine")]),
+    ],
+)
+def test_rootless(found: Any, changes: Changes) -> None:
+    entry = {"user": "alice", "since": ["/etc/x", "/etc/none"]}
+    further = {"users": {"alice": ALICE}, "mtimes": {"/etc/x": 6.0, "/etc/none": None}}
+    assert differences("rootless", entry, found, **further) == changes
+
+
+def test_obstacles_stop_with_what_to_do() -> None:
+    entry = {"path": "/proc/sys/x", "holds": "0", "why": "switch it on"}
+    assert differences("obstacles", entry, None) == []
+    assert differences("obstacles", entry, "10\n") == []
+    with pytest.raises(_owned.ConflictError, match="switch it on"):
+        differences("obstacles", entry, "0\n")
+
+
+def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
+    asked = _owned.question(
+        [
+            {
+                "files": [{"path": "/srv/a", "default_acl": "0770"}, {"path": "/etc/b"}],
+                "members": [{"group": "render", "users": ["a"], "devices": ["/dev/dri/"]}],
+                "rootless": [{"user": "alice", "since": ["/etc/x"]}],
+                "json": [{"path": "/etc/j", "settings": {}, "record": "/var/r"}],
+            }
+        ]
+    )
+    assert asked == {
+        "acls": ["/srv/a"],
+        "devices": ["/dev/dri/"],
+        "files": ["/etc/b", "/srv/a"],
+        "groups": ["render"],
+        "mtimes": ["/etc/x"],
+        "rootless": ["alice"],
+        "texts": ["/etc/j", "/var/r"],
+        "users": ["alice"],
+    }
+
+
 def test_a_difference_reads_as_a_sentence() -> None:
     difference = Difference("units", "docker.service", "inactive", "active")
     assert str(difference) == "units docker.service: inactive, should be active"

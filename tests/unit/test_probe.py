@@ -12,18 +12,20 @@ import http.server
 import json
 import os
 import pwd
+import socket
 import socketserver
 import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe, _rootless
 
 STATUS = """\
 Package: docker.io
@@ -127,6 +129,89 @@ def test_names_times_and_texts(tmp_path: Path) -> None:
     assert _probe.text(str(tmp_path / "a")) == "base64:" + base64.b64encode(b"\xff\x00").decode()
     assert _probe.text(missing) is None
     assert _probe.text(str(tmp_path)) is None
+
+
+def test_what_stands_in_the_place_of_a_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "linked").symlink_to(tmp_path / "file")
+    (tmp_path / "file").write_text("text")
+    assert _probe.read(str(tmp_path / "pipe")) is None
+    assert _probe.read(str(tmp_path / "device")) is None
+    assert _probe.read(str(tmp_path / "linked")) == b"text"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make devices")
+def test_devices_that_are_open_to_a_group_alone(tmp_path: Path) -> None:
+    video = grp.getgrnam("video").gr_gid
+    for name, group, mode in (
+        ("nvidia0", video, 0o660),
+        ("nvidia1", video, 0o660),
+        ("nvidiactl", 0, 0o666),
+        ("nvidia-modeset", 0, 0o660),
+        ("nvidia-uvm", 54321, 0o660),
+        ("nvidia-caps", video, 0o640),
+        ("other", video, 0o660),
+    ):
+        os.mknod(tmp_path / name, 0o020000 | mode, os.makedev(1, 3))
+        (tmp_path / name).chmod(mode)
+        os.chown(tmp_path / name, 0, group)
+    (tmp_path / "nvidia-folder").mkdir()
+    found = _probe.devices(f"{tmp_path}/nvidia")
+    assert set(found) == {"video", "root"}
+    assert found["video"].removeprefix(f"{tmp_path}/") in ("nvidia0", "nvidia1")
+    assert _probe.devices(f"{tmp_path}/none/nvidia") == {}
+
+
+def test_an_acl_of_what_is_no_folder(tmp_path: Path) -> None:
+    assert _probe.default_acl(str(tmp_path / "none")) is None
+    assert _probe.default_acl("/proc/sys") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("adam:1:65536\nadas:1:7\n", 0),
+        ("ada:100000:65536\n", 65536),
+        ("ada:100000:1000\n1500:200000:64536\nada:broken\nada:1:x\n", 65536),
+    ],
+)
+def test_subordinate_ids(root: Path, text: str, count: int) -> None:
+    write(root, "/etc/subuid", text)
+    assert _probe.subordinate_ids("/etc/subuid", "ada", 1500) == count
+
+
+def test_since_when_a_socket_answers(tmp_path: Path) -> None:
+    path = str(tmp_path / "docker.sock")
+    assert _probe.answering_since(path) == 0
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        assert _probe.answering_since(path) == 0, "nobody listens yet"
+        server.listen()
+        assert _probe.answering_since(path) == Path(path).stat().st_mtime
+    assert _probe.answering_since(path) == 0, "its file is still there"
+
+
+def test_an_engine_of_ones_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = types.SimpleNamespace(pw_uid=1500, pw_dir="/home/ada")
+    monkeypatch.setattr(pwd, "getpwnam", {"ada": entry}.__getitem__)
+    assert _probe.rootless("nobody") is None
+    assert _probe.rootless("ada") == [False, 0, 0, "", 0.0]
+    for path in ("/etc/subuid", "/etc/subgid"):
+        write(root, path, "ada:100000:65536\n")
+    context = f"/home/ada/{_probe.CONTEXT_FILE}"
+    for text in ("[]", "{", '{"Endpoints": 1}', '{"Endpoints": {"docker": {}}}'):
+        write(root, context, text)
+        assert _probe.rootless("ada") == [False, 65536, 65536, "", 0.0]
+    write(root, context, '{"Endpoints": {"docker": {"Host": "unix:///x"}}}')
+    assert _probe.rootless("ada") == [False, 65536, 65536, "unix:///x", 0.0]
+
+
+def test_the_context_is_where_docker_keeps_it() -> None:
+    digest = hashlib.sha256(_probe.CONTEXT.encode()).hexdigest()
+    assert f".docker/contexts/meta/{digest}/meta.json" == _probe.CONTEXT_FILE
+    assert _probe.CONTEXT == _rootless.CONTEXT
 
 
 # systemctl answers in its own order of properties, and in blocks parted by an empty line.

@@ -4,15 +4,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.filter.user_access_owned import user_access_owned
+from ansible_collections.slipway.host.plugins.module_utils import _rootless
 from ansible_collections.slipway.host.plugins.module_utils._user_access import (
+    LIMITS,
+    SHARED,
     UserAccessError,
     owned,
 )
+
+from tests.contract.tree import ROOT
 
 ALICE = {"name": "alice", "uid": 1500, "groups": ["lab"], "keys": ["ssh-ed25519 AAAA alice"]}
 BOB = {"name": "bob", "docker": True, "home": "/data/bob", "keys": ["k1", "k2"]}
@@ -87,3 +94,185 @@ def test_the_filter_says_which_role_refused() -> None:
     assert user_access_owned([ALICE])["users"] == [{"name": "alice", "uid": 1500}]
     with pytest.raises(AnsibleFilterError, match="user_access: 'A' cannot be a user name"):
         user_access_owned([{"name": "A"}])
+
+
+# Shared folders, limits, devices, and engines without root.
+
+LAB = [{"name": "lab"}]
+FACTS: dict[str, Any] = {
+    "distribution": "Debian",
+    "distribution_version": "13",
+    "kernel": "6.12.0-amd64",
+    "architecture": "x86_64",
+    "docker_package": "docker.io",
+    "docker_version": "26.1.5+dfsg1-9",
+    "gpu": {"devices": [["0000:01:00.0", "0x1eb8", "0x030200", "nvidia", False, ""]]},
+}
+NO_GPU = {**FACTS, "gpu": {"devices": []}}
+CAROL = {"name": "carol", "docker": "rootless"}
+
+
+def file(state: dict[str, Any], path: str) -> dict[str, Any]:
+    return next(entry for entry in state["files"] if entry["path"] == path)
+
+
+def test_a_shared_folder_is_its_groups_and_where_the_aliases_look_for_it() -> None:
+    shared: list[dict[str, Any]] = [
+        {"group": "lab"},
+        {"group": "lab", "path": "/data/open", "readable": True},
+    ]
+    state = owned([], LAB, True, shared)
+    assert file(state, SHARED) == {
+        "path": SHARED,
+        "state": "directory",
+        "group": "lab",
+        "mode": "2770",
+        "default_acl": "0770",
+    }
+    other = file(state, "/data/open")
+    assert (other["mode"], other["default_acl"]) == ("2775", "0775")
+    aliases = yaml.safe_load((ROOT / "roles/ml_aliases/defaults/main.yml").read_text())
+    assert SHARED in [mount["source"] for mount in aliases["ml_aliases_mounts"]]
+
+
+def test_a_shared_folder_may_do_without_an_acl() -> None:
+    assert "default_acl" not in file(owned([], LAB, True, [{"group": "lab", "acl": False}]), SHARED)
+
+
+def test_limits_become_lines_and_are_tried_before_they_are_written() -> None:
+    limits = [
+        {"who": "@lab", "memlock": "unlimited", "nofile": 65536},
+        {"who": "alice", "memlock": 8192, "nofile": 4096},
+    ]
+    found = file(owned([], LAB, True, (), limits), LIMITS)
+    assert found["content"].splitlines()[1:] == [
+        "@lab - memlock unlimited",
+        "@lab - nofile 65536",
+        "alice - memlock 8192",
+        "alice - nofile 4096",
+    ]
+    tried = ["prlimit", "--memlock=unlimited:unlimited", "--nofile=65536:65536", "true"]
+    assert found["validate"] == tried
+    # limits.conf counts memory in KiB, prlimit in bytes.
+    found = file(owned([], LAB, True, (), limits[1:]), LIMITS)
+    assert found["validate"][1] == f"--memlock={8192 * 1024}:{8192 * 1024}"
+
+
+@pytest.mark.parametrize("limits", [[], [{"who": "*"}]])
+def test_no_limits_leave_no_file(limits: list[dict[str, Any]]) -> None:
+    assert file(owned([], [], True, (), limits), LIMITS) == {"path": LIMITS, "state": "absent"}
+
+
+@pytest.mark.parametrize(
+    ("user", "facts", "listed"),
+    [
+        ({"gpu": True}, FACTS, True),
+        ({"docker": True}, FACTS, True),
+        ({"docker": True, "gpu": False}, FACTS, False),
+        ({"docker": "rootless"}, FACTS, False),
+        ({}, FACTS, False),
+        ({"gpu": True}, NO_GPU, False),
+        ({"gpu": True}, None, False),
+    ],
+)
+def test_device_groups_are_for_people_with_gpus_to_use(
+    user: dict[str, Any], facts: dict[str, Any] | None, listed: bool
+) -> None:
+    state = owned([{"name": "dora", **user}], [], True, facts=facts)
+    found = {e["group"]: (e["users"], e["devices"]) for e in state["members"] if "devices" in e}
+    wanted = {"render": (["dora"], ["/dev/dri/renderD"]), "video": (["dora"], ["/dev/nvidia"])}
+    assert found == (wanted if listed else {})
+
+
+def test_an_engine_of_ones_own_is_no_membership() -> None:
+    state = owned([ALICE, CAROL], [], True, facts=NO_GPU)
+    assert members(state)["docker"] == []
+    assert state["rootless"] == [
+        {
+            "user": "carol",
+            "since": [_rootless.UNIT, _rootless.DOCKERD, "/etc/slipway/rootless/carol.json"],
+        }
+    ]
+    assert state["folders"] == [{"path": "/etc/slipway/rootless", "entries": ["carol.json"]}]
+    assert [entry["holds"] for entry in state["obstacles"]] == ["0", "0"]
+    assert file(state, "/run/cdi")["state"] == file(state, "/etc/cdi")["state"] == "directory"
+    assert "d /run/cdi 0755" in file(state, _rootless.TMPFILES)["content"]
+
+
+def test_without_such_engines_nothing_of_theirs_is_there() -> None:
+    state = owned([ALICE, {**CAROL, "state": "absent"}], [], True, facts=FACTS)
+    assert (state["rootless"], state["packages"], state["obstacles"]) == ([], [], [])
+    assert state["folders"] == [{"path": "/etc/slipway/rootless", "entries": []}]
+    for path in _rootless.FILES:
+        assert file(state, path) == {"path": path, "state": "absent"}
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("docker.io", ["uidmap", "slirp4netns", "dbus-user-session", "rootlesskit"]),
+        ("docker-ce", ["uidmap", "slirp4netns", "dbus-user-session", "docker-ce-rootless-extras"]),
+        ("", ["uidmap", "slirp4netns", "dbus-user-session"]),
+    ],
+)
+def test_packages_follow_the_engine(package: str, names: list[str]) -> None:
+    state = owned([CAROL], [], True, facts={**FACTS, "docker_package": package})
+    assert [entry["name"] for entry in state["packages"]] == names
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "settings", "config"),
+    [
+        ("26.1.5", True, {}, {"features": {"cdi": True}}),
+        ("5:28.1.1-1", True, {}, {"features": {"cdi": True}}),
+        ("5:28.2.0-1", True, {}, {}),
+        # Without CDI there are no GPUs: what would give them breaks everybody else's.
+        ("20.10.24", True, {}, {}),
+        ("26.1.5", False, {"debug": True}, {"debug": True}),
+        (
+            "26.1.5",
+            True,
+            {"features": {"buildkit": True}},
+            {"features": {"buildkit": True, "cdi": True}},
+        ),
+    ],
+)
+def test_engines_of_ones_own_have_gpus_by_cdi(
+    version: str, gpu: bool, settings: dict[str, Any], config: dict[str, Any]
+) -> None:
+    facts = {**(FACTS if gpu else NO_GPU), "docker_version": version}
+    state = owned([CAROL], [], True, rootless_settings=settings, facts=facts)
+    assert json.loads(file(state, "/etc/slipway/rootless/carol.json")["content"]) == config
+
+
+def test_the_unit_starts_for_whom_there_is_a_configuration() -> None:
+    lines = _rootless.UNIT_TEXT.splitlines()
+    assert f"ConditionPathExists={_rootless.FOLDER}/%u.json" in lines
+    # systemd takes the doubled signs for single ones, which are then the shell's.
+    start = _rootless.UNIT_TEXT.partition("ExecStart=")[2].partition("ExecReload")[0]
+    assert "$$own" in start and "--config-file" in start
+
+
+def test_what_root_left_is_sought_for_everybody_who_is_there() -> None:
+    assert owned([ALICE, GONE], [], True)["left_by_root"] == [{"user": "alice"}]
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        ({"shared": [{"group": "lab", "path": "srv"}]}, "has to be an absolute path"),
+        ({"shared": [{"group": "lab"}, {"group": "lab"}]}, "/srv/shared is declared 2 times"),
+        ({"shared": [{"group": "staff"}]}, "staff, which has to be in user_access_groups"),
+        ({"limits": [{"who": "@"}]}, "the limits of '@' are of nobody"),
+        ({"limits": [{"who": "the lab"}]}, "are of nobody"),
+        ({"limits": [{"who": "*", "memlock": "1g"}]}, "it is KiB, or 'unlimited'"),
+        ({"limits": [{"who": "*", "memlock": True}]}, "it is KiB, or 'unlimited'"),
+        ({"limits": [{"who": "*", "nofile": "unlimited"}]}, "nobody can log in"),
+        ({"limits": [{"who": "*", "nofile": 1048577}]}, "nobody can log in"),
+        ({"limits": [{"who": "*", "nofile": 10}]}, "a number from 1024"),
+        ({"users": [{"name": "root", "docker": "rootless"}]}, "root cannot have an engine"),
+    ],
+)
+def test_what_would_do_harm_is_refused(declared: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserAccessError, match=problem):
+        owned(**{"users": [], "groups": LAB, "docker_exclusive": True, **declared})

@@ -31,6 +31,25 @@ options:
     description: Whether nobody else may be in the docker group.
     type: bool
     default: true
+  shared:
+    description: Folders as C(user_access_shared) declares them.
+    type: list
+    elements: dict
+    default: []
+  limits:
+    description: Limits as C(user_access_limits) declares them.
+    type: list
+    elements: dict
+    default: []
+  rootless_settings:
+    description: Keys of daemon.json for engines that people have of their own.
+    type: dict
+    default: {}
+  facts:
+    description:
+      - What the host is, C(ansible_facts['slipway']); without it, no GPU and no engine is known.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -41,7 +60,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: The lists groups, users, members and lines of owned state.
+  description: The lists of owned state.
   type: dict
 """
 
@@ -50,10 +69,16 @@ def user_access_owned(
     users: Sequence[Mapping[str, Any]],
     groups: Sequence[Mapping[str, Any]] = (),
     docker_exclusive: bool = True,
+    shared: Sequence[Mapping[str, Any]] = (),
+    limits: Sequence[Mapping[str, Any]] = (),
+    rootless_settings: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the owned state, see :func:`_user_access.owned`."""
     try:
-        return _user_access.owned(users, groups, docker_exclusive)
+        return _user_access.owned(
+            users, groups, docker_exclusive, shared, limits, rootless_settings, facts
+        )
     except _user_access.UserAccessError as error:
         raise AnsibleFilterError(f"user_access: {error}") from error
 

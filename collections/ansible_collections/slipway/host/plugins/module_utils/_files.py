@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils import _acl, _probe
+
 FILE_MODE, FOLDER_MODE = "0644", "0755"
 
 
@@ -38,6 +40,9 @@ def settle(entry: Mapping[str, Any]) -> None:
     shutil.chown(path, owner, group)
     # After the owner: the kernel clears setuid and setgid bits when that changes.
     path.chmod(mode)
+    if entry.get("default_acl"):
+        found = _acl.parse(_probe.default_acl(str(path)) or "")
+        os.setxattr(path, _acl.ATTRIBUTE, _acl.packed(_acl.wanted(entry["default_acl"], found)))
 
 
 def _remove(path: Path, is_folder: bool) -> None:

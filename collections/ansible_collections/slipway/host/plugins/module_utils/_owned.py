@@ -13,7 +13,9 @@ packages      name, version? (may end with ``*``), hold?, state? (``present`` or
               optional? (then it is not missed where it is not there), follows?: a version of
               others that it depends on, and with which it changes
 files         path, content?, mode?, owner?, group?, state? (``file``, ``directory``,
-              ``absent``); a file without content may hold anything
+              ``absent``); a file without content may hold anything; default_acl?: the mode of
+              what is made in a folder, whatever the umask. Such a folder is people's: nothing
+              that stands in its place is replaced
 folders       path, entries: the names that may be in a folder, and no others
 links         folder, target, names: the links to a target that are in a folder, and no others;
               what else is in the folder is not the role's
@@ -30,7 +32,12 @@ units         name, enabled?, active?, since?: files that a running unit has rea
               must have been started or reloaded after they changed
 groups        name, gid?
 users         name, uid?, shell?, home?, state?
-members       group, users, exclusive? (then nobody else may be in the group)
+members       group, users, exclusive? (then nobody else may be in the group), devices?: beginnings
+              of paths; then the users are members only where such a device is the group's and
+              not open to everybody
+left_by_root  user, whose ``.docker`` folder holds nothing of root's
+rootless      user, who has an engine of their own; since?: files that it has read
+obstacles     path, holds, why: a file that holds this stands in the way, and WHY says what to do
 images        reference, digest: the context digest that its label must bear
 projects      name, services: list of {name, config, image?}: containers of a compose
               project by their ``io.slipway.config`` label and context digest; url?: its
@@ -46,7 +53,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ansible_collections.slipway.host.plugins.module_utils import _apt, _daemon_json, _openpgp
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _acl,
+    _apt,
+    _daemon_json,
+    _openpgp,
+    _rootless,
+)
 
 Entry: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = Mapping[str, Any]
@@ -118,6 +131,12 @@ def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield MISSING, f"a {state}"
         return
     kind, mode, owner, group, digest = found
+    default_acl = entry.get("default_acl")
+    if kind != state and default_acl:
+        raise ConflictError(
+            f"{entry['path']} has to be a folder and is a {kind}; declare where it leads, or move "
+            "it out of the way"
+        )
     if kind != state:
         yield f"a {kind}", f"a {state}"
         return
@@ -132,6 +151,19 @@ def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
     ):
         if was != should:
             yield f"{what} {was}", should
+    if default_acl:
+        yield from _default_acl(entry["path"], default_acl, answer["acls"][entry["path"]])
+
+
+def _default_acl(path: str, mode: str, found: str | None) -> Iterator[Change]:
+    if found is None:
+        raise ConflictError(
+            f"the file system of {path} keeps no POSIX ACLs, so it cannot say that new files are "
+            "a team's; mount it so that it does, or declare the folder with 'acl: false'"
+        )
+    change = _acl.difference(mode, found)
+    if change:
+        yield change
 
 
 def _folders(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -274,12 +306,40 @@ def _users(entry: Entry, answer: Answer) -> Iterator[Change]:
 def _members(entry: Entry, answer: Answer) -> Iterator[Change]:
     found = answer["groups"][entry["group"]]
     members = set(found[1]) if found else set()
+    if "devices" in entry and not any(
+        entry["group"] in answer["devices"][beginning] for beginning in entry["devices"]
+    ):
+        return
     wanted = set(entry["users"])
     for user in sorted(wanted - members):
         yield f"{user} is not a member", "a member"
     if entry.get("exclusive", False):
         for user in sorted(members - wanted):
             yield f"{user} is a member", "no member, because nobody listed it"
+
+
+def _left_by_root(entry: Entry, answer: Answer) -> Iterator[Change]:
+    names = answer["left"][entry["user"]]
+    if names:
+        yield f"{', '.join(names)} in ~/.docker is root's", f"{entry['user']}'s"
+
+
+def _rootless_engines(entry: Entry, answer: Answer) -> Iterator[Change]:
+    found = answer["rootless"][entry["user"]]
+    if found is None:
+        yield MISSING, "a user with an engine"
+        return
+    state = _rootless.State(*found)
+    yield from _rootless.differences(state, answer["users"][entry["user"]][0])
+    for path in entry.get("since", ()) if state.began else ():
+        if (answer["mtimes"][path] or 0) > state.began:
+            yield f"started before {path} changed", "started after it"
+
+
+def _obstacles(entry: Entry, answer: Answer) -> Iterator[Change]:
+    if (answer["texts"][entry["path"]] or "").strip() == entry["holds"]:
+        raise ConflictError(entry["why"])
+    return iter(())
 
 
 def _images(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -343,6 +403,9 @@ KINDS: Mapping[str, Kind] = {
     "groups": Kind("groups", "name", _groups),
     "users": Kind("users", "name", _users),
     "members": Kind("groups", "group", _members),
+    "left_by_root": Kind("left", "user", _left_by_root),
+    "rootless": Kind("rootless", "user", _rootless_engines),
+    "obstacles": Kind("texts", "path", _obstacles),
     "images": Kind("images", "reference", _images),
     "projects": Kind("projects", "name", _projects),
 }
@@ -372,13 +435,23 @@ def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, l
         for kind, entries in stated(owned):
             how = KINDS[kind]
             asked.setdefault(how.asks, set()).update(entry[how.by] for entry in entries)
-            read = {path for entry in entries for path in entry.get("since", ())}
-            if read:
-                asked.setdefault("mtimes", set()).update(read)
-            records = {entry["record"] for entry in entries if entry.get("record")}
-            if records:
-                asked.setdefault("texts", set()).update(records)
+            for entry in entries:
+                for what, names in _further(kind, entry):
+                    if names:
+                        asked.setdefault(what, set()).update(names)
     return {key: sorted(names) for key, names in sorted(asked.items())}
+
+
+def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield what is asked for an entry beside what its kind is asked by."""
+    yield "mtimes", entry.get("since", ())
+    yield "devices", entry.get("devices", ())
+    if entry.get("record"):
+        yield "texts", [entry["record"]]
+    if entry.get("default_acl"):
+        yield "acls", [entry["path"]]
+    if kind == "rootless":
+        yield "users", [entry["user"]]
 
 
 def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Difference]:

@@ -27,6 +27,11 @@ key            asked with                   answered with
                                             those that are loaded
 ``users``      names                        name to ``[uid, gid, home, shell]``
 ``groups``     names                        name to ``[gid, [members]]``
+``acls``       paths of folders             path to its default ACL, see :func:`default_acl`
+``devices``    beginnings of paths          beginning to ``{group: path}``, see :func:`devices`
+``left``       names of users               name to what root left, see :func:`left_by_root`
+``rootless``   names of users               name to ``[lingers, subordinate uids, gids, address of
+                                            the context, time the engine began to answer]``
 ``images``     references                   reference to ``[id, {labels}]``
 ``projects``   compose project names        name to ``[[service, state, health, {labels}]]``
 =============  ===========================  ====================================================
@@ -64,12 +69,33 @@ TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
 NVLINK5_GPUS, NVLINK5_BASEBOARD = ("0x2901", "0x2909", "0x290a", "0x3182"), 8
 EFI = "/sys/firmware/efi"
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
+# Where the docker command keeps the context of this name: the folder is the name's SHA-256.
+CONTEXT = "rootless"
+CONTEXT_FILE = (
+    ".docker/contexts/meta/"
+    "12b961af5feb3e9d39f93b2cefb9a1a944f18d02cca0cac2f04f5a982240605f/meta.json"
+)
+
+
+def opened(path: str, flags: int) -> int:
+    """Open a file, but nothing that stands in its place.
+
+    Some of what is asked for lies in homes. To open a pipe that somebody put there would hold up
+    the survey, and to open a device may do things.
+    """
+    seen = os.open(path, os.O_PATH)
+    try:
+        if os.fstat(seen).st_mode & 0o170000 != 0o100000:
+            raise OSError(f"{path} is no file")
+        return os.open(f"/proc/self/fd/{seen}", flags)
+    finally:
+        os.close(seen)
 
 
 def read(path: str) -> bytes | None:
     """Return a file's bytes, None where it is missing or unreadable as a file."""
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", opener=opened) as stream:
             return stream.read()
     except OSError:
         return None
@@ -282,6 +308,114 @@ def groups(names: list[str]) -> Json:
             continue
         found[name] = [entry.gr_gid, sorted(entry.gr_mem)]
     return found
+
+
+def default_acl(path: str) -> str | None:
+    """Return a folder's default ACL as the kernel writes it, in hexadecimal.
+
+    It is empty where there is none, null where the file system keeps none, or there is no folder.
+    """
+    import errno
+
+    try:
+        return os.getxattr(path, "system.posix_acl_default", follow_symlinks=False).hex()
+    except OSError as error:
+        return "" if error.errno == errno.ENODATA else None
+
+
+def devices(beginning: str) -> Json:
+    """Return the groups that may open devices which not everybody may, each with one such path."""
+    import grp
+    import stat
+
+    folder, _, start = beginning.rpartition("/")
+    found: Json = {}
+    for name in names_in(folder) or []:
+        if not name.startswith(start):
+            continue
+        try:
+            info = os.lstat(f"{folder}/{name}")
+            if stat.S_ISCHR(info.st_mode) and info.st_mode & 0o066 == 0o060:
+                found.setdefault(grp.getgrgid(info.st_gid).gr_name, f"{folder}/{name}")
+        except (OSError, KeyError):
+            continue
+    return found
+
+
+def is_left(info: os.stat_result) -> bool:
+    """Whether this is a folder or a file of root's; other names of a file may be anywhere."""
+    kind = info.st_mode & 0o170000
+    return info.st_uid == 0 and (kind == 0o040000 or (kind == 0o100000 and info.st_nlink == 1))
+
+
+def left_by_root(name: str) -> list[str] | None:
+    """Return what root owns of a user's ``.docker`` and directly in it, null without a user.
+
+    ``sudo docker login`` leaves it so. A home that is not the user's own is not looked into.
+    """
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(name)
+        folder = f"{entry.pw_dir}/.docker"
+        own = os.lstat(folder)
+        theirs = 0 != entry.pw_uid == os.stat(entry.pw_dir).st_uid
+        if not theirs or own.st_mode & 0o170000 != 0o040000:
+            return []
+        with os.scandir(folder) as entries:
+            found = [one.name for one in entries if is_left(one.stat(follow_symlinks=False))]
+    except KeyError:
+        return None
+    except OSError:
+        return []
+    return sorted([*found, *(["."] if is_left(own) else [])])
+
+
+def subordinate_ids(path: str, name: str, uid: int) -> int:
+    """Return how many numbers a file such as /etc/subuid gives a user."""
+    lines = (line.split(":") for line in word(path).splitlines())
+    return sum(
+        int(line[2])
+        for line in lines
+        if len(line) == 3 and line[0] in (name, str(uid)) and line[2].isdigit()
+    )
+
+
+def answering_since(path: str) -> float:
+    """Return since when something listens on a socket, 0 where nothing does."""
+    import _socket
+
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        connection.settimeout(2)
+        connection.connect(path)
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+    finally:
+        connection.close()
+
+
+def rootless(name: str) -> list[Any] | None:
+    """Return what a user's own engine stands on, null without a user."""
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    try:
+        context = json.loads(read(f"{entry.pw_dir}/{CONTEXT_FILE}") or b"{}")
+        address = str(context["Endpoints"]["docker"]["Host"])
+    except (ValueError, LookupError, TypeError):
+        address = ""
+    return [
+        os.path.exists(f"/var/lib/systemd/linger/{name}"),
+        subordinate_ids("/etc/subuid", name, entry.pw_uid),
+        subordinate_ids("/etc/subgid", name, entry.pw_uid),
+        address,
+        answering_since(f"/run/user/{entry.pw_uid}/docker.sock"),
+    ]
 
 
 def docker(path: str) -> Any:
@@ -553,6 +687,14 @@ def answer(question: Json) -> Json:
         reply["users"] = users(question["users"])
     if question.get("groups"):
         reply["groups"] = groups(question["groups"])
+    if question.get("acls"):
+        reply["acls"] = {path: default_acl(path) for path in question["acls"]}
+    if question.get("devices"):
+        reply["devices"] = {path: devices(path) for path in question["devices"]}
+    if question.get("left"):
+        reply["left"] = {name: left_by_root(name) for name in question["left"]}
+    if question.get("rootless"):
+        reply["rootless"] = {name: rootless(name) for name in question["rootless"]}
     try:
         if question.get("images"):
             reply["images"] = images(question["images"])

@@ -4,68 +4,204 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ansible_collections.slipway.host.plugins.module_utils import _gpu_host, _rootless
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _nvidia_container_toolkit as _toolkit,
+)
+
+Entry: TypeAlias = Mapping[str, Any]
 
 # What useradd accepts everywhere: its NAME_REGEX default, and the kernel's utmp field of 32.
 NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 DOCKER_GROUP = "docker"
+ROOTLESS = "rootless"
+
+# Where a shared folder is if nobody says: the one that ml_aliases mounts.
+SHARED = "/srv/shared"
+LIMITS = "/etc/security/limits.d/slipway.conf"
+# fs.nr_open of the kernel. Where a higher limit cannot be set, nobody can log in any more.
+MOST_FILES = 1048576
+UNLIMITED = "unlimited"
+
+# Devices that some drivers' settings open to a group alone, and that group.
+DEVICES = {"render": ["/dev/dri/renderD"], "video": ["/dev/nvidia"]}
 
 
 class UserAccessError(ValueError):
     """The inventory names people in a way that cannot be carried out."""
 
 
-def _check(users: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
-    for what, entries in (("user", users), ("group", groups)):
-        names = [entry["name"] for entry in entries]
-        for name in names:
-            if not NAME.match(name):
-                raise UserAccessError(
-                    f"'{name}' cannot be a {what} name: at most 32 lower-case letters, digits, "
-                    "'_' and '-', not beginning with a digit or '-'"
-                )
-            if names.count(name) > 1:
-                raise UserAccessError(f"the {what} {name} is declared {names.count(name)} times")
-    for user in users:
-        if DOCKER_GROUP in user.get("groups", ()):
+def _check_names(what: str, entries: Sequence[Entry]) -> None:
+    names = [entry["name"] for entry in entries]
+    for name in names:
+        if not NAME.match(name):
             raise UserAccessError(
-                f"user {user['name']}: membership in '{DOCKER_GROUP}' is as good as root, so it is "
-                "asked for by name: write 'docker: true' instead of listing it in groups"
+                f"'{name}' cannot be a {what} name: at most 32 lower-case letters, digits, "
+                "'_' and '-', not beginning with a digit or '-'"
             )
-        if user["name"] == "root" and user.get("state") == "absent":
-            raise UserAccessError("root cannot be removed")
+        if names.count(name) > 1:
+            raise UserAccessError(f"the {what} {name} is declared {names.count(name)} times")
+
+
+def _check_user(user: Entry) -> None:
+    if DOCKER_GROUP in user.get("groups", ()):
+        raise UserAccessError(
+            f"user {user['name']}: membership in '{DOCKER_GROUP}' is as good as root, so it is "
+            "asked for by name: write 'docker: true' instead of listing it in groups"
+        )
+    if user["name"] == "root" and user.get("state") == "absent":
+        raise UserAccessError("root cannot be removed")
+    if user["name"] == "root" and user.get("docker") == ROOTLESS:
+        raise UserAccessError("root cannot have an engine without root")
+
+
+def _check_shared(shared: Sequence[Entry], groups: Sequence[Entry]) -> None:
+    paths = [entry.get("path") or SHARED for entry in shared]
+    for entry in shared:
+        path = entry.get("path") or SHARED
+        if not path.startswith("/"):
+            raise UserAccessError(f"the shared folder {path} has to be an absolute path")
+        if paths.count(path) > 1:
+            raise UserAccessError(f"the shared folder {path} is declared {paths.count(path)} times")
+        if entry["group"] not in [group["name"] for group in groups]:
+            raise UserAccessError(
+                f"the shared folder {path} is of the group {entry['group']}, which has to be in "
+                "user_access_groups"
+            )
+
+
+def _check_limit(limit: Entry) -> None:
+    who = limit["who"]
+    if who != "*" and not NAME.match(who.removeprefix("@")):
+        raise UserAccessError(
+            f"the limits of '{who}' are of nobody: name a user, a group as '@lab', or everybody "
+            "but root as '*'"
+        )
+    memlock, nofile = limit.get("memlock"), limit.get("nofile")
+    if memlock is not None and memlock != UNLIMITED and not _is_count(memlock):
+        raise UserAccessError(f"memlock of {who} is {memlock}; it is KiB, or '{UNLIMITED}'")
+    if nofile is not None and not (_is_count(nofile) and 1024 <= nofile <= MOST_FILES):
+        raise UserAccessError(
+            f"nofile of {who} is {nofile}; it is a number from 1024 to {MOST_FILES}, since nobody "
+            "can log in where the kernel refuses it"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _members(
+    users: Sequence[Entry], groups: Sequence[Entry], docker_exclusive: bool, facts: Entry
+) -> Iterator[dict[str, Any]]:
+    members: dict[str, list[str]] = {group["name"]: [] for group in groups}
+    for user in users:
+        for group in user.get("groups", ()):
+            members.setdefault(group, []).append(user["name"])
+    for group, names in members.items():
+        if names:
+            yield {"group": group, "users": names}
+    docker_users = [user["name"] for user in users if user.get("docker") is True]
+    yield {"group": DOCKER_GROUP, "users": docker_users, "exclusive": docker_exclusive}
+    # Whoever may use Docker may use the devices anyway.
+    names = [u["name"] for u in users if u.get("gpu", u.get("docker") is True)]
+    if names and facts and _gpu_host.has_gpu(facts):
+        for group, devices in DEVICES.items():
+            yield {"group": group, "users": names, "devices": devices}
+
+
+def _shared_folder(entry: Entry) -> dict[str, Any]:
+    others = 5 if entry.get("readable") else 0
+    folder = {
+        "path": entry.get("path") or SHARED,
+        "state": "directory",
+        "group": entry["group"],
+        # With setgid, what is made there is the group's and not its maker's.
+        "mode": f"277{others}",
+    }
+    return folder if entry.get("acl") is False else {**folder, "default_acl": f"077{others}"}
+
+
+def _limits_file(limits: Sequence[Entry]) -> dict[str, Any]:
+    set_limits = [
+        (limit["who"], what, limit[what])
+        for limit in limits
+        for what in ("memlock", "nofile")
+        if limit.get(what) is not None
+    ]
+    if not set_limits:
+        return {"path": LIMITS, "state": "absent"}
+    lines = "".join(f"{who} - {what} {value}\n" for who, what, value in set_limits)
+    highest: dict[str, float] = {}
+    for _who, what, value in set_limits:
+        highest[what] = max(highest.get(what, 0), _for_prlimit(what, value))
+    options = [f"--{what}={most}:{most}" for what, most in sorted(highest.items())]
+    return {
+        "path": LIMITS,
+        "content": f"# Written by Slipway's role user_access.\n{lines}",
+        # A limit that cannot be set locks everybody out whom it is for.
+        "validate": ["prlimit", *(o.replace("inf", UNLIMITED) for o in options), "true"],
+    }
+
+
+def _for_prlimit(what: str, value: Any) -> float:
+    """Return a limit as prlimit counts: in bytes, where limits.conf counts memory in KiB."""
+    if value == UNLIMITED:
+        return float("inf")
+    return int(value) * 1024 if what == "memlock" else int(value)
+
+
+def _engine_files(names: Sequence[str], settings: Entry, facts: Entry) -> list[dict[str, Any]]:
+    if not names:
+        return [{"path": path, "state": "absent"} for path in _rootless.FILES]
+    for_rootful = _toolkit.engine_settings(facts) if facts else {}
+    config = json.dumps(_rootless.engine_settings(for_rootful, settings), indent=4, sort_keys=True)
+    return [
+        *({"path": path, **file} for path, file in _rootless.FILES.items()),
+        *({"path": path, "state": "directory"} for path in _rootless.CDI_FOLDERS),
+        *({"path": _rootless.config_file(name), "content": f"{config}\n"} for name in names),
+    ]
 
 
 def owned(
-    users: Sequence[Mapping[str, Any]],
-    groups: Sequence[Mapping[str, Any]],
+    users: Sequence[Entry],
+    groups: Sequence[Entry],
     docker_exclusive: bool,
+    shared: Sequence[Entry] = (),
+    limits: Sequence[Entry] = (),
+    rootless_settings: Entry | None = None,
+    facts: Entry | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the owned state for USERS and GROUPS as ``user_access`` declares them.
+    """Return the owned state for what ``user_access`` declares.
 
     DOCKER_EXCLUSIVE says that nobody but the users with ``docker: true`` may be in the docker
-    group.  Raise UserAccessError where a declaration cannot be carried out.
+    group; FACTS is ``ansible_facts['slipway']``, without which no GPU and no engine is known.
+    Raise UserAccessError where a declaration cannot be carried out.
     """
-    _check(users, groups)
+    _check_names("user", users)
+    _check_names("group", groups)
+    for user in users:
+        _check_user(user)
+    _check_shared(shared, groups)
+    for limit in limits:
+        _check_limit(limit)
+    known = facts or {}
     present = [user for user in users if user.get("state", "present") == "present"]
-    members: dict[str, list[str]] = {group["name"]: [] for group in groups}
-    for user in present:
-        for group in user.get("groups", ()):
-            members.setdefault(group, []).append(user["name"])
-    docker_users = [user["name"] for user in present if user.get("docker", False)]
-    entries: list[dict[str, Any]] = [
-        {"group": group, "users": names} for group, names in members.items() if names
-    ]
-    entries.append({"group": DOCKER_GROUP, "users": docker_users, "exclusive": docker_exclusive})
+    rootless = [user["name"] for user in present if user.get("docker") == ROOTLESS]
+    packages = _rootless.packages(known.get("docker_package", "")) if rootless else []
     return {
+        "obstacles": [dict(obstacle) for obstacle in _rootless.OBSTACLES] if rootless else [],
         "groups": [{k: g[k] for k in ("name", "gid") if g.get(k) is not None} for g in groups],
         "users": [
             {k: u[k] for k in ("name", "uid", "home", "shell", "state") if u.get(k) is not None}
             for u in users
         ],
-        "members": entries,
+        "members": list(_members(present, groups, docker_exclusive, known)),
         "lines": [
             {
                 "user": user["name"],
@@ -74,5 +210,20 @@ def owned(
             }
             for user in present
             if user.get("keys")
+        ],
+        "files": [
+            *map(_shared_folder, shared),
+            _limits_file(limits),
+            *_engine_files(rootless, rootless_settings or {}, known),
+        ],
+        "folders": [{"path": _rootless.FOLDER, "entries": [f"{name}.json" for name in rootless]}],
+        "left_by_root": [{"user": user["name"]} for user in present],
+        "packages": [{"name": name} for name in packages],
+        "rootless": [
+            {
+                "user": name,
+                "since": [_rootless.UNIT, _rootless.DOCKERD, _rootless.config_file(name)],
+            }
+            for name in rootless
         ],
     }

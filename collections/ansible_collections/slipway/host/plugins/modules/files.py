@@ -48,6 +48,17 @@ options:
         description: Keep the content out of diffs.
         type: bool
         default: false
+      default_acl:
+        description:
+          - Mode, four octal digits, of what is made in a folder, whatever the umask of who makes
+            it. Entries of its default ACL that name somebody are kept.
+          - Something else in the folder's place is an error, and is not replaced.
+        type: str
+      validate:
+        description: Command that must succeed before the file is written, in words.
+        type: list
+        elements: str
+        default: []
 attributes:
   check_mode:
     description: Says which files would change.
@@ -104,6 +115,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
                 "default": "file",
             },
             "secret": {"type": "bool", "default": False},
+            "default_acl": {"type": "str"},
+            "validate": {"type": "list", "elements": "str", "default": []},
         },
     },
 }
@@ -131,6 +144,18 @@ def shown(path: Path, entry: Mapping[str, Any], found: list[_owned.Difference]) 
     }
 
 
+def check(module: AnsibleModule, entry: Mapping[str, Any]) -> None:
+    """Fail where a host says beforehand that an entry would not do it good."""
+    if entry["state"] == "file" and entry["validate"]:
+        status, out, err = module.run_command(entry["validate"])
+        if status != 0:
+            tried = " ".join(entry["validate"])
+            said = (err or out).strip()
+            module.fail_json(
+                msg=f"{entry['path']} was not written, since this host refuses: {said} ({tried})"
+            )
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -138,10 +163,17 @@ def main() -> None:
     diff: list[dict[str, str]] = []
     for entry in module.params["files"]:
         path = Path(entry["path"])
-        answer = {"files": {str(path): _probe.file_state(str(path))}}
-        found = _owned.differences({"files": [stated(entry)]}, answer)
+        answer = {
+            "files": {str(path): _probe.file_state(str(path))},
+            "acls": {str(path): _probe.default_acl(str(path))},
+        }
+        try:
+            found = _owned.differences({"files": [stated(entry)]}, answer)
+        except _owned.ConflictError as error:
+            module.fail_json(msg=f"{error}.")
         if not found:
             continue
+        check(module, entry)
         changed.append(str(path))
         diff.append(shown(path, entry, found))
         if not module.check_mode:

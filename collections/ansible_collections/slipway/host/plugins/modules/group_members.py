@@ -12,6 +12,7 @@ description:
   - Adds users to a group and, where I(exclusive), removes all others from it.
   - The builtin user module can append a group to a user, but cannot take a user out of one group
     without listing all the others.
+  - Warns of people with programs that were started before, since those keep the groups they have.
 options:
   group:
     description: Name of the group; it must exist unless check mode is on.
@@ -26,6 +27,12 @@ options:
     description: Remove everybody else from the group.
     type: bool
     default: false
+  devices:
+    description:
+      - Beginnings of paths of devices. Where it is given, users are added only while such a device
+        belongs to the group and is not open to everybody.
+    type: list
+    elements: str
 attributes:
   check_mode:
     description: Says who would be added and removed.
@@ -61,30 +68,40 @@ removed:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe, _sessions
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "group": {"type": "str", "required": True},
     "users": {"type": "list", "elements": "str", "required": True},
     "exclusive": {"type": "bool", "default": False},
+    "devices": {"type": "list", "elements": "str"},
 }
+
+
+def numbers(names: list[str]) -> dict[int, str]:
+    """Return names by user number, of those users who are there."""
+    return {found[0]: name for name, found in _probe.users(names).items() if found}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    group = module.params["group"]
+    group, devices = module.params["group"], module.params["devices"]
     found = _probe.groups([group])[group]
-    wanted = set(module.params["users"])
+    serves = devices is None or any(group in _probe.devices(one) for one in devices)
+    wanted = set(module.params["users"]) if serves else set()
     if found is None and wanted and not module.check_mode:
         module.fail_json(msg=f"there is no group {group} to add {', '.join(sorted(wanted))} to")
     members = set(found[1]) if found else set()
     added = sorted(wanted - members)
     removed = sorted(members - wanted) if module.params["exclusive"] else []
-    if not module.check_mode:
+    if not module.check_mode and (added or removed):
         for option, names in (("--add", added), ("--delete", removed)):
             for name in names:
                 module.run_command(["gpasswd", option, name, group], check_rc=True)
+        changes = numbers(added), numbers(removed)
+        for warning in _sessions.outdated(group, found[0], *changes, _sessions.processes()):
+            module.warn(warning)
     after = (members | wanted) - set(removed)
     module.exit_json(
         changed=bool(added or removed),

@@ -1,0 +1,77 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.left_by_root."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: left_by_root
+short_description: Give people back what root left in their .docker folder
+description:
+  - After C(sudo docker login), C(~/.docker) or what is in it belongs to root, and the user's own
+    docker command fails or warns. What root owns there becomes the user's.
+  - Links are not followed, files with more than one name are left alone, and so is a home that is
+    not its user's.
+  - It acts where root owns the folder or something directly in it, and then to its depths.
+options:
+  users:
+    description: Names of the users.
+    type: list
+    elements: str
+    required: true
+attributes:
+  check_mode:
+    description: Says whose files would be given back.
+    support: full
+  diff_mode:
+    description: Names what is root's.
+    support: full
+author:
+  - Slipway contributors
+"""
+
+EXAMPLES = r"""
+- name: Undo what sudo docker login did to alice
+  slipway.host.left_by_root:
+    users: [alice]
+"""
+
+RETURN = r"""
+users:
+  description: Those whose files were given back.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import pwd
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils import _left_by_root, _owned, _probe
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "users": {"type": "list", "elements": "str", "required": True},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    owned = {"left_by_root": [{"user": name} for name in module.params["users"]]}
+    answer = {"left": {name: _probe.left_by_root(name) for name in module.params["users"]}}
+    found = _owned.differences(owned, answer)
+    users = [difference.name for difference in found]
+    if not module.check_mode:
+        for entry in map(pwd.getpwnam, users):
+            _left_by_root.give_back(entry.pw_dir, entry.pw_uid, entry.pw_gid)
+    module.exit_json(
+        changed=bool(users),
+        users=users,
+        diff={"prepared": "".join(f"{difference}\n" for difference in found)},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""People on a real host: who reaches Docker, whose files a team's are, and engines without root.
+
+The host is a container, which has to be helped in two things that a server has: the device that
+gives engines of users their network is made, and their containers do without cgroups of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+from tests.host.conftest import ROOT, Run, Site
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-users"
+CONTACT = "Dana (dana@lab.example)"
+LIMITS = "/etc/security/limits.d/slipway.conf"
+CAROLS = "/etc/slipway/rootless/carol.json"
+UNIT = "/etc/systemd/user/docker.service"
+Named = set[tuple[str, str, str]]
+# What the host of a GPU has in /etc/cdi or /var/run/cdi, with a variable in place of a device.
+CDI = {
+    "cdiVersion": "0.6.0",
+    "kind": "nvidia.com/gpu",
+    "devices": [{"name": "all", "containerEdits": {"env": ["STAND_IN_GPU=all"]}}],
+}
+
+
+class People(Site):
+    """A host with alice, who may use Docker, bob, who may not, and carol with her own engine."""
+
+    def people(self, *others: dict[str, Any], **changes: Any) -> None:
+        """Declare them, and what they have."""
+        key = self.host.private_key_file.with_suffix(".pub").read_text().strip()
+        settings = {"exec-opts": ["native.cgroupdriver=cgroupfs"], "features": {"cdi": True}}
+        self.declare(
+            **{
+                "ml_images_names": [],
+                "ml_services_projects": [],
+                "ml_aliases_contact": CONTACT,
+                "user_access_groups": [{"name": "lab"}],
+                "user_access_users": [
+                    {"name": "alice", "keys": [key], "groups": ["lab"], "docker": True},
+                    {"name": "bob", "keys": [key], "groups": ["lab"]},
+                    *(others or [{"name": "carol", "keys": [key], "docker": "rootless"}]),
+                ],
+                "user_access_shared": [{"group": "lab"}],
+                "user_access_limits": [{"who": "@lab", "memlock": 4096, "nofile": 4096}],
+                "user_access_rootless_settings": settings,
+                **changes,
+            }
+        )
+
+    def acts(self) -> set[str]:
+        """Run site.yml and return the roles that changed something."""
+        return {task.partition(":")[0] for task in self.converge().changed()}
+
+
+def said(run: Run) -> str:
+    """Return what a run printed, without colours and on one line."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", run.output).split())
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Group]:
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    yield group
+    group.remove()
+
+
+@pytest.fixture(scope="module")
+def site(hosts: Group, tmp_path_factory: pytest.TempPathFactory) -> People:
+    site = People(hosts.ensure(HostSpec("people-1")), tmp_path_factory.mktemp("people"))
+    site.on("mkdir --parents /dev/net; mknod --mode=0666 /dev/net/tun c 10 200")
+    site.people()
+    checked = site.run("site.yml", "--check", "--diff")
+    assert checked.status == "successful", checked.output
+    assert site.on("getent passwd carol || echo nobody") == "nobody"
+    run = site.converge()
+    assert "alice may use Docker on people-1 from the next login on" in said(run)
+    assert "which is as good as being root there" in said(run)
+    return site
+
+
+def test_again_nothing_changes_and_both_witnesses_agree(site: People) -> None:
+    began = site.on("stat --format=%Y /run/user/$(id -u carol)/docker.sock")
+    assert site.plan() == (0, set())
+    assert site.converge(slipway_survey=False).changed() == set()
+    assert site.on("stat --format=%Y /run/user/$(id -u carol)/docker.sock") == began
+
+
+# Who reaches Docker.
+
+
+def test_who_is_listed_uses_docker_from_the_next_login_on(site: People) -> None:
+    assert "docker" in site.as_user("alice", "id --name --groups").split()
+    assert site.as_user("alice", "docker info --format '{{.OSType}}'") == "linux"
+
+
+def test_who_is_not_listed_cannot_and_is_told_whom_to_ask(site: People) -> None:
+    refused = site.try_as("bob", "docker ps")
+    assert refused.returncode != 0 and "permission denied" in refused.stderr
+    told = site.try_as("bob", "ml list")
+    assert told.returncode != 0
+    assert f"bob may not use Docker on people-1. Ask {CONTACT}" in told.stderr
+
+
+def test_people_who_run_programs_with_the_groups_of_before_are_named(site: People) -> None:
+    site.on("gpasswd --delete alice docker; gpasswd --add bob docker")
+    older = [
+        subprocess.Popen([*site.ssh(name), "echo here; exec sleep 120"], stdout=subprocess.PIPE)
+        for name in ("alice", "bob")
+    ]
+    try:
+        for session in older:
+            assert session.stdout and session.stdout.readline() == b"here\n"
+        run = site.converge()
+    finally:
+        for session in older:
+            session.terminate()
+    assert "alice is in docker now, but has programs that were started before" in said(run)
+    assert "bob is no longer in docker, but has programs that were started before" in said(run)
+    assert "loginctl terminate-user bob" in said(run)
+    site.on("pkill -u alice sleep; pkill -u bob sleep")
+
+
+# Folders of a team.
+
+
+def test_what_one_makes_in_the_shared_folder_the_team_can_write(site: People) -> None:
+    site.as_user("bob", "umask 077; mkdir /srv/shared/run; echo one >/srv/shared/run/log")
+    site.as_user("alice", "echo two >>/srv/shared/run/log; touch /srv/shared/run/more")
+    assert site.as_user("bob", "cat /srv/shared/run/log") == "one\ntwo"
+    found = site.on("stat --format='%U:%G %a' /srv/shared/run /srv/shared/run/log")
+    assert found.split("\n") == ["bob:lab 2770", "bob:lab 660"]
+    assert site.try_as("carol", "ls /srv/shared").returncode != 0
+
+
+def test_whom_somebody_else_named_in_the_acl_stays_there(site: People) -> None:
+    site.on("apt-get -qq install -y acl >/dev/null 2>&1; setfacl -d -m u:carol:rX /srv/shared")
+    assert site.plan() == (0, set())
+    site.on("setfacl -d -m g::r /srv/shared")
+    assert site.acts() == {"user_access"}
+    acl = site.on("getfacl --omit-header --default /srv/shared").split()
+    assert {"user:carol:r-x", "group::rwx", "mask::rwx"} <= set(acl)
+    site.on("setfacl -d -x u:carol /srv/shared")
+
+
+def test_a_dropped_shared_folder_keeps_what_is_in_it(site: People) -> None:
+    site.people(user_access_shared=[])
+    assert site.plan() == (0, set())
+    site.on("test -d /srv/shared")
+    site.people()
+
+
+def test_a_shared_folder_that_is_a_link_is_refused_and_kept(site: People) -> None:
+    site.on("ln -s /srv /mnt/elsewhere")
+    site.people(user_access_shared=[{"group": "lab", "path": "/mnt/elsewhere"}])
+    run = site.run()
+    assert run.status == "failed"
+    assert "/mnt/elsewhere has to be a folder and is a link" in said(run)
+    assert run.changed() == set()
+    site.on("rm /mnt/elsewhere")
+    site.people()
+
+
+# Limits.
+
+
+def test_limits_hold_in_the_sessions_of_those_they_are_for(site: People) -> None:
+    assert site.as_user("bob", "ulimit -Hn; ulimit -Sn; ulimit -Hl") == "4096\n4096\n4096"
+    assert site.as_user("carol", "ulimit -Hn") != "4096"
+
+
+def test_a_limit_that_would_lock_people_out_is_refused(site: People) -> None:
+    effective = site.on("grep CapEff /proc/self/status").split()[1]
+    if int(effective, 16) >> 24 & 1:
+        pytest.skip("this machine may raise any limit (it has CAP_SYS_RESOURCE)")
+    before = site.on(f"cat {LIMITS}")
+    site.people(user_access_limits=[{"who": "*", "memlock": "unlimited"}])
+    run = site.run()
+    assert run.status == "failed"
+    assert f"{LIMITS} was not written, since this host refuses" in said(run)
+    assert site.on(f"cat {LIMITS}") == before
+    site.as_user("bob", "true")
+    site.people()
+
+
+def test_no_limits_leave_no_file(site: People) -> None:
+    site.people(user_access_limits=[])
+    assert site.plan() == (2, {("user_access", "files", LIMITS)})
+    site.converge()
+    site.on(f"test ! -e {LIMITS}")
+    assert site.as_user("bob", "ulimit -Hn") != "4096"
+    site.people()
+    site.converge()
+
+
+# What sudo docker login leaves.
+
+
+def test_what_root_left_in_the_docker_folder_is_given_back_to_its_depths(site: People) -> None:
+    site.on(
+        "cd /home/alice; install --directory --mode=0700 .docker .docker/buildx/activity;"
+        "echo '{}' >.docker/config.json; touch .docker/buildx/activity/default"
+    )
+    assert "permission denied" in site.try_as("alice", "docker context ls").stderr
+    assert site.plan() == (2, {("user_access", "left_by_root", "alice")})
+    assert site.acts() == {"user_access"}
+    assert site.on("find /home/alice/.docker -user root") == ""
+    site.as_user("alice", "docker context ls")
+
+
+def test_nothing_outside_is_given_away_however_the_folder_is_prepared(site: People) -> None:
+    site.on("mkdir --parents /root/.docker /root/deep; touch /root/.docker/secret /root/deep/er")
+    # A folder that leads elsewhere, and one with links and a further name in it.
+    site.as_user("bob", "ln -s /root/.docker ~/.docker")
+    site.on(
+        "cd /home/alice/.docker; touch left two; ln two /root/deep/two;"
+        "ln -s /root/deep there; ln -s /root/deep/er file; mkfifo pipe"
+    )
+    assert site.plan() == (2, {("user_access", "left_by_root", "alice")})
+    site.converge()
+    assert site.on("find /root /root/deep/two -user alice -o -user bob") == ""
+    assert site.on("stat --format=%U /home/alice/.docker/left") == "alice"
+    assert site.plan() == (0, set())
+    site.on("rm --recursive /home/alice/.docker /home/bob/.docker /root/.docker /root/deep")
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hold_up_the_survey(site: People) -> None:
+    keys = "/home/bob/.ssh/authorized_keys"
+    site.on(f"mv {keys} {keys}.kept; mkfifo {keys}")
+    assert site.plan() == (2, {("user_access", "lines", keys)})
+    site.on(f"mv {keys}.kept {keys}")
+
+
+# Engines without root.
+
+
+def test_an_engine_without_root_runs_containers_beside_the_one_of_root(site: People) -> None:
+    options = site.as_user("carol", "docker info --format '{{json .SecurityOptions}}'")
+    assert "name=rootless" in json.loads(options)
+    assert "docker" not in site.as_user("carol", "id --name --groups").split()
+    assert site.try_as("carol", "docker --host unix:///run/docker.sock ps").returncode != 0
+    site.on("apt-get -qq install -y busybox-static >/dev/null 2>&1")
+    site.as_user("carol", "cd / && tar --create bin/busybox usr/bin/busybox | docker import - box")
+    ran = "docker run --rm --volume ~:/home box /usr/bin/busybox"
+    site.as_user("carol", f"{ran} touch /home/made")
+    assert site.on("stat --format=%U /home/carol/made") == "carol"
+    assert site.as_user("alice", "docker images --quiet box") == ""
+    assert site.as_user("alice", "docker ps --quiet") == ""
+
+
+def test_its_containers_are_given_gpus_by_cdi(site: People) -> None:
+    site.on(f"cat >/etc/cdi/stand-in.json <<'END'\n{json.dumps(CDI)}\nEND")
+    run = "docker run --rm --device nvidia.com/gpu=all box /usr/bin/busybox env"
+    assert "STAND_IN_GPU=all" in site.as_user("carol", run)
+    site.on("rm /etc/cdi/stand-in.json")
+
+
+def test_settings_of_her_own_win_over_those_of_the_host(site: People) -> None:
+    own = '{"exec-opts": ["native.cgroupdriver=cgroupfs"], "labels": ["desk=7"]}'
+    site.as_user("carol", f"mkdir -p ~/.config/docker; echo '{own}' >~/.config/docker/daemon.json")
+    site.as_user("carol", "systemctl --user restart docker")
+    assert "desk=7" in site.as_user("carol", "docker info --format '{{.Labels}}'")
+    assert site.plan() == (0, set())
+    site.as_user("carol", "rm ~/.config/docker/daemon.json; systemctl --user restart docker")
+
+
+TAMPERED: dict[str, tuple[str, Named]] = {
+    "a shared folder closed to its group": (
+        "chmod 0700 /srv/shared",
+        {("user_access", "files", "/srv/shared")},
+    ),
+    "a default ACL removed": (
+        "setfacl -k /srv/shared",
+        {("user_access", "files", "/srv/shared")},
+    ),
+    "a shared folder given away": (
+        "chgrp users /srv/shared",
+        {("user_access", "files", "/srv/shared")},
+    ),
+    "limits edited": (
+        f"echo '* - nofile 2048' >>{LIMITS}",
+        {("user_access", "files", LIMITS)},
+    ),
+    "an engine stopped": (
+        "runuser -u carol -- env XDG_RUNTIME_DIR=/run/user/$(id -u carol)"
+        " systemctl --user stop docker",
+        {("user_access", "rootless", "carol")},
+    ),
+    "an engine's settings edited": (
+        f"echo '{{}}' >{CAROLS}",
+        {("user_access", "files", CAROLS), ("user_access", "rootless", "carol")},
+    ),
+    "an engine's settings written without a restart": (
+        f"sleep 1; touch {CAROLS}",
+        {("user_access", "rootless", "carol")},
+    ),
+    "the unit removed": (f"rm {UNIT}", {("user_access", "files", UNIT)}),
+    "lingering switched off": (
+        "loginctl disable-linger carol",
+        {("user_access", "rootless", "carol")},
+    ),
+    "subordinate ids removed": (
+        "sed -i /^carol:/d /etc/subuid",
+        {("user_access", "rootless", "carol")},
+    ),
+    "a docker context removed": (
+        "runuser -u carol -- env HOME=/home/carol docker context rm --force rootless >/dev/null",
+        {("user_access", "rootless", "carol")},
+    ),
+    "an engine of somebody whom nobody lists": (
+        "echo '{}' >/etc/slipway/rootless/bob.json",
+        {("user_access", "folders", "/etc/slipway/rootless")},
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_plan_names_and_site_repairs_what_was_tampered_with(
+    site: People, script: str, named: Named
+) -> None:
+    site.on(script)
+    assert site.plan() == (2, named)
+    assert site.acts() == {"user_access"}
+    assert site.plan() == (0, set())
+    assert site.as_user("carol", "docker info --format '{{.OSType}}'") == "linux"
+
+
+def test_user_namespaces_that_are_switched_off_stop_the_run_in_words(site: People) -> None:
+    setting = "/proc/sys/user/max_user_namespaces"
+    site.on(f"echo 0 >/root/none; mount --bind /root/none {setting}")
+    try:
+        run = site.run()
+    finally:
+        site.on(f"umount {setting}")
+    assert run.status == "failed"
+    assert "'docker: rootless' needs user namespaces" in said(run)
+    assert run.changed() == set()
+
+
+def test_an_engine_is_taken_away_and_its_data_stay(site: People) -> None:
+    site.people({"name": "carol"})
+    assert ("user_access", "folders", "/etc/slipway/rootless") in site.plan()[1]
+    site.converge()
+    assert site.plan() == (0, set())
+    site.on(f"test ! -e {UNIT} && test ! -e {CAROLS} && test ! -e /var/lib/systemd/linger/carol")
+    site.on("test -d /home/carol/.local/share/docker && grep --quiet ^carol: /etc/subuid")
+    assert site.on("pgrep -u carol dockerd || echo none") == "none"
+    assert "permission denied" in site.try_as("carol", "docker ps").stderr
+
+
+def test_an_account_goes_while_its_engine_runs_and_keeps_its_home(site: People) -> None:
+    site.people()
+    site.converge()
+    assert site.as_user("carol", "docker info --format '{{.OSType}}'") == "linux"
+    site.people({"name": "carol", "state": "absent"})
+    site.converge()
+    assert site.plan() == (0, set())
+    assert site.on("getent passwd carol || echo nobody") == "nobody"
+    site.on("test -d /home/carol")

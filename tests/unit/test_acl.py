@@ -1,0 +1,107 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Default ACLs: what is compared, what is kept, and that the kernel takes what is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _acl, _probe
+from ansible_collections.slipway.host.plugins.modules import files
+
+from tests.unit.conftest import RunModule
+from tests.unit.test_modules import declared
+
+# As setfacl -d -m u::rwx,g::rwx,o::--- writes it on Debian 13.
+TEAM = "0200000001000700ffffffff04000700ffffffff20000000ffffffff"
+# The same, with u:1002:r-x and the mask that comes with it.
+GUEST = "0200000001000700ffffffff02000500ea03000004000700ffffffff10000700ffffffff20000000ffffffff"
+
+
+def test_what_is_written_is_what_setfacl_writes() -> None:
+    assert _acl.packed(_acl.wanted("0770", {})).hex() == TEAM
+    assert _acl.packed(_acl.wanted("0770", _acl.parse(GUEST))).hex() == GUEST
+
+
+@pytest.mark.parametrize(
+    ("mode", "found", "change"),
+    [
+        ("0770", TEAM, None),
+        ("0770", GUEST, None),
+        (
+            "0775",
+            TEAM,
+            (
+                "new files: owner rwx, group rwx, others ---",
+                "new files: owner rwx, group rwx, others r-x",
+            ),
+        ),
+        ("0770", "", ("no default ACL", "new files: owner rwx, group rwx, others ---")),
+        # A mask that takes from the group what the group's own entry gives it.
+        (
+            "0770",
+            GUEST.replace("10000700", "10000500"),
+            (
+                "new files: owner rwx, group rwx, mask r-x, others ---",
+                "new files: owner rwx, group rwx, mask rwx, others ---",
+            ),
+        ),
+    ],
+)
+def test_a_difference_is_told_in_words(mode: str, found: str, change: Any) -> None:
+    assert _acl.difference(mode, found) == change
+
+
+@pytest.mark.parametrize("text", ["01000000", "0200000001", "02"])
+def test_what_is_no_acl_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not an ACL of version 2"):
+        _acl.parse(text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return where a folder may be on a file system that keeps ACLs."""
+    if _probe.default_acl(str(tmp_path)) is None:
+        pytest.skip("the file system of the tests' folder keeps no POSIX ACLs")
+    return tmp_path / "shared"
+
+
+def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
+    run_module: RunModule, folder: Path
+) -> None:
+    wanted = declared(folder, state="directory", mode="2770", default_acl="0770")
+    assert run_module(files, check=True, files=wanted)["changed"] and not folder.exists()
+    assert run_module(files, files=wanted)["changed"]
+    assert not run_module(files, files=wanted)["changed"]
+    assert _probe.default_acl(str(folder)) == TEAM
+    umask = os.umask(0o077)
+    try:
+        (folder / "file").touch()
+    finally:
+        os.umask(umask)
+    assert (folder / "file").stat().st_mode & 0o777 == 0o660
+    os.removexattr(folder, _acl.ATTRIBUTE)
+    again = run_module(files, files=wanted)
+    assert "no default ACL, should be new files: owner rwx" in again["diff"][0]["prepared"]
+    assert _probe.default_acl(str(folder)) == TEAM
+    assert (folder / "file").exists()
+
+
+def test_a_link_in_the_place_of_such_a_folder_is_kept(run_module: RunModule, folder: Path) -> None:
+    folder.symlink_to("/elsewhere")
+    result = run_module(files, files=declared(folder, state="directory", default_acl="0770"))
+    assert result["failed"] and "has to be a folder and is a link" in result["msg"]
+    assert folder.is_symlink()
+
+
+def test_a_file_system_without_acls_is_told_of(
+    run_module: RunModule, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    monkeypatch.setattr(_probe, "default_acl", lambda _path: None)
+    result = run_module(files, files=declared(folder, state="directory", default_acl="0770"))
+    assert result["failed"] and "keeps no POSIX ACLs" in result["msg"]
+    assert "acl: false" in result["msg"]

@@ -1,0 +1,93 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What root left in ~/.docker is given back, and nothing else, whatever the user prepares there."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _left_by_root, _probe
+from ansible_collections.slipway.host.plugins.modules import left_by_root
+
+from tests.unit.conftest import RunModule
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+
+ADA, EVE = 54321, 54322
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the home of a user, with a .docker folder that root has written into."""
+    folder = tmp_path / "home" / "ada"
+    (folder / ".docker/buildx/activity").mkdir(parents=True)
+    (folder / ".docker/config.json").write_text("{}")
+    (folder / ".docker/buildx/activity/default").touch()
+    os.chown(folder, ADA, ADA)
+    entry = SimpleNamespace(pw_name="ada", pw_uid=ADA, pw_gid=ADA, pw_dir=str(folder))
+    known = {"ada": entry}
+    monkeypatch.setattr(pwd, "getpwnam", known.__getitem__)
+    return folder
+
+
+def owners(folder: Path) -> set[int]:
+    return {path.lstat().st_uid for path in (folder, *folder.rglob("*"))}
+
+
+def test_all_of_it_is_given_back_once(run_module: RunModule, home: Path) -> None:
+    assert _probe.left_by_root("ada") == [".", "buildx", "config.json"]
+    would = run_module(left_by_root, check=True, users=["ada"])
+    assert would["users"] == ["ada"] and owners(home / ".docker") == {0}
+    done = run_module(left_by_root, users=["ada"])
+    assert done["diff"]["prepared"].count("should be ada's") == 1
+    assert owners(home / ".docker") == {ADA}
+    assert (home / ".docker/config.json").stat().st_gid == ADA
+    assert not run_module(left_by_root, users=["ada"])["changed"]
+
+
+def test_nobody_and_nothing_there_is_no_difference(run_module: RunModule, home: Path) -> None:
+    assert _probe.left_by_root("nobody-of-this-name") is None
+    (home / ".docker").rename(home / "away")
+    assert _probe.left_by_root("ada") == []
+    assert not run_module(left_by_root, users=["ada", "nobody-of-this-name"])["changed"]
+
+
+def test_links_are_not_followed(home: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (secret / "inner").mkdir(parents=True)
+    (home / ".docker/there").symlink_to(secret)
+    _left_by_root.give_back(str(home), ADA, ADA)
+    assert owners(secret) == {0}
+    (home / ".docker").rename(home / "away")
+    (home / ".docker").symlink_to(secret)
+    assert _probe.left_by_root("ada") == []
+    _left_by_root.give_back(str(home), ADA, ADA)
+    assert owners(secret) == {0}
+
+
+def test_a_file_with_a_further_name_and_a_third_persons_are_left_alone(
+    home: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "shadow"
+    other.touch()
+    (home / ".docker/shadow").hardlink_to(other)
+    (home / ".docker/eves").touch()
+    os.chown(home / ".docker/eves", EVE, EVE)
+    os.mkfifo(home / ".docker/pipe")
+    found = _probe.left_by_root("ada")
+    assert found == [".", "buildx", "config.json"]
+    _left_by_root.give_back(str(home), ADA, ADA)
+    assert other.stat().st_uid == 0
+    assert (home / ".docker/eves").stat().st_uid == EVE
+    assert _probe.left_by_root("ada") == []
+
+
+def test_a_home_that_is_not_the_users_is_not_looked_into(home: Path) -> None:
+    os.chown(home, 0, 0)
+    assert _probe.left_by_root("ada") == []
+    _left_by_root.give_back(str(home), ADA, ADA)
+    assert owners(home / ".docker") == {0}

@@ -1,0 +1,192 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Engines without root: what is done for one, in which order, as whom, and what is taken back."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _probe, _rootless
+from ansible_collections.slipway.host.plugins.modules import rootless_docker
+
+from tests.unit.conftest import RunModule
+
+Program = Callable[[str, str], None]
+SOCKET = "unix:///run/user/54321/docker.sock"
+COMPLETE = [True, 65536, 65536, SOCKET, 7.0]
+ENGINES = [{"user": "ada", "since": ["/etc/x"]}]
+
+
+class Machine:
+    """What the module finds, and what it told the programs of the host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self.state: list[Any] = COMPLETE
+        self.changed = 6.0
+
+    def told(self) -> list[str]:
+        """Return the commands since the last question, those of the user after ``ada:``."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return lines
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Answer as the probe does."""
+        return {
+            "engine": None,
+            "rootless": dict.fromkeys(question.get("rootless", ()), self.state),
+            "users": {name: [54321, 54321, "/", ""] for name in question.get("users", ())},
+            "mtimes": dict.fromkeys(question.get("mtimes", ()), self.changed),
+        }
+
+
+@pytest.fixture
+def machine(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(tmp_path)
+    for name in ("usermod", "loginctl", "systemctl"):
+        program(name, f'echo {name} "$@" >>{machine.log}')
+    # Without who it is and the environment, which another test looks at.
+    program(
+        "runuser",
+        f'shift 5; while case "$1" in *=*) ;; *) false;; esac; do shift; done;'
+        f'echo ada: "$@" >>{machine.log};'
+        f'case "$*" in *"inspect --format"*) echo rootless;; *inspect*) exit 1;; esac',
+    )
+    entry = SimpleNamespace(pw_uid=54321, pw_gid=54321, pw_dir="/home/ada")
+    monkeypatch.setattr(pwd, "getpwnam", {"ada": entry}.__getitem__)
+    monkeypatch.setattr(_probe, "answer", machine.answer)
+    monkeypatch.setattr(_probe, "word", lambda _path: "eve:100000:65536\n")
+    monkeypatch.setattr(_rootless, "FOLDER", str(tmp_path / "rootless"))
+    return machine
+
+
+START = [
+    "ada: systemctl --user daemon-reload",
+    "ada: systemctl --user reset-failed docker.service",
+    "ada: systemctl --user restart docker.service",
+]
+CONTEXT = [
+    "ada: docker context inspect rootless",
+    f"ada: docker context create rootless --docker host={SOCKET}",
+    "ada: docker context use rootless",
+]
+IDS = "usermod --add-subuids 165536-231071 --add-subgids 165536-231071 ada"
+
+
+@pytest.mark.parametrize(
+    ("state", "changed", "told"),
+    [
+        (COMPLETE, 6.0, None),
+        ([False, 65536, 65536, SOCKET, 7.0], 6.0, ["loginctl enable-linger ada"]),
+        ([True, 0, 65536, SOCKET, 7.0], 6.0, [IDS]),
+        ([True, 65536, 65536, SOCKET, 0.0], 6.0, START),
+        ([True, 65536, 65536, SOCKET, 7.0], 8.0, START),
+        ([True, 65536, 65536, "", 7.0], 6.0, CONTEXT),
+        ([False, 0, 0, "", 0.0], 6.0, [IDS, "loginctl enable-linger ada", *START, *CONTEXT]),
+    ],
+)
+def test_what_is_missing_is_made_and_no_more(
+    run_module: RunModule,
+    machine: Machine,
+    state: list[Any],
+    changed: float,
+    told: list[str] | None,
+) -> None:
+    machine.state, machine.changed = state, changed
+    would = run_module(rootless_docker, check=True, engines=ENGINES)
+    assert machine.told() == []
+    result = run_module(rootless_docker, engines=ENGINES)
+    assert would["changed"] == result["changed"] == (told is not None)
+    assert result["users"] == (["ada"] if told else [])
+    did = [line for line in machine.told() if line != "systemctl start user@54321.service"]
+    assert did == (told or [])
+
+
+def test_an_engine_that_does_not_start_says_why(
+    run_module: RunModule, machine: Machine, program: Program
+) -> None:
+    machine.state = [True, 65536, 65536, SOCKET, 0.0]
+    program("runuser", 'case "$*" in *restart*) echo no luck >&2; exit 1;; esac')
+    program("journalctl", 'echo "$@" | grep -q _UID=54321 && echo newuidmap: not permitted')
+    result = run_module(rootless_docker, engines=ENGINES)
+    assert result["failed"]
+    assert result["msg"] == "the engine of ada does not start: no luck\nnewuidmap: not permitted"
+
+
+def test_a_user_who_is_not_there_is_an_error_but_not_beforehand(
+    run_module: RunModule, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.state = None  # type: ignore[assignment] # as the probe says it
+    monkeypatch.setattr(pwd, "getpwnam", {}.__getitem__)
+    assert run_module(rootless_docker, check=True, engines=ENGINES)["changed"]
+    assert run_module(rootless_docker, engines=ENGINES)["msg"] == "there is no user ada"
+
+
+def test_the_engines_of_others_are_taken_down_and_forgotten_last(
+    run_module: RunModule, machine: Machine
+) -> None:
+    folder = Path(_rootless.FOLDER)
+    asked: dict[str, Any] = {"engines": [{"user": "eve"}], "state": "absent"}
+    assert not run_module(rootless_docker, **asked)["changed"]
+    folder.mkdir()
+    for name in ("ada", "eve", "gone"):
+        (folder / f"{name}.json").touch()
+    assert run_module(rootless_docker, check=True, **asked)["changed"]
+    assert machine.told() == [] and len(list(folder.iterdir())) == 3
+    assert run_module(rootless_docker, **asked)["changed"]
+    assert machine.told() == [
+        "ada: docker context inspect --format={{.Name}}",
+        "ada: docker context use default",
+        "ada: docker context rm --force rootless",
+        "loginctl disable-linger ada",
+        "loginctl show-user --property=Sessions --value ada",
+        "systemctl stop user@54321.service",
+    ]
+    assert [file.name for file in folder.iterdir()] == ["eve.json"]
+    assert not run_module(rootless_docker, **asked)["changed"]
+
+
+def test_what_stands_in_the_way_is_said_first(run_module: RunModule, tmp_path: Path) -> None:
+    (tmp_path / "setting").write_text("0\n")
+    obstacle = {"path": str(tmp_path / "setting"), "holds": "0", "why": "switch it on"}
+    asked: dict[str, Any] = {"engines": [], "obstacles": [obstacle], "state": "absent"}
+    assert run_module(rootless_docker, **asked)["msg"] == "switch it on."
+    (tmp_path / "setting").write_text("1\n")
+    assert not run_module(rootless_docker, **asked)["changed"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "ids"),
+    [
+        ([], (100000, 165535)),
+        (["", "broken\nada:x:y\n"], (100000, 165535)),
+        (["ada:100000:65536\n", ""], (165536, 231071)),
+        (["ada:100000:65536\n", "ada:200000:10\neve:1:2\n"], (200010, 265545)),
+    ],
+)
+def test_new_subordinate_ids_are_nobody_elses(texts: list[str], ids: tuple[int, int]) -> None:
+    assert _rootless.free_range(texts) == ids
+
+
+def test_what_is_done_in_a_home_is_done_by_its_owner_in_a_clean_environment() -> None:
+    words = _rootless.as_user("ada", "/home/ada", 1500, ["docker", "ps"])
+    assert words[:6] == ["runuser", "-u", "ada", "--", "env", "-i"]
+    assert "HOME=/home/ada" in words and "XDG_RUNTIME_DIR=/run/user/1500" in words
+    assert words[-2:] == ["docker", "ps"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_that_command_line_does_so() -> None:
+    script = ["sh", "-c", "id --user; echo $HOME"]
+    entry = pwd.getpwnam("nobody")
+    words = _rootless.as_user("nobody", "/none", entry.pw_uid, script)
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(entry.pw_uid), "/none"]
