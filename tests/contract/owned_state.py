@@ -31,6 +31,11 @@ INVENTORY: dict[str, Any] = {
     "inventory_hostname": "gpu01",
     "user_access_groups": [{"name": "lab", "gid": 2000}],
     "user_access_users": [{"name": "alice", "docker": True, "keys": ["ssh-ed25519 AAAA a"]}],
+    "ml_data_archives": [{"name": "pets", "url": "http://a.example.org/pets", "optional": True}],
+    "ml_data_repositories": [
+        {"name": "course", "url": "git@a.example.org:course", "revision": "v1"},
+        {"name": "old", "state": "absent"},
+    ],
 }
 
 
