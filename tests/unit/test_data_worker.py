@@ -519,6 +519,18 @@ def test_removal_takes_what_the_role_made(host: Host) -> None:
     assert host.settle(gone) == {}
 
 
+def test_an_interrupted_removal_is_finished(host: Host) -> None:
+    """The tree is out of sight at once, and drift until it is off the disk."""
+    host.settle(host.pets(tar(CONTENT)))
+    gone = {"name": "pets", "state": "absent"}
+    stage = unfinished(host).parent
+    stage.mkdir(parents=True)
+    host.tree.rename(stage / place.TREE)
+    assert host.differences(host.plan(gone)) == ["pets is there, should be removed"]
+    assert host.settle(gone) == {}
+    assert list(host.data.iterdir()) == []
+
+
 def test_removal_leaves_what_people_added(host: Host) -> None:
     host.settle(host.pets(tar(CONTENT)))
     (host.tree / "train/model").write_text("mine")
@@ -612,3 +624,62 @@ def test_the_worker_starts_from_what_was_sent_alone(tmp_path: Path, host: Host) 
     }
     assert host.holds() == EXPECTED
     assert not (tmp_path / "job/job.json").exists(), "it held secrets"
+
+
+# People who have a tree may put anything into it.
+
+
+def test_a_forged_note_moves_nothing_elsewhere(host: Host) -> None:
+    declared = host.pets(tar(CONTENT))
+    host.settle(declared)
+    note = host.tree / ".slipway/record.json"
+    forged = {**json.loads(note.read_text()), "names": ["../odd", "README"]}
+    note.write_text(json.dumps(forged))
+    found = _probe.tree(str(host.tree))
+    assert found and found["missing"] == []
+    (host.tree / "README").unlink()
+    assert host.settle(declared) == {}
+    assert list(host.data.iterdir()) == [host.tree]
+
+
+@pytest.mark.parametrize("what", ["nothing", "words", "list", "pipe", "link"])
+def test_a_note_that_is_none_makes_the_tree_somebodys_own(host: Host, what: str) -> None:
+    declared = host.pets(tar(CONTENT))
+    host.settle(declared)
+    note = host.tree / ".slipway/record.json"
+    note.unlink()
+    if what == "pipe":
+        os.mkfifo(note)
+    elif what == "link":
+        note.symlink_to("/dev/zero")
+    elif what != "nothing":
+        note.write_text({"words": "{", "list": "[]"}[what])
+    with pytest.raises(_owned.ConflictError, match="was not made from this declaration"):
+        host.differences(host.plan(declared))
+
+
+def test_without_its_list_of_files_all_in_a_tree_counts_as_peoples(host: Host) -> None:
+    host.settle(host.pets(tar(CONTENT)))
+    (host.tree / ".slipway/files.gz").write_bytes(b"broken")
+    assert "not from its archive" in host.settle(host.pets(tar({"pets/new": b""})))["pets"]
+    assert host.settle({"name": "pets", "state": "absent"}) == {}
+    assert host.holds() == EXPECTED
+
+
+def test_a_link_in_a_trees_place_is_not_followed(host: Host, tmp_path: Path) -> None:
+    """Somebody may put it there between two steps."""
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    link = tmp_path / "link"
+    link.symlink_to(other)
+    with pytest.raises(OSError):
+        place.follow(str(link), place.Look(os.geteuid(), os.getegid(), 0o777))
+    assert stat.S_IMODE(other.stat().st_mode) == 0o700
+
+
+def test_a_stage_that_is_not_roots_is_refused(host: Host) -> None:
+    host.data.mkdir()
+    (host.data / _probe.STAGES).symlink_to("/tmp")
+    why = host.settle(host.pets(tar(CONTENT)))["pets"]
+    assert "Not a directory" in why
+    assert not host.tree.exists()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -66,7 +67,8 @@ def _run(command: list[str], user: int, group: int) -> str:
     """Run git in a tree, as who has it; neither a proxy's password nor a token is theirs to see."""
     as_whom: dict[str, Any] = {}
     if user != os.geteuid():
-        as_whom = {"user": user, "group": group, "extra_groups": []}
+        groups = os.getgrouplist(_name(user), group) if _name(user) else []
+        as_whom = {"user": user, "group": group, "extra_groups": groups}
     done = subprocess.run(
         command,
         capture_output=True,
@@ -201,12 +203,12 @@ def _refuse_to_move(git: Git) -> None:
     if changed:
         raise WorkError(
             f"{git.path} has changes that are not committed ({_some(changed)}); commit or stash "
-            f"them there, as {_name(git.user)}, and run again"
+            f"them there, as {_name(git.user) or git.user}, and run again"
         )
     if git("rev-list", "--max-count=1", "HEAD", "--not", "--branches", "--tags", "--remotes"):
         raise WorkError(
             f"{git.path} has commits that are on no branch; keep them with 'git branch NAME' "
-            f"there, as {_name(git.user)}, and run again"
+            f"there, as {_name(git.user) or git.user}, and run again"
         )
 
 
@@ -232,9 +234,8 @@ def _some(lines: list[str]) -> str:
 
 
 def _name(user: int) -> str:
-    import pwd
-
+    """Return a user's name, empty where nobody has the number."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
-        return str(user)
+        return ""

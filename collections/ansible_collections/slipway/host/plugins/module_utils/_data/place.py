@@ -54,7 +54,7 @@ def make_folder(path: str) -> None:
     make_folder(parent)
     above = os.stat(parent)
     os.mkdir(path, 0o755)
-    os.chown(path, above.st_uid, above.st_gid)
+    os.chown(path, above.st_uid, above.st_gid, follow_symlinks=False)
 
 
 def room(folder: str) -> int:
@@ -122,8 +122,8 @@ class Stage:
 
 
 @contextmanager
-def _opened(folder: str) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _opened(folder: str, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> Iterator[int]:
+    descriptor = os.open(folder, flags)
     try:
         yield descriptor
     finally:
@@ -131,10 +131,17 @@ def _opened(folder: str) -> Iterator[int]:
 
 
 @contextmanager
+def opened_tree(path: str) -> Iterator[int]:
+    """Open a tree that others may rename; a link in its place is an error."""
+    with _opened(path, FOLDER) as descriptor:
+        yield descriptor
+
+
+@contextmanager
 def working(folder: str) -> Iterator[None]:
     """Make FOLDER the working folder for as long as it takes."""
-    with _opened(".") as back:
-        os.chdir(folder)
+    with _opened(".") as back, _opened(folder) as there:
+        os.fchdir(there)
         try:
             yield
         finally:
@@ -160,11 +167,10 @@ def _enter_own(name: str) -> None:
 
 def clear() -> None:
     """Remove what is unfinished from the working folder; a download stays."""
-    for name in (TREE, LINK, OLD):
-        if os.path.islink(name):
-            os.unlink(name)
-        elif os.path.lexists(name):
-            shutil.rmtree(name)
+    with _opened(".") as here:
+        for name in (TREE, LINK, OLD):
+            if os.path.lexists(name):
+                _discard(name, here)
 
 
 def _swap(what: str, name: str, above: int) -> None:
@@ -199,8 +205,7 @@ def follow(path: str, new: Look) -> None:
 
     The top comes last, so that a run that was interrupted is seen.
     """
-    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with opened_tree(path) as top:
         found = os.fstat(top)
         old = Look(found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode))
         if old == new:
@@ -213,8 +218,6 @@ def follow(path: str, new: Look) -> None:
                 _follow(name, descriptor, old, new)
         os.fchown(top, new.owner, new.group)
         os.fchmod(top, new.mode)
-    finally:
-        os.close(top)
 
 
 def _follow(name: str, above: int, old: Look, new: Look) -> None:
@@ -241,14 +244,20 @@ def _follow(name: str, above: int, old: Look, new: Look) -> None:
 
 def sweep(folder: str, names: Sequence[str], reverse: bool = False) -> None:
     """Remove from a folder of stages what is none of NAMES, or just these; it goes when empty."""
-    if not os.path.isdir(folder) or os.path.islink(folder):
+    if not os.path.lexists(folder):
         return
-    with working(folder):
-        for name in os.listdir("."):
+    with opened_tree(folder) as top:
+        for name in os.listdir(top):
             if (name in names) == reverse:
-                if os.path.isdir(name) and not os.path.islink(name):
-                    shutil.rmtree(name)
-                else:
-                    os.unlink(name)
+                _discard(name, top)
     with suppress(OSError):
         os.rmdir(folder)
+
+
+def _discard(name: str, above: int) -> None:
+    """Remove a file or a folder that lies in the folder ABOVE."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+        # By its way through the descriptor: rmtree takes one itself since Python 3.11 alone.
+        shutil.rmtree(f"/proc/self/fd/{above}/{name}")
+    else:
+        os.unlink(name, dir_fd=above)

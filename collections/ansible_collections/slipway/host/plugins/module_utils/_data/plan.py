@@ -265,11 +265,12 @@ def _owned(
     kinds: dict[str, list[dict[str, Any]]] = {"datasets": [], "checkouts": []}
     for tree in trees:
         kinds[tree["kind"]].append(_entry(tree, offers.get(tree["name"])))
-    wanted = {tree["kind"] for tree in trees if tree["state"] != "absent"}
-    stages: dict[str, set[str]] = {disk: {tree["name"] for tree in trees} for disk in disks}
+    present = [tree for tree in trees if tree["state"] != "absent"]
+    wanted = {tree["kind"] for tree in present}
+    stages: dict[str, set[str]] = {disk: {tree["name"] for tree in present} for disk in disks}
     for tree in trees:
         folder, name = posixpath.split(tree["path"])
-        stages.setdefault(folder, set()).add(name)
+        stages.setdefault(folder, set()).update([name] if tree in present else [])
     return {
         "packages": [{"name": name} for name in _packages(trees, wanted)],
         "folders": [

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,13 @@ def write(path: str, version: str, checksum: str) -> None:
     names = sorted(os.listdir(path))
     os.mkdir(f"{path}/{FOLDER}", 0o755)
     count, total = 0, 0
-    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with gzip.open(f"{path}/{FILES}", "wb", compresslevel=1) as file:
-            for inside, _names, files, descriptor in _walk(top):
-                for name in files:
-                    size, mtime, kind = _seen(name, descriptor)
-                    file.write(os.fsencode(f"{size} {mtime} {kind} {inside}{name}\0"))
-                    count, total = count + 1, total + size
-    finally:
-        os.close(top)
+    listed = gzip.open(f"{path}/{FILES}", "wb", compresslevel=1)
+    with place.opened_tree(path) as top, listed as file:
+        for inside, _names, files, descriptor in _walk(top):
+            for name in files:
+                size, mtime, kind = _seen(name, descriptor)
+                file.write(os.fsencode(f"{size} {mtime} {kind} {inside}{name}\0"))
+                count, total = count + 1, total + size
     record = {
         "version": version,
         "checksum": checksum,
@@ -72,41 +70,38 @@ def write(path: str, version: str, checksum: str) -> None:
 
 
 def _made(path: str) -> dict[str, Seen]:
-    """Return the files that the role made, as they were then; without notes, none is the role's."""
+    """Return the files that the role made, as they were then; where the notes are broken, none."""
     found: dict[str, Seen] = {}
-    if not os.path.exists(f"{path}/{FILES}"):
-        return found
-    with gzip.open(f"{path}/{FILES}", "rb") as file:
-        for line in os.fsdecode(file.read()).split("\0")[:-1]:
-            size, mtime, kind, name = line.split(" ", 3)
-            found[name] = int(size), int(mtime), kind
+    try:
+        with gzip.open(f"{path}/{FILES}", "rb") as file:
+            for line in os.fsdecode(file.read()).split("\0")[:-1]:
+                size, mtime, kind, name = line.split(" ", 3)
+                found[name] = int(size), int(mtime), kind
+    except (OSError, ValueError, EOFError, zlib.error):
+        return {}
     return found
 
 
 def added(path: str) -> list[str]:
     """Return some files of a tree that the role did not make, or not so."""
     made, found = _made(path), []
-    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with place.opened_tree(path) as top:
         for inside, _names, files, descriptor in _walk(top):
             for name in files:
                 if made.get(f"{inside}{name}") != _seen(name, descriptor):
                     found.append(f"{inside}{name}")
                     if len(found) > SHOWN:
                         return found
-    finally:
-        os.close(top)
     return found
 
 
 def remove(path: str) -> int:
-    """Remove from a tree what the role made, and it where that is all; return how much stays.
+    """Remove from a tree what the role made; return how many files stay, which are people's.
 
     The notes go last, so that a run that was interrupted is seen.
     """
     made, kept = _made(path), 0
-    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with place.opened_tree(path) as top:
         for inside, names, files, descriptor in _walk(top, bottom_up=True):
             for name in files:
                 if made.get(f"{inside}{name}") == _seen(name, descriptor):
@@ -115,13 +110,9 @@ def remove(path: str) -> int:
                     kept += 1
             for name in names:
                 _remove_if_empty(name, descriptor)
-    finally:
-        os.close(top)
     for name in (FILES, RECORD):
         Path(path, name).unlink(missing_ok=True)
     Path(path, FOLDER).rmdir()
-    if not kept:
-        Path(path).rmdir()
     return kept
 
 

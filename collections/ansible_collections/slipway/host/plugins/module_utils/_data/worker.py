@@ -106,13 +106,12 @@ class Worker:
             return
         if tree["kind"] == "checkouts":
             checkout.refuse_to_remove(real)
-            place.Stage(real).take()
-            kept = 0
-        else:
+        elif record.added(real):
             kept = record.remove(real)
-        if kept:
             self.progress.say(f"{tree['name']}: {kept} files in {real} are not from it and stay")
-        elif real != path:
+            return
+        place.Stage(real).take()
+        if real != path:
             os.unlink(path)
 
     # Repositories.
@@ -178,8 +177,9 @@ class Worker:
         """Bring back what is gone at the top of a tree, and touch nothing else."""
         with place.Stage(real).entered():
             self.unpacked(tree, look)
-            for name in names:
-                os.rename(f"{place.TREE}/{name}", f"{real}/{name}")
+            with place.opened_tree(real) as top:
+                for name in names:
+                    os.rename(f"{place.TREE}/{name}", name, dst_dir_fd=top)
 
     def room_for(self, tree: Tree, shown: str | None) -> str:
         """Return the place of a tree: the first with room for its archive and what is in it."""
@@ -298,7 +298,10 @@ def carry_out(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             failed[tree["name"]] = str(error)
             progress.say(f"{tree['name']}: FAILED")
     for entry in job["stages"]:
-        place.sweep(entry["path"], entry["entries"])
+        try:
+            place.sweep(entry["path"], entry["entries"])
+        except OSError as error:
+            failed[entry["path"]] = str(error)
     return {"done": done, "failed": failed}
 
 
