@@ -72,7 +72,7 @@ def test_another_revision_is_moved_to(host: Host, course: Course) -> None:
     assert difference == f"at {course.first[:12]} of {course.path}, should be at {third}"
     assert host.settle(declared, code=True) == {}
     assert (tree(host) / "lesson").read_text() == "three"
-    assert not list(Path(checkout.HANDOVER).iterdir())
+    assert not list(Path(checkout.HANDOVER).glob("slipway-clone-*"))
 
 
 def test_a_tree_that_somebody_moved_goes_back(host: Host, course: Course) -> None:
@@ -183,10 +183,11 @@ def test_another_origin_is_put_right(host: Host, course: Course) -> None:
 
 
 @pytest.fixture
-def open_host(host: Host) -> Iterator[Host]:
+def open_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Return a host whose folders everybody can enter, which those of pytest are not."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
+        monkeypatch.setattr(checkout, "HANDOVER", folder)
         yield Host(Path(folder), host.server)
 
 
@@ -204,6 +205,18 @@ def test_a_repositorys_own_settings_run_nothing_as_root(open_host: Host, course:
     subprocess.run(["chown", "-R", "nobody:nogroup", str(found)], check=True)
     assert open_host.settle(declared, code=True) == {}
     assert (ran / "by").read_text() == f"{found.stat().st_uid}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands anything over")
+def test_new_commits_are_handed_to_who_has_the_tree(open_host: Host, course: Course) -> None:
+    declared = course.at("v1", owner="nobody", group="nogroup")
+    assert open_host.settle(declared, code=True) == {}
+    third = commit(course.path, "three")
+    assert open_host.settle({**declared, "revision": third}, code=True) == {}
+    found = tree(open_host)
+    assert (found / "lesson").read_text() == "three"
+    owners = {path.stat().st_uid for path in (found, found / "lesson", found / ".git/HEAD")}
+    assert owners == {found.stat().st_uid} != {0}
 
 
 def test_a_token_is_sent_and_kept_nowhere(host: Host, course: Course) -> None:

@@ -53,13 +53,14 @@ class Host:
         self.data.parent.mkdir(parents=True)
         self.server = server
         self.disks: list[str] = []
+        self.environment: dict[str, str] = {}
         self.said = ""
 
     def plan(self, *items: Mapping[str, Any], code: bool = False) -> dict[str, Any]:
         mine = [{"owner": ME, "group": MINE, **item} for item in items]
         archives, repositories = ([], mine) if code else (mine, [])
         where = str(self.data), str(self.code), self.disks
-        return plan.plan(archives, repositories, *where, {})
+        return plan.plan(archives, repositories, *where, self.environment)
 
     def differences(self, planned: Mapping[str, Any]) -> list[str]:
         owned = {key: planned["owned"][key] for key in ("folders", "datasets", "checkouts")}
@@ -103,7 +104,7 @@ EXPECTED = {name.removeprefix("pets/"): content for name, content in CONTENT.ite
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setattr(download, "PAUSE", 0)
-    monkeypatch.setattr(checkout, "HANDOVER", str(tmp_path / "lib"))
+    monkeypatch.setattr(checkout, "HANDOVER", str(tmp_path))
     with serving() as server:
         yield Host(tmp_path, server)
 
@@ -590,6 +591,20 @@ def test_an_optional_one_is_left_out_where_its_address_does_not_give_it(host: Ho
     asked = len(host.server.requests)
     assert host.differences(planned) == []
     assert len(host.server.requests) == asked, "nobody is asked for what is there"
+
+
+def test_a_proxy_is_used_by_the_survey_and_by_the_download(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that what the probe sets in this process goes again.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    url, content = "http://behind.example.org/pets", tar(CONTENT)
+    host.server.files[url] = content
+    declared = {**host.pets(content), "url": url, "optional": True}
+    assert host.differences(host.plan(declared)) == []
+    host.environment = {"http_proxy": host.server.address}
+    assert host.differences(host.plan(declared)) == ["missing, should be unpacked"]
+    assert host.settle(declared) == {}
 
 
 def test_long_work_tells_how_far_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

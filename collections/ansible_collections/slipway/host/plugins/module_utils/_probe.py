@@ -297,7 +297,7 @@ def checkout(path: str) -> Json | None:
 def offers(asked: list[list[str]], trees: Json) -> Json:
     """Return path to why its URL does not give what is missing there, empty where it does."""
     from urllib.error import HTTPError
-    from urllib.request import urlopen
+    from urllib.request import build_opener
 
     found: Json = {}
     for path, url, version, environment in asked:
@@ -306,7 +306,8 @@ def offers(asked: list[list[str]], trees: Json) -> Json:
             continue
         os.environ.update(json.loads(environment))
         try:
-            urlopen(url, timeout=10).close()
+            # A new one for each, since it takes the proxies from the environment once.
+            build_opener().open(url, timeout=10).close()
         except HTTPError as error:
             # One that asks for a password is there.
             found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"

@@ -37,8 +37,8 @@ QUIET = {
     "GIT_DEFAULT_REF_FORMAT": "files",
     "LC_ALL": "C.UTF-8",
 }
-# Where commits are handed to who has a tree; nobody but root makes anything there.
-HANDOVER = "/var/lib/slipway"
+# Where commits are handed to who has a tree: everybody can get there.
+HANDOVER = "/var/tmp"
 SHOWN = 3
 
 
@@ -147,8 +147,8 @@ def move(tree: Tree, secret: Tree, path: str, progress: Progress) -> None:
 @contextmanager
 def _handover(git: Git, secret: Tree, say: Callable[[], None]) -> Iterator[str]:
     """Lend who has the tree a clone that root made."""
-    os.makedirs(HANDOVER, 0o755, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="clone-", dir=HANDOVER)
+    # Root's alone until all is in it, then the owner's alone.
+    folder = tempfile.mkdtemp(prefix="slipway-clone-", dir=HANDOVER)
     try:
         _clone(secret, f"{folder}/clone", say, "--bare")
         for place, names, files in os.walk(folder):

@@ -52,8 +52,7 @@ def write(path: str, version: str, checksum: str) -> None:
     names = sorted(os.listdir(path))
     os.mkdir(f"{path}/{FOLDER}", 0o755)
     count, total = 0, 0
-    listed = gzip.open(f"{path}/{FILES}", "wb", compresslevel=1)
-    with place.opened_tree(path) as top, listed as file:
+    with place.opened_tree(path) as top, gzip.open(f"{path}/{FILES}", "wb", 1) as file:
         for inside, _names, files, descriptor in _walk(top):
             for name in files:
                 size, mtime, kind = _seen(name, descriptor)
