@@ -343,7 +343,10 @@ def test_the_connection_may_go_while_it_works(site: DataSite) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as running:
-        site.on("until pgrep -f '[_]data.worker' >/dev/null; do sleep 0.2; done")
+        site.on(
+            "for try in $(seq 900); do ! pgrep -f '[_]data.worker' >/dev/null || exit 0; sleep 0.2;"
+            "done; exit 1"
+        )
         os.killpg(running.pid, signal.SIGKILL)
     while site.on("pgrep -fc '[_]data.worker' || true") != "0":
         time.sleep(0.5)

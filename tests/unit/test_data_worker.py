@@ -607,6 +607,18 @@ def test_a_proxy_is_used_by_the_survey_and_by_the_download(
     assert host.settle(declared) == {}
 
 
+def test_one_that_fails_leaves_the_others(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = host.pets(tar(CONTENT)), {"name": "bad", "url": host.server.url("/none")}
+    assert list(host.settle(bad, good)) == ["bad"]
+    assert host.holds() == EXPECTED
+
+    def unforeseen(*_: Any) -> None:
+        raise LookupError("odd")
+
+    monkeypatch.setattr(unpack, "unpack", unforeseen)
+    assert host.settle({**good, "name": "other"}) == {"other": "LookupError: odd"}
+
+
 def test_long_work_tells_how_far_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "HEARTBEAT", 0)
     assert host.settle(host.pets(tar(LARGE, "w"))) == {}

@@ -29,10 +29,13 @@ def carry_out(action: ActionBase, work: str, program: str, job: bytes) -> dict[s
     """
     folder = f"{work}/{time.time_ns()}"
     start = f"{_ask.interpreter(action)} -m {program} {folder}"
+    # Jobs of controllers that went away are removed after a week.
     # The archive travels as text: a connection's standard input may not be clean for bytes.
     _command(
         action,
-        f"umask 077; mkdir -p {folder} && cd {folder} && base64 -d | tar -xz && : >progress && "
+        f"umask 077; mkdir -p {folder} && cd {folder} && "
+        f"find {work} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {{}} + && "
+        "base64 -d | tar -xz && : >progress && "
         f"{{ setsid {start} >log 2>&1 </dev/null & echo $! >pid; }}",
         base64.encodebytes(job),
     )

@@ -294,8 +294,9 @@ def carry_out(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         try:
             worker.settle(tree)
             done.append(tree["name"])
-        except (WorkError, OSError) as error:
-            failed[tree["name"]] = str(error)
+        except Exception as error:
+            known = isinstance(error, (WorkError, OSError))
+            failed[tree["name"]] = str(error) if known else f"{type(error).__name__}: {error}"
             progress.say(f"{tree['name']}: FAILED")
     for entry in job["stages"]:
         try:
