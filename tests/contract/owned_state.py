@@ -36,6 +36,11 @@ INVENTORY: dict[str, Any] = {
     ],
     "user_access_shared": [{"group": "lab"}],
     "user_access_limits": [{"who": "@lab", "memlock": "unlimited"}],
+    "ml_data_archives": [{"name": "pets", "url": "http://a.example.org/pets", "optional": True}],
+    "ml_data_repositories": [
+        {"name": "course", "url": "git@a.example.org:course", "revision": "v1"},
+        {"name": "old", "state": "absent"},
+    ],
 }
 
 

@@ -290,3 +290,13 @@ def test_settings_of_an_alias_of_an_image_that_other_hosts_hold_are_not() -> Non
         [], str(CATALOGUE), "cpu", "debian-13", settings={"testlab": {"gpus": "none"}}
     )
     assert owned["links"][0]["names"] == ["ml"]
+
+
+def test_disks_of_data_sets_are_mounted_where_they_are() -> None:
+    mine = {"source": "/mnt/b/data", "target": "/mnt/b/data", "read_only": True}
+    owned = owned_by_filter(disks=["/mnt/a/data", "/mnt/b/data"], mounts=[mine])
+    found = json.loads(content(owned, _aliases.DECLARATION))["aliases"]["testlab"]["settings"]
+    assert found["mounts"] == [
+        {"source": "/mnt/a/data", "target": "/mnt/a/data", "optional": True},
+        mine,
+    ]

@@ -4,21 +4,16 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import shlex
-import time
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils import (
     _cuda_fit,
     _image_plan,
     _owned,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _builds
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _builds, _detached
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "names": {"type": "list", "elements": "str", "required": True},
@@ -29,10 +24,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "build": {"type": "dict", "default": {}},
 }
 WORK = "/var/lib/slipway/builds"
-# Seconds between two looks at the builder's progress.
-PACE = 1.0
-
-display = Display()
 
 
 class ActionModule(ActionBase):
@@ -68,7 +59,8 @@ class ActionModule(ActionBase):
                 f"Docker does not answer ({answer['engine']}). Images need a running engine; the "
                 "role docker_engine installs one."
             )
-        outcome = self._build(wanted, arguments)
+        job = _image_plan.job(wanted, arguments["build"])
+        outcome = _detached.carry_out(self, WORK, _image_plan.BUILDER, job)
         result["built"] = outcome["built"]
         if outcome["failed"]:
             result["failed"] = True
@@ -76,55 +68,3 @@ class ActionModule(ActionBase):
                 f"{reference}: {why}" for reference, why in outcome["failed"].items()
             )
         return result
-
-    def _build(self, wanted: list[Any], arguments: dict[str, Any]) -> dict[str, Any]:
-        """Send the job, start the builder, follow it; return its result."""
-        job = _image_plan.job(wanted, arguments["build"])
-        folder = f"{WORK}/{time.time_ns()}"
-        python = _ask.interpreter(self)
-        builder = f"{python} -m {_image_plan.BUILDER} {folder}"
-        # The archive travels as text: a connection's standard input may not be clean for bytes.
-        self._command(
-            f"umask 077; mkdir -p {folder} && cd {folder} && base64 -d | tar -xz && : >progress && "
-            f"{{ setsid {builder} >log 2>&1 </dev/null & echo $! >pid; }}",
-            base64.encodebytes(job),
-        )
-        # A builder that is gone without a result was killed.
-        look = (
-            f"cd {folder}; kill -0 $(cat pid) 2>/dev/null && alive=1; "
-            'cat result.json 2>/dev/null || [ "$alive" ] || echo \'{"killed": true}\'; '
-            "echo; echo ----; tail -c +%d progress"
-        )
-        told = 0
-        try:
-            while True:
-                outcome, _, news = self._command(look % (told + 1)).partition("----\n")
-                told += len(news.encode())
-                for line in news.splitlines():
-                    display.display(f"{self._host()}: {line}")
-                if outcome.strip():
-                    done: dict[str, Any] = json.loads(outcome)
-                    if "killed" in done:
-                        raise AnsibleActionFail("the build was killed; run again to finish it")
-                    return done
-                time.sleep(PACE)
-        finally:
-            self._command(f"cd /; kill -0 $(cat {folder}/pid) 2>/dev/null || rm -rf {folder}")
-
-    def _host(self) -> str:
-        return str((self._templar.available_variables or {}).get("inventory_hostname", "host"))
-
-    def _command(self, script: str, data: bytes = b"\n") -> str:
-        """Run a shell script on the host as root; return its output or fail.
-
-        There is always DATA for its standard input, else ssh gives it a terminal, which changes
-        line ends.
-        """
-        reply = self._low_level_execute_command(
-            f"/bin/sh -c {shlex.quote(script)}", in_data=data, sudoable=True
-        )
-        if reply["rc"] != 0:
-            raise AnsibleActionFail(
-                f"the builder could not be reached: {(reply['stderr'] or reply['stdout']).strip()}"
-            )
-        return str(reply["stdout"])

@@ -12,6 +12,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import filter_loader
+from ansible.utils.display import Display
 
 # First, since it decides how the others are loaded.
 from ansible_collections.slipway.host.plugins.plugin_utils import _bytecode  # noqa: F401
@@ -34,6 +35,8 @@ GROUP = "slipway_drift"
 ATTEMPTS = 3
 
 Vars = _roles.Vars
+
+display = Display()
 
 
 def warm() -> None:
@@ -95,6 +98,8 @@ class ActionModule(ActionBase):
             drift = {role: _owned.differences(owned[role], answer) for role in roles}
         except (_daemon_json.DaemonJsonError, _owned.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
+        for sentence in _owned.left_out(answer):
+            display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["settled"]:
             self._expect_none(drift)
         acting = [role for role in roles if drift[role] or not arguments["enabled"]]

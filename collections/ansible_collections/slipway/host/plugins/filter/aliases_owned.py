@@ -37,6 +37,11 @@ options:
     type: list
     elements: dict
     default: []
+  disks:
+    description: Folders that every alias mounts where they are, since links lead there.
+    type: list
+    elements: str
+    default: []
   common:
     description: Settings of all aliases.
     type: dict
@@ -72,6 +77,7 @@ def aliases_owned(
     args: Mapping[str, Mapping[str, str]] | None = None,
     contact: str = "the administrator of this host",
     mounts: Sequence[Mapping[str, Any]] = (),
+    disks: Sequence[str] = (),
     common: Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     state: str = "present",
@@ -79,7 +85,8 @@ def aliases_owned(
     """Return the owned state, see :func:`_aliases.owned`."""
     if state == "absent":
         return _aliases.removed()
-    options = _aliases.Options(contact, mounts, common or {}, settings or {})
+    linked = [{"source": disk, "target": disk, "optional": True} for disk in disks]
+    options = _aliases.Options(contact, [*linked, *mounts], common or {}, settings or {})
     try:
         images = _image_index.planned(catalogue, names, variant, base, args or {})
         unknown = set(options.settings) - {alias.name for alias in _aliases.of_images(images)}

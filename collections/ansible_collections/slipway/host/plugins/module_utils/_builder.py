@@ -2,17 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Builds images on the host: base, build, smoke test, and only then the tag.
 
-The controller unpacks a job into a folder on the host and starts this file there, detached, with
-the folder as its argument; it then follows ``progress`` until ``result.json`` appears.  So a lost
-connection does not end a build, and a second run waits for the first instead of building twice.
-
-The folder holds ``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this
-module with what it imports.  Only the standard library of Python 3.10 is used.
+How it is started and followed is described in :mod:`_job`.  The folder holds
+``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this module with what it
+imports.  Only the standard library of Python 3.10 is used.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -24,9 +20,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _smoke
+from ansible_collections.slipway.host.plugins.module_utils import _job, _smoke
+from ansible_collections.slipway.host.plugins.module_utils._job import Progress
 
 LOCK = Path("/var/lib/slipway/build.lock")
 LABEL_DIGEST = "io.slipway.digest"
@@ -44,18 +41,6 @@ Job = dict[str, Any]
 
 class BuildError(Exception):
     """An image could not be made; the message is for a person."""
-
-
-class Progress:
-    """Lines for the person who waits."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def say(self, line: str) -> None:
-        """Tell LINE at once."""
-        self.stream.write(line + "\n")
-        self.stream.flush()
 
 
 def run(command: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -380,25 +365,14 @@ class Builder:
 
 def main(folder: Path) -> None:
     """Carry out the job in FOLDER."""
-    LOCK.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    result: Job = {"built": [], "failed": {"job": "the builder was stopped"}}
-    progress_file = folder / "progress"
-    with progress_file.open("a", encoding="utf-8") as stream, LOCK.open("w") as lock:
-        progress = Progress(stream)
+
+    def build(progress: Progress) -> Job:
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress.say("another build runs on this host; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            result = Builder(folder, progress).all()
-        except Exception as error:
-            result["failed"] = {"job": f"{type(error).__name__}: {error}"}
+            return Builder(folder, progress).all()
         finally:
             shutil.rmtree(folder / "secrets", ignore_errors=True)
-            written = folder / "result.json.new"
-            written.write_text(json.dumps(result), encoding="utf-8")
-            written.rename(folder / "result.json")
+
+    _job.carry_out(folder, LOCK, "build", build)
 
 
 if __name__ == "__main__":

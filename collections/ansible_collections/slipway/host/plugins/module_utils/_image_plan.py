@@ -8,13 +8,11 @@ import configparser
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _builder, _smoke, _verify
+from ansible_collections.slipway.host.plugins.module_utils import _builder, _job, _smoke, _verify
 from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
     ImageBuild,
     context_tar,
@@ -101,16 +99,4 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "parallel": options.get("parallel") or 0,
     }
     files["job.json"] = json.dumps(description).encode()
-    for module in (_builder, _smoke):
-        files[f"{module.__name__.replace('.', '/')}.py"] = Path(str(module.__file__)).read_bytes()
-    return _tar(files)
-
-
-def _tar(files: Mapping[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as archive:
-        for name, content in sorted(files.items()):
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(content), 0o600
-            archive.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
+    return _job.packed(files, (_builder, _job, _smoke))

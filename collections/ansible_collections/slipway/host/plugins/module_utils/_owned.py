@@ -42,6 +42,12 @@ images        reference, digest: the context digest that its label must bear
 projects      name, services: list of {name, config, image?}: containers of a compose
               project by their ``io.slipway.config`` label and context digest; url?: its
               address, for people
+datasets      path, version: the checksum of the archive that a tree is unpacked from, or its URL,
+              mode, owner, group, places: the paths to which a link may lead there, state?,
+              offer?: ``[path, URL, version, environment]`` of one that is only wanted where the URL
+              gives it
+checkouts     the same for a git work tree, and url, revision, settled?: that the revision is a
+              commit; its version is made of URL and revision
 refused       sentences that say why the role cannot work on this host; none where it can
 ============  ============================================================================
 """
@@ -60,6 +66,7 @@ from ansible_collections.slipway.host.plugins.module_utils import (
     _openpgp,
     _rootless,
 )
+from ansible_collections.slipway.host.plugins.module_utils._data import standing
 
 Entry: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = Mapping[str, Any]
@@ -375,6 +382,99 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"{service} is {MISSING}", "running"
 
 
+def _tree(entry: Entry, answer: Answer) -> tuple[Any, bool]:
+    """Return what is known of the tree at an entry's path, and whether it can be fetched.
+
+    Raise ConflictError where something is in its place that is not the role's.
+    """
+    path = entry["path"]
+    found = answer["trees"][path]
+    offered = not answer.get("offers", {}).get(path)
+    if found is None:
+        return None, offered
+    leads = found["leads"]
+    if leads and leads not in entry["places"]:
+        raise ConflictError(
+            f"{path} is a link to {leads}, which is in no folder of ml_data_disks; list its "
+            "folder there, or move the link out of the way"
+        )
+    if found["state"] is None:
+        return None, offered
+    if found["record"] is None and not _is_adopted(entry, found):
+        what = "a " + found["state"][0]
+        raise ConflictError(
+            f"{path} is there, {what} that was not made from this declaration; move it out of the "
+            "way, or declare another place with 'to'"
+        )
+    return found, offered
+
+
+def _is_adopted(entry: Entry, found: Mapping[str, Any]) -> bool:
+    """Whether somebody's own clone of the declared repository is at its place."""
+    return "url" in entry and bool(found["git"]) and found["git"]["url"] == entry["url"]
+
+
+def _placed(entry: Entry, found: Mapping[str, Any]) -> Iterator[Change]:
+    """Yield how a tree differs that holds what it should."""
+    for what, was in zip(("mode", "owner", "group"), found["state"][1:], strict=True):
+        if was != entry[what]:
+            yield f"{what} {was}", entry[what]
+    if found["staged"]:
+        yield "what an interrupted run left is beside it", "removed"
+
+
+def _is_removed(entry: Entry, answer: Answer) -> Iterator[Change] | None:
+    """Return the difference of an entry that should not be there, None where it should."""
+    if entry.get("state", "present") != "absent":
+        return None
+    found = answer["trees"][entry["path"]]
+    # What the role did not make is not for the role to remove.
+    return iter([("present", "absent")] if found and found["record"] else [])
+
+
+def _datasets(entry: Entry, answer: Answer) -> Iterator[Change]:
+    removed = _is_removed(entry, answer)
+    if removed is not None:
+        yield from removed
+        return
+    found, offered = _tree(entry, answer)
+    version = entry["version"]
+    if found is None:
+        if offered:
+            yield MISSING, "unpacked"
+        return
+    if found["record"].get("version") != version:
+        if offered:
+            yield f"of {found['record'].get('version')}", f"of {version}"
+        return
+    gone = found["missing"]
+    if gone and offered:
+        more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+        yield f"{', '.join(gone[:3])}{more} missing", "there"
+    yield from _placed(entry, found)
+
+
+def _checkouts(entry: Entry, answer: Answer) -> Iterator[Change]:
+    removed = _is_removed(entry, answer)
+    if removed is not None:
+        yield from removed
+        return
+    found, offered = _tree(entry, answer)
+    wanted = f"at {entry['revision']}"
+    if found is None:
+        if offered:
+            yield MISSING, wanted
+        return
+    if not standing.is_of(entry["version"], found):
+        if offered:
+            git = found["git"]
+            yield f"at {git['branch'] or git['head'][:12]} of {git['url']}", wanted
+        return
+    revision = entry["revision"], entry.get("settled", False)
+    yield from standing.displaced(found, entry["url"], *revision)
+    yield from _placed(entry, found)
+
+
 @dataclass(frozen=True)
 class Kind:
     """How one kind of owned thing is asked for and compared.
@@ -408,6 +508,8 @@ KINDS: Mapping[str, Kind] = {
     "obstacles": Kind("texts", "path", _obstacles),
     "images": Kind("images", "reference", _images),
     "projects": Kind("projects", "name", _projects),
+    "datasets": Kind("trees", "path", _datasets),
+    "checkouts": Kind("trees", "path", _checkouts),
 }
 
 
@@ -428,9 +530,9 @@ def check(role: str, owned: Mapping[str, Sequence[Entry]]) -> None:
                 raise OwnedStateError(f"role {role}: a {kind} entry lacks '{KINDS[kind].by}'")
 
 
-def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, list[str]]:
+def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, list[Any]]:
     """Return the one question for the probe that covers all STATEMENTS."""
-    asked: dict[str, set[str]] = {}
+    asked: dict[str, set[Any]] = {}
     for owned in statements:
         for kind, entries in stated(owned):
             how = KINDS[kind]
@@ -442,12 +544,14 @@ def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, l
     return {key: sorted(names) for key, names in sorted(asked.items())}
 
 
-def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[str]]]:
+def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield what is asked for an entry beside what its kind is asked by."""
     yield "mtimes", entry.get("since", ())
     yield "devices", entry.get("devices", ())
     if entry.get("record"):
         yield "texts", [entry["record"]]
+    if entry.get("offer"):
+        yield "offers", [tuple(entry["offer"])]
     if entry.get("default_acl"):
         yield "acls", [entry["path"]]
     if kind == "rootless":
@@ -465,4 +569,13 @@ def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Di
         for kind, entries in stated(owned)
         for entry in entries
         for found, expected in KINDS[kind].compare(entry, answer)
+    ]
+
+
+def left_out(answer: Answer) -> list[str]:
+    """Return a sentence for each optional thing that its address does not give now."""
+    return [
+        f"{path} is optional and left out, since its address does not give it: {why}"
+        for path, why in answer.get("offers", {}).items()
+        if why
     ]

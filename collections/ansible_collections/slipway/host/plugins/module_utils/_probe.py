@@ -21,6 +21,9 @@ key            asked with                   answered with
 ``links``      paths of folders             path to where each name in it leads, empty where it is
                                             no link
 ``texts``      paths                        path to the content, ``base64:`` before binary ones
+``trees``      paths                        path to what is known of a tree there, see :func:`tree`
+``offers``     ``[path, URL, version,       path of a tree to why the URL does not give it; empty
+               environment]``               where it does, or where the tree has that version
 ``units``      names                        name to ``[load state, unit file state, active state,
                                             needs daemon-reload, time of its last change]``
 ``modules``    kernel modules               name to the version it states, empty where none, of
@@ -90,6 +93,11 @@ def opened(path: str, flags: int) -> int:
         return os.open(f"/proc/self/fd/{seen}", flags)
     finally:
         os.close(seen)
+
+
+# What the role ml_data notes of a tree, in it, and its folder of unfinished ones, beside it.
+TREE_RECORD, GIT_RECORD = "/.slipway/record.json", "/.git/slipway.json"
+STAGES = ".slipway-unfinished"
 
 
 def read(path: str) -> bytes | None:
@@ -162,19 +170,26 @@ def installed_like(prefixes: tuple[str, ...]) -> Json:
 
 def file_state(path: str) -> list[Any] | None:
     """Return ``[type, mode, owner, group, sha256]``; the digest is of files only."""
-    import grp
     import hashlib
-    import pwd
-    import stat
 
     try:
         info = os.lstat(path)
     except OSError:
         return None
+    state = ownership(info)
+    content = read(path) if state[0] == "file" else None
+    return [*state, None if content is None else hashlib.sha256(content).hexdigest()]
+
+
+def ownership(info: os.stat_result) -> list[Any]:
+    """Return ``[type, mode, owner, group]``; people without a name are told by number."""
+    import grp
+    import pwd
+    import stat
+
     kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}.get(
         stat.S_IFMT(info.st_mode), "other"
     )
-    content = read(path) if kind == "file" else None
     try:
         owner = pwd.getpwuid(info.st_uid).pw_name
     except KeyError:
@@ -183,8 +198,7 @@ def file_state(path: str) -> list[Any] | None:
         group = grp.getgrgid(info.st_gid).gr_name
     except KeyError:
         group = str(info.st_gid)
-    digest = None if content is None else hashlib.sha256(content).hexdigest()
-    return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group, digest]
+    return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group]
 
 
 def mtime(path: str) -> float | None:
@@ -250,6 +264,97 @@ def output_of(command: list[str]) -> str:
         text = stream.read()
     os.waitpid(process, 0)
     return text
+
+
+def tree(path: str) -> Json | None:
+    """Return what is known of a tree of files that the role ml_data may have made.
+
+    ``leads`` is where a link at PATH leads, empty where there is none; ``state`` is that of the
+    tree itself, ``[type, mode, owner, group]``, null behind a link that leads nowhere; ``record``
+    is what the role noted in it, null where it is not the role's; ``missing`` are names at its top
+    that were noted and are gone; ``staged`` says whether an unfinished one lies beside it; ``git``
+    is what :func:`checkout` returns.
+    """
+    if not os.path.lexists(path):
+        return None
+    leads = os.readlink(path) if os.path.islink(path) else ""
+    real = leads or path
+    try:
+        state = ownership(os.stat(real))
+    except OSError:
+        state = None
+    git = checkout(real)
+    try:
+        record = json.loads(glance(real + (GIT_RECORD if git else TREE_RECORD)))
+        # Who has the tree may have written anything there.
+        names = [name for name in record["names"] if "/" not in name]
+    except (ValueError, TypeError, KeyError):
+        record, names = None, []
+    folder, _, name = real.rpartition("/")
+    return {
+        "leads": leads,
+        "state": state,
+        "record": record,
+        "missing": [name for name in names if not os.path.lexists(f"{real}/{name}")],
+        "staged": os.path.exists(f"{folder}/{STAGES}/{name}"),
+        "git": git,
+    }
+
+
+def glance(path: str) -> str:
+    """Return a file's first text, empty where there is none; it neither waits nor reads for ever.
+
+    For files that belong to people, who may have put anything in their place.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+            return (stream.read(1 << 20) or b"").decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def checkout(path: str) -> Json | None:
+    """Return ``{head, branch, url}`` of a git work tree without a start of git."""
+    head = glance(f"{path}/.git/HEAD")
+    if not head:
+        return None
+    branch = head[len("ref: refs/heads/") :] if head.startswith("ref: ") else ""
+    if branch:
+        reference = f"refs/heads/{branch}"
+        head = glance(f"{path}/.git/{reference}")
+        if not head:
+            packed = (line.split(" ") for line in glance(f"{path}/.git/packed-refs").splitlines())
+            head = next((line[0] for line in packed if line[-1] == reference), "")
+    url, section = "", ""
+    for line in glance(f"{path}/.git/config").splitlines():
+        key, _, value = line.strip().partition("=")
+        if key.startswith("["):
+            section = key
+        elif section == '[remote "origin"]' and key.strip() == "url":
+            url = value.strip()
+    return {"head": head, "branch": branch, "url": url}
+
+
+def offers(asked: list[list[str]], trees: Json) -> Json:
+    """Return path to why its URL does not give what is missing there, empty where it does."""
+    from urllib.error import HTTPError
+    from urllib.request import build_opener
+
+    found: Json = {}
+    for path, url, version, environment in asked:
+        found[path] = ""
+        if ((trees[path] or {}).get("record") or {}).get("version") == version:
+            continue
+        os.environ.update(json.loads(environment))
+        try:
+            # A new one for each, since it takes the proxies from the environment once.
+            build_opener().open(url, timeout=10).close()
+        except HTTPError as error:
+            # One that asks for a password is there.
+            found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"
+        except (OSError, ValueError) as error:
+            found[path] = f"out of reach: {getattr(error, 'reason', error)}"
+    return found
 
 
 def units(names: list[str]) -> Json:
@@ -679,6 +784,10 @@ def answer(question: Json) -> Json:
         reply["links"] = {path: links(path) for path in question["links"]}
     if question.get("texts"):
         reply["texts"] = {path: text(path) for path in question["texts"]}
+    if question.get("trees"):
+        reply["trees"] = {path: tree(path) for path in question["trees"]}
+    if question.get("offers"):
+        reply["offers"] = offers(question["offers"], reply["trees"])
     if question.get("units"):
         reply["units"] = units(question["units"])
     if question.get("modules"):
