@@ -13,8 +13,13 @@ packages      name, version? (may end with ``*``), hold?, state? (``present`` or
               optional? (then it is not missed where it is not there), follows?: a version of
               others that it depends on, and with which it changes
 files         path, content?, mode?, owner?, group?, state? (``file``, ``directory``,
-              ``absent``); a file without content may hold anything
+              ``absent``); a file without content may hold anything; owner and group are
+              names, or numbers in digits
 folders       path, entries: the names that may be in a folder, and no others
+secrets       path, owner, group, content? or source?: another file of the host that it is a copy
+              of; without these it may hold anything but nothing at all
+mounts        path, owner, group, read_only?: a folder that containers get; one that is there is
+              left as it is
 links         folder, target, names: the links to a target that are in a folder, and no others;
               what else is in the folder is not the role's
 unhidden      path: of a command of the system, which a command of ours would hide; where it is
@@ -33,8 +38,9 @@ users         name, uid?, shell?, home?, state?
 members       group, users, exclusive? (then nobody else may be in the group)
 images        reference, digest: the context digest that its label must bear
 projects      name, services: list of {name, config, image?}: containers of a compose
-              project by their ``io.slipway.config`` label and context digest; url?: its
-              address, for people
+              project by their ``io.slipway.config`` label and context digest; since?: files
+              that its containers have read, so that they must be newer; urls?: its addresses
+              by name, for people
 refused       sentences that say why the role cannot work on this host; none where it can
 ============  ============================================================================
 """
@@ -58,6 +64,8 @@ LABEL_CONFIG = "io.slipway.config"
 LABEL_PROOF = "io.slipway.proof"
 
 MISSING = "missing"
+SECRET_MODE = "0600"
+NOTHING = hashlib.sha256().hexdigest()
 
 
 class OwnedStateError(ValueError):
@@ -117,7 +125,7 @@ def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
     if found is None:
         yield MISSING, f"a {state}"
         return
-    kind, mode, owner, group, digest = found
+    kind, mode, owner, group, digest, uid, gid = found
     if kind != state:
         yield f"a {kind}", f"a {state}"
         return
@@ -126,12 +134,35 @@ def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield "content differs", "as declared"
     default_mode = "0755" if state == "directory" else "0644"
     for what, was, should in (
-        ("mode", mode, entry.get("mode", default_mode)),
-        ("owner", owner, entry.get("owner", "root")),
-        ("group", group, entry.get("group", "root")),
+        ("mode", (mode,), entry.get("mode", default_mode)),
+        ("owner", (owner, str(uid)), entry.get("owner", "root")),
+        ("group", (group, str(gid)), entry.get("group", "root")),
     ):
-        if was != should:
-            yield f"{what} {was}", should
+        if should not in was:
+            yield f"{what} {was[0]}", should
+
+
+def _secrets(entry: Entry, answer: Answer) -> Iterator[Change]:
+    source = entry.get("source")
+    origin = answer["files"][source] if source else None
+    if source and (origin is None or origin[4] in (None, NOTHING)):
+        what = "empty" if origin and origin[4] else f"a {origin[0]}" if origin else MISSING
+        raise ConflictError(f"{source}, which {entry['path']} is to be a copy of, is {what}")
+    file = {**entry, "mode": SECRET_MODE}
+    yield from _files(file, answer)
+    found = answer["files"][entry["path"]]
+    digest = found[4] if found else None
+    if origin and digest and digest != origin[4]:
+        yield f"differs from {source}", "the same"
+    elif digest == NOTHING:
+        yield "empty", "a secret"
+
+
+def _mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
+    if answer["files"][entry["path"]] is None:
+        if entry.get("read_only"):
+            raise ConflictError(f"{entry['path']}, which a service is to read, is {MISSING}")
+        yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
 
 
 def _folders(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -298,7 +329,7 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     containers = answer["projects"][entry["name"]]
     wanted = {service["name"]: service for service in entry["services"]}
-    for service, state, health, labels in containers:
+    for service, state, health, labels, created in containers:
         if service not in wanted:
             yield f"{service} is there", "removed"
             continue
@@ -311,6 +342,9 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
             yield f"{service} runs an older configuration", "the declared one"
         elif declared.get("image") and labels.get(LABEL_DIGEST) != declared["image"]:
             yield f"{service} runs an older image", declared["image"][:12]
+        # The engine counts whole seconds.
+        elif any(int(answer["mtimes"][path] or 0) > created for path in entry.get("since", ())):
+            yield f"{service} was made before a secret changed", "made after it"
     for service in wanted:
         yield f"{service} is {MISSING}", "running"
 
@@ -332,6 +366,8 @@ KINDS: Mapping[str, Kind] = {
     "packages": Kind("packages", "name", _packages),
     "files": Kind("files", "path", _files),
     "folders": Kind("folders", "path", _folders),
+    "secrets": Kind("files", "path", _secrets),
+    "mounts": Kind("files", "path", _mounts),
     "links": Kind("links", "folder", _links),
     "unhidden": Kind("files", "path", _unhidden),
     "json": Kind("texts", "path", _json),
@@ -375,6 +411,9 @@ def question(statements: Sequence[Mapping[str, Sequence[Entry]]]) -> dict[str, l
             read = {path for entry in entries for path in entry.get("since", ())}
             if read:
                 asked.setdefault("mtimes", set()).update(read)
+            sources = {entry["source"] for entry in entries if entry.get("source")}
+            if sources:
+                asked.setdefault("files", set()).update(sources)
             records = {entry["record"] for entry in entries if entry.get("record")}
             if records:
                 asked.setdefault("texts", set()).update(records)

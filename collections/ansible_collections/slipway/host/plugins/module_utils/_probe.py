@@ -15,7 +15,7 @@ key            asked with                   answered with
 ``reach``      URLs                         in ``facts``, see :func:`reachable`; tried only where
                                             no engine is installed, since only then it matters
 ``packages``   names                        name to ``[want, state, version]`` of dpkg
-``files``      paths                        path to ``[type, mode, owner, group, sha256]``
+``files``      paths                        path to ``[type, mode, owner, group, sha256, uid, gid]``
 ``mtimes``     paths                        path to the time of its last change
 ``folders``    paths                        path to the names in it
 ``links``      paths of folders             path to where each name in it leads, empty where it is
@@ -28,7 +28,8 @@ key            asked with                   answered with
 ``users``      names                        name to ``[uid, gid, home, shell]``
 ``groups``     names                        name to ``[gid, [members]]``
 ``images``     references                   reference to ``[id, {labels}]``
-``projects``   compose project names        name to ``[[service, state, health, {labels}]]``
+``projects``   compose project names        name to ``[[service, state, health, {labels},
+                                            created]]``, the time in whole seconds since 1970
 =============  ===========================  ====================================================
 
 What is not there is answered with null, and ``engine`` holds the reason where Docker could not be
@@ -122,7 +123,7 @@ def installed_like(prefixes: tuple[str, ...]) -> Json:
 
 
 def file_state(path: str) -> list[Any] | None:
-    """Return ``[type, mode, owner, group, sha256]``; the digest is of files only."""
+    """Return ``[type, mode, owner, group, sha256, uid, gid]``; the digest is of files only."""
     import grp
     import hashlib
     import pwd
@@ -145,7 +146,8 @@ def file_state(path: str) -> list[Any] | None:
     except KeyError:
         group = str(info.st_gid)
     digest = None if content is None else hashlib.sha256(content).hexdigest()
-    return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group, digest]
+    mode = f"{stat.S_IMODE(info.st_mode):04o}"
+    return [kind, mode, owner, group, digest, info.st_uid, info.st_gid]
 
 
 def mtime(path: str) -> float | None:
@@ -314,7 +316,7 @@ def images(references: list[str]) -> Json:
 
 
 def projects(names: list[str]) -> Json:
-    """Return ``[[service, state, health, {labels}]]`` of each compose project."""
+    """Return ``[[service, state, health, {labels}, created]]`` of each compose project."""
     found: Json = {name: [] for name in names}
     # Labels are ANDed by the engine, so all compose containers are asked for at once; quoted by
     # hand, since urllib costs more than the question.
@@ -334,6 +336,7 @@ def projects(names: list[str]) -> Json:
                 container.get("State", ""),
                 health.replace("health: ", ""),
                 own_labels(labels),
+                container.get("Created", 0),
             ]
         )
     return found
