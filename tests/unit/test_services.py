@@ -265,6 +265,16 @@ def test_a_volume_may_be_a_folder_of_the_host_or_another_one(
     assert found["mounts"] == ([made] if made else [])
 
 
+def test_a_folder_that_another_project_reads_is_made_for_the_one_that_writes() -> None:
+    reader = {"volumes": {"work": "/srv/x:ro"}, "ports": {"api": 1}, "uid": 8}
+    writer = {"volumes": {"work": "/srv/x"}, "uid": 7}
+    found = plan(PUBLISHED, reader, writer)
+    mount = {"path": "/srv/x", "owner": "7", "group": "7", "read_only": False}
+    assert found["owned"]["mounts"] == [mount, mount]
+    first = compose(found["projects"][0])
+    assert first["volumes"][0]["read_only"]
+
+
 def test_a_folder_may_be_mounted_where_the_image_has_no_volume() -> None:
     targets = [one["target"] for one in compose(project(volumes={"/data": "/srv/d:ro"}))["volumes"]]
     assert targets == ["/work", "/data"]
@@ -544,3 +554,31 @@ def test_images_inherit_the_services_of_what_they_stand_on(image: str) -> None:
     )
     assert compose(lab)["command"] == ["jupyter", "lab"]
     assert compose(board)["command"][0] == "tensorboard"
+
+
+# The compose file for people.
+
+PEOPLE = yaml.safe_load((IMAGES / "compose.yaml").read_text(encoding="utf-8"))
+OF_THE_CATALOGUE = {
+    "jupyter": ("ml-python", "jupyter"),
+    "tensorboard": ("ml-python", "tensorboard"),
+    "iris-api": ("iris-api", "api"),
+    "shiny": ("deepdocker", "shiny"),
+    "rstudio": ("deepdocker", "rstudio"),
+}
+
+
+@pytest.mark.parametrize("name", PEOPLE["services"])
+def test_the_compose_file_for_people_starts_services_as_the_role_does(name: str) -> None:
+    image, service = OF_THE_CATALOGUE[name]
+    args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
+    project = {"name": name, "image": image, "service": service}
+    ours = compose(filtered(project, args=args)[0])
+    theirs = PEOPLE["services"][name]
+    assert image in theirs["image"]
+    same = ("command", "ports", "pull_policy", "read_only", "init", "cap_drop", "security_opt")
+    limits = ("restart", "mem_limit", "pids_limit", "shm_size", "healthcheck")
+    for key in (*same, *limits):
+        assert theirs.get(key) == ours.get(key), key
+    assert set(theirs.get("environment", {})) == set(ours.get("environment", {}))
+    assert len(theirs.get("secrets", ())) == len(ours.get("secrets", ()))

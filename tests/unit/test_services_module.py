@@ -216,6 +216,18 @@ def test_a_folder_that_is_there_is_left_as_it_is(run_module: RunModule, host: Ho
     assert host.data.stat().st_mode & 0o7777 == 0o711
 
 
+def test_a_folder_that_was_taken_away_is_made_anew_and_so_is_the_container(
+    run_module: RunModule, host: Host
+) -> None:
+    run(run_module, host, host.project())
+    host.runs()
+    host.data.rmdir()
+    assert host.told
+    assert run(run_module, host, host.project())["changed"]
+    assert host.data.is_dir()
+    assert len(host.told) == 1
+
+
 def test_a_source_that_is_not_there_changes_nothing(run_module: RunModule, host: Host) -> None:
     result = run(run_module, host, host.project(source="/does/not/exist"))
     assert result["failed"]

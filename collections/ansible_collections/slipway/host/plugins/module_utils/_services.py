@@ -440,9 +440,22 @@ def plan(projects: Sequence[Project], host: Host) -> dict[str, Any]:
     ]
     gpus = _service_gpus.reserve(wishes, host.gpus)
     found = [_plan(project, gpus.get(project.name, ()), host) for project in projects]
+    _let_readers_follow(found)
     owned = {kind: [entry for one in found for entry in one[kind]] for kind in OWNED}
     owned["folders"].insert(0, {"path": FOLDER, "entries": [one["name"] for one in found]})
     return {"folder": FOLDER, "projects": found, "owned": owned}
+
+
+def _let_readers_follow(plans: Sequence[dict[str, Any]]) -> None:
+    """Let a folder that one project reads be made for the project that writes to it."""
+    writers = {
+        mount["path"]: mount for one in plans for mount in one["mounts"] if not mount["read_only"]
+    }
+    for one in plans:
+        one["mounts"] = [
+            writers.get(mount["path"], mount) if mount["read_only"] else mount
+            for mount in one["mounts"]
+        ]
 
 
 def _refuse_clashes(projects: Sequence[Project], host: Host) -> None:

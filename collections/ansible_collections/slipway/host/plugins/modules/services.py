@@ -236,12 +236,18 @@ def settle_secrets(module: AnsibleModule, project: Project) -> None:
         module.no_log_values.add(read(Path(secret["path"])).strip())
 
 
-def settle_mounts(project: Project) -> None:
-    """Make the folders that a project gets, where they are missing."""
-    for mount in project["mounts"]:
-        if not Path(mount["path"]).exists():
-            place = {key: mount[key] for key in ("path", "owner", "group")}
-            _files.settle({**place, "state": "directory", "mode": "0750"})
+def settle_mounts(projects: Sequence[Project]) -> set[str]:
+    """Make the folders that projects get, where they are missing; return whose were."""
+    missing = [
+        (project["name"], mount)
+        for project in projects
+        for mount in project["mounts"]
+        if not Path(mount["path"]).exists()
+    ]
+    for _name, mount in missing:
+        place = {key: mount[key] for key in ("path", "owner", "group")}
+        _files.settle({**place, "state": "directory", "mode": "0750"})
+    return {name for name, _mount in missing}
 
 
 def settle_folders(project: Project) -> None:
@@ -251,18 +257,17 @@ def settle_folders(project: Project) -> None:
             _files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
 
 
-def settle(module: AnsibleModule, project: Project) -> None:
-    """Make a project as declared."""
+def settle(module: AnsibleModule, project: Project, anew: bool) -> None:
+    """Make a project as declared; ANEW says that its containers have to be others in any case."""
     for file in project["files"]:
         _files.settle(file)
     settle_secrets(module, project)
-    settle_mounts(project)
     settle_folders(project)
     for volume in project["volumes"]:
         docker(module, "volume", "create", volume)
     containers = {"projects": project["projects"]}
     # A secret that was written just now is newer than the container that has the old one.
-    if _owned.differences(containers, _probe.answer(_owned.question([containers]))):
+    if anew or _owned.differences(containers, _probe.answer(_owned.question([containers]))):
         up(module, project)
 
 
@@ -330,8 +335,11 @@ def main() -> None:
         # First, since a port that they leave may be another one's now.
         for name in strays:
             remove(module, root / name)
+        # One project may read what another one writes. And a container keeps a folder that was
+        # taken away, though another one has its place.
+        made = settle_mounts(differing)
         for project in differing:
-            settle(module, project)
+            settle(module, project, project["name"] in made)
     module.exit_json(
         changed=bool(found or strays),
         started=[project["name"] for project in differing],
