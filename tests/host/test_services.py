@@ -43,8 +43,7 @@ NOTEBOOKS: dict[str, Any] = {
 SCRATCH = {"name": "scratch", "image": "jupyter", "ports": {"jupyter": 8889}}
 BOARD = {
     "name": "board",
-    "image": "tensorflow",
-    "service": "tensorboard",
+    "image": "tensorboard",
     "uid": 4242,
     "gid": 4343,
     "volumes": {"work": f"{NOTES}:ro"},
@@ -87,7 +86,7 @@ class Services(Site):
     def serve(self, *projects: dict[str, Any], **more: Any) -> None:
         """Declare these projects."""
         self.declare(
-            ml_images_names=["iris-api", "jupyter", "tensorflow"],
+            ml_images_names=["iris-api", "jupyter", "tensorboard"],
             ml_services_projects=list(projects),
             user_access_users=[{"name": "alice", "docker": True}],
             **more,
@@ -179,15 +178,14 @@ def test_notebooks_outlive_the_container_and_belong_to_the_declared_user(lab: Se
 
 
 WRITE_A_RUN = (
-    "import tensorflow as tf\n"
-    "with tf.summary.create_file_writer('runs/first').as_default():\n"
-    "    tf.summary.scalar('loss', 0.5, step=1)\n"
+    "from tensorboard.summary.writer.event_file_writer import EventFileWriter\n"
+    "EventFileWriter('runs/first').close()\n"
 )
 
 
 def test_tensorboard_shows_what_was_written_beside_the_notebooks(lab: Services) -> None:
     lab.on(
-        f"docker run --rm --user 4242:4343 --volume {NOTES}:/work slipway/tensorflow:cpu "
+        f"docker run --rm --user 4242:4343 --volume {NOTES}:/work slipway/tensorboard:cpu "
         f"python -c {shlex.quote(WRITE_A_RUN)} 2>/dev/null"
     )
     lab.on(
@@ -416,7 +414,7 @@ def test_the_compose_file_serves_a_person_without_ansible(lab: Services) -> None
     (steps,) = GUIDE.findall((ROOT / "docs/services.md").read_text(encoding="utf-8"))
     file = (ROOT / "images/compose.yaml").read_text(encoding="utf-8")
     lab.on(f"mkdir /home/alice/ml && cat >/home/alice/ml/compose.yaml <<'END'\n{file}END")
-    script = f"cd ~/ml && export IMAGE=tensorflow\n{steps}"
+    script = f"cd ~/ml && export IMAGE=jupyter\n{steps}"
     lab.on(
         f"chown -R alice: /home/alice/ml; cat >/home/alice/steps <<'END'\n{script}END\n"
         "su - alice -c 'sh -eu ./steps' 2>&1"
