@@ -264,8 +264,28 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
                 },
             },
             {},
-            ["services.a.endpoint.secret: secrets has no 'tokn'", "did you mean 'token'?"],
+            ["services.a.endpoint.secret: secrets always has no 'tokn'", "did you mean 'token'?"],
             id="secret",
+        ),
+        pytest.param(
+            {
+                "ports": {"web": 80},
+                "services": {
+                    "a": {
+                        "endpoint": {"port": "web", "secret": "token"},
+                        "secrets": {"token": {"variable": "T", "otherwise": "omitted"}},
+                    }
+                },
+            },
+            {},
+            ["services.a.endpoint.secret: secrets always has no 'token'", "known: none"],
+            id="secret that may be missing",
+        ),
+        pytest.param(
+            {"ports": {"web": 80}, "services": {"a": {"urls": {"web": "/?token={token}"}}}},
+            {},
+            ["services.a.urls: {token} needs endpoint.secret"],
+            id="token of nothing",
         ),
         pytest.param(
             {"services": {"a": {"args": ["URL"]}}},

@@ -305,6 +305,11 @@ def test_people_are_told_where_the_token_is() -> None:
     assert json.loads(labels[_owned.LABEL_PROOF])["secret"] == TOKEN
 
 
+def test_an_address_may_ask_something_else() -> None:
+    found = project(serving(urls={"api": "/?page=1"}))
+    assert found["projects"][0]["urls"] == {"tool": "http://127.0.0.1:5000/?page=1"}
+
+
 def test_a_secret_may_be_given() -> None:
     given = [{"name": "token", "content": "from the vault"}]
     found = project(CLOSED, secrets=given, uid=7)
@@ -355,6 +360,7 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (NEEDY, {}, "it needs the secret keys"),
         (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "did you mean 'token'?"),
         (CLOSED, {"secrets": [{"name": "token"}]}, "either its content or a file"),
+        (CLOSED, {"secrets": [{"name": "../x", "content": "x", "variable": "X"}]}, "small letters"),
         (CLOSED, {"secrets": [{"name": "token", "content": "x", "file": "/y"}]}, "either"),
         (CLOSED, {"secrets": [{"name": "token", "content": " "}]}, "is empty"),
     ],

@@ -672,10 +672,16 @@ def _check_services(catalogue: Catalogue, image: Image) -> None:
     args = [arg for lower in catalogue.lineage(image.name) for arg in lower.settings["args"]]
     for service, declared in image.settings["services"].items():
         where = f"{image.file}: services.{service}"
+        # Whoever asks at the endpoint has to have it.
+        sure = [key for key, one in declared["secrets"].items() if one["otherwise"] != "omitted"]
         secret = declared.get("endpoint", {}).get("secret")
-        if secret is not None and secret not in declared["secrets"]:
-            what = f"{where}.endpoint.secret: secrets has no"
-            raise CatalogueError(_unknown(what, secret, declared["secrets"]))
+        if secret is not None and secret not in sure:
+            what = f"{where}.endpoint.secret: secrets always has no"
+            raise CatalogueError(_unknown(what, secret, sure))
+        if secret is None and any("{token}" in url for url in declared["urls"].values()):
+            raise CatalogueError(
+                f"{where}.urls: {{token}} needs endpoint.secret, which it stands for"
+            )
         for arg in declared["args"]:
             if arg not in args:
                 raise CatalogueError(_unknown(f"{where}.args: there is no", arg, args))

@@ -26,6 +26,7 @@ ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 # What compose takes for a project, and the engine for a volume.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
+SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 LIMITS = (
     ("memory", "mem_limit"),
     ("cpus", "cpus"),
@@ -211,6 +212,8 @@ def _secrets(project: Project) -> list[Secret]:
                 f"the image knows no secret {name}{nearest(name, declared)}; a further one needs a "
                 "variable, in which the program finds the path of its file"
             )
+        if not SECRET_NAME.fullmatch(name):
+            raise project.error(f"secret {name!r}: a name is small letters, digits, -, _ and .")
         path = f"{project.folder}/{SECRETS_FOLDER}/{name}"
         found.append(Secret(name, path, variable, _given(project, name, entry)))
     return found
@@ -310,9 +313,9 @@ def _for_people(
     """Return the addresses as a run shows them: with where the token is, never with it."""
     found = {}
     for port, url in urls.items():
-        shown, question, _token = url.partition("?")
-        where = f" (token: {_path_of(_opens(project), secrets)})" if question else ""
-        found[project.name if len(urls) == 1 else f"{project.name} {port}"] = shown + where
+        if TOKEN in url:
+            url = f"{url.partition('?')[0]} (token: {_path_of(_opens(project), secrets)})"
+        found[project.name if len(urls) == 1 else f"{project.name} {port}"] = url
     return found
 
 
