@@ -10,10 +10,13 @@
 #   tensorboard 6006  shows the runs below TENSORBOARD_LOGS, or else the folder it starts in
 #   shiny 3838        serves the apps below SHINY_APPS, or else an example
 #   rstudio 8787      where the image was built with it; the password is Jupyter's token
-#   ssh 22            by key alone, as a normal user; for those outside ssh -p 2222 slipway@host
+#   ssh 22            by key alone, as a normal user; for those outside ssh -p 2222 slipway@host;
+#                     its host key is kept in /var/lib/slipway/ssh, where a volume outlives it
 set -eu
 
 SERVICES=/opt/slipway/services
+RSTUDIO=/usr/lib/rstudio-server/bin/rserver
+WITHOUT_RSTUDIO="RStudio is not in this image: it was built without RSTUDIO_URL"
 # services_health.py looks here, too.
 RUN=/tmp/services-$(id -u)
 NAME=$(id -un)
@@ -51,13 +54,19 @@ server {
 END
 }
 
-prepare_rstudio() { mkdir "$RUN/rstudio"; }
+prepare_rstudio() {
+    [ -x "$RSTUDIO" ] || { say "$WITHOUT_RSTUDIO" >&2 && exit 2; }
+    mkdir "$RUN/rstudio"
+}
 
 prepare_ssh() {
     [ "$(id -u)" -ne 0 ] || { say "ssh does not run as root; take another --user" >&2 && exit 2; }
     [ -n "$keys" ] || { say "ssh needs SSH_AUTHORIZED_KEYS or the file with them" >&2 && exit 2; }
-    key=$HOME/.ssh/ssh_host_ed25519_key
-    [ -d "$HOME/.ssh" ] || mkdir -m 0700 "$HOME/.ssh"
+    keep=/var/lib/slipway/ssh
+    # On a read-only file system without a volume.
+    [ -w "$keep" ] || keep=$HOME/.ssh
+    [ -d "$keep" ] || mkdir -m 0700 "$keep"
+    key=$keep/ssh_host_ed25519_key
     [ -e "$key" ] || ssh-keygen -q -t ed25519 -N '' -C "$NAME" -f "$key"
     say "SSH's host key is $(ssh-keygen -l -f "$key.pub")"
     printf '%s\n' "$keys" >"$RUN/authorized_keys"
@@ -80,10 +89,10 @@ END
 
 if [ $# -eq 0 ]; then
     set -- jupyter tensorboard shiny
-    if [ -x /usr/lib/rstudio-server/bin/rserver ]; then
+    if [ -x "$RSTUDIO" ]; then
         set -- "$@" rstudio
     else
-        say "RStudio is not in this image: it was built without RSTUDIO_URL"
+        say "$WITHOUT_RSTUDIO"
     fi
     [ -z "$keys" ] || set -- "$@" ssh
 fi

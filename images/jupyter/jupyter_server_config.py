@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from jupyter_server.auth.identity import PasswordIdentityProvider
+from traitlets import default
 from traitlets.config import get_config
 
 c = get_config()
@@ -27,6 +28,11 @@ class AlwaysAToken(PasswordIdentityProvider):
     The token is that of JUPYTER_TOKEN or of the file JUPYTER_TOKEN_FILE, or else a new one, which
     Jupyter prints.
     """
+
+    @default("token")
+    def _token_default(self) -> str:
+        """Leave out the end of the line, with which editors and openssl end a file."""
+        return str(super()._token_default()).strip()
 
     def validate_security(self, app: Any, ssl_options: Any = None) -> None:
         """Refuse to start where the command line took the token away."""

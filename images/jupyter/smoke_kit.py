@@ -21,7 +21,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-START_SECONDS = 60.0
+# Of a host that is busy, too.
+START_SECONDS = 180.0
 
 
 class SmokeError(Exception):

@@ -59,6 +59,8 @@ def container(name: str, uid: int | None = ME, alias: str = "lab", **changed: An
         "image": "slipway/lab:cpu",
         "gpus": (),
         "urls": {"web": URL},
+        "project": "",
+        "token": "",
         "started": "2026-11-20T04:00:00.123456789Z",
         **changed,
     }
@@ -164,6 +166,28 @@ def test_root_sees_to_everybodys_containers_but_not_to_their_tokens(
     other = container("o-lab", OTHER)
     assert containers.pick([other], "o-lab", "stop it") == other
     assert containers.url_lines(other) == ["web  http://127.0.0.1:8888/lab"]
+
+
+def test_root_and_nobody_else_is_shown_the_token_of_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "jupyter_token"
+    file.write_text("s3cret\n")
+    labels = {
+        "com.docker.compose.project": "notebooks",
+        "io.slipway.urls": json.dumps({"web": URL}),
+        "io.slipway.token": str(file),
+    }
+    service = containers.from_inspect(inspected(labels))
+    assert containers.url_lines(service) == ["web  http://127.0.0.1:8888/lab"]
+    with pytest.raises(MlError, match="notebooks belongs to service"):
+        containers.pick([service], "notebooks", "have its address")
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert containers.pick([service], "notebooks", "have its address") == service
+    assert containers.url_lines(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
+    file.unlink()
+    with pytest.raises(MlError, match=r"jupyter_token cannot be read \(.*\)$"):
+        containers.url_lines(service)
 
 
 def test_addresses_are_shown_with_the_callers_token() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _builder
+from ansible_collections.slipway.host.plugins.module_utils import _builder, _job
 
 # Answers as docker does to what the builder says. Images are kept in $ENGINE/images.json as
 # reference to labels; $ENGINE/say holds what shall happen; $ENGINE/log gets each command. With
@@ -267,7 +267,7 @@ def test_how_many_are_built_together_follows_the_processors(
     host.job["parallel"] = 0
     (host.folder / "job.json").write_text(json.dumps(host.job))
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    builder = _builder.Builder(host.folder, _builder.Progress(io.StringIO()))
+    builder = _builder.Builder(host.folder, _job.Progress(io.StringIO()))
     assert builder.at_once() == at_once
 
 

@@ -96,8 +96,8 @@ def refusal(folder: Path) -> str:
             id="unknown key",
         ),
         pytest.param(
-            {"service": {"restrat": "no"}},
-            ["service.restrat: is not a known key", "did you mean 'restart'?", "known: cpus, "],
+            {"services": {"a": {"restrat": "no"}}},
+            ["services.a.restrat: is not a known key", "did you mean 'restart'?", "known: args, "],
             id="unknown nested key",
         ),
         pytest.param(
@@ -176,7 +176,7 @@ def test_a_missing_key_is_named(folder: Path, write: Write) -> None:
         pytest.param("- a\n", 1, "is a list, must be a mapping", id="list"),
         pytest.param("", 1, "is empty, must be a mapping", id="empty file"),
         pytest.param("? [a]\n: b\n", 1, "is not YAML", id="list as key"),
-        pytest.param("title: a\nservice:\n  x: 1\n", 3, "service.x: is not a known", id="key"),
+        pytest.param("title: a\nbuild:\n  x: 1\n", 3, "build.x: is not a known", id="key"),
     ],
 )
 def test_the_line_is_named(folder: Path, write: Write, text: str, line: int, words: str) -> None:
@@ -236,16 +236,62 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
             id="address in lock",
         ),
         pytest.param(
-            {"service": {"publish": {"web": 80}}, "ports": {"api": 80}},
+            {"services": {"a": {"publish": {"web": 80}}}, "ports": {"api": 80}},
             {},
-            ["service.publish: ports has no 'web'", "known: api"],
+            ["services.a.publish: ports has no 'web'", "known: api"],
             id="published port",
         ),
         pytest.param(
-            {"service": {"endpoint": {"port": "web"}}},
+            {"services": {"a": {"urls": {"web": "/"}}}},
             {},
-            ["service.endpoint.port: ports has no 'web'", "known: none"],
+            ["services.a.urls: ports has no 'web'"],
+            id="page",
+        ),
+        pytest.param(
+            {"services": {"a": {"endpoint": {"port": "web"}}}},
+            {},
+            ["services.a.endpoint.port: ports has no 'web'", "known: none"],
             id="endpoint",
+        ),
+        pytest.param(
+            {
+                "ports": {"web": 80},
+                "services": {
+                    "a": {
+                        "endpoint": {"port": "web", "secret": "tokn"},
+                        "secrets": {"token": {"variable": "T"}},
+                    }
+                },
+            },
+            {},
+            ["services.a.endpoint.secret: secrets always has no 'tokn'", "did you mean 'token'?"],
+            id="secret",
+        ),
+        pytest.param(
+            {
+                "ports": {"web": 80},
+                "services": {
+                    "a": {
+                        "endpoint": {"port": "web", "secret": "token"},
+                        "secrets": {"token": {"variable": "T", "otherwise": "omitted"}},
+                    }
+                },
+            },
+            {},
+            ["services.a.endpoint.secret: secrets always has no 'token'", "known: none"],
+            id="secret that may be missing",
+        ),
+        pytest.param(
+            {"ports": {"web": 80}, "services": {"a": {"urls": {"web": "/?token={token}"}}}},
+            {},
+            ["services.a.urls: {token} needs endpoint.secret"],
+            id="token of nothing",
+        ),
+        pytest.param(
+            {"services": {"a": {"args": ["URL"]}}},
+            {},
+            ["services.a.args: there is no 'URL'"],
+            id="build argument of a service",
         ),
         pytest.param(
             {"aliases": {"j8": {"description": "x", "publish": {"web": 80}}}},
@@ -448,7 +494,7 @@ def test_what_runs_is_inherited_and_what_a_host_does_with_it_is_not(
         volumes={"data": "/data"},
         command=["serve"],
         user={"uid": 7},
-        service={"publish": {"web": 8080}},
+        services={"web": {"publish": {"web": 8080}}},
         aliases={"serve": {"description": "Serves"}},
         environment={"A": "1"},
     )
@@ -458,15 +504,20 @@ def test_what_runs_is_inherited_and_what_a_host_does_with_it_is_not(
     assert (tool["ports"], tool["volumes"]) == ({"web": 80}, {"data": "/data"})
     assert tool["user"] == {"uid": 7, "gid": 1000, "home": "/home/slipway"}
     assert tool["command"] == ["other"]
-    assert (tool["service"], tool["aliases"], tool["environment"]) == (None, {}, {})
+    assert tool["services"]["web"]["publish"] == {"web": 8080}
+    assert (tool["aliases"], tool["environment"]) == ({}, {})
 
 
 def test_defaults_reach_into_what_is_declared(folder: Path, write: Write) -> None:
-    write(service={"memory": "1g"}, aliases={"a": {"description": "x"}})
+    write(services={"s": {"memory": "1g"}}, aliases={"a": {"description": "x"}})
     image = build(folder).image
-    assert image["service"] == {
+    assert image["services"]["s"] == {
         "memory": "1g",
+        "args": [],
+        "environment": {},
         "publish": {},
+        "secrets": {},
+        "urls": {},
         "read_only": True,
         "tmpfs": ["/tmp"],
         "init": True,
@@ -608,7 +659,7 @@ def test_the_digest_follows_nothing_else(folder: Path, write: Write) -> None:
         contents={"app/a": "", "a.in": "flask\n", "a.lock": LOCK},
         files=[{"from": "app", "to": "/app"}],
         requirements="a.in",
-        service={"memory": "1g"},
+        services={"s": {"memory": "1g"}},
     )
     before = build(folder)
     (image / "notes.md").touch()
@@ -880,7 +931,8 @@ def test_editors_judge_the_declarations_as_we_do(schema: str, files: list[Path])
         {"user": []},
         {"requirements": {"tpu": "a.in"}},
         {"requirements": "a.txt"},
-        {"service": {"cpus": 0}},
+        {"services": {"a": {"cpus": 0}}},
+        {"services": {"a": {"secrets": {"t": {}}}}},
         {"healthcheck": {}},
         {"build": {"run": [[]], "outputs": []}},
         {"ports": {"a": True}},

@@ -59,6 +59,18 @@ def test_check_mode_says_what_would_be_written(run_module: RunModule, file: Path
     assert not file.parent.exists()
 
 
+def test_owners_may_be_numbers_and_what_only_changes_hands_keeps_its_age(
+    run_module: RunModule, file: Path
+) -> None:
+    numbers = {"owner": str(os.geteuid()), "group": str(os.getegid())}
+    assert run_module(files, files=declared(file, **numbers, content="a"))["changed"]
+    os.utime(file, (1, 1))
+    result = run_module(files, files=declared(file, **numbers, mode="0600"))
+    assert (result["changed"], file.stat().st_mode & 0o7777) == (True, 0o600)
+    assert file.stat().st_mtime == 1
+    assert not run_module(files, files=declared(file, mode="0600"))["changed"]
+
+
 def test_a_secret_stays_out_of_the_diff(run_module: RunModule, file: Path) -> None:
     result = run_module(files, files=declared(file, content="token", secret=True, mode="0600"))
     assert "token" not in str(result["diff"])

@@ -59,8 +59,8 @@ def test_packages(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("packages", {"name": "a", **entry}, found) == changes
 
 
-FILE = ["file", "0644", "root", "root", hashlib.sha256(b"text").hexdigest()]
-FOLDER = ["directory", "0755", "root", "root", None]
+FILE = ["file", "0644", "root", "root", hashlib.sha256(b"text").hexdigest(), 0, 0]
+FOLDER = ["directory", "0755", "root", "root", None, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,14 @@ FOLDER = ["directory", "0755", "root", "root", None]
         ({}, FILE, []),
         ({}, None, [("missing", "a file")]),
         ({}, FOLDER, [("a directory", "a file")]),
-        ({}, ["link", "0777", "root", "root", None], [("a link", "a file")]),
+        ({}, ["link", "0777", "root", "root", None, 0, 0], [("a link", "a file")]),
         ({"content": "text"}, FILE, []),
         ({"content": "other"}, FILE, [("content differs", "as declared")]),
         ({"content": ""}, FILE, [("content differs", "as declared")]),
         ({"mode": "0600"}, FILE, [("mode 0644", "0600")]),
         ({"owner": "a", "group": "b"}, FILE, [("owner root", "a"), ("group root", "b")]),
+        ({"owner": "0", "group": "0"}, FILE, []),
+        ({"owner": "7", "group": "8"}, FILE, [("owner root", "7"), ("group root", "8")]),
         ({"state": "absent"}, None, []),
         ({"state": "absent"}, FILE, [("present", "absent")]),
         ({"state": "directory"}, FOLDER, []),
@@ -84,6 +86,64 @@ FOLDER = ["directory", "0755", "root", "root", None]
 )
 def test_files(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("files", {"path": "/etc/x", **entry}, found) == changes
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def secret(content: str = "s3cret", mode: str = "0600", uid: int = 7, gid: int = 8) -> list[Any]:
+    return ["file", mode, "alice", "alice", digest(content), uid, gid]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "changes"),
+    [
+        ({}, secret(), []),
+        ({}, None, [("missing", "a file")]),
+        ({}, secret(""), [("empty", "a secret")]),
+        ({}, secret(mode="0644"), [("mode 0644", "0600")]),
+        ({}, secret(uid=9, gid=9), [("owner alice", "7"), ("group alice", "8")]),
+        ({}, FOLDER, [("a directory", "a file")]),
+        ({"content": "s3cret"}, secret(), []),
+        ({"content": "other"}, secret(), [("content differs", "as declared")]),
+        ({"source": "/root/s"}, secret("from there"), []),
+        ({"source": "/root/s"}, secret(), [("differs from /root/s", "the same")]),
+        ({"source": "/root/s"}, None, [("missing", "a file")]),
+    ],
+)
+def test_secrets(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+    stated = {"path": "/etc/x", "owner": "7", "group": "8", **entry}
+    answer = {"files": {"/etc/x": found, "/root/s": secret("from there", uid=0)}}
+    assert "/root/s" in _owned.question([{"secrets": [stated]}])["files"] or not entry.get("source")
+    differences = _owned.differences({"secrets": [stated]}, answer)
+    assert [(one.found, one.expected) for one in differences] == changes
+    assert "s3cret" not in str(differences)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"), [(None, "missing"), (FOLDER, "a directory"), (secret(""), "empty")]
+)
+def test_a_secret_cannot_be_a_copy_of_nothing(source: Any, words: str) -> None:
+    stated = {"path": "/etc/x", "owner": "7", "group": "8", "source": "/root/s"}
+    with pytest.raises(_owned.ConflictError, match=f"/root/s, .* is {words}"):
+        _owned.differences({"secrets": [stated]}, {"files": {"/etc/x": None, "/root/s": source}})
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [(None, [("missing", "a folder of 7:8")]), (FOLDER, []), (["link", *FOLDER[1:]], [])],
+)
+def test_mounts(found: Any, changes: Changes) -> None:
+    entry = {"path": "/srv/x", "owner": "7", "group": "8"}
+    assert differences("mounts", entry, found) == changes
+
+
+def test_what_is_only_read_has_to_be_there() -> None:
+    entry = {"path": "/srv/x", "owner": "7", "group": "8", "read_only": True}
+    assert differences("mounts", entry, FOLDER) == []
+    with pytest.raises(_owned.ConflictError, match="/srv/x, which a service is to read, is miss"):
+        differences("mounts", entry, None)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +376,13 @@ def test_images_of_an_engine_that_did_not_answer_at_all() -> None:
     assert found.found == "Docker does not answer"
 
 
+CREATED = 1700000000
+
+
 def container(name: str = "web", state: str = "running", health: str = "", **marks: str) -> Any:
     labels = {"io.slipway.config": "c1", "io.slipway.digest": NEW}
-    return [name, state, health, {**labels, **{f"io.slipway.{k}": v for k, v in marks.items()}}]
+    labels |= {f"io.slipway.{key}": value for key, value in marks.items()}
+    return [name, state, health, labels, CREATED]
 
 
 @pytest.mark.parametrize(
@@ -344,6 +408,21 @@ def test_projects_of_an_engine_that_does_not_answer() -> None:
     entry = {"name": "api", "services": []}
     expected = [("Docker does not answer", "running")]
     assert differences("projects", entry, [], engine="connection refused") == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"), [(CREATED - 9.5, False), (CREATED + 0.9, False), (CREATED + 1, True)]
+)
+def test_a_container_must_have_read_its_secrets(changed: float, stale: bool) -> None:
+    owned = {
+        "projects": [
+            {"name": "api", "services": [{"name": "web", "config": "c1"}], "since": ["/etc/s"]}
+        ]
+    }
+    assert _owned.question([owned])["mtimes"] == ["/etc/s"]
+    answer = {"engine": None, "projects": {"api": [container()]}, "mtimes": {"/etc/s": changed}}
+    found = [one.found for one in _owned.differences(owned, answer)]
+    assert found == (["web was made before a secret changed"] if stale else [])
 
 
 def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -> None:

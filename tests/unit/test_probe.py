@@ -103,11 +103,12 @@ def test_files(tmp_path: Path) -> None:
     link.symlink_to(file)
     me, mine = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(folder.stat().st_gid).gr_name
     digest = hashlib.sha256(b"text").hexdigest()
-    assert _probe.file_state(str(file)) == ["file", "0640", me, mine, digest]
-    assert _probe.file_state(str(folder)) == ["directory", "0750", me, mine, None]
+    ids = [os.geteuid(), os.getegid()]
+    assert _probe.file_state(str(file)) == ["file", "0640", me, mine, digest, *ids]
+    assert _probe.file_state(str(folder)) == ["directory", "0750", me, mine, None, *ids]
     assert (_probe.file_state(str(link)) or [])[0] == "link"
     assert _probe.file_state(str(tmp_path / "none")) is None
-    assert _probe.file_state("/dev/null") == ["other", "0666", "root", "root", None]
+    assert _probe.file_state("/dev/null") == ["other", "0666", "root", "root", None, 0, 0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to somebody unknown")

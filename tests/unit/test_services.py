@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compose projects: what an image declares of its service, and what a host adds to it."""
+"""Compose projects: what an image declares of its services, and what a host adds to them."""
 
 from __future__ import annotations
 
@@ -11,48 +11,95 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.filter.services_plan import services_plan
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _services
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _service_gpus, _services
+from ansible_collections.slipway.host.plugins.module_utils._declaration import with_defaults
 from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
 
 from tests.contract.tree import ROOT
+from tests.unit import gpu_facts
 
+IMAGES = ROOT / "images"
+SCHEMA = json.loads((IMAGES / "image.schema.json").read_text(encoding="utf-8"))
 DIGEST = "d" * 64
+TOKEN = "/etc/slipway/services/tool/secrets/token"
+
+Plan = dict[str, Any]
 
 
-def image(ports: dict[str, int] | None = None, **service: Any) -> Planned:
-    """Return an image that declares a service, as a host should hold it."""
-    declared = {"ports": {"api": 5000} if ports is None else ports, "service": service}
-    return Planned("tool", "cpu", "slipway/tool:cpu", DIGEST, declared)
+def image(variant: str = "cpu", **declared: Any) -> Planned:
+    """Return an image that declares services, as a host should hold it."""
+    settings = with_defaults({"ports": {"api": 5000}, **declared}, SCHEMA)
+    return Planned("tool", variant, f"slipway/tool:{variant}", DIGEST, settings)
 
 
-PUBLISHED = image(
-    publish={"api": 5000},
+def serving(**service: Any) -> Planned:
+    """Return an image whose one service is published and has a page."""
+    service = {"publish": {"api": 5000}, "urls": {"api": "/predict"}, **service}
+    return image(services={"api": service}, volumes={"work": "/work"})
+
+
+PUBLISHED = serving(
     endpoint={"port": "api", "path": "/predict", "post": {"a": 1}, "expect": {"b": 2}},
     memory="256m",
     pids=128,
 )
+# As Jupyter: whoever has the token comes in.
+CLOSED = serving(
+    urls={"api": "/lab?token={token}"},
+    endpoint={"port": "api", "secret": "token"},
+    secrets={"token": {"variable": "TOKEN_FILE"}},
+)
 
 
-def project(declared: dict[str, Any] | None = None, build: Planned = PUBLISHED) -> dict[str, Any]:
-    return _services.project({"name": "tool", **(declared or {})}, build, "127.0.0.1", "gpu01")
+def plan(build: Planned, *declared: dict[str, Any], **host: Any) -> Plan:
+    """Return the plan for projects, the first named tool, of one image."""
+    names = ("tool", "second", "third")
+    projects = [
+        _services.Project({"name": name, **one}, build)
+        for name, one in zip(names, declared or ({},), strict=False)
+    ]
+    return _services.plan(projects, _services.Host(**{"name": "gpu01", **host}))
 
 
-def compose(found: dict[str, Any]) -> dict[str, Any]:
+def project(build: Planned = PUBLISHED, **declared: Any) -> Plan:
+    """Return the plan of one project."""
+    (found,) = plan(build, declared)["projects"]
+    assert isinstance(found, dict)
+    return found
+
+
+def document(found: Plan) -> dict[str, Any]:
+    """Return the compose file."""
+    content = yaml.safe_load(found["files"][-1]["content"])
+    assert isinstance(content, dict)
+    return content
+
+
+def compose(found: Plan) -> dict[str, Any]:
     """Return the one service of the compose file."""
-    content = yaml.safe_load(found["file"]["content"])
-    (service,) = content["services"].values()
+    (service,) = document(found)["services"].values()
     assert isinstance(service, dict)
     return service
+
+
+def error(build: Planned, *declared: dict[str, Any]) -> str:
+    """Return why a plan is refused."""
+    with pytest.raises(_services.ServiceError) as caught:
+        plan(build, *declared)
+    return str(caught.value)
 
 
 def test_a_service_runs_what_was_proven_here_with_the_least_rights() -> None:
     service = compose(project())
     assert service["image"] == "slipway/tool:cpu"
     assert service["pull_policy"] == "never"
+    assert service["user"] == "1000:1000"
+    assert service["read_only"] and service["init"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "unless-stopped"
     assert (service["mem_limit"], service["pids_limit"]) == ("256m", 128)
+    assert {"command", "environment", "healthcheck", "secrets"} & set(service) == set()
 
 
 @pytest.mark.parametrize(
@@ -66,21 +113,27 @@ def test_a_service_runs_what_was_proven_here_with_the_least_rights() -> None:
     ids=["by default", "everywhere", "one address", "another port"],
 )
 def test_where_a_service_is_found(declared: dict[str, Any], ports: list[str], url: str) -> None:
-    found = project(declared)
+    found = project(**declared)
     assert compose(found)["ports"] == ports
-    assert found["project"]["url"] == url
+    assert found["projects"][0]["urls"] == {"tool": url}
+    assert json.loads(compose(found)["labels"]["io.slipway.urls"]) == {"api": url}
 
 
-def test_a_service_that_publishes_nothing_has_no_address() -> None:
-    found = project(build=image(endpoint={"port": "api"}))
+def test_a_service_that_publishes_nothing_has_no_address_and_no_proof() -> None:
+    found = project(image(services={"api": {}}))
     assert "ports" not in compose(found)
-    assert found["project"]["url"] is None
-
-
-def test_a_service_without_an_endpoint_has_no_address_and_no_proof() -> None:
-    found = project(build=image(publish={"api": 5000}))
-    assert found["project"]["url"] is None
+    assert found["projects"][0]["urls"] == {}
     assert set(compose(found)["labels"]) == {_owned.LABEL_CONFIG}
+
+
+def test_a_service_with_several_pages_has_an_address_for_each() -> None:
+    build = image(
+        ports={"lab": 1, "board": 2, "ssh": 3},
+        services={
+            "all": {"publish": {"lab": 1, "board": 2, "ssh": 3}, "urls": {"lab": "/", "board": "/"}}
+        },
+    )
+    assert set(project(build)["projects"][0]["urls"]) == {"tool lab", "tool board"}
 
 
 def test_the_proof_stands_on_the_container() -> None:
@@ -89,73 +142,446 @@ def test_the_proof_stands_on_the_container() -> None:
 
 
 def test_what_the_host_says_goes_before_what_the_image_says() -> None:
-    service = compose(
-        project({"memory": "1g", "cpus": 1.5, "environment": {"B": 2, "A": True, "C": "x"}})
+    found = project(
+        memory="1g", cpus=1.5, pids=9, shm_size="8g", environment={"B": 2, "A": True, "C": "x"}
     )
-    assert (service["mem_limit"], service["cpus"]) == ("1g", 1.5)
+    service = compose(found)
+    limits = [service[key] for key in ("mem_limit", "cpus", "pids_limit", "shm_size")]
+    assert limits == ["1g", 1.5, 9, "8g"]
     # Compose wants text, and the order of a mapping is no difference.
     assert service["environment"] == {"A": "True", "B": "2", "C": "x"}
     assert list(service["environment"]) == ["A", "B", "C"]
 
 
+def test_compose_replaces_nothing_in_a_value() -> None:
+    assert compose(project(environment={"A": "a$b ${C}"}))["environment"] == {"A": "a$$b $${C}"}
+
+
+def test_an_image_may_have_several_services() -> None:
+    health = {"command": ["ask"], "interval": 7}
+    build = image(
+        services={
+            "api": {"environment": {"A": "1"}},
+            "board": {"command": ["board", "--all"], "healthcheck": health},
+        }
+    )
+    first, second = compose(project(build)), compose(project(build, service="board"))
+    assert (first["environment"], "command" in first) == ({"A": "1"}, False)
+    assert second["command"] == ["board", "--all"]
+    assert second["healthcheck"] == {
+        "test": ["CMD", "ask"],
+        "interval": "7s",
+        "timeout": "5s",
+        "start_period": "30s",
+        "start_interval": "1s",
+        "retries": 3,
+    }
+
+
 def test_the_survey_is_told_what_the_compose_file_says() -> None:
     found = project()
-    assert found["project"]["services"] == [
-        {"name": "tool", "config": compose(found)["labels"][_owned.LABEL_CONFIG], "image": DIGEST}
-    ]
-    assert found["file"]["path"] == "/etc/slipway/services/tool/compose.yaml"
-    assert found["file"]["content"].startswith("# Written by Slipway's role ml_services")
+    (owned,) = found["projects"]
+    config = compose(found)["labels"][_owned.LABEL_CONFIG]
+    assert owned["services"] == [{"name": "tool", "config": config, "image": DIGEST}]
+    file = found["files"][-1]
+    assert file["path"] == "/etc/slipway/services/tool/compose.yaml"
+    assert file["content"].startswith("# Written by Slipway's role ml_services")
+
+
+def test_the_role_owns_what_its_projects_do_and_nothing_else_in_its_folder() -> None:
+    found = plan(CLOSED, {}, {"ports": {"api": 5001}})
+    owned = found["owned"]
+    _owned.check("ml_services", owned)
+    assert owned["folders"][0] == {"path": found["folder"], "entries": ["tool", "second"]}
+    assert {"path": "/etc/slipway/services/tool/secrets", "entries": ["token"]} in owned["folders"]
+    assert [entry["name"] for entry in owned["projects"]] == ["tool", "second"]
+    assert len(owned["secrets"]) == 2
 
 
 def test_another_setting_is_another_configuration_and_the_same_is_the_same() -> None:
     def config(**declared: Any) -> str:
-        return str(project(declared)["project"]["services"][0]["config"])
+        return str(project(**declared)["projects"][0]["services"][0]["config"])
 
     assert config() == config()
-    different = [config(), config(memory="1g"), config(publish="0.0.0.0"), config(cpus=2)]
+    different = [
+        *(config(), config(memory="1g"), config(publish="0.0.0.0"), config(cpus=2)),
+        *(config(uid=7), config(volumes={"work": "/srv"}), config(volumes={"work": "/srv:ro"})),
+    ]
     assert len(set(different)) == len(different)
     assert config(environment={"A": "1", "B": "2"}) == config(environment={"B": "2", "A": "1"})
 
 
+# Data
+
+
 @pytest.mark.parametrize(
-    ("declared", "build", "problem"),
+    ("declared", "user"),
     [
-        ({}, Planned("tool", "cpu", "r", DIGEST, {}), "image tool declares no service"),
-        ({"ports": {"web": 80}}, PUBLISHED, "image tool has no port named web; it has api"),
-        ({"ports": {"web": 80}}, image(ports={}), "it has none"),
+        ({}, "1000:1000"),
+        ({"uid": 1234}, "1234:1234"),
+        ({"uid": 1234, "gid": 50}, "1234:50"),
+        ({"gid": 50}, "1000:50"),
     ],
 )
-def test_what_an_image_does_not_have_is_refused(
-    declared: dict[str, Any], build: Planned, problem: str
+def test_whom_it_runs_as(declared: dict[str, Any], user: str) -> None:
+    assert compose(project(**declared))["user"] == user
+
+
+def test_volumes_of_an_image_outlive_the_project() -> None:
+    found = project()
+    assert compose(found)["volumes"] == [
+        {"type": "volume", "source": "tool_work", "target": "/work"}
+    ]
+    assert found["volumes"] == ["tool_work"]
+    # So that compose neither makes nor removes it.
+    assert document(found)["volumes"] == {"tool_work": {"external": True}}
+
+
+@pytest.mark.parametrize(
+    ("volumes", "mounted", "made"),
+    [
+        (
+            {"work": "/srv/notes"},
+            {"type": "bind", "source": "/srv/notes", "target": "/work"},
+            {"path": "/srv/notes", "owner": "7", "group": "8", "read_only": False},
+        ),
+        (
+            {"work": "/srv/notes:ro"},
+            {"type": "bind", "source": "/srv/notes", "target": "/work", "read_only": True},
+            {"path": "/srv/notes", "owner": "7", "group": "8", "read_only": True},
+        ),
+        (
+            {"work": "other_work:ro"},
+            {"type": "volume", "source": "other_work", "target": "/work", "read_only": True},
+            None,
+        ),
+    ],
+)
+def test_a_volume_may_be_a_folder_of_the_host_or_another_one(
+    volumes: dict[str, str], mounted: dict[str, Any], made: dict[str, Any] | None
 ) -> None:
-    if not build.image.get("service") and "service" in build.image:
-        build.image["service"]["restart"] = "always"
-    with pytest.raises(_services.ServiceError, match=problem):
-        project(declared, build)
+    found = project(volumes=volumes, uid=7, gid=8)
+    assert compose(found)["volumes"] == [mounted]
+    assert found["mounts"] == ([made] if made else [])
+
+
+def test_a_folder_that_another_project_reads_is_made_for_the_one_that_writes() -> None:
+    reader = {"volumes": {"work": "/srv/x:ro"}, "ports": {"api": 1}, "uid": 8}
+    writer = {"volumes": {"work": "/srv/x"}, "uid": 7}
+    found = plan(PUBLISHED, reader, writer)
+    mount = {"path": "/srv/x", "owner": "7", "group": "7", "read_only": False}
+    assert found["owned"]["mounts"] == [mount, mount]
+    first = compose(found["projects"][0])
+    assert first["volumes"][0]["read_only"]
+
+
+def test_a_folder_may_be_mounted_where_the_image_has_no_volume() -> None:
+    targets = [one["target"] for one in compose(project(volumes={"/data": "/srv/d:ro"}))["volumes"]]
+    assert targets == ["/work", "/data"]
+
+
+# Secrets
+
+
+def test_a_secret_is_a_file_and_nowhere_its_content() -> None:
+    found = project(CLOSED)
+    service = compose(found)
+    assert service["secrets"] == ["token"]
+    assert document(found)["secrets"] == {"token": {"file": TOKEN}}
+    assert service["environment"] == {"TOKEN_FILE": "/run/secrets/token"}
+    assert found["secrets"] == [{"path": TOKEN, "owner": "1000", "group": "1000"}]
+    assert found["files"][0] == {
+        "path": "/etc/slipway/services/tool/secrets", "state": "directory", "mode": "0700"
+    }  # fmt: skip
+    # A container that has an older one is made anew.
+    assert found["projects"][0]["since"] == [TOKEN]
+
+
+def test_people_are_told_where_the_token_is() -> None:
+    found = project(CLOSED)
+    assert found["projects"][0]["urls"] == {"tool": f"http://127.0.0.1:5000/lab (token: {TOKEN})"}
+    labels = compose(found)["labels"]
+    assert labels["io.slipway.token"] == TOKEN
+    assert json.loads(labels[_owned.LABEL_PROOF])["secret"] == TOKEN
+
+
+def test_an_address_may_ask_something_else() -> None:
+    found = project(serving(urls={"api": "/?page=1"}))
+    assert found["projects"][0]["urls"] == {"tool": "http://127.0.0.1:5000/?page=1"}
+
+
+def test_a_secret_may_be_given() -> None:
+    given = [{"name": "token", "content": "from the vault"}]
+    found = project(CLOSED, secrets=given, uid=7)
+    assert found["secrets"] == [
+        {"path": TOKEN, "owner": "7", "group": "7", "content": "from the vault"}
+    ]
+    assert "vault" not in found["files"][-1]["content"]
+    found = project(CLOSED, secrets=[{"name": "token", "file": "/root/token"}])
+    assert found["secrets"][0]["source"] == "/root/token"
+
+
+def test_a_host_may_add_secrets() -> None:
+    added = {"name": "hub", "file": "/root/hub", "variable": "HUB_TOKEN_FILE"}
+    found = project(CLOSED, secrets=[added])
+    assert compose(found)["secrets"] == ["token", "hub"]
+    assert compose(found)["environment"]["HUB_TOKEN_FILE"] == "/run/secrets/hub"
+
+
+KEYS = {"variable": "KEYS_FILE"}
+
+
+def test_a_secret_that_is_not_given_may_be_left_out() -> None:
+    build = serving(secrets={"keys": {**KEYS, "otherwise": "omitted"}})
+    assert "secrets" not in compose(project(build))
+    given = project(build, secrets=[{"name": "keys", "content": "ssh-ed25519 AAAA"}])
+    assert compose(given)["secrets"] == ["keys"]
+
+
+# What cannot be
+
+
+NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
+
+
+@pytest.mark.parametrize(
+    ("build", "declared", "problem"),
+    [
+        (image(), {}, "image tool declares no service"),
+        (PUBLISHED, {"ports": {"web": 80}}, "no port named web; it has api"),
+        (image(ports={}, services={"a": {}}), {"ports": {"web": 80}}, "it has none"),
+        (PUBLISHED, {"service": "apj"}, "no service named apj; did you mean 'api'?; it has api"),
+        (PUBLISHED, {"volumes": {"wrk": "/srv"}}, "no volume named wrk; did you mean 'work'?"),
+        (PUBLISHED, {"volumes": {"work": "srv/notes"}}, "must be an absolute path or the name"),
+        (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at its end"),
+        (PUBLISHED, {"uid": 0}, "do not run as root"),
+        (PUBLISHED, {"name": "My Tool"}, "small letters"),
+        (PUBLISHED, {"name": "../../root"}, "small letters"),
+        (NEEDY, {}, "it needs the secret keys"),
+        (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "did you mean 'token'?"),
+        (CLOSED, {"secrets": [{"name": "token"}]}, "either its content or a file"),
+        (CLOSED, {"secrets": [{"name": "../x", "content": "x", "variable": "X"}]}, "small letters"),
+        (CLOSED, {"secrets": [{"name": "token", "content": "x", "file": "/y"}]}, "either"),
+        (CLOSED, {"secrets": [{"name": "token", "content": " "}]}, "is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused(build: Planned, declared: dict[str, Any], problem: str) -> None:
+    assert problem in error(build, declared)
+
+
+def test_a_refusal_never_tells_a_secret() -> None:
+    assert "s3cret" not in error(CLOSED, {"secrets": [{"name": "x", "content": "s3cret"}]})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clash"),
+    [
+        ({}, {}, True),
+        ({}, {"ports": {"api": 5001}}, False),
+        ({"publish": "192.0.2.1"}, {"publish": "192.0.2.2"}, False),
+        ({"publish": "192.0.2.1"}, {"publish": "0.0.0.0"}, True),
+        ({"publish": "::"}, {}, True),
+    ],
+)
+def test_a_port_of_the_host_is_one_projects(
+    first: dict[str, Any], second: dict[str, Any], clash: bool
+) -> None:
+    if clash:
+        assert "project second: port 5000" in error(PUBLISHED, first, second)
+    else:
+        assert len(plan(PUBLISHED, first, second)["projects"]) == 2
+
+
+def test_two_projects_of_one_name_are_refused() -> None:
+    assert "two of this name" in error(PUBLISHED, {}, {"name": "tool", "ports": {"api": 1}})
+
+
+# GPUs
+
+
+def gpus(*declared: Any, variant: str = "gpu", **host: Any) -> list[str]:
+    """Return the GPUs of projects, as their labels say."""
+    build = image(variant, services={"api": {}})
+    found = plan(
+        build, *({"gpus": one} for one in declared), gpus=_service_gpus.Gpus(**{"count": 4, **host})
+    )
+    return [compose(one)["labels"].get("io.slipway.gpus", "") for one in found["projects"]]
+
+
+@pytest.mark.parametrize(
+    ("declared", "found"),
+    [
+        (["all"], ["0,1,2,3"]),
+        ([[1, 3]], ["1,3"]),
+        ([["0:1"]], ["0:1"]),
+        ([2], ["0,1"]),
+        (["2"], ["0,1"]),
+        ([1, [0], 2], ["1", "0", "2,3"]),
+        ([1, ["0:1"]], ["1", "0:1"]),
+        ([["0:0"], ["0:1"]], ["0:0", "0:1"]),
+        ([None, "none", 0], ["", "", ""]),
+    ],
+)
+def test_which_gpus_a_project_has(declared: list[Any], found: list[str]) -> None:
+    assert gpus(*declared) == found
+
+
+def test_without_gpus_all_is_none() -> None:
+    assert gpus("all", count=0) == [""]
+    assert gpus("all", variant="cpu", count=0) == [""]
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        (["al"], "gpus is 'al', must be all, none, how many"),
+        ([True], "must be all, none"),
+        ([-1], "must be all, none"),
+        ([[4]], "there is no GPU 4; this host has 0, 1, 2, 3"),
+        ([["x"]], "there is no GPU x"),
+        ([5], "project tool: wants 5 GPUs; this host has 0, 1, 2, 3"),
+        (["all", 1], "project second: wants 1 GPUs; 0 not reserved by others"),
+        ([[0, 1], [1, 2]], "projects tool and second both reserve GPU 1"),
+        ([[0], ["0:1"]], "projects tool and second both reserve GPU 0:1"),
+        (["all", "all"], "ml_services_share_gpus"),
+    ],
+)
+def test_gpus_that_cannot_be_had_are_refused(declared: list[Any], problem: str) -> None:
+    with pytest.raises(_service_gpus.GpuError, match=problem):
+        gpus(*declared)
+
+
+def test_an_image_without_a_build_for_gpus_gets_none() -> None:
+    for wanted in (1, [0]):
+        with pytest.raises(_service_gpus.GpuError, match="no build for GPUs"):
+            gpus(wanted, variant="cpu")
+
+
+def test_projects_share_gpus_where_the_host_says_so() -> None:
+    assert gpus("all", [0], shared=True) == ["0,1,2,3", "0"]
+    # What the fewest have comes first.
+    assert gpus([0, 1, 2], [0], 2, shared=True) == ["0,1,2", "0", "1,3"]
+
+
+@pytest.mark.parametrize(
+    ("cdi", "device"),
+    [
+        (True, {"driver": "cdi", "device_ids": ["nvidia.com/gpu=0", "nvidia.com/gpu=2"]}),
+        (False, {"driver": "nvidia", "device_ids": ["0", "2"]}),
+    ],
+)
+def test_how_compose_is_told_of_gpus(cdi: bool, device: dict[str, Any]) -> None:
+    build = image("gpu", services={"api": {}})
+    (found,) = plan(build, {"gpus": [0, 2]}, gpus=_service_gpus.Gpus(4, cdi=cdi))["projects"]
+    reserved = compose(found)["deploy"]["resources"]["reservations"]["devices"]
+    assert reserved == [{**device, "capabilities": ["gpu"]}]
 
 
 # The filter, with the project's own catalogue.
 
 
+def filtered(*projects: dict[str, Any], **options: Any) -> list[Plan]:
+    plan = services_plan(list(projects), str(IMAGES), "cpu", "debian-13", **options)
+    found = plan["projects"]
+    assert isinstance(found, list)
+    return found
+
+
 def test_the_filter_takes_the_image_of_the_projects_name() -> None:
-    folder = str(ROOT / "images")
-    named, by_image = services_plan(
-        [{"name": "iris-api"}, {"name": "second", "image": "iris-api", "ports": {"api": 5001}}],
-        folder,
-        "cpu",
-        "debian-13",
+    named, by_image = filtered(
+        {"name": "iris-api"},
+        {"name": "second", "image": "iris-api", "ports": {"api": 5001}},
         publish="0.0.0.0",
         host="gpu01",
-    )["projects"]
-    assert named["project"]["url"] == "http://gpu01:5000/predict"
-    assert by_image["project"]["url"] == "http://gpu01:5001/predict"
+    )
+    assert named["projects"][0]["urls"] == {"iris-api": "http://gpu01:5000/predict"}
+    assert by_image["projects"][0]["urls"] == {"second": "http://gpu01:5001/predict"}
     assert compose(named)["image"] == compose(by_image)["image"]
 
 
 @pytest.mark.parametrize(
     ("entry", "problem"),
-    [({"name": "irisapi"}, "irisapi"), ({"name": "iris-api", "ports": {"web": 1}}, "port named")],
+    [
+        ({"name": "irisapi"}, "irisapi"),
+        ({"name": "iris-api", "ports": {"web": 1}}, "port named"),
+        ({"name": "iris-api", "gpus": 1}, "no build for GPUs"),
+    ],
 )
 def test_the_filter_says_what_is_wrong(entry: dict[str, Any], problem: str) -> None:
     with pytest.raises(AnsibleFilterError, match=problem):
-        services_plan([entry], str(ROOT / "images"), "cpu", "debian-13")
+        filtered(entry)
+
+
+@pytest.mark.parametrize(
+    ("engine", "driver"),
+    [("", "cdi"), ("26.1.5+dfsg1-9", "cdi"), ("5:29.0.1-1", "cdi"), ("24.0.7-0", "nvidia")],
+)
+def test_the_engine_decides_how_gpus_are_handed_out(engine: str, driver: str) -> None:
+    facts = gpu_facts.facts("8xh100", docker_version=engine)
+    project = {"name": "lab", "image": "jupyter", "gpus": [7]}
+    plan = services_plan([project], str(IMAGES), "gpu", "debian-13", facts=facts)
+    (device,) = compose(plan["projects"][0])["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == driver
+
+
+def test_rstudio_is_only_where_the_image_is_built_with_it() -> None:
+    project = {"name": "rstudio", "image": "deepdocker", "service": "rstudio"}
+    with pytest.raises(AnsibleFilterError, match="set it in ml_catalogue_args"):
+        filtered(project)
+    args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
+    assert compose(filtered(project, args=args)[0])["command"] == ["run_all.sh", "rstudio"]
+
+
+def declared_services() -> list[tuple[str, str]]:
+    found = []
+    for file in sorted(IMAGES.glob("*/image.yml")):
+        for service in yaml.safe_load(file.read_text(encoding="utf-8")).get("services", {}):
+            found.append((file.parent.name, service))
+    return found
+
+
+@pytest.mark.parametrize(("image", "service"), declared_services())
+def test_every_service_of_the_catalogue_can_be_a_project(image: str, service: str) -> None:
+    keys = [{"name": "authorized_keys", "content": "ssh-ed25519 AAAA alice"}]
+    project = {"name": "one", "image": image, "service": service}
+    if service == "ssh":
+        project["secrets"] = keys  # type: ignore[assignment]
+    args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
+    made = compose(filtered(project, args=args)[0])
+    # Otherwise a service of an image that others stand on would run what those run.
+    assert made.get("command") or image in ("iris-api", "tensorboard")
+    assert made["ports"]
+
+
+@pytest.mark.parametrize("image", ["pytorch", "tensorflow", "fastai", "keras", "ml-python"])
+def test_images_inherit_the_services_of_what_they_stand_on(image: str) -> None:
+    (lab,) = filtered({"name": "lab", "image": image})
+    assert compose(lab)["command"] == ["jupyter", "lab"]
+
+
+# The compose file for people.
+
+PEOPLE = yaml.safe_load((IMAGES / "compose.yaml").read_text(encoding="utf-8"))
+OF_THE_CATALOGUE = {
+    "jupyter": ("ml-python", "jupyter"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "iris-api": ("iris-api", "api"),
+    "shiny": ("deepdocker", "shiny"),
+    "rstudio": ("deepdocker", "rstudio"),
+}
+
+
+@pytest.mark.parametrize("name", PEOPLE["services"])
+def test_the_compose_file_for_people_starts_services_as_the_role_does(name: str) -> None:
+    image, service = OF_THE_CATALOGUE[name]
+    args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
+    project = {"name": name, "image": image, "service": service}
+    ours = compose(filtered(project, args=args)[0])
+    theirs = PEOPLE["services"][name]
+    assert image in theirs["image"]
+    same = ("command", "ports", "pull_policy", "read_only", "init", "cap_drop", "security_opt")
+    limits = ("restart", "mem_limit", "pids_limit", "shm_size")
+    for key in (*same, *limits):
+        assert theirs.get(key) == ours.get(key), key
+    assert set(theirs.get("environment", {})) == set(ours.get("environment", {}))
+    assert len(theirs.get("secrets", ())) == len(ours.get("secrets", ()))

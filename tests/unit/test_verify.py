@@ -8,6 +8,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ class Api(http.server.BaseHTTPRequestHandler):
     """Answers virginica to the right question, and errors to all others."""
 
     def do_GET(self) -> None:
-        self._answer(200, {"status": "ok"})
+        closed = self.path == "/closed" and self.headers["Authorization"] != "Bearer s3cret"
+        status = 403 if closed else 500 if self.path == "/broken" else 200
+        self._answer(status, {"status": "ok"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -104,6 +107,33 @@ def test_a_service_that_does_not_is_told_with_its_answer(
     check = _verify.checks(smoke=False)[1]
     assert not check["ok"]
     assert seen in check["seen"]
+
+
+@pytest.mark.parametrize(
+    ("path", "secret", "ok", "seen"),
+    [
+        ("/closed", "s3cret\n", True, "refuses without its secret, answered with success"),
+        ("/closed", "another", False, "/closed answered 403"),
+        ("/open", "s3cret", False, "/open opens without its secret"),
+        ("/broken", "s3cret", False, "/broken answered 500 without its secret"),
+    ],
+)
+def test_a_door_opens_with_the_secret_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    port: int,
+    path: str,
+    secret: str,
+    ok: bool,
+    seen: str,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(secret)
+    engine(monkeypatch, containers=[container(port, path=path, secret=str(file))])
+    check = _verify.checks(smoke=False)[1]
+    assert check["ok"] is ok
+    assert seen in check["seen"]
+    assert secret.strip() not in check["seen"]
 
 
 def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

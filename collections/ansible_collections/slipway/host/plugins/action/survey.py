@@ -110,10 +110,10 @@ class ActionModule(ActionBase):
             ansible_facts={"slipway": facts},
             drift=acting,
             urls={
-                project["name"]: project["url"]
+                name: url
                 for statement in owned.values()
                 for project in statement.get("projects", ())
-                if project.get("url")
+                for name, url in project.get("urls", {}).items()
             },
             differences={
                 role: [vars(difference) for difference in found]

@@ -30,10 +30,10 @@ OLDEST_PYTHON = (3, 11)
 """The release of Python from which on locks hold."""
 
 # What an image of the catalogue hands to those based on it, unless they say otherwise. The rest
-# is in its layers already (packages, files, environment) or is its own (service, aliases).
+# is in its layers already (packages, files, environment) or is its own (aliases).
 _INHERITED = (
     "variants", "user", "workdir", "ports", "volumes", "entrypoint", "command", "healthcheck",
-    "network",
+    "network", "services",
 )  # fmt: skip
 
 # Mounted into every build; see images/Dockerfile.j2.
@@ -137,7 +137,7 @@ class ImageBuild:
     args: Mapping[str, str]
     """Build arguments of the image, all of them; BASE is the builder's to add."""
     image: Mapping[str, Any]
-    """What the image declares, as Image.settings: ports, volumes, service, aliases, ..."""
+    """What the image declares, as Image.settings: ports, volumes, services, aliases, ..."""
     pins: tuple[Pin, ...] = field(repr=False)
     """The Python packages of the image and of those it stands on."""
     notes: tuple[str, ...]
@@ -258,6 +258,7 @@ def load_catalogue(folder: Path, check_locks: bool = True) -> Catalogue:
     for image in images.values():
         _check_files(image)
         _check_ports(image)
+        _check_services(catalogue, image)
         if check_locks:
             _check_locks(catalogue, image)
     _check_aliases(images.values())
@@ -652,16 +653,38 @@ def _wished(wishes: Path) -> Iterator[str]:
 def _check_ports(image: Image) -> None:
     """Refuse ports that are published or opened under a name the image does not declare."""
     settings, ports = image.settings, image.settings["ports"]
-    service = settings["service"] or {}
-    named = [("service.publish", name) for name in service.get("publish", {})]
-    if "endpoint" in service:
-        named.append(("service.endpoint.port", service["endpoint"]["port"]))
+    named: list[tuple[str, str]] = []
+    for service, declared in settings["services"].items():
+        named += [(f"services.{service}.publish", name) for name in declared["publish"]]
+        named += [(f"services.{service}.urls", name) for name in declared["urls"]]
+        if "endpoint" in declared:
+            named.append((f"services.{service}.endpoint.port", declared["endpoint"]["port"]))
     for alias, declared in settings["aliases"].items():
         named += [(f"aliases.{alias}.publish", name) for name in declared["publish"]]
         named += [(f"aliases.{alias}.urls", name) for name in declared["urls"]]
     for key, name in named:
         if name not in ports:
             raise CatalogueError(_unknown(f"{image.file}: {key}: ports has no", name, ports))
+
+
+def _check_services(catalogue: Catalogue, image: Image) -> None:
+    """Refuse services that speak of secrets or build arguments that are declared nowhere."""
+    args = [arg for lower in catalogue.lineage(image.name) for arg in lower.settings["args"]]
+    for service, declared in image.settings["services"].items():
+        where = f"{image.file}: services.{service}"
+        # Whoever asks at the endpoint has to have it.
+        sure = [key for key, one in declared["secrets"].items() if one["otherwise"] != "omitted"]
+        secret = declared.get("endpoint", {}).get("secret")
+        if secret is not None and secret not in sure:
+            what = f"{where}.endpoint.secret: secrets always has no"
+            raise CatalogueError(_unknown(what, secret, sure))
+        if secret is None and any("{token}" in url for url in declared["urls"].values()):
+            raise CatalogueError(
+                f"{where}.urls: {{token}} needs endpoint.secret, which it stands for"
+            )
+        for arg in declared["args"]:
+            if arg not in args:
+                raise CatalogueError(_unknown(f"{where}.args: there is no", arg, args))
 
 
 def _check_aliases(images: Iterable[Image]) -> None:

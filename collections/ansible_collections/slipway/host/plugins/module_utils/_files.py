@@ -35,14 +35,20 @@ def settle(entry: Mapping[str, Any]) -> None:
         path.mkdir(exist_ok=True)
     elif entry.get("content") is not None:
         _replace(path, entry["content"].encode(), mode, owner, group)
-    else:
+    elif not path.exists():
         path.touch()
-    shutil.chown(path, owner, group)
+    _chown(path, owner, group)
     # After the owner: the kernel clears setuid and setgid bits when that changes.
     path.chmod(mode)
     if entry.get("default_acl"):
         found = _acl.parse(_probe.default_acl(str(path)) or "")
         os.setxattr(path, _acl.ATTRIBUTE, _acl.packed(_acl.wanted(entry["default_acl"], found)))
+
+
+def _chown(path: Path, owner: str, group: str) -> None:
+    """Give a file to an owner and a group, each a name, or a number in digits."""
+    user, members = (int(one) if one.isdigit() else one for one in (owner, group))
+    shutil.chown(path, user, members)
 
 
 def _remove(path: Path, is_folder: bool) -> None:
@@ -62,7 +68,7 @@ def _replace(path: Path, content: bytes, mode: int, owner: str, group: str) -> N
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        shutil.chown(temporary, owner, group)
+        _chown(temporary, owner, group)
         temporary.chmod(mode)
         temporary.rename(path)
     except BaseException:

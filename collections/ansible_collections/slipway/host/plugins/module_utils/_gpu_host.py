@@ -54,7 +54,12 @@ def host_facts(facts: Mapping[str, Any]) -> HostFacts:
 
 def has_gpu(facts: Mapping[str, Any]) -> bool:
     """Whether a GPU is the business of this host itself, and not of a virtual machine on it."""
-    return any(skip_reason(gpu) is None for gpu in host_facts(facts).gpus)
+    return count(facts) > 0
+
+
+def count(facts: Mapping[str, Any]) -> int:
+    """Return how many GPUs are the business of this host itself."""
+    return sum(skip_reason(gpu) is None for gpu in host_facts(facts).gpus)
 
 
 def loaded(facts: Mapping[str, Any]) -> detect.KernelModule | None:

@@ -68,11 +68,13 @@ class EngineRule:
     why: str
 
 
+CDI_SINCE = (25, 0)
+
 # The newest first. Sources: moby/moby 4cecce03f6 (CDI on by default), Docker's reference of
 # daemon.json (features.cdi), NVIDIA's troubleshooting page (cgroupfs).
 ENGINE_RULES = (
     EngineRule((28, 2), {}, "CDI is on by default"),
-    EngineRule((25, 0), {"features": {"cdi": True}}, "CDI is there and has to be switched on"),
+    EngineRule(CDI_SINCE, {"features": {"cdi": True}}, "CDI is there and has to be switched on"),
     EngineRule(
         (0, 0),
         {"exec-opts": ["native.cgroupdriver=cgroupfs"]},
@@ -91,6 +93,12 @@ def engine_version(facts: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return major and minor version of the installed engine, None where none is installed."""
     match = re.match(r"(?:\d+:)?(\d+)\.(\d+)", facts.get("docker_version", ""))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def has_cdi(facts: Mapping[str, Any]) -> bool:
+    """Whether containers get GPUs by CDI; so they will where no engine is installed yet."""
+    version = engine_version(facts)
+    return version is None or version >= CDI_SINCE
 
 
 def engine_settings(facts: Mapping[str, Any]) -> dict[str, Any]:

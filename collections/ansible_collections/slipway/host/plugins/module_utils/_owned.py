@@ -13,10 +13,15 @@ packages      name, version? (may end with ``*``), hold?, state? (``present`` or
               optional? (then it is not missed where it is not there), follows?: a version of
               others that it depends on, and with which it changes
 files         path, content?, mode?, owner?, group?, state? (``file``, ``directory``,
-              ``absent``); a file without content may hold anything; default_acl?: the mode of
-              what is made in a folder, whatever the umask. Such a folder is people's: nothing
-              that stands in its place is replaced
+              ``absent``); a file without content may hold anything; owner and group are
+              names, or numbers in digits; default_acl?: the mode of what is made in a folder,
+              whatever the umask. Such a folder is people's: nothing that stands in its place is
+              replaced
 folders       path, entries: the names that may be in a folder, and no others
+secrets       path, owner, group, content? or source?: another file of the host that it is a copy
+              of; without these it may hold anything but nothing at all
+mounts        path, owner, group, read_only?: a folder that containers get; one that is there is
+              left as it is
 links         folder, target, names: the links to a target that are in a folder, and no others;
               what else is in the folder is not the role's
 unhidden      path: of a command of the system, which a command of ours would hide; where it is
@@ -40,8 +45,9 @@ rootless      user, who has an engine of their own; since?: files that it has re
 obstacles     path, holds, why: a file that holds this stands in the way, and WHY says what to do
 images        reference, digest: the context digest that its label must bear
 projects      name, services: list of {name, config, image?}: containers of a compose
-              project by their ``io.slipway.config`` label and context digest; url?: its
-              address, for people
+              project by their ``io.slipway.config`` label and context digest; since?: files
+              that its containers have read, so that they must be newer; urls?: its addresses
+              by name, for people
 datasets      path, version: the checksum of the archive that a tree is unpacked from, or its URL,
               mode, owner, group, places: the paths to which a link may lead there, state?,
               offer?: ``[path, URL, version, environment]`` of one that is only wanted where the URL
@@ -78,6 +84,8 @@ LABEL_CONFIG = "io.slipway.config"
 LABEL_PROOF = "io.slipway.proof"
 
 MISSING = "missing"
+SECRET_MODE = "0600"
+NOTHING = hashlib.sha256().hexdigest()
 
 
 class OwnedStateError(ValueError):
@@ -137,7 +145,7 @@ def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
     if found is None:
         yield MISSING, f"a {state}"
         return
-    kind, mode, owner, group, digest = found
+    kind, mode, owner, group, digest, uid, gid = found
     default_acl = entry.get("default_acl")
     if kind != state and default_acl:
         raise ConflictError(
@@ -152,12 +160,12 @@ def _files(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield "content differs", "as declared"
     default_mode = "0755" if state == "directory" else "0644"
     for what, was, should in (
-        ("mode", mode, entry.get("mode", default_mode)),
-        ("owner", owner, entry.get("owner", "root")),
-        ("group", group, entry.get("group", "root")),
+        ("mode", (mode,), entry.get("mode", default_mode)),
+        ("owner", (owner, str(uid)), entry.get("owner", "root")),
+        ("group", (group, str(gid)), entry.get("group", "root")),
     ):
-        if was != should:
-            yield f"{what} {was}", should
+        if should not in was:
+            yield f"{what} {was[0]}", should
     if default_acl:
         yield from _default_acl(entry["path"], default_acl, answer["acls"][entry["path"]])
 
@@ -171,6 +179,29 @@ def _default_acl(path: str, mode: str, found: str | None) -> Iterator[Change]:
     change = _acl.difference(mode, found)
     if change:
         yield change
+
+
+def _secrets(entry: Entry, answer: Answer) -> Iterator[Change]:
+    source = entry.get("source")
+    origin = answer["files"][source] if source else None
+    if source and (origin is None or origin[4] in (None, NOTHING)):
+        what = "empty" if origin and origin[4] else f"a {origin[0]}" if origin else MISSING
+        raise ConflictError(f"{source}, which {entry['path']} is to be a copy of, is {what}")
+    file = {**entry, "mode": SECRET_MODE}
+    yield from _files(file, answer)
+    found = answer["files"][entry["path"]]
+    digest = found[4] if found else None
+    if origin and digest and digest != origin[4]:
+        yield f"differs from {source}", "the same"
+    elif digest == NOTHING:
+        yield "empty", "a secret"
+
+
+def _mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
+    if answer["files"][entry["path"]] is None:
+        if entry.get("read_only"):
+            raise ConflictError(f"{entry['path']}, which a service is to read, is {MISSING}")
+        yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
 
 
 def _folders(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -365,7 +396,7 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     containers = answer["projects"][entry["name"]]
     wanted = {service["name"]: service for service in entry["services"]}
-    for service, state, health, labels in containers:
+    for service, state, health, labels, created in containers:
         if service not in wanted:
             yield f"{service} is there", "removed"
             continue
@@ -378,6 +409,9 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
             yield f"{service} runs an older configuration", "the declared one"
         elif declared.get("image") and labels.get(LABEL_DIGEST) != declared["image"]:
             yield f"{service} runs an older image", declared["image"][:12]
+        # The engine counts whole seconds.
+        elif any(int(answer["mtimes"][path] or 0) > created for path in entry.get("since", ())):
+            yield f"{service} was made before a secret changed", "made after it"
     for service in wanted:
         yield f"{service} is {MISSING}", "running"
 
@@ -492,6 +526,8 @@ KINDS: Mapping[str, Kind] = {
     "packages": Kind("packages", "name", _packages),
     "files": Kind("files", "path", _files),
     "folders": Kind("folders", "path", _folders),
+    "secrets": Kind("files", "path", _secrets),
+    "mounts": Kind("files", "path", _mounts),
     "links": Kind("links", "folder", _links),
     "unhidden": Kind("files", "path", _unhidden),
     "json": Kind("texts", "path", _json),
@@ -548,6 +584,8 @@ def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield what is asked for an entry beside what its kind is asked by."""
     yield "mtimes", entry.get("since", ())
     yield "devices", entry.get("devices", ())
+    if entry.get("source"):
+        yield "files", [entry["source"]]
     if entry.get("record"):
         yield "texts", [entry["record"]]
     if entry.get("offer"):

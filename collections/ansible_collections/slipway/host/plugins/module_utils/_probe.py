@@ -15,7 +15,7 @@ key            asked with                   answered with
 ``reach``      URLs                         in ``facts``, see :func:`reachable`; tried only where
                                             no engine is installed, since only then it matters
 ``packages``   names                        name to ``[want, state, version]``, see :func:`dpkg`
-``files``      paths                        path to ``[type, mode, owner, group, sha256]``
+``files``      paths                        path to ``[type, mode, owner, group, sha256, uid, gid]``
 ``mtimes``     paths                        path to the time of its last change
 ``folders``    paths                        path to the names in it
 ``links``      paths of folders             path to where each name in it leads, empty where it is
@@ -36,7 +36,8 @@ key            asked with                   answered with
 ``rootless``   names of users               name to ``[lingers, subordinate uids, gids, address of
                                             the context, time the engine began to answer]``
 ``images``     references                   reference to ``[id, {labels}]``
-``projects``   compose project names        name to ``[[service, state, health, {labels}]]``
+``projects``   compose project names        name to ``[[service, state, health, {labels},
+                                            created]]``, the time in whole seconds since 1970
 =============  ===========================  ====================================================
 
 What is not there is answered with null, and ``engine`` holds the reason where Docker could not be
@@ -169,7 +170,7 @@ def installed_like(prefixes: tuple[str, ...]) -> Json:
 
 
 def file_state(path: str) -> list[Any] | None:
-    """Return ``[type, mode, owner, group, sha256]``; the digest is of files only."""
+    """Return ``[type, mode, owner, group, sha256, uid, gid]``; the digest is of files only."""
     import hashlib
 
     try:
@@ -178,7 +179,8 @@ def file_state(path: str) -> list[Any] | None:
         return None
     state = ownership(info)
     content = read(path) if state[0] == "file" else None
-    return [*state, None if content is None else hashlib.sha256(content).hexdigest()]
+    digest = None if content is None else hashlib.sha256(content).hexdigest()
+    return [*state, digest, info.st_uid, info.st_gid]
 
 
 def ownership(info: os.stat_result) -> list[Any]:
@@ -566,7 +568,7 @@ def images(references: list[str]) -> Json:
 
 
 def projects(names: list[str]) -> Json:
-    """Return ``[[service, state, health, {labels}]]`` of each compose project."""
+    """Return ``[[service, state, health, {labels}, created]]`` of each compose project."""
     found: Json = {name: [] for name in names}
     # Labels are ANDed by the engine, so all compose containers are asked for at once; quoted by
     # hand, since urllib costs more than the question.
@@ -586,6 +588,7 @@ def projects(names: list[str]) -> Json:
                 container.get("State", ""),
                 health.replace("health: ", ""),
                 own_labels(labels),
+                container.get("Created", 0),
             ]
         )
     return found

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -73,7 +74,13 @@ def _address(container: Mapping[str, Any], port: int) -> str:
 
 def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
     url = f"http://{_address(container, proof['port'])}{proof['path']}"
+    secret = Path(proof["secret"]).read_text(encoding="utf-8").strip() if "secret" in proof else ""
+    closed = "refuses without its secret, " if secret else ""
+    if secret:
+        _refuses(url)
     request = Request(url)
+    if secret:
+        request.add_header("Authorization", f"Bearer {secret}")
     if proof.get("post") is not None:
         request.data = json.dumps(proof["post"]).encode()
         request.add_header("Content-Type", "application/json")
@@ -84,7 +91,19 @@ def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
         raise ValueError(f"{url} answered {error.code}: {error.read(400)!r}") from None
     if proof.get("expect") is not None and not contains(json.loads(text), proof["expect"]):
         raise ValueError(f"{url} answered {text.strip()[:200]}, expected {proof['expect']}")
-    return f"{url} answered {text.strip()[:200] if proof.get('expect') else 'with success'}"
+    seen = text.strip()[:200] if proof.get("expect") else "with success"
+    return f"{url} {closed}answered {seen}"
+
+
+def _refuses(url: str) -> None:
+    """Raise ValueError where an address is open to whoever reaches it."""
+    try:
+        urlopen(url, timeout=REQUEST_TIMEOUT).close()
+    except HTTPError as error:
+        if error.code in (401, 403):
+            return
+        raise ValueError(f"{url} answered {error.code} without its secret") from None
+    raise ValueError(f"{url} opens without its secret")
 
 
 def _images(smoke: bool) -> Iterator[Check]:

@@ -9,10 +9,11 @@ DOCUMENTATION = r"""
 module: services
 short_description: Compose projects that run, and only them
 description:
-  - Writes each project's compose file, starts what is not as declared, and waits until it is
-    healthy. Containers that are as declared are left alone.
+  - Writes each project's compose file and secrets, makes its volumes and folders, starts what is
+    not as declared, and waits until it is healthy. Containers that are as declared are left alone.
   - A project whose folder is there but that is not declared is stopped and removed. Its volumes
-    stay.
+    stay, and so do folders of the host that it used.
+  - A secret that nobody gives is made on the host and never leaves it.
   - Whether something is as declared is decided by the same comparison as in the survey.
 options:
   folder:
@@ -29,13 +30,54 @@ options:
         description: Name of the project.
         type: str
         required: true
-      file:
-        description: Its compose file, as an entry of owned files.
-        type: dict
+      volumes:
+        description: Names of its volumes.
+        type: list
+        elements: str
         required: true
-      project:
+      files:
+        description: Its compose file and folders, as entries of owned files.
+        type: list
+        elements: dict
+        required: true
+      folders:
+        description: What may be in its folders, as entries of owned folders.
+        type: list
+        elements: dict
+        required: true
+      secrets:
+        description: Its secrets, as entries of owned secrets.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          path:
+            description: Path of the file.
+            type: path
+            required: true
+          owner:
+            description: The uid that the service runs as.
+            type: str
+            required: true
+          group:
+            description: The gid that the service runs as.
+            type: str
+            required: true
+          content:
+            description: What is in it.
+            type: str
+          source:
+            description: A file of the host that it is a copy of.
+            type: path
+      mounts:
+        description: Folders of the host that it gets, as entries of owned mounts.
+        type: list
+        elements: dict
+        required: true
+      projects:
         description: Its containers, as an entry of owned projects.
-        type: dict
+        type: list
+        elements: dict
         required: true
   timeout:
     description: Seconds to wait until a project is healthy.
@@ -46,7 +88,7 @@ attributes:
     description: Says what would be written, started and removed.
     support: full
   diff_mode:
-    description: Shows the compose files and what differs in the containers.
+    description: Shows the compose files and what differs in the rest; never a secret.
     support: full
 author:
   - Slipway contributors
@@ -61,7 +103,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 started:
-  description: Projects that were started or replaced.
+  description: Projects that were started, replaced or repaired.
   returned: always
   type: list
   elements: str
@@ -72,7 +114,10 @@ removed:
   elements: str
 """
 
-import shutil
+import re
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +132,40 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "required": True,
         "options": {
             "name": {"type": "str", "required": True},
-            "file": {"type": "dict", "required": True},
-            "project": {"type": "dict", "required": True},
+            "volumes": {"type": "list", "elements": "str", "required": True},
+            "files": {"type": "list", "elements": "dict", "required": True},
+            "folders": {"type": "list", "elements": "dict", "required": True},
+            "secrets": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "no_log": False,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "owner": {"type": "str", "required": True},
+                    "group": {"type": "str", "required": True},
+                    "content": {"type": "str", "no_log": True},
+                    "source": {"type": "path"},
+                },
+            },
+            "mounts": {"type": "list", "elements": "dict", "required": True},
+            "projects": {"type": "list", "elements": "dict", "required": True},
         },
     },
     "timeout": {"type": "int", "default": 120},
 }
+KINDS = ("files", "folders", "secrets", "mounts", "projects")
+# Other folders are nobody's project: compose would refuse the name.
+PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+# As many hexadecimal digits as Jupyter itself takes.
+SECRET_BYTES = 24
+
+Project = Mapping[str, Any]
+
+
+def owned(project: Project) -> dict[str, Any]:
+    """Return the owned state of a project."""
+    return {kind: project[kind] for kind in KINDS}
 
 
 def read(path: Path) -> str:
@@ -103,58 +176,176 @@ def read(path: Path) -> str:
         return ""
 
 
-def compose(module: AnsibleModule, file: Path, name: str, *words: str) -> None:
-    """Run docker compose, or fail the module with the containers' own last words."""
-    command = ["docker", "compose", "--progress=plain", "--file", str(file), "--project-name", name]
+def compose_file(project: Project) -> Path:
+    """Return where a project's compose file is: the only one of its files with a content."""
+    return next(Path(file["path"]) for file in project["files"] if file.get("content"))
+
+
+def docker(module: AnsibleModule, *words: str) -> None:
+    """Run docker, or fail the module with its words."""
+    status, out, err = module.run_command(["docker", *words], cwd="/")
+    if status != 0:
+        module.fail_json(msg=f"docker {' '.join(words[:2])} failed: {(err or out).strip()[-800:]}")
+
+
+def up(module: AnsibleModule, project: Project) -> None:
+    """Make a project's containers anew, or fail the module with their own last words."""
+    name = project["name"]
+    command = ["docker", "compose", "--progress=plain", "--file", str(compose_file(project))]
+    command += ["--project-name", name]
+    wait = ("--wait", "--wait-timeout", str(module.params["timeout"]))
+    # Compose itself sees neither a secret that changed nor a container that is unwell.
+    words = ("up", "--detach", "--remove-orphans", "--force-recreate", *wait)
     status, out, err = module.run_command([*command, *words])
     if status != 0:
         _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
         module.fail_json(
-            msg=f"project {name}: docker compose {words[0]} failed: {(err or out).strip()[-800:]}",
+            msg=f"project {name}: docker compose up failed: {(err or out).strip()[-800:]}",
             logs=logs,
         )
 
 
 def remove(module: AnsibleModule, folder: Path) -> None:
     """Stop and remove a project that nobody declares any more; its volumes stay."""
-    file = folder / "compose.yaml"
-    if file.exists():
-        compose(module, file, folder.name, "down", "--remove-orphans")
-    shutil.rmtree(folder)
+    if PROJECT_NAME.fullmatch(folder.name):
+        # By its name alone: what became of the compose file does not matter.
+        docker(module, "compose", "--project-name", folder.name, "down", "--remove-orphans")
+    _files.settle({"path": str(folder), "state": "absent"})
+
+
+def new_content(secret: Mapping[str, Any]) -> str | None:
+    """Return what a secret's file has to hold, None where it holds that already."""
+    path = Path(secret["path"])
+    present = "" if path.is_symlink() else read(path)
+    if secret.get("content"):
+        wanted = str(secret["content"])
+    elif secret.get("source"):
+        wanted = Path(secret["source"]).read_text(encoding="utf-8")
+    else:
+        wanted = present or secrets.token_hex(SECRET_BYTES)
+    return None if wanted == present else wanted
+
+
+def settle_secrets(module: AnsibleModule, project: Project) -> None:
+    """Make a project's secrets as declared; one that is right keeps its age."""
+    for secret in project["secrets"]:
+        place = {key: secret[key] for key in ("path", "owner", "group")}
+        content = new_content(secret)
+        _files.settle({**place, "mode": _owned.SECRET_MODE, "content": content})
+        # Whatever a program says from now on, this is not shown.
+        module.no_log_values.add(read(Path(secret["path"])).strip())
+
+
+def settle_mounts(projects: Sequence[Project]) -> set[str]:
+    """Make the folders that projects get, where they are missing; return whose were."""
+    missing = [
+        (project["name"], mount)
+        for project in projects
+        for mount in project["mounts"]
+        if not Path(mount["path"]).exists()
+    ]
+    for _name, mount in missing:
+        place = {key: mount[key] for key in ("path", "owner", "group")}
+        _files.settle({**place, "state": "directory", "mode": "0750"})
+    return {name for name, _mount in missing}
+
+
+def settle_folders(project: Project) -> None:
+    """Remove what is in a project's folders and is not declared."""
+    for folder in project["folders"]:
+        for name in set(_probe.names_in(folder["path"]) or ()) - set(folder["entries"]):
+            _files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
+
+
+def settle(module: AnsibleModule, project: Project, anew: bool) -> None:
+    """Make a project as declared; ANEW says that its containers have to be others in any case."""
+    for file in project["files"]:
+        _files.settle(file)
+    settle_secrets(module, project)
+    settle_folders(project)
+    for volume in project["volumes"]:
+        docker(module, "volume", "create", volume)
+    containers = {"projects": project["projects"]}
+    # A secret that was written just now is newer than the container that has the old one.
+    if anew or _owned.differences(containers, _probe.answer(_owned.question([containers]))):
+        up(module, project)
+
+
+def may_write(path: str, uid: int, gid: int) -> bool:
+    """Whether a user may write to a folder, however that came about."""
+    # The folder is entered before root's rights are given up: containers need no way to it.
+    asked = subprocess.run(
+        ["test", "-w", ".", "-a", "-x", "."],
+        cwd=path,
+        user=uid,
+        group=gid,
+        extra_groups=[],
+        check=False,
+    )
+    return asked.returncode == 0
+
+
+def hindrances(project: Project) -> Iterator[str]:
+    """Yield in sentences what a project would trip over."""
+    for mount in project["mounts"]:
+        path, owner, group = mount["path"], mount["owner"], mount["group"]
+        if mount.get("read_only") or not Path(path).is_dir():
+            continue
+        if not may_write(path, int(owner), int(group)):
+            yield (
+                f"project {project['name']}: {owner}:{group} may not write to {path}; run chown "
+                f"{owner}:{group} {path}, give the project the uid and gid of its owner, or end "
+                "it with :ro"
+            )
+
+
+def compared(
+    module: AnsibleModule, projects: Sequence[Project]
+) -> tuple[dict[str, list[_owned.Difference]], list[str]]:
+    """Return where each project differs, and the names of folders that nobody declares."""
+    root = module.params["folder"]
+    declared = {"folders": [{"path": root, "entries": [one["name"] for one in projects]}]}
+    answer = _probe.answer(_owned.question([declared, *map(owned, projects)]))
+    strays = set(answer["folders"][root] or ()) - {project["name"] for project in projects}
+    try:
+        found = {one["name"]: _owned.differences(owned(one), answer) for one in projects}
+    except _owned.ConflictError as error:
+        module.fail_json(msg=f"{error}. Nothing was changed.")
+    return {name: differences for name, differences in found.items() if differences}, sorted(strays)
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    root = Path(module.params["folder"])
-    projects = module.params["projects"]
-    owned = {
-        "files": [project["file"] for project in projects],
-        "projects": [project["project"] for project in projects],
-        "folders": [{"path": str(root), "entries": [project["name"] for project in projects]}],
-    }
-    answer = _probe.answer(_owned.question([owned]))
-    removed = sorted(set(answer["folders"][str(root)] or ()) - {p["name"] for p in projects})
-    started: list[str] = []
-    diffs: list[dict[str, str]] = []
-    for project in projects:
-        file, content = Path(project["file"]["path"]), project["file"]["content"]
-        mine = {"files": [project["file"]], "projects": [project["project"]]}
-        found = _owned.differences(mine, answer)
-        if not found:
-            continue
-        started.append(project["name"])
-        diffs.append({"before_header": str(file), "before": read(file), "after": content})
-        diffs.append({"prepared": "".join(f"{difference}\n" for difference in found)})
-        if not module.check_mode:
-            _files.settle(project["file"])
-            wait = ("--wait", "--wait-timeout", str(module.params["timeout"]))
-            compose(module, file, project["name"], "up", "--detach", "--remove-orphans", *wait)
-    for name in removed:
-        diffs.append({"prepared": f"project {name}: nobody declares it, to be removed\n"})
-        if not module.check_mode:
+    root, projects = Path(module.params["folder"]), module.params["projects"]
+    found, strays = compared(module, projects)
+    differing = [project for project in projects if project["name"] in found]
+    wrong = [sentence for project in differing for sentence in hindrances(project)]
+    if wrong:
+        module.fail_json(msg=f"{'; '.join(wrong)}. Nothing was changed.")
+    diffs = [
+        {"prepared": f"project {name}: nobody declares it, to be removed\n"} for name in strays
+    ]
+    for project in differing:
+        file = compose_file(project)
+        after = next(one["content"] for one in project["files"] if one["path"] == str(file))
+        diffs.append({"before_header": str(file), "before": read(file), "after": after})
+        diffs.append({"prepared": "".join(f"{one}\n" for one in found[project["name"]])})
+    if not module.check_mode:
+        # First, since a port that they leave may be another one's now.
+        for name in strays:
             remove(module, root / name)
-    module.exit_json(changed=bool(started or removed), started=started, removed=removed, diff=diffs)
+        # One project may read what another one writes. And a container keeps a folder that was
+        # taken away, though another one has its place.
+        made = settle_mounts(differing)
+        for project in differing:
+            settle(module, project, project["name"] in made)
+    module.exit_json(
+        changed=bool(found or strays),
+        started=[project["name"] for project in differing],
+        removed=strays,
+        diff=diffs,
+    )
 
 
 if __name__ == "__main__":

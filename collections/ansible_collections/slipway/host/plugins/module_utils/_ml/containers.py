@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import engine, token
@@ -20,6 +21,7 @@ LABEL_USER = "io.slipway.user"
 LABEL_UID = "io.slipway.uid"
 LABEL_GPUS = "io.slipway.gpus"
 LABEL_URLS = "io.slipway.urls"
+LABEL_TOKEN = "io.slipway.token"
 LABEL_PROJECT = "com.docker.compose.project"
 
 TOKEN = "{token}"
@@ -31,8 +33,10 @@ class Container:
     """A running container.
 
     uid: of the user who started it by an alias, None for a service or one made by hand.
+    project: the service's name, empty for others.
     gpus: ids, as of :class:`gpus.Gpu`.
-    urls: where it is found, by name of the port, with ``{token}`` where its user's token goes.
+    urls: where it is found, by name of the port, with ``{token}`` where its user's token goes,
+    or the service's own, which is in the file ``token`` that only root can read.
     """
 
     name: str
@@ -40,8 +44,10 @@ class Container:
     alias: str
     user: str
     uid: int | None
+    project: str
     gpus: tuple[str, ...]
     urls: Mapping[str, str]
+    token: str
     started: str
 
     @property
@@ -61,8 +67,10 @@ def from_inspect(found: Mapping[str, Any]) -> Container:
         alias=labels.get(LABEL_ALIAS, ""),
         user=labels.get(LABEL_USER, "") or ("service" if project else ""),
         uid=int(uid) if uid.isdigit() else None,
+        project=project,
         gpus=tuple(filter(None, labels.get(LABEL_GPUS, "").split(","))),
         urls=_urls(labels, found["NetworkSettings"].get("Ports") or {}),
+        token=labels.get(LABEL_TOKEN, ""),
         started=found["State"]["StartedAt"],
     )
 
@@ -104,7 +112,9 @@ def pick(containers: Sequence[Container], name: str | None, doing: str) -> Conta
     """
     mine = [container for container in containers if container.mine]
     if name is not None:
-        exact = [container for container in containers if container.name == name]
+        exact = [
+            container for container in containers if name in (container.name, container.project)
+        ]
         if exact and not exact[0].mine and os.getuid() != 0:
             owner = exact[0].user or "nobody"
             raise MlError(f"{name} belongs to {owner}, so you cannot {doing}")
@@ -126,15 +136,23 @@ def plain(url: str) -> str:
     return url.partition("?")[0] if TOKEN in url else url
 
 
-def full(url: str) -> str:
-    """Return an address with the caller's token in its place."""
-    return url.replace(TOKEN, token.read()) if TOKEN in url else url
+def full(url: str, file: str = "") -> str:
+    """Return an address with the token in its place: that in a FILE, or else the caller's."""
+    if TOKEN not in url:
+        return url
+    return url.replace(TOKEN, token.read(Path(file) if file else None))
 
 
 def url_lines(container: Container) -> list[str]:
-    """Return the addresses of a container, one a line, with the token where it is the caller's."""
+    """Return the addresses of a container, one a line, with the token where the caller may have it.
+
+    That is one's own, and for root that of a service.
+    """
     if not container.urls:
         raise MlError(f"{container.name} publishes nothing")
     width = max(map(len, container.urls))
-    shown = full if container.mine else plain
-    return [f"{name:{width}}  {shown(url)}" for name, url in container.urls.items()]
+    opened = container.mine or (container.token and os.getuid() == 0)
+    return [
+        f"{name:{width}}  {full(url, container.token) if opened else plain(url)}"
+        for name, url in container.urls.items()
+    ]

@@ -24,14 +24,14 @@ def file() -> Path:
     return Path(folder).expanduser() / "slipway" / "token"
 
 
-def read() -> str:
-    """Return the user's token.  Raise MlError where there is none."""
+def read(other: Path | None = None) -> str:
+    """Return the user's token, or that in an OTHER file.  Raise MlError where there is none."""
+    path = other or file()
     try:
-        return file().read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise MlError(
-            f"{file()} cannot be read ({error}); the next start of an alias makes it anew"
-        ) from error
+        how = "" if other else "; the next start of an alias makes it anew"
+        raise MlError(f"{path} cannot be read ({error}){how}") from error
 
 
 def ensure() -> Path:

@@ -1,0 +1,493 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Services on real hosts: doors that open by token, data that stays, secrets that nobody sees."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
+    default_state_dir,
+)
+
+from tests.fixtures import pci
+from tests.host.conftest import ROOT, Site
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-services"
+ROLES = {
+    "slipway_roles": ["docker_engine", "user_access", "ml_images", "ml_aliases", "ml_services"]
+}
+FOLDER = "/etc/slipway/services"
+TOKEN = f"{FOLDER}/notebooks/secrets/jupyter_token"
+NOTES = "/srv/lab/notebooks"
+NOTEBOOKS: dict[str, Any] = {
+    "name": "notebooks",
+    "image": "jupyter",
+    "uid": 4242,
+    "gid": 4343,
+    "volumes": {"work": NOTES},
+    "memory": "2g",
+    "pids": 512,
+    "shm_size": "256m",
+}
+# Keeps its data in a volume of Docker's.
+SCRATCH = {"name": "scratch", "image": "jupyter", "ports": {"jupyter": 8889}}
+BOARD = {
+    "name": "board",
+    "image": "tensorboard",
+    "uid": 4242,
+    "gid": 4343,
+    "volumes": {"work": f"{NOTES}:ro"},
+}
+PROJECTS = [{"name": "iris-api"}, NOTEBOOKS, SCRATCH, BOARD]
+NOTEBOOK = {
+    "type": "notebook",
+    "format": "json",
+    "content": {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5},
+}
+# Asks on the host, where alone the services are reached; prints the status and the answer.
+ASK = """
+import json, sys, urllib.error, urllib.request
+url, token_file, method, body = json.loads(sys.argv[1])
+request = urllib.request.Request(url, method=method, data=body.encode() if body else None)
+if token_file:
+    request.add_header("Authorization", "token " + open(token_file).read().strip())
+try:
+    answer = urllib.request.urlopen(request, timeout=20)
+except urllib.error.HTTPError as error:
+    answer = error
+print(json.dumps([answer.status, answer.read().decode()]))
+"""
+Named = set[tuple[str, str, str]]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Group]:
+    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group.remove()
+    yield group
+    group.remove()
+
+
+class Services(Site):
+    """A host with services."""
+
+    extra = ROLES
+
+    def serve(self, *projects: dict[str, Any], **more: Any) -> None:
+        """Declare these projects."""
+        self.declare(
+            ml_images_names=["iris-api", "jupyter", "tensorboard"],
+            ml_services_projects=list(projects),
+            user_access_users=[{"name": "alice", "docker": True}],
+            **more,
+        )
+
+    def ask(
+        self, port: int, path: str, token: str = "", method: str = "GET", body: Any = None
+    ) -> tuple[int, str]:
+        """Ask a service; TOKEN is the file on the host that holds it."""
+        url = f"http://127.0.0.1:{port}{path}"
+        words = json.dumps([url, token, method, json.dumps(body) if body else ""])
+        status, text = json.loads(self.on(f"python3 -c {shlex.quote(ASK)} {shlex.quote(words)}"))
+        return status, text
+
+    def container(self, name: str) -> Any:
+        """Return docker's description of a project's container."""
+        return json.loads(self.on(f"docker inspect {name}-{name}-1"))[0]
+
+
+@pytest.fixture(scope="module")
+def lab(hosts: Group, tmp_path_factory: pytest.TempPathFactory) -> Services:
+    """A host that keeps running what PROJECTS declares; tests bring it back to that."""
+    lab = Services(hosts.ensure(HostSpec("services-1")), tmp_path_factory.mktemp("services-1"))
+    lab.serve(*PROJECTS)
+    checked = lab.run("site.yml", "--check", "--diff")
+    assert checked.status == "successful", checked.output
+    lab.converge()
+    return lab
+
+
+def test_second_run_changes_nothing(lab: Services) -> None:
+    assert lab.plan() == (0, set())
+    before = lab.on("docker ps --quiet --no-trunc")
+    assert lab.converge(slipway_survey=False).changed() == set()
+    assert lab.on("docker ps --quiet --no-trunc") == before
+
+
+def test_jupyter_opens_with_its_own_token_alone(lab: Services) -> None:
+    other = f"{FOLDER}/scratch/secrets/jupyter_token"
+    assert [lab.ask(8888, "/api/status", token)[0] for token in ("", other, TOKEN)] == [
+        403,
+        403,
+        200,
+    ]
+    assert lab.ask(8889, "/api/status", other)[0] == 200
+
+
+def test_services_are_published_on_the_host_alone(lab: Services) -> None:
+    listening = lab.on("ss --listening --tcp --numeric --no-header | awk '{print $4}'").split()
+    for port in (5000, 6006, 8888, 8889):
+        assert [one for one in listening if one.endswith(f":{port}")] == [f"127.0.0.1:{port}"]
+
+
+def test_a_run_tells_where_the_token_is_and_ml_tells_root_the_address(lab: Services) -> None:
+    told = lab.converge().output
+    assert f"notebooks: http://127.0.0.1:8888/lab (token: {TOKEN})" in told
+    url = lab.on("ml url notebooks").split()[-1]
+    assert url == f"http://127.0.0.1:8888/lab?token={lab.on(f'cat {TOKEN}')}"
+    as_alice = lab.on("su alice -c 'ml url notebooks' 2>&1 || true")
+    assert "notebooks belongs to service" in as_alice
+
+
+def save(lab: Services, port: int, token: str, name: str) -> None:
+    status, text = lab.ask(port, f"/api/contents/{name}", token, "PUT", NOTEBOOK)
+    assert status == 201, text
+
+
+def test_notebooks_outlive_the_container_and_belong_to_the_declared_user(lab: Services) -> None:
+    save(lab, 8888, TOKEN, "kept.ipynb")
+    before, secret = lab.container("notebooks")["Id"], lab.on(f"cat {TOKEN}")
+    changed = {**NOTEBOOKS, "environment": {"PRICE": "5 $ and $HOME"}}
+    lab.serve({"name": "iris-api"}, changed, SCRATCH, BOARD)
+    assert lab.plan() == (
+        2,
+        {
+            ("ml_services", "files", f"{FOLDER}/notebooks/compose.yaml"),
+            ("ml_services", "projects", "notebooks"),
+        },
+    )
+    lab.converge()
+    assert lab.container("notebooks")["Id"] != before
+    assert lab.on("docker exec notebooks-notebooks-1 printenv PRICE") == "5 $ and $HOME"
+    assert lab.on(f"cat {TOKEN}") == secret
+    assert lab.ask(8888, "/api/contents/kept.ipynb", TOKEN)[0] == 200
+    assert lab.on(f"stat -c '%u:%g %a' {NOTES}") == "4242:4343 750"
+    assert lab.on(f"stat -c %u:%g {NOTES}/kept.ipynb") == "4242:4343"
+    lab.serve(*PROJECTS)
+    lab.converge()
+
+
+WRITE_A_RUN = (
+    "from tensorboard.summary.writer.event_file_writer import EventFileWriter\n"
+    "EventFileWriter('runs/first').close()\n"
+)
+
+
+def test_tensorboard_shows_what_was_written_beside_the_notebooks(lab: Services) -> None:
+    lab.on(
+        f"docker run --rm --user 4242:4343 --volume {NOTES}:/work slipway/tensorboard:cpu "
+        f"python -c {shlex.quote(WRITE_A_RUN)} 2>/dev/null"
+    )
+    lab.on(
+        "for i in $(seq 60); do python3 -c 'import urllib.request as u;"
+        'print(u.urlopen("http://127.0.0.1:6006/data/runs").read())\' | grep -q first && exit;'
+        " sleep 1; done; exit 1"
+    )
+    assert lab.container("board")["State"]["Health"]["Status"] == "healthy"
+    refused = lab.on("docker exec board-board-1 touch /work/x 2>&1 || true")
+    assert "Read-only file system" in refused
+
+
+def test_limits_and_confinement_reach_the_engine(lab: Services) -> None:
+    found = lab.container("notebooks")
+    host = found["HostConfig"]
+    assert host["ShmSize"] == 256 << 20
+    assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"]
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    assert found["Config"]["User"] == "4242:4343"
+    file = yaml.safe_load(lab.on(f"cat {FOLDER}/notebooks/compose.yaml"))
+    declared = file["services"]["notebooks"]
+    assert (declared["mem_limit"], declared["pids_limit"]) == ("2g", 512)
+    # The kernel of a host in a container may have no such limits; then the engine says so.
+    memory, pids = json.loads(
+        lab.on("docker info --format '[{{json .MemoryLimit}}, {{json .PidsLimit}}]'")
+    )
+    assert host["Memory"] == (2 << 30 if memory else 0)
+    assert (host["PidsLimit"] or 0) == (512 if pids else 0)
+
+
+# Where a secret must not be: what docker tells, what processes show, what was logged, and all files
+# but its own.
+SEARCH = """
+docker ps --all --quiet | xargs docker inspect | grep -c -- "$1" || true
+ps axewww | grep -v grep | grep -c -- "$1" || true
+for one in $(docker ps --quiet); do docker logs "$one" 2>&1; done | grep -c -- "$1" || true
+journalctl --no-pager --quiet | grep -c -- "$1" || true
+grep -rlI -- "$1" /etc /root /home /var/log /var/lib/slipway /tmp 2>/dev/null || true
+"""
+
+
+def traces(lab: Services, secret: str) -> list[str]:
+    """Return where on the host a secret is found: four counts, and files."""
+    lab.on(f"umask 077; mkdir -p /run/search; cat >/run/search/search <<'END'\n{SEARCH}END")
+    # By way of a file: what is on a command line is found there.
+    lab.on(f"umask 077; cat >/run/search/word <<'END'\n{secret}\nEND")
+    found = lab.on(
+        "cd /run/search; sed 's/\"$1\"/-f \\/run\\/search\\/word/; s/ -- / /' search >searched;"
+        " sh searched; rm -r /run/search"
+    )
+    return found.splitlines()
+
+
+def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None:
+    lab.on(f"rm {TOKEN}")
+    run = lab.run("site.yml", "-vvv", "--diff")
+    assert run.status == "successful", run.output
+    secret = lab.on(f"cat {TOKEN}")
+    assert re.fullmatch("[0-9a-f]{48}", secret)
+    assert secret not in run.output and secret not in str(run.events)
+    assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
+    assert traces(lab, secret) == ["0", "0", "0", "0", TOKEN]
+
+
+def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
+    given = "given-by-a-vault-3e1f"
+    project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "content": given}]}
+    lab.serve({"name": "iris-api"}, project, SCRATCH, BOARD)
+    assert lab.plan() == (2, {("ml_services", "secrets", TOKEN)})
+    run = lab.run("site.yml", "-vvv", "--diff")
+    assert run.status == "successful", run.output
+    assert given not in run.output and given not in str(run.events)
+    assert lab.on(f"cat {TOKEN}") == given
+    assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
+    assert traces(lab, given) == ["0", "0", "0", "0", TOKEN]
+
+
+def test_a_secret_may_be_a_file_of_the_host_with_a_line_end(lab: Services) -> None:
+    lab.on("umask 077; echo from-a-file-77ab >/root/token")
+    project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "file": "/root/token"}]}
+    lab.serve({"name": "iris-api"}, project, SCRATCH, BOARD)
+    lab.converge()
+    assert lab.ask(8888, "/api/status", "/root/token")[0] == 200
+    lab.on("echo another-file-11cd >/root/token")
+    assert lab.plan() == (2, {("ml_services", "secrets", TOKEN)})
+    lab.converge()
+    assert lab.ask(8888, "/api/status", "/root/token")[0] == 200
+    lab.on("rm /root/token")
+    run = lab.run("site.yml")
+    assert run.status == "failed"
+    assert f"/root/token, which {TOKEN} is to be a copy of, is missing" in run.output
+    assert "Nothing was changed" in run.output
+    # Without a word of it, the last one stays.
+    lab.serve(*PROJECTS)
+    assert lab.plan() == (0, set())
+
+
+def project_of(name: str) -> tuple[str, str, str]:
+    return ("ml_services", "projects", name)
+
+
+COMPOSE = f"{FOLDER}/notebooks/compose.yaml"
+TAMPERED: dict[str, tuple[str, Named]] = {
+    "a container stopped": (
+        "docker stop notebooks-notebooks-1 >/dev/null",
+        {project_of("notebooks")},
+    ),
+    "a container removed": (
+        "docker rm --force board-board-1 >/dev/null",
+        {project_of("board")},
+    ),
+    "a compose file edited": (f"echo '# mine' >>{COMPOSE}", {("ml_services", "files", COMPOSE)}),
+    "a secret opened to others": (f"chmod 0644 {TOKEN}", {("ml_services", "secrets", TOKEN)}),
+    "a secret given to another": (f"chown root {TOKEN}", {("ml_services", "secrets", TOKEN)}),
+    "the folder of secrets opened": (
+        f"chmod 0755 {FOLDER}/notebooks/secrets",
+        {("ml_services", "files", f"{FOLDER}/notebooks/secrets")},
+    ),
+    "a secret deleted": (f"rm {TOKEN}", {("ml_services", "secrets", TOKEN)}),
+    "a secret emptied": (
+        f": >{TOKEN}",
+        {("ml_services", "secrets", TOKEN), project_of("notebooks")},
+    ),
+    "a secret replaced": (
+        f"sleep 1; echo changed-by-hand-55 >{TOKEN}.new; chown 4242:4343 {TOKEN}.new;"
+        f" chmod 0600 {TOKEN}.new; mv {TOKEN}.new {TOKEN}",
+        {project_of("notebooks")},
+    ),
+    "a secret that nobody declares": (
+        f"touch {FOLDER}/notebooks/secrets/old",
+        {("ml_services", "folders", f"{FOLDER}/notebooks/secrets")},
+    ),
+    "the folder of notebooks removed": (f"rm -r {NOTES}", {("ml_services", "mounts", NOTES)}),
+}
+
+
+@pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
+def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
+    lab: Services, script: str, named: Named
+) -> None:
+    lab.on(script)
+    assert lab.plan() == (2, named)
+    run = lab.converge()
+    assert {task.partition(":")[0] for task in run.changed()} == {"ml_services"}
+    assert lab.plan() == (0, set())
+    assert lab.converge(slipway_survey=False).changed() == set()
+    assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
+    save(lab, 8888, TOKEN, "after.ipynb")
+    assert lab.on(f"stat -c %u:%g {NOTES}/after.ipynb") == "4242:4343"
+
+
+def test_a_service_that_is_unwell_is_made_anew(lab: Services) -> None:
+    # Python does not start any more, so that the check fails; the server itself goes on.
+    before = lab.container("iris-api")["Id"]
+    lab.on(
+        "pid=$(docker inspect --format '{{.State.Pid}}' iris-api-iris-api-1);"
+        " kill -STOP $(pgrep --parent $pid | head -1) $(pgrep -f gunicorn);"
+        " for i in $(seq 150); do docker ps | grep -q unhealthy && break; sleep 1; done"
+    )
+    assert lab.plan() == (2, {project_of("iris-api")})
+    lab.converge()
+    assert lab.container("iris-api")["Id"] != before
+    assert lab.plan() == (0, set())
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"volume": {}}, "unknown key ml_services_projects.volume"),
+    "an unknown key of a secret": (
+        {"secrets": [{"name": "jupyter_token", "contents": "x"}]},
+        "unknown key ml_services_projects.secrets.contents",
+    ),
+    "an unknown volume": ({"volumes": {"wrok": "/srv"}}, "did you mean 'work'?"),
+    "an unknown service": ({"service": "lab"}, "has no service named lab"),
+    "a port of another": ({"ports": {"jupyter": 5000}}, "published by project iris-api already"),
+    "a GPU that is not there": ({"gpus": [0]}, "there is no GPU 0; this host has none"),
+    "a folder of somebody else": ({"volumes": {"work": "/opt"}}, "4242:4343 may not write to /opt"),
+}
+
+
+@pytest.mark.parametrize(("keys", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_is_refused_before_the_first_change(
+    lab: Services, keys: dict[str, Any], words: str
+) -> None:
+    before = lab.on(f"docker ps --quiet --no-trunc; ls -lR --time-style=full-iso {FOLDER}")
+    projects = [{"name": "iris-api"}, {**NOTEBOOKS, **keys}, SCRATCH, BOARD]
+    run = lab.run("site.yml", ml_services_projects=projects)
+    assert run.status == "failed"
+    assert words in run.output
+    assert "Traceback" not in run.output
+    assert run.changed() == set()
+    assert lab.on(f"docker ps --quiet --no-trunc; ls -lR --time-style=full-iso {FOLDER}") == before
+
+
+def test_what_is_dropped_goes_and_its_data_stays(lab: Services) -> None:
+    token = f"{FOLDER}/scratch/secrets/jupyter_token"
+    save(lab, 8889, token, "kept.ipynb")
+    lab.serve({"name": "iris-api"})
+    assert lab.plan() == (2, {("ml_services", "folders", FOLDER)})
+    lab.converge()
+    assert lab.plan() == (0, set())
+    assert lab.on("docker ps --all --format '{{.Names}}'") == "iris-api-iris-api-1"
+    assert "scratch" not in lab.on("docker network ls")
+    assert lab.on(f"ls {FOLDER}") == "iris-api"
+    assert lab.on("docker volume ls --quiet") == "scratch_work"
+    assert lab.on(f"ls {NOTES}") != ""
+    lab.serve(*PROJECTS)
+    lab.converge()
+    assert lab.ask(8889, "/api/contents/kept.ipynb", token)[0] == 200
+
+
+def test_a_project_goes_whatever_became_of_its_compose_file(lab: Services) -> None:
+    lab.on(f"echo 'services: [' >{FOLDER}/scratch/compose.yaml")
+    lab.serve({"name": "iris-api"}, NOTEBOOKS, BOARD)
+    lab.converge()
+    assert "scratch" not in lab.on("docker ps --all --format '{{.Names}}'; docker network ls")
+    assert lab.plan() == (0, set())
+
+
+# The shell of docs/services.md, by the person it is for.
+GUIDE = re.compile(r"## Without Ansible.*?```sh\n(.*?)```", re.DOTALL)
+
+
+def test_the_compose_file_serves_a_person_without_ansible(lab: Services) -> None:
+    lab.serve()
+    lab.converge()
+    (steps,) = GUIDE.findall((ROOT / "docs/services.md").read_text(encoding="utf-8"))
+    file = (ROOT / "images/compose.yaml").read_text(encoding="utf-8")
+    lab.on(f"mkdir /home/alice/ml && cat >/home/alice/ml/compose.yaml <<'END'\n{file}END")
+    script = f"cd ~/ml && export IMAGE=jupyter\n{steps}"
+    lab.on(
+        f"chown -R alice: /home/alice/ml; cat >/home/alice/steps <<'END'\n{script}END\n"
+        "su - alice -c 'sh -eu ./steps' 2>&1"
+    )
+    token = "/home/alice/ml/token"
+    assert [lab.ask(8888, "/api/status", given)[0] for given in ("", token)] == [403, 200]
+    assert "TensorBoard" in lab.ask(6006, "/")[1]
+    assert lab.ask(5000, "/healthz")[0] == 200
+    save(lab, 8888, token, "mine.ipynb")
+    assert lab.on("stat -c %U /home/alice/ml/work/mine.ipynb") == "alice"
+    lab.on("su - alice -c 'cd ml && docker compose down'")
+    assert lab.on("docker ps --all --quiet") == ""
+    assert lab.on("ls /home/alice/ml/work") == "mine.ipynb"
+
+
+# GPUs, with a stand-in: the CDI specification names a device that is no GPU.
+
+CDI = {
+    "cdiVersion": "0.6.0",
+    "kind": "nvidia.com/gpu",
+    "devices": [
+        {
+            "name": str(number),
+            "containerEdits": {
+                "env": [f"STAND_IN_GPU_{number}=yes"],
+                "deviceNodes": [
+                    {"path": f"/dev/stand-in{number}", "type": "c", "major": 1, "minor": 3}
+                ],
+            },
+        }
+        for number in range(8)
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=["debian-13", "debian-sid"])
+def gpu_lab(
+    request: pytest.FixtureRequest, hosts: Group, tmp_path_factory: pytest.TempPathFactory
+) -> Services:
+    """A host with eight made-up GPUs, with an engine that has CDI switched on or on by default."""
+    folder = tmp_path_factory.mktemp(request.param)
+    devices = Mount(str(pci.build(folder / "pci", pci.MODELS["8xh100"])), "/sys/bus/pci/devices")
+    spec = HostSpec(f"gpu-{request.param}", base=request.param, mounts=(devices,))
+    lab = Services(hosts.ensure(spec), folder)
+    lab.extra = {"slipway_roles": ["docker_engine", "ml_images", "ml_services"]}
+    lab.on(f"mkdir -p /etc/cdi; cat >/etc/cdi/nvidia.yaml <<'END'\n{json.dumps(CDI)}\nEND")
+    return lab
+
+
+def test_a_project_gets_the_gpus_that_it_reserved(gpu_lab: Services) -> None:
+    page = {"image": "testlab"}
+    projects: list[dict[str, Any]] = [
+        {"name": "first", "gpus": [1, 3], **page},
+        {"name": "second", "gpus": 2, "ports": {"notebook": 8889}, **page},
+        {"name": "third", "ports": {"notebook": 8890}, **page},
+    ]
+    declared = {
+        "ml_catalogue_folder": str(ROOT / "tests/fixtures/catalogue"),
+        "ml_images_names": ["testlab"],
+    }
+    gpu_lab.declare(**declared, ml_services_projects=projects)
+    gpu_lab.converge()
+    for name, numbers in (("first", "1 3"), ("second", "0 2"), ("third", "")):
+        seen = gpu_lab.on(
+            f"docker exec {name}-{name}-1 sh -c 'cd /dev; ls -d stand-in* 2>/dev/null || true'"
+        )
+        assert seen.split() == [f"stand-in{number}" for number in numbers.split()]
+    label = gpu_lab.on("docker inspect --format '{{json .Config.Labels}}' first-first-1")
+    assert json.loads(label)["io.slipway.gpus"] == "1,3"
+    gpu_lab.on("systemctl daemon-reload")
+    gpu_lab.on("docker exec first-first-1 sh -c 'echo x >/dev/stand-in1'")
+    assert gpu_lab.converge(slipway_survey=False).changed() == set()
+    both = [{**projects[0], "gpus": "all"}, projects[1]]
+    run = gpu_lab.run("site.yml", ml_services_projects=both)
+    assert run.status == "failed"
+    assert "project second: wants 2 GPUs; 0 not reserved by others" in run.output

@@ -1,0 +1,254 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module services: what it writes and starts, in which order, and what it never tells."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.modules import services
+
+from tests.unit.conftest import RunModule
+
+ME, MINE = str(os.geteuid()), str(os.getegid())
+
+
+class Host:
+    """A host whose docker notes what it is told; its containers are what the test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "services"
+        self.folder.mkdir()
+        self.log = folder / "docker.log"
+        self.data = folder / "data"
+        self.containers: list[Any] = []
+
+    def runs(self, config: str = "c1", created: float = 2e9) -> None:
+        """Let the one container of the project run."""
+        labels = {"io.slipway.config": config}
+        self.containers = [["lab", "running", "healthy", labels, created]]
+
+    @property
+    def told(self) -> list[str]:
+        """What docker was told, and forget it."""
+        said = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return said
+
+    @property
+    def token(self) -> Path:
+        return self.folder / "lab/secrets/token"
+
+    def project(self, volumes: list[str] | None = None, **secret: Any) -> dict[str, Any]:
+        """Return the project `lab` with one secret and one folder."""
+        root = self.folder / "lab"
+        user = {"owner": ME, "group": MINE}
+        mine = {"owner": ME, "group": MINE}
+        return {
+            "name": "lab",
+            "volumes": volumes or [],
+            "files": [
+                {"path": str(root / "secrets"), "state": "directory", "mode": "0700", **mine},
+                {"path": str(root / "compose.yaml"), "content": "services: {}\n", **mine},
+            ],
+            "folders": [
+                {"path": str(root), "entries": ["compose.yaml", "secrets"]},
+                {"path": str(root / "secrets"), "entries": ["token"]},
+            ],
+            "secrets": [{"path": str(self.token), **user, **secret}],
+            "mounts": [{"path": str(self.data), **user, "read_only": False}],
+            "projects": [
+                {
+                    "name": "lab",
+                    "services": [{"name": "lab", "config": "c1"}],
+                    "since": [str(self.token)],
+                }
+            ],
+        }
+
+
+@pytest.fixture
+def host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
+) -> Host:
+    made = Host(tmp_path)
+    monkeypatch.setattr(_probe, "projects", lambda names: dict.fromkeys(names, made.containers))
+    program("docker", f'echo "$*" >>{made.log}')
+    return made
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def run(run_module: RunModule, host: Host, *projects: dict[str, Any], **more: Any) -> Any:
+    return run_module(services, folder=str(host.folder), projects=list(projects), **more)
+
+
+def test_a_project_is_made_with_a_secret_of_its_own(run_module: RunModule, host: Host) -> None:
+    result = run(run_module, host, host.project(volumes=["lab_work"]))
+    assert (result["changed"], result["started"]) == (True, ["lab"])
+    volume, up = host.told
+    assert volume == "volume create lab_work"
+    assert f"--file {host.folder}/lab/compose.yaml --project-name lab up --detach" in up
+    assert "--force-recreate --wait --wait-timeout 120" in up
+    token = host.token.read_text()
+    assert len(token) == 48
+    assert host.token.stat().st_mode & 0o7777 == 0o600
+    assert host.token.parent.stat().st_mode & 0o7777 == 0o700
+    assert host.data.stat().st_mode & 0o7777 == 0o750
+    assert token not in str(result)
+
+
+def test_what_is_as_declared_is_left_alone(run_module: RunModule, host: Host) -> None:
+    run(run_module, host, host.project())
+    host.runs()
+    before = host.token.stat()
+    assert host.told
+    assert not run(run_module, host, host.project())["changed"]
+    assert host.told == []
+    assert host.token.stat() == before
+
+
+def test_check_mode_says_what_would_be_done_and_does_nothing(
+    run_module: RunModule, host: Host
+) -> None:
+    (host.folder / "old").mkdir()
+    result = run(run_module, host, host.project(content="s3cret"), check=True)
+    assert (result["started"], result["removed"]) == (["lab"], ["old"])
+    assert "secrets/token: missing, should be a file" in str(result["diff"])
+    assert "s3cret" not in str(result)
+    assert (host.told, names_in(host.folder)) == ([], ["old"])
+
+
+def test_a_secret_keeps_its_age_when_only_its_mode_was_wrong(
+    run_module: RunModule, host: Host
+) -> None:
+    run(run_module, host, host.project())
+    host.runs()
+    os.utime(host.token, (1, 1))
+    host.token.chmod(0o644)
+    assert host.told
+    assert run(run_module, host, host.project())["started"] == ["lab"]
+    assert host.token.stat().st_mode & 0o7777 == 0o600
+    assert host.token.stat().st_mtime == 1
+    # So the container goes on.
+    assert host.told == []
+
+
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced by a link"])
+def test_a_secret_that_is_lost_is_made_anew_and_so_is_the_container(
+    run_module: RunModule, host: Host, tmp_path: Path, damage: str
+) -> None:
+    run(run_module, host, host.project())
+    host.runs(created=int(host.token.stat().st_mtime) - 60)
+    first, other = host.token.read_text(), tmp_path / "other"
+    other.write_text("not ours")
+    host.token.unlink()
+    if damage == "emptied":
+        host.token.touch(0o600)
+    elif damage == "replaced by a link":
+        host.token.symlink_to(other)
+    assert host.told
+    assert run(run_module, host, host.project())["changed"]
+    assert not host.token.is_symlink()
+    assert host.token.read_text() not in (first, "not ours", "")
+    assert other.read_text() == "not ours"
+    (up,) = host.told
+    assert "--force-recreate" in up
+
+
+def test_a_secret_that_is_given_is_what_is_written(
+    run_module: RunModule, host: Host, tmp_path: Path
+) -> None:
+    result = run(run_module, host, host.project(content="from a vault"))
+    assert host.token.read_text() == "from a vault"
+    assert "vault" not in str(result)
+    source = tmp_path / "token"
+    source.write_text("from a file")
+    result = run(run_module, host, host.project(source=str(source)))
+    assert host.token.read_text() == "from a file"
+    assert "from a file" not in str(result)
+
+
+def test_what_a_container_says_is_told_without_its_secret(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    says = f'echo "no: $(cat {host.token})" >&2; exit 1'
+    program("docker", f'case "$*" in *logs*) cat {host.token};; *up*) {says};; esac')
+    result = run(run_module, host, host.project())
+    assert result["failed"]
+    assert result["msg"].startswith("project lab: docker compose up failed: no: ****")
+    assert host.token.read_text() not in str(result)
+
+
+def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds(
+    run_module: RunModule, host: Host
+) -> None:
+    (host.folder / "old").mkdir()
+    (host.folder / "old/anything").touch()
+    (host.folder / "Not a project").touch()
+    result = run(run_module, host, host.project())
+    assert result["removed"] == ["Not a project", "old"]
+    assert host.told[0] == "compose --project-name old down --remove-orphans"
+    assert names_in(host.folder) == ["lab"]
+
+
+def test_what_nobody_declares_in_a_projects_folder_is_removed(
+    run_module: RunModule, host: Host
+) -> None:
+    run(run_module, host, host.project())
+    host.runs()
+    (host.folder / "lab/secrets/old").touch()
+    assert run(run_module, host, host.project())["changed"]
+    assert names_in(host.folder / "lab/secrets") == ["token"]
+
+
+def test_a_folder_that_is_there_is_left_as_it_is(run_module: RunModule, host: Host) -> None:
+    host.data.mkdir(mode=0o711)
+    (host.data / "note").touch()
+    assert not run(run_module, host, host.project()).get("failed")
+    assert host.data.stat().st_mode & 0o7777 == 0o711
+
+
+def test_a_folder_that_was_taken_away_is_made_anew_and_so_is_the_container(
+    run_module: RunModule, host: Host
+) -> None:
+    run(run_module, host, host.project())
+    host.runs()
+    host.data.rmdir()
+    assert host.told
+    assert run(run_module, host, host.project())["changed"]
+    assert host.data.is_dir()
+    assert len(host.told) == 1
+
+
+def test_a_source_that_is_not_there_changes_nothing(run_module: RunModule, host: Host) -> None:
+    result = run(run_module, host, host.project(source="/does/not/exist"))
+    assert result["failed"]
+    assert "/does/not/exist" in result["msg"] and "Nothing was changed" in result["msg"]
+    assert names_in(host.folder) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask for another user")
+def test_a_folder_that_the_user_cannot_write_to_is_told_before_anything_is_changed(
+    run_module: RunModule, host: Host
+) -> None:
+    host.data.mkdir(mode=0o755)
+    project = host.project()
+    project["mounts"][0].update(owner="4242", group="4242")
+    result = run(run_module, host, project)
+    assert result["failed"]
+    assert f"4242:4242 may not write to {host.data}; run chown 4242:4242" in result["msg"]
+    assert names_in(host.folder) == []
+    host.data.chmod(0o777)
+    assert not run(run_module, host, project).get("failed")
+    # It is enough to read it.
+    host.data.chmod(0o700)
+    project["mounts"][0]["read_only"] = True
+    assert not run(run_module, host, project).get("failed")
