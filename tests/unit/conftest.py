@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 from ansible.module_utils import _internal
+from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 
 
@@ -31,6 +32,8 @@ def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     It would then print a module's warnings instead of returning them.
     """
     monkeypatch.setattr(_internal, "is_controller", False)
+    # A process that ends with its module need not forget the warnings that it gave.
+    monkeypatch.setattr(warnings, "_global_warnings", {})
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import struct
 import tarfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -729,6 +730,14 @@ def test_completion_knows_the_options_there_are() -> None:
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "host", lambda: HOST)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Undo what the program does to its process: a broken pipe would end the tests."""
+    handler = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, handler)
 
 
 def run(called: str, *words: str) -> int:

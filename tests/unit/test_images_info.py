@@ -13,7 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.playbook.task import Task
 from ansible_collections.slipway.host.plugins.action import images, images_info
 from ansible_collections.slipway.host.plugins.module_utils._catalogue import load_catalogue
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts
@@ -118,7 +118,7 @@ def test_images_stops_before_a_build_that_the_driver_does_not_run(
     build._task.check_mode = check_mode
     reply = {"facts": OLD_DRIVER, "images": {}, "engine": None}
     monkeypatch.setattr(_ask, "ask", lambda *_: reply)
-    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(_detached, "carry_out", lambda *_: pytest.fail("it was built"))
     with pytest.raises(AnsibleActionFail) as caught:
         build.run(None, {})
     said = str(caught.value)
@@ -130,11 +130,13 @@ def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> 
     build = action(images)
     reply = {"facts": facts("t4", loaded="580.65.06\n"), "images": {}, "engine": None}
     monkeypatch.setattr(_ask, "ask", lambda *_: reply)
-    built: list[str] = []
 
-    def note(wanted: list[Any], _: dict[str, Any]) -> dict[str, Any]:
-        built.extend(one.reference for one in wanted)
-        return {"built": built, "failed": {}}
+    def carried_out(_action: Any, _folder: str, _program: str, job: bytes) -> dict[str, Any]:
+        with tarfile.open(fileobj=io.BytesIO(job)) as archive:
+            member = archive.extractfile("job.json")
+            assert member is not None
+            builds = json.load(member)["builds"]
+        return {"built": [one["reference"] for one in builds], "failed": {}}
 
-    monkeypatch.setattr(build, "_build", note)
+    monkeypatch.setattr(_detached, "carry_out", carried_out)
     assert build.run(None, {})["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]
