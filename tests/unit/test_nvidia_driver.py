@@ -540,6 +540,12 @@ def test_removal_names_all_that_could_be_there(model: str) -> None:
     assert {"name": "linux-image-generic", "hold": False} in gone["owned"]["packages"]
 
 
+def test_removal_takes_back_the_links_that_enabled_daemons() -> None:
+    here, gone = (plan(facts("8xh100"), state=state) for state in ("present", "absent"))
+    enabled = {unit["name"] for unit in here["owned"]["units"]}
+    assert enabled == {unit["name"] for unit in gone["owned"]["units"] if not unit["enabled"]}
+
+
 def test_removal_from_a_host_that_never_had_one() -> None:
     gone = plan(facts("none"), state="absent")
     assert gone["owned"]["packages"] == []

@@ -42,6 +42,7 @@ UNATTENDED = "/etc/apt/apt.conf.d/60slipway-nvidia-driver"
 MODPROBE = "/etc/modprobe.d/slipway-nvidia-driver.conf"
 MODULES_LOAD = "/etc/modules-load.d/slipway-nvidia-driver.conf"
 PERSISTENCE = "/etc/systemd/system/nvidia-persistenced.service.d/slipway.conf"
+DAEMONS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
 WRITTEN_BY = "# Written by Slipway's role nvidia_driver.\n"
 
 # The version of a driver package up to its revision: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
@@ -193,13 +194,13 @@ def plan(
         "modules": _kernel_modules(decision, present),
         "units": [
             {
-                "name": "nvidia-persistenced.service",
+                "name": DAEMONS[0],
                 "enabled": True,
                 "active": True,
                 "since": [PERSISTENCE] if decision.source == data.UBUNTU else [],
             },
             *(
-                {"name": "nvidia-fabricmanager.service", "enabled": True, "active": True}
+                {"name": DAEMONS[1], "enabled": True, "active": True}
                 for _ in range(decision.fabric_manager)
             ),
         ],
@@ -630,5 +631,6 @@ def _removal(present: Mapping[str, str], host: HostFacts) -> dict[str, Any]:
             *({"name": name, "state": "absent"} for name in sorted(present)),
             *({"name": f"linux-image-{meta}", "hold": False} for meta in host.kernel_metas),
         ],
+        "units": [{"name": name, "enabled": False, "active": False} for name in DAEMONS],
     }
     return _result(Decision(True, "nvidia_driver_state is absent.", needed=False), owned)
