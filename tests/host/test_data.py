@@ -161,6 +161,7 @@ def test_second_run_changes_nothing_and_asks_nobody(site: DataSite) -> None:
     assert alone.changed() == set() and "ml_data" in alone.output
     assert site.must("--check", slipway_survey=False).changed() == set()
     assert len(site.server.requests) == asked
+    assert site.on("ls /var/lib/slipway/data") == "", "no job is left"
 
 
 def test_secrets_are_nowhere_on_the_host(site: DataSite) -> None:
@@ -392,7 +393,7 @@ def test_work_in_a_repository_is_never_lost(site: DataSite) -> None:
     assert site.on(f"cat {file}") == "mine"
     site.on(f"su alice -c 'git -C {CODE}/course checkout -q lesson'")
     site.must()
-    assert site.on(f"cat {file}; stat -c %U {CODE}/course/.git/HEAD") == "two\nalice"
+    assert site.on(f"cat {file}; echo; stat -c %U {CODE}/course/.git/HEAD") == "two\nalice"
     site.course["revision"] = before
     site.wanted()
     site.must()

@@ -60,7 +60,12 @@ def carry_out(action: ActionBase, work: str, program: str, job: bytes) -> dict[s
                 return done
             time.sleep(PACE)
     finally:
-        _command(action, f"cd /; kill -0 $(cat {folder}/pid) 2>/dev/null || rm -rf {folder}")
+        # Between the result and the end of the program there is nothing but a moment.
+        _command(
+            action,
+            f"cd /; [ ! -e {folder}/result.json ] && kill -0 $(cat {folder}/pid) 2>/dev/null || "
+            f"rm -rf {folder}",
+        )
 
 
 def _command(action: ActionBase, script: str, data: bytes = b"\n") -> str:
