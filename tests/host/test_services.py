@@ -89,6 +89,8 @@ class Services(Site):
             ml_images_names=["iris-api", "jupyter", "tensorboard"],
             ml_services_projects=list(projects),
             user_access_users=[{"name": "alice", "docker": True}],
+            # What images do is proven elsewhere; what services do is, each time.
+            host_verify_smoke=False,
             **more,
         )
 
@@ -217,26 +219,20 @@ def test_limits_and_confinement_reach_the_engine(lab: Services) -> None:
 
 
 # Where a secret must not be: what docker tells, what processes show, what was logged, and all files
-# but its own.
-SEARCH = """
-docker ps --all --quiet | xargs docker inspect | grep -c -- "$1" || true
-ps axewww | grep -v grep | grep -c -- "$1" || true
-for one in $(docker ps --quiet); do docker logs "$one" 2>&1; done | grep -c -- "$1" || true
-journalctl --no-pager --quiet | grep -c -- "$1" || true
-grep -rlI -- "$1" /etc /root /home /var/log /var/lib/slipway /tmp 2>/dev/null || true
+# but its own. It is looked for by way of a file, since a command line would be found.
+SEARCH = f"""
+search() {{ grep "$@" --fixed-strings --file {TOKEN}; }}
+docker ps --all --quiet | xargs docker inspect | search --count || true
+ps axewww | search --count || true
+for one in $(docker ps --quiet); do docker logs "$one" 2>&1; done | search --count || true
+journalctl --no-pager --quiet | search --count || true
+search -rlI /etc /root /home /var/log /var/lib/slipway /tmp || true
 """
 
 
-def traces(lab: Services, secret: str) -> list[str]:
-    """Return where on the host a secret is found: four counts, and files."""
-    lab.on(f"umask 077; mkdir -p /run/search; cat >/run/search/search <<'END'\n{SEARCH}END")
-    # By way of a file: what is on a command line is found there.
-    lab.on(f"umask 077; cat >/run/search/word <<'END'\n{secret}\nEND")
-    found = lab.on(
-        "cd /run/search; sed 's/\"$1\"/-f \\/run\\/search\\/word/; s/ -- / /' search >searched;"
-        " sh searched; rm -r /run/search"
-    )
-    return found.splitlines()
+def traces(lab: Services) -> list[str]:
+    """Return where on the host the secret is found: four counts, and files."""
+    return lab.on(SEARCH).splitlines()
 
 
 def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None:
@@ -247,7 +243,7 @@ def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None
     assert re.fullmatch("[0-9a-f]{48}", secret)
     assert secret not in run.output and secret not in str(run.events)
     assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
-    assert traces(lab, secret) == ["0", "0", "0", "0", TOKEN]
+    assert traces(lab) == ["0", "0", "0", "0", TOKEN]
 
 
 def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
@@ -260,7 +256,7 @@ def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
     assert given not in run.output and given not in str(run.events)
     assert lab.on(f"cat {TOKEN}") == given
     assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
-    assert traces(lab, given) == ["0", "0", "0", "0", TOKEN]
+    assert traces(lab) == ["0", "0", "0", "0", TOKEN]
 
 
 def test_a_secret_may_be_a_file_of_the_host_with_a_line_end(lab: Services) -> None:
@@ -331,7 +327,6 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
     run = lab.converge()
     assert {task.partition(":")[0] for task in run.changed()} == {"ml_services"}
     assert lab.plan() == (0, set())
-    assert lab.converge(slipway_survey=False).changed() == set()
     assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
     save(lab, 8888, TOKEN, "after.ipynb")
     assert lab.on(f"stat -c %u:%g {NOTES}/after.ipynb") == "4242:4343"
@@ -456,7 +451,8 @@ def gpu_lab(
 ) -> Services:
     """A host with eight made-up GPUs, with an engine that has CDI switched on or on by default."""
     folder = tmp_path_factory.mktemp(request.param)
-    devices = Mount(str(pci.build(folder / "pci", pci.MODELS["8xh100"])), "/sys/bus/pci/devices")
+    tree = pci.build(folder / "pci", pci.MODELS["8xh100"], flat=True)
+    devices = Mount(str(tree), "/sys/bus/pci/devices")
     spec = HostSpec(f"gpu-{request.param}", base=request.param, mounts=(devices,))
     lab = Services(hosts.ensure(spec), folder)
     lab.extra = {"slipway_roles": ["docker_engine", "ml_images", "ml_services"]}
