@@ -4,7 +4,8 @@
 
 The devices are a made-up PCI tree, the packages bear the vendors' names and hold nothing, and the
 Ubuntu hosts are ubuntu-like: Debian 13 that calls itself Ubuntu.  What is real is apt, dpkg,
-systemd and the engine.
+systemd and the engine.  An arm64 host, which a Grace Hopper is, is not among them: of it the kernel
+has the name alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
+from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
+    Group,
+    Host,
+    HostSpec,
+    Mount,
+)
+from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
+    BaseUnavailableError,
+)
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
     default_state_dir,
 )
@@ -27,7 +36,8 @@ from tests.host.conftest import ROOT, Run, Site
 pytestmark = pytest.mark.host
 
 GROUP = "pytest-gpu"
-UBUNTU, DEBIAN = "ubuntu-like-24.04", "debian-13"
+# Debian unstable has an engine with CDI on by default; the others' engine has it off.
+UBUNTU, DEBIAN, UNSTABLE = "ubuntu-like-24.04", "debian-13", "debian-sid"
 DRIVER, ENGINE, TOOLKIT = "nvidia_driver", "docker_engine", "nvidia_container_toolkit"
 # Only what GPUs are about; the other roles have tests of their own.
 ROLES = {"slipway_roles": [DRIVER, ENGINE, TOOLKIT]}
@@ -47,9 +57,14 @@ class Expected:
 EXPECTED: dict[str, Expected] = {
     "none": Expected(UBUNTU, ""),
     "t4": Expected(
-        DEBIAN,
+        UNSTABLE,
         "Tesla T4 (Turing): driver branch 550 with proprietary kernel modules (built on the host",
         ("nvidia-kernel-dkms", "nvidia-smi", "firmware-nvidia-gsp", "linux-headers-amd64"),
+    ),
+    "8xv100": Expected(
+        UBUNTU,
+        "It is the last that drives these GPUs. Only proprietary modules drive these GPUs.",
+        ("linux-modules-nvidia-580-server-generic", "nvidia-utils-580-server"),
     ),
     "8xh100": Expected(
         UBUNTU,
@@ -64,6 +79,16 @@ EXPECTED: dict[str, Expected] = {
         UBUNTU,
         "8x NVIDIA B200 (Blackwell): driver branch 580 with open kernel modules (built on the host",
         ("nvidia-driver-pinning-580", "nvidia-dkms-580-open", "nvlsm", "nvidia-fabricmanager"),
+    ),
+    "rtx-pro-6000": Expected(
+        UBUNTU,
+        "Only open modules drive this GPU.",
+        ("linux-modules-nvidia-580-server-open-generic", "nvidia-utils-580-server"),
+    ),
+    "gh200": Expected(
+        UBUNTU,
+        "Only open modules drive this GPU.",
+        ("linux-modules-nvidia-580-server-open-generic-64k", "nvidia-utils-580-server"),
     ),
     "k80": Expected(
         UBUNTU,
@@ -83,13 +108,21 @@ class GpuSite(Site):
 
     def __init__(self, model: str, group: Group, folder: Path) -> None:
         base = EXPECTED[model].base
-        self.simulated = gpu_host.prepare(folder / model, model, base, newest=False)
-        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
-        super().__init__(group.ensure(HostSpec(model, base=base, mounts=mounts)), folder)
+        try:
+            host = self._host(model, group, folder / model, base)
+        except BaseUnavailableError:
+            # Unstable may be broken on any day; what needs its engine says so.
+            host = self._host(model, group, folder / f"{model}-13", DEBIAN)
+        super().__init__(host, folder)
         self.inventory = folder / f"{model}.yml"
         simulated = self.simulated
         self.variables = simulated.cuda_variables if model == "8xb200" else simulated.variables
         self.declare()
+
+    def _host(self, model: str, group: Group, folder: Path, base: str) -> Host:
+        self.simulated = gpu_host.prepare(folder, model, base, newest=False)
+        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        return group.ensure(HostSpec(model, base=base, mounts=mounts))
 
     def declare(self, **variables: Any) -> None:
         """Write the inventory, with what leads to the stand-in archives."""
@@ -140,6 +173,16 @@ def told(run: Run, host: str) -> str:
         if event["event"] in ("runner_on_ok", "runner_on_failed")
         and event["event_data"]["host"] == host
     )
+
+
+def reported(run: Run, host: str) -> list[str]:
+    """Return the lines in which a run says what it proved on one host."""
+    return [
+        line
+        for event in run.events
+        if event["event"] == "runner_on_ok" and event["event_data"]["host"] == host
+        for line in event["event_data"]["res"].get("report", ())
+    ]
 
 
 def test_only_the_host_that_no_driver_serves_fails(first: Run) -> None:
@@ -221,28 +264,110 @@ def test_the_plan_is_clean(fleet: Fleet, first: Run, model: str) -> None:
     assert fleet.sites[model].plan() == (0, set())
 
 
-# A container gets the device files and the environment that the stand-in specification names, by
-# the real engine, and keeps them.
-CONTAINER = """
-tar -C / -c bin lib lib64 usr/bin/dash usr/bin/sh usr/bin/sleep usr/bin/printenv \
-    usr/lib/x86_64-linux-gnu/libc.so.6 usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 \
-    usr/lib64 | docker import - stand-in/shell >/dev/null
-docker run --detach --name held --device nvidia.com/gpu=all stand-in/shell \
-    sh -c 'printenv SLIPWAY_STAND_IN; sleep 60' >/dev/null
-look() { docker exec held sh -c ': >/dev/nvidia0 && echo seen'; }
-look
-systemctl daemon-reload
-look
-docker logs held
-docker rm --force held >/dev/null
+# --- the proof that containers keep their GPUs -------------------------------------------------
+# Real are engine, containers and `systemctl daemon-reload`; the stand-in for nvidia-smi lists the
+# device files that it can open.
+
+VERIFY = "playbooks/verify.yml"
+KEPT = "and still does after systemctl daemon-reload"
+LEFT = "docker ps --all --quiet; docker image ls --all --quiet"
+# As it happens to containers that got their devices behind the engine's back: they are gone from
+# them once systemd has read its units anew.
+FORGETFUL_SYSTEMCTL = """\
+#!/bin/sh
+# Stand-in on a simulated host.
+/usr/bin/systemctl "$@"
+[ "$1" = daemon-reload ] || exit
+for container in $(docker ps --quiet); do
+    rm -f "/proc/$(docker inspect --format '{{.State.Pid}}' "$container")"/root/dev/nvidia*
+done
+"""
+# A container that got its GPUs by the older way, made of the host's own files.
+TRAINING = """
+tar -C / -c bin lib lib64 usr/bin/sleep usr/lib/x86_64-linux-gnu/libc.so.6 \
+    usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 usr/lib64 | docker import - stand-in/training
+docker run --detach --rm --name training --runtime nvidia stand-in/training sleep 300
 """
 
 
-@pytest.mark.parametrize("model", ["t4", "8xh100"])
-def test_a_container_gets_the_devices_and_keeps_them(fleet: Fleet, first: Run, model: str) -> None:
-    said = fleet.sites[model].on(CONTAINER).split()
-    version = fleet.sites[model].on("cat /sys/module/nvidia/version")
-    assert said == ["seen", "seen", version]
+@pytest.mark.parametrize("model", DRIVEN)
+def test_the_first_run_ends_with_a_container_that_keeps_the_gpus(
+    fleet: Fleet, first: Run, model: str
+) -> None:
+    gpus = fleet.sites[model].on("ls /dev/nvidia[0-9] | wc -l")
+    engine = fleet.sites[model].on("docker version --format '{{.Server.Version}}'")
+    proof = f"a container sees {gpus} of {gpus} by CDI on engine {engine}"
+    (proven,) = (line for line in reported(first, model) if proof in line)
+    assert proven.startswith("ok  GPUs in containers: ")
+    assert proven.endswith(KEPT)
+
+
+@pytest.fixture(scope="module")
+def t4(fleet: Fleet, first: Run) -> GpuSite:
+    """A host whose engine has CDI on by default."""
+    site = fleet.sites["t4"]
+    version = site.on("docker version --format '{{.Server.Version}}'")
+    if tuple(map(int, version.split(".")[:2])) < (28, 2):
+        pytest.skip(f"{UNSTABLE} cannot be had, and Debian 13's engine is {version}")
+    # Nothing had to be written for it.
+    assert "cdi" not in site.on("cat /etc/docker/daemon.json")
+    return site
+
+
+@pytest.fixture
+def forgetful(t4: GpuSite) -> Iterator[None]:
+    """Containers lose their GPUs by daemon-reload."""
+    file = t4.simulated.folder / "sbin/systemctl"
+    file.write_text(FORGETFUL_SYSTEMCTL)
+    file.chmod(0o755)
+    yield
+    file.unlink()
+
+
+def test_verify_proves_it_again_and_leaves_nothing(t4: GpuSite) -> None:
+    reloads = "journalctl --quiet --identifier systemd | grep -c 'Reload requested'"
+    before = t4.on(reloads)
+    run = t4.run(VERIFY)
+    assert run.status == "successful", run.output
+    assert run.changed() == set()
+    assert KEPT in run.output
+    assert int(t4.on(reloads)) > int(before)
+    assert t4.on(LEFT) == ""
+
+
+def test_gpus_that_are_lost_fail_the_proof(t4: GpuSite, forgetful: None) -> None:
+    run = t4.run(VERIFY)
+    assert run.status == "failed"
+    assert (
+        "after systemctl daemon-reload the same container sees 0 of 1 GPUs (Failed to initialize "
+        "NVML: Unknown Error); expected all of them"
+    ) in told(run, "t4")
+    assert t4.on(LEFT) == ""
+
+
+def test_the_reload_can_be_switched_off(t4: GpuSite, forgetful: None) -> None:
+    run = t4.run(VERIFY, host_verify_daemon_reload=False)
+    assert run.status == "successful", run.output
+    assert "systemctl daemon-reload was not tried" in run.output
+
+
+def test_somebodys_training_keeps_its_gpus(t4: GpuSite, forgetful: None) -> None:
+    t4.on(TRAINING)
+    run = t4.run(VERIFY)
+    assert run.status == "successful", run.output
+    assert "it would take the GPUs from training" in run.output
+    t4.on("docker rm --force training; docker image rm stand-in/training")
+
+
+def test_without_cdi_the_proof_says_what_to_switch_on(t4: GpuSite) -> None:
+    off = """echo '{"features": {"cdi": false}}' >/etc/docker/daemon.json"""
+    t4.on(f"cp /etc/docker/daemon.json /root; {off}; systemctl restart docker")
+    run = t4.run(VERIFY)
+    assert run.status == "failed"
+    # The stand-in for the hook gives nothing.
+    assert "features.cdi has to be true in /etc/docker/daemon.json" in told(run, "t4")
+    assert t4.on(LEFT) == ""
+    t4.on("cp /root/daemon.json /etc/docker; systemctl restart docker")
 
 
 PREFERENCES = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import tarfile
 from types import SimpleNamespace
 from typing import Any
 

@@ -59,13 +59,14 @@ def port() -> Iterator[int]:
 def engine(
     monkeypatch: pytest.MonkeyPatch, images: list[Any] | None = None, containers: Any = None
 ) -> None:
-    """Let the probe find these images and containers."""
+    """Let the probe find these images and containers, on a host without GPUs."""
     answers = {
         "/version": VERSION,
         "/images/json": images or [],
         "/containers/json?all=1": containers or [],
     }
     monkeypatch.setattr(_probe, "docker", answers.__getitem__)
+    monkeypatch.setattr(_probe, "gpu_facts", lambda: {"devices": []})
 
 
 def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def test_a_service_that_answers_as_declared_is_proven(
     monkeypatch: pytest.MonkeyPatch, port: int, ip: str
 ) -> None:
     engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
-    proof = _verify.checks(smoke=True)
+    proof = _verify.checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "service iris-api"]
     assert all(check["ok"] for check in proof)
     assert '"prediction": "virginica"' in proof[1]["seen"]
@@ -104,7 +105,7 @@ def test_a_service_that_does_not_is_told_with_its_answer(
     monkeypatch: pytest.MonkeyPatch, port: int, proof: dict[str, Any], seen: str
 ) -> None:
     engine(monkeypatch, containers=[container(port, **proof)])
-    check = _verify.checks(smoke=False)[1]
+    check = _verify.checks(smoke=False, daemon_reload=True)[1]
     assert not check["ok"]
     assert seen in check["seen"]
 
@@ -138,20 +139,22 @@ def test_a_door_opens_with_the_secret_alone(
 
 def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     engine(monkeypatch, containers=[container(1, **EXPECTED)])
-    assert "refused" in _verify.checks(smoke=False)[1]["seen"]
+    assert "refused" in _verify.checks(smoke=False, daemon_reload=True)[1]["seen"]
 
 
 def test_without_an_expectation_any_success_counts(
     monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     engine(monkeypatch, containers=[container(port)])
-    assert _verify.checks(smoke=False)[1]["seen"].endswith("answered with success")
+    assert _verify.checks(smoke=False, daemon_reload=True)[1]["seen"].endswith(
+        "answered with success"
+    )
 
 
 def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [{"Labels": {"com.docker.compose.service": "web"}}, {"Labels": None}]
     engine(monkeypatch, containers=others)
-    assert len(_verify.checks(smoke=True)) == 1
+    assert len(_verify.checks(smoke=True, daemon_reload=True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -182,11 +185,11 @@ def test_the_smoke_test_of_each_tagged_image_runs(
 ) -> None:
     program("docker", 'echo "$*" >&2; exit 3')
     engine(monkeypatch, images=IMAGES)
-    proof = _verify.checks(smoke=True)
+    proof = _verify.checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu"]
     assert "exit status 3" in proof[1]["seen"]
     assert "--entrypoint sh slipway/a:cpu smoke.sh" in proof[1]["seen"]
-    assert len(_verify.checks(smoke=False)) == 1
+    assert len(_verify.checks(smoke=False, daemon_reload=True)) == 1
 
 
 def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
@@ -202,7 +205,7 @@ def test_a_smoke_test_without_end_fails(program: Program) -> None:
 
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_probe, "DOCKER_SOCKET", "/does/not/exist")
-    (check,) = _verify.checks(smoke=True)
+    (check,) = _verify.checks(smoke=True, daemon_reload=True)
     assert not check["ok"]
     assert "No such file" in check["seen"]
 

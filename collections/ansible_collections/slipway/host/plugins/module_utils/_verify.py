@@ -9,6 +9,7 @@ containers how they are proven, as labels.  So this also proves images that came
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,10 +19,16 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, _smoke
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _gpu_proof,
+    _owned,
+    _probe,
+    _smoke,
+)
 
 LABEL_SMOKE = "io.slipway.smoke"
 SMOKE_TIMEOUT = 1800
+GPUS, GPUS_IN_CONTAINERS = "GPUs", "GPUs in containers"
 REQUEST_TIMEOUT = 30
 
 
@@ -38,7 +45,7 @@ def attempt(what: str, act: Callable[[], str]) -> Check:
     """Return the check of ACT, which returns what it saw or raises."""
     try:
         return Check(what, True, act())
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, subprocess.SubprocessError) as error:
         return Check(what, False, str(error) or type(error).__name__)
 
 
@@ -128,16 +135,24 @@ def _services() -> Iterator[Check]:
         yield attempt(f"service {name}", partial(_service, container, proof))
 
 
-def checks(smoke: bool) -> list[dict[str, Any]]:
+def checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
     """Try everything; return what came of it, as plain mappings.
 
-    SMOKE says whether the images' smoke tests run again.  A host that is to have no engine has
-    nothing to prove.
+    SMOKE says whether the images' smoke tests run again, DAEMON_RELOAD whether systemd is told to
+    read its units anew while a container holds the GPUs.  A host that is to have no engine has
+    nothing to prove but its GPUs.
     """
-    if not _probe.host_facts()["docker_package"]:
-        return [asdict(Check("engine", True, "none is installed"))]
+    facts = _probe.host_facts()
+    gpus = _gpu_proof.mine(facts)
+    found = [attempt(GPUS, partial(_gpu_proof.on_host, gpus))] if gpus else []
+    if not facts["docker_package"]:
+        found.append(Check("engine", True, "none is installed"))
+        return [asdict(check) for check in found]
     engine = attempt("engine", _engine)
-    found = [engine]
+    found.append(engine)
     if engine.ok:
+        if gpus and found[0].ok:
+            held = partial(_gpu_proof.in_container, gpus, daemon_reload)
+            found.append(attempt(GPUS_IN_CONTAINERS, held))
         found += [*_images(smoke), *_services()]
     return [asdict(check) for check in found]

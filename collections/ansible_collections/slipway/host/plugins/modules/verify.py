@@ -11,15 +11,24 @@ short_description: Ask a finished host to do the real thing
 description:
   - Asks the Docker Engine, runs the smoke test of each catalogue image on the host, and sends each
     service the request that its image declares, expecting the declared answer.
-  - Changes nothing; the smoke tests run in containers of their own that are removed.
+  - On a host with NVIDIA GPUs, asks the driver for all of them, and a container that gets them the
+    way the engine is configured. Then systemd is told to read its units anew, which takes the GPUs
+    from containers that got them behind the engine's back, and the same container is asked again.
+  - Changes nothing; what is tried runs in containers of their own that are removed.
 options:
   smoke:
     description: Run the images' smoke tests.
     type: bool
     default: true
+  daemon_reload:
+    description:
+      - Tell systemd to read its units anew while a container holds the GPUs. It is left out where a
+        running container would lose its GPUs by it, and the report names that container.
+    type: bool
+    default: true
 attributes:
   check_mode:
-    description: Changes nothing, so check mode makes no difference.
+    description: Changes nothing; in check mode systemd is not told anything either.
     support: full
   diff_mode:
     description: Changes nothing.
@@ -54,6 +63,10 @@ report:
   returned: on success
   type: list
   elements: str
+slipway_note:
+  description: What a container saw of the GPUs, for the table that ends a run.
+  returned: on success, on a host with GPUs and an engine
+  type: str
 """
 
 from collections.abc import Mapping
@@ -62,7 +75,10 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _verify
 
-ARGUMENT_SPEC: dict[str, Any] = {"smoke": {"type": "bool", "default": True}}
+ARGUMENT_SPEC: dict[str, Any] = {
+    "smoke": {"type": "bool", "default": True},
+    "daemon_reload": {"type": "bool", "default": True},
+}
 
 
 def line(check: Mapping[str, Any]) -> str:
@@ -73,11 +89,18 @@ def line(check: Mapping[str, Any]) -> str:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    checks = _verify.checks(module.params["smoke"])
+    reload = module.params["daemon_reload"] and not module.check_mode
+    checks = _verify.checks(module.params["smoke"], reload)
     wrong = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
     if wrong:
         module.fail_json(msg="; ".join(wrong), checks=checks)
-    module.exit_json(changed=False, checks=checks, report=[line(check) for check in checks])
+    notes = [check["seen"] for check in checks if check["what"] == _verify.GPUS_IN_CONTAINERS]
+    module.exit_json(
+        changed=False,
+        checks=checks,
+        report=[line(check) for check in checks],
+        **({"slipway_note": f"GPUs: {notes[0]}"} if notes else {}),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,265 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What counts as a proof that containers get the GPUs and keep them."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils import _gpu_proof, _probe, _verify
+from ansible_collections.slipway.host.plugins.modules import verify
+
+from tests.fixtures import pci
+from tests.unit.conftest import RunModule
+
+CDI = {"ServerVersion": "28.5.2", "CgroupDriver": "systemd", "CDISpecDirs": ["/etc/cdi"]}
+HOOK = {"ServerVersion": "24.0.7", "CgroupDriver": "cgroupfs", "CDISpecDirs": None}
+OFF = {"ServerVersion": "26.1.5", "CgroupDriver": "systemd", "CDISpecDirs": []}
+LOST = "Failed to initialize NVML: Unknown Error"
+
+# Each program writes down how it was called. The container's GPUs are a file, which the daemon
+# reload may take; nvidia-smi in the container is `docker exec`.
+DOCKER = """
+echo "docker $*" >>"$LOG"
+case $1 in
+import) cat >"$FOLDER/root.tar"; echo sha256:image ;;
+run) [ ! -e "$FOLDER/refusal" ] || { cat "$FOLDER/refusal" >&2; exit 125; }; echo c1 ;;
+exec) cat "$FOLDER/inside"; ! grep -q Failed "$FOLDER/inside" ;;
+esac
+"""
+SYSTEMCTL = """
+echo "systemctl $*" >>"$LOG"
+[ ! -e "$FOLDER/after" ] || mv "$FOLDER/after" "$FOLDER/inside"
+"""
+
+
+def listing(count: int) -> str:
+    return "".join(f"GPU {number}: NVIDIA T4 (UUID: GPU-{number})\n" for number in range(count))
+
+
+@dataclass
+class GpuHost:
+    """A host whose programs are stand-ins, and what the engine's socket answers."""
+
+    folder: Path
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def sees(self, inside: str, after: str | None = None) -> None:
+        (self.folder / "inside").write_text(inside)
+        if after is not None:
+            (self.folder / "after").write_text(after)
+
+    def called(self) -> list[str]:
+        log = self.folder / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def gpu_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
+) -> GpuHost:
+    """A host with two GPUs, an engine with CDI, and everything in order."""
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    program("docker", DOCKER)
+    program("systemctl", SYSTEMCTL)
+    program("nvidia-smi", f"printf '{listing(2)}'")
+    program("nvidia-ctk", "exit 0")
+    tree = pci.build(tmp_path / "sys", pci.MODELS["k80"])
+    read = _probe.gpu_facts
+    monkeypatch.setattr(_probe, "gpu_facts", lambda: read(str(tree)))
+    found = GpuHost(
+        tmp_path,
+        {
+            "/info": CDI,
+            "/version": {"Version": "28.5.2", "ApiVersion": "1.51"},
+            "/containers/json": [],
+            "/containers/json?all=1": [],
+            "/images/json": [],
+        },
+    )
+    monkeypatch.setattr(_probe, "docker", lambda path: found.answers[path])
+    found.sees(listing(2))
+    return found
+
+
+def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
+    checks = _verify.checks(smoke=False, daemon_reload=reload)
+    return {check["what"]: check for check in checks}
+
+
+def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHost) -> None:
+    check = prove(gpu_host)["GPUs in containers"]
+    assert check["ok"], check["seen"]
+    assert check["seen"] == (
+        "a container sees 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd, and still does "
+        "after systemctl daemon-reload"
+    )
+    run = f"docker run --rm --detach --network none --label {_gpu_proof.LABEL}"
+    assert gpu_host.called() == [
+        f"docker import --change LABEL {_gpu_proof.LABEL} -",
+        f"{run} --device nvidia.com/gpu=all sha256:image sleep 600",
+        "docker exec c1 nvidia-smi -L",
+        "systemctl daemon-reload",
+        "docker exec c1 nvidia-smi -L",
+        "docker rm --force c1",
+        "docker image rm sha256:image",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "seen"), [(f"{LOST}\n", f"sees 0 of 2 GPUs ({LOST})"), (listing(1), "sees 1 of 2")]
+)
+def test_gpus_that_the_reload_took_are_told_with_what_to_do(
+    gpu_host: GpuHost, after: str, seen: str
+) -> None:
+    gpu_host.answers["/info"] = OFF
+    gpu_host.sees(listing(2), after)
+    check = prove(gpu_host)["GPUs in containers"]
+    assert not check["ok"]
+    assert f"after systemctl daemon-reload the same container {seen}" in check["seen"]
+    assert "expected all of them" in check["seen"]
+    assert "by --gpus on engine 26.1.5, cgroup driver systemd" in check["seen"]
+    assert "features.cdi has to be true in /etc/docker/daemon.json" in check["seen"]
+    assert gpu_host.called()[-2:] == ["docker rm --force c1", "docker image rm sha256:image"]
+
+
+def test_an_engine_before_cdi_gives_them_by_the_hook(gpu_host: GpuHost) -> None:
+    gpu_host.answers["/info"] = HOOK
+    assert prove(gpu_host)["GPUs in containers"]["ok"]
+    assert any("--gpus all,capabilities=utility" in line for line in gpu_host.called())
+
+
+def test_without_the_reload_the_container_is_asked_once(gpu_host: GpuHost) -> None:
+    check = prove(gpu_host, reload=False)["GPUs in containers"]
+    assert check["ok"]
+    assert "systemctl daemon-reload was not tried" in check["seen"]
+    assert "systemctl daemon-reload" not in gpu_host.called()
+
+
+def running(**host_config: Any) -> dict[str, Any]:
+    return {
+        "/containers/json": [{"Id": "t1", "Names": ["/training"]}],
+        "/containers/t1/json": {"HostConfig": host_config},
+    }
+
+
+GPUS = {"Driver": "", "Capabilities": [["gpu"]]}
+
+
+@pytest.mark.parametrize(
+    "host_config", [{"DeviceRequests": [GPUS]}, {"Runtime": "nvidia", "DeviceRequests": None}]
+)
+def test_nobody_elses_container_loses_its_gpus_by_the_proof(
+    gpu_host: GpuHost, host_config: dict[str, Any]
+) -> None:
+    gpu_host.answers.update(running(**host_config))
+    check = prove(gpu_host)["GPUs in containers"]
+    assert check["ok"]
+    assert "it would take the GPUs from training" in check["seen"]
+    assert "systemctl daemon-reload" not in gpu_host.called()
+
+
+@pytest.mark.parametrize(
+    ("info", "host_config"),
+    [
+        (CDI, {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=all"]}]}),
+        (CDI, {"DeviceRequests": None, "Runtime": "runc"}),
+        (HOOK, {"DeviceRequests": [GPUS]}),
+    ],
+    ids=["by CDI", "without GPUs", "not systemd's devices"],
+)
+def test_containers_that_keep_them_do_not_stand_in_the_way(
+    gpu_host: GpuHost, info: dict[str, Any], host_config: dict[str, Any]
+) -> None:
+    gpu_host.answers.update({"/info": info, **running(**host_config)})
+    assert prove(gpu_host)["GPUs in containers"]["seen"].endswith("systemctl daemon-reload")
+
+
+def test_a_container_that_does_not_start_is_told_with_what_to_do(gpu_host: GpuHost) -> None:
+    words = "CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=all"
+    (gpu_host.folder / "refusal").write_text(words)
+    check = prove(gpu_host)["GPUs in containers"]
+    assert not check["ok"]
+    assert words in check["seen"]
+    assert "systemctl restart nvidia-cdi-refresh" in check["seen"]
+    assert gpu_host.called()[-1] == "docker image rm sha256:image"
+
+
+def test_a_gpu_that_the_driver_lost_is_told_and_no_container_is_tried(
+    gpu_host: GpuHost, program: Callable[[str, str], None]
+) -> None:
+    program("nvidia-smi", f"printf '{listing(1)}'")
+    proof = prove(gpu_host)
+    assert proof["GPUs"]["seen"].startswith("nvidia-smi sees 1 of 2 GPUs; expected all")
+    assert "GPUs in containers" not in proof
+    program("nvidia-smi", "echo 'stand-in: the driver is not loaded' >&2; exit 9")
+    assert "(stand-in: the driver is not loaded)" in prove(gpu_host)["GPUs"]["seen"]
+
+
+def test_slices_of_a_gpu_are_not_counted(
+    gpu_host: GpuHost, program: Callable[[str, str], None]
+) -> None:
+    sliced = listing(2) + "  MIG 1g.10gb     Device  0: (UUID: MIG-0)\n"
+    program("nvidia-smi", f"printf '{sliced}'")
+    assert prove(gpu_host)["GPUs"]["seen"] == "nvidia-smi sees 2 of 2"
+
+
+@pytest.mark.parametrize(
+    ("missing", "what", "seen"),
+    [
+        ("nvidia-ctk", "GPUs in containers", "not tried: driver and container toolkit"),
+        ("nvidia-smi", "GPUs", "no driver is installed"),
+    ],
+)
+def test_what_is_not_installed_is_not_missed(
+    gpu_host: GpuHost, missing: str, what: str, seen: str
+) -> None:
+    (gpu_host.folder / "programs" / missing).unlink()
+    check = prove(gpu_host)[what]
+    assert check["ok"]
+    assert seen in check["seen"]
+
+
+def test_a_host_without_gpus_proves_none(
+    gpu_host: GpuHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_probe, "gpu_facts", lambda: {"devices": []})
+    assert list(prove(gpu_host)) == ["engine"]
+
+
+def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
+    tree = pci.build(tmp_path / "vfio", pci.MODELS["vfio-part"])
+    facts = {**_probe.host_facts(), "gpu": _probe.gpu_facts(str(tree))}
+    assert _gpu_proof.mine(facts) == 1
+
+
+def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: Path) -> None:
+    prove(gpu_host)
+    root = tmp_path / "root"
+    with tarfile.open(fileobj=io.BytesIO((tmp_path / "root.tar").read_bytes())) as tar:
+        tar.extractall(root, filter="tar")
+    # nvidia-smi is a script here, so its shell is there; itself it comes with the GPUs.
+    assert not list(root.rglob("nvidia-smi"))
+    if os.geteuid() == 0:
+        ran = subprocess.run(["chroot", root, "sh", "-c", "sleep 0 && echo ran"], stdout=-1)
+        assert ran.stdout == b"ran\n"
+
+
+def test_the_module_tells_the_table_and_spares_the_reload_in_check_mode(
+    gpu_host: GpuHost, run_module: RunModule
+) -> None:
+    result = run_module(verify, smoke=False)
+    assert not result["changed"]
+    assert result["slipway_note"].endswith("and still does after systemctl daemon-reload")
+    assert any(line.startswith("ok  GPUs in containers: ") for line in result["report"])
+    checked = run_module(verify, check=True, smoke=False)
+    assert checked["slipway_note"].endswith("systemctl daemon-reload was not tried")

@@ -1,0 +1,75 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulated GPU hosts that `./slipway demo --gpu MODEL` makes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils._gpu_decision import decide
+from ansible_collections.slipway.host.plugins.module_utils._gpu_facts import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils._gpu_host import host_facts
+
+from tests.fixtures import gpu_host, nvidia_packages
+from tests.unit.gpu_facts import facts
+
+ROOT = Path(__file__).parents[2]
+NOBLE = "ubuntu-like-24.04"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("none", "t4", "8xv100", "8xa100", "8xh100", "8xb200"),
+        *("rtx-pro-6000", "k80", "gh200", "v100-b200"),
+    ],
+)
+def test_what_the_decision_asks_for_is_in_the_stand_in_archives(model: str) -> None:
+    kernel = gpu_host.kernel_of(model, NOBLE)
+    found = host_facts(facts(model))
+    host = HostFacts(
+        "ubuntu", "24.04", kernel, gpus=found.gpus, nvswitches=found.nvswitches,
+        nvlink_bridges=found.nvlink_bridges,
+    )  # fmt: skip
+    archive = {package.name for package in nvidia_packages.ubuntu(kernel=kernel)}
+    cuda = {package.name for package in nvidia_packages.cuda_ubuntu()}
+    assert set(decide(host, Wanted()).packages) <= archive | cuda
+
+
+def test_a_grace_hopper_runs_the_kernel_of_its_pages() -> None:
+    assert gpu_host.kernel_of("gh200", NOBLE) == "6.8.0-149-generic-64k"
+    names = {package.name for package in nvidia_packages.ubuntu(kernel="6.8.0-149-generic-64k")}
+    assert "linux-modules-nvidia-580-server-open-generic-64k" in names
+
+
+def variables(base: str) -> dict[str, Any]:
+    key = SimpleNamespace(file=Path("key.asc"), fingerprint="A" * 40)
+    nothing: Any = None
+    made: Any = key
+    return gpu_host.GpuHost(Path("/x"), base, made, nothing, nothing, nothing).variables
+
+
+def test_images_of_an_ubuntu_like_host_stand_on_debian() -> None:
+    assert variables(NOBLE)["ml_catalogue_base"] == "debian-13"
+    assert "ml_catalogue_base" not in variables("debian-13")
+
+
+def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            *("playbooks/demo.yml", "-e", "demo_gpu=h1000"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "There is no model 'h1000' to simulate; models: none, t4, 8xv100" in done.stdout
+    assert not (ROOT / ".slipway/stand-ins/h1000-ubuntu-like-24.04").exists()
