@@ -131,7 +131,7 @@ def test_a_door_opens_with_the_secret_alone(
     file = tmp_path / "token"
     file.write_text(secret)
     engine(monkeypatch, containers=[container(port, path=path, secret=str(file))])
-    check = _verify.checks(smoke=False)[1]
+    check = _verify.checks(smoke=False, daemon_reload=True)[1]
     assert check["ok"] is ok
     assert seen in check["seen"]
     assert secret.strip() not in check["seen"]
