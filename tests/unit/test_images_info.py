@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import tarfile
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +16,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.playbook.task import Task
 from ansible_collections.slipway.host.plugins.action import images, images_info
 from ansible_collections.slipway.host.plugins.module_utils._catalogue import load_catalogue
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts
@@ -118,7 +121,7 @@ def test_images_stops_before_a_build_that_the_driver_does_not_run(
     build._task.check_mode = check_mode
     reply = {"facts": OLD_DRIVER, "images": {}, "engine": None}
     monkeypatch.setattr(_ask, "ask", lambda *_: reply)
-    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(_detached, "carry_out", lambda *_: pytest.fail("it was built"))
     with pytest.raises(AnsibleActionFail) as caught:
         build.run(None, {})
     said = str(caught.value)
@@ -132,9 +135,12 @@ def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_ask, "ask", lambda *_: reply)
     built: list[str] = []
 
-    def note(wanted: list[Any], _: dict[str, Any]) -> dict[str, Any]:
-        built.extend(one.reference for one in wanted)
+    def note(_action: Any, _work: str, _program: str, job: bytes) -> dict[str, Any]:
+        with tarfile.open(fileobj=io.BytesIO(job)) as archive:
+            description = archive.extractfile("job.json")
+            assert description
+            built.extend(build["reference"] for build in json.load(description)["builds"])
         return {"built": built, "failed": {}}
 
-    monkeypatch.setattr(build, "_build", note)
+    monkeypatch.setattr(_detached, "carry_out", note)
     assert build.run(None, {})["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]
