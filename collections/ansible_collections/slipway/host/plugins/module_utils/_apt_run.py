@@ -122,13 +122,16 @@ class Apt:
         stale = _apt.is_stale(output)
         return list((_apt.unread(output) or (self.unread if stale else {})).values())
 
-    def run(self, command: Sequence[str], cwd: str | None = None) -> tuple[int, str]:
+    def run(
+        self, command: Sequence[str], cwd: str | None = None, lock_timeout: int | None = None
+    ) -> tuple[int, str]:
         """Run COMMAND, as soon as nobody else holds a lock; return its status and all it said."""
         program, *words = command
         if program in ("apt-get", "apt-cache"):
             words = [*self.options, *words]
         # Not by apt's own option: that one is for dpkg's lock alone, and apt-mark knows none.
-        deadline = time.monotonic() + self.lock_timeout
+        patience = self.lock_timeout if lock_timeout is None else lock_timeout
+        deadline = time.monotonic() + patience
         while True:
             status, out, err = self.module.run_command(
                 [program, *words], environ_update=ENVIRONMENT, cwd=cwd
@@ -244,9 +247,12 @@ class Apt:
             )
         return gone
 
-    def hold_again(self, names: Iterable[str]) -> None:
-        """Hold those of the packages NAMES that dpkg knows, whatever became of them."""
+    def hold_again(self, names: Iterable[str], wait: bool = True) -> None:
+        """Hold those of the packages NAMES that dpkg knows, whatever became of them.
+
+        Without WAIT, somebody's lock is no reason to stay: apt has waited for it before.
+        """
         known = _probe.dpkg(sorted(names))
         there = [name for name, entry in known.items() if entry and entry[1] != "not-installed"]
         if there:
-            self.run([*_apt.HOLD, *there])
+            self.run([*_apt.HOLD, *there], lock_timeout=self.lock_timeout if wait else 0)

@@ -368,5 +368,7 @@ class PackageSet:
         """Run the changing COMMAND; the set is held afterwards, whatever comes of it."""
         try:
             self.apt.change(command, doing=doing)
-        finally:
-            self.apt.hold_again(hold)
+        except AptError:
+            self.apt.hold_again(hold, wait=False)
+            raise
+        self.apt.hold_again(hold)

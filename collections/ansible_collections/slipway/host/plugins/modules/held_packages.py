@@ -180,7 +180,8 @@ def main() -> None:
             actions = change(apt, module, _probe.dpkg(names))
         except AptError as error:
             # Whatever was reached: what is held stays held.
-            apt.hold_again(entry["name"] for entry in wanted if entry["hold"])
+            held = [entry["name"] for entry in wanted if entry["hold"]]
+            apt.hold_again(held, wait=False)
             module.fail_json(msg=str(error), output=error.output)
     module.exit_json(
         changed=changed,
