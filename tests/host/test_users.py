@@ -12,9 +12,11 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
     default_state_dir,
@@ -135,6 +137,22 @@ def test_people_who_run_programs_with_the_groups_of_before_are_named(site: Peopl
     assert "bob is no longer in docker, but has programs that were started before" in said(run)
     assert "loginctl terminate-user bob" in said(run)
     site.on("pkill -u alice sleep; pkill -u bob sleep")
+
+
+def test_the_user_of_ansible_is_in_the_group_for_the_tasks_that_follow(
+    site: People, tmp_path: Path
+) -> None:
+    site.people({"name": site.host.user, "docker": True}, {"name": "carol", "docker": "rootless"})
+    playbook = tmp_path / "play.yml"
+    # The inventory's word for it wins over the keyword.
+    as_itself = {"ansible_become": False}
+    ask = {"name": "Use it", "ansible.builtin.command": "docker ps", "vars": as_itself}
+    play = {"hosts": "all", "gather_facts": False, "roles": ["user_access"], "tasks": [ask]}
+    playbook.write_text(yaml.safe_dump([play]))
+    run = site.run(str(playbook))
+    assert run.status == "successful", run.output
+    site.people()
+    site.converge()
 
 
 # Folders of a team.

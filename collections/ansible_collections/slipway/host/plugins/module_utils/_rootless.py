@@ -29,7 +29,7 @@ DOCKERD = "/usr/local/libexec/slipway/dockerd"
 DOCKERD_TEXT = f"""\
 #!/bin/sh
 # Written by Slipway's role user_access. Runs as the root of a user's namespace, where RootlessKit
-# has put links in the place of all that is in /etc and /run. An engine looks for CDI
+# has put links in the place of all that is in /etc and /run. Engines such as 26.1 look for CDI
 # specifications in folders, not behind links.
 set -eu
 PATH=/usr/bin:/usr/sbin:/bin:/sbin
