@@ -153,7 +153,7 @@ def test_a_run_tells_where_the_token_is_and_ml_tells_root_the_address(lab: Servi
 
 def save(lab: Services, port: int, token: str, name: str) -> None:
     status, text = lab.ask(port, f"/api/contents/{name}", token, "PUT", NOTEBOOK)
-    assert status == 201, text
+    assert status in (200, 201), text
 
 
 def test_notebooks_outlive_the_container_and_belong_to_the_declared_user(lab: Services) -> None:
@@ -247,7 +247,7 @@ def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None
 
 
 def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
-    given = "given-by-a-vault-3e1f"
+    given = "given-by-a-vault-9b2c"
     project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "content": given}]}
     lab.serve({"name": "iris-api"}, project, SCRATCH, BOARD)
     assert lab.plan() == (2, {("ml_services", "secrets", TOKEN)})
