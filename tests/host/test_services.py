@@ -153,7 +153,7 @@ def test_a_run_tells_where_the_token_is_and_ml_tells_root_the_address(lab: Servi
 
 def save(lab: Services, port: int, token: str, name: str) -> None:
     status, text = lab.ask(port, f"/api/contents/{name}", token, "PUT", NOTEBOOK)
-    assert status == 201, text
+    assert status in (200, 201), text
 
 
 def test_notebooks_outlive_the_container_and_belong_to_the_declared_user(lab: Services) -> None:
@@ -247,7 +247,7 @@ def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None
 
 
 def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
-    given = "given-by-a-vault-3e1f"
+    given = "given-by-a-vault-9b2c"
     project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "content": given}]}
     lab.serve({"name": "iris-api"}, project, SCRATCH, BOARD)
     assert lab.plan() == (2, {("ml_services", "secrets", TOKEN)})
@@ -257,6 +257,9 @@ def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
     assert lab.on(f"cat {TOKEN}") == given
     assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
     assert traces(lab) == ["0", "0", "0", "0", TOKEN]
+    # Without a word of it, the last one stays.
+    lab.serve(*PROJECTS)
+    assert lab.plan() == (0, set())
 
 
 def test_a_secret_may_be_a_file_of_the_host_with_a_line_end(lab: Services) -> None:
@@ -274,9 +277,7 @@ def test_a_secret_may_be_a_file_of_the_host_with_a_line_end(lab: Services) -> No
     assert run.status == "failed"
     assert f"/root/token, which {TOKEN} is to be a copy of, is missing" in run.output
     assert "Nothing was changed" in run.output
-    # Without a word of it, the last one stays.
     lab.serve(*PROJECTS)
-    assert lab.plan() == (0, set())
 
 
 def project_of(name: str) -> tuple[str, str, str]:
