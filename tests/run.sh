@@ -5,7 +5,7 @@
 #   (nothing)   lint, unit and contract tests, then molecule and whole runs on throwaway hosts
 #   --quick     lint, unit and contract tests
 #   --molecule  these scenarios, or all
-#   --vm        the tests that boot a virtual machine
+#   --vm        the tests that boot a virtual machine; under emulation, so no other run has them
 set -u
 cd "$(dirname -- "$0")/.." || exit 1
 export ANSIBLE_CONFIG="$PWD/ansible.cfg"
