@@ -337,7 +337,8 @@ def test_a_service_that_is_unwell_is_made_anew(lab: Services) -> None:
     before = lab.container("iris-api")["Id"]
     # All of its processes but the first, which only waits for the others, stand still.
     lab.on(
-        "docker top iris-api-iris-api-1 -o pid | tail -n +3 | xargs kill -STOP;"
+        "init=$(docker inspect --format '{{.State.Pid}}' iris-api-iris-api-1);"
+        " server=$(pgrep --parent $init); kill -STOP $server $(pgrep --parent $server);"
         " for i in $(seq 240); do docker ps | grep -q unhealthy && exit; sleep 1; done; exit 1"
     )
     assert lab.plan() == (2, {project_of("iris-api")})
