@@ -9,6 +9,7 @@ older ones are nowhere but on the hosts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,8 @@ class Both(Site):
 
 
 def told(run: Run) -> str:
-    """Return all that a run said, as words with single spaces."""
-    return " ".join(run.output.split())
+    """Return all that a run said, without colours and as words with single spaces."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", run.output).split())
 
 
 @pytest.fixture(scope="module")
