@@ -9,6 +9,7 @@ older ones are nowhere but on the hosts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,11 +47,10 @@ Packages = dict[str, tuple[str, str]]
 
 
 def fragile(package: Package) -> Package:
-    """Return a package of which one cannot be configured, or ends dpkg, on a host that says so."""
+    """Return a package of which one cannot be configured on a host that says so."""
     if package.name != "nvidia-utils-580-server":
         return package
-    script = "test ! -e /run/broken\ntest ! -e /run/killing || { rm /run/killing; kill -9 $PPID; }"
-    return replace(package, scripts={"postinst": script})
+    return replace(package, scripts={"postinst": "test ! -e /run/broken"})
 
 
 class UpgradeSite(Site):
@@ -117,8 +117,8 @@ class Both(Site):
 
 
 def told(run: Run) -> str:
-    """Return all that a run said, as words with single spaces."""
-    return " ".join(run.output.split())
+    """Return all that a run said, without colours and as words with single spaces."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", run.output).split())
 
 
 @pytest.fixture(scope="module")
@@ -341,12 +341,12 @@ def test_a_version_that_an_archive_out_of_reach_may_have(
 def test_an_interrupted_dpkg_is_seen_and_finished(other: UpgradeSite) -> None:
     """Its database says that all is installed; its journal says what it was doing."""
     name = "nvidia-utils-580-server"
+    # What dpkg leaves when it is killed between two writes of its database.
     other.on(
-        "touch /run/killing; apt-get -qq install -y --reinstall --allow-change-held-packages "
-        f"{name} >/dev/null 2>&1 || true"
+        f"sed -n '/^Package: {name}$/,/^$/p' /var/lib/dpkg/status | "
+        "sed 's/^Status: .*/Status: hold ok half-configured/' >/var/lib/dpkg/updates/0001"
     )
-    assert other.on("ls /var/lib/dpkg/updates | grep -c '^[0-9]'") != "0"
-    assert (("nvidia_driver", "packages", name)) in other.plan()[1]
+    assert other.plan() == (2, {("nvidia_driver", "packages", name)})
     run = other.converge()
     assert f"finished what an interrupted installation had left: {name}" in told(run)
     assert other.on("dpkg --audit; ls /var/lib/dpkg/updates") == ""
