@@ -155,6 +155,15 @@ class Site:
         return done.returncode, named
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares hosts in one process: a file, or the files that share this one's host."""
+    sharing = {item.path for item in items if "converged" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = GROUP if item.path in sharing else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def group() -> Iterator[Group]:
     # The same folder each time, so that what an interrupted run left is found and removed.
