@@ -81,4 +81,4 @@ stage 'unit and contract tests' pytest
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
 stage 'molecule' run_molecule --all
 # Hosts are waited for more than they compute: two files at a time.
-closing_pytest 'whole runs on throwaway hosts' -m 'host and not vm' -n 2 --dist loadgroup
+closing_pytest 'whole runs on throwaway hosts' -m 'host and not vm' -n 2 --dist loadfile

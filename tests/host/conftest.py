@@ -23,7 +23,8 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway_state impo
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUP = "pytest-site"
+# Files that share this host run in one process or in two, each of which then has its own.
+GROUP = "-".join(filter(None, ("pytest-site", os.environ.get("PYTEST_XDIST_WORKER"))))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk alice"
 DECLARED: dict[str, Any] = {
     "ml_services_publish": "0.0.0.0",
@@ -153,15 +154,6 @@ class Site:
             for one in found
         }
         return done.returncode, named
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares hosts in one process: a file, or the files that share this one's host."""
-    sharing = {item.path for item in items if "converged" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = GROUP if item.path in sharing else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
