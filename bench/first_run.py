@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a first run costs over a plain shell script that does the same work.
 
-Usage: ./slipway run bench/first_run.py [--rounds N]
+Usage: ./slipway run python bench/first_run.py [--rounds N]
 
 Two fresh hosts, in turn: one gets `site.yml`, the other a script with the same apt, build, smoke
 test and compose commands over one ssh connection.  CPU is that of both sides.  Most of it is the

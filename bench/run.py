@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a re-run costs: one table, every row measured in this one run, on one throwaway host.
 
-Usage: ./slipway run bench/run.py [--playbook FILE ...] [--files] [--rounds N] [--keep]
+Usage: ./slipway run python bench/run.py [--playbook FILE ...] [--files] [--rounds N] [--keep]
 
   --playbook FILE  one more row: another playbook, run against the same host (a peer's roles)
   --files          also the survey over 50, 500 and 5000 owned files
