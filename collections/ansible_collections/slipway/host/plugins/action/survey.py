@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible import constants as C
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import filter_loader
+from ansible.plugins.loader import become_loader, connection_loader, shell_loader
 from ansible.utils.display import Display
 
 # First, since it decides how the others are loaded.
@@ -26,8 +27,8 @@ from ansible_collections.slipway.host.plugins.module_utils import (
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles, _templates
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    "roles": {"type": "list", "elements": "str", "required": True},
-    "enabled": {"type": "bool", "default": True},
+    "roles": {"type": "list", "elements": "str"},
+    "enabled": {"type": "bool"},
     "settled": {"type": "bool", "default": False},
 }
 GROUP = "slipway_drift"
@@ -46,13 +47,19 @@ def warm() -> None:
     once a run, not once a host.
     """
     roles = [_roles.load(role) for role in _roles.all_names()]
-    _templates.compile_once([role.defaults, role.own] for role in roles)
+    plugins = (Path(__file__).parent.parent / "filter").glob("*.py")
+    _templates.prepare(
+        ([role.defaults, role.own] for role in roles),
+        [f"slipway.host.{plugin.stem}" for plugin in plugins],
+    )
     for folder in _roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():
             _image_index.fingerprint(catalogue)
-    for plugin in (Path(__file__).parent.parent / "filter").glob("*.py"):
-        filter_loader.get(f"slipway.host.{plugin.stem}")
+    # How hosts are reached, unless the inventory says otherwise.
+    connection_loader.get(C.config.get_config_value("DEFAULT_TRANSPORT"), class_only=True)
+    become_loader.get(C.config.get_config_value("DEFAULT_BECOME_METHOD"), class_only=True)
+    shell_loader.get("sh", class_only=True)
     # What is here now stays: no worker's collector need go through it, and copy it by doing so.
     gc.freeze()
 
@@ -70,10 +77,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: Vars | None = None) -> dict[str, Any]:
         """Survey one host, see the documentation of slipway.host.survey."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
+        variables = task_vars or {}
+        arguments = self._arguments(variables)
         # Plain strings: Ansible's own are other keys for the cache.
         roles = [str(role) for role in arguments["roles"]]
-        variables = task_vars or {}
         facts = variables.get("ansible_facts", {}).get("slipway")
         answer: _owned.Answer = {}
         owned: dict[str, Mapping[str, Any]] = {}
@@ -123,6 +130,22 @@ class ActionModule(ActionBase):
         )
         return result
 
+    def _arguments(self, variables: Vars) -> Vars:
+        """Return the task's arguments, those left out from variables.
+
+        As arguments, two templates would be compiled for each host, a tenth of what it costs.
+        """
+        given = {
+            name: self._templar.template(variables[variable])
+            for name, variable in (("roles", "slipway_roles"), ("enabled", "slipway_survey"))
+            if variable in variables
+        }
+        self._task.args = {"enabled": True, **given, **self._task.args}
+        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
+        if arguments["roles"] is None:
+            raise AnsibleActionFail("which roles? Give 'roles', or the variable slipway_roles")
+        return dict(arguments)
+
     def _refuse(self, owned: Mapping[str, Mapping[str, Any]]) -> None:
         """Fail before the first change where a role cannot work on this host."""
         found = [f"{role}: {why}" for role, its in owned.items() for why in its.get("refused", ())]
@@ -144,7 +167,7 @@ class ActionModule(ActionBase):
         """Return ``__<role>_<what>`` of each role as the role itself would see it."""
         found: Vars = {}
         templar = self._templar.copy_with_new_env()
-        _templates.use_compiled(templar)
+        _templates.use_prepared(templar)
         for role in map(_roles.load, roles):
             plan, name = f"__{role.name}_plan", f"__{role.name}_{what}"
             # Where the owned state is part of a plan, one template less is compiled for each host.

@@ -17,14 +17,16 @@ description:
   - Runs the host's Python without a module transfer, so it costs about as much as C(raw).
 options:
   roles:
-    description: The roles to survey, in the order in which they would run.
+    description:
+      - The roles to survey, in the order in which they would run.
+      - By default those of the variable C(slipway_roles).
     type: list
     elements: str
-    required: true
   enabled:
-    description: When false, every role counts as drifted, so that the roles themselves decide.
+    description:
+      - When false, every role counts as drifted, so that the roles themselves decide.
+      - By default the variable C(slipway_survey), and true where there is none.
     type: bool
-    default: true
   settled:
     description: Fail where anything differs, because the roles have just run.
     type: bool
