@@ -57,6 +57,19 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     )
 
 
+def test_an_address_that_only_its_host_can_reach_says_so() -> None:
+    report = {
+        host: entry(urls={"api": "http://127.0.0.1:5000/", "web": f"http://{host}:80/"})
+        for host in ("gpu01", "gpu02")
+    }
+    assert _report.summary(report).splitlines()[3:] == [
+        "api: http://127.0.0.1:5000/ (on gpu01 itself)",
+        "web: http://gpu01:80/",
+        "api: http://127.0.0.1:5000/ (on gpu02 itself)",
+        "web: http://gpu02:80/",
+    ]
+
+
 @pytest.mark.parametrize(
     ("report", "status"),
     [

@@ -14,6 +14,8 @@ from typing import Any
 
 Report = Mapping[str, Mapping[str, Any]]
 
+# What an address begins with that nobody but the host can reach.
+LOOPBACK = ("//127.", "//[::1]")
 EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT = 0, 1, 2
 
 
@@ -53,7 +55,11 @@ def summary(report: Report) -> str:
         counts = ", ".join(f"{role} ({len(found)})" for role, found in entry["differences"].items())
         rows.append((host, entry["status"], entry.get("error") or counts or "-"))
         after += [f"{host}: {note}" for note in entry["notes"]]
-        after += [f"{service}: {url}" for service, url in sorted(entry["urls"].items())]
+        after += [
+            f"{service}: {url}"
+            + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")
+            for service, url in sorted(entry["urls"].items())
+        ]
     return "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
 
 
