@@ -9,11 +9,11 @@ Usage: ./slipway run python bench/run.py [--playbook FILE ...] [--files] [--roun
   --rounds N       times each row is measured; the cheapest counts (default 3)
   --keep           leave the host for another go
 
-CPU is user and system time of all processes: of the controller as the kernel counts it for the
-command, of the host as the engine counts it for the host's container.  Round trips are the
-connections' EXEC lines of a separate run with -vvv.  Several hosts are several names of one host,
-each with its own connection, so its CPU is the sum of all.  Wall time depends on what else the
-machine does; compare the rest.
+"Empty" is the first row, "one host" the same thing with one host.  CPU is user and system time of
+all processes: of the controller as the kernel counts it for the command, of the host as the engine
+counts it for the host's container.  Round trips are the connections' EXEC lines of a separate run
+with -vvv.  Several hosts are several names of one host, each with its own connection, so its CPU is
+the sum of all.  Wall time depends on what else the machine does; compare the rest.
 """
 
 from __future__ import annotations
@@ -190,6 +190,8 @@ def rows(bench: Bench, playbooks: Sequence[str]) -> list[tuple[str, int, Cost]]:
     """Measure everything; return label, number of hosts and cost."""
     empty = bench.folder / "empty.yml"
     empty.write_text("- hosts: all\n  gather_facts: false\n  tasks: []\n")
+    least = bench.folder / "raw.yml"
+    least.write_text(f"{empty.read_text()[:-4]}[ansible.builtin.raw: 'true']\n")
     data: dict[str, Any] = {
         "packages": ["docker.io", "docker-cli", "docker-buildx", "docker-compose", "iptables"],
         "absent": ["/etc/apt/sources.list.d/docker.sources", "/etc/apt/keyrings/docker.asc"],
@@ -201,6 +203,9 @@ def rows(bench: Bench, playbooks: Sequence[str]) -> list[tuple[str, int, Cost]]:
     found = [
         ("empty playbook", 1, bench.play(str(empty))),
         ("one ssh", 1, bench.measure(bench.host.ssh_command("true"), trips=False)),
+        # The least that Ansible can ask of a host: what is beyond it is ours.
+        ("one task, raw: true", 1, bench.play(str(least))),
+        ("one task, raw: true", 20, bench.play(str(least), 20)),
         ("slipway site", 1, bench.play(SITE)),
         ("slipway site", 8, bench.play(SITE, 8)),
         ("slipway site", 20, bench.play(SITE, 20)),
@@ -224,6 +229,7 @@ def rows(bench: Bench, playbooks: Sequence[str]) -> list[tuple[str, int, Cost]]:
 def show(found: Sequence[tuple[str, int, Cost]]) -> str:
     """Return the table."""
     empty = found[0][2]
+    alone = {label: cost for label, hosts, cost in found if hosts == 1}
     lines = [
         (
             label,
@@ -231,6 +237,8 @@ def show(found: Sequence[tuple[str, int, Cost]]) -> str:
             f"{cost.controller:.2f}",
             f"{cost.host:.2f}",
             f"{cost.cpu / empty.cpu:.1f}",
+            f"{cost.controller / alone[label].controller:.1f}",
+            f"{cost.cpu / alone[label].cpu:.1f}",
             f"{1000 * max(cost.controller - empty.controller, 0) / hosts:.0f}",
             "-" if cost.trips is None else f"{cost.trips / hosts:g}",
             f"{cost.wall:.2f}",
@@ -238,7 +246,8 @@ def show(found: Sequence[tuple[str, int, Cost]]) -> str:
         for label, hosts, cost in found
     ]
     heading = (
-        *("WHAT", "HOSTS", "CONTROLLER S", "HOST S", "TIMES EMPTY", "CONTROLLER MS/HOST"),
+        *("WHAT", "HOSTS", "CONTROLLER S", "HOST S", "TIMES EMPTY"),
+        *("CONTROLLER TIMES ONE HOST", "SUM TIMES ONE HOST", "CONTROLLER MS/HOST"),
         *("TRIPS/HOST", "WALL S"),
     )
     return _report.table(lines, heading)
