@@ -20,6 +20,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import _bytecode  # n
 
 # isort: split
 from ansible_collections.slipway.host.plugins.module_utils import (
+    _aliases,
     _daemon_json,
     _image_index,
     _owned,
@@ -56,6 +57,7 @@ def warm() -> None:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():
             _image_index.fingerprint(catalogue)
+    _aliases.program_sources()
     # How hosts are reached, unless the inventory says otherwise.
     connection_loader.get(C.config.get_config_value("DEFAULT_TRANSPORT"), class_only=True)
     become_loader.get(C.config.get_config_value("DEFAULT_BECOME_METHOD"), class_only=True)

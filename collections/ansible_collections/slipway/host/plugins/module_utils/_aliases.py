@@ -212,7 +212,7 @@ def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[st
 
 
 @cache
-def _sources() -> tuple[tuple[str, str], ...]:
+def program_sources() -> tuple[tuple[str, str], ...]:
     """Return the program's modules, name and content; read once a process."""
     folder = Path(settings.__file__).parent
     return tuple((f.name, f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.py")))
@@ -220,7 +220,7 @@ def _sources() -> tuple[tuple[str, str], ...]:
 
 def _program_files() -> Iterator[dict[str, Any]]:
     """Yield the program: a package, and the file that runs it whatever the user's environment."""
-    for name, content in _sources():
+    for name, content in program_sources():
         yield {"path": f"{LIBRARY}/{PACKAGE}/{name}", "content": content}
     # Isolated: neither the user's PYTHONPATH nor the folder where the user stands lends a module.
     launcher = (
