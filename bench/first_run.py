@@ -44,6 +44,7 @@ packages='docker.io docker-cli docker-buildx docker-compose iptables'
 apt-get -qq update
 apt-get -qq install -y --no-install-recommends $packages >/dev/null
 apt-mark -qq hold $packages
+apt-get -qq install -y --no-install-recommends bash-completion zstd >/dev/null
 printf '{"log-driver":"json-file","log-opts":{"max-size":"50m","max-file":"3"}}' \
     >/etc/docker/daemon.json
 systemctl restart docker
@@ -53,7 +54,7 @@ MMDEBSTRAP /tmp/base.tar
 docker import -c 'CMD ["bash"]' /tmp/base.tar base >/dev/null
 apt-get -qq purge -y --auto-remove mmdebstrap >/dev/null
 mkdir /tmp/context && tar -x -C /tmp/context -f /tmp/context.tar
-docker buildx build --quiet --load --tag slipway/iris-api:cpu --build-arg BASE=base \
+docker buildx build --quiet --load --tag slipway/iris-api:cpu --build-arg BASE=base --build-arg ROOT=base \
     --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt /tmp/context >/dev/null
 docker run --rm --init --network none --read-only --tmpfs /tmp:exec --user 1234:1234 \
     --entrypoint python slipway/iris-api:cpu /opt/slipway/smoke.py >/dev/null

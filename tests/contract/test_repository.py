@@ -218,3 +218,8 @@ def test_ansible_cfg_names_what_is_there() -> None:
     # Nothing that hides trouble.
     for hiding in ("command_warnings", "deprecation_warnings", "system_warnings"):
         assert hiding not in settings["defaults"]
+
+
+def test_the_first_runs_benchmark_builds_as_the_builder_does() -> None:
+    given = set(re.findall(r"--build-arg (\w+)=", text(ROOT / "bench/first_run.py")))
+    assert given == set(re.findall(r"^ARG (\w+)=", text(ROOT / "images/Dockerfile.j2"), re.M))
