@@ -51,6 +51,7 @@ class Host:
         mine = {"owner": ME, "group": MINE}
         return {
             "name": "lab",
+            "ports": [],
             "volumes": volumes or [],
             "files": [
                 {"path": str(root / "secrets"), "state": "directory", "mode": "0700", **mine},
@@ -252,3 +253,34 @@ def test_a_folder_that_the_user_cannot_write_to_is_told_before_anything_is_chang
     host.data.chmod(0o700)
     project["mounts"][0]["read_only"] = True
     assert not run(run_module, host, project).get("failed")
+
+
+def test_projects_that_swap_ports_do_not_trip_over_each_other(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    def page(name: str, port: int) -> dict[str, Any]:
+        path = str(host.folder / name / "compose.yaml")
+        services = [{"name": name, "config": "new"}]
+        return {
+            **{key: [] for key in ("volumes", "folders", "secrets", "mounts")},
+            "name": name,
+            "ports": [f"127.0.0.1:{port}"],
+            "files": [{"path": path, "content": "x"}],
+            "projects": [{"name": name, "services": services}],
+        }
+
+    held = "".join(
+        f"""echo '{name} {{"80/tcp":[{{"HostIp":"127.0.0.1","HostPort":"{port}"}}]}}';"""
+        for name, port in (("first", 1), ("second", 2), ("other", 3))
+    )
+    says = f"ps*) echo c1 c2 c3;; inspect*) {held} echo 'gone null';;"
+    program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
+    swapped = run(run_module, host, page("first", 2), page("second", 1))
+    assert swapped["started"] == ["first", "second"]
+    asked, looked, *rest = host.told
+    assert asked.startswith("ps") and looked.endswith("c1 c2 c3")
+    assert rest[0] == "compose --project-name second stop"
+    assert [line.split()[5] for line in rest[1:]] == ["first", "second"]
+    # One that moves out of the way goes first, and nobody is stopped.
+    run(run_module, host, page("first", 2), page("second", 4))
+    assert [line.split()[5] for line in host.told[2:]] == ["second", "first"]

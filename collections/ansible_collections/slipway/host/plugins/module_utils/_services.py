@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _service_gpus
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _owned,
+    _service_gpus,
+    _service_ports,
+)
 from ansible_collections.slipway.host.plugins.module_utils._declaration import nearest
 from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
 
@@ -22,7 +26,6 @@ SECRETS_FOLDER = "secrets"
 # Where compose puts secrets in a container.
 SECRETS_INSIDE = "/run/secrets"
 HEADER = "# Written by Slipway's role ml_services; changes are overwritten.\n"
-ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 # What compose takes for a project, and the engine for a volume.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
@@ -121,12 +124,12 @@ class Published:
     @property
     def binding(self) -> str:
         """Return it as compose writes it."""
-        return f"{self.address}:{self.port}:{self.inside}"
+        return f"{self.place}:{self.inside}"
 
-    def clashes(self, other: Published) -> bool:
-        """Whether both cannot be had at once."""
-        everywhere = self.address in ANY_ADDRESS or other.address in ANY_ADDRESS
-        return self.port == other.port and (everywhere or self.address == other.address)
+    @property
+    def place(self) -> str:
+        """Return where it is on the host, see _service_ports."""
+        return f"{self.address}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -298,9 +301,9 @@ def _path_of(name: str, secrets: Iterable[Secret]) -> str:
 
 def _urls(project: Project, published: Sequence[Published], host: Host) -> dict[str, str]:
     """Return where a person finds the service, by name of the port."""
-    pages = project.service["urls"]
+    pages, anywhere = project.service["urls"], _service_ports.ANY_ADDRESS
     return {
-        port.name: f"http://{host.name if port.address in ANY_ADDRESS else port.address}"
+        port.name: f"http://{host.name if port.address in anywhere else port.address}"
         f":{port.port}{pages[port.name]}"
         for port in published
         if port.name in pages
@@ -390,6 +393,7 @@ def _plan(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:
     names = [secret.name for secret in secrets]
     return {
         "name": project.name,
+        "ports": [port.place for port in published],
         "volumes": volumes,
         "files": [
             *([{"path": inside, "state": "directory", "mode": "0700"}] if secrets else []),
@@ -471,7 +475,7 @@ def _refuse_clashes(projects: Sequence[Project], host: Host) -> None:
         names.add(project.name)
         for port in _published(project, host):
             for other, before in taken:
-                if port.clashes(before):
+                if _service_ports.clash(port.place, before.place):
                     raise project.error(
                         f"port {port.port} of {port.address} is published by project {other.name} "
                         f"already; give it another one: ports: {{{port.name}: {port.port + 1}}}"

@@ -11,6 +11,8 @@ short_description: Compose projects that run, and only them
 description:
   - Writes each project's compose file and secrets, makes its volumes and folders, starts what is
     not as declared, and waits until it is healthy. Containers that are as declared are left alone.
+  - A project that leaves a port goes before the one that gets it. Where projects swap ports, one
+    is stopped first.
   - A project whose folder is there but that is not declared is stopped and removed. Its volumes
     stay, and so do folders of the host that it used.
   - A secret that nobody gives is made on the host and never leaves it.
@@ -29,6 +31,11 @@ options:
       name:
         description: Name of the project.
         type: str
+        required: true
+      ports:
+        description: Where the host has its ports, each as address and number with a colon between.
+        type: list
+        elements: str
         required: true
       volumes:
         description: Names of its volumes.
@@ -114,6 +121,7 @@ removed:
   elements: str
 """
 
+import json
 import re
 import secrets
 import subprocess
@@ -122,7 +130,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _files,
+    _owned,
+    _probe,
+    _service_ports,
+)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -132,6 +145,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "required": True,
         "options": {
             "name": {"type": "str", "required": True},
+            "ports": {"type": "list", "elements": "str", "required": True},
             "volumes": {"type": "list", "elements": "str", "required": True},
             "files": {"type": "list", "elements": "dict", "required": True},
             "folders": {"type": "list", "elements": "dict", "required": True},
@@ -257,6 +271,26 @@ def settle_folders(project: Project) -> None:
             _files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
 
 
+def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
+    """Return the places on the host that the containers of each compose project have."""
+    label = "com.docker.compose.project"
+    _status, out, _err = module.run_command(
+        ["docker", "ps", "--all", "--quiet", "--filter", f"label={label}"], check_rc=True
+    )
+    words = f'{{{{index .Config.Labels "{label}"}}}} {{{{json .HostConfig.PortBindings}}}}'
+    found: dict[str, list[str]] = {}
+    # One that has gone meanwhile has no port either.
+    _status, out, _err = module.run_command(["docker", "inspect", "--format", words, *out.split()])
+    for line in out.splitlines():
+        name, _, bindings = line.partition(" ")
+        found.setdefault(name, []).extend(
+            f"{one['HostIp']}:{one['HostPort']}"
+            for bound in (json.loads(bindings) or {}).values()
+            for one in bound
+        )
+    return found
+
+
 def settle(module: AnsibleModule, project: Project, anew: bool) -> None:
     """Make a project as declared; ANEW says that its containers have to be others in any case."""
     for file in project["files"]:
@@ -338,7 +372,10 @@ def main() -> None:
         # One project may read what another one writes. And a container keeps a folder that was
         # taken away, though another one has its place.
         made = settle_mounts(differing)
-        for project in differing:
+        held = held_ports(module) if len(differing) > 1 else {}
+        for project, stopped in _service_ports.turns(differing, held):
+            for name in stopped:
+                docker(module, "compose", "--project-name", name, "stop")
             settle(module, project, project["name"] in made)
     module.exit_json(
         changed=bool(found or strays),
