@@ -109,8 +109,11 @@ def test_a_service_runs_what_was_proven_here_with_the_least_rights() -> None:
         ({"publish": "0.0.0.0"}, ["0.0.0.0:5000:5000"], "http://gpu01:5000/predict"),
         ({"publish": "192.0.2.7"}, ["192.0.2.7:5000:5000"], "http://192.0.2.7:5000/predict"),
         ({"ports": {"api": 8080}}, ["127.0.0.1:8080:5000"], "http://127.0.0.1:8080/predict"),
+        ({"ports": {"api": "8080"}}, ["127.0.0.1:8080:5000"], "http://127.0.0.1:8080/predict"),
+        ({"publish": "::1"}, ["[::1]:5000:5000"], "http://[::1]:5000/predict"),
+        ({"publish": "::"}, ["[::]:5000:5000"], "http://gpu01:5000/predict"),
     ],
-    ids=["by default", "everywhere", "one address", "another port"],
+    ids=["by default", "everywhere", "one address", "another port", "text", "IPv6", "any IPv6"],
 )
 def test_where_a_service_is_found(declared: dict[str, Any], ports: list[str], url: str) -> None:
     found = project(**declared)
@@ -355,6 +358,12 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (PUBLISHED, {"volumes": {"work": "srv/notes"}}, "must be an absolute path or the name"),
         (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at its end"),
         (PUBLISHED, {"uid": 0}, "do not run as root"),
+        (PUBLISHED, {"uid": "0"}, "do not run as root"),
+        (PUBLISHED, {"ports": {"api": 70000}}, "port api is 70000, must be a number from 1"),
+        (PUBLISHED, {"ports": {"api": 0}}, "must be a number from 1"),
+        (PUBLISHED, {"ports": {"api": None}}, "port api is None, must be a number"),
+        (PUBLISHED, {"publish": "eth0"}, "publish is 'eth0', must be an address"),
+        (PUBLISHED, {"memory": "a lot"}, "memory is 'a lot', must be a size"),
         (PUBLISHED, {"name": "My Tool"}, "small letters"),
         (PUBLISHED, {"name": "../../root"}, "small letters"),
         (NEEDY, {}, "it needs the secret keys"),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ HEADER = "# Written by Slipway's role ml_services; changes are overwritten.\n"
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
 SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+SIZE = re.compile(r"\d+(\.\d+)?([bkmgt]|[kmgt]i?b)?", re.IGNORECASE)
 LIMITS = (
     ("memory", "mem_limit"),
     ("cpus", "cpus"),
@@ -78,7 +80,7 @@ class Project:
         services = self.build.image.get("services") or {}
         if not services:
             raise self.error(f"image {self.build.name} declares no service")
-        name = self.declared.get("service") or next(iter(services))
+        name = str(self.declared.get("service") or next(iter(services)))
         if name not in services:
             raise self.unknown("service", name, services)
         found: Mapping[str, Any] = services[name]
@@ -105,8 +107,11 @@ class Project:
     def user(self) -> tuple[int, int]:
         """Return uid and gid that it runs as: declared, or else the image's own."""
         own = self.build.image["user"]
-        uid = self.declared.get("uid")
-        gid = self.declared.get("gid")
+        # As text where a template made them.
+        uid, gid = (
+            None if self.declared.get(key) is None else int(self.declared[key])
+            for key in ("uid", "gid")
+        )
         if uid is None:
             return own["uid"], own["gid"] if gid is None else gid
         return uid, uid if gid is None else gid
@@ -172,7 +177,18 @@ def _published(project: Project, host: Host) -> list[Published]:
         if name not in known:
             raise project.unknown("port", name, known)
     address = project.declared.get("publish") or host.publish
+    try:
+        # In brackets, as compose wants those that have colons of their own.
+        form = "[{}]" if ipaddress.ip_address(address.strip("[]")).version == 6 else "{}"
+    except ValueError:
+        raise project.error(
+            f"publish is {address!r}, must be an address of the host, such as 127.0.0.1, or 0.0.0.0"
+        ) from None
+    address = form.format(address.strip("[]"))
     wanted = {**project.service["publish"], **given}
+    for name, port in wanted.items():
+        if not re.fullmatch(r"\d{1,5}", str(port)) or not 0 < int(port) < 65536:
+            raise project.error(f"port {name} is {port!r}, must be a number from 1 to 65535")
     return [Published(name, address, int(wanted[name]), known[name]) for name in sorted(wanted)]
 
 
@@ -333,6 +349,10 @@ def _check(project: Project) -> None:
         raise project.error("a name is small letters, digits, - and _, a letter or digit first")
     if project.user[0] == 0:
         raise project.error("uid is 0, but services do not run as root")
+    for key in ("memory", "shm_size"):
+        size = project.declared.get(key)
+        if size and not SIZE.fullmatch(str(size)):
+            raise project.error(f"{key} is {size!r}, must be a size such as 512m or 8g")
     for arg in project.service["args"]:
         if arg not in project.args:
             raise project.error(
