@@ -146,13 +146,13 @@ def test_the_proof_stands_on_the_container() -> None:
 
 def test_what_the_host_says_goes_before_what_the_image_says() -> None:
     found = project(
-        memory="1g", cpus=1.5, pids=9, shm_size="8g", environment={"B": 2, "A": True, "C": "x"}
+        memory="1g", cpus=1.5, pids=9, shm_size="8g", environment={"B": 2, "A": True, "C": None}
     )
     service = compose(found)
     limits = [service[key] for key in ("mem_limit", "cpus", "pids_limit", "shm_size")]
     assert limits == ["1g", 1.5, 9, "8g"]
     # Compose wants text, and the order of a mapping is no difference.
-    assert service["environment"] == {"A": "True", "B": "2", "C": "x"}
+    assert service["environment"] == {"A": "True", "B": "2", "C": ""}
     assert list(service["environment"]) == ["A", "B", "C"]
 
 

@@ -282,7 +282,9 @@ def _compose_service(
         "ports": [port.binding for port in published],
         "volumes": [mount.compose for mount in mounts],
         "secrets": [secret.name for secret in secrets],
-        "environment": {key: str(value) for key, value in sorted(environment.items())},
+        "environment": {
+            key: "" if value is None else str(value) for key, value in sorted(environment.items())
+        },
         "healthcheck": _healthcheck(declared.get("healthcheck")),
         **{compose: given.get(ours) or declared.get(ours) for ours, compose in LIMITS},
     }
