@@ -217,7 +217,7 @@ def test_numbers_may_be_written_without_quotes() -> None:
 
 
 def test_settings_of_nothing_are_refused() -> None:
-    with pytest.raises(AliasError, match="ml_aliases_settings.tool is None, must be a mapping"):
+    with pytest.raises(AliasError, match=r"ml_aliases_settings\.tool is None, must be a mapping"):
         _aliases.owned([IMAGE], Options("", settings={"tool": None}))  # type: ignore[dict-item]
 
 

@@ -97,7 +97,9 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
     """
     for name, its in options.settings.items():
         if not isinstance(its, Mapping):
-            raise AliasError(f"ml_aliases_settings.{name} is {its!r}, must be a mapping of settings")
+            raise AliasError(
+                f"ml_aliases_settings.{name} is {its!r}, must be a mapping of settings"
+            )
     aliases = [alias for alias in of_images(images) if _is_wanted(alias.name, options)]
     for alias in aliases:
         _check_names(alias)
