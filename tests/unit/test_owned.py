@@ -408,6 +408,7 @@ def container(name: str = "web", state: str = "running", health: str = "", **mar
         ([container(config="c0")], [("web runs an older configuration", "the declared one")]),
         ([container(digest=OLD)], [("web runs an older image", NEW[:12])]),
         ([container(), container("db")], [("db is there", "removed")]),
+        ([["web", "exited", "", {"com.docker.compose.oneoff": "True"}, 0], container()], []),
     ],
 )
 def test_projects(found: Any, changes: Changes) -> None:

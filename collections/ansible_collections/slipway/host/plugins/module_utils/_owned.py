@@ -81,6 +81,7 @@ Change: TypeAlias = "tuple[str, str]"
 
 LABEL_DIGEST = "io.slipway.digest"
 LABEL_CONFIG = "io.slipway.config"
+LABEL_ONE_OFF = "com.docker.compose.oneoff"
 # How a service is proven, as JSON.
 LABEL_PROOF = "io.slipway.proof"
 
@@ -409,6 +410,9 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
     containers = answer["projects"][entry["name"]]
     wanted = {service["name"]: service for service in entry["services"]}
     for service, state, health, labels, created in containers:
+        # What somebody did once by `docker compose run` is no service, and compose leaves it.
+        if labels.get(LABEL_ONE_OFF) == "True":
+            continue
         if service not in wanted:
             yield f"{service} is there", "removed"
             continue
