@@ -189,6 +189,7 @@ def test_the_survey_is_told_what_the_compose_file_says() -> None:
     file = found["files"][-1]
     assert file["path"] == "/etc/slipway/services/tool/compose.yaml"
     assert file["content"].startswith("# Written by Slipway's role ml_services")
+    assert file["mode"] == "0600"
 
 
 def test_the_role_owns_what_its_projects_do_and_nothing_else_in_its_folder() -> None:

@@ -422,6 +422,8 @@ def _plan(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:
             {
                 "path": f"{project.folder}/{COMPOSE_FILE}",
                 "content": _document(project, service, volumes, secrets),
+                # Variables may hold what is not everybody's.
+                "mode": "0600",
             },
         ],
         "folders": [
