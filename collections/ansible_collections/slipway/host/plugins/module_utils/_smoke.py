@@ -17,6 +17,8 @@ from pathlib import Path
 OPTIONS = [
     *("--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"),
     *("--user", "1234:1234", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    # Docker may give containers a proxy, which a test that talks to itself must not ask.
+    *("--env", "no_proxy=*", "--env", "NO_PROXY=*"),
 ]
 
 
