@@ -323,7 +323,11 @@ class Builder:
             "smoke_seconds": round(smoke_seconds, 1),
             "proven": proven,
         }
-        kept(image["reference"], ".json").write_text(json.dumps(record), encoding="utf-8")
+        file = kept(image["reference"], ".json")
+        # At once, since half of it would be no answer to `./slipway images list`.
+        written = file.with_suffix(".new")
+        written.write_text(json.dumps(record), encoding="utf-8")
+        written.rename(file)
 
     def at_once(self) -> int:
         """Return how many images may be built at the same time.
