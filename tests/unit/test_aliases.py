@@ -209,6 +209,18 @@ def test_what_cannot_be_is_refused(image: Planned, options: Options, message: st
     assert message in str(caught.value)
 
 
+def test_numbers_may_be_written_without_quotes() -> None:
+    given = {"gpus": 0, "cpus": 4, "environment": {"OMP_NUM_THREADS": 8}}
+    found = declared(IMAGE, Options("", settings={"tool": given}))["settings"]
+    assert (found["gpus"], found["cpus"]) == ("0", "4")
+    assert found["environment"] == {"OMP_NUM_THREADS": "8"}
+
+
+def test_settings_of_nothing_are_refused() -> None:
+    with pytest.raises(AliasError, match=r"ml_aliases_settings\.tool is None, must be a mapping"):
+        _aliases.owned([IMAGE], Options("", settings={"tool": None}))  # type: ignore[dict-item]
+
+
 def test_nothing_stays_of_a_role_that_is_absent() -> None:
     owned = _aliases.removed()
     present = _aliases.owned([IMAGE], PLAIN)

@@ -478,6 +478,19 @@ def test_a_refused_push_leaves_no_name_behind(
     assert docker.__dict__["asked"][-1] == f"image rm --no-prune {target}"
 
 
+def test_a_refused_push_gives_a_name_back_to_the_image_that_had_it(commands: Any) -> None:
+    commands("docker", 'echo "denied: no" >&2; exit 1')
+    docker = Docker({"image inspect": [{**FOUND, "Id": "sha256:old"}], "image tag": ""})
+    with pytest.raises(MlError, match="denied"):
+        images.push(docker, "slipway/lab:cpu", "reg.lab/me/x:1")
+    assert docker.__dict__["asked"][-1] == "image tag sha256:old reg.lab/me/x:1"
+
+
+def test_the_roles_own_names_are_not_to_be_pushed_to() -> None:
+    with pytest.raises(MlError, match="take a name of your own"):
+        images.push(Docker({}), "slipway/lab:cpu", "slipway/keras:cpu")
+
+
 # Docker's refusals.
 
 
@@ -598,6 +611,9 @@ def test_the_cookie_of_a_display_is_made_good_for_any_address() -> None:
     assert display.cookie(file, 10) == authority(
         (0xFFFF, b"", b"10", b"MIT-MAGIC-COOKIE-1", b"ten")
     )
+    shared = file + authority((256, b"other", b"10", b"MIT-MAGIC-COOKIE-1", b"far"))
+    assert display.cookie(shared, 10)[-3:] == b"far"
+    assert display.cookie(shared, 10, "host")[-3:] == b"ten"
     assert display.cookie(file, 3) == b""
     assert display.cookie(b"", 0) == b""
 
@@ -635,6 +651,20 @@ def test_a_display_over_tcp_is_relayed_by_a_socket(home: Path, monkeypatch: Any)
                 client.connect(str(folder / "X10"))
                 client.sendall(b"hello")
                 assert client.recv(16) == b"HELLO"
+
+
+def test_a_window_that_closes_does_not_end_the_others() -> None:
+    # As in main: without care, what is written to a window that is gone ends the whole program.
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        ours, theirs = socket.socketpair()
+        gone, other = socket.socketpair()
+        other.close()
+        with ours, theirs, gone:
+            theirs.sendall(b"expose")
+            display._copy(ours, gone)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: Any) -> None:

@@ -51,6 +51,8 @@ if verb == "image inspect":
         end(1, err="Error: No such image")
     end(out=json.dumps(images[words[-1]]) if ".Labels" in words[3] else "sha256:" + words[-1])
 if verb == "manifest inspect" or words[0] == "pull":
+    if words[0] == "manifest" and say.get("registry") == "of the engine":
+        end(1, err="no such host")
     end() if say.get("registry") and not images.update({{words[-1]: {{}}}}) else end(
         1, err="dial tcp: no route to host")
 if words[0] == "tag":
@@ -306,6 +308,20 @@ def test_a_registry_that_is_asked_for_and_does_not_answer_is_an_error(host: Host
     assert "debian:trixie-slim could not be pulled: dial tcp: no route to host" in failed
     assert "'bootstrap'" in failed
     assert not (host.root / "bootstrapped").exists()
+
+
+def test_an_engine_may_reach_a_registry_that_its_command_does_not(host: Host) -> None:
+    del host.images[LOCAL_BASE]
+    host.say = {"registry": "of the engine"}
+    assert host.run()["built"] == [TOOL]
+    assert not (host.root / "bootstrapped").exists()
+
+
+def test_a_base_that_can_only_be_pulled_says_so_where_it_cannot(host: Host) -> None:
+    del host.images[LOCAL_BASE]
+    host.job["builds"][0]["base"]["bootstrap"] = None
+    failed = host.run()["failed"][TOOL]
+    assert "no registry gives the base image debian:trixie-slim" in failed
 
 
 def test_no_registry_is_asked_where_bootstrapping_is_asked_for(host: Host) -> None:

@@ -194,6 +194,7 @@ def test_a_bad_archive_is_named(archive: dict[str, Any], words: str) -> None:
         ({"revision": "main~1"}, "is no commit, tag or branch"),
         ({"url": "--upload-pack=x"}, "is no commit, tag or branch"),
         ({"url": "https://a/x.git?key=1"}, "has no question mark"),
+        ({"url": "https://[a/x.git"}, "its url is none"),
         ({"headers": {"X": "y"}}, "headers are for http and https alone"),
         ({"optional": True}, "only what comes by http or https can be optional"),
     ],

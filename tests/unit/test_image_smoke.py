@@ -155,6 +155,10 @@ def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engin
 def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
     engine.run = "import time; time.sleep(30)"
     assert engine.prove(TOOL, timeout=1)["msg"] == f"{TOOL}: no end after 1 s"
+    # The container would outlive the command that started it.
+    (name,) = (word for word in engine.runs()[0] if word.startswith("--name="))
+    last = json.loads((engine.folder / "log").read_text().splitlines()[-1])
+    assert last == ["rm", "--force", name.removeprefix("--name=")]
 
 
 @pytest.mark.parametrize(

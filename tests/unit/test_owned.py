@@ -305,7 +305,7 @@ def test_groups(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("groups", {"name": "lab", **entry}, found) == changes
 
 
-ALICE = [1500, 1500, "/home/alice", "/bin/bash"]
+ALICE = [1500, 1500, "/home/alice", "/bin/bash", "Alice"]
 
 
 @pytest.mark.parametrize(
@@ -318,6 +318,7 @@ ALICE = [1500, 1500, "/home/alice", "/bin/bash"]
             ALICE,
             [("uid 1500", "1"), ("home /home/alice", "/data"), ("shell /bin/bash", "/bin/sh")],
         ),
+        ({"comment": "A."}, ALICE, [("comment Alice", "A.")]),
         ({}, None, [("missing", "a user")]),
         ({"state": "absent"}, None, []),
         ({"state": "absent"}, ALICE, [("present", "absent")]),
@@ -325,6 +326,16 @@ ALICE = [1500, 1500, "/home/alice", "/bin/bash"]
 )
 def test_users(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("users", {"name": "alice", **entry}, found) == changes
+
+
+def test_keys_where_nobody_looks_stop_with_what_to_do() -> None:
+    entry = {"path": "/home/alice/.ssh/authorized_keys", "lines": ["k"], "user": "alice"}
+    further = {"users": {"alice": [*ALICE[:2], "/data/alice", *ALICE[3:]]}}
+    assert differences("lines", entry, "k\n") == []
+    with pytest.raises(_owned.ConflictError, match="declare it with 'home: /data/alice'"):
+        differences("lines", {**entry, "home": "/home/alice"}, None, **further)
+    new = {"users": {"alice": None}}
+    assert differences("lines", {**entry, "home": "/home/alice"}, "k\n", **new) == []
 
 
 EVE_OUT = ("eve is a member", "no member, because nobody listed it")
@@ -397,6 +408,7 @@ def container(name: str = "web", state: str = "running", health: str = "", **mar
         ([container(config="c0")], [("web runs an older configuration", "the declared one")]),
         ([container(digest=OLD)], [("web runs an older image", NEW[:12])]),
         ([container(), container("db")], [("db is there", "removed")]),
+        ([["web", "exited", "", {"com.docker.compose.oneoff": "True"}, 0], container()], []),
     ],
 )
 def test_projects(found: Any, changes: Changes) -> None:
@@ -566,6 +578,7 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
                 "members": [{"group": "render", "users": ["a"], "devices": ["/dev/dri/"]}],
                 "rootless": [{"user": "alice", "since": ["/etc/x"]}],
                 "json": [{"path": "/etc/j", "settings": {}, "record": "/var/r"}],
+                "lines": [{"path": "/home/b/k", "lines": [], "user": "bob", "home": "/home/b"}],
             }
         ]
     )
@@ -576,8 +589,8 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
         "groups": ["render"],
         "mtimes": ["/etc/x"],
         "rootless": ["alice"],
-        "texts": ["/etc/j", "/var/r"],
-        "users": ["alice"],
+        "texts": ["/etc/j", "/home/b/k", "/var/r"],
+        "users": ["alice", "bob"],
     }
 
 

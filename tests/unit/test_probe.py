@@ -255,7 +255,7 @@ def test_a_host_without_systemd_has_no_units(
 def test_users_and_groups_of_this_machine() -> None:
     root = pwd.getpwnam("root")
     assert _probe.users(["root", "nobody-has-this-name"]) == {
-        "root": [0, 0, root.pw_dir, root.pw_shell],
+        "root": [0, 0, root.pw_dir, root.pw_shell, root.pw_gecos],
         "nobody-has-this-name": None,
     }
     groups = _probe.groups(["root", "nobody-has-this-name"])

@@ -109,8 +109,11 @@ def test_a_service_runs_what_was_proven_here_with_the_least_rights() -> None:
         ({"publish": "0.0.0.0"}, ["0.0.0.0:5000:5000"], "http://gpu01:5000/predict"),
         ({"publish": "192.0.2.7"}, ["192.0.2.7:5000:5000"], "http://192.0.2.7:5000/predict"),
         ({"ports": {"api": 8080}}, ["127.0.0.1:8080:5000"], "http://127.0.0.1:8080/predict"),
+        ({"ports": {"api": "8080"}}, ["127.0.0.1:8080:5000"], "http://127.0.0.1:8080/predict"),
+        ({"publish": "::1"}, ["[::1]:5000:5000"], "http://[::1]:5000/predict"),
+        ({"publish": "::"}, ["[::]:5000:5000"], "http://gpu01:5000/predict"),
     ],
-    ids=["by default", "everywhere", "one address", "another port"],
+    ids=["by default", "everywhere", "one address", "another port", "text", "IPv6", "any IPv6"],
 )
 def test_where_a_service_is_found(declared: dict[str, Any], ports: list[str], url: str) -> None:
     found = project(**declared)
@@ -143,13 +146,13 @@ def test_the_proof_stands_on_the_container() -> None:
 
 def test_what_the_host_says_goes_before_what_the_image_says() -> None:
     found = project(
-        memory="1g", cpus=1.5, pids=9, shm_size="8g", environment={"B": 2, "A": True, "C": "x"}
+        memory="1g", cpus=1.5, pids=9, shm_size="8g", environment={"B": 2, "A": True, "C": None}
     )
     service = compose(found)
     limits = [service[key] for key in ("mem_limit", "cpus", "pids_limit", "shm_size")]
     assert limits == ["1g", 1.5, 9, "8g"]
     # Compose wants text, and the order of a mapping is no difference.
-    assert service["environment"] == {"A": "True", "B": "2", "C": "x"}
+    assert service["environment"] == {"A": "True", "B": "2", "C": ""}
     assert list(service["environment"]) == ["A", "B", "C"]
 
 
@@ -186,6 +189,7 @@ def test_the_survey_is_told_what_the_compose_file_says() -> None:
     file = found["files"][-1]
     assert file["path"] == "/etc/slipway/services/tool/compose.yaml"
     assert file["content"].startswith("# Written by Slipway's role ml_services")
+    assert file["mode"] == "0600"
 
 
 def test_the_role_owns_what_its_projects_do_and_nothing_else_in_its_folder() -> None:
@@ -355,6 +359,12 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (PUBLISHED, {"volumes": {"work": "srv/notes"}}, "must be an absolute path or the name"),
         (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at its end"),
         (PUBLISHED, {"uid": 0}, "do not run as root"),
+        (PUBLISHED, {"uid": "0"}, "do not run as root"),
+        (PUBLISHED, {"ports": {"api": 70000}}, "port api is 70000, must be a number from 1"),
+        (PUBLISHED, {"ports": {"api": 0}}, "must be a number from 1"),
+        (PUBLISHED, {"ports": {"api": None}}, "port api is None, must be a number"),
+        (PUBLISHED, {"publish": "eth0"}, "publish is 'eth0', must be an address"),
+        (PUBLISHED, {"memory": "a lot"}, "memory is 'a lot', must be a size"),
         (PUBLISHED, {"name": "My Tool"}, "small letters"),
         (PUBLISHED, {"name": "../../root"}, "small letters"),
         (NEEDY, {}, "it needs the secret keys"),

@@ -51,6 +51,7 @@ class Host:
         mine = {"owner": ME, "group": MINE}
         return {
             "name": "lab",
+            "ports": [],
             "volumes": volumes or [],
             "files": [
                 {"path": str(root / "secrets"), "state": "directory", "mode": "0700", **mine},
@@ -70,6 +71,24 @@ class Host:
                 }
             ],
         }
+
+
+def page(host: Host, name: str, port: int) -> dict[str, Any]:
+    """Return a project with a port and nothing else."""
+    return {
+        **{key: [] for key in ("volumes", "folders", "secrets", "mounts")},
+        "name": name,
+        "ports": [f"127.0.0.1:{port}"],
+        "files": [
+            {
+                "path": str(host.folder / name / "compose.yaml"),
+                "content": "x",
+                "owner": ME,
+                "group": MINE,
+            }
+        ],
+        "projects": [{"name": name, "services": [{"name": name, "config": "new"}]}],
+    }
 
 
 @pytest.fixture
@@ -187,6 +206,21 @@ def test_what_a_container_says_is_told_without_its_secret(
     assert host.token.read_text() not in str(result)
 
 
+def test_a_project_that_fails_leaves_the_others(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    says = '*first*up*) echo "No such image: x" >&2; exit 1;; *first*logs*) echo why;;'
+    program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
+    result = run(run_module, host, page(host, "first", 1), page(host, "second", 2))
+    assert result["failed"]
+    assert result["msg"] == (
+        "project first: docker compose up failed: No such image: x; name it in ml_images_names, "
+        "or load it"
+    )
+    assert result["logs"] == "why\n"
+    assert "--project-name second up" in host.told[-1]
+
+
 def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds(
     run_module: RunModule, host: Host
 ) -> None:
@@ -252,3 +286,23 @@ def test_a_folder_that_the_user_cannot_write_to_is_told_before_anything_is_chang
     host.data.chmod(0o700)
     project["mounts"][0]["read_only"] = True
     assert not run(run_module, host, project).get("failed")
+
+
+def test_projects_that_swap_ports_do_not_trip_over_each_other(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    held = "".join(
+        f"""echo '{name} {{"80/tcp":[{{"HostIp":"127.0.0.1","HostPort":"{port}"}}]}}';"""
+        for name, port in (("first", 1), ("second", 2), ("other", 3))
+    )
+    says = f"ps*) echo c1 c2 c3;; inspect*) {held} echo 'gone null';;"
+    program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
+    swapped = run(run_module, host, page(host, "first", 2), page(host, "second", 1))
+    assert swapped["started"] == ["first", "second"]
+    asked, looked, *rest = host.told
+    assert asked.startswith("ps") and looked.endswith("c1 c2 c3")
+    assert rest[0] == "compose --project-name second stop"
+    assert [line.split()[5] for line in rest[1:]] == ["first", "second"]
+    # One that moves out of the way goes first, and nobody is stopped.
+    run(run_module, host, page(host, "first", 2), page(host, "second", 4))
+    assert [line.split()[5] for line in host.told[2:]] == ["second", "first"]

@@ -41,9 +41,28 @@ def test_users_groups_and_keys_are_owned() -> None:
             "user": "alice",
             "path": "/home/alice/.ssh/authorized_keys",
             "lines": ["ssh-ed25519 AAAA alice"],
+            "home": "/home/alice",
         },
         {"user": "bob", "path": "/data/bob/.ssh/authorized_keys", "lines": ["k1", "k2"]},
     ]
+
+
+def test_keys_may_come_from_files() -> None:
+    (found,) = owned([{"name": "a", "keys": ["# a's\nk1 \n\nk2\n", ""]}], [], True)["lines"]
+    assert found["lines"] == ["k1", "k2"]
+    assert owned([{"name": "a", "keys": ["\n"]}], [], True)["lines"] == []
+
+
+def test_the_keys_of_root_lie_in_its_home() -> None:
+    (found,) = owned([{"name": "root", "keys": ["k"]}], [], True)["lines"]
+    assert found["path"] == "/root/.ssh/authorized_keys"
+
+
+def test_numbers_may_be_spelled_as_text_and_nothing_is_as_good_as_an_empty_list() -> None:
+    user = {"name": "a", "uid": "7", "groups": None, "keys": None, "comment": "A. A."}
+    state = owned([user], [{"name": "g", "gid": "8"}], True)
+    assert state["users"] == [{"name": "a", "uid": 7, "comment": "A. A."}]
+    assert state["groups"] == [{"name": "g", "gid": 8}]
 
 
 def test_only_those_listed_are_in_the_docker_group() -> None:

@@ -82,10 +82,34 @@ def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, 
 EXPECTED: dict[str, Any] = {"post": ASKED, "expect": {"prediction": "virginica"}}
 
 
-@pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0", "::"])
+@pytest.mark.parametrize(
+    ("ips", "found"),
+    [
+        (["192.0.2.1"], "192.0.2.1:80"),
+        (["::", "0.0.0.0"], "127.0.0.1:80"),
+        (["::"], "[::1]:80"),
+        (["2001:db8::1"], "[2001:db8::1]:80"),
+    ],
+)
+def test_where_the_host_reaches_a_service(ips: list[str], found: str) -> None:
+    ports = [{"PrivatePort": 5000, "PublicPort": 80, "IP": ip} for ip in ips]
+    assert _verify._address({"Ports": ports}, 5000) == found
+
+
+def test_what_was_run_once_is_no_service(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    once = container(port, port=1)
+    once["Labels"]["com.docker.compose.oneoff"] = "True"
+    engine(monkeypatch, containers=[once])
+    assert [check["what"] for check in _verify.checks(False, False)] == ["engine"]
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0"])
 def test_a_service_that_answers_as_declared_is_proven(
     monkeypatch: pytest.MonkeyPatch, port: int, ip: str
 ) -> None:
+    # A proxy is not asked, which would not know this host and learn its secrets.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
     engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
     proof = _verify.checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "service iris-api"]

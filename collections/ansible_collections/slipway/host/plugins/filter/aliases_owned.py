@@ -91,7 +91,7 @@ def aliases_owned(
         images = _image_index.planned(catalogue, names, variant, base, args or {})
         unknown = set(options.settings) - {alias.name for alias in _aliases.of_images(images)}
         if unknown:
-            _aliases.check_known(sorted(unknown), _all_aliases(catalogue))
+            _aliases.check_known(sorted(map(str, unknown)), _all_aliases(catalogue))
         return _aliases.owned(images, options)
     except (_declaration.DeclarationError, _aliases.AliasError) as error:
         raise AnsibleFilterError(str(error)) from error

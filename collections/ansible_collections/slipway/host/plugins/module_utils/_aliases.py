@@ -95,6 +95,11 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
 
     Raise AliasError where an alias hides what belongs to the system, or a setting cannot be.
     """
+    for name, its in options.settings.items():
+        if not isinstance(its, Mapping):
+            raise AliasError(
+                f"ml_aliases_settings.{name} is {its!r}, must be a mapping of settings"
+            )
     aliases = [alias for alias in of_images(images) if _is_wanted(alias.name, options)]
     for alias in aliases:
         _check_names(alias)
@@ -152,7 +157,7 @@ def _check_names(alias: Alias) -> None:
 
 def check_known(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise AliasError where settings are for an alias that no image of the catalogue has."""
-    for name in names:
+    for name in map(str, names):
         if name not in known:
             hint = settings.nearest(name, known)
             raise AliasError(f"ml_aliases_settings: no image has an alias {name}; {hint}")
@@ -187,6 +192,19 @@ def _entry(alias: Alias, options: Options) -> dict[str, Any]:
     }
 
 
+def _as_text(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer with texts for the numbers that YAML makes of `gpus: 0` and `cpus: 4`."""
+
+    def text(value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return str(value) if number else value
+
+    found = {key: text(value) for key, value in layer.items()}
+    if isinstance(found.get("environment"), Mapping):
+        found["environment"] = {name: text(value) for name, value in found["environment"].items()}
+    return found
+
+
 def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Return the settings of all layers up to the host's, checked."""
     own = {
@@ -196,8 +214,8 @@ def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[st
     }
     layers = (
         ("ml_aliases_mounts", {"mounts": list(options.mounts)}, None),
-        ("ml_aliases_common", options.common, None),
-        (f"ml_aliases_settings.{alias.name}", own, ports),
+        ("ml_aliases_common", _as_text(options.common), None),
+        (f"ml_aliases_settings.{alias.name}", _as_text(own), ports),
     )
     try:
         for where, layer, known in layers:

@@ -31,6 +31,8 @@ LABEL_DIGEST = "io.slipway.digest"
 BILL = "/opt/slipway/sbom.json"
 # A registry that does not answer within this many seconds counts as out of reach.
 REGISTRY_TIMEOUT = 20
+# Where the engine is asked all the same, it may say so itself, or have a mirror or a proxy.
+ENGINE_TIMEOUT = 300
 # A step that says nothing for this long gets a line saying that it still runs; seconds.
 HEARTBEAT = 15
 STEP = re.compile(r"#(\d+) (.*)")
@@ -170,10 +172,16 @@ class Builder:
     def pull(self, reference: str) -> subprocess.CompletedProcess[str]:
         """Pull from a registry, giving up early on one that does not answer at all."""
         asked = run(["docker", "manifest", "inspect", reference], REGISTRY_TIMEOUT)
-        return asked if asked.returncode else run(["docker", "pull", "--quiet", reference])
+        timeout = ENGINE_TIMEOUT if asked.returncode else None
+        return run(["docker", "pull", "--quiet", reference], timeout)
 
     def bootstrap(self, base: Job, local: str) -> None:
         """Make a base image from an apt mirror."""
+        if not base["bootstrap"]:
+            raise BuildError(
+                f"no registry gives the base image {base['reference']}, and images/bases.yml does "
+                f"not say how to bootstrap {base['name']}"
+            )
         installed = shutil.which("mmdebstrap") is not None
         apt_get = ["apt-get", "--quiet=2", "--assume-yes", "--option=DPkg::Lock::Timeout=300"]
         if not installed:
@@ -315,7 +323,11 @@ class Builder:
             "smoke_seconds": round(smoke_seconds, 1),
             "proven": proven,
         }
-        kept(image["reference"], ".json").write_text(json.dumps(record), encoding="utf-8")
+        file = kept(image["reference"], ".json")
+        # At once, since half of it would be no answer to `./slipway images list`.
+        written = file.with_suffix(".new")
+        written.write_text(json.dumps(record), encoding="utf-8")
+        written.rename(file)
 
     def at_once(self) -> int:
         """Return how many images may be built at the same time.

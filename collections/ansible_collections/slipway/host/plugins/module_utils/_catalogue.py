@@ -206,8 +206,10 @@ class Catalogue:
             raise CatalogueError(_unknown(f"{where}: has no base", name, self.bases))
         return self.bases[name]
 
-    def _arguments(self, name: str, given: Mapping[str, str]) -> Mapping[str, str]:
+    def _arguments(self, name: str, given: Any) -> Mapping[str, str]:
         image = self._known_image(name)
+        if not isinstance(given, Mapping):
+            raise CatalogueError(f"build arguments of {name} are {given!r}, must be a mapping")
         for arg, value in given.items():
             if arg not in image.settings["args"]:
                 what = f"{image.file}: has no build argument"

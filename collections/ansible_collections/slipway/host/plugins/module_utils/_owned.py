@@ -28,7 +28,8 @@ unhidden      path: of a command of the system, which a command of ours would hi
               there, somebody must decide
 json          path, settings: keys the role owns in a JSON file it shares with others; record?:
               where the module daemon_json notes what it set, so that a dropped key is seen
-lines         path, lines: lines the role owns in a file it shares with others
+lines         path, lines: lines the role owns in a file it shares with others; user and home?:
+              where that user's home was taken to be, which must not be elsewhere
 keyrings      path, fingerprint of the OpenPGP key it must hold
 derived       path, since: files that went into it, which must not be newer; required? (then
               it must be there)
@@ -36,7 +37,7 @@ modules       name, version?, state?: kernel modules that are loaded, or not (``
 units         name, enabled?, active?, since?: files that a running unit has read, so that it
               must have been started or reloaded after they changed
 groups        name, gid?
-users         name, uid?, shell?, home?, state?
+users         name, uid?, comment?, shell?, home?, state?
 members       group, users, exclusive? (then nobody else may be in the group), devices?: beginnings
               of paths; then the users are members only where such a device is the group's and
               not open to everybody
@@ -80,6 +81,7 @@ Change: TypeAlias = "tuple[str, str]"
 
 LABEL_DIGEST = "io.slipway.digest"
 LABEL_CONFIG = "io.slipway.config"
+LABEL_ONE_OFF = "com.docker.compose.oneoff"
 # How a service is proven, as JSON.
 LABEL_PROOF = "io.slipway.proof"
 
@@ -255,6 +257,12 @@ def _json(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 
 def _lines(entry: Entry, answer: Answer) -> Iterator[Change]:
+    user = answer["users"][entry["user"]] if entry.get("home") else None
+    if user and user[2] != entry["home"]:
+        raise ConflictError(
+            f"the home of {entry['user']} is {user[2]}, so nobody would look into {entry['path']}; "
+            f"declare it with 'home: {user[2]}'"
+        )
     present = set((answer["texts"][entry["path"]] or "").splitlines())
     missing = sum(line not in present for line in entry["lines"])
     if missing:
@@ -335,7 +343,12 @@ def _users(entry: Entry, answer: Answer) -> Iterator[Change]:
     if found is None:
         yield MISSING, "a user"
         return
-    for what, was in (("uid", found[0]), ("home", found[2]), ("shell", found[3])):
+    for what, was in (
+        ("uid", found[0]),
+        ("comment", found[4]),
+        ("home", found[2]),
+        ("shell", found[3]),
+    ):
         should = entry.get(what)
         if should is not None and should != was:
             yield f"{what} {was}", str(should)
@@ -397,6 +410,9 @@ def _projects(entry: Entry, answer: Answer) -> Iterator[Change]:
     containers = answer["projects"][entry["name"]]
     wanted = {service["name"]: service for service in entry["services"]}
     for service, state, health, labels, created in containers:
+        # What somebody did once by `docker compose run` is no service, and compose leaves it.
+        if labels.get(LABEL_ONE_OFF) == "True":
+            continue
         if service not in wanted:
             yield f"{service} is there", "removed"
             continue
@@ -592,7 +608,7 @@ def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[Any]]]:
         yield "offers", [tuple(entry["offer"])]
     if entry.get("default_acl"):
         yield "acls", [entry["path"]]
-    if kind == "rootless":
+    if kind == "rootless" or (kind == "lines" and entry.get("home")):
         yield "users", [entry["user"]]
 
 

@@ -28,7 +28,7 @@ key            asked with                   answered with
                                             needs daemon-reload, time of its last change]``
 ``modules``    kernel modules               name to the version it states, empty where none, of
                                             those that are loaded
-``users``      names                        name to ``[uid, gid, home, shell]``
+``users``      names                        name to ``[uid, gid, home, shell, comment]``
 ``groups``     names                        name to ``[gid, [members]]``
 ``acls``       paths of folders             path to its default ACL, see :func:`default_acl`
 ``devices``    beginnings of paths          beginning to ``{group: path}``, see :func:`devices`
@@ -390,7 +390,7 @@ def modules(names: list[str]) -> Json:
 
 
 def users(names: list[str]) -> Json:
-    """Return ``[uid, gid, home, shell]`` of each user."""
+    """Return ``[uid, gid, home, shell, comment]`` of each user."""
     import pwd
 
     found: Json = dict.fromkeys(names)
@@ -399,7 +399,7 @@ def users(names: list[str]) -> Json:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        found[name] = [entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell]
+        found[name] = [entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell, entry.pw_gecos]
     return found
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _service_gpus
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _owned,
+    _service_gpus,
+    _service_ports,
+)
 from ansible_collections.slipway.host.plugins.module_utils._declaration import nearest
 from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
 
@@ -22,11 +27,11 @@ SECRETS_FOLDER = "secrets"
 # Where compose puts secrets in a container.
 SECRETS_INSIDE = "/run/secrets"
 HEADER = "# Written by Slipway's role ml_services; changes are overwritten.\n"
-ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 # What compose takes for a project, and the engine for a volume.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
 SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+SIZE = re.compile(r"\d+(\.\d+)?([bkmgt]|[kmgt]i?b)?", re.IGNORECASE)
 LIMITS = (
     ("memory", "mem_limit"),
     ("cpus", "cpus"),
@@ -75,7 +80,7 @@ class Project:
         services = self.build.image.get("services") or {}
         if not services:
             raise self.error(f"image {self.build.name} declares no service")
-        name = self.declared.get("service") or next(iter(services))
+        name = str(self.declared.get("service") or next(iter(services)))
         if name not in services:
             raise self.unknown("service", name, services)
         found: Mapping[str, Any] = services[name]
@@ -102,8 +107,11 @@ class Project:
     def user(self) -> tuple[int, int]:
         """Return uid and gid that it runs as: declared, or else the image's own."""
         own = self.build.image["user"]
-        uid = self.declared.get("uid")
-        gid = self.declared.get("gid")
+        # As text where a template made them.
+        uid, gid = (
+            None if self.declared.get(key) is None else int(self.declared[key])
+            for key in ("uid", "gid")
+        )
         if uid is None:
             return own["uid"], own["gid"] if gid is None else gid
         return uid, uid if gid is None else gid
@@ -121,12 +129,12 @@ class Published:
     @property
     def binding(self) -> str:
         """Return it as compose writes it."""
-        return f"{self.address}:{self.port}:{self.inside}"
+        return f"{self.place}:{self.inside}"
 
-    def clashes(self, other: Published) -> bool:
-        """Whether both cannot be had at once."""
-        everywhere = self.address in ANY_ADDRESS or other.address in ANY_ADDRESS
-        return self.port == other.port and (everywhere or self.address == other.address)
+    @property
+    def place(self) -> str:
+        """Return where it is on the host, see _service_ports."""
+        return f"{self.address}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,18 @@ def _published(project: Project, host: Host) -> list[Published]:
         if name not in known:
             raise project.unknown("port", name, known)
     address = project.declared.get("publish") or host.publish
+    try:
+        # In brackets, as compose wants those that have colons of their own.
+        form = "[{}]" if ipaddress.ip_address(address.strip("[]")).version == 6 else "{}"
+    except ValueError:
+        raise project.error(
+            f"publish is {address!r}, must be an address of the host, such as 127.0.0.1, or 0.0.0.0"
+        ) from None
+    address = form.format(address.strip("[]"))
     wanted = {**project.service["publish"], **given}
+    for name, port in wanted.items():
+        if not re.fullmatch(r"\d{1,5}", str(port)) or not 0 < int(port) < 65536:
+            raise project.error(f"port {name} is {port!r}, must be a number from 1 to 65535")
     return [Published(name, address, int(wanted[name]), known[name]) for name in sorted(wanted)]
 
 
@@ -263,7 +282,9 @@ def _compose_service(
         "ports": [port.binding for port in published],
         "volumes": [mount.compose for mount in mounts],
         "secrets": [secret.name for secret in secrets],
-        "environment": {key: str(value) for key, value in sorted(environment.items())},
+        "environment": {
+            key: "" if value is None else str(value) for key, value in sorted(environment.items())
+        },
         "healthcheck": _healthcheck(declared.get("healthcheck")),
         **{compose: given.get(ours) or declared.get(ours) for ours, compose in LIMITS},
     }
@@ -298,9 +319,9 @@ def _path_of(name: str, secrets: Iterable[Secret]) -> str:
 
 def _urls(project: Project, published: Sequence[Published], host: Host) -> dict[str, str]:
     """Return where a person finds the service, by name of the port."""
-    pages = project.service["urls"]
+    pages, anywhere = project.service["urls"], _service_ports.ANY_ADDRESS
     return {
-        port.name: f"http://{host.name if port.address in ANY_ADDRESS else port.address}"
+        port.name: f"http://{host.name if port.address in anywhere else port.address}"
         f":{port.port}{pages[port.name]}"
         for port in published
         if port.name in pages
@@ -330,6 +351,10 @@ def _check(project: Project) -> None:
         raise project.error("a name is small letters, digits, - and _, a letter or digit first")
     if project.user[0] == 0:
         raise project.error("uid is 0, but services do not run as root")
+    for key in ("memory", "shm_size"):
+        size = project.declared.get(key)
+        if size and not SIZE.fullmatch(str(size)):
+            raise project.error(f"{key} is {size!r}, must be a size such as 512m or 8g")
     for arg in project.service["args"]:
         if arg not in project.args:
             raise project.error(
@@ -390,12 +415,15 @@ def _plan(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:
     names = [secret.name for secret in secrets]
     return {
         "name": project.name,
+        "ports": [port.place for port in published],
         "volumes": volumes,
         "files": [
             *([{"path": inside, "state": "directory", "mode": "0700"}] if secrets else []),
             {
                 "path": f"{project.folder}/{COMPOSE_FILE}",
                 "content": _document(project, service, volumes, secrets),
+                # Variables may hold what is not everybody's.
+                "mode": "0600",
             },
         ],
         "folders": [
@@ -471,7 +499,7 @@ def _refuse_clashes(projects: Sequence[Project], host: Host) -> None:
         names.add(project.name)
         for port in _published(project, host):
             for other, before in taken:
-                if port.clashes(before):
+                if _service_ports.clash(port.place, before.place):
                     raise project.error(
                         f"port {port.port} of {port.address} is published by project {other.name} "
                         f"already; give it another one: ports: {{{port.name}: {port.port + 1}}}"

@@ -7,7 +7,9 @@ Runs on hosts, as part of the builder as well as of a module, so it imports noth
 
 from __future__ import annotations
 
+import os
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from pathlib import Path
 OPTIONS = [
     *("--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"),
     *("--user", "1234:1234", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    # Docker may give containers a proxy, which a test that talks to itself must not ask.
+    *("--env", "no_proxy=*", "--env", "NO_PROXY=*"),
 ]
 
 
@@ -42,8 +46,10 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
     Return the lines in which it says what it proved. Raise SmokeError with the end of its output
     where it fails.
     """
+    # Named, since the end of the docker command is not that of the container.
+    name = f"slipway-smoke-{os.getpid()}-{threading.get_ident()}"
     entry = ["--entrypoint", command[0], reference]
-    run: list[str] = ["docker", "run", *OPTIONS, *_gpus(reference), *entry]
+    run: list[str] = ["docker", "run", f"--name={name}", *OPTIONS, *_gpus(reference), *entry]
     try:
         done = subprocess.run(
             [*run, *command[1:]],
@@ -54,6 +60,7 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
         raise SmokeError(f"no end after {timeout:.0f} s") from None
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip().splitlines()[-25:]

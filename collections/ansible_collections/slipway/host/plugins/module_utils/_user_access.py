@@ -49,7 +49,7 @@ def _check_names(what: str, entries: Sequence[Entry]) -> None:
 
 
 def _check_user(user: Entry) -> None:
-    if DOCKER_GROUP in user.get("groups", ()):
+    if DOCKER_GROUP in (user.get("groups") or ()):
         raise UserAccessError(
             f"user {user['name']}: membership in '{DOCKER_GROUP}' is as good as root, so it is "
             "asked for by name: write 'docker: true' instead of listing it in groups"
@@ -96,12 +96,18 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _given(entry: Entry, *keys: str) -> dict[str, Any]:
+    """Return what an entry says of KEYS; numbers may be spelled as text in an inventory."""
+    found = {key: entry[key] for key in keys if entry.get(key) is not None}
+    return {key: int(value) if key in ("uid", "gid") else value for key, value in found.items()}
+
+
 def _members(
     users: Sequence[Entry], groups: Sequence[Entry], docker_exclusive: bool, facts: Entry
 ) -> Iterator[dict[str, Any]]:
     members: dict[str, list[str]] = {group["name"]: [] for group in groups}
     for user in users:
-        for group in user.get("groups", ()):
+        for group in user.get("groups") or ():
             members.setdefault(group, []).append(user["name"])
     for group, names in members.items():
         if names:
@@ -113,6 +119,18 @@ def _members(
     if names and facts and _gpu_host.has_gpu(facts):
         for group, devices in DEVICES.items():
             yield {"group": group, "users": names, "devices": devices}
+
+
+def _keys(user: Entry) -> Iterator[dict[str, Any]]:
+    """Yield which lines of authorized_keys are a user's, if any."""
+    # A key read from a file ends with its line, and one file may hold several, and comments.
+    lines = [line.strip() for key in user.get("keys") or () for line in key.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    usual = "/root" if user["name"] == "root" else f"/home/{user['name']}"
+    home = user.get("home") or usual
+    if lines:
+        found = {"user": user["name"], "path": f"{home}/.ssh/authorized_keys", "lines": lines}
+        yield found if user.get("home") else {**found, "home": home}
 
 
 def _shared_folder(entry: Entry) -> dict[str, Any]:
@@ -196,21 +214,12 @@ def owned(
     packages = _rootless.packages(known.get("docker_package", "")) if rootless else []
     return {
         "obstacles": [dict(obstacle) for obstacle in _rootless.OBSTACLES] if rootless else [],
-        "groups": [{k: g[k] for k in ("name", "gid") if g.get(k) is not None} for g in groups],
+        "groups": [_given(group, "name", "gid") for group in groups],
         "users": [
-            {k: u[k] for k in ("name", "uid", "home", "shell", "state") if u.get(k) is not None}
-            for u in users
+            _given(user, "name", "uid", "comment", "home", "shell", "state") for user in users
         ],
         "members": list(_members(present, groups, docker_exclusive, known)),
-        "lines": [
-            {
-                "user": user["name"],
-                "path": f"{user.get('home') or '/home/' + user['name']}/.ssh/authorized_keys",
-                "lines": list(user["keys"]),
-            }
-            for user in present
-            if user.get("keys")
-        ],
+        "lines": [lines for user in present for lines in _keys(user)],
         "files": [
             *map(_shared_folder, shared),
             _limits_file(limits),

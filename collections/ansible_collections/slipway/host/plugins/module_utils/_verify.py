@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from ansible_collections.slipway.host.plugins.module_utils import (
     _gpu_proof,
@@ -71,12 +71,17 @@ def contains(answer: Any, expected: Any) -> bool:
 
 def _address(container: Mapping[str, Any], port: int) -> str:
     """Return where the host reaches a container's port."""
-    for published in container.get("Ports") or ():
-        if published.get("PrivatePort") == port and published.get("PublicPort"):
-            ip = published.get("IP") or "127.0.0.1"
-            shown = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(ip, ip)
-            return f"{shown}:{published['PublicPort']}"
-    raise ValueError(f"port {port} is not published on the host")
+    found = [
+        (published.get("IP") or "127.0.0.1", published["PublicPort"])
+        for published in container.get("Ports") or ()
+        if published.get("PrivatePort") == port and published.get("PublicPort")
+    ]
+    if not found:
+        raise ValueError(f"port {port} is not published on the host")
+    # One that is published everywhere is listed for IPv4 and for IPv6.
+    ip, number = min(found, key=lambda place: ":" in place[0])
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)
+    return f"{f'[{shown}]' if ':' in shown else shown}:{number}"
 
 
 def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
@@ -92,7 +97,7 @@ def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
         request.data = json.dumps(proof["post"]).encode()
         request.add_header("Content-Type", "application/json")
     try:
-        with urlopen(request, timeout=REQUEST_TIMEOUT) as response:
+        with _open(request) as response:
             text = response.read(1 << 20).decode("utf-8", "replace")
     except HTTPError as error:
         raise ValueError(f"{url} answered {error.code}: {error.read(400)!r}") from None
@@ -102,10 +107,15 @@ def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
     return f"{url} {closed}answered {seen}"
 
 
+def _open(request: Request) -> Any:
+    """Ask a service of this host; a proxy is not to be asked, nor to learn a secret."""
+    return build_opener(ProxyHandler({})).open(request, timeout=REQUEST_TIMEOUT)
+
+
 def _refuses(url: str) -> None:
     """Raise ValueError where an address is open to whoever reaches it."""
     try:
-        urlopen(url, timeout=REQUEST_TIMEOUT).close()
+        _open(Request(url)).close()
     except HTTPError as error:
         if error.code in (401, 403):
             return
@@ -129,7 +139,8 @@ def _services() -> Iterator[Check]:
     for container in _probe.docker("/containers/json?all=1"):
         labels = container.get("Labels") or {}
         name = labels.get("com.docker.compose.service")
-        if not name or _owned.LABEL_PROOF not in labels:
+        once = labels.get(_owned.LABEL_ONE_OFF) == "True"
+        if not name or once or _owned.LABEL_PROOF not in labels:
             continue
         proof = json.loads(labels[_owned.LABEL_PROOF])
         yield attempt(f"service {name}", partial(_service, container, proof))

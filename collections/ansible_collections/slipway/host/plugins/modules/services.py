@@ -11,6 +11,9 @@ short_description: Compose projects that run, and only them
 description:
   - Writes each project's compose file and secrets, makes its volumes and folders, starts what is
     not as declared, and waits until it is healthy. Containers that are as declared are left alone.
+    A project that does not get healthy fails the task and leaves the others.
+  - A project that leaves a port goes before the one that gets it. Where projects swap ports, one
+    is stopped first.
   - A project whose folder is there but that is not declared is stopped and removed. Its volumes
     stay, and so do folders of the host that it used.
   - A secret that nobody gives is made on the host and never leaves it.
@@ -29,6 +32,11 @@ options:
       name:
         description: Name of the project.
         type: str
+        required: true
+      ports:
+        description: Where the host has its ports, each as address and number with a colon between.
+        type: list
+        elements: str
         required: true
       volumes:
         description: Names of its volumes.
@@ -114,15 +122,22 @@ removed:
   elements: str
 """
 
+import json
 import re
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils import (
+    _files,
+    _owned,
+    _probe,
+    _service_ports,
+)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -132,6 +147,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "required": True,
         "options": {
             "name": {"type": "str", "required": True},
+            "ports": {"type": "list", "elements": "str", "required": True},
             "volumes": {"type": "list", "elements": "str", "required": True},
             "files": {"type": "list", "elements": "dict", "required": True},
             "folders": {"type": "list", "elements": "dict", "required": True},
@@ -181,15 +197,23 @@ def compose_file(project: Project) -> Path:
     return next(Path(file["path"]) for file in project["files"] if file.get("content"))
 
 
+class ProjectError(Exception):
+    """A project cannot be as declared; the text says why, LOGS what its containers said."""
+
+    def __init__(self, message: str, logs: str = "") -> None:
+        super().__init__(message)
+        self.logs = logs
+
+
 def docker(module: AnsibleModule, *words: str) -> None:
-    """Run docker, or fail the module with its words."""
+    """Run docker; raise ProjectError with its words where it fails."""
     status, out, err = module.run_command(["docker", *words], cwd="/")
     if status != 0:
-        module.fail_json(msg=f"docker {' '.join(words[:2])} failed: {(err or out).strip()[-800:]}")
+        raise ProjectError(f"docker {' '.join(words[:2])} failed: {(err or out).strip()[-800:]}")
 
 
 def up(module: AnsibleModule, project: Project) -> None:
-    """Make a project's containers anew, or fail the module with their own last words."""
+    """Make a project's containers anew; raise ProjectError with their own last words."""
     name = project["name"]
     command = ["docker", "compose", "--progress=plain", "--file", str(compose_file(project))]
     command += ["--project-name", name]
@@ -199,10 +223,10 @@ def up(module: AnsibleModule, project: Project) -> None:
     status, out, err = module.run_command([*command, *words])
     if status != 0:
         _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
-        module.fail_json(
-            msg=f"project {name}: docker compose up failed: {(err or out).strip()[-800:]}",
-            logs=logs,
-        )
+        why = (err or out).strip()[-800:]
+        if "No such image" in why:
+            why += "; name it in ml_images_names, or load it"
+        raise ProjectError(f"project {name}: docker compose up failed: {why}", logs)
 
 
 def remove(module: AnsibleModule, folder: Path) -> None:
@@ -255,6 +279,26 @@ def settle_folders(project: Project) -> None:
     for folder in project["folders"]:
         for name in set(_probe.names_in(folder["path"]) or ()) - set(folder["entries"]):
             _files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
+
+
+def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
+    """Return the places on the host that the containers of each compose project have."""
+    label = "com.docker.compose.project"
+    _status, out, _err = module.run_command(
+        ["docker", "ps", "--all", "--quiet", "--filter", f"label={label}"], check_rc=True
+    )
+    words = f'{{{{index .Config.Labels "{label}"}}}} {{{{json .HostConfig.PortBindings}}}}'
+    found: dict[str, list[str]] = {}
+    # One that has gone meanwhile has no port either.
+    _status, out, _err = module.run_command(["docker", "inspect", "--format", words, *out.split()])
+    for line in out.splitlines():
+        name, _, bindings = line.partition(" ")
+        found.setdefault(name, []).extend(
+            f"{one['HostIp']}:{one['HostPort']}"
+            for bound in (json.loads(bindings) or {}).values()
+            for one in bound
+        )
+    return found
 
 
 def settle(module: AnsibleModule, project: Project, anew: bool) -> None:
@@ -314,10 +358,40 @@ def compared(
     return {name: differences for name, differences in found.items() if differences}, sorted(strays)
 
 
+def act(
+    module: AnsibleModule, strays: Sequence[str], differing: Sequence[Project]
+) -> list[ProjectError]:
+    """Make all as declared; return why some projects are not, which leaves the others."""
+    failed: list[ProjectError] = []
+    # First, since a port that they leave may be another one's now.
+    for name in strays:
+        with noted(failed):
+            remove(module, Path(module.params["folder"], name))
+    # One project may read what another one writes. And a container keeps a folder that was taken
+    # away, though another one has its place.
+    made = settle_mounts(differing)
+    held = held_ports(module) if len(differing) > 1 else {}
+    for project, stopped in _service_ports.turns(differing, held):
+        with noted(failed):
+            for name in stopped:
+                docker(module, "compose", "--project-name", name, "stop")
+            settle(module, project, project["name"] in made)
+    return failed
+
+
+@contextmanager
+def noted(failed: list[ProjectError]) -> Iterator[None]:
+    """Note why a project failed, and go on."""
+    try:
+        yield
+    except ProjectError as error:
+        failed.append(error)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    root, projects = Path(module.params["folder"]), module.params["projects"]
+    projects = module.params["projects"]
     found, strays = compared(module, projects)
     differing = [project for project in projects if project["name"] in found]
     wrong = [sentence for project in differing for sentence in hindrances(project)]
@@ -331,15 +405,11 @@ def main() -> None:
         after = next(one["content"] for one in project["files"] if one["path"] == str(file))
         diffs.append({"before_header": str(file), "before": read(file), "after": after})
         diffs.append({"prepared": "".join(f"{one}\n" for one in found[project["name"]])})
-    if not module.check_mode:
-        # First, since a port that they leave may be another one's now.
-        for name in strays:
-            remove(module, root / name)
-        # One project may read what another one writes. And a container keeps a folder that was
-        # taken away, though another one has its place.
-        made = settle_mounts(differing)
-        for project in differing:
-            settle(module, project, project["name"] in made)
+    failed = [] if module.check_mode else act(module, strays, differing)
+    if failed:
+        module.fail_json(
+            msg="\n".join(map(str, failed)), logs="".join(error.logs for error in failed)
+        )
     module.exit_json(
         changed=bool(found or strays),
         started=[project["name"] for project in differing],

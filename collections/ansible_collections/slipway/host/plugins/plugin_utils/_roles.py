@@ -106,9 +106,34 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
         yield f"role {owner} has no variable {name}; {hint}"
 
 
+def misshapen(spec: Vars, values: Mapping[str, Any], inside: str = "") -> Iterator[str]:
+    """Yield the name of each list that is a text.
+
+    Ansible's validator takes it, and the role then goes through it letter by letter.
+    """
+    for name, option in spec.items():
+        value, path = values.get(name), f"{inside}{name}"
+        if option.get("type") == "list" and isinstance(value, str):
+            yield path
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, Mapping):
+                yield from misshapen(option.get("options") or {}, entry, f"{path}.")
+
+
 def wrong(role: Role, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with VALUES of the role's variables, by its argument spec."""
     spec = {name: role.options[name] for name in values}
+    problems = [f"{name} is a text, must be a list" for name in misshapen(spec, values)]
+    # A list whose entries are all commented out is nothing; Ansible's validator takes that as well.
+    problems += [
+        f"{name} is empty; leave it out, or write {'[]' if option['type'] == 'list' else '{}'}"
+        for name, option in spec.items()
+        if values[name] is None
+        and option.get("type") in ("list", "dict")
+        and role.defaults.get(name) is not None
+    ]
+    if problems:
+        return [f"role {role.name}: {problem}" for problem in problems]
     errors = ArgumentSpecValidator(spec).validate(dict(values)).errors
     return [
         f"role {role.name}: {'unknown key ' if isinstance(error, UnsupportedError) else ''}"

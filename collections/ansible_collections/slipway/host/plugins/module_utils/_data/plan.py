@@ -54,7 +54,10 @@ def address(where: str, url: str, headers: Mapping[str, str]) -> Address:
         if headers:
             raise DataError(f"{where}: headers are for http and https alone")
         return Address(url, re.sub(r"//([^/@:]*):[^/@]*@", r"//\1@", url), {})
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise DataError(f"{where}: its url is none: {error}") from None
     user, at, host = parts.netloc.rpartition("@")
     sent = {str(name): str(value) for name, value in headers.items()}
     if at:

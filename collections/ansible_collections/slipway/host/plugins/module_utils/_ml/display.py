@@ -55,13 +55,15 @@ def x11(value: str) -> X11:
     return X11(host, int(match["number"]))
 
 
-def cookie(authority: bytes, number: int) -> bytes:
+def cookie(authority: bytes, number: int, host: str = "") -> bytes:
     """Return an Xauthority file with the cookie of a display, for any address; empty for none.
 
+    A home that several hosts share may have cookies of displays of the same number on each: those
+    of the HOST that is named go first.
     The form is that of libXau: entries of a family and four texts with their lengths before them,
     address, number, name and data, all numbers in two bytes, the higher first.
     """
-    found, position = b"", 0
+    found, certain, position = b"", False, 0
     while position + 2 <= len(authority):
         position += 2
         texts = []
@@ -69,8 +71,10 @@ def cookie(authority: bytes, number: int) -> bytes:
             (length,) = struct.unpack_from(">H", authority, position)
             texts.append(authority[position + 2 : position + 2 + length])
             position += 2 + length
-        _address, display, name, data = texts
-        if name == COOKIE and display in (b"", str(number).encode()):
+        address, display, name, data = texts
+        here = address == host.encode()
+        if name == COOKIE and display in (b"", str(number).encode()) and here >= certain:
+            certain = here
             fields = (b"", str(number).encode(), name, data)
             found = struct.pack(">H", ANY_FAMILY) + b"".join(
                 struct.pack(">H", len(text)) + text for text in fields
@@ -130,7 +134,7 @@ def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> 
     options = [f"--env=DISPLAY=:{display.number}", "--env=QT_X11_NO_MITSHM=1"]
     source = Path(environment.get("XAUTHORITY") or Path("~/.Xauthority").expanduser())
     try:
-        found = cookie(source.read_bytes(), display.number)
+        found = cookie(source.read_bytes(), display.number, socket.gethostname())
     except FileNotFoundError:
         found = b""
     except (OSError, struct.error) as error:
@@ -172,7 +176,8 @@ class _Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 def _copy(source: socket.socket, target: socket.socket) -> None:
     try:
         while chunk := source.recv(CHUNK):
-            target.sendall(chunk)
+            # A program that closes its window must not end all of this by SIGPIPE, see main.
+            target.sendall(chunk, socket.MSG_NOSIGNAL)
         target.shutdown(socket.SHUT_WR)
     except OSError:
         # The other end is gone; whoever reads from it learns that by itself.

@@ -230,9 +230,11 @@ def push(docker: Docker, source: str, target: str) -> str:
     """Push an image under the name TARGET; return its digest in the registry.
 
     Docker's progress goes to standard error.  Raise MlError where the registry does not take it;
-    the name is then as it was before.
+    the name is then as it was before. Raise it for a name that is the role's as well.
     """
-    named_before = source == target or docker.image(target) is not None
+    if source != target and target.startswith(OWN):
+        raise MlError(f"{target}: {OWN} is for images of the catalogue; take a name of your own")
+    before = docker.image(target)
     docker.run("image", "tag", source, target)
     done = subprocess.run(
         ["docker", "image", "push", target],
@@ -243,8 +245,10 @@ def push(docker: Docker, source: str, target: str) -> str:
     )
     if done.returncode == 0:
         return _digest(target, docker.inspect("image", [target])[0].get("RepoDigests") or [])
-    if not named_before:
+    if before is None:
         docker.run("image", "rm", "--no-prune", target)
+    else:
+        docker.run("image", "tag", before["Id"], target)
     raise MlError(refusal(target, docker.explain(done.stderr)))
 
 
