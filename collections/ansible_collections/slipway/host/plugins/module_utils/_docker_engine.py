@@ -88,6 +88,19 @@ def _refusals(facts: Mapping[str, Any], source: str, repository: Mapping[str, An
     return found
 
 
+def _cdi_refusals(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return why SETTINGS keep a host's GPUs from its containers, which get them by CDI."""
+    features = settings.get("features")
+    switched_off = isinstance(features, Mapping) and features.get("cdi") is False
+    if not (switched_off and _toolkit.has_cdi(facts)):
+        return []
+    return [
+        "features.cdi is false in docker_engine_extra_settings or docker_engine_settings, but "
+        "containers get the GPUs of this host by CDI. Take that key out, or, where containers are "
+        "to have no GPUs, set nvidia_container_toolkit_state: absent"
+    ]
+
+
 def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> str:
     return (
         "# Written by Slipway's role docker_engine.\n"
@@ -138,7 +151,12 @@ def plan(
         "source": chosen,
         "key_url": key_url,
         "owned": {
-            "refused": _refusals(facts, chosen, repository) if present else [],
+            "refused": [
+                *_refusals(facts, chosen, repository),
+                *(_cdi_refusals(facts, settings) if for_gpus else ()),
+            ]
+            if present
+            else [],
             "keyrings": [keyring] if use_repository else [],
             "files": [
                 {"path": SOURCES, "content": _sources_file(facts, repository)}
