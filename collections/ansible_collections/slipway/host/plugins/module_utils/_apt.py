@@ -270,6 +270,12 @@ def gone(output: str) -> list[str]:
     )
 
 
+def candidates(policy: str) -> dict[str, str]:
+    """Return the version of each package that apt would take, as `apt-cache policy` tells it."""
+    found = re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (\S+)$", policy, re.M)
+    return {name: version for name, version in found if version != "(none)"}
+
+
 def is_syncing(output: str) -> bool:
     """Whether apt's OUTPUT says that the mirror is half-synchronised."""
     return any(words in output for words in SYNCING)
