@@ -7,6 +7,7 @@ Runs on hosts, as part of the builder as well as of a module, so it imports noth
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ OPTIONS = [
 
 # There where the driver's module is loaded and a GPU is found.
 GPU_DEVICE = Path("/dev/nvidiactl")
+CDI_KIND = "nvidia.com/gpu"
 
 
 class SmokeError(ValueError):
@@ -31,9 +33,25 @@ def _gpus(reference: str) -> list[str]:
     if not GPU_DEVICE.exists():
         return []
     label = '{{index .Config.Labels "io.slipway.variant"}}'
-    inspect = ["docker", "image", "inspect", "--format", label, reference]
-    asked = subprocess.run(inspect, capture_output=True, text=True, check=False)
-    return ["--gpus", "all"] if asked.stdout.strip() == "gpu" else []
+    if _asked("image", "inspect", "--format", label, reference).strip() != "gpu":
+        return []
+    folders = json.loads(_asked("info", "--format", "{{json .}}") or "{}").get("CDISpecDirs")
+    return ["--device", f"{CDI_KIND}=all"] if _is_described(folders or ()) else ["--gpus", "all"]
+
+
+def _asked(*words: str) -> str:
+    """Return what docker answers, nothing where it has no answer."""
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=False).stdout
+
+
+def _is_described(folders: Sequence[str]) -> bool:
+    """Whether a CDI specification in one of the engine's FOLDERS tells of NVIDIA's GPUs."""
+    return any(
+        CDI_KIND in file.read_text(encoding="utf-8", errors="replace")
+        for folder in folders
+        for file in Path(folder).glob("*")
+        if file.is_file()
+    )
 
 
 def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
