@@ -75,12 +75,13 @@ def test_a_version_that_was_rolled_back_comes_again_only_by_an_upgrade(
     [
         ("1.20", "'1.20', which is no version like"),
         ("latest", "'latest', which is no version"),
+        (1.2, "1.2, which is no version like"),
         ("1.17.7", "versions before 1.17.8 let a container take over"),
         ("1.17.8", None),
         ("1.20.1", None),
     ],
 )
-def test_versions_that_containers_break_out_of_are_refused(version: str, words: str | None) -> None:
+def test_versions_that_containers_break_out_of_are_refused(version: Any, words: str | None) -> None:
     found = plan(facts("t4"), version)
     assert (found["owned"]["refused"] == []) == (words is None)
     for why in found["owned"]["refused"]:

@@ -88,7 +88,8 @@ ENGINE_RULES = (
 
 def parse(version: str) -> tuple[int, ...] | None:
     """Return a toolkit version such as ``1.20.1`` as numbers, None where it is none."""
-    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version)
+    # YAML takes 1.20 for a number.
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(version))
     return tuple(int(part) for part in match.groups()) if match else None
 
 
