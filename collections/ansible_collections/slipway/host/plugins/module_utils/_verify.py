@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 from ansible_collections.slipway.host.plugins.module_utils import (
     _gpu_proof,
@@ -75,7 +76,7 @@ def _address(container: Mapping[str, Any], port: int) -> str:
         if published.get("PrivatePort") == port and published.get("PublicPort"):
             ip = published.get("IP") or "127.0.0.1"
             shown = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}.get(ip, ip)
-            return f"{shown}:{published['PublicPort']}"
+            return f"{f'[{shown}]' if ':' in shown else shown}:{published['PublicPort']}"
     raise ValueError(f"port {port} is not published on the host")
 
 
@@ -92,20 +93,40 @@ def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
         request.data = json.dumps(proof["post"]).encode()
         request.add_header("Content-Type", "application/json")
     try:
-        with urlopen(request, timeout=REQUEST_TIMEOUT) as response:
-            text = response.read(1 << 20).decode("utf-8", "replace")
+        text = _answer(request)
     except HTTPError as error:
         raise ValueError(f"{url} answered {error.code}: {error.read(400)!r}") from None
-    if proof.get("expect") is not None and not contains(json.loads(text), proof["expect"]):
+    if proof.get("expect") is not None and not contains(_document(text), proof["expect"]):
         raise ValueError(f"{url} answered {text.strip()[:200]}, expected {proof['expect']}")
     seen = text.strip()[:200] if proof.get("expect") else "with success"
     return f"{url} {closed}answered {seen}"
 
 
+def _answer(request: Request) -> str:
+    """Return what the host answers; raise HTTPError where it refuses.
+
+    A proxy of the environment is for other hosts, and not to see a secret.
+    """
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=REQUEST_TIMEOUT) as response:
+            return str(response.read(1 << 20).decode("utf-8", "replace"))
+    except HTTPException as error:
+        words = f"{request.full_url} answered with something other than HTTP: {error}"
+        raise ValueError(words) from None
+
+
+def _document(text: str) -> Any:
+    """Return the JSON document in a TEXT, the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _refuses(url: str) -> None:
     """Raise ValueError where an address is open to whoever reaches it."""
     try:
-        urlopen(url, timeout=REQUEST_TIMEOUT).close()
+        _answer(Request(url))
     except HTTPError as error:
         if error.code in (401, 403):
             return
