@@ -433,6 +433,7 @@ def test_a_servers_answer_counts_and_a_proxys_refusal_does_not(
 
 def test_what_does_not_answer_is_out_of_reach() -> None:
     urls = ["http://127.0.0.1:1/", "file:///does/not/exist", "no address"]
+    urls += ["http://mirror:port/gpg", "http://a mirror/gpg"]
     assert _probe.reachable(urls, 1) == dict.fromkeys(urls, False)
 
 

@@ -749,6 +749,7 @@ def host_facts() -> Json:
 
 def reachable(urls: list[str], timeout: float) -> Json:
     """Return for each address whether a server answers there at all within TIMEOUT seconds."""
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
@@ -760,7 +761,7 @@ def reachable(urls: list[str], timeout: float) -> Json:
         except HTTPError as error:
             # A refusing proxy answers 403 in the server's name; the server itself would not.
             found[url] = error.code not in (403, 407, 502, 503, 504)
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             found[url] = False
     return found
 
