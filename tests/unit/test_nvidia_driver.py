@@ -341,6 +341,16 @@ def test_an_upgrade_to_a_named_version_has_it_all_at_that() -> None:
     assert named["nvidia-firmware-580-server-580.173.02"]["state"] == "absent"
 
 
+def test_an_upgrade_asks_for_the_named_version_where_a_later_one_took_its_place() -> None:
+    found = plan(facts("t4", packages=installed(NEW)), version="580.173.02")
+    named = newest(found)
+    assert named["nvidia-utils-580-server"]["version"] == "580.173.02-*"
+    assert named["linux-modules-nvidia-580-server-open-generic"]["follows"] == "580.173.02"
+    # It goes only where another one came.
+    assert named["nvidia-firmware-580-server-580.178.04"]["replaced"]
+    assert "version" not in packages(found)["nvidia-utils-580-server"]
+
+
 def test_an_upgrade_to_another_branch_takes_the_old_one_out() -> None:
     named = newest(plan(facts("t4", packages=installed(OLD)), branch="595"))
     assert named["nvidia-utils-580-server"] == {

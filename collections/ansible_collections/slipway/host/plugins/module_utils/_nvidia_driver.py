@@ -210,7 +210,7 @@ def plan(
         owned,
         managed=True,
         first=pin,
-        newest=_newest(packages, pinned=chosen == version),
+        newest=_newest(packages, version),
         key_url=where.key_url if where else "",
     )
 
@@ -440,13 +440,9 @@ def _packages(
         if name in rest and _leftover(name, decision, version):
             yield {"name": name, "state": "absent"}
             continue
-        entry: dict[str, Any] = {"name": name}
-        if version and _carries_version(name):
-            if pinned or not _has_version(name, present, version):
-                entry["version"] = f"{version}-*"
-        elif version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
-            # Ready-made modules have the kernel's version, and depend on one of the driver.
-            entry["follows"] = version
+        entry: dict[str, Any] = {"name": name, **_at(name, version)}
+        if not pinned and version and _has_version(name, present, version):
+            entry.pop("version", None)
         if DRIVER_PACKAGE.match(name):
             entry["hold"] = hold
         if name in decision.running_kernel_packages:
@@ -455,10 +451,12 @@ def _packages(
         yield entry
 
 
-def _newest(packages: Iterable[Mapping[str, Any]], pinned: bool) -> Iterator[Mapping[str, Any]]:
-    """Yield the set as an upgrade takes it: at no version, but for one that is PINNED.
+def _newest(packages: Iterable[Mapping[str, Any]], wish: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the set as an upgrade takes it: at no version, unless one is a WISH.
 
-    Packages that bear a version in their name have no newer ones: others come in their place.
+    That is asked for again where a later one took its place: what pins it would not let the set
+    move otherwise, should an archive have it. Packages that bear a version in their name have no
+    newer ones: others come in their place.
     """
     for entry in packages:
         if entry.get("state") == "absent":
@@ -466,8 +464,18 @@ def _newest(packages: Iterable[Mapping[str, Any]], pinned: bool) -> Iterator[Map
         elif _NAMED_VERSION.search(entry["name"]):
             yield {**entry, "replaced": True}
         else:
-            left = () if pinned else ("follows", "version")
-            yield {key: value for key, value in entry.items() if key not in left}
+            free = {k: v for k, v in entry.items() if k not in ("follows", "version")}
+            yield {**free, **_at(entry["name"], wish)}
+
+
+def _at(name: str, version: str | None) -> dict[str, str]:
+    """Return the keys of a package that has to go with a VERSION of the driver."""
+    if version and _carries_version(name):
+        return {"version": f"{version}-*"}
+    # Ready-made modules have the kernel's version, and depend on one of the driver.
+    if version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
+        return {"follows": version}
+    return {}
 
 
 def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict[str, Any]]:
