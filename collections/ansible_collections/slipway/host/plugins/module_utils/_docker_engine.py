@@ -38,6 +38,9 @@ VENDOR_DISTRIBUTIONS = ("Debian", "Ubuntu")
 
 KEYRING = "/etc/apt/keyrings/docker.asc"
 SOURCES = "/etc/apt/sources.list.d/docker.sources"
+# The same repository, trusted by another key file, is an error that stops apt altogether: the names
+# that Docker's older instructions and Ansible's apt_repository give it.
+STALE_LISTS = ("docker.list", "download_docker_com_linux_{distribution}.list")
 DAEMON_JSON = "/etc/docker/daemon.json"
 # The default of the module daemon_json.
 DAEMON_JSON_RECORD = "/var/lib/slipway/daemon_json.json"
@@ -112,6 +115,11 @@ def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> st
     )
 
 
+def _stale(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = (address(name, facts) for name in STALE_LISTS)
+    return [{"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"} for name in names]
+
+
 def _removed(name: str) -> dict[str, Any]:
     """Return a package as it is where the engine was removed."""
     if name in SHARED:
@@ -162,7 +170,7 @@ def plan(
                 {"path": SOURCES, "content": _sources_file(facts, repository)}
                 if use_repository
                 else {"path": SOURCES, "state": "absent"},
-                *([] if use_repository else [{"path": KEYRING, "state": "absent"}]),
+                *([{"path": KEYRING, "state": "absent"}] if not use_repository else _stale(facts)),
             ],
             "packages": packages,
             "json": [
