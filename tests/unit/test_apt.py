@@ -275,6 +275,12 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
             [f"{UNTRUSTED} (Missing key 1): give"],
             id="another key, by Sequoia",
         ),
+        pytest.param(
+            "E: Conflicting values set for option Signed-By regarding source http://m/ x: "
+            "/etc/apt/keyrings/m.asc != \nE: The list of sources could not be read.",
+            ["The source http://m/ stands below /etc/apt twice, with different keys"],
+            id="two keys",
+        ),
     ],
 )
 def test_sources_that_cannot_be_used_are_named_with_what_to_do(
