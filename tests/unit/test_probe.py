@@ -437,6 +437,12 @@ def test_what_does_not_answer_is_out_of_reach() -> None:
     assert _probe.reachable(urls, 1) == dict.fromkeys(urls, False)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://mirror:port/", "http://a b/"])
+def test_why_an_address_gives_nothing(url: str) -> None:
+    found = _probe.offers([["/data", url, "1", "{}"]], {"/data": None})
+    assert found["/data"].startswith("out of reach: ")
+
+
 def test_addresses_are_tried_only_where_no_engine_is_installed(root: Path, web: str) -> None:
     url = f"{web}/200?{{distribution}}"
     assert "reachable" not in _probe.answer({"reach": [url]})["facts"]

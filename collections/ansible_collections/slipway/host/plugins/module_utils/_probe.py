@@ -339,6 +339,7 @@ def checkout(path: str) -> Json | None:
 
 def offers(asked: list[list[str]], trees: Json) -> Json:
     """Return path to why its URL does not give what is missing there, empty where it does."""
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import build_opener
 
@@ -354,7 +355,7 @@ def offers(asked: list[list[str]], trees: Json) -> Json:
         except HTTPError as error:
             # One that asks for a password is there.
             found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             found[path] = f"out of reach: {getattr(error, 'reason', error)}"
     return found
 
