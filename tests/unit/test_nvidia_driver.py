@@ -155,6 +155,30 @@ def test_what_cannot_work_is_refused_with_the_reason(
     assert words in why
 
 
+DESKTOP = {
+    **dict.fromkeys(
+        ("nvidia-driver-580-open", "nvidia-utils-580", "libnvidia-gl-580", "nvidia-imex-580"), NEW
+    ),
+    "nvidia-firmware-580-580.178.04": NEW,
+    "linux-modules-nvidia-580-open-generic": "6.8.0-149.149+1",
+}
+
+
+@pytest.mark.parametrize("branch", ["580", "595"])
+def test_a_driver_with_its_desktop_parts_is_not_replaced_unasked(branch: str) -> None:
+    present = {name.replace("580", branch): version for name, version in DESKTOP.items()}
+    (why,) = plan(facts("t4", packages=present))["owned"]["refused"]
+    assert f"nvidia-driver-{branch}-open is installed" in why
+    assert "nvidia_driver_source to distribution" in why
+
+
+def test_all_of_the_other_flavour_that_goes_is_named() -> None:
+    found = plan(facts("t4", packages=DESKTOP), source="distribution")
+    assert found["owned"]["refused"] == []
+    gone = {name for name, entry in packages(found).items() if entry.get("state") == "absent"}
+    assert gone == set(DESKTOP) - {"nvidia-imex-580"}
+
+
 def test_a_driver_that_is_kept_is_only_looked_at() -> None:
     given = facts("t4", loaded="575.57.08", run_installer=True)
     found = plan(given, source="keep")

@@ -61,6 +61,10 @@ _OWN_PACE = frozenset(
     }
 )
 
+# The flavour of Ubuntu's driver that is not for servers, by what people install of it.
+_OTHER_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
+_BOTH_FLAVOURS = ("nvidia-fabricmanager-", "libnvidia-nscq-", "libnvsdm-", "nvidia-imex-")
+
 # Packages of a driver as apt_preferences(5) names them. The last one spares libnvidia-container.
 _APT_PATTERNS = (
     "cuda-drivers* libcuda1 libnvcuvid1 libnvsdm* nvidia-alternative* nvidia-compute-utils* "
@@ -156,6 +160,8 @@ def plan(
         if source == KEEP:
             return _kept(facts, host)
         _refuse_foreign_driver(facts, present)
+        if source == AUTO:
+            _refuse_other_flavour(present)
         if not decision.supported:
             raise _Refused(decision.reason)
         where = _repository(facts, host, decision, repository)
@@ -342,6 +348,17 @@ def _refuse_foreign_driver(facts: Mapping[str, Any], present: Mapping[str, str])
         )
 
 
+def _refuse_other_flavour(present: Mapping[str, str]) -> None:
+    """Refuse to take away, unasked, a driver that came with its desktop parts."""
+    others = [name for name in sorted(present) if _OTHER_FLAVOUR.fullmatch(name)]
+    if others and _installed(present) is None:
+        raise _Refused(
+            f"{others[-1]} is installed, whose parts for desktops would go: this role installs the "
+            f"-server flavour without them. Set nvidia_driver_source to {DISTRIBUTION} to have it "
+            f"replaced, or to {KEEP} to leave it as it is"
+        )
+
+
 def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
     """Return the state of a host whose driver is somebody else's: it is there and it fits."""
     loaded = _gpu_host.loaded(facts)
@@ -406,6 +423,9 @@ def _leftover(name: str, decision: Decision, version: str | None = None) -> bool
         return True
     if exact and version and exact[1] != version:
         return True
+    # Ubuntu's archive has each branch twice; only these are for both.
+    if decision.source == data.UBUNTU and branch and not name.startswith(_BOTH_FLAVOURS):
+        return "-server" not in name
     return decision.source == data.CUDA and "-server" in name
 
 
