@@ -155,6 +155,15 @@ def test_what_cannot_work_is_refused_with_the_reason(
     assert words in why
 
 
+def test_the_number_of_a_kernel_is_no_branch() -> None:
+    kernel = "6.8.0-149-generic"
+    parts = (f"linux-signatures-nvidia-{kernel}", f"linux-objects-nvidia-580-server-{kernel}")
+    present = {**installed(flavour="-server"), **dict.fromkeys(parts, "6.8.0-149.149+1")}
+    named = packages(plan(facts("8xv100", packages=present)))
+    # Without them, the modules would go.
+    assert all(named[name].get("state", "present") == "present" for name in parts)
+
+
 DESKTOP = {
     **dict.fromkeys(
         ("nvidia-driver-580-open", "nvidia-utils-580", "libnvidia-gl-580", "nvidia-imex-580"), NEW

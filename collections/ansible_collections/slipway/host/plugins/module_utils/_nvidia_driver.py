@@ -48,7 +48,8 @@ WRITTEN_BY = "# Written by Slipway's role nvidia_driver.\n"
 # The version of a driver package up to its revision: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
 _PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)-")
 _DRIVER_VERSION = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
-_NAMED_BRANCH = re.compile(r"-(\d{3})(?=-|$)")
+# Not the 149 of linux-signatures-nvidia-6.8.0-149-generic, which is a kernel's.
+_NAMED_BRANCH = re.compile(r"(?<!\.\d)-(\d{3})(?=-|$)")
 # As that of firmware: several versions of it can be installed beside each other.
 _NAMED_VERSION = re.compile(r"-(\d{3}\.\d+(?:\.\d+)?)$")
 # Packages of the driver that some distribution versions apart from it, or that have no version of
