@@ -164,6 +164,25 @@ def test_the_number_of_a_kernel_is_no_branch() -> None:
     assert all(named[name].get("state", "present") == "present" for name in parts)
 
 
+# Named like parts of the driver, and none.
+NAMESAKES = {
+    "nvidia-cuda-toolkit": "12.0.140~12.0.1-4build4",
+    "nvidia-docker2": "2.13.0-1",
+    "libnvidia-egl-wayland1": "1:1.1.13-1build1",
+}
+
+
+@pytest.mark.parametrize("variables", [{}, {"version": "580.178.04"}, {"state": "absent"}])
+def test_what_is_only_named_like_the_driver_is_left_alone(variables: dict[str, Any]) -> None:
+    found = plan(facts("t4", packages={**installed(), **NAMESAKES}), **variables)
+    assert not set(NAMESAKES) & set(packages(found))
+
+
+def test_a_cuda_toolkit_does_not_own_a_driver() -> None:
+    (why,) = plan(facts("t4", packages=NAMESAKES, loaded="580.1.1"))["owned"]["refused"]
+    assert "580.1.1 is loaded and no package owns it" in why
+
+
 DESKTOP = {
     **dict.fromkeys(
         ("nvidia-driver-580-open", "nvidia-utils-580", "libnvidia-gl-580", "nvidia-imex-580"), NEW

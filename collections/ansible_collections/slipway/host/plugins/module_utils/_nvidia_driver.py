@@ -58,7 +58,7 @@ _OWN_PACE = frozenset(
     {
         *("nvidia-settings", "nvidia-modprobe", "nvidia-persistenced", "nvidia-prime"),
         *("nvidia-xconfig", "nvidia-support", "nvidia-installer-cleanup", "nvidia-legacy-check"),
-        "nvlsm",
+        *("nvidia-kernel-common", "nvlsm"),
     }
 )
 
@@ -383,7 +383,16 @@ def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
 
 def _driver_packages(facts: Mapping[str, Any]) -> dict[str, str]:
     packages: Mapping[str, str] = _gpu_host.gpu_facts(facts).get("packages", {})
-    return {name: version for name, version in packages.items() if DRIVER_PACKAGE.match(name)}
+    return {name: version for name, version in packages.items() if _is_part(name, version)}
+
+
+def _is_part(name: str, version: str) -> bool:
+    """Whether an installed package is the driver's, and not a CUDA toolkit's or somebody else's.
+
+    Their names begin alike; what has no version of a driver has to be known.
+    """
+    known = name in _OWN_PACE or name.startswith(("linux-", "nvidia-driver-pinning-"))
+    return bool(DRIVER_PACKAGE.match(name)) and (known or bool(_upstream(version)))
 
 
 def _carries_version(name: str) -> bool:
