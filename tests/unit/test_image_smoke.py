@@ -182,6 +182,10 @@ def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engin
 def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
     engine.run = "import time; time.sleep(30)"
     assert engine.prove(TOOL, timeout=1)["msg"] == f"{TOOL}: no end after 1 s"
+    (run,) = engine.runs()
+    # The engine goes on with a container whose command was killed.
+    removed = ["rm", "--force", run[run.index("--name") + 1]]
+    assert json.loads((engine.folder / "log").read_text().splitlines()[-1]) == removed
 
 
 @pytest.mark.parametrize(

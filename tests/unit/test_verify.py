@@ -197,6 +197,8 @@ def test_an_answer_may_say_more_than_expected(answer: Any, expected: Any, contai
 IMAGES = [
     {"RepoTags": ["slipway/a:cpu"], "Labels": {_verify.LABEL_SMOKE: '["sh", "smoke.sh"]'}},
     {"RepoTags": ["debian:13"], "Labels": None},
+    # What an interrupted build left.
+    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
     {"RepoTags": None, "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ OPTIONS = [
 
 # There where the driver's module is loaded and a GPU is found.
 GPU_DEVICE = Path("/dev/nvidiactl")
+# The end of the tag of an image that is not proven yet.
+CANDIDATE = "-candidate"
 CDI_KIND = "nvidia.com/gpu"
 
 
@@ -61,7 +64,8 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
     where it fails.
     """
     entry = ["--entrypoint", command[0], reference]
-    run: list[str] = ["docker", "run", *OPTIONS, *_gpus(reference), *entry]
+    name = f"slipway-smoke-{uuid.uuid4().hex}"
+    run: list[str] = ["docker", "run", "--name", name, *OPTIONS, *_gpus(reference), *entry]
     try:
         done = subprocess.run(
             [*run, *command[1:]],
@@ -72,6 +76,8 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
+        # Only the command has ended by that; its container would go on, and keep its GPUs.
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
         raise SmokeError(f"no end after {timeout:.0f} s") from None
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip().splitlines()[-25:]
