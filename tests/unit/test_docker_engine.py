@@ -132,6 +132,11 @@ def test_the_statement_is_one_that_the_survey_understands() -> None:
             "distribution",
             "Debian 12 has no packages of its own with BuildKit",
         ),
+        (
+            {"distribution_major_version": "12", "docker_package": "docker.io"},
+            "auto",
+            "because docker.io is installed. Set docker_engine_source to docker",
+        ),
         ({"distribution": "fedora"}, "docker", "does not serve fedora 13"),
     ],
 )

@@ -81,10 +81,16 @@ def _refusals(facts: Mapping[str, Any], source: str, repository: Mapping[str, An
         )
     known = ", ".join(DISTRIBUTION_PACKAGES)
     if source == "distribution" and platform(facts) not in DISTRIBUTION_PACKAGES:
+        what_to_do = (
+            "is not used, because docker.io is installed. Set docker_engine_source to docker to "
+            "have its engine in the place of that one"
+            if facts["docker_package"] == "docker.io"
+            else "is not used or not reachable. Make it reachable, or name a mirror in "
+            "docker_engine_repository"
+        )
         found.append(
             f"{platform(facts)} has no packages of its own with BuildKit and compose v2 (known: "
-            f"{known}), and Docker's repository {address(repository['url'], facts)} is not used or "
-            "not reachable. Make it reachable, or name a mirror in docker_engine_repository"
+            f"{known}), and Docker's repository {address(repository['url'], facts)} {what_to_do}"
         )
     if source == "docker" and facts["distribution"] not in VENDOR_DISTRIBUTIONS:
         found.append(f"Docker's repository does not serve {platform(facts)}")
