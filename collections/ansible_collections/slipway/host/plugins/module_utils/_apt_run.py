@@ -176,7 +176,7 @@ class Apt:
         wanted = {name: version for name, _equals, version in spelled if version in gone}
         _status, policy = self.run(["apt-cache", "policy", "--", *wanted])
         newest_of = _apt.candidates(policy)
-        for name in wanted.keys() & newest_of.keys():
+        for name in sorted(wanted.keys() & newest_of.keys()):
             newest, version = newest_of[name], wanted[name].removesuffix("-*")
             known = newest if version == wanted[name] else newest.rpartition("-")[0]
             if self.run(["dpkg", "--compare-versions", known, "lt", version])[0] == 0:
