@@ -54,7 +54,8 @@ MMDEBSTRAP /tmp/base.tar
 docker import -c 'CMD ["bash"]' /tmp/base.tar base >/dev/null
 apt-get -qq purge -y --auto-remove mmdebstrap >/dev/null
 mkdir /tmp/context && tar -x -C /tmp/context -f /tmp/context.tar
-docker buildx build --quiet --load --tag slipway/iris-api:cpu --build-arg BASE=base --build-arg ROOT=base \
+docker buildx build --quiet --load --tag slipway/iris-api:cpu \
+    --build-arg BASE=base --build-arg ROOT=base \
     --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt /tmp/context >/dev/null
 docker run --rm --init --network none --read-only --tmpfs /tmp:exec --user 1234:1234 \
     --entrypoint python slipway/iris-api:cpu /opt/slipway/smoke.py >/dev/null

@@ -26,5 +26,10 @@ while [ $# -gt 0 ]; do
     *) roles="$roles${roles:+,}\"$1\"" && shift ;;
     esac
 done
+if [ "$verb" = rollback ] && [ -n "$roles" ]; then
+    echo "slipway: rollback returns a host to all that it had before its last upgrade, and takes" \
+        "no role. Nothing was changed." >&2
+    exit 1
+fi
 [ -z "$roles" ] || set -- -e "{\"slipway_upgrade\": [$roles]}" "$@"
 exec ansible-playbook "playbooks/$verb.yml" "$@"

@@ -147,6 +147,19 @@ def _undescribed(options: dict[str, Any]) -> Iterator[str]:
         yield from _undescribed(option.get("options", {}))
 
 
+def truths(role: Path) -> Iterator[str]:
+    """What is true or false is asked by `bool`: `-e x=false` is a string, and those are true."""
+    spec = load(role / "meta/argument_specs.yml")["argument_specs"]
+    options = {name: option for entry in spec.values() for name, option in entry["options"].items()}
+    for name in (name for name, option in options.items() if option.get("type") == "bool"):
+        for file in sorted([*role.glob("vars/*.yml"), *role.glob("tasks/*.yml")]):
+            text = file.read_text(encoding="utf-8")
+            # A parameter that is nothing else is converted by its module.
+            text = re.sub(rf'"{{{{ {name} }}}}"$', "", text, flags=re.M)
+            if re.search(rf"\b{name}\b(?! \| bool\b)", text):
+                yield f"{file.name}: '{name}' lacks | bool"
+
+
 def readme(role: Path) -> Iterator[str]:
     """The README's table is what tools/role_readme.py makes of the argument spec."""
     file = role / "README.md"
@@ -160,7 +173,7 @@ def readme(role: Path) -> Iterator[str]:
 
 RULES = (
     *(documentation, entry_point, size, plain_tasks, commands, facts),
-    *(names, comments, specification, readme),
+    *(names, comments, specification, truths, readme),
 )
 Rule = Callable[[Path], Iterator[str]]
 
@@ -175,16 +188,18 @@ def test_role(rule: Rule, role: Path) -> None:
 def role(tmp_path: Path) -> Path:
     """Return a role that keeps all rules."""
     files = {
-        "defaults/main.yml": "---\n# How many.\nsail_count: 1\n",
+        "defaults/main.yml": "---\n# How many.\nsail_count: 1\n# Whether.\nsail_up: true\n",
         "meta/main.yml": "---\ngalaxy_info: {}\n",
         "meta/argument_specs.yml": (
             "argument_specs:\n  main:\n    short_description: Sails\n    options:\n"
             "      sail_count: {type: int, description: How many., default: 1}\n"
+            "      sail_up: {type: bool, description: Whether., default: true}\n"
         ),
         "vars/main.yml": "---\n__sail_owned: {}\n",
         "tasks/main.yml": (
             "---\n- name: Set sail\n  ansible.builtin.debug:\n"
             "    msg: \"{{ ansible_facts['distribution'] }}\"\n  register: __sail_result\n"
+            '  when: sail_up | bool\n  vars:\n    up: "{{ sail_up }}"\n'
         ),
         "handlers/main.yml": "---\n- name: Reef\n  ansible.builtin.debug:\n",
         "README.md": f"# sail\n\n{role_readme.BEGIN}\n{role_readme.END}\n",
@@ -274,6 +289,8 @@ TASK = "---\n- name: Set sail\n  ansible.builtin.debug:\n"
             "argument_specs: {main: {options: {sail_count: {options: {a: {}}}}}}\n",
             "'a' has no description",
         ),
+        (truths, "vars/main.yml", "__sail_a: '{{ f(sail_up) }}'\n", "'sail_up' lacks | bool"),
+        (truths, "tasks/main.yml", TASK + "  when: not sail_up\n", "'sail_up' lacks | bool"),
         (readme, "README.md", "# sail\n", "has no line"),
         (
             readme,

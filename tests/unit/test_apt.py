@@ -275,6 +275,12 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
             [f"{UNTRUSTED} (Missing key 1): give"],
             id="another key, by Sequoia",
         ),
+        pytest.param(
+            "E: Conflicting values set for option Signed-By regarding source http://m/ x: "
+            "/etc/apt/keyrings/m.asc != \nE: The list of sources could not be read.",
+            ["The source http://m/ stands below /etc/apt twice, with different keys"],
+            id="two keys",
+        ),
     ],
 )
 def test_sources_that_cannot_be_used_are_named_with_what_to_do(
@@ -451,6 +457,11 @@ b:
     assert _apt.sources(policy) == [["http://archive", "copy:/srv/x"], []]
 
 
+def test_what_apt_would_take() -> None:
+    policy = "a:\n  Installed: (none)\n  Candidate: 1:2-1\nb:\n  Candidate: (none)\nc:\n"
+    assert _apt.candidates(policy) == {"a": "1:2-1"}
+
+
 def test_the_room_that_packages_take() -> None:
     assert _apt.room("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n") == 7168
 
@@ -484,6 +495,42 @@ def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
     assert result["failed"]
     assert "no source that could be read has version 2; nothing was changed." in result["msg"]
     assert "The source http://m/dists/noble/InRelease could not be fetched" in result["msg"]
+
+
+@pytest.mark.parametrize("gone", ["newest", "fail"])
+@pytest.mark.parametrize(
+    ("wanted", "candidate", "too_new"),
+    [
+        ("580.178.04-*", "580.173.02-0ubuntu0.24.04.1", True),
+        ("580.99-*", "580.178.04-0ubuntu0.24.04.1", False),
+        # The one that is wanted, for another package of the set than the one that lacks it.
+        ("580.178.04-*", "580.178.04-0~bpo1", False),
+        ("1.21.0-1", "1.20.1-1", True),
+        ("1.19.0-1", "1.20.1-1", False),
+    ],
+)
+def test_a_version_that_is_still_to_come_is_not_taken_for_one_that_is_gone(
+    run_module: RunModule,
+    apt: Apt,
+    program: Callable[[str, str], None],
+    wanted: str,
+    candidate: str,
+    too_new: bool,
+    gone: str,
+) -> None:
+    program("apt-cache", f"printf 'a:\\n  Installed: (none)\\n  Candidate: {candidate}\\n'")
+    calls = apt(
+        f"""case "$*" in
+        *--compare-versions*) exec /usr/bin/dpkg "$@" ;;
+        *install*a=*) echo "E: Version '{wanted}' for 'a' was not found"; exit 100 ;;
+        esac"""
+    )
+    result = run_module(
+        held_packages, packages=[{"name": "a", "version": wanted}], version_gone=gone
+    )
+    assert ("apt-get install a" in calls()) == (gone == "newest" and not too_new)
+    words = f"no source has version {wanted.removesuffix('-*')} yet: the newest a is {candidate}"
+    assert (words in result.get("msg", "")) == too_new
 
 
 def test_what_came_with_a_package_goes_with_it(

@@ -763,21 +763,31 @@ def test_check_mode_tells_and_touches_nothing(host: Host, run: Run) -> None:
 def test_an_equal_file_of_another_form_keeps_its_form_but_not_its_mode(
     host: Host, run: Run
 ) -> None:
-    host.write('{"mtu":1}', mode=0o600)
+    host.write('{"mtu":1}', mode=0o666)
     told = run(check=True, settings={"mtu": 1})
     assert told["changed"]
-    assert host.path.stat().st_mode & 0o7777 == 0o600
+    assert host.path.stat().st_mode & 0o7777 == 0o666
     result = run(diff=True, settings={"mtu": 1})
     assert result["changed"]
     assert not result["restart_required"]
     assert not result["reload_required"]
     assert (result["diff"]["before"], result["diff"]["after"]) == (
-        {"mode": "0600"},
+        {"mode": "0666"},
         {"mode": "0644"},
     )
     assert host.path.read_text() == '{"mtu":1}'
     assert host.path.stat().st_mode & 0o7777 == 0o644
     assert not run(settings={"mtu": 1})["changed"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_what_others_may_not_read_stays_so(host: Host, run: Run, mode: int) -> None:
+    host.write('{"proxies": {"http-proxy": "http://me:secret@proxy"}}', mode=mode)
+    assert run(settings={"mtu": 1})["changed"]
+    assert host.path.stat().st_mode & 0o7777 == mode
+    assert not run(settings={"mtu": 1})["changed"]
+    run(settings={"mtu": 1}, mode="0644")
+    assert host.path.stat().st_mode & 0o7777 == 0o644
 
 
 def test_taking_back_restores_the_users_file_and_forgets(host: Host, run: Run) -> None:

@@ -68,7 +68,12 @@ def test_the_vendors_engine_brings_its_repository_and_key() -> None:
     assert owned["keyrings"] == [
         {"path": "/etc/apt/keyrings/docker.asc", "fingerprint": REPOSITORY["fingerprint"]}
     ]
-    (sources,) = owned["files"]
+    sources, *stale = owned["files"]
+    # With another key, apt would read no source at all any more.
+    assert {entry["path"]: entry["state"] for entry in stale} == {
+        "/etc/apt/sources.list.d/docker.list": "absent",
+        "/etc/apt/sources.list.d/download_docker_com_linux_debian.list": "absent",
+    }
     assert sources["content"].splitlines()[1:] == [
         "Types: deb",
         "URIs: https://download.docker.com/linux/debian",
@@ -126,6 +131,11 @@ def test_the_statement_is_one_that_the_survey_understands() -> None:
             {"distribution_major_version": "12"},
             "distribution",
             "Debian 12 has no packages of its own with BuildKit",
+        ),
+        (
+            {"distribution_major_version": "12", "docker_package": "docker.io"},
+            "auto",
+            "because docker.io is installed. Set docker_engine_source to docker",
         ),
         ({"distribution": "fedora"}, "docker", "does not serve fedora 13"),
     ],

@@ -86,9 +86,16 @@ def gpu_host(
             "/images/json": [],
         },
     )
-    monkeypatch.setattr(_probe, "docker", lambda path: found.answers[path])
+    monkeypatch.setattr(_probe, "docker", lambda path: answer(found, path))
     found.sees(listing(2))
     return found
+
+
+def answer(host: GpuHost, path: str) -> Any:
+    """Answer as the engine does, by a 404 for what it does not know."""
+    if path not in host.answers:
+        raise ValueError("Docker answered 404")
+    return host.answers[path]
 
 
 def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
@@ -166,6 +173,11 @@ def test_nobody_elses_container_loses_its_gpus_by_the_proof(
     assert check["ok"]
     assert "it would take the GPUs from training" in check["seen"]
     assert "systemctl daemon-reload" not in gpu_host.called()
+
+
+def test_a_container_that_ends_meanwhile_is_no_failure(gpu_host: GpuHost) -> None:
+    gpu_host.answers["/containers/json"] = [{"Id": "c9", "Names": ["/brief"]}]
+    assert prove(gpu_host)["GPUs in containers"]["seen"].endswith("systemctl daemon-reload")
 
 
 @pytest.mark.parametrize(

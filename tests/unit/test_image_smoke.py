@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ if words[:2] == ["image", "inspect"]:
         sys.exit("Error: No such image: " + words[-1])
     labels = images[words[-1]]
     print(labels["io.slipway.variant"] if "variant" in words[3] else json.dumps(labels))
+if words[0] == "info":
+    print(open(engine + "/info.json").read())
 if words[0] == "run":
     exec(open(engine + "/run").read())
 """
@@ -46,11 +49,14 @@ class Engine:
             TOOL: {_verify.LABEL_SMOKE: smoke, "io.slipway.variant": "cpu"},
             OTHER: {_verify.LABEL_SMOKE: smoke, "io.slipway.variant": "gpu"},
         }
+        # With CDI, of which it knows no specification.
+        self.info: dict[str, Any] = {"CDISpecDirs": [str(folder / "none"), str(folder / "cdi")]}
         self.run = "print('smoke: 1.0 s  does its job'); print('a word of a library')"
 
     def prove(self, *references: str, timeout: int = 30) -> dict[str, Any]:
         """Run the module; return its result."""
         (self.folder / "images.json").write_text(json.dumps(self.images))
+        (self.folder / "info.json").write_text(json.dumps(self.info))
         (self.folder / "run").write_text(self.run)
         with patch_module_args({"references": list(references), "timeout": timeout}):
             return run_module()
@@ -139,6 +145,27 @@ def test_gpus_are_lent_where_they_are_used(
     assert ("--gpus" in engine.runs()[0]) == lent
 
 
+@pytest.mark.parametrize(
+    ("info", "specification", "option"),
+    [
+        pytest.param(None, "kind: nvidia.com/gpu", ("--device", "nvidia.com/gpu=all"), id="CDI"),
+        pytest.param(None, "kind: x.com/net", ("--gpus", "all"), id="CDI, of other devices"),
+        pytest.param({"CDISpecDirs": None}, "kind: nvidia.com/gpu", ("--gpus", "all"), id="off"),
+        pytest.param({}, "kind: nvidia.com/gpu", ("--gpus", "all"), id="before CDI"),
+    ],
+)
+def test_gpus_come_as_they_do_to_those_who_use_the_image(
+    engine: Engine, info: dict[str, Any] | None, specification: str, option: tuple[str, str]
+) -> None:
+    _smoke.GPU_DEVICE.touch()
+    (engine.folder / "cdi").mkdir()
+    (engine.folder / "cdi/nvidia.yaml").write_text(specification)
+    engine.info = engine.info if info is None else info
+    engine.prove(OTHER)
+    run = engine.runs()[0]
+    assert option in pairwise(run)
+
+
 def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engine) -> None:
     engine.run = (
         "if 'slipway/tool:cpu' in words:\n"
@@ -155,10 +182,10 @@ def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engin
 def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
     engine.run = "import time; time.sleep(30)"
     assert engine.prove(TOOL, timeout=1)["msg"] == f"{TOOL}: no end after 1 s"
-    # The container would outlive the command that started it.
-    (name,) = (word for word in engine.runs()[0] if word.startswith("--name="))
-    last = json.loads((engine.folder / "log").read_text().splitlines()[-1])
-    assert last == ["rm", "--force", name.removeprefix("--name=")]
+    (run,) = engine.runs()
+    # The engine goes on with a container whose command was killed.
+    removed = ["rm", "--force", run[run.index("--name") + 1]]
+    assert json.loads((engine.folder / "log").read_text().splitlines()[-1]) == removed
 
 
 @pytest.mark.parametrize(

@@ -275,10 +275,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give fi
 
 @needs_root
 @pytest.mark.parametrize("content", [KEYRING, ARMOURED.encode()], ids=["binary", "armoured"])
+# apt up to 2.x goes by the end of the name.
+@pytest.mark.parametrize(("name", "written"), [("d.asc", ARMOURED.encode()), ("d.gpg", KEYRING)])
 def test_a_key_with_the_right_fingerprint_is_written_once(
-    run_module: RunModule, tmp_path: Path, content: bytes
+    run_module: RunModule, tmp_path: Path, content: bytes, name: str, written: bytes
 ) -> None:
-    source, target = tmp_path / "gpg", tmp_path / "keyrings" / "docker.asc"
+    source, target = tmp_path / "gpg", tmp_path / "keyrings" / name
     source.write_bytes(content)
     # A fingerprint may be spelled as people spell it.
     asked: dict[str, Any] = {
@@ -289,7 +291,7 @@ def test_a_key_with_the_right_fingerprint_is_written_once(
     assert run_module(apt_keyring, check=True, **asked)["changed"]
     assert not target.exists()
     assert run_module(apt_keyring, **asked)["changed"]
-    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (content, 0o644)
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (written, 0o644)
     source.unlink()
     again = run_module(apt_keyring, **asked)
     assert (again["changed"], again["fingerprints"]) == (False, [FINGERPRINT])

@@ -75,12 +75,13 @@ def test_a_version_that_was_rolled_back_comes_again_only_by_an_upgrade(
     [
         ("1.20", "'1.20', which is no version like"),
         ("latest", "'latest', which is no version"),
+        (1.2, "1.2, which is no version like"),
         ("1.17.7", "versions before 1.17.8 let a container take over"),
         ("1.17.8", None),
         ("1.20.1", None),
     ],
 )
-def test_versions_that_containers_break_out_of_are_refused(version: str, words: str | None) -> None:
+def test_versions_that_containers_break_out_of_are_refused(version: Any, words: str | None) -> None:
     found = plan(facts("t4"), version)
     assert (found["owned"]["refused"] == []) == (words is None)
     for why in found["owned"]["refused"]:
@@ -145,9 +146,9 @@ def test_removal_names_all_that_was_written() -> None:
 @pytest.mark.parametrize(
     ("version", "more"),
     [
-        ("5:29.7.2-1~ubuntu.24.04~noble", {}),
-        ("28.5.2+dfsg1-1", {}),
-        ("28.2.0", {}),
+        # On by default there, unless somebody switched it off.
+        ("5:29.7.2-1~ubuntu.24.04~noble", CDI),
+        ("28.2.0", CDI),
         ("5:28.1.1-1~debian", CDI),
         ("26.1.5+dfsg1-9+b9", CDI),
         ("25.0.0", CDI),
@@ -194,8 +195,35 @@ def test_the_engines_role_writes_the_keys_for_both(
     assert watches == ("runtimes" in keys or (state == "absent" and model == "t4"))
 
 
+def engine(mine: Mapping[str, Any], model: str = "t4", version: str = "26.1.5") -> dict[str, Any]:
+    given = facts(model, docker_version=version, docker_package="docker.io")
+    found = _docker_engine.plan(given, "distribution", REPOSITORY, True, mine, True, "present")
+    owned: dict[str, Any] = found["owned"]
+    return owned
+
+
 def test_what_the_owner_sets_wins() -> None:
-    given = facts("t4", docker_version="26.1.5", docker_package="docker.io")
-    mine = {"features": {"cdi": False, "buildkit": True}}
-    owned = _docker_engine.plan(given, "distribution", REPOSITORY, True, mine, True, "present")
-    assert owned["owned"]["json"][0]["settings"]["features"] == {"cdi": False, "buildkit": True}
+    mine = {"runtimes": {"nvidia": {"path": "/opt/runtime"}}, "features": {"buildkit": False}}
+    settings = engine(mine)["json"][0]["settings"]
+    assert settings["runtimes"]["nvidia"]["path"] == "/opt/runtime"
+    assert settings["features"] == {"cdi": True, "buildkit": False}
+
+
+@pytest.mark.parametrize("version", ["29.1.3", "28.2.0", "26.1.5", ""])
+def test_cdi_is_not_switched_off_where_gpus_come_by_it(version: str) -> None:
+    (refused,) = engine({"features": {"cdi": False}}, version=version)["refused"]
+    assert "docker_engine_extra_settings" in refused
+    assert "nvidia_container_toolkit_state: absent" in refused
+
+
+@pytest.mark.parametrize(
+    ("features", "model", "version"),
+    [
+        pytest.param({"cdi": False}, "none", "29.1.3", id="no GPUs"),
+        pytest.param({"cdi": False}, "t4", "24.0.9", id="an engine that has none"),
+        pytest.param({"cdi": True}, "t4", "29.1.3", id="switched on"),
+        pytest.param({"buildkit": False}, "t4", "29.1.3", id="another feature"),
+    ],
+)
+def test_features_are_the_owners_elsewhere(features: Any, model: str, version: str) -> None:
+    assert engine({"features": features}, model, version)["refused"] == []

@@ -128,6 +128,12 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
         ("v100-b200", {}, {}, "No one driver serves all GPUs"),
         ("t4", {}, {"branch": "newest"}, "'newest', which is neither auto nor a number"),
         ("t4", {}, {"version": "580"}, "'580', which is no driver version"),
+        (
+            "t4",
+            {},
+            {"version": 580.95},
+            "nvidia_driver_version is the number 580.95: put it into quotes",
+        ),
         ("t4", {}, {"version": "580.1.1", "branch": 595}, "580.1.1 is of branch 580, but"),
         ("t4", {}, {"branch": "390"}, "Branch 390 is too old for"),
         ("8xv100", {}, {"modules": "open"}, "Open kernel modules cannot drive"),
@@ -147,6 +153,58 @@ def test_what_cannot_work_is_refused_with_the_reason(
     assert not found["managed"]
     (why,) = found["owned"]["refused"]
     assert words in why
+
+
+def test_the_number_of_a_kernel_is_no_branch() -> None:
+    kernel = "6.8.0-149-generic"
+    parts = (f"linux-signatures-nvidia-{kernel}", f"linux-objects-nvidia-580-server-{kernel}")
+    present = {**installed(flavour="-server"), **dict.fromkeys(parts, "6.8.0-149.149+1")}
+    named = packages(plan(facts("8xv100", packages=present)))
+    # Without them, the modules would go.
+    assert all(named[name].get("state", "present") == "present" for name in parts)
+
+
+# Named like parts of the driver, and none.
+NAMESAKES = {
+    "nvidia-cuda-toolkit": "12.0.140~12.0.1-4build4",
+    "nvidia-docker2": "2.13.0-1",
+    "libnvidia-egl-wayland1": "1:1.1.13-1build1",
+}
+
+
+@pytest.mark.parametrize("variables", [{}, {"version": "580.178.04"}, {"state": "absent"}])
+def test_what_is_only_named_like_the_driver_is_left_alone(variables: dict[str, Any]) -> None:
+    found = plan(facts("t4", packages={**installed(), **NAMESAKES}), **variables)
+    assert not set(NAMESAKES) & set(packages(found))
+
+
+def test_a_cuda_toolkit_does_not_own_a_driver() -> None:
+    (why,) = plan(facts("t4", packages=NAMESAKES, loaded="580.1.1"))["owned"]["refused"]
+    assert "580.1.1 is loaded and no package owns it" in why
+
+
+DESKTOP = {
+    **dict.fromkeys(
+        ("nvidia-driver-580-open", "nvidia-utils-580", "libnvidia-gl-580", "nvidia-imex-580"), NEW
+    ),
+    "nvidia-firmware-580-580.178.04": NEW,
+    "linux-modules-nvidia-580-open-generic": "6.8.0-149.149+1",
+}
+
+
+@pytest.mark.parametrize("branch", ["580", "595"])
+def test_a_driver_with_its_desktop_parts_is_not_replaced_unasked(branch: str) -> None:
+    present = {name.replace("580", branch): version for name, version in DESKTOP.items()}
+    (why,) = plan(facts("t4", packages=present))["owned"]["refused"]
+    assert f"nvidia-driver-{branch}-open is installed" in why
+    assert "nvidia_driver_source to distribution" in why
+
+
+def test_all_of_the_other_flavour_that_goes_is_named() -> None:
+    found = plan(facts("t4", packages=DESKTOP), source="distribution")
+    assert found["owned"]["refused"] == []
+    gone = {name for name, entry in packages(found).items() if entry.get("state") == "absent"}
+    assert gone == set(DESKTOP) - {"nvidia-imex-580"}
 
 
 def test_a_driver_that_is_kept_is_only_looked_at() -> None:
@@ -333,6 +391,16 @@ def test_an_upgrade_to_a_named_version_has_it_all_at_that() -> None:
     assert named["nvidia-utils-580-server"]["version"] == "580.178.04-*"
     assert named["linux-modules-nvidia-580-server-open-generic"]["follows"] == "580.178.04"
     assert named["nvidia-firmware-580-server-580.173.02"]["state"] == "absent"
+
+
+def test_an_upgrade_asks_for_the_named_version_where_a_later_one_took_its_place() -> None:
+    found = plan(facts("t4", packages=installed(NEW)), version="580.173.02")
+    named = newest(found)
+    assert named["nvidia-utils-580-server"]["version"] == "580.173.02-*"
+    assert named["linux-modules-nvidia-580-server-open-generic"]["follows"] == "580.173.02"
+    # It goes only where another one came.
+    assert named["nvidia-firmware-580-server-580.178.04"]["replaced"]
+    assert "version" not in packages(found)["nvidia-utils-580-server"]
 
 
 def test_an_upgrade_to_another_branch_takes_the_old_one_out() -> None:

@@ -169,7 +169,10 @@ def test_reloading_stops_the_daemons_and_starts_them_again(
     assert order[0] == ["systemctl", "stop"]
     assert order[1:7] == [["rmmod", name] for name in _nvidia_module.UNLOADED]
     assert order[7:9] == [["modprobe", "nvidia"], ["modprobe", "nvidia_uvm"]]
-    assert order[9:] == [["systemctl", "restart"], ["systemctl", "start"]]
+    # What others had loaded comes again.
+    others = ["nvidia_peermem", "nvidia_fs", "nvidia_modeset", "nvidia_drm"]
+    assert order[9:13] == [["modprobe", name] for name in others]
+    assert order[13:] == [["systemctl", "restart"], ["systemctl", "start"]]
 
 
 def test_what_the_kernel_keeps_is_loaded_again_and_waits(
@@ -181,6 +184,30 @@ def test_what_the_kernel_keeps_is_loaded_again_and_waits(
     assert "modprobe nvidia_uvm" in kernel.commands
     assert (result["changed"], result["pending"], result["reboot"]) == (False, True, False)
     assert "does not let go of nvidia_drm" in result["slipway_note"]
+
+
+def test_somebodys_module_that_does_not_come_again_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(replace(FINE, loaded=OLD), broken=["modprobe nvidia_fs"])
+    result = outcome(monkeypatch, capsys, kernel)
+    assert result["changed"]
+    assert "modprobe nvidia_fs failed" in str(result["warnings"])
+
+
+def test_a_driver_that_is_half_unloaded_waits_for_the_reboot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The module on disk does not go with the older one that stays, somebody's own module uses it.
+    broken = ["rmmod nvidia", "modprobe nvidia_uvm"]
+    kernel = Kernel(replace(FINE, loaded=OLD), broken=broken)
+    result = outcome(monkeypatch, capsys, kernel)
+    assert (result["step"], result["reboot"], result["pending"]) == ("reboot", True, True)
+    assert any(words.startswith("systemctl start") for words in kernel.commands)
+
+
+def test_a_display_is_tried_before_anything_is_unloaded() -> None:
+    assert _nvidia_module.UNLOADED[:2] == ("nvidia_drm", "nvidia_modeset")
 
 
 def test_a_refused_signature_is_told_as_that(

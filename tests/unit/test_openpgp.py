@@ -91,6 +91,10 @@ def test_armour_is_taken_off(end: str) -> None:
     assert _openpgp.from_text(armour(old(BODY, 2), end)) == old(BODY, 2)
 
 
+def test_armour_is_put_on() -> None:
+    assert _openpgp.from_text(_openpgp.to_text(old(LONG, 2))) == old(LONG, 2)
+
+
 def test_blocks_after_one_another_are_one_keyring() -> None:
     text = armour(old(BODY, 2)) + armour(old(LONG, 2))
     assert _openpgp.fingerprints(_openpgp.from_text(text)) == [FINGERPRINT, LONG_FINGERPRINT]
@@ -128,6 +132,8 @@ def test_gnupg_tells_the_same(tmp_path: Path, algorithm: str) -> None:
         fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line[:3] == "fpr")
         armoured = subprocess.check_output([*gpg, "--armor", "--export"], text=True)
         binary = subprocess.check_output([*gpg, "--export"])
+        ours = _openpgp.to_text(binary).encode()
+        assert subprocess.check_output([*gpg, "--dearmor"], input=ours) == binary
     finally:
         # The agent would outlive the test.
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"], check=False)

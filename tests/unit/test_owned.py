@@ -201,6 +201,8 @@ OTHER = "0" * 40
     [
         (FINGERPRINT, BINARY, []),
         (FINGERPRINT, ARMOURED, []),
+        # As vendors print it.
+        (f"{FINGERPRINT[:4].lower()} {FINGERPRINT[4:]}", ARMOURED, []),
         (FINGERPRINT, None, [("missing", f"the key {FINGERPRINT}")]),
         (OTHER, BINARY, [(f"the key {FINGERPRINT}", OTHER)]),
         (OTHER, "<html>", [("not an OpenPGP key (no armour)", f"the key {OTHER}")]),

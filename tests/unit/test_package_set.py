@@ -141,6 +141,25 @@ def test_what_cannot_work_is_refused(
     assert not told(host, "apt-mark")
 
 
+@pytest.mark.parametrize("gone", ["newest", "fail"])
+def test_a_version_that_is_still_to_come_changes_nothing(
+    run_module: RunModule,
+    host: Path,
+    apt: Callable[..., None],
+    program: Callable[[str, str], None],
+    gone: str,
+) -> None:
+    apt()
+    lost = "E: Version '3-*' for 'driver' was not found"
+    program("apt-get", f'case "$*" in *install*driver=*) echo "{lost}"; exit 100 ;; esac')
+    program("apt-cache", "printf 'driver:\\n  Candidate: 2-1\\n'")
+    program("dpkg", 'exec /usr/bin/dpkg "$@"')
+    wanted = [{"name": "driver", "version": "3-*", "hold": True}]
+    result = upgrade(run_module, packages=wanted, version_gone=gone)
+    assert "no source has version 3 yet: the newest driver is 2-1" in result["msg"]
+    assert not (host / "upgrade").exists()
+
+
 KERNEL = {"name": "modules", "optional": True, "hold": True}
 
 

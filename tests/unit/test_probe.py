@@ -433,7 +433,14 @@ def test_a_servers_answer_counts_and_a_proxys_refusal_does_not(
 
 def test_what_does_not_answer_is_out_of_reach() -> None:
     urls = ["http://127.0.0.1:1/", "file:///does/not/exist", "no address"]
+    urls += ["http://mirror:port/gpg", "http://a mirror/gpg"]
     assert _probe.reachable(urls, 1) == dict.fromkeys(urls, False)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://mirror:port/", "http://a b/"])
+def test_why_an_address_gives_nothing(url: str) -> None:
+    found = _probe.offers([["/data", url, "1", "{}"]], {"/data": None})
+    assert found["/data"].startswith("out of reach: ")
 
 
 def test_addresses_are_tried_only_where_no_engine_is_installed(root: Path, web: str) -> None:

@@ -244,7 +244,7 @@ def test_packages_follow_the_engine(package: str, names: list[str]) -> None:
     [
         ("26.1.5", True, {}, {"features": {"cdi": True}}),
         ("5:28.1.1-1", True, {}, {"features": {"cdi": True}}),
-        ("5:28.2.0-1", True, {}, {}),
+        ("5:28.2.0-1", True, {}, {"features": {"cdi": True}}),
         # Without CDI there are no GPUs: what would give them breaks everybody else's.
         ("20.10.24", True, {}, {}),
         ("26.1.5", False, {"debug": True}, {"debug": True}),

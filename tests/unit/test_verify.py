@@ -22,10 +22,17 @@ VERSION = {"Version": "28.5.2", "ApiVersion": "1.51"}
 ASKED = {"length": 5.1, "width": 2.4}
 
 
+# What stands at a port where another service was expected.
+OTHER_WORDS = {"/ssh": b"SSH-2.0-x\r\n", "/page": b"HTTP/1.0 200 OK\r\n\r\n<html>hello"}
+
+
 class Api(http.server.BaseHTTPRequestHandler):
     """Answers virginica to the right question, and errors to all others."""
 
     def do_GET(self) -> None:
+        if self.path in OTHER_WORDS:
+            self.wfile.write(OTHER_WORDS[self.path])
+            return
         closed = self.path == "/closed" and self.headers["Authorization"] != "Bearer s3cret"
         status = 403 if closed else 500 if self.path == "/broken" else 200
         self._answer(status, {"status": "ok"})
@@ -123,6 +130,8 @@ def test_a_service_that_answers_as_declared_is_proven(
         ({**EXPECTED, "expect": {"prediction": "setosa"}}, "expected {'prediction': 'setosa'}"),
         ({**EXPECTED, "post": {"length": 0}}, "answered 422"),
         ({**EXPECTED, "port": 5001}, "port 5001 is not published"),
+        ({"path": "/ssh"}, "answered with something other than HTTP: SSH-2.0-x"),
+        ({"path": "/page", "expect": {}}, "answered <html>hello, expected {}"),
     ],
 )
 def test_a_service_that_does_not_is_told_with_its_answer(
@@ -159,6 +168,18 @@ def test_a_door_opens_with_the_secret_alone(
     assert check["ok"] is ok
     assert seen in check["seen"]
     assert secret.strip() not in check["seen"]
+
+
+def test_a_proxy_does_not_see_the_request(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    engine(monkeypatch, containers=[container(port, **EXPECTED)])
+    assert all(check["ok"] for check in _verify.checks(smoke=False, daemon_reload=True))
+
+
+def test_an_address_of_ipv6_is_one_of_a_url() -> None:
+    assert _verify._address(container(80, "fd00::1"), 5000) == "[fd00::1]:80"
 
 
 def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +221,8 @@ def test_an_answer_may_say_more_than_expected(answer: Any, expected: Any, contai
 IMAGES = [
     {"RepoTags": ["slipway/a:cpu"], "Labels": {_verify.LABEL_SMOKE: '["sh", "smoke.sh"]'}},
     {"RepoTags": ["debian:13"], "Labels": None},
+    # What an interrupted build left.
+    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
     {"RepoTags": None, "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
 ]
 

@@ -255,6 +255,7 @@ FULL = ("No space left on device", "You don't have enough free space")
 UNTRUSTED = re.compile(r"(?:GPG error|signature verification failed): (\S+) .*?: (.*)")
 UNSIGNED = re.compile(r"^E: The repository '(\S+) [^']*' is (?:not signed|no longer signed)")
 NO_RELEASE = re.compile(r"^E: The repository '(\S+) [^']*' does not have a Release file")
+TWICE = re.compile(r"^E: Conflicting values set for option Signed-By regarding source (\S+) ")
 UNFETCHED = re.compile(r"^[EW]: Failed to fetch (\S+) +(.*)")
 
 
@@ -268,6 +269,12 @@ def gone(output: str) -> list[str]:
     return list(
         dict.fromkeys(re.findall(r"^E: Version '(.*)' for '.*' was not found", output, re.M))
     )
+
+
+def candidates(policy: str) -> dict[str, str]:
+    """Return the version of each package that apt would take, as `apt-cache policy` tells it."""
+    found = re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (\S+)$", policy, re.M)
+    return {name: version for name, version in found if version != "(none)"}
 
 
 def is_syncing(output: str) -> bool:
@@ -317,6 +324,11 @@ def unread(output: str) -> dict[str, str]:
                 match[1],
                 f"The source {match[1]} holds no repository: correct its entry in /etc/apt, "
                 "or remove it.",
+            )
+        elif match := TWICE.search(line):
+            found[match[1]] = (
+                f"The source {match[1]} stands below /etc/apt twice, with different keys, by which "
+                "apt reads none at all: remove the entry that Slipway did not write."
             )
         # That a signature was refused is told a second time, as a fetch that failed.
         elif (match := UNFETCHED.search(line)) and not match[1].startswith(tuple(found)):

@@ -166,6 +166,25 @@ class Apt:
         known = tuple(address for of_one in sources for address in of_one)
         return [why for one, why in self.unread.items() if unknown or one.startswith(known)]
 
+    def refuse_unborn(self, install: Iterable[str], gone: Sequence[str]) -> None:
+        """Raise AptError where a version that no source has is newer than all that they have.
+
+        INSTALL are packages as ``name=version``, GONE the versions of which apt said that.  What is
+        taken instead of one that an archive has lost would not do instead of one that is to come.
+        """
+        spelled = (word.partition("=") for word in install)
+        wanted = {name: version for name, _equals, version in spelled if version in gone}
+        _status, policy = self.run(["apt-cache", "policy", "--", *wanted])
+        newest_of = _apt.candidates(policy)
+        for name in sorted(wanted.keys() & newest_of.keys()):
+            newest, version = newest_of[name], wanted[name].removesuffix("-*")
+            known = newest if version == wanted[name] else newest.rpartition("-")[0]
+            if self.run(["dpkg", "--compare-versions", known, "lt", version])[0] == 0:
+                raise AptError(
+                    f"no source has version {version} yet: the newest {name} is {newest}; nothing "
+                    "was changed. Name that one, or another that is there."
+                )
+
     def known(self, names: list[str]) -> list[str]:
         """Return which of NAMES a source has, by a fresh index where one seems not to be there."""
 
@@ -241,6 +260,7 @@ class Apt:
                 f"no source that could be read has version {versions}; nothing was changed. "
                 + " ".join(unread)
             )
+        self.refuse_unborn(command, gone)
         if version_gone == "fail":
             raise AptError(
                 f"no source has version {versions} any more; nothing was changed. Name another one."

@@ -228,7 +228,7 @@ class Builder:
         """Build one image and, when its smoke test passes, move its tag."""
         reference, name = image["reference"], image["name"]
         started = time.monotonic()
-        candidate = f"{reference}-candidate"
+        candidate = f"{reference}{_smoke.CANDIDATE}"
         with self.making_a_base:
             root = self.base(image["base"])
         base = str(image["parent"] or root)

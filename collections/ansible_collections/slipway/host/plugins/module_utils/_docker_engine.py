@@ -38,6 +38,9 @@ VENDOR_DISTRIBUTIONS = ("Debian", "Ubuntu")
 
 KEYRING = "/etc/apt/keyrings/docker.asc"
 SOURCES = "/etc/apt/sources.list.d/docker.sources"
+# The same repository, trusted by another key file, is an error that stops apt altogether: the names
+# that Docker's older instructions and Ansible's apt_repository give it.
+STALE_LISTS = ("docker.list", "download_docker_com_linux_{distribution}.list")
 DAEMON_JSON = "/etc/docker/daemon.json"
 # The default of the module daemon_json.
 DAEMON_JSON_RECORD = "/var/lib/slipway/daemon_json.json"
@@ -78,14 +81,33 @@ def _refusals(facts: Mapping[str, Any], source: str, repository: Mapping[str, An
         )
     known = ", ".join(DISTRIBUTION_PACKAGES)
     if source == "distribution" and platform(facts) not in DISTRIBUTION_PACKAGES:
+        what_to_do = (
+            "is not used, because docker.io is installed. Set docker_engine_source to docker to "
+            "have its engine in the place of that one"
+            if facts["docker_package"] == "docker.io"
+            else "is not used or not reachable. Make it reachable, or name a mirror in "
+            "docker_engine_repository"
+        )
         found.append(
             f"{platform(facts)} has no packages of its own with BuildKit and compose v2 (known: "
-            f"{known}), and Docker's repository {address(repository['url'], facts)} is not used or "
-            "not reachable. Make it reachable, or name a mirror in docker_engine_repository"
+            f"{known}), and Docker's repository {address(repository['url'], facts)} {what_to_do}"
         )
     if source == "docker" and facts["distribution"] not in VENDOR_DISTRIBUTIONS:
         found.append(f"Docker's repository does not serve {platform(facts)}")
     return found
+
+
+def _cdi_refusals(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return why SETTINGS keep a host's GPUs from its containers, which get them by CDI."""
+    features = settings.get("features")
+    switched_off = isinstance(features, Mapping) and features.get("cdi") is False
+    if not (switched_off and _toolkit.has_cdi(facts)):
+        return []
+    return [
+        "features.cdi is false in docker_engine_extra_settings or docker_engine_settings, but "
+        "containers get the GPUs of this host by CDI. Take that key out, or, where containers are "
+        "to have no GPUs, set nvidia_container_toolkit_state: absent"
+    ]
 
 
 def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> str:
@@ -97,6 +119,11 @@ def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> st
         f"Components: {repository.get('channel', 'stable')}\n"
         f"Signed-By: {KEYRING}\n"
     )
+
+
+def _stale(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = (address(name, facts) for name in STALE_LISTS)
+    return [{"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"} for name in names]
 
 
 def _removed(name: str) -> dict[str, Any]:
@@ -138,13 +165,18 @@ def plan(
         "source": chosen,
         "key_url": key_url,
         "owned": {
-            "refused": _refusals(facts, chosen, repository) if present else [],
+            "refused": [
+                *_refusals(facts, chosen, repository),
+                *(_cdi_refusals(facts, settings) if for_gpus else ()),
+            ]
+            if present
+            else [],
             "keyrings": [keyring] if use_repository else [],
             "files": [
                 {"path": SOURCES, "content": _sources_file(facts, repository)}
                 if use_repository
                 else {"path": SOURCES, "state": "absent"},
-                *([] if use_repository else [{"path": KEYRING, "state": "absent"}]),
+                *([{"path": KEYRING, "state": "absent"}] if not use_repository else _stale(facts)),
             ],
             "packages": packages,
             "json": [

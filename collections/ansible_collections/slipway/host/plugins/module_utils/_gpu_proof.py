@@ -120,7 +120,11 @@ def _in_danger() -> list[str]:
     """Return the running containers that lose their GPUs when systemd is told to reload."""
     found = []
     for running in _probe.docker("/containers/json"):
-        host = _probe.docker(f"/containers/{running['Id']}/json")["HostConfig"]
+        try:
+            host = _probe.docker(f"/containers/{running['Id']}/json")["HostConfig"]
+        except ValueError:
+            # It has ended meanwhile, and is gone.
+            continue
         by_hook = any(map(_is_for_hook, host.get("DeviceRequests") or ()))
         if by_hook or host.get("Runtime") == "nvidia":
             found.append(running["Names"][0].lstrip("/"))

@@ -70,11 +70,14 @@ class EngineRule:
 
 CDI_SINCE = (25, 0)
 
-# The newest first. Sources: moby/moby 4cecce03f6 (CDI on by default), Docker's reference of
-# daemon.json (features.cdi), NVIDIA's troubleshooting page (cgroupfs).
+# The newest first. Sources: moby/moby 4cecce03f6 (CDI on by default from 28.2 on), Docker's
+# reference of daemon.json (features.cdi), NVIDIA's troubleshooting page (cgroupfs).
 ENGINE_RULES = (
-    EngineRule((28, 2), {}, "CDI is on by default"),
-    EngineRule(CDI_SINCE, {"features": {"cdi": True}}, "CDI is there and has to be switched on"),
+    EngineRule(
+        CDI_SINCE,
+        {"features": {"cdi": True}},
+        "CDI has to be switched on, and from 28.2 on somebody may have switched it off",
+    ),
     EngineRule(
         (0, 0),
         {"exec-opts": ["native.cgroupdriver=cgroupfs"]},
@@ -85,7 +88,8 @@ ENGINE_RULES = (
 
 def parse(version: str) -> tuple[int, ...] | None:
     """Return a toolkit version such as ``1.20.1`` as numbers, None where it is none."""
-    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", version)
+    # YAML takes 1.20 for a number.
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(version))
     return tuple(int(part) for part in match.groups()) if match else None
 
 

@@ -48,7 +48,8 @@ WRITTEN_BY = "# Written by Slipway's role nvidia_driver.\n"
 # The version of a driver package up to its revision: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
 _PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)-")
 _DRIVER_VERSION = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
-_NAMED_BRANCH = re.compile(r"-(\d{3})(?=-|$)")
+# Not the 149 of linux-signatures-nvidia-6.8.0-149-generic, which is a kernel's.
+_NAMED_BRANCH = re.compile(r"(?<!\.\d)-(\d{3})(?=-|$)")
 # As that of firmware: several versions of it can be installed beside each other.
 _NAMED_VERSION = re.compile(r"-(\d{3}\.\d+(?:\.\d+)?)$")
 # Packages of the driver that some distribution versions apart from it, or that have no version of
@@ -57,9 +58,13 @@ _OWN_PACE = frozenset(
     {
         *("nvidia-settings", "nvidia-modprobe", "nvidia-persistenced", "nvidia-prime"),
         *("nvidia-xconfig", "nvidia-support", "nvidia-installer-cleanup", "nvidia-legacy-check"),
-        "nvlsm",
+        *("nvidia-kernel-common", "nvlsm"),
     }
 )
+
+# The flavour of Ubuntu's driver that is not for servers, by what people install of it.
+_OTHER_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
+_BOTH_FLAVOURS = ("nvidia-fabricmanager-", "libnvidia-nscq-", "libnvsdm-", "nvidia-imex-")
 
 # Packages of a driver as apt_preferences(5) names them. The last one spares libnvidia-container.
 _APT_PATTERNS = (
@@ -156,6 +161,8 @@ def plan(
         if source == KEEP:
             return _kept(facts, host)
         _refuse_foreign_driver(facts, present)
+        if source == AUTO:
+            _refuse_other_flavour(present)
         if not decision.supported:
             raise _Refused(decision.reason)
         where = _repository(facts, host, decision, repository)
@@ -210,7 +217,7 @@ def plan(
         owned,
         managed=True,
         first=pin,
-        newest=_newest(packages, pinned=chosen == version),
+        newest=_newest(packages, version),
         key_url=where.key_url if where else "",
     )
 
@@ -247,6 +254,8 @@ def _wanted(
     host: HostFacts, source: str, branch: int | str, modules: str, version: str, video: bool
 ) -> Wanted:
     """Return the role's variables in the words of the decision."""
+    if version and not isinstance(version, str):
+        raise _Refused(f"nvidia_driver_version is the number {version}: put it into quotes")
     if version and not _DRIVER_VERSION.fullmatch(version):
         raise _Refused(
             f"nvidia_driver_version is {version!r}, which is no driver version like 580.178.04"
@@ -340,6 +349,17 @@ def _refuse_foreign_driver(facts: Mapping[str, Any], present: Mapping[str, str])
         )
 
 
+def _refuse_other_flavour(present: Mapping[str, str]) -> None:
+    """Refuse to take away, unasked, a driver that came with its desktop parts."""
+    others = [name for name in sorted(present) if _OTHER_FLAVOUR.fullmatch(name)]
+    if others and _installed(present) is None:
+        raise _Refused(
+            f"{others[-1]} is installed, whose parts for desktops would go: this role installs the "
+            f"-server flavour without them. Set nvidia_driver_source to {DISTRIBUTION} to have it "
+            f"replaced, or to {KEEP} to leave it as it is"
+        )
+
+
 def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
     """Return the state of a host whose driver is somebody else's: it is there and it fits."""
     loaded = _gpu_host.loaded(facts)
@@ -363,7 +383,16 @@ def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
 
 def _driver_packages(facts: Mapping[str, Any]) -> dict[str, str]:
     packages: Mapping[str, str] = _gpu_host.gpu_facts(facts).get("packages", {})
-    return {name: version for name, version in packages.items() if DRIVER_PACKAGE.match(name)}
+    return {name: version for name, version in packages.items() if _is_part(name, version)}
+
+
+def _is_part(name: str, version: str) -> bool:
+    """Whether an installed package is the driver's, and not a CUDA toolkit's or somebody else's.
+
+    Their names begin alike; what has no version of a driver has to be known.
+    """
+    known = name in _OWN_PACE or name.startswith(("linux-", "nvidia-driver-pinning-"))
+    return bool(DRIVER_PACKAGE.match(name)) and (known or bool(_upstream(version)))
 
 
 def _carries_version(name: str) -> bool:
@@ -404,6 +433,9 @@ def _leftover(name: str, decision: Decision, version: str | None = None) -> bool
         return True
     if exact and version and exact[1] != version:
         return True
+    # Ubuntu's archive has each branch twice; only these are for both.
+    if decision.source == data.UBUNTU and branch and not name.startswith(_BOTH_FLAVOURS):
+        return "-server" not in name
     return decision.source == data.CUDA and "-server" in name
 
 
@@ -438,13 +470,9 @@ def _packages(
         if name in rest and _leftover(name, decision, version):
             yield {"name": name, "state": "absent"}
             continue
-        entry: dict[str, Any] = {"name": name}
-        if version and _carries_version(name):
-            if pinned or not _has_version(name, present, version):
-                entry["version"] = f"{version}-*"
-        elif version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
-            # Ready-made modules have the kernel's version, and depend on one of the driver.
-            entry["follows"] = version
+        entry: dict[str, Any] = {"name": name, **_at(name, version)}
+        if not pinned and version and _has_version(name, present, version):
+            entry.pop("version", None)
         if DRIVER_PACKAGE.match(name):
             entry["hold"] = hold
         if name in decision.running_kernel_packages:
@@ -453,10 +481,12 @@ def _packages(
         yield entry
 
 
-def _newest(packages: Iterable[Mapping[str, Any]], pinned: bool) -> Iterator[Mapping[str, Any]]:
-    """Yield the set as an upgrade takes it: at no version, but for one that is PINNED.
+def _newest(packages: Iterable[Mapping[str, Any]], wish: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the set as an upgrade takes it: at no version, unless one is a WISH.
 
-    Packages that bear a version in their name have no newer ones: others come in their place.
+    That is asked for again where a later one took its place: what pins it would not let the set
+    move otherwise, should an archive have it. Packages that bear a version in their name have no
+    newer ones: others come in their place.
     """
     for entry in packages:
         if entry.get("state") == "absent":
@@ -464,8 +494,18 @@ def _newest(packages: Iterable[Mapping[str, Any]], pinned: bool) -> Iterator[Map
         elif _NAMED_VERSION.search(entry["name"]):
             yield {**entry, "replaced": True}
         else:
-            left = () if pinned else ("follows", "version")
-            yield {key: value for key, value in entry.items() if key not in left}
+            free = {k: v for k, v in entry.items() if k not in ("follows", "version")}
+            yield {**free, **_at(entry["name"], wish)}
+
+
+def _at(name: str, version: str | None) -> dict[str, str]:
+    """Return the keys of a package that has to go with a VERSION of the driver."""
+    if version and _carries_version(name):
+        return {"version": f"{version}-*"}
+    # Ready-made modules have the kernel's version, and depend on one of the driver.
+    if version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
+        return {"follows": version}
+    return {}
 
 
 def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -28,13 +28,14 @@ DAEMONS: Mapping[str, str] = {
     "nvidia-imex": "nvidia-imex.service",
     "nv-hostengine": "nvidia-dcgm.service",
 }
-# Modules of the driver, in the order in which they let go of each other.
+# Modules of the driver, in the order in which they let go of each other. A console may keep the
+# first of them: then nothing that computes was unloaded yet.
 UNLOADED = (
+    "nvidia_drm",
+    "nvidia_modeset",
     "nvidia_fs",
     "nvidia_peermem",
     "nvidia_uvm",
-    "nvidia_drm",
-    "nvidia_modeset",
     "nvidia",
 )
 IDLE, NEVER, ALWAYS = "idle", "never", "always"

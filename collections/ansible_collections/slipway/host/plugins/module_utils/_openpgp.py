@@ -38,6 +38,18 @@ def from_text(text: str) -> bytes:
     return keyring
 
 
+def to_text(keyring: bytes) -> str:
+    """Return a keyring as armoured text, which is what apt reads in a file that ends with .asc."""
+    body = base64.b64encode(keyring).decode("ascii")
+    lines = [body[at : at + 64] for at in range(0, len(body), 64)]
+    return "\n".join([ARMOUR, "", *lines, ARMOUR.replace("BEGIN", "END"), ""])
+
+
+def spelled(fingerprint: str) -> str:
+    """Return a FINGERPRINT that people wrote, with spaces and small letters, as it is told here."""
+    return "".join(fingerprint.split()).upper()
+
+
 def _packets(keyring: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the tag and the body of each packet."""
     at = 0

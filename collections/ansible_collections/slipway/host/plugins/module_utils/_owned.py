@@ -279,7 +279,7 @@ def _keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
     except ValueError as error:
         yield str(error), f"the key {entry['fingerprint']}"
         return
-    if entry["fingerprint"] not in found:
+    if _openpgp.spelled(entry["fingerprint"]) not in found:
         yield f"the key {', '.join(found)}", entry["fingerprint"]
 
 

@@ -274,6 +274,11 @@ class PackageSet:
                 return plan, moves
             failures.append(output)
         versions = ", ".join(lost := _apt.gone(failures[0]))
+        if lost:
+            named = [
+                f"{entry['name']}={entry['version']}" for entry in wanted if entry.get("version")
+            ]
+            self.apt.refuse_unborn(named, lost)
         if lost and gone == "newest":
             self.apt.notes.append(f"no source has version {versions}: the newest comes instead")
             free = [{**entry, "version": None, "follows": None} for entry in wanted]

@@ -339,6 +339,7 @@ def checkout(path: str) -> Json | None:
 
 def offers(asked: list[list[str]], trees: Json) -> Json:
     """Return path to why its URL does not give what is missing there, empty where it does."""
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import build_opener
 
@@ -354,7 +355,7 @@ def offers(asked: list[list[str]], trees: Json) -> Json:
         except HTTPError as error:
             # One that asks for a password is there.
             found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             found[path] = f"out of reach: {getattr(error, 'reason', error)}"
     return found
 
@@ -749,6 +750,7 @@ def host_facts() -> Json:
 
 def reachable(urls: list[str], timeout: float) -> Json:
     """Return for each address whether a server answers there at all within TIMEOUT seconds."""
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
@@ -760,7 +762,7 @@ def reachable(urls: list[str], timeout: float) -> Json:
         except HTTPError as error:
             # A refusing proxy answers 403 in the server's name; the server itself would not.
             found[url] = error.code not in (403, 407, 502, 503, 504)
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             found[url] = False
     return found
 

@@ -7,9 +7,9 @@ Runs on hosts, as part of the builder as well as of a module, so it imports noth
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
-import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +24,9 @@ OPTIONS = [
 
 # There where the driver's module is loaded and a GPU is found.
 GPU_DEVICE = Path("/dev/nvidiactl")
+# The end of the tag of an image that is not proven yet.
+CANDIDATE = "-candidate"
+CDI_KIND = "nvidia.com/gpu"
 
 
 class SmokeError(ValueError):
@@ -35,9 +38,25 @@ def _gpus(reference: str) -> list[str]:
     if not GPU_DEVICE.exists():
         return []
     label = '{{index .Config.Labels "io.slipway.variant"}}'
-    inspect = ["docker", "image", "inspect", "--format", label, reference]
-    asked = subprocess.run(inspect, capture_output=True, text=True, check=False)
-    return ["--gpus", "all"] if asked.stdout.strip() == "gpu" else []
+    if _asked("image", "inspect", "--format", label, reference).strip() != "gpu":
+        return []
+    folders = json.loads(_asked("info", "--format", "{{json .}}") or "{}").get("CDISpecDirs")
+    return ["--device", f"{CDI_KIND}=all"] if _is_described(folders or ()) else ["--gpus", "all"]
+
+
+def _asked(*words: str) -> str:
+    """Return what docker answers, nothing where it has no answer."""
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=False).stdout
+
+
+def _is_described(folders: Sequence[str]) -> bool:
+    """Whether a CDI specification in one of the engine's FOLDERS tells of NVIDIA's GPUs."""
+    return any(
+        CDI_KIND in file.read_text(encoding="utf-8", errors="replace")
+        for folder in folders
+        for file in Path(folder).glob("*")
+        if file.is_file()
+    )
 
 
 def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
@@ -46,10 +65,9 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
     Return the lines in which it says what it proved. Raise SmokeError with the end of its output
     where it fails.
     """
-    # Named, since the end of the docker command is not that of the container.
-    name = f"slipway-smoke-{os.getpid()}-{threading.get_ident()}"
     entry = ["--entrypoint", command[0], reference]
-    run: list[str] = ["docker", "run", f"--name={name}", *OPTIONS, *_gpus(reference), *entry]
+    name = f"slipway-smoke-{uuid.uuid4().hex}"
+    run: list[str] = ["docker", "run", "--name", name, *OPTIONS, *_gpus(reference), *entry]
     try:
         done = subprocess.run(
             [*run, *command[1:]],
@@ -60,6 +78,7 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
+        # Only the command has ended by that; its container would go on, and keep its GPUs.
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
         raise SmokeError(f"no end after {timeout:.0f} s") from None
     if done.returncode != 0:

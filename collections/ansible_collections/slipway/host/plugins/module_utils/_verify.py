@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -97,25 +98,40 @@ def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
         request.data = json.dumps(proof["post"]).encode()
         request.add_header("Content-Type", "application/json")
     try:
-        with _open(request) as response:
-            text = response.read(1 << 20).decode("utf-8", "replace")
+        text = _answer(request)
     except HTTPError as error:
         raise ValueError(f"{url} answered {error.code}: {error.read(400)!r}") from None
-    if proof.get("expect") is not None and not contains(json.loads(text), proof["expect"]):
+    if proof.get("expect") is not None and not contains(_document(text), proof["expect"]):
         raise ValueError(f"{url} answered {text.strip()[:200]}, expected {proof['expect']}")
     seen = text.strip()[:200] if proof.get("expect") else "with success"
     return f"{url} {closed}answered {seen}"
 
 
-def _open(request: Request) -> Any:
-    """Ask a service of this host; a proxy is not to be asked, nor to learn a secret."""
-    return build_opener(ProxyHandler({})).open(request, timeout=REQUEST_TIMEOUT)
+def _answer(request: Request) -> str:
+    """Return what the host answers; raise HTTPError where it refuses.
+
+    A proxy of the environment is for other hosts, and not to see a secret.
+    """
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=REQUEST_TIMEOUT) as response:
+            return str(response.read(1 << 20).decode("utf-8", "replace"))
+    except HTTPException as error:
+        words = f"{request.full_url} answered with something other than HTTP: {error}"
+        raise ValueError(words) from None
+
+
+def _document(text: str) -> Any:
+    """Return the JSON document in a TEXT, the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _refuses(url: str) -> None:
     """Raise ValueError where an address is open to whoever reaches it."""
     try:
-        _open(Request(url)).close()
+        _answer(Request(url))
     except HTTPError as error:
         if error.code in (401, 403):
             return
@@ -132,7 +148,9 @@ def _images(smoke: bool) -> Iterator[Check]:
             continue
         command = json.loads(labels[LABEL_SMOKE])
         for reference in image.get("RepoTags") or ():
-            yield attempt(f"image {reference}", partial(_image, reference, command))
+            # One that an interrupted build left is nobody's to use.
+            if not reference.endswith(_smoke.CANDIDATE):
+                yield attempt(f"image {reference}", partial(_image, reference, command))
 
 
 def _services() -> Iterator[Check]:

@@ -14,7 +14,9 @@ description:
   - Needs no GnuPG on the host.
 options:
   path:
-    description: File to write; C(.asc) for armoured keys, C(.gpg) for binary ones.
+    description:
+      - File to write; the key is armoured where it ends with C(.asc), and binary with C(.gpg),
+        whatever the address gives.
     type: path
     required: true
   url:
@@ -56,6 +58,7 @@ fingerprints:
   elements: str
 """
 
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -88,17 +91,18 @@ def present_fingerprints(path: Path) -> list[str]:
 
 
 def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
-    """Return the content of the key at URL, or fail the module where it is not WANTED."""
+    """Return what to write of the key at URL, or fail the module where it is not WANTED."""
     try:
         with urlopen(url, timeout=module.params["timeout"]) as answer:
             content: bytes = answer.read(1 << 20)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         module.fail_json(
             msg=f"could not fetch the key {url}: {error}. Make it reachable from the host, or "
             "name a mirror."
         )
     try:
-        found = _openpgp.fingerprints(keyring_bytes(content))
+        keyring = keyring_bytes(content)
+        found = _openpgp.fingerprints(keyring)
     except ValueError as error:
         module.fail_json(msg=f"what {url} gives is no OpenPGP key: {error}. Nothing was written.")
     if wanted not in found:
@@ -107,14 +111,16 @@ def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
             "Nothing was written. If the vendor has a new key, confirm it on the vendor's own "
             "page and change the fingerprint variable."
         )
-    return content
+    if Path(module.params["path"]).suffix == ".gpg":
+        return keyring
+    return content if content != keyring else _openpgp.to_text(keyring).encode()
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     path = Path(module.params["path"])
-    wanted = module.params["fingerprint"].replace(" ", "").upper()
+    wanted = _openpgp.spelled(module.params["fingerprint"])
     before = present_fingerprints(path)
     write = wanted not in before
     if write and not module.check_mode:

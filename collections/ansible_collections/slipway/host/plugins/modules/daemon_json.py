@@ -80,9 +80,9 @@ options:
     default: docker.service
   mode:
     description:
-      - The permissions of the file.
+      - The permissions of the file. Without them, those of V(0644) that the file has; a proxy's
+        password in it is nobody else's.
     type: raw
-    default: '0644'
   owner:
     description:
       - The user that owns the file.
@@ -231,7 +231,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "record": {"type": "path", "default": "/var/lib/slipway/daemon_json.json"},
     "validate": {"type": "str", "default": VALIDATE},
     "unit": {"type": "str", "default": "docker.service"},
-    "mode": {"type": "raw", "default": "0644"},
+    "mode": {"type": "raw"},
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "root"},
     "backup": {"type": "bool", "default": False},
@@ -246,6 +246,8 @@ class DaemonJson:
         self.params: dict[str, Any] = module.params
         # What is renamed onto a link would replace the link.
         self.target = Path(os.path.realpath(self.params["path"]))
+        if self.params["mode"] is None:
+            self.params["mode"] = f"{self.usual_mode():04o}"
         self.notes: list[str] = []
         self.result: dict[str, Any] = {"changed": False, "path": str(self.target)}
 
@@ -272,6 +274,11 @@ class DaemonJson:
             "reload_required": merge.reload_required,
             "notes": self.notes,
         }
+
+    def usual_mode(self) -> int:
+        """Return the permissions of the file, none of them beyond the usual ones."""
+        found = self.target.stat().st_mode if self.target.is_file() else 0o644
+        return found & 0o644 | 0o600
 
     def read(self) -> str | None:
         """Return the file's text, None where there is no file."""

@@ -57,6 +57,7 @@ options:
     description:
       - What happens where no source has a wanted version any more. V(newest) takes the newest of
         the whole set that the sources have; V(fail) changes nothing.
+      - Nothing is changed either where the wanted version is newer than what the sources have.
     type: str
     choices: [fail, newest]
     default: fail

@@ -99,6 +99,7 @@ slipway_note:
   type: str
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,16 +185,23 @@ class Host:
         texts = [_probe.text(str(SESSIONS / name)) for name in names if not name.endswith(".ref")]
         return _nvidia_module.terminals(text for text in texts if text)
 
-    def load(self, names: list[str]) -> None:
-        """Load the modules of these NAMES, or fail with the kernel's own words."""
-        for name in names:
+    def load(self, names: list[str], also: Sequence[str] = (), stuck: str = "") -> None:
+        """Load the modules of these NAMES, or fail with the kernel's own words.
+
+        ALSO are those that others had loaded before. What is on disk need not go with an older
+        module that is STUCK in the kernel: then the rest is the reboot's matter.
+        """
+        for name in (*names, *also):
             status, out, err = self.run(["modprobe", name])
-            if status == 0:
+            if status == 0 or stuck:
                 continue
-            hint = ""
+            said = f"modprobe {name} failed: {(err or out).strip()}."
+            if name in also:
+                self.module.warn(f"{said} It was loaded before the driver was replaced.")
+                continue
             if any(words in out + err for words in KEY_REFUSED):
-                hint = " Secure Boot is on and the module is not signed with a key it knows."
-            self.module.fail_json(msg=f"modprobe {name} failed: {(err or out).strip()}.{hint}")
+                said += " Secure Boot is on and the module is not signed with a key it knows."
+            self.module.fail_json(msg=said)
         # Containers find the driver's files by what this writes, and it may have run too early.
         if self.run(["systemctl", "is-enabled", "--quiet", SPECIFICATION])[0] == 0:
             self.run(["systemctl", "restart", SPECIFICATION])
@@ -210,8 +218,9 @@ class Host:
         units = [unit for unit in _nvidia_module.DAEMONS.values() if self._is_active(unit)]
         if units:
             self.run(["systemctl", "stop", *units])
+        before = [name for name in _nvidia_module.UNLOADED if detect.is_loaded(SYS, name)]
         stuck = self.unload()
-        self.load(names)
+        self.load(names, [name for name in reversed(before) if name not in names], stuck)
         if units:
             self.run(["systemctl", "start", *units])
         return stuck
