@@ -147,6 +147,17 @@ def _undescribed(options: dict[str, Any]) -> Iterator[str]:
         yield from _undescribed(option.get("options", {}))
 
 
+def switches(role: Path) -> Iterator[str]:
+    """A switch is read as ``NAME | bool``: -e and an INI inventory give it as text."""
+    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    for name in (name for name, option in options.items() if option.get("type") == "bool"):
+        for file in (*role.glob("vars/*.yml"), *role.glob("tasks/*.yml")):
+            # A module's parameter has a type of its own.
+            text = file.read_text(encoding="utf-8").replace(f': "{{{{ {name} }}}}"', "")
+            if re.search(rf"\b{name}\b(?! \| bool)", text):
+                yield f"{file.name}: '{name}' is read without | bool"
+
+
 def readme(role: Path) -> Iterator[str]:
     """The README's table is what tools/role_readme.py makes of the argument spec."""
     file = role / "README.md"
@@ -160,7 +171,7 @@ def readme(role: Path) -> Iterator[str]:
 
 RULES = (
     *(documentation, entry_point, size, plain_tasks, commands, facts),
-    *(names, comments, specification, readme),
+    *(names, comments, specification, switches, readme),
 )
 Rule = Callable[[Path], Iterator[str]]
 
@@ -175,11 +186,12 @@ def test_role(rule: Rule, role: Path) -> None:
 def role(tmp_path: Path) -> Path:
     """Return a role that keeps all rules."""
     files = {
-        "defaults/main.yml": "---\n# How many.\nsail_count: 1\n",
+        "defaults/main.yml": "---\n# How many.\nsail_count: 1\n\n# Fast.\nsail_fast: true\n",
         "meta/main.yml": "---\ngalaxy_info: {}\n",
         "meta/argument_specs.yml": (
             "argument_specs:\n  main:\n    short_description: Sails\n    options:\n"
             "      sail_count: {type: int, description: How many., default: 1}\n"
+            "      sail_fast: {type: bool, description: Fast., default: true}\n"
         ),
         "vars/main.yml": "---\n__sail_owned: {}\n",
         "tasks/main.yml": (
@@ -274,6 +286,13 @@ TASK = "---\n- name: Set sail\n  ansible.builtin.debug:\n"
             "argument_specs: {main: {options: {sail_count: {options: {a: {}}}}}}\n",
             "'a' has no description",
         ),
+        (
+            switches,
+            "vars/main.yml",
+            '---\n__sail_owned: "{{ {} if sail_fast else [] }}"\n',
+            "main.yml: 'sail_fast' is read without | bool",
+        ),
+        (switches, "tasks/main.yml", TASK + "  when: not sail_fast\n", "without | bool"),
         (readme, "README.md", "# sail\n", "has no line"),
         (
             readme,
