@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,9 +109,52 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
 def wrong(role: Role, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with VALUES of the role's variables, by its argument spec."""
     spec = {name: role.options[name] for name in values}
+    found = [words for name in values for words in _misshapen(spec[name], values[name], name)]
+    if found:
+        # The validator would say the same again, in other words.
+        return [f"role {role.name}: {words}" for words in found]
     errors = ArgumentSpecValidator(spec).validate(dict(values)).errors
     return [
         f"role {role.name}: {'unknown key ' if isinstance(error, UnsupportedError) else ''}"
         f"{error.msg.rstrip('.')}"
         for error in errors
     ]
+
+
+def _misshapen(option: Vars, value: Any, name: str, needed: bool = True) -> Iterator[str]:
+    """Yield where the validator would convert a value before it judges it.
+
+    The roles read what was given: a text as the list of its letters, for one.  Values are not
+    shown, since they may be secret.
+    """
+    kind = option.get("type", "str")
+    # What stands at the top may come from -e or an INI inventory, which know text alone: switches
+    # and numbers are converted by the roles.
+    inside = "." in name or "[" in name
+    if value is None:
+        if needed:
+            yield f"{name} has no value: give it one, or leave it out"
+    elif kind == "list":
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            on_command_line = "" if inside else f"; with -e: '{{\"{name}\": [...]}}'"
+            yield f"{name} must be a list, such as [...]{on_command_line}"
+            return
+        element = {**option, "type": option.get("elements", "raw")}
+        for number, one in enumerate(value):
+            yield from _misshapen(element, one, f"{name}[{number}]")
+    elif kind == "dict":
+        if not isinstance(value, Mapping):
+            yield f"{name} must have keys and values, such as {{key: value}}"
+            return
+        for key, its in (option.get("options") or {}).items():
+            if key in value:
+                yield from _misshapen(
+                    its, value[key], f"{name}.{key}", bool(its.get("required", False))
+                )
+    elif kind in ("bool", "int") and inside and isinstance(value, str):
+        yield f"{name} must be {'true or false' if kind == 'bool' else 'a number'}, without quotes"
+    elif kind in ("str", "path") and "choices" not in option and not isinstance(value, str):
+        # A whole number loses nothing where it is made text; 1.20 does.
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (inside and needed):
+            yield f"{name} must be text: put it in quotes"
