@@ -179,6 +179,12 @@ def test_an_alias_can_be_left_out() -> None:
         ),
         pytest.param(
             IMAGE,
+            Options("", settings={"tool": None}),  # type: ignore[dict-item]
+            "ml_aliases_settings.tool must be settings by their names",
+            id="no settings",
+        ),
+        pytest.param(
+            IMAGE,
             Options("", common={"gpu": "0"}),
             "ml_aliases_common: there is no setting gpu; did you mean gpus?",
             id="misspelt",

@@ -378,6 +378,7 @@ def test_the_default_base_must_exist(folder: Path) -> None:
             ["build argument VERSION of image tool is '1\\nRUN x'"],
             id="argument of two lines",
         ),
+        pytest.param({"args": {"tool": None}}, ["must be texts by argument"], id="no arguments"),
         pytest.param({"args": {"tool": {"VERSION": 2}}}, ["must be text on one line"], id="number"),
     ],
 )

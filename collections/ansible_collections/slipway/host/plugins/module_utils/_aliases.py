@@ -132,7 +132,10 @@ def removed() -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_wanted(name: str, options: Options) -> bool:
-    wanted = options.settings.get(name, {}).get("enabled", True)
+    declared: Any = options.settings.get(name, {})
+    if not isinstance(declared, Mapping):
+        raise AliasError(f"ml_aliases_settings.{name} must be settings by their names")
+    wanted = declared.get("enabled", True)
     if not isinstance(wanted, bool):
         raise AliasError(
             f"ml_aliases_settings.{name}: enabled is {wanted!r}, must be true or false"

@@ -208,6 +208,8 @@ class Catalogue:
 
     def _arguments(self, name: str, given: Mapping[str, str]) -> Mapping[str, str]:
         image = self._known_image(name)
+        if not isinstance(given, Mapping):
+            raise CatalogueError(f"build arguments of image {name} must be texts by argument")
         for arg, value in given.items():
             if arg not in image.settings["args"]:
                 what = f"{image.file}: has no build argument"

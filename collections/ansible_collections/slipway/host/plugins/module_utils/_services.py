@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,9 @@ ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 # What compose takes for a project, and the engine for a volume.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# What docker takes for one.
+SIZE = re.compile(r"\d+(\.\d+)?([kmgt]?b?|[kmgt]ib)", re.IGNORECASE)
 SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 LIMITS = (
     ("memory", "mem_limit"),
@@ -170,7 +174,22 @@ def _published(project: Project, host: Host) -> list[Published]:
             raise project.unknown("port", name, known)
     address = project.declared.get("publish") or host.publish
     wanted = {**project.service["publish"], **given}
+    for name, port in wanted.items():
+        if not str(port).isdecimal() or not 1 <= int(port) <= 65535:
+            raise project.error(f"port {name} is {port!r}, must be a number from 1 to 65535")
+    if wanted and not _is_address(address):
+        raise project.error(
+            f"publish is {address!r}, must be an address of the host, or 0.0.0.0 for all it has"
+        )
     return [Published(name, address, int(wanted[name]), known[name]) for name in sorted(wanted)]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _mounts(project: Project) -> list[Mount]:
@@ -330,6 +349,15 @@ def _check(project: Project) -> None:
         raise project.error("a name is small letters, digits, - and _, a letter or digit first")
     if project.user[0] == 0:
         raise project.error("uid is 0, but services do not run as root")
+    for key in ("memory", "shm_size"):
+        size = project.declared.get(key)
+        if size is not None and not SIZE.fullmatch(str(size)):
+            raise project.error(f"{key} is {size!r}, must be a size such as 8g")
+    for name, value in (project.declared.get("environment") or {}).items():
+        if not VARIABLE_NAME.fullmatch(str(name)):
+            raise project.error(f"environment {name!r}: a name is letters, digits and _")
+        if not isinstance(value, str | int | float):
+            raise project.error(f"environment {name} must be a text or a number")
     for arg in project.service["args"]:
         if arg not in project.args:
             raise project.error(
