@@ -53,8 +53,10 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
         "gpu01  changed      docker_engine (1), user_access (2)",
         "gpu02  unreachable  ssh: connect to host gpu02: timed out",
         "gpu01: reboot when you like",
-        "iris-api: http://gpu01:5000/predict",
+        "gpu01: iris-api: http://gpu01:5000/predict",
     )
+    alone = _report.summary({"gpu01": report["gpu01"]})
+    assert alone.endswith("\niris-api: http://gpu01:5000/predict")
 
 
 @pytest.mark.parametrize(

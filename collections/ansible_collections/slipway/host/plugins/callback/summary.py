@@ -29,8 +29,9 @@ requirements:
   - enabled in ansible.cfg
 """
 
+_IMAGES = ("Build", "List", "Load", "Prune", "Push", "Save", "Smoke")
 # The plays of which each run wants a host.
-PLAYS = ("Look", "Upgrade", "Roll back")
+PLAYS = ("Look", "Upgrade", "Roll back", *_IMAGES)
 NO_HOSTS = (
     "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
     "servers in inventory/hosts.yml, or another inventory with -i."
@@ -107,3 +108,5 @@ class CallbackModule(CallbackBase):
         if self.no_hosts:
             # Ansible says nothing of it: an empty group is the good case for the later plays.
             self._display.error(NO_HOSTS)
+            # For Ansible that is success, and a script with a wrong -i would not notice.
+            raise SystemExit(1)

@@ -53,7 +53,9 @@ def summary(report: Report) -> str:
         counts = ", ".join(f"{role} ({len(found)})" for role, found in entry["differences"].items())
         rows.append((host, entry["status"], entry.get("error") or counts or "-"))
         after += [f"{host}: {note}" for note in entry["notes"]]
-        after += [f"{service}: {url}" for service, url in sorted(entry["urls"].items())]
+        # 127.0.0.1 is the same address on each host.
+        whose = f"{host}: " if len(report) > 1 else ""
+        after += [f"{whose}{service}: {url}" for service, url in sorted(entry["urls"].items())]
     return "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
 
 
