@@ -90,13 +90,21 @@ def all_names() -> list[str]:
 def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
     """Yield a sentence for each of VARIABLES that is named like a role's but is none of its own.
 
-    Ansible itself takes a misspelt variable for one that nobody reads.
+    Ansible itself takes a misspelt variable for one that nobody reads.  Where the role's own name
+    is what was misspelt, as in ``ml_image_names``, the rest of it tells.
     """
     owners = {role.name: role for role in roles}
     for role in list(owners.values()):
         owners.update({need: load(need) for need in role.dependencies})
     prefixes = tuple(f"{role}_" for role in owners)
-    for name in sorted(name for name in variables if name.startswith(prefixes)):
+    options = [option for role in owners.values() for option in role.options]
+    beginnings = tuple({prefix[:2] for prefix in prefixes})
+    for name in sorted(name for name in variables if name.startswith(beginnings)):
+        if not name.startswith(prefixes):
+            # As near as one or two letters; who has such a name for something else is rare.
+            if near := difflib.get_close_matches(name, options, n=1, cutoff=0.92):
+                yield f"no role has a variable {name}; did you mean {near[0]}"
+            continue
         owner = max((role for role in owners if name.startswith(f"{role}_")), key=len)
         if name in owners[owner].options:
             continue
