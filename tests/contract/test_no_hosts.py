@@ -31,3 +31,17 @@ def test_a_run_without_hosts_fails_and_says_why(playbook: str, tmp_path: Path) -
     assert "there is no host to look at" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert "WARNING" not in done.stderr + done.stdout
+
+
+def test_an_inventory_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "good.yml").write_text("gpu_servers: {hosts: {}}\n", encoding="utf-8")
+    (tmp_path / "broken.yml").write_text("gpu_servers: {hosts: [gpu01]}\n", encoding="utf-8")
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "good.yml", "-i", "broken.yml", str(ROOT / "site.yml")],
+        cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Completely failed to parse inventory source" in done.stderr
