@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class CallbackModule(CallbackBase):
         self.report: dict[str, dict[str, Any]] = {}
         self.play = ""
         self.no_hosts = False
+        # By host and task, the error of the first item of a loop that failed.
+        self.items: dict[tuple[str, str], str] = {}
 
     def _entry(self, host: str) -> dict[str, Any]:
         fresh = {"status": "as declared", "differences": {}, "urls": {}, "notes": []}
@@ -78,6 +81,11 @@ class CallbackModule(CallbackBase):
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
 
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        """Remember why: of the loop, only that there was an item is said later."""
+        key = (result.host.name, result.task._uuid)
+        self.items.setdefault(key, first_line(result.result))
+
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Take the first error of a host."""
         if not ignore_errors:
@@ -90,9 +98,8 @@ class CallbackModule(CallbackBase):
     def _failed(self, result: Any, status: str) -> None:
         entry = self._entry(result.host.name)
         entry["status"] = status
-        words = str(result.result.get("msg", "see above")).removeprefix("Task failed: ")
-        lines = words.strip().splitlines()
-        entry.setdefault("error", lines[0] if lines else "see above")
+        item = self.items.get((result.host.name, result.task._uuid))
+        entry.setdefault("error", item or first_line(result.result))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
@@ -110,3 +117,9 @@ class CallbackModule(CallbackBase):
             self._display.error(NO_HOSTS)
             # For Ansible that is success, and a script with a wrong -i would not notice.
             raise SystemExit(1)
+
+
+def first_line(result: Mapping[str, Any]) -> str:
+    """Return the line that says what went wrong."""
+    words = str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
+    return next(iter(words.strip().splitlines()), "see above")
