@@ -37,6 +37,10 @@ NO_HOSTS = (
     "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
     "servers in inventory/hosts.yml, or another inventory with -i."
 )
+NO_TASKS = (
+    "no task ran: Slipway's have no tags. To act for some of its roles alone: "
+    """-e '{"slipway_roles": ["docker_engine"]}'"""
+)
 SURVEY = ("slipway.host.survey", "survey")
 
 
@@ -53,6 +57,8 @@ class CallbackModule(CallbackBase):
         self.report: dict[str, dict[str, Any]] = {}
         self.play = ""
         self.no_hosts = False
+        # Plays that want a host and had a task to run, or did not.
+        self.had_tasks: dict[str, bool] = {}
         # By host and task, the error of the first item of a loop that failed.
         self.items: dict[tuple[str, str], str] = {}
 
@@ -63,6 +69,13 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Remember which play runs."""
         self.play = play.get_name()
+        if self.play in PLAYS:
+            self.had_tasks[self.play] = False
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Remember that this play does something."""
+        if self.play in self.had_tasks:
+            self.had_tasks[self.play] = True
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         """Remember that there was nobody to look at."""
@@ -115,7 +128,10 @@ class CallbackModule(CallbackBase):
         if self.no_hosts:
             # Ansible says nothing of it: an empty group is the good case for the later plays.
             self._display.error(NO_HOSTS)
-            # For Ansible that is success, and a script with a wrong -i would not notice.
+        elif not all(self.had_tasks.values()):
+            self._display.error(NO_TASKS)
+        if self.no_hosts or not all(self.had_tasks.values()):
+            # For Ansible that is success, and a script with a wrong -i or --tags would not notice.
             raise SystemExit(1)
 
 

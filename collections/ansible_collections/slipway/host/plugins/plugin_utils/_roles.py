@@ -62,7 +62,10 @@ def load(name: str) -> Role:
         if path.is_dir():
             break
     else:
-        raise AnsibleActionFail(f"there is no role '{name}' in {', '.join(ROLES_PATH)}")
+        raise AnsibleActionFail(
+            f"there is no role '{name}' in {', '.join(ROLES_PATH)}. The project's own are "
+            "found where its ansible.cfg is read: run in its folder, or set ANSIBLE_CONFIG."
+        )
 
     def read(file: Path) -> Vars:
         if not file.is_file():
