@@ -187,6 +187,15 @@ def test_what_a_container_says_is_told_without_its_secret(
     assert host.token.read_text() not in str(result)
 
 
+def test_an_image_that_is_not_there_is_told_first(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    says = "Network lab_default  Created\nError response from daemon: No such image: slipway/x:cpu"
+    program("docker", f"echo '{says}' >&2; exit 1")
+    result = run(run_module, host, host.project())
+    assert result["msg"].startswith("project lab: the host has no image slipway/x:cpu; add it to")
+
+
 def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds(
     run_module: RunModule, host: Host
 ) -> None:
