@@ -128,6 +128,7 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
         ("v100-b200", {}, {}, "No one driver serves all GPUs"),
         ("t4", {}, {"branch": "newest"}, "'newest', which is neither auto nor a number"),
         ("t4", {}, {"version": "580"}, "'580', which is no driver version"),
+        ("t4", {}, {"version": 580}, "is 580, which is no driver version"),
         ("t4", {}, {"version": "580.1.1", "branch": 595}, "580.1.1 is of branch 580, but"),
         ("t4", {}, {"branch": "390"}, "Branch 390 is too old for"),
         ("8xv100", {}, {"modules": "open"}, "Open kernel modules cannot drive"),

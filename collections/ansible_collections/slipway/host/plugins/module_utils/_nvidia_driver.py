@@ -247,7 +247,7 @@ def _wanted(
     host: HostFacts, source: str, branch: int | str, modules: str, version: str, video: bool
 ) -> Wanted:
     """Return the role's variables in the words of the decision."""
-    if version and not _DRIVER_VERSION.fullmatch(version):
+    if version and not _DRIVER_VERSION.fullmatch(str(version)):
         raise _Refused(
             f"nvidia_driver_version is {version!r}, which is no driver version like 580.178.04"
         )
