@@ -23,7 +23,7 @@ case "$verb" in
 -h | --help) usage && exit 0 ;;
 lock) exec python tools/lock_images.py "$@" ;;
 list | build | smoke | save | load | push | prune) ;;
-*) usage >&2 && exit 2 ;;
+*) usage >&2 && echo "images: unknown verb: $verb" >&2 && exit 1 ;;
 esac
 
 names=''

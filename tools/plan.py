@@ -4,7 +4,8 @@
 
 Usage: ./slipway plan [--json] [ARGUMENTS FOR ansible-playbook ...]
 
-Exit status: 0 nothing would change, 2 something would, 1 a host could not be asked.
+Exit status: 0 nothing would change, 2 something would, 1 a host could not be asked. With --json,
+standard output is JSON in each of these cases.
 """
 
 from __future__ import annotations
@@ -39,15 +40,32 @@ def main(arguments: list[str]) -> int:
             check=False,
         )
         report = json.loads(file.read_text()) if file.exists() else {}
-    if not report:
+    status = _report.exit_status(report)
+    if not report or (run.returncode and status != _report.EXIT_ERROR):
+        # Ansible itself failed: only its own words say why.
         sys.stderr.write(run.stdout + run.stderr)
-        return _report.EXIT_ERROR
+        status = _report.EXIT_ERROR
+    else:
+        # Such as an inventory that was passed over.
+        words = ("[WARNING]", "[DEPRECATION WARNING]")
+        sys.stderr.writelines(
+            line for line in run.stderr.splitlines(True) if line.startswith(words)
+        )
     if as_json:
         print(json.dumps(report, indent=2, sort_keys=True))
-    else:
+    elif report:
         print(_report.plan(report))
-    return _report.exit_status(report)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        result = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads the plan has seen enough, as head has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        result = _report.EXIT_ERROR
+    except KeyboardInterrupt:
+        result = 130
+    sys.exit(result)

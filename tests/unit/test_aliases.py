@@ -179,6 +179,12 @@ def test_an_alias_can_be_left_out() -> None:
         ),
         pytest.param(
             IMAGE,
+            Options("", settings={"tool": None}),  # type: ignore[dict-item]
+            "ml_aliases_settings.tool must be settings by their names",
+            id="no settings",
+        ),
+        pytest.param(
+            IMAGE,
             Options("", common={"gpu": "0"}),
             "ml_aliases_common: there is no setting gpu; did you mean gpus?",
             id="misspelt",
@@ -214,11 +220,6 @@ def test_numbers_may_be_written_without_quotes() -> None:
     found = declared(IMAGE, Options("", settings={"tool": given}))["settings"]
     assert (found["gpus"], found["cpus"]) == ("0", "4")
     assert found["environment"] == {"OMP_NUM_THREADS": "8"}
-
-
-def test_settings_of_nothing_are_refused() -> None:
-    with pytest.raises(AliasError, match=r"ml_aliases_settings\.tool is None, must be a mapping"):
-        _aliases.owned([IMAGE], Options("", settings={"tool": None}))  # type: ignore[dict-item]
 
 
 def test_nothing_stays_of_a_role_that_is_absent() -> None:

@@ -55,6 +55,8 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
         "gpu01: reboot when you like",
         "iris-api: http://gpu01:5000/predict",
     )
+    alone = _report.summary({"gpu01": report["gpu01"]})
+    assert alone.endswith("\niris-api: http://gpu01:5000/predict")
 
 
 def test_an_address_that_only_its_host_can_reach_says_so() -> None:

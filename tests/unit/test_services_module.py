@@ -209,16 +209,22 @@ def test_what_a_container_says_is_told_without_its_secret(
 def test_a_project_that_fails_leaves_the_others(
     run_module: RunModule, host: Host, program: Callable[[str, str], None]
 ) -> None:
-    says = '*first*up*) echo "No such image: x" >&2; exit 1;; *first*logs*) echo why;;'
+    says = '*first*up*) echo "no room" >&2; exit 1;; *first*logs*) echo why;;'
     program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
     result = run(run_module, host, page(host, "first", 1), page(host, "second", 2))
     assert result["failed"]
-    assert result["msg"] == (
-        "project first: docker compose up failed: No such image: x; name it in ml_images_names, "
-        "or load it"
-    )
+    assert result["msg"] == "project first: docker compose up failed: no room"
     assert result["logs"] == "why\n"
     assert "--project-name second up" in host.told[-1]
+
+
+def test_an_image_that_is_not_there_is_told_first(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    says = "Network lab_default  Created\nError response from daemon: No such image: slipway/x:cpu"
+    program("docker", f"echo '{says}' >&2; exit 1")
+    result = run(run_module, host, host.project())
+    assert result["msg"].startswith("project lab: the host has no image slipway/x:cpu; add it to")
 
 
 def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds(

@@ -21,9 +21,10 @@ from ansible_collections.slipway.host.plugins.module_utils._user_access import (
 
 from tests.contract.tree import ROOT
 
+K1, K2 = "ssh-rsa AAAAB3Nz bob@a", 'from="192.0.2.0/24" ecdsa-sha2-nistp256 AAAAE2Vj bob@b'
 ALICE = {"name": "alice", "uid": 1500, "groups": ["lab"], "keys": ["ssh-ed25519 AAAA alice"]}
-BOB = {"name": "bob", "docker": True, "home": "/data/bob", "keys": ["k1", "k2"]}
-GONE = {"name": "gone", "state": "absent", "docker": True, "groups": ["lab"], "keys": ["k"]}
+BOB = {"name": "bob", "docker": True, "home": "/data/bob", "keys": [K1, K2]}
+GONE = {"name": "gone", "state": "absent", "docker": True, "groups": ["lab"], "keys": [K1]}
 
 
 def members(state: dict[str, Any]) -> dict[str, list[str]]:
@@ -43,18 +44,18 @@ def test_users_groups_and_keys_are_owned() -> None:
             "lines": ["ssh-ed25519 AAAA alice"],
             "home": "/home/alice",
         },
-        {"user": "bob", "path": "/data/bob/.ssh/authorized_keys", "lines": ["k1", "k2"]},
+        {"user": "bob", "path": "/data/bob/.ssh/authorized_keys", "lines": [K1, K2]},
     ]
 
 
 def test_keys_may_come_from_files() -> None:
-    (found,) = owned([{"name": "a", "keys": ["# a's\nk1 \n\nk2\n", ""]}], [], True)["lines"]
-    assert found["lines"] == ["k1", "k2"]
+    (found,) = owned([{"name": "a", "keys": [f"# a's\n{K1} \n\n{K2}\n", ""]}], [], True)["lines"]
+    assert found["lines"] == [K1, K2]
     assert owned([{"name": "a", "keys": ["\n"]}], [], True)["lines"] == []
 
 
 def test_the_keys_of_root_lie_in_its_home() -> None:
-    (found,) = owned([{"name": "root", "keys": ["k"]}], [], True)["lines"]
+    (found,) = owned([{"name": "root", "keys": [K1]}], [], True)["lines"]
     assert found["path"] == "/root/.ssh/authorized_keys"
 
 
@@ -95,6 +96,14 @@ def test_who_is_gone_keeps_no_membership_and_no_keys() -> None:
         ([], [{"name": "g"}, {"name": "g"}], "the group g is declared 2 times"),
         ([{"name": "a", "groups": ["docker"]}], [], "write 'docker: true'"),
         ([{"name": "root", "state": "absent"}], [], "root cannot be removed"),
+        ([{"name": "a", "uid": -5}], [], "uid is -5, must be a number from 1"),
+        ([{"name": "a", "uid": 0}], [], "uid is 0, must be a number from 1"),
+        ([{"name": "a", "home": "data/a"}], [], "home is 'data/a', must be an absolute path"),
+        ([{"name": "a", "shell": "zsh"}], [], "shell is 'zsh', must be an absolute path"),
+        ([{"name": "a", "comment": "a:b"}], [], "a comment is one line without ':'"),
+        ([{"name": "a", "keys": [K1, "alice.pub"]}], [], r"keys\[1\] is no SSH public key"),
+        ([{"name": "a", "keys": ["ssh-ed25519 AAAA... a@b"]}], [], "is no SSH public key"),
+        ([{"name": "a", "keys": [f"{K1}\ncropped"]}], [], "is no SSH public key"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
@@ -102,6 +111,23 @@ def test_what_cannot_be_carried_out_is_refused(
 ) -> None:
     with pytest.raises(UserAccessError, match=problem):
         owned(users, groups, True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ssh-ed25519 AAAAC3Nz",
+        "sk-ssh-ed25519@openssh.com AAAAGnNr alice",
+        'cert-authority,principals="a b" ssh-rsa AAAAB3Nz+/== the lab',
+    ],
+)
+def test_what_sshd_reads_is_a_key(key: str) -> None:
+    assert owned([{"name": "a", "keys": [key]}], [], True)["lines"][0]["lines"] == [key]
+
+
+def test_what_has_no_value_is_as_if_it_were_not_there() -> None:
+    nothing = dict.fromkeys(("uid", "comment", "home", "shell", "groups", "keys"))
+    assert owned([{"name": "a", **nothing}], [], True) == owned([{"name": "a"}], [], True)
 
 
 @pytest.mark.parametrize("name", ["a", "_apt", "ci-runner_2", "a" * 32])
@@ -152,6 +178,17 @@ def test_a_shared_folder_is_its_groups_and_where_the_aliases_look_for_it() -> No
     assert (other["mode"], other["default_acl"]) == ("2775", "0775")
     aliases = yaml.safe_load((ROOT / "roles/ml_aliases/defaults/main.yml").read_text())
     assert SHARED in [mount["source"] for mount in aliases["ml_aliases_mounts"]]
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/etc", "/./etc/", "/usr/share/lab", "/srv/../etc"])
+def test_a_folder_of_the_system_is_no_teams(path: str) -> None:
+    with pytest.raises(UserAccessError, match="is the system's"):
+        owned([], LAB, True, [{"group": "lab", "path": path}])
+
+
+@pytest.mark.parametrize("path", ["/srv/shared", "/data", "/home/lab", "/mnt/nvme/", "/var/lab"])
+def test_a_folder_beside_the_systems_may_be_a_teams(path: str) -> None:
+    assert file(owned([], LAB, True, [{"group": "lab", "path": path}]), path)["group"] == "lab"
 
 
 def test_a_shared_folder_may_do_without_an_acl() -> None:

@@ -189,12 +189,15 @@ class ActionModule(ActionBase):
         """Fail where the inventory says what no role understands, before the host is asked."""
         loaded = [_roles.load(role) for role in roles]
         found = list(_roles.misspelt(variables, loaded))
+        seen: set[str] = set()
         for role in loaded:
-            given = {name: variables[name] for name in role.options if name in variables}
+            # What several roles inherit is wrong once.
+            given = {k: variables[k] for k in role.options if k in variables and k not in seen}
+            seen.update(given)
             if given:
                 scope = role.scope(variables, variables.get("ansible_facts", {}).get("slipway"))
                 templar = self._templar.copy_with_new_env(available_variables=scope)
-                found += _roles.wrong(role, {k: templar.template(v) for k, v in given.items()})
+                found += _roles.wrong(role, {k: value(templar, k, given[k]) for k in given})
         if found:
             raise AnsibleActionFail("; ".join(dict.fromkeys(found)) + ". Nothing was changed.")
 
@@ -204,6 +207,14 @@ class ActionModule(ActionBase):
         result.update(add_group=GROUP, parent_groups=["all"])
         if hasattr(self, "add_group"):  # 2.21 and later
             self.add_group(GROUP, parent_group_names=["all"])
+
+
+def value(templar: Any, name: str, source: Any) -> Any:
+    """Return what a variable comes to; raise AnsibleActionFail with its name where it does not."""
+    try:
+        return templar.template(source)
+    except AnsibleError as error:
+        raise AnsibleActionFail(f"nothing was changed, since {name} comes to no value") from error
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,16 @@ requirements:
   - enabled in ansible.cfg
 """
 
+_IMAGES = ("Build", "List", "Load", "Prune", "Push", "Save", "Smoke")
 # The plays of which each run wants a host.
-PLAYS = ("Look", "Upgrade", "Roll back")
+PLAYS = ("Look", "Upgrade", "Roll back", *_IMAGES)
 NO_HOSTS = (
     "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
     "servers in inventory/hosts.yml, or another inventory with -i."
+)
+NO_TASKS = (
+    "no task ran: Slipway's have no tags. To act for some of its roles alone: "
+    """-e '{"slipway_roles": ["docker_engine"]}'"""
 )
 SURVEY = ("slipway.host.survey", "survey")
 
@@ -51,6 +57,10 @@ class CallbackModule(CallbackBase):
         self.report: dict[str, dict[str, Any]] = {}
         self.play = ""
         self.no_hosts = False
+        # Plays that want a host and had a task to run, or did not.
+        self.had_tasks: dict[str, bool] = {}
+        # By host and task, the error of the first item of a loop that failed.
+        self.items: dict[tuple[str, str], str] = {}
 
     def _entry(self, host: str) -> dict[str, Any]:
         fresh = {"status": "as declared", "differences": {}, "urls": {}, "notes": []}
@@ -59,6 +69,13 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Remember which play runs."""
         self.play = play.get_name()
+        if self.play in PLAYS:
+            self.had_tasks[self.play] = False
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Remember that this play does something."""
+        if self.play in self.had_tasks:
+            self.had_tasks[self.play] = True
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
         """Remember that there was nobody to look at."""
@@ -77,6 +94,11 @@ class CallbackModule(CallbackBase):
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
 
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        """Remember why: of the loop, only that there was an item is said later."""
+        key = (result.host.name, result.task._uuid)
+        self.items.setdefault(key, first_line(result.result))
+
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Take the first error of a host."""
         if not ignore_errors:
@@ -89,9 +111,8 @@ class CallbackModule(CallbackBase):
     def _failed(self, result: Any, status: str) -> None:
         entry = self._entry(result.host.name)
         entry["status"] = status
-        words = str(result.result.get("msg", "see above")).removeprefix("Task failed: ")
-        lines = words.strip().splitlines()
-        entry.setdefault("error", lines[0] if lines else "see above")
+        item = self.items.get((result.host.name, result.task._uuid))
+        entry.setdefault("error", item or first_line(result.result))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
@@ -107,3 +128,14 @@ class CallbackModule(CallbackBase):
         if self.no_hosts:
             # Ansible says nothing of it: an empty group is the good case for the later plays.
             self._display.error(NO_HOSTS)
+        elif not all(self.had_tasks.values()):
+            self._display.error(NO_TASKS)
+        if self.no_hosts or not all(self.had_tasks.values()):
+            # For Ansible that is success, and a script with a wrong -i or --tags would not notice.
+            raise SystemExit(1)
+
+
+def first_line(result: Mapping[str, Any]) -> str:
+    """Return the line that says what went wrong."""
+    words = str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
+    return next(iter(words.strip().splitlines()), "see above")

@@ -97,9 +97,7 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
     """
     for name, its in options.settings.items():
         if not isinstance(its, Mapping):
-            raise AliasError(
-                f"ml_aliases_settings.{name} is {its!r}, must be a mapping of settings"
-            )
+            raise AliasError(f"ml_aliases_settings.{name} must be settings by their names")
     aliases = [alias for alias in of_images(images) if _is_wanted(alias.name, options)]
     for alias in aliases:
         _check_names(alias)
@@ -137,7 +135,8 @@ def removed() -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_wanted(name: str, options: Options) -> bool:
-    wanted = options.settings.get(name, {}).get("enabled", True)
+    declared = options.settings.get(name, {})
+    wanted = declared.get("enabled", True)
     if not isinstance(wanted, bool):
         raise AliasError(
             f"ml_aliases_settings.{name}: enabled is {wanted!r}, must be true or false"

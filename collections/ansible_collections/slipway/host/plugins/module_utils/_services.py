@@ -30,7 +30,9 @@ HEADER = "# Written by Slipway's role ml_services; changes are overwritten.\n"
 # What compose takes for a project, and the engine for a volume.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+# What docker takes for one.
 SIZE = re.compile(r"\d+(\.\d+)?([bkmgt]|[kmgt]i?b)?", re.IGNORECASE)
 LIMITS = (
     ("memory", "mem_limit"),
@@ -353,8 +355,13 @@ def _check(project: Project) -> None:
         raise project.error("uid is 0, but services do not run as root")
     for key in ("memory", "shm_size"):
         size = project.declared.get(key)
-        if size and not SIZE.fullmatch(str(size)):
-            raise project.error(f"{key} is {size!r}, must be a size such as 512m or 8g")
+        if size is not None and not SIZE.fullmatch(str(size)):
+            raise project.error(f"{key} is {size!r}, must be a size such as 8g")
+    for name, value in (project.declared.get("environment") or {}).items():
+        if not VARIABLE_NAME.fullmatch(str(name)):
+            raise project.error(f"environment {name!r}: a name is letters, digits and _")
+        if value is not None and not isinstance(value, str | int | float):
+            raise project.error(f"environment {name} must be a text or a number")
     for arg in project.service["args"]:
         if arg not in project.args:
             raise project.error(

@@ -28,6 +28,30 @@ LIMITS = "/etc/security/limits.d/slipway.conf"
 MOST_FILES = 1048576
 UNLIMITED = "unlimited"
 
+# Nothing in these folders is a team's, and these themselves are not.
+SYSTEMS_OWN = frozenset(
+    [
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "sys",
+        "usr",
+    ]
+)
+SYSTEMS = frozenset(("home", "media", "mnt", "opt", "srv", "tmp", "var"))
+# One less than what the kernel takes for nobody.
+HIGHEST_ID = 2**32 - 2
+# Options may come before the type; what comes after it is read by sshd alone.
+KEY = re.compile(r"(^|\s)(ssh-|ecdsa-|sk-ssh-|sk-ecdsa-)\S+\s+AAAA[A-Za-z0-9+/]*={0,3}(\s|$)")
+
 # Devices that some drivers' settings open to a group alone, and that group.
 DEVICES = {"render": ["/dev/dri/renderD"], "video": ["/dev/nvidia"]}
 
@@ -58,6 +82,29 @@ def _check_user(user: Entry) -> None:
         raise UserAccessError("root cannot be removed")
     if user["name"] == "root" and user.get("docker") == ROOTLESS:
         raise UserAccessError("root cannot have an engine without root")
+    # Numbers may be spelled as text in an inventory.
+    uid = None if user.get("uid") is None else int(user["uid"])
+    if uid is not None and user["name"] != "root" and not 0 < uid <= HIGHEST_ID:
+        raise UserAccessError(
+            f"user {user['name']}: uid is {uid}, must be a number from 1 to {HIGHEST_ID}"
+        )
+    for key in ("home", "shell"):
+        if user.get(key) and not user[key].startswith("/"):
+            raise UserAccessError(
+                f"user {user['name']}: {key} is '{user[key]}', must be an absolute path"
+            )
+    if re.search(r"[:\n]", str(user.get("comment") or "")):
+        raise UserAccessError(f"user {user['name']}: a comment is one line without ':'")
+    for number, key in enumerate(user.get("keys") or ()):
+        if not all(KEY.search(line) for line in key.splitlines() if not _is_remark(line)):
+            raise UserAccessError(
+                f"user {user['name']}: keys[{number}] is no SSH public key, such as the line of "
+                "~/.ssh/id_ed25519.pub"
+            )
+
+
+def _is_remark(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
 
 
 def _check_shared(shared: Sequence[Entry], groups: Sequence[Entry]) -> None:
@@ -66,6 +113,11 @@ def _check_shared(shared: Sequence[Entry], groups: Sequence[Entry]) -> None:
         path = entry.get("path") or SHARED
         if not path.startswith("/"):
             raise UserAccessError(f"the shared folder {path} has to be an absolute path")
+        if _is_systems(path):
+            raise UserAccessError(
+                f"the shared folder {path} is the system's; its owner and mode are not for a team. "
+                "Name one that is the team's alone, such as /srv/shared"
+            )
         if paths.count(path) > 1:
             raise UserAccessError(f"the shared folder {path} is declared {paths.count(path)} times")
         if entry["group"] not in [group["name"] for group in groups]:
@@ -73,6 +125,12 @@ def _check_shared(shared: Sequence[Entry], groups: Sequence[Entry]) -> None:
                 f"the shared folder {path} is of the group {entry['group']}, which has to be in "
                 "user_access_groups"
             )
+
+
+def _is_systems(path: str) -> bool:
+    clean = re.sub(r"/(\./)*/*", "/", path + "/").rstrip("/")
+    top, *below = clean.split("/")[1:] or [""]
+    return ".." in below or not top or top in SYSTEMS_OWN or (top in SYSTEMS and not below)
 
 
 def _check_limit(limit: Entry) -> None:

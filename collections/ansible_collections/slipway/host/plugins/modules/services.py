@@ -222,10 +222,14 @@ def up(module: AnsibleModule, project: Project) -> None:
     words = ("up", "--detach", "--remove-orphans", "--force-recreate", *wait)
     status, out, err = module.run_command([*command, *words])
     if status != 0:
+        # Most often an image that a project stands on and that nobody asked to be built.
+        if missing := re.search(r"No such image: (\S+)", err):
+            raise ProjectError(
+                f"project {name}: the host has no image {missing[1]}; add it to ml_images_names, "
+                "or take the project off ml_services_projects"
+            )
         _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
         why = (err or out).strip()[-800:]
-        if "No such image" in why:
-            why += "; name it in ml_images_names, or load it"
         raise ProjectError(f"project {name}: docker compose up failed: {why}", logs)
 
 

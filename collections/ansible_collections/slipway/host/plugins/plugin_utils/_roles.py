@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,10 @@ def load(name: str) -> Role:
         if path.is_dir():
             break
     else:
-        raise AnsibleActionFail(f"there is no role '{name}' in {', '.join(ROLES_PATH)}")
+        raise AnsibleActionFail(
+            f"there is no role '{name}' in {', '.join(ROLES_PATH)}. The project's own are "
+            "found where its ansible.cfg is read: run in its folder, or set ANSIBLE_CONFIG."
+        )
 
     def read(file: Path) -> Vars:
         if not file.is_file():
@@ -90,13 +93,21 @@ def all_names() -> list[str]:
 def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
     """Yield a sentence for each of VARIABLES that is named like a role's but is none of its own.
 
-    Ansible itself takes a misspelt variable for one that nobody reads.
+    Ansible itself takes a misspelt variable for one that nobody reads.  Where the role's own name
+    is what was misspelt, as in ``ml_image_names``, the rest of it tells.
     """
     owners = {role.name: role for role in roles}
     for role in list(owners.values()):
         owners.update({need: load(need) for need in role.dependencies})
     prefixes = tuple(f"{role}_" for role in owners)
-    for name in sorted(name for name in variables if name.startswith(prefixes)):
+    options = [option for role in owners.values() for option in role.options]
+    beginnings = tuple({prefix[:2] for prefix in prefixes})
+    for name in sorted(name for name in variables if name.startswith(beginnings)):
+        if not name.startswith(prefixes):
+            # As near as one or two letters; who has such a name for something else is rare.
+            if near := difflib.get_close_matches(name, options, n=1, cutoff=0.92):
+                yield f"no role has a variable {name}; did you mean {near[0]}"
+            continue
         owner = max((role for role in owners if name.startswith(f"{role}_")), key=len)
         if name in owners[owner].options:
             continue
@@ -106,37 +117,59 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
         yield f"role {owner} has no variable {name}; {hint}"
 
 
-def misshapen(spec: Vars, values: Mapping[str, Any], inside: str = "") -> Iterator[str]:
-    """Yield the name of each list that is a text.
-
-    Ansible's validator takes it, and the role then goes through it letter by letter.
-    """
-    for name, option in spec.items():
-        value, path = values.get(name), f"{inside}{name}"
-        if option.get("type") == "list" and isinstance(value, str):
-            yield path
-        for entry in value if isinstance(value, list) else [value]:
-            if isinstance(entry, Mapping):
-                yield from misshapen(option.get("options") or {}, entry, f"{path}.")
-
-
 def wrong(role: Role, values: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with VALUES of the role's variables, by its argument spec."""
     spec = {name: role.options[name] for name in values}
-    problems = [f"{name} is a text, must be a list" for name in misshapen(spec, values)]
-    # A list whose entries are all commented out is nothing; Ansible's validator takes that as well.
-    problems += [
-        f"{name} is empty; leave it out, or write {'[]' if option['type'] == 'list' else '{}'}"
-        for name, option in spec.items()
-        if values[name] is None
-        and option.get("type") in ("list", "dict")
-        and role.defaults.get(name) is not None
+    found = [
+        words
+        for name, value in values.items()
+        for words in _misshapen(spec[name], value, name, role.defaults.get(name) is not None)
     ]
-    if problems:
-        return [f"role {role.name}: {problem}" for problem in problems]
+    if found:
+        # The validator would say the same again, in other words.
+        return [f"role {role.name}: {words}" for words in found]
     errors = ArgumentSpecValidator(spec).validate(dict(values)).errors
     return [
         f"role {role.name}: {'unknown key ' if isinstance(error, UnsupportedError) else ''}"
         f"{error.msg.rstrip('.')}"
         for error in errors
     ]
+
+
+def _misshapen(option: Vars, value: Any, name: str, needed: bool = True) -> Iterator[str]:
+    """Yield where the validator would convert a value before it judges it.
+
+    The roles read what was given: a text as the list of its letters, for one.  Values are not
+    shown, since they may be secret.
+    """
+    kind = option.get("type", "str")
+    # What stands at the top may come from -e or an INI inventory, which know text alone: switches
+    # and numbers are converted by the roles.
+    inside = "." in name or "[" in name
+    if value is None:
+        if needed:
+            yield f"{name} has no value: give it one, or leave it out"
+    elif kind == "list":
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            on_command_line = "" if inside else f"; with -e: '{{\"{name}\": [...]}}'"
+            yield f"{name} must be a list, such as [...]{on_command_line}"
+            return
+        element = {**option, "type": option.get("elements", "raw")}
+        for number, one in enumerate(value):
+            yield from _misshapen(element, one, f"{name}[{number}]")
+    elif kind == "dict":
+        if not isinstance(value, Mapping):
+            yield f"{name} must have keys and values, such as {{key: value}}"
+            return
+        for key, its in (option.get("options") or {}).items():
+            if key in value:
+                yield from _misshapen(
+                    its, value[key], f"{name}.{key}", bool(its.get("required", False))
+                )
+    elif kind in ("bool", "int") and inside and isinstance(value, str):
+        yield f"{name} must be {'true or false' if kind == 'bool' else 'a number'}, without quotes"
+    elif kind in ("str", "path") and "choices" not in option and not isinstance(value, str):
+        # A whole number loses nothing where it is made text; 1.20 does.
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (inside and needed):
+            yield f"{name} must be text: put it in quotes"

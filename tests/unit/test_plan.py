@@ -1,0 +1,64 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`./slipway plan`: what goes to which stream, and the exit status, whatever Ansible does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.contract.tree import ROOT
+
+CLEAN = '{"a": {"status": "as declared", "differences": {}, "urls": {}, "notes": []}}'
+DOWN = '{"a": {"status": "unreachable", "differences": {}, "urls": {}, "notes": [], "error": "no"}}'
+Program = Callable[[str, str], None]
+
+
+def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/plan.py"), *arguments], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "report", "status", "words"),
+    [
+        (f"echo '{CLEAN}' >$SLIPWAY_REPORT", CLEAN, 0, ""),
+        (f"echo '{DOWN}' >$SLIPWAY_REPORT; exit 4", DOWN, 1, ""),
+        ("echo '{}' >$SLIPWAY_REPORT; echo nobody", "{}", 1, "nobody\n"),
+        ("echo broken inventory >&2; exit 4", "{}", 1, "broken inventory\n"),
+        (f"echo '{CLEAN}' >$SLIPWAY_REPORT; echo crash >&2; exit 250", CLEAN, 1, "crash\n"),
+    ],
+    ids=["as declared", "unreachable", "no host", "no run", "a run that broke off"],
+)
+def test_json_is_json_whatever_happened(
+    program: Program, script: str, report: str, status: int, words: str
+) -> None:
+    program("ansible-playbook", script)
+    done = plan("--json")
+    assert (done.returncode, json.loads(done.stdout)) == (status, json.loads(report))
+    assert done.stderr == words
+
+
+def test_a_warning_is_passed_on_beside_the_plan(program: Program) -> None:
+    warning = "[WARNING]: Unable to parse hosts.yml as an inventory source"
+    program(
+        "ansible-playbook", f"echo '{CLEAN}' >$SLIPWAY_REPORT; echo '{warning}' >&2; echo more >&2"
+    )
+    done = plan()
+    assert (done.returncode, done.stderr) == (0, f"{warning}\n")
+    assert "as declared" in done.stdout
+
+
+def test_who_stops_reading_sees_no_traceback(program: Program) -> None:
+    program("ansible-playbook", f"echo '{CLEAN}' >$SLIPWAY_REPORT")
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} {ROOT}/tools/plan.py | true"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
