@@ -444,6 +444,39 @@ def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -
     assert differences("projects", entry, [container(digest=OLD)]) == []
 
 
+@pytest.mark.parametrize(
+    ("there", "containers", "built", "missing"),
+    [
+        (None, [], [], True),
+        (["sha256:1", {_owned.LABEL_DIGEST: OLD}], [], [], True),
+        (["sha256:1", {_owned.LABEL_DIGEST: NEW}], [], [], False),
+        (None, [], [{"reference": "slipway/web:cpu", "digest": NEW}], False),
+        # Somebody removed the image of what runs.
+        (None, [container()], [], False),
+    ],
+    ids=["no image", "an older image", "loaded", "to be built", "running"],
+)
+def test_a_project_needs_an_image(
+    there: Any, containers: list[Any], built: list[dict[str, str]], missing: bool
+) -> None:
+    service = {"name": "web", "config": "c1", "image": NEW, "reference": "slipway/web:cpu"}
+    owned: list[dict[str, Any]] = [
+        {"projects": [{"name": "api", "services": [service]}]},
+        {"images": built},
+    ]
+    question = _owned.question(owned)
+    assert question["images"] == ["slipway/web:cpu"]
+    answer = {
+        "engine": None,
+        "images": {"slipway/web:cpu": there},
+        "projects": {"api": containers},
+    }
+    found = _owned.without_image(owned, answer)
+    assert [one.partition(",")[0] for one in found] == (
+        ["project api needs the image slipway/web:cpu"] if missing else []
+    )
+
+
 # All kinds together.
 
 

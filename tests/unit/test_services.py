@@ -185,7 +185,9 @@ def test_the_survey_is_told_what_the_compose_file_says() -> None:
     found = project()
     (owned,) = found["projects"]
     config = compose(found)["labels"][_owned.LABEL_CONFIG]
-    assert owned["services"] == [{"name": "tool", "config": config, "image": DIGEST}]
+    assert owned["services"] == [
+        {"name": "tool", "config": config, "image": DIGEST, "reference": "slipway/tool:cpu"}
+    ]
     file = found["files"][-1]
     assert file["path"] == "/etc/slipway/services/tool/compose.yaml"
     assert file["content"].startswith("# Written by Slipway's role ml_services")

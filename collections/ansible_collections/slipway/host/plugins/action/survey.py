@@ -107,6 +107,8 @@ class ActionModule(ActionBase):
             drift = {role: _owned.differences(owned[role], answer) for role in roles}
         except (_daemon_json.DaemonJsonError, _owned.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
+        if missing := _owned.without_image(list(owned.values()), answer):
+            raise AnsibleActionFail("; ".join(missing) + ". Nothing was changed.")
         for sentence in _owned.left_out(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["settled"]:

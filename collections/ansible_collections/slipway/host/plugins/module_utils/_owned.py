@@ -45,7 +45,7 @@ left_by_root  user, whose ``.docker`` folder holds nothing of root's
 rootless      user, who has an engine of their own; since?: files that it has read
 obstacles     path, holds, why: a file that holds this stands in the way, and WHY says what to do
 images        reference, digest: the context digest that its label must bear
-projects      name, services: list of {name, config, image?}: containers of a compose
+projects      name, services: list of {name, config, image?, reference?}: containers of a compose
               project by their ``io.slipway.config`` label and context digest; since?: files
               that its containers have read, so that they must be newer; urls?: its addresses
               by name, for people
@@ -606,6 +606,8 @@ def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[Any]]]:
         yield "texts", [entry["record"]]
     if entry.get("offer"):
         yield "offers", [tuple(entry["offer"])]
+    if kind == "projects":
+        yield "images", [one["reference"] for one in entry["services"] if one.get("reference")]
     if entry.get("default_acl"):
         yield "acls", [entry["path"]]
     if kind == "rootless" or (kind == "lines" and entry.get("home")):
@@ -623,6 +625,23 @@ def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Di
         for kind, entries in stated(owned)
         for entry in entries
         for found, expected in KINDS[kind].compare(entry, answer)
+    ]
+
+
+def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: Answer) -> list[str]:
+    """Return a sentence for each project to start whose image nobody builds and the host lacks."""
+    built = {image["reference"] for owned in statements for image in owned.get("images", ())}
+    return [
+        f"project {project['name']} needs the image {reference}, which the host does not have as "
+        "it is declared: add it to ml_images_names, load it, or take the project off "
+        "ml_services_projects"
+        for owned in statements
+        for project in owned.get("projects", ())
+        for service in project["services"]
+        if (reference := service.get("reference"))
+        and reference not in built
+        and any(_projects(project, answer))
+        and any(_images({"reference": reference, "digest": service["image"]}, answer))
     ]
 
 

@@ -450,7 +450,12 @@ def _plan(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:
             {
                 "name": project.name,
                 "services": [
-                    {"name": project.name, "config": config, "image": project.build.digest}
+                    {
+                        "name": project.name,
+                        "config": config,
+                        "image": project.build.digest,
+                        "reference": project.build.reference,
+                    }
                 ],
                 "since": [secret.path for secret in secrets],
                 "urls": _for_people(project, urls, secrets),
