@@ -158,6 +158,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a wrong type": ({"docker_engine_hold": "perhaps"}, "docker_engine_hold"),
     "an impossible choice": ({"ml_catalogue_variant": "xpu"}, "must be one of: auto, cpu, gpu"),
+    "a service without its image": (
+        {"ml_services_projects": [{"name": "tensorboard"}]},
+        "project tensorboard needs the image slipway/tensorboard:cpu",
+    ),
     "an unknown image": ({"ml_images_names": ["iris-apu"]}, "did you mean 'iris-api'"),
     "an unknown port": (
         {"ml_services_projects": [{"name": "iris-api", "ports": {"htp": 80}}]},
@@ -178,6 +182,14 @@ def test_bad_input_is_refused_before_the_first_change(
     assert run.status == "failed"
     assert words in run.output
     assert "Traceback" not in run.output
+    assert run.changed() == set()
+
+
+def test_verify_fails_where_a_host_is_not_as_declared(converged: Site) -> None:
+    assert converged.run("playbooks/verify.yml").status == "successful"
+    run = converged.run("playbooks/verify.yml", docker_engine_hold=False)
+    assert run.status == "failed"
+    assert "differs from what is declared: docker_engine" in run.output
     assert run.changed() == set()
 
 
