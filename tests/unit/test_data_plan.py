@@ -139,14 +139,15 @@ def test_secrets_are_apart() -> None:
 
 def test_the_address_of_an_optional_one_is_asked() -> None:
     found = plan.plan(
-        [{"name": "pets", "url": URL, "optional": True}],
+        [{"name": "pets", "url": URL, "optional": True, "headers": {"X": "1"}}],
         [{"name": "c", "url": "https://a/c.git", "revision": "v1", "optional": True}],
         *("/srv/data", "/srv/code", [], {"https_proxy": "http://p"}),
     )["owned"]
     proxy = '{"https_proxy": "http://p"}'
-    assert found["datasets"][0]["offer"] == ["/srv/data/pets", URL, URL, proxy]
+    assert found["datasets"][0]["offer"] == ["/srv/data/pets", URL, URL, proxy, '{"X": "1"}']
     asked = "https://a/c.git/info/refs?service=git-upload-pack"
-    assert found["checkouts"][0]["offer"] == ["/srv/code/c", asked, "https://a/c.git v1", proxy]
+    offer = ["/srv/code/c", asked, "https://a/c.git v1", proxy, "{}"]
+    assert found["checkouts"][0]["offer"] == offer
 
 
 @pytest.mark.parametrize(

@@ -400,10 +400,13 @@ def test_which_package_holds_the_engine(root: Path, status: str, package: str) -
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
-    """Answers with the status that the path names."""
+    """Answers with the status that the path names; ``/closed`` is there for who has the key."""
 
     def do_GET(self) -> None:
-        self.send_response(int(self.path[1:]))
+        closed = 200 if self.headers["X-Key"] == "k" else 404
+        self.send_response({"/closed": closed, "/leads": 302}.get(self.path) or int(self.path[1:]))
+        if self.path == "/leads":
+            self.send_header("Location", "/closed")
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -439,8 +442,23 @@ def test_what_does_not_answer_is_out_of_reach() -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://mirror:port/", "http://a b/"])
 def test_why_an_address_gives_nothing(url: str) -> None:
-    found = _probe.offers([["/data", url, "1", "{}"]], {"/data": None})
+    found = _probe.offers([["/data", url, "1", "{}", "{}"]], {"/data": None})
     assert found["/data"].startswith("out of reach: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "why"),
+    [
+        ("/closed", '{"X-Key": "k"}', ""),
+        ("/closed", "{}", "it answers 404 Not Found"),
+        # A key is for the address that it was given with.
+        ("/leads", '{"X-Key": "k"}', "it answers 404 Not Found"),
+        ("/401", "{}", ""),
+    ],
+)
+def test_an_address_is_asked_with_its_headers(web: str, path: str, headers: str, why: str) -> None:
+    asked = ["/data", f"{web}{path}", "1", "{}", headers]
+    assert _probe.offers([asked], {"/data": None}) == {"/data": why}
 
 
 def test_addresses_are_tried_only_where_no_engine_is_installed(root: Path, web: str) -> None:

@@ -51,7 +51,7 @@ projects      name, services: list of {name, config, image?, reference?}: contai
               by name, for people
 datasets      path, version: the checksum of the archive that a tree is unpacked from, or its URL,
               mode, owner, group, places: the paths to which a link may lead there, state?,
-              offer?: ``[path, URL, version, environment]`` of one that is only wanted where the URL
+              offer?: what the probe is asked about the URL of one that is only wanted where that
               gives it
 checkouts     the same for a git work tree, and url, revision, settled?: that the revision is a
               commit; its version is made of URL and revision

@@ -23,7 +23,8 @@ key            asked with                   answered with
 ``texts``      paths                        path to the content, ``base64:`` before binary ones
 ``trees``      paths                        path to what is known of a tree there, see :func:`tree`
 ``offers``     ``[path, URL, version,       path of a tree to why the URL does not give it; empty
-               environment]``               where it does, or where the tree has that version
+               environment, headers]``,     where it does, or where the tree has that version
+               the last two as JSON
 ``units``      names                        name to ``[load state, unit file state, active state,
                                             needs daemon-reload, time of its last change]``
 ``modules``    kernel modules               name to the version it states, empty where none, of
@@ -341,17 +342,21 @@ def offers(asked: list[list[str]], trees: Json) -> Json:
     """Return path to why its URL does not give what is missing there, empty where it does."""
     from http.client import HTTPException
     from urllib.error import HTTPError
-    from urllib.request import build_opener
+    from urllib.request import Request, build_opener
 
     found: Json = {}
-    for path, url, version, environment in asked:
+    for path, url, version, environment, headers in asked:
         found[path] = ""
         if ((trees[path] or {}).get("record") or {}).get("version") == version:
             continue
         os.environ.update(json.loads(environment))
         try:
             # A new one for each, since it takes the proxies from the environment once.
-            build_opener().open(url, timeout=10).close()
+            request = Request(url)
+            for name, value in json.loads(headers).items():
+                # They may be secret, and are not for whom the address leads on to.
+                request.add_unredirected_header(name, value)
+            build_opener().open(request, timeout=10).close()
         except HTTPError as error:
             # One that asks for a password is there.
             found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"

@@ -58,6 +58,7 @@ fingerprints:
   elements: str
 """
 
+import tempfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,11 @@ def main() -> None:
     write = wanted not in before
     if write and not module.check_mode:
         content = fetch(module, module.params["url"], wanted)
-        temporary = Path(module.tmpdir) / path.name
-        temporary.write_bytes(content)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        module.atomic_move(str(temporary), str(path))
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_bytes(content)
+            module.atomic_move(str(temporary), str(path))
     changed = write
     if path.exists():
         changed = module.set_mode_if_different(str(path), MODE, changed)

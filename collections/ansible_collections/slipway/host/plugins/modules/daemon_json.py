@@ -340,7 +340,7 @@ class DaemonJson:
                 "after": masked(content),
             }
         if self.module.check_mode:
-            with tempfile.NamedTemporaryFile("w", dir=self.module.tmpdir, encoding="utf-8") as file:
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
                 file.write(content)
                 file.flush()
                 self.validate(file.name)

@@ -254,10 +254,13 @@ def _offers(
     by_way_of = json.dumps({str(name): str(value) for name, value in environment.items()})
     for tree in trees:
         if tree["optional"] and tree["name"] in secrets:
-            url = secrets[tree["name"]]["url"]
+            url, headers = (secrets[tree["name"]][part] for part in ("url", "headers"))
             # What git asks first.
             asked = f"{url}/info/refs?service=git-upload-pack" if "revision" in tree else url
-            found[tree["name"]] = [tree["path"], asked, tree["version"], by_way_of]
+            found[tree["name"]] = [
+                *(tree["path"], asked, tree["version"], by_way_of),
+                json.dumps(headers),
+            ]
     return found
 
 
