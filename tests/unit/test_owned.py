@@ -360,6 +360,13 @@ def test_members(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     )
 
 
+def test_a_group_of_others_has_to_be_there() -> None:
+    entry = {"group": "video", "users": ["alice", "bob"], "foreign": True}
+    assert differences("members", entry, [44, ["alice", "bob"]]) == []
+    with pytest.raises(_owned.ConflictError, match="no group video for alice, bob: declare it in"):
+        differences("members", entry, None)
+
+
 NEW, OLD = "a" * 64, "b" * 64
 OUTDATED = (f"context digest {OLD[:12]}", NEW[:12])
 

@@ -38,7 +38,8 @@ units         name, enabled?, active?, since?: files that a running unit has rea
               must have been started or reloaded after they changed
 groups        name, gid?
 users         name, uid?, comment?, shell?, home?, state?
-members       group, users, exclusive? (then nobody else may be in the group), devices?: beginnings
+members       group, users, exclusive? (then nobody else may be in the group), foreign? (then the
+              group has to be there already), devices?: beginnings
               of paths; then the users are members only where such a device is the group's and
               not open to everybody
 left_by_root  user, whose ``.docker`` folder holds nothing of root's
@@ -356,6 +357,11 @@ def _users(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 def _members(entry: Entry, answer: Answer) -> Iterator[Change]:
     found = answer["groups"][entry["group"]]
+    if found is None and entry.get("foreign", False):
+        raise ConflictError(
+            f"there is no group {entry['group']} for {', '.join(entry['users'])}: declare it in "
+            "user_access_groups, or take it off their groups"
+        )
     members = set(found[1]) if found else set()
     if "devices" in entry and not any(
         entry["group"] in answer["devices"][beginning] for beginning in entry["devices"]
