@@ -191,7 +191,7 @@ def rows(bench: Bench, playbooks: Sequence[str]) -> list[tuple[str, int, Cost]]:
     empty = bench.folder / "empty.yml"
     empty.write_text("- hosts: all\n  gather_facts: false\n  tasks: []\n")
     least = bench.folder / "raw.yml"
-    least.write_text(f"{empty.read_text()[:-4]}[ansible.builtin.raw: 'true']\n")
+    least.write_text(empty.read_text().replace("[]", "[{ansible.builtin.raw: 'true'}]"))
     data: dict[str, Any] = {
         "packages": ["docker.io", "docker-cli", "docker-buildx", "docker-compose", "iptables"],
         "absent": ["/etc/apt/sources.list.d/docker.sources", "/etc/apt/keyrings/docker.asc"],
