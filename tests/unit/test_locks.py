@@ -162,7 +162,7 @@ def lines() -> Iterator[tuple[str, str, tuple[Pin, ...]]]:
     """Yield each image and variant with all the pins of its line of images."""
     catalogue = load_catalogue(IMAGES)
     for name, image in catalogue.images.items():
-        for variant in set(VARIANTS) & set(image.settings["variants"]):
+        for variant in sorted(set(VARIANTS) & set(image.settings["variants"])):
             if image.base not in catalogue.bases or catalogue.bases[image.base].python:
                 pins = catalogue.builds([name], variant, _base(catalogue, name))[-1].pins
                 yield name, variant, pins
