@@ -50,6 +50,7 @@ def role(name: str = "crew", options: dict[str, Any] | None = None) -> _roles.Ro
         ("crew_people", [{"name": "a", "groups": "lab"}], "crew_people[0].groups must be a list"),
         ("crew_people", [{"name": "a", "uid": "1000"}], "uid must be a number, without quotes"),
         ("crew_people", [{"name": "a", "gpu": "no"}], "gpu must be true or false, without quotes"),
+        ("crew_people", [{"name": "a", "uid": "7"}], "a template of text ends with '| int'"),
         ("crew_people", [{"name": "a", "comment": ["b"]}], "comment must be text"),
         ("crew_people", [{"name": "a", "dokcer": True}], "unknown key crew_people.dokcer"),
         ("crew_build", "x=y", "crew_build must have keys and values"),

@@ -301,7 +301,7 @@ def test_projects_that_swap_ports_do_not_trip_over_each_other(
         f"""echo '{name} {{"80/tcp":[{{"HostIp":"127.0.0.1","HostPort":"{port}"}}]}}';"""
         for name, port in (("first", 1), ("second", 2), ("other", 3))
     )
-    says = f"ps*) echo c1 c2 c3;; inspect*) {held} echo 'gone null';;"
+    says = f"ps*) echo c1 c2 c3;; inspect*) {held} echo 'gone null'; echo 'bare {{\"80\": null}}';;"
     program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
     swapped = run(run_module, host, page(host, "first", 2), page(host, "second", 1))
     assert swapped["started"] == ["first", "second"]

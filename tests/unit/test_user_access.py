@@ -77,6 +77,16 @@ def test_nobody_listed_means_nobody_in_the_docker_group() -> None:
     assert owned([], [], False)["members"][0]["exclusive"] is False
 
 
+def test_a_group_that_comes_with_an_account_need_not_be_there_before() -> None:
+    guest = {"name": "guest", "groups": ["alice", "lab", "video"]}
+    state = owned([{"name": "alice"}, guest], [{"name": "lab"}], True)
+    assert [entry["group"] for entry in state["members"] if "foreign" in entry] == ["video"]
+    state = owned([{**GONE, "name": "alice"}, guest], [], True)
+    assert [entry["group"] for entry in state["members"] if "foreign" in entry] == [
+        *("alice", "lab", "video")
+    ]
+
+
 def test_who_is_gone_keeps_no_membership_and_no_keys() -> None:
     state = owned([GONE], [], True)
     assert state["users"] == [{"name": "gone", "state": "absent"}]

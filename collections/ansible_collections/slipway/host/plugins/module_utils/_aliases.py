@@ -135,8 +135,7 @@ def removed() -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_wanted(name: str, options: Options) -> bool:
-    declared = options.settings.get(name, {})
-    wanted = declared.get("enabled", True)
+    wanted = options.settings.get(name, {}).get("enabled", True)
     if not isinstance(wanted, bool):
         raise AliasError(
             f"ml_aliases_settings.{name}: enabled is {wanted!r}, must be true or false"
@@ -156,7 +155,7 @@ def _check_names(alias: Alias) -> None:
 
 def check_known(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise AliasError where settings are for an alias that no image of the catalogue has."""
-    for name in map(str, names):
+    for name in names:
         if name not in known:
             hint = settings.nearest(name, known)
             raise AliasError(f"ml_aliases_settings: no image has an alias {name}; {hint}")

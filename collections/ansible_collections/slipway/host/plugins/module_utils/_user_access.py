@@ -167,10 +167,11 @@ def _members(
     for user in users:
         for group in user.get("groups") or ():
             members.setdefault(group, []).append(user["name"])
-    declared = [group["name"] for group in groups]
+    # Who gets an account gets a group of the same name with it.
+    made = {entry["name"] for entry in (*groups, *users)}
     for group, names in members.items():
         if names:
-            foreign = {} if group in declared else {"foreign": True}
+            foreign = {} if group in made else {"foreign": True}
             yield {"group": group, "users": names, **foreign}
     docker_users = [user["name"] for user in users if user.get("docker") is True]
     yield {"group": DOCKER_GROUP, "users": docker_users, "exclusive": docker_exclusive}

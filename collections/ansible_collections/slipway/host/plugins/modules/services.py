@@ -300,7 +300,7 @@ def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
         found.setdefault(name, []).extend(
             f"{one['HostIp']}:{one['HostPort']}"
             for bound in (json.loads(bindings) or {}).values()
-            for one in bound
+            for one in bound or ()
         )
     return found
 

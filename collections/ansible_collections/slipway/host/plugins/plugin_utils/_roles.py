@@ -167,7 +167,8 @@ def _misshapen(option: Vars, value: Any, name: str, needed: bool = True) -> Iter
                     its, value[key], f"{name}.{key}", bool(its.get("required", False))
                 )
     elif kind in ("bool", "int") and inside and isinstance(value, str):
-        yield f"{name} must be {'true or false' if kind == 'bool' else 'a number'}, without quotes"
+        what = "true or false" if kind == "bool" else "a number"
+        yield f"{name} must be {what}, without quotes; a template of text ends with '| {kind}'"
     elif kind in ("str", "path") and "choices" not in option and not isinstance(value, str):
         # A whole number loses nothing where it is made text; 1.20 does.
         whole = isinstance(value, int) and not isinstance(value, bool)
