@@ -484,6 +484,14 @@ def test_a_project_needs_an_image(
     )
 
 
+def test_a_host_that_builds_no_image_gets_its_engine_first() -> None:
+    service = {"name": "web", "config": "c1", "image": NEW, "reference": "slipway/web:cpu"}
+    owned = [{"projects": [{"name": "api", "services": [service]}]}]
+    assert _owned.without_image(owned, {"engine": "no such file"}) == []
+    other = {"images": [{"reference": "slipway/other:cpu", "digest": NEW}]}
+    assert _owned.without_image([*owned, other], {"engine": "no such file"}) != []
+
+
 # All kinds together.
 
 

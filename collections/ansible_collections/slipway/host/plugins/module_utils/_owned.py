@@ -635,8 +635,13 @@ def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Di
 
 
 def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: Answer) -> list[str]:
-    """Return a sentence for each project to start whose image nobody builds and the host lacks."""
+    """Return a sentence for each project to start whose image nobody builds and the host lacks.
+
+    On a host that builds none they are loaded, and that takes the engine first.
+    """
     built = {image["reference"] for owned in statements for image in owned.get("images", ())}
+    if answer["engine"] and not built:
+        return []
     return [
         f"project {project['name']} needs the image {reference}, which the host does not have as "
         "it is declared: add it to ml_images_names, load it, or take the project off "

@@ -46,7 +46,7 @@ SYSTEMS_OWN = frozenset(
         "usr",
     ]
 )
-SYSTEMS = frozenset(("home", "media", "mnt", "opt", "srv", "tmp", "var"))
+SYSTEMS = frozenset(("home", "opt", "srv", "tmp", "var"))
 # One less than what the kernel takes for nobody.
 HIGHEST_ID = 2**32 - 2
 # Options may come before the type; what comes after it is read by sshd alone.
