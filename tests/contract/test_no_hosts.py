@@ -16,17 +16,22 @@ PLAYBOOKS = ["site.yml", "playbooks/verify.yml", "playbooks/upgrade.yml", "playb
 PLAYBOOKS += sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("playbooks/images_*.yml"))
 
 
-@pytest.mark.parametrize("playbook", PLAYBOOKS)
-def test_a_run_without_hosts_fails_and_says_why(playbook: str, tmp_path: Path) -> None:
-    inventory = tmp_path / "hosts.yml"
-    inventory.write_text("gpu_servers: {hosts: {}}\n", encoding="utf-8")
-    done = subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), playbook],
-        cwd=ROOT,
+def play(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ansible-playbook from a FOLDER, with the project's settings."""
+    return subprocess.run(
+        ["ansible-playbook", *words],
+        cwd=folder,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_a_run_without_hosts_fails_and_says_why(playbook: str, tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("gpu_servers: {hosts: {}}\n", encoding="utf-8")
+    done = play("-i", str(inventory), playbook)
     assert done.returncode == 1
     assert "there is no host to look at" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
@@ -35,13 +40,7 @@ def test_a_run_without_hosts_fails_and_says_why(playbook: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("playbook", ["site.yml", "playbooks/plan.yml", "playbooks/verify.yml"])
 def test_a_run_whose_tags_no_task_has_fails_and_says_why(playbook: str) -> None:
-    done = subprocess.run(
-        ["ansible-playbook", "-i", "a,", "-c", "local", playbook, "--tags", "docker_engine"],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True,
-        text=True,
-    )
+    done = play("-i", "a,", "-c", "local", playbook, "--tags", "docker_engine")
     assert done.returncode == 1
     assert "no task ran: Slipway's have no tags" in done.stderr
 
@@ -49,12 +48,6 @@ def test_a_run_whose_tags_no_task_has_fails_and_says_why(playbook: str) -> None:
 def test_an_inventory_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "good.yml").write_text("gpu_servers: {hosts: {}}\n", encoding="utf-8")
     (tmp_path / "broken.yml").write_text("gpu_servers: {hosts: [gpu01]}\n", encoding="utf-8")
-    done = subprocess.run(
-        ["ansible-playbook", "-i", "good.yml", "-i", "broken.yml", str(ROOT / "site.yml")],
-        cwd=tmp_path,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True,
-        text=True,
-    )
+    done = play("-i", "good.yml", "-i", "broken.yml", str(ROOT / "site.yml"), folder=tmp_path)
     assert done.returncode == 1
     assert "Completely failed to parse inventory source" in done.stderr

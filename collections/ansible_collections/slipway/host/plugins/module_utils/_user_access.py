@@ -29,24 +29,11 @@ MOST_FILES = 1048576
 UNLIMITED = "unlimited"
 
 # Nothing in these folders is a team's, and these themselves are not.
-SYSTEMS_OWN = frozenset(
-    [
-        "bin",
-        "boot",
-        "dev",
-        "etc",
-        "lib",
-        "lib32",
-        "lib64",
-        "proc",
-        "root",
-        "run",
-        "sbin",
-        "sys",
-        "usr",
-    ]
+SYSTEMS_OWN = (
+    *("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys"),
+    "usr",
 )
-SYSTEMS = frozenset(("home", "opt", "srv", "tmp", "var"))
+SYSTEMS = ("home", "opt", "srv", "tmp", "var")
 # One less than what the kernel takes for nobody.
 HIGHEST_ID = 2**32 - 2
 # Options may come before the type; what comes after it is read by sshd alone.
@@ -96,15 +83,17 @@ def _check_user(user: Entry) -> None:
     if re.search(r"[:\n]", str(user.get("comment") or "")):
         raise UserAccessError(f"user {user['name']}: a comment is one line without ':'")
     for number, key in enumerate(user.get("keys") or ()):
-        if not all(KEY.search(line) for line in key.splitlines() if not _is_remark(line)):
+        if not all(KEY.search(line) for line in _key_lines(key)):
             raise UserAccessError(
                 f"user {user['name']}: keys[{number}] is no SSH public key, such as the line of "
                 "~/.ssh/id_ed25519.pub"
             )
 
 
-def _is_remark(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("#")
+def _key_lines(key: str) -> list[str]:
+    """Return the keys in what may be a whole file, with comments and more than one."""
+    lines = (line.strip() for line in key.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _check_shared(shared: Sequence[Entry], groups: Sequence[Entry]) -> None:
@@ -184,9 +173,7 @@ def _members(
 
 def _keys(user: Entry) -> Iterator[dict[str, Any]]:
     """Yield which lines of authorized_keys are a user's, if any."""
-    # A key read from a file ends with its line, and one file may hold several, and comments.
-    lines = [line.strip() for key in user.get("keys") or () for line in key.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for key in user.get("keys") or () for line in _key_lines(key)]
     usual = "/root" if user["name"] == "root" else f"/home/{user['name']}"
     home = user.get("home") or usual
     if lines:
