@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._ml import (
+from ansible_collections.slipway.host.plugins.module_utils.ml import (
     accounts,
     containers,
     engine,
@@ -27,9 +27,9 @@ from ansible_collections.slipway.host.plugins.module_utils._ml import (
     start,
     token,
 )
-from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
-from ansible_collections.slipway.host.plugins.module_utils._ml.gpus import Choice, Gpu
-from ansible_collections.slipway.host.plugins.module_utils._ml.launch import Mounted
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils.ml.gpus import Choice, Gpu
+from ansible_collections.slipway.host.plugins.module_utils.ml.launch import Mounted
 
 ALIAS = settings.Alias(
     name="fast_ai",
@@ -227,7 +227,7 @@ def test_a_reservation_is_kept_by_what_runs_in_our_place(tmp_path: Path) -> None
     what = f"test/{os.getpid()}"
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]);"
-        f"from _ml import reserve; assert reserve.take({what!r});"
+        f"from ml import reserve; assert reserve.take({what!r});"
         "os.execvp('sleep', ['sleep', '30'])"
     )
     folder = Path(reserve.__file__).parents[1]
