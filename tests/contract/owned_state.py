@@ -72,28 +72,21 @@ def facts(distribution: str, version: str, codename: str, package: str) -> dict[
     }
 
 
-def variables(role: str, folder: str) -> dict[str, Any]:
-    """Return a role's defaults or vars as templates, those of its dependencies included."""
-    path = ROOT / "roles" / role
-    found: dict[str, Any] = {}
-    for dependency in load(path / "meta/main.yml")["dependencies"]:
-        found |= variables(dependency["role"], folder)
-    file = path / folder / "main.yml"
-    return found | (DataLoader().load_from_file(str(file), trusted_as_template=True) or {})
-
-
 def main() -> int:
-    """Template every role's statement for every platform and print them all."""
+    """Print the owned state of every role on every platform."""
     init_plugin_loader([str(ROOT / "collections")])
+    # Imported late: the collection is found by the plugin loader.
+    from ansible_collections.slipway.host.plugins.plugin_utils import role_plans, roles
+
     found: dict[str, dict[str, Any]] = {}
     for platform, words in PLATFORMS.items():
-        known = {**INVENTORY, "ansible_facts": {"slipway": facts(*words)}}
         found[platform] = {}
-        for role in load(ROOT / "vars/roles.yml")["slipway_roles"]:
-            scope = {**variables(role, "defaults"), **known, **variables(role, "vars")}
-            scope["role_path"] = str(ROOT / "roles" / role)
+        for name in load(ROOT / "vars/roles.yml")["slipway_roles"]:
+            role = roles.load(name)
+            scope = {**role.defaults, **INVENTORY, "role_path": str(role.path)}
             templar = Templar(loader=DataLoader(), variables=scope)
-            found[platform][role] = templar.template(scope[f"__{role}_owned"])
+            plan = role_plans.plan(name, INVENTORY, templar.template, facts(*words))
+            found[platform][name] = plan["owned"]
     json.dump(found, sys.stdout)
     return 0
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import json
 import subprocess
 import sys
@@ -26,7 +25,7 @@ PACKAGE = "ansible_collections.slipway.host.plugins"
 SAME = ("type", "required", "default", "choices", "elements", "aliases")
 # An action plugin without a module of its own would have no documentation.
 MODULES = sorted(file.stem for file in (PLUGINS / "modules").glob("*.py"))
-FILTERS = sorted(file.stem for file in (PLUGINS / "filter").glob("*.py"))
+LOOKUPS = sorted(file.stem for file in (PLUGINS / "lookup").glob("*.py"))
 OTHERS = {"callback": sorted(file.stem for file in (PLUGINS / "callback").glob("*.py"))}
 # Runs on the controller although it is a module: it makes the hosts.
 CONTROLLER_ONLY = {"throwaway_host"}
@@ -146,30 +145,15 @@ def test_a_module_says_what_it_does_in_check_mode_and_with_diff(name: str) -> No
     assert all(value.get("description") and value.get("type") for value in returned.values())
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_a_filters_documentation_is_its_signature(name: str) -> None:
-    options = documentation("filter", name)["options"]
-    function = plugin("filter", name).FilterModule().filters()[name]
-    first, *rest = inspect.signature(function).parameters.values()
-    assert set(options) == {"_input", *(parameter.name for parameter in rest)}
-    for parameter in rest:
-        option = options[parameter.name]
-        assert option.get("required", False) == (parameter.default is parameter.empty)
-        if parameter.default is not parameter.empty:
-            # Python cannot have a mutable default, so the signature says None or ().
-            assert (option.get("default") or None) == (parameter.default or None)
-    assert first.default is first.empty
-
-
-@pytest.mark.parametrize("name", FILTERS)
-def test_a_filters_examples_are_yaml_and_use_it(name: str) -> None:
-    examples = plugin("filter", name).EXAMPLES
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_lookups_examples_are_yaml_and_use_it(name: str) -> None:
+    examples = plugin("lookup", name).EXAMPLES
     assert yaml.safe_load(examples)
     assert f"{COLLECTION}.{name}" in examples
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"), [("module", MODULES), ("filter", FILTERS), *OTHERS.items()]
+    ("kind", "names"), [("module", MODULES), ("lookup", LOOKUPS), *OTHERS.items()]
 )
 def test_ansible_doc_shows_every_plugin(kind: str, names: list[str]) -> None:
     wanted = [f"{COLLECTION}.{name}" for name in names]

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.filter.aliases_owned import aliases_owned
 from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.ml import settings
@@ -22,6 +20,8 @@ from ansible_collections.slipway.host.plugins.module_utils.roles.ml_aliases impo
     AliasError,
     Options,
 )
+
+from tests.unit.role_options import options
 
 CATALOGUE = Path(__file__).parents[1] / "fixtures/catalogue"
 ALIAS: dict[str, Any] = {
@@ -280,11 +280,19 @@ def test_files_of_the_host_say_who_writes_them() -> None:
             assert ml_aliases.HEADER in entry["content"], entry["path"]
 
 
-# The filter, over the catalogue for tests.
+# The whole plan, over the catalogue for tests.
 
 
-def owned_by_filter(**options: Any) -> dict[str, list[dict[str, Any]]]:
-    return aliases_owned(["testlab"], str(CATALOGUE), "cpu", "debian-13", **options)
+def planned_state(images: list[str] | None = None, **changes: Any) -> dict[str, Any]:
+    """Return the owned state of a host without GPUs."""
+    asked = options(
+        "ml_aliases",
+        images=["testlab"] if images is None else images,
+        ml_catalogue_folder=str(CATALOGUE),
+        **changes,
+    )
+    found: dict[str, Any] = ml_aliases.plan({"distribution": "Debian"}, asked)["owned"]
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -293,25 +301,23 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_filter_gives_the_aliases_of_the_images_named() -> None:
-    assert owned_by_filter()["links"][0]["names"] == ["ml", "test_lab", "testlab", "testtool"]
-    assert owned_by_filter(state="absent") == ml_aliases.removed()
+    assert planned_state()["links"][0]["names"] == ["ml", "test_lab", "testlab", "testtool"]
+    assert planned_state(state="absent") == ml_aliases.removed()
 
 
 def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
-    with pytest.raises(AnsibleFilterError, match="no image has an alias testlap; did you mean"):
-        owned_by_filter(settings={"testlap": {"gpus": "none"}})
+    with pytest.raises(ml_aliases.AliasError, match="no image has an alias testlap; did you mean"):
+        planned_state(settings={"testlap": {"gpus": "none"}})
 
 
 def test_settings_of_an_alias_of_an_image_that_other_hosts_hold_are_not() -> None:
-    owned = aliases_owned(
-        [], str(CATALOGUE), "cpu", "debian-13", settings={"testlab": {"gpus": "none"}}
-    )
+    owned = planned_state([], settings={"testlab": {"gpus": "none"}})
     assert owned["links"][0]["names"] == ["ml"]
 
 
 def test_disks_of_data_sets_are_mounted_where_they_are() -> None:
     mine = {"source": "/mnt/b/data", "target": "/mnt/b/data", "read_only": True}
-    owned = owned_by_filter(disks=["/mnt/a/data", "/mnt/b/data"], mounts=[mine])
+    owned = planned_state(ml_data_disks=["/mnt/a/data", "/mnt/b/data"], mounts=[mine])
     found = json.loads(content(owned, ml_aliases.DECLARATION))["aliases"]["testlab"]["settings"]
     assert found["mounts"] == [
         {"source": "/mnt/a/data", "target": "/mnt/a/data", "optional": True},

@@ -6,20 +6,39 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import yaml
-from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.filter.data_plan import data_plan
 from ansible_collections.slipway.host.plugins.module_utils import _owned
-from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data as plan
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data
 from ansible_collections.slipway.host.plugins.module_utils.roles.ml_data import DataError
 
 from tests.contract.tree import ROOT
+from tests.unit.role_options import options
 
 URL = "https://data.example.org/pets.tar.gz"
 COMMIT = "0123456789" * 4
+
+
+def plan(
+    archives: Sequence[Any],
+    repositories: Sequence[Any],
+    disks: Sequence[str] = (),
+    **changes: Any,
+) -> dict[str, Any]:
+    """Return the plan of these data sets and repositories."""
+    asked = options(
+        "ml_data",
+        folder="/srv/data",
+        code_folder="/srv/code",
+        archives=archives,
+        repositories=repositories,
+        **changes,
+    )
+    found: dict[str, Any] = ml_data.plan({}, {**asked, "ml_data_disks": disks})
+    return found
 
 
 def planned(
@@ -31,7 +50,7 @@ def planned(
     archives = [{"name": "pets", "url": URL, **archive}] if archive is not None else []
     course = {"name": "course", "url": "git@example.org:course", "revision": "v1"}
     repositories = [{**course, **repository}] if repository is not None else []
-    return plan.plan(archives, repositories, "/srv/data", "/srv/code", disks, {})
+    return plan(archives, repositories, disks)
 
 
 def test_nothing_declared_owns_nothing() -> None:
@@ -86,10 +105,9 @@ def test_a_compression_that_python_lacks_is_installed() -> None:
 
 
 def test_what_is_absent_needs_nothing_but_its_name() -> None:
-    trees = plan.plan(
+    trees = plan(
         [{"name": "pets", "state": "absent"}],
         [{"name": "course", "state": "absent", "to": "/srv/there"}],
-        *("/srv/data", "/srv/code", [], {}),
     )
     assert [tree["path"] for tree in trees["trees"]] == ["/srv/data/pets", "/srv/there"]
     assert trees["secrets"] == {} and trees["owned"]["packages"] == []
@@ -126,7 +144,7 @@ def test_what_is_absent_needs_nothing_but_its_name() -> None:
 def test_what_is_secret_of_an_address(
     url: str, headers: dict[str, Any], address: tuple[str, str, dict[str, str]]
 ) -> None:
-    found = plan.address("x", url, headers)
+    found = ml_data.address("x", url, headers)
     assert (found.url, found.shown, found.headers) == address
 
 
@@ -138,10 +156,10 @@ def test_secrets_are_apart() -> None:
 
 
 def test_the_address_of_an_optional_one_is_asked() -> None:
-    found = plan.plan(
+    found = plan(
         [{"name": "pets", "url": URL, "optional": True, "headers": {"X": "1"}}],
         [{"name": "c", "url": "https://a/c.git", "revision": "v1", "optional": True}],
-        *("/srv/data", "/srv/code", [], {"https_proxy": "http://p"}),
+        environment={"https_proxy": "http://p"},
     )["owned"]
     proxy = '{"https_proxy": "http://p"}'
     assert found["datasets"][0]["offer"] == ["/srv/data/pets", URL, URL, proxy, '{"X": "1"}']
@@ -224,9 +242,9 @@ def test_a_disk_is_a_folder_on_it() -> None:
         planned({}, disks=("/mnt",))
 
 
-def test_the_filter_says_what_is_wrong() -> None:
-    with pytest.raises(AnsibleFilterError, match="ml_data_archives: pets: declare either"):
-        data_plan([{"name": "pets"}], [], "/srv/data", "/srv/code")
+def test_an_incomplete_data_set_is_refused() -> None:
+    with pytest.raises(DataError, match="ml_data_archives: pets: declare either"):
+        plan([{"name": "pets"}], [])
 
 
 def examples() -> list[dict[str, Any]]:
@@ -243,5 +261,5 @@ def examples() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("example", examples(), ids=["page", "inventory", "secrets"])
 def test_the_examples_that_are_shown_are_right(example: dict[str, Any]) -> None:
     repositories = example.get("ml_data_repositories", [])
-    found = plan.plan(example["ml_data_archives"], repositories, "/srv/data", "/srv/code", [], {})
+    found = plan(example["ml_data_archives"], repositories)
     assert {tree["name"] for tree in found["trees"]} & {"dogscats", "scans"}

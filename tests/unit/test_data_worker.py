@@ -29,10 +29,11 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
     worker,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
-from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data as plan
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data
 
 from tests.fixtures.data_server import DataServer, serving
 from tests.fixtures.data_sets import sha256, tar
+from tests.unit.role_options import options
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 MINE = grp.getgrgid(os.getegid()).gr_name
@@ -59,8 +60,16 @@ class Host:
     def plan(self, *items: Mapping[str, Any], code: bool = False) -> dict[str, Any]:
         mine = [{"owner": ME, "group": MINE, **item} for item in items]
         archives, repositories = ([], mine) if code else (mine, [])
-        where = str(self.data), str(self.code), self.disks
-        return plan.plan(archives, repositories, *where, self.environment)
+        asked = options(
+            "ml_data",
+            archives=archives,
+            repositories=repositories,
+            folder=str(self.data),
+            code_folder=str(self.code),
+            environment=self.environment,
+        )
+        found: dict[str, Any] = ml_data.plan({}, {**asked, "ml_data_disks": self.disks})
+        return found
 
     def differences(self, planned: Mapping[str, Any]) -> list[str]:
         owned = {key: planned["owned"][key] for key in ("folders", "datasets", "checkouts")}

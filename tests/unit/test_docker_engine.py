@@ -10,6 +10,8 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
 
+from tests.unit.role_options import options
+
 KEY = "https://download.docker.com/linux/debian/gpg"
 REPOSITORY = {
     "url": "https://download.docker.com/linux/{distribution}",
@@ -42,7 +44,7 @@ def plan(known: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         "state": "present",
         **changes,
     }
-    return docker_engine.plan(known or facts(), **asked)
+    return docker_engine.plan(known or facts(), options("docker_engine", **asked))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.playbook.task import Task
 from ansible_collections.slipway.host.plugins.action import images, images_info
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, detached_job
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts
@@ -120,8 +120,8 @@ def test_images_stops_before_a_build_that_the_driver_does_not_run(
     build = action(images)
     build._task.check_mode = check_mode
     reply = {"facts": OLD_DRIVER, "images": {}, "engine": None}
-    monkeypatch.setattr(_ask, "ask", lambda *_: reply)
-    monkeypatch.setattr(_detached, "carry_out", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(ask_host, "ask", lambda *_: reply)
+    monkeypatch.setattr(detached_job, "carry_out", lambda *_: pytest.fail("it was built"))
     with pytest.raises(AnsibleActionFail) as caught:
         build.run(None, {})
     said = str(caught.value)
@@ -132,7 +132,7 @@ def test_images_stops_before_a_build_that_the_driver_does_not_run(
 def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     build = action(images)
     reply = {"facts": facts("t4", loaded="580.65.06\n"), "images": {}, "engine": None}
-    monkeypatch.setattr(_ask, "ask", lambda *_: reply)
+    monkeypatch.setattr(ask_host, "ask", lambda *_: reply)
 
     def carried_out(_action: Any, _folder: str, _program: str, job: bytes) -> dict[str, Any]:
         with tarfile.open(fileobj=io.BytesIO(job)) as archive:
@@ -141,5 +141,5 @@ def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> 
             builds = json.load(member)["builds"]
         return {"built": [one["reference"] for one in builds], "failed": {}}
 
-    monkeypatch.setattr(_detached, "carry_out", carried_out)
+    monkeypatch.setattr(detached_job, "carry_out", carried_out)
     assert build.run(None, {})["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.plugin_utils import _roles
+from ansible_collections.slipway.host.plugins.plugin_utils import roles
 
 NAME = {"type": "str", "required": True}
 PERSON = {
@@ -30,9 +30,9 @@ OPTIONS = {
 }
 
 
-def role(name: str = "crew", options: dict[str, Any] | None = None) -> _roles.Role:
-    return _roles.Role(
-        name, Path(name), {"crew_names": []}, {}, OPTIONS if options is None else options, ()
+def role(name: str = "crew", options: dict[str, Any] | None = None) -> roles.Role:
+    return roles.Role(
+        name, Path(name), {"crew_names": []}, OPTIONS if options is None else options, ()
     )
 
 
@@ -62,7 +62,7 @@ def role(name: str = "crew", options: dict[str, Any] | None = None) -> _roles.Ro
     ],
 )
 def test_what_the_validator_would_convert_is_refused(name: str, value: Any, words: str) -> None:
-    assert words in "; ".join(_roles.wrong(role(), {name: value}))
+    assert words in "; ".join(roles.wrong(role(), {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_what_the_validator_would_convert_is_refused(name: str, value: Any, word
     ],
 )
 def test_what_the_roles_can_read_is_not(name: str, value: Any) -> None:
-    assert _roles.wrong(role(), {name: value}) == []
+    assert roles.wrong(role(), {name: value}) == []
 
 
 def test_a_value_that_is_refused_is_not_shown() -> None:
-    found = _roles.wrong(role(), {"crew_names": "hunter2", "crew_people": ["hunter2"]})
+    found = roles.wrong(role(), {"crew_names": "hunter2", "crew_people": ["hunter2"]})
     assert len(found) == 2
     assert "hunter2" not in str(found)
 
@@ -106,7 +106,7 @@ ROLES = [
     ],
 )
 def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
-    (found,) = _roles.misspelt([name, "ml_images_names"], ROLES)
+    (found,) = roles.misspelt([name, "ml_images_names"], ROLES)
     assert words in found
 
 
@@ -114,4 +114,4 @@ def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
     "name", ["ml_images_names", "ml_models", "ml_images", "user", "users", "user_name", "crewing"]
 )
 def test_other_names_are_the_inventorys_own(name: str) -> None:
-    assert list(_roles.misspelt([name], ROLES)) == []
+    assert list(roles.misspelt([name], ROLES)) == []

@@ -16,6 +16,7 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import (
 
 from tests.fixtures import nvidia_packages
 from tests.unit.gpu_facts import facts
+from tests.unit.role_options import options
 
 REPOSITORY = {
     "url": "http://mirror/deb/{architecture}",
@@ -30,7 +31,14 @@ CGROUPFS = {"exec-opts": ["native.cgroupdriver=cgroupfs"]}
 def plan(
     given: Mapping[str, Any], version: str = "1.20.1", hold: bool = True, state: str = "present"
 ) -> dict[str, Any]:
-    found = toolkit.plan(given, version, REPOSITORY, hold, state)
+    asked = options(
+        "nvidia_container_toolkit",
+        version=version,
+        repository=REPOSITORY,
+        hold=hold,
+        state=state,
+    )
+    found = toolkit.plan(given, asked)
     _owned.check("nvidia_container_toolkit", found["owned"])
     return found
 
@@ -63,7 +71,10 @@ def test_a_version_that_was_rolled_back_comes_again_only_by_an_upgrade(
 ) -> None:
     left = {name: ["1.20.1-1", "1.20.0-1"] for name in toolkit.PACKAGES}
     given = facts("t4", rolled_back=left)
-    found = toolkit.plan(given, version, REPOSITORY, True, "present", upgrade)["owned"]["refused"]
+    asked = options(
+        "nvidia_container_toolkit", version=version, repository=REPOSITORY, upgrade=upgrade
+    )
+    found = toolkit.plan(given, asked)["owned"]["refused"]
     assert bool(found) == refused
     assert all("declare 1.20.0 (nvidia_container_toolkit_version)" in why for why in found)
 
@@ -182,9 +193,15 @@ def test_the_engines_role_writes_the_keys_for_both(
 ) -> None:
     given = facts(model, docker_version="26.1.5", docker_package="docker.io")
     repository = {**REPOSITORY, "channel": "stable"}
-    owned = docker_engine.plan(
-        given, "distribution", repository, True, {"debug": True}, nvidia, state
-    )["owned"]
+    asked = options(
+        "docker_engine",
+        source="distribution",
+        repository=repository,
+        settings={"debug": True},
+        nvidia=nvidia,
+        state=state,
+    )
+    owned = docker_engine.plan(given, asked)["owned"]
     (entry,) = owned["json"]
     assert set(entry["settings"]) == keys
     service = next(unit for unit in owned["units"] if unit["name"] == "docker.service")
@@ -195,8 +212,14 @@ def test_the_engines_role_writes_the_keys_for_both(
 
 def engine(mine: Mapping[str, Any], model: str = "t4", version: str = "26.1.5") -> dict[str, Any]:
     given = facts(model, docker_version=version, docker_package="docker.io")
-    found = docker_engine.plan(given, "distribution", REPOSITORY, True, mine, True, "present")
-    owned: dict[str, Any] = found["owned"]
+    asked = options(
+        "docker_engine",
+        source="distribution",
+        repository=REPOSITORY,
+        settings=mine,
+        nvidia=True,
+    )
+    owned: dict[str, Any] = docker_engine.plan(given, asked)["owned"]
     return owned
 
 

@@ -15,19 +15,8 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_d
 
 from tests.fixtures import pci
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
+from tests.unit.role_options import options
 
-DEFAULTS: dict[str, Any] = {
-    "source": "auto",
-    "branch": "auto",
-    "modules": "auto",
-    "version": "",
-    "version_gone": "newest",
-    "repository": {},
-    "video": False,
-    "hold": True,
-    "hold_kernel": True,
-    "state": "present",
-}
 REVISION = "0ubuntu0.24.04.1"
 OLD, NEW = f"580.173.02-{REVISION}", f"580.178.04-{REVISION}"
 MIRROR = {"url": "http://mirror/x", "key_url": "http://mirror/key", "fingerprint": "F" * 40}
@@ -35,7 +24,7 @@ MIRROR = {"url": "http://mirror/x", "key_url": "http://mirror/key", "fingerprint
 
 def plan(given: Mapping[str, Any], **variables: Any) -> dict[str, Any]:
     """Return the plan of a host for the role's defaults and these VARIABLES."""
-    found = nvidia_driver.plan(given, **{**DEFAULTS, **variables})
+    found = nvidia_driver.plan(given, options("nvidia_driver", **variables))
     _owned.check("nvidia_driver", found["owned"])
     return found
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.filter.services_plan import services_plan
 from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import with_defaults
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
@@ -19,6 +17,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services import gpus 
 
 from tests.contract.tree import ROOT
 from tests.unit import gpu_facts
+from tests.unit.role_options import options
 
 IMAGES = ROOT / "images"
 SCHEMA = json.loads((IMAGES / "image.schema.json").read_text(encoding="utf-8"))
@@ -60,7 +59,7 @@ def plan(build: Planned, *declared: dict[str, Any], **host: Any) -> Plan:
         ml_services.Project({"name": name, **one}, build)
         for name, one in zip(names, declared or ({},), strict=False)
     ]
-    return ml_services.plan(projects, ml_services.Host(**{"name": "gpu01", **host}))
+    return ml_services.compose(projects, ml_services.Host(**{"name": "gpu01", **host}))
 
 
 def project(build: Planned = PUBLISHED, **declared: Any) -> Plan:
@@ -498,22 +497,23 @@ def test_how_compose_is_told_of_gpus(cdi: bool, device: dict[str, Any]) -> None:
     assert reserved == [{**device, "capabilities": ["gpu"]}]
 
 
-# The filter, with the project's own catalogue.
+# The whole plan, with the project's own catalogue.
 
 
-def filtered(*projects: dict[str, Any], **options: Any) -> list[Plan]:
-    plan = services_plan(list(projects), str(IMAGES), "cpu", "debian-13", **options)
-    found = plan["projects"]
+def filtered(*projects: dict[str, Any], args: Any = None, **changes: Any) -> list[Plan]:
+    asked = options("ml_services", projects=list(projects), **changes)
+    asked["ml_catalogue_args"] = args or {}
+    facts = {**gpu_facts.facts("none"), "address": "gpu01"}
+    found = ml_services.plan(facts, asked)["projects"]
     assert isinstance(found, list)
     return found
 
 
-def test_the_filter_takes_the_image_of_the_projects_name() -> None:
+def test_the_image_is_named_like_the_project_unless_it_is_given() -> None:
     named, by_image = filtered(
         {"name": "iris-api"},
         {"name": "second", "image": "iris-api", "ports": {"api": 5001}},
         publish="0.0.0.0",
-        host="gpu01",
     )
     assert named["projects"][0]["urls"] == {"iris-api": "http://gpu01:5000/predict"}
     assert by_image["projects"][0]["urls"] == {"second": "http://gpu01:5001/predict"}
@@ -528,8 +528,8 @@ def test_the_filter_takes_the_image_of_the_projects_name() -> None:
         ({"name": "iris-api", "gpus": 1}, "no build for GPUs"),
     ],
 )
-def test_the_filter_says_what_is_wrong(entry: dict[str, Any], problem: str) -> None:
-    with pytest.raises(AnsibleFilterError, match=problem):
+def test_an_impossible_project_is_refused(entry: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
         filtered(entry)
 
 
@@ -540,14 +540,14 @@ def test_the_filter_says_what_is_wrong(entry: dict[str, Any], problem: str) -> N
 def test_the_engine_decides_how_gpus_are_handed_out(engine: str, driver: str) -> None:
     facts = gpu_facts.facts("8xh100", docker_version=engine)
     project = {"name": "lab", "image": "jupyter", "gpus": [7]}
-    plan = services_plan([project], str(IMAGES), "gpu", "debian-13", facts=facts)
-    (device,) = compose(plan["projects"][0])["deploy"]["resources"]["reservations"]["devices"]
+    found = ml_services.plan(facts, options("ml_services", projects=[project]))
+    (device,) = compose(found["projects"][0])["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == driver
 
 
 def test_rstudio_is_only_where_the_image_is_built_with_it() -> None:
     project = {"name": "rstudio", "image": "deepdocker", "service": "rstudio"}
-    with pytest.raises(AnsibleFilterError, match="set it in ml_catalogue_args"):
+    with pytest.raises(ml_services.ServiceError, match="set it in ml_catalogue_args"):
         filtered(project)
     args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
     assert compose(filtered(project, args=args)[0])["command"] == ["run_all.sh", "rstudio"]

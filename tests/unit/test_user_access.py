@@ -5,26 +5,49 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import yaml
-from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.filter.user_access_owned import user_access_owned
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.roles import user_access
 from ansible_collections.slipway.host.plugins.module_utils.roles.user_access import (
     LIMITS,
     SHARED,
     UserAccessError,
-    owned,
 )
 
 from tests.contract.tree import ROOT
+from tests.unit.role_options import options
 
 K1, K2 = "ssh-rsa AAAAB3Nz bob@a", 'from="192.0.2.0/24" ecdsa-sha2-nistp256 AAAAE2Vj bob@b'
 ALICE = {"name": "alice", "uid": 1500, "groups": ["lab"], "keys": ["ssh-ed25519 AAAA alice"]}
 BOB = {"name": "bob", "docker": True, "home": "/data/bob", "keys": [K1, K2]}
 GONE = {"name": "gone", "state": "absent", "docker": True, "groups": ["lab"], "keys": [K1]}
+
+
+def owned(
+    users: Sequence[Any],
+    groups: Sequence[Any],
+    docker_exclusive: bool,
+    shared: Sequence[Any] = (),
+    limits: Sequence[Any] = (),
+    rootless_settings: Any = None,
+    facts: Any = None,
+) -> dict[str, Any]:
+    """Return the owned state of these people."""
+    asked = options(
+        "user_access",
+        users=users,
+        groups=groups,
+        docker_exclusive=docker_exclusive,
+        shared=shared,
+        limits=limits,
+        rootless_settings=rootless_settings,
+    )
+    found: dict[str, Any] = user_access.plan(facts, asked)["owned"]
+    return found
 
 
 def members(state: dict[str, Any]) -> dict[str, list[str]]:
@@ -143,12 +166,6 @@ def test_what_has_no_value_is_as_if_it_were_not_there() -> None:
 @pytest.mark.parametrize("name", ["a", "_apt", "ci-runner_2", "a" * 32])
 def test_usual_names_are_accepted(name: str) -> None:
     assert owned([{"name": name}], [{"name": name}], True)["users"] == [{"name": name}]
-
-
-def test_the_filter_says_which_role_refused() -> None:
-    assert user_access_owned([ALICE])["users"] == [{"name": "alice", "uid": 1500}]
-    with pytest.raises(AnsibleFilterError, match="user_access: 'A' cannot be a user name"):
-        user_access_owned([{"name": "A"}])
 
 
 # Shared folders, limits, devices, and engines without root.

@@ -23,7 +23,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
     worker,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, detached_job
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "trees": {"type": "list", "elements": "dict", "required": True},
@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         owned = {kind: arguments["owned"].get(kind, []) for kind in KINDS}
-        answer = _ask.ask(self, _owned.question([owned]))
+        answer = ask_host.ask(self, _owned.question([owned]))
         try:
             differing = _owned.differences(owned, answer)
         except _owned.ConflictError as error:
@@ -68,7 +68,7 @@ class ActionModule(ActionBase):
         result.update(changed=bool(differing), paths=sorted(paths))
         result["diff"] = [{"prepared": f"{difference}\n"} for difference in differing]
         if differing and not self._task.check_mode:
-            outcome = _detached.carry_out(
+            outcome = detached_job.carry_out(
                 self, WORK, worker.__name__, job(trees, owned["folders"], arguments)
             )
             if outcome["failed"]:

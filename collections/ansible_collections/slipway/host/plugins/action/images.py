@@ -11,7 +11,11 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _builds, _detached
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    catalogue_builds,
+    detached_job,
+)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "names": {"type": "list", "elements": "str", "required": True},
@@ -37,10 +41,10 @@ class ActionModule(ActionBase):
         """Build what differs, see the documentation of slipway.host.images."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
-        builds = _builds.Builds(arguments).of(arguments["names"])
+        builds = catalogue_builds.Builds(arguments).of(arguments["names"])
         entries = [{"reference": build.reference, "digest": build.digest} for build in builds]
         owned = {"images": entries}
-        answer = _ask.ask(self, _owned.question([owned]))
+        answer = ask_host.ask(self, _owned.question([owned]))
         differing = _owned.differences(owned, answer)
         names = {difference.name for difference in differing}
         wanted = [build for build in builds if build.reference in names]
@@ -58,7 +62,7 @@ class ActionModule(ActionBase):
                 "role docker_engine installs one."
             )
         job = images_job.job(wanted, arguments["build"])
-        outcome = _detached.carry_out(self, WORK, images_job.BUILDER, job)
+        outcome = detached_job.carry_out(self, WORK, images_job.BUILDER, job)
         result["built"] = outcome["built"]
         if outcome["failed"]:
             result["failed"] = True

@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images import listing
-from ansible_collections.slipway.host.plugins.plugin_utils import _builds
+from ansible_collections.slipway.host.plugins.plugin_utils import catalogue_builds
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "names": {"type": "list", "elements": "str", "required": True},
@@ -40,7 +40,7 @@ class ActionModule(ActionBase):
         """Ask the host and compare, see the documentation of slipway.host.images_info."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
-        catalogue = _builds.Builds(arguments)
+        catalogue = catalogue_builds.Builds(arguments)
         declared = {build.reference for build in catalogue.of(arguments["names"])}
         builds = catalogue.of()
         reply = self._low_level_execute_command(

@@ -4,26 +4,22 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible import constants as C
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import become_loader, connection_loader, shell_loader
 from ansible.utils.display import Display
 
-# First, since it decides how the others are loaded.
-from ansible_collections.slipway.host.plugins.plugin_utils import _bytecode  # noqa: F401
+# First: it decides how the modules below are loaded.
+from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
 from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
 from ansible_collections.slipway.host.plugins.module_utils.images import index
-from ansible_collections.slipway.host.plugins.module_utils.roles import ml_aliases
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles, _templates
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role_plans, roles
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str"},
@@ -31,40 +27,29 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "settled": {"type": "bool", "default": False},
 }
 GROUP = "slipway_drift"
-# A host whose facts change between two questions changes while it is asked.
+# Facts that differ between two questions belong to a host that is changing right now.
 ATTEMPTS = 3
 
-Vars = _roles.Vars
+Vars = roles.Vars
+Plans = Mapping[str, Mapping[str, Any]]
 
 display = Display()
 
 
-def warm() -> None:
-    """Do once in the controller's main process what the workers of all hosts inherit.
+def preload() -> None:
+    """Read in the controller's main process what the worker of each host needs.
 
-    Ansible imports this file there and forks a worker for each host: what is read here is read
-    once a run, not once a host.
+    Ansible imports this file there and then forks a worker for each host.
     """
-    roles = [_roles.load(role) for role in _roles.all_names()]
-    plugins = (Path(__file__).parent.parent / "filter").glob("*.py")
-    _templates.prepare(
-        ([role.defaults, role.own] for role in roles),
-        [f"slipway.host.{plugin.stem}" for plugin in plugins],
-    )
-    for folder in _roles.ROLES_PATH:
+    for name in roles.all_names():
+        roles.load(name)
+    for folder in roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():
             index.fingerprint(catalogue)
-    ml_aliases.program_sources()
-    # How hosts are reached, unless the inventory says otherwise.
-    connection_loader.get(C.config.get_config_value("DEFAULT_TRANSPORT"), class_only=True)
-    become_loader.get(C.config.get_config_value("DEFAULT_BECOME_METHOD"), class_only=True)
-    shell_loader.get("sh", class_only=True)
-    # What is here now stays: no worker's collector need go through it, and copy it by doing so.
-    gc.freeze()
 
 
-warm()
+preload()
 
 
 class ActionModule(ActionBase):
@@ -79,30 +64,12 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         arguments = self._arguments(variables)
-        # Plain strings: Ansible's own are other keys for the cache.
-        roles = [str(role) for role in arguments["roles"]]
-        facts = variables.get("ansible_facts", {}).get("slipway")
-        answer: _owned.Answer = {}
-        owned: dict[str, Mapping[str, Any]] = {}
-        self._check_input(variables, roles)
-        remembered = facts is not None
-        for _attempt in range(ATTEMPTS):
-            if facts is None:
-                remembered = False
-                reach = self._templated(variables, roles, "reach", {})
-                facts = _ask.ask(self, {"reach": list(reach.values())})["facts"]
-            owned = self._templated(variables, roles, "owned", facts)
-            if remembered and any(its.get("refused") for its in owned.values()):
-                # What stood in the way may be gone since.
-                facts = None
-                continue
-            self._refuse(owned)
-            answer = _ask.ask(self, _owned.question(list(owned.values())))
-            if same_host(answer["facts"], facts):
-                break
-            facts = None
+        names = [str(name) for name in arguments["roles"]]
+        remembered = variables.get("ansible_facts", {}).get("slipway")
+        self._check_input(names, variables, remembered)
+        facts, owned, answer = self._look(names, variables, remembered)
         try:
-            drift = {role: _owned.differences(owned[role], answer) for role in roles}
+            drift = {name: _owned.differences(owned[name], answer) for name in names}
         except (daemon_json.DaemonJsonError, _owned.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
         if missing := _owned.without_image(list(owned.values()), answer):
@@ -110,96 +77,115 @@ class ActionModule(ActionBase):
         for sentence in _owned.left_out(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["settled"]:
-            self._expect_none(drift)
-        acting = [role for role in roles if drift[role] or not arguments["enabled"]]
+            expect_no_drift(drift)
+        acting = [name for name in names if drift[name] or not arguments["enabled"]]
         if acting:
             self._join_group(result)
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
             drift=acting,
-            urls={
-                name: url
-                for statement in owned.values()
-                for project in statement.get("projects", ())
-                for name, url in project.get("urls", {}).items()
-            },
+            urls=service_urls(owned),
             differences={
-                role: [vars(difference) for difference in found]
-                for role, found in drift.items()
+                name: [vars(difference) for difference in found]
+                for name, found in drift.items()
                 if found
             },
         )
         return result
 
     def _arguments(self, variables: Vars) -> Vars:
-        """Return the task's arguments, those left out from variables.
-
-        As arguments, two templates would be compiled for each host, a tenth of what it costs.
-        """
+        """Return the task's arguments; those not given come from variables."""
         given = {
-            name: self._templar.template(variables[variable])
+            name: role_plans.evaluate(variable, variables[variable], self._templar.template)
             for name, variable in (("roles", "slipway_roles"), ("enabled", "slipway_survey"))
             if variable in variables
         }
         self._task.args = {"enabled": True, **given, **self._task.args}
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         if arguments["roles"] is None:
-            raise AnsibleActionFail("which roles? Give 'roles', or the variable slipway_roles")
+            raise AnsibleActionFail(
+                "survey: no roles given; expected the argument 'roles' or the variable "
+                "slipway_roles"
+            )
         return dict(arguments)
 
-    def _refuse(self, owned: Mapping[str, Mapping[str, Any]]) -> None:
-        """Fail before the first change where a role cannot work on this host."""
-        found = [f"{role}: {why}" for role, its in owned.items() for why in its.get("refused", ())]
-        if found:
-            raise AnsibleActionFail("; ".join(found) + ". Nothing was changed.")
-        for role, statement in owned.items():
-            _owned.check(role, statement)
+    def _look(
+        self, names: list[str], variables: Vars, facts: Any
+    ) -> tuple[Mapping[str, Any], Plans, _owned.Answer]:
+        """Return the facts of the host, the owned state of each role and the host's answer.
 
-    def _expect_none(self, drift: Mapping[str, list[_owned.Difference]]) -> None:
-        """Fail where the roles ran and something still differs."""
-        left = [f"{role}: {one}" for role, found in drift.items() for one in found]
-        if left:
-            raise AnsibleActionFail(
-                f"the roles ran, but the host still differs: {'; '.join(left)}. Run again; if it "
-                "stays, something on the host works against the declared state."
-            )
+        FACTS are those remembered from an earlier run. Owned state depends on facts, so a host
+        whose facts have changed is asked again.
+        """
+        remembered = facts is not None
+        for _attempt in range(ATTEMPTS):
+            if facts is None:
+                remembered = False
+                facts = ask_host.ask(self, {"reach": self._reachable_urls(names, variables)})[
+                    "facts"
+                ]
+            owned = self._owned(names, variables, facts)
+            if remembered and any(statement.get("refused") for statement in owned.values()):
+                # The reason may be gone since.
+                facts = None
+                continue
+            refuse_unsupported(owned)
+            answer = ask_host.ask(self, _owned.question(list(owned.values())))
+            known = facts
+            if same_host(answer["facts"], known):
+                break
+            facts = None
+        return known, owned, answer
 
-    def _templated(self, variables: Vars, roles: list[str], what: str, facts: Any) -> Vars:
-        """Return ``__<role>_<what>`` of each role as the role itself would see it."""
-        found: Vars = {}
-        templar = self._templar.copy_with_new_env()
-        _templates.use_prepared(templar)
-        for role in map(_roles.load, roles):
-            plan, name = f"__{role.name}_plan", f"__{role.name}_{what}"
-            # Where the owned state is part of a plan, one template less is compiled for each host.
-            source = plan if what == "owned" and plan in role.own else name
-            if source in role.own:
-                templar.available_variables = role.scope(variables, facts)
-                try:
-                    value = templar.template(role.own[source])
-                except AnsibleError as error:
-                    raise AnsibleActionFail(f"role {role.name}: {innermost(error)}") from None
-                found[role.name] = value["owned"] if source == plan else value
-            elif what == "owned":
-                raise AnsibleActionFail(f"role {role.name} states no {name} in its vars/main.yml")
+    def _owned(self, names: list[str], variables: Vars, facts: Any) -> Plans:
+        """Return the owned state of each role."""
+        return {
+            name: role_plans.plan(name, variables, self._template(name, variables, facts), facts)[
+                "owned"
+            ]
+            for name in names
+        }
+
+    def _reachable_urls(self, names: list[str], variables: Vars) -> list[str]:
+        """Return the URLs that roles want to know the reachability of."""
+        found: list[str] = []
+        for name in names:
+            urls = getattr(role_plans.load_module(name), "reachable_urls", None)
+            if urls:
+                template = self._template(name, variables, None)
+                found += urls(role_plans.read_options(roles.load(name), variables, template))
         return found
 
-    def _check_input(self, variables: Vars, roles: list[str]) -> None:
-        """Fail where the inventory says what no role understands, before the host is asked."""
-        loaded = [_roles.load(role) for role in roles]
-        found = list(_roles.misspelt(variables, loaded))
-        seen: set[str] = set()
+    def _template(self, name: str, variables: Vars, facts: Any) -> role_plans.Template:
+        """Return the function that evaluates variables as the tasks of a role would."""
+        role = roles.load(name)
+
+        def template(value: Any) -> Any:
+            scope = {
+                **role.defaults,
+                **variables,
+                "ansible_facts": {**variables.get("ansible_facts", {}), "slipway": facts},
+                "role_path": str(role.path),
+            }
+            return self._templar.copy_with_new_env(available_variables=scope).template(value)
+
+        return template
+
+    def _check_input(self, names: list[str], variables: Vars, facts: Any) -> None:
+        """Fail on unknown and misshapen variables before the host is asked."""
+        loaded = [roles.load(name) for name in names]
+        problems = list(roles.misspelt(variables, loaded))
+        checked: set[str] = set()
         for role in loaded:
             # What several roles inherit is wrong once.
-            given = {k: variables[k] for k in role.options if k in variables and k not in seen}
-            seen.update(given)
-            if given:
-                scope = role.scope(variables, variables.get("ansible_facts", {}).get("slipway"))
-                templar = self._templar.copy_with_new_env(available_variables=scope)
-                found += _roles.wrong(role, {k: value(templar, k, given[k]) for k in given})
-        if found:
-            raise AnsibleActionFail("; ".join(dict.fromkeys(found)) + ". Nothing was changed.")
+            given = [name for name in role.options if name in variables and name not in checked]
+            checked.update(given)
+            template = self._template(role.name, variables, facts)
+            values = {name: role_plans.evaluate(name, variables[name], template) for name in given}
+            problems += roles.wrong(role, values) if values else []
+        if problems:
+            raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + ". Nothing was changed.")
 
     def _join_group(self, result: dict[str, Any]) -> None:
         """Put the host into the group of hosts that the next plays act on."""
@@ -209,19 +195,37 @@ class ActionModule(ActionBase):
             self.add_group(GROUP, parent_group_names=["all"])
 
 
-def value(templar: Any, name: str, source: Any) -> Any:
-    """Return what a variable comes to; raise AnsibleActionFail with its name where it does not."""
-    try:
-        return templar.template(source)
-    except AnsibleError as error:
-        raise AnsibleActionFail(f"nothing was changed, since {name} comes to no value") from error
+def refuse_unsupported(owned: Plans) -> None:
+    """Fail before the first change where a role cannot work on this host."""
+    reasons = [
+        f"{name}: {reason}"
+        for name, statement in owned.items()
+        for reason in statement.get("refused", ())
+    ]
+    if reasons:
+        raise AnsibleActionFail("; ".join(reasons) + ". Nothing was changed.")
+    for name, statement in owned.items():
+        _owned.check(name, statement)
 
 
-def innermost(error: BaseException) -> BaseException:
-    """Return the error that the others were raised from: the one that says what to do."""
-    while error.__cause__:
-        error = error.__cause__
-    return error
+def expect_no_drift(drift: Mapping[str, list[_owned.Difference]]) -> None:
+    """Fail where the roles ran and something still differs."""
+    left = [f"{name}: {difference}" for name, found in drift.items() for difference in found]
+    if left:
+        raise AnsibleActionFail(
+            f"the roles ran, but the host still differs: {'; '.join(left)}. Run again; if it "
+            "stays, something on the host works against the declared state."
+        )
+
+
+def service_urls(owned: Plans) -> dict[str, str]:
+    """Return the URL of each declared service by its name."""
+    return {
+        name: url
+        for statement in owned.values()
+        for project in statement.get("projects", ())
+        for name, url in project.get("urls", {}).items()
+    }
 
 
 def same_host(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

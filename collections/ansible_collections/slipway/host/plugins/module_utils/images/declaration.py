@@ -44,7 +44,7 @@ _TYPE_WORDS = {
 }
 
 
-class DeclarationError(Exception):
+class DeclarationError(ValueError):
     """A declaration that cannot be used. The text names the file, the key and what is allowed."""
 
 

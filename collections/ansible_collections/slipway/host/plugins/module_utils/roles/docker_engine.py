@@ -133,24 +133,31 @@ def _removed(name: str) -> dict[str, Any]:
     return {"name": name, "state": "absent"}
 
 
-def plan(
-    facts: Mapping[str, Any],
-    source: str,
-    repository: Mapping[str, Any],
-    hold: bool,
-    settings: Mapping[str, Any],
-    nvidia: bool,
-    state: str,
-) -> dict[str, Any]:
+def _combined(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return SETTINGS with EXTRA merged in, objects key by key."""
+    found = dict(settings)
+    for key, value in extra.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _combined(found[key], value) if both else value
+    return found
+
+
+def reachable_urls(options: Mapping[str, Any]) -> list[str]:
+    """Return the URLs whose reachability is a host fact where no engine is installed yet."""
+    return [options["docker_engine_repository"]["key_url"]]
+
+
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the chosen ``source``, the repository's ``key_url`` and the ``owned`` state.
 
-    FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names,
-    SETTINGS with the extra ones merged in; they win over those that GPUs need.  What cannot work
-    stands in ``owned['refused']``.
+    FACTS is ``ansible_facts['slipway']``, OPTIONS the role's options. Declared settings take
+    precedence over those that GPUs need. Unsupported settings are in ``owned['refused']``.
     """
+    repository, hold = options["docker_engine_repository"], options["docker_engine_hold"]
+    settings = _combined(options["docker_engine_settings"], options["docker_engine_extra_settings"])
     key_url = address(repository["key_url"], facts)
-    chosen = choose_source(source, facts, key_url)
-    present = state == "present"
+    chosen = choose_source(options["docker_engine_source"], facts, key_url)
+    present = options["docker_engine_state"] == "present"
     use_repository = present and chosen == "docker"
     names = (
         VENDOR_PACKAGES if chosen == "docker" else DISTRIBUTION_PACKAGES.get(platform(facts), ())
@@ -160,7 +167,7 @@ def plan(
         for name in names
     ]
     keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
-    for_gpus = _toolkit.engine_settings(facts) if nvidia else {}
+    for_gpus = _toolkit.engine_settings(facts) if options["docker_engine_nvidia"] else {}
     return {
         "source": chosen,
         "key_url": key_url,

@@ -14,6 +14,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.ml import complete, settings
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 
 HEADER = "Written by Slipway's role ml_aliases; changes are overwritten."
 LIBRARY = "/usr/local/lib/slipway"
@@ -29,6 +30,8 @@ ZSH_COMPLETION = "/usr/local/share/zsh/site-functions/_slipway"
 FISH_COMPLETION = "/etc/fish/conf.d/slipway.fish"
 
 PACKAGES = ("bash-completion", "zstd")
+# Options of other roles that the plan reads.
+SHARED_OPTIONS = ("ml_data_disks",)
 
 # Names that a shell or a script takes for something else: the words and builtins of bash, zsh and
 # fish, the utilities of POSIX, and what scripts call whether or not it is installed here.
@@ -88,6 +91,35 @@ def of_images(images: Sequence[Planned]) -> list[Alias]:
         for name, declared in (image.image.get("aliases") or {}).items()
     ]
     return sorted(found, key=lambda alias: alias.name)
+
+
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``owned`` state of the role.
+
+    FACTS is ``ansible_facts['slipway']``, OPTIONS the options of the role and of ml_catalogue, and
+    SHARED_OPTIONS. Raise AliasError or DeclarationError for settings that cannot be applied.
+    """
+    if options["ml_aliases_state"] == "absent":
+        return {"owned": removed()}
+    disks = options.get("ml_data_disks") or ()
+    mounts = [{"source": disk, "target": disk, "optional": True} for disk in disks]
+    settings = options["ml_aliases_settings"]
+    build = ml_catalogue.choose_build(facts, options)
+    images = build.images(options["ml_aliases_images"])
+    if unknown := set(settings) - {alias.name for alias in of_images(images)}:
+        check_known(sorted(map(str, unknown)), _all_aliases(build.catalogue))
+    mounts += options["ml_aliases_mounts"]
+    chosen = Options(options["ml_aliases_contact"], mounts, options["ml_aliases_common"], settings)
+    return {"owned": owned(images, chosen)}
+
+
+def _all_aliases(catalogue: str) -> list[str]:
+    """Return the aliases of the whole catalogue: hosts that differ may share settings."""
+    # Imported late: read only where settings name an alias that this host does not have.
+    from ansible_collections.slipway.host.plugins.module_utils.images import catalogue as images
+
+    loaded = images.load_catalogue(Path(catalogue).resolve())
+    return [name for image in loaded.images.values() for name in image.settings["aliases"]]
 
 
 def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[str, Any]]]:

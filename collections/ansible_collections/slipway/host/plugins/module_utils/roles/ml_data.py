@@ -68,27 +68,22 @@ def address(where: str, url: str, headers: Mapping[str, str]) -> Address:
     return Address(plain.geturl(), shown.geturl(), sent)
 
 
-def plan(
-    archives: Sequence[Item],
-    repositories: Sequence[Item],
-    folder: str,
-    code_folder: str,
-    disks: Sequence[str],
-    environment: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return what the role owns, what it does and what of that is secret.
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``owned`` state, the ``trees`` and their ``secrets``.
 
-    FOLDER and CODE_FOLDER are where data sets and repositories are that do not say it, DISKS
-    folders on other disks, ENVIRONMENT what downloads are given, such as a proxy.
-
-    ``owned`` is for the survey, ``trees`` for the module ``datasets``, ``secrets`` the name of a
-    tree to ``{url, headers}``.  Raise DataError where a declaration cannot be carried out.
+    OPTIONS are the role's options; FACTS are not used. ``trees`` is for the module ``datasets``;
+    ``secrets`` maps the name of a tree to its ``{url, headers}``. Raise DataError for a declaration
+    that cannot be applied.
     """
+    disks, environment = options["ml_data_disks"], options["ml_data_environment"]
     for disk in disks:
         _check_path("ml_data_disks", disk)
     found = [
-        *(_dataset(item, folder, disks) for item in archives),
-        *(_checkout(item, code_folder, disks) for item in repositories),
+        *(_dataset(item, options["ml_data_folder"], disks) for item in options["ml_data_archives"]),
+        *(
+            _checkout(item, options["ml_data_code_folder"], disks)
+            for item in options["ml_data_repositories"]
+        ),
     ]
     trees = [tree for tree, _address in found]
     _check_apart(trees)

@@ -16,6 +16,7 @@ import yaml
 from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import nearest
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
 from ansible_collections.slipway.host.plugins.module_utils.services import ports
 
@@ -465,7 +466,36 @@ def _plan(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:
 OWNED = ("files", "folders", "secrets", "mounts", "projects")
 
 
-def plan(projects: Sequence[Project], host: Host) -> dict[str, Any]:
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``folder``, the ``projects`` for the module and the ``owned`` state of the role.
+
+    FACTS is ``ansible_facts['slipway']`` with the ``address`` of the host, OPTIONS the options of
+    the role and of ml_catalogue. Raise ServiceError, GpuError or DeclarationError for a project
+    that cannot be run.
+    """
+    build = ml_catalogue.choose_build(facts, options)
+    arguments = frozenset(name for values in build.args.values() for name in values)
+    projects = []
+    for declared in options["ml_services_projects"]:
+        image = declared.get("image") or declared["name"]
+        # The image itself comes last, after those it is built on.
+        projects.append(Project(declared, build.images([image])[-1], arguments))
+    reserves = any(project.declared.get("gpus") for project in projects)
+    gpus = _gpus(facts, options["ml_services_share_gpus"]) if reserves else services_gpus.Gpus()
+    host = Host(facts.get("address", "localhost"), options["ml_services_publish"], gpus)
+    return compose(projects, host)
+
+
+def _gpus(facts: Mapping[str, Any], shared: bool) -> services_gpus.Gpus:
+    """Return the GPUs of the host and whether its engine knows CDI."""
+    # Imported late: not needed where no project reserves GPUs.
+    from ansible_collections.slipway.host.plugins.module_utils.gpu import host
+    from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_container_toolkit
+
+    return services_gpus.Gpus(host.count(facts), shared, nvidia_container_toolkit.has_cdi(facts))
+
+
+def compose(projects: Sequence[Project], host: Host) -> dict[str, Any]:
     """Return the ``folder``, the ``projects`` for the module and the ``owned`` state of the role.
 
     Raise ServiceError or GpuError where a project asks for what it cannot have.

@@ -118,20 +118,16 @@ def engine_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"runtimes": dict(RUNTIME), **(rule.settings if rule else {})}
 
 
-def plan(
-    facts: Mapping[str, Any],
-    version: str,
-    repository: Mapping[str, str],
-    hold: bool,
-    state: str,
-    upgrade: bool = False,
-) -> dict[str, Any]:
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return whether the toolkit is ``needed``, the ``key_url`` and the ``owned`` state.
 
-    FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names.
-    What cannot work stands in ``owned['refused']``.
+    FACTS is ``ansible_facts['slipway']``, OPTIONS the role's options. Unsupported settings are in
+    ``owned['refused']``.
     """
-    if state == "absent":
+    version = options["nvidia_container_toolkit_version"]
+    repository = options["nvidia_container_toolkit_repository"]
+    hold = options["nvidia_container_toolkit_hold"]
+    if options["nvidia_container_toolkit_state"] == "absent":
         return {"needed": False, "key_url": "", "owned": _removal()}
     if not host.has_gpu(facts):
         return {"needed": False, "key_url": "", "owned": {"refused": []}}
@@ -143,7 +139,9 @@ def plan(
     packages = [{"name": name, "version": version + REVISION, "hold": hold} for name in PACKAGES]
     variables = "nvidia_container_toolkit_version"
     owned = {
-        "refused": [] if upgrade else asked_again(facts, packages, variables),
+        "refused": []
+        if options["nvidia_container_toolkit_upgrade"]
+        else asked_again(facts, packages, variables),
         "keyrings": [{"path": KEYRING, "fingerprint": repository["fingerprint"]}],
         "files": [
             {"path": SOURCES, "content": _sources(facts, repository)},

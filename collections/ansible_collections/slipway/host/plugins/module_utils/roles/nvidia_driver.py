@@ -127,34 +127,23 @@ class _Refused(Exception):
     """The role's variables, or the host, rule each other out; the message is a sentence."""
 
 
-def plan(
-    facts: Mapping[str, Any],
-    source: str,
-    branch: int | str,
-    modules: str,
-    version: str,
-    version_gone: str,
-    repository: Mapping[str, str],
-    video: bool,
-    hold: bool,
-    hold_kernel: bool,
-    state: str,
-    upgrade: bool = False,
-) -> dict[str, Any]:
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the driver of a host and the ``owned`` state that follows.
 
-    FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names.
-    The result has ``needed`` (a GPU of this host wants a driver), ``managed`` (this role installs
-    it), ``source``, ``branch``, ``modules``, ``reason`` and ``notes`` in words, ``key_url``,
-    ``first`` (packages to install before all others) and ``newest`` (those that an upgrade is
-    about).  What cannot work stands in ``owned['refused']``.
+    FACTS is ``ansible_facts['slipway']``, OPTIONS the role's options. The result has ``needed`` (a
+    GPU of this host needs a driver), ``managed`` (this role installs it), ``source``, ``branch``,
+    ``modules``, ``reason`` and ``notes`` for people, ``key_url``, ``first`` (packages to install
+    before all others) and ``newest`` (packages that an upgrade changes). Unsupported settings are
+    in ``owned['refused']``.
     """
     host = gpu_host.host_facts(facts)
     present = _driver_packages(facts)
-    if state == "absent":
+    if options["nvidia_driver_state"] == "absent":
         return _removal(present, host)
+    source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
+    hold, hold_kernel = options["nvidia_driver_hold"], options["nvidia_driver_hold_kernel"]
     try:
-        wanted = _wanted(host, source, branch, modules, version, video)
+        wanted = _wanted(host, options)
         decision = _adopting(host, wanted, present)
         if not decision.needed:
             return _result(decision)
@@ -165,10 +154,10 @@ def plan(
             _refuse_other_flavour(present)
         if not decision.supported:
             raise _Refused(decision.reason)
-        where = _repository(facts, host, decision, repository)
+        where = _repository(facts, host, decision, options["nvidia_driver_repository"])
     except _Refused as problem:
         return _result(Decision(False, str(problem)), refused=[str(problem).rstrip(".")])
-    chosen = _set_version(decision, present, version, version_gone)
+    chosen = _set_version(decision, present, version, options["nvidia_driver_version_gone"])
     packages = [
         *_packages(decision, present, chosen, chosen == version, hold),
         *(
@@ -180,7 +169,9 @@ def plan(
     pin = [entry for entry in packages if entry["name"] == decision.pin_package]
     variables = "nvidia_driver_branch, nvidia_driver_version"
     owned = {
-        "refused": [] if upgrade else asked_again(facts, packages, variables),
+        "refused": []
+        if options["nvidia_driver_upgrade"]
+        else asked_again(facts, packages, variables),
         "keyrings": [{"path": KEYRING, "fingerprint": where.fingerprint}]
         if where and where.key_url
         else [],
@@ -250,17 +241,17 @@ def _result(
 # --- the choice --------------------------------------------------------------------------------
 
 
-def _wanted(
-    host: HostFacts, source: str, branch: int | str, modules: str, version: str, video: bool
-) -> Wanted:
-    """Return the role's variables in the words of the decision."""
+def _wanted(host: HostFacts, options: Mapping[str, Any]) -> Wanted:
+    """Return the role's options as input of the decision."""
+    source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
+    modules = options["nvidia_driver_modules"]
     if version and not isinstance(version, str):
         raise _Refused(f"nvidia_driver_version is the number {version}: put it into quotes")
     if version and not _DRIVER_VERSION.fullmatch(version):
         raise _Refused(
             f"nvidia_driver_version is {version!r}, which is no driver version like 580.178.04"
         )
-    number = _number(branch)
+    number = _number(options["nvidia_driver_branch"])
     if version:
         its_branch = int(version.split(".")[0])
         if number not in (None, its_branch):
@@ -271,7 +262,9 @@ def _wanted(
         number = its_branch
     # What is kept was chosen by somebody else, from wherever it came.
     chosen = {AUTO: AUTO, KEEP: AUTO, DISTRIBUTION: host.distribution}.get(source, source)
-    return Wanted(chosen, number, None if modules == AUTO else modules, video)
+    return Wanted(
+        chosen, number, None if modules == AUTO else modules, options["nvidia_driver_video"]
+    )
 
 
 def _number(branch: int | str) -> int | None:

@@ -237,21 +237,14 @@ def _engine_files(names: Sequence[str], settings: Entry, facts: Entry) -> list[d
     ]
 
 
-def owned(
-    users: Sequence[Entry],
-    groups: Sequence[Entry],
-    docker_exclusive: bool,
-    shared: Sequence[Entry] = (),
-    limits: Sequence[Entry] = (),
-    rootless_settings: Entry | None = None,
-    facts: Entry | None = None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the owned state for what ``user_access`` declares.
+def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
+    """Return the ``owned`` state of the role.
 
-    DOCKER_EXCLUSIVE says that nobody but the users with ``docker: true`` may be in the docker
-    group; FACTS is ``ansible_facts['slipway']``, without which no GPU and no engine is known.
-    Raise UserAccessError where a declaration cannot be carried out.
+    FACTS is ``ansible_facts['slipway']``; without facts, no GPU and no engine is assumed. OPTIONS
+    are the role's options. Raise UserAccessError for a declaration that cannot be applied.
     """
+    users, groups = options["user_access_users"], options["user_access_groups"]
+    shared, limits = options["user_access_shared"], options["user_access_limits"]
     _check_names("user", users)
     _check_names("group", groups)
     for user in users:
@@ -260,10 +253,12 @@ def owned(
     for limit in limits:
         _check_limit(limit)
     known = facts or {}
+    docker_exclusive = options["user_access_docker_exclusive"]
+    rootless_settings = options["user_access_rootless_settings"]
     present = [user for user in users if user.get("state", "present") == "present"]
     rootless = [user["name"] for user in present if user.get("docker") == ROOTLESS]
     packages = docker_rootless.packages(known.get("docker_package", "")) if rootless else []
-    return {
+    owned = {
         "obstacles": [dict(obstacle) for obstacle in docker_rootless.OBSTACLES] if rootless else [],
         "groups": [_given(group, "name", "gid") for group in groups],
         "users": [
@@ -293,3 +288,4 @@ def owned(
             for name in rootless
         ],
     }
+    return {"owned": owned}

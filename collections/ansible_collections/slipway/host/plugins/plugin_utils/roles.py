@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The project's roles as data: defaults, vars and argument specs, without running them."""
+"""The project's roles as data: defaults and argument specs, without running the roles."""
 
 from __future__ import annotations
 
@@ -24,26 +24,19 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 ROLES_PATH: list[str] = C.config.get_config_value("DEFAULT_ROLES_PATH")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Role:
     """One role with what it inherits from its dependencies.
 
-    ``defaults`` and ``own`` are its default and its own variables, not templated; ``options`` are
-    the public ones as ``meta/argument_specs.yml`` declares them.
+    ``defaults`` are its default variables, not templated; ``options`` are its public variables as
+    ``meta/argument_specs.yml`` declares them.
     """
 
     name: str
     path: Path
     defaults: Vars
-    own: Vars
     options: Vars
     dependencies: tuple[str, ...]
-
-    def scope(self, variables: Mapping[str, Any], facts: Any) -> Vars:
-        """Return the variables as the role would see them, in Ansible's order of precedence."""
-        ansible_facts = {**variables.get("ansible_facts", {}), "slipway": facts}
-        own = {**self.own, "ansible_facts": ansible_facts, "role_path": str(self.path)}
-        return {**self.defaults, **variables, **own}
 
 
 def read_plain(file: Path) -> Vars:
@@ -73,15 +66,14 @@ def load(name: str) -> Role:
         return dict(DataLoader().load_from_file(str(file), trusted_as_template=True) or {})
 
     defaults = read(path / "defaults" / "main.yml")
-    own = read(path / "vars" / "main.yml")
     specs = read_plain(path / "meta" / "argument_specs.yml").get("argument_specs", {})
     options = dict(specs.get("main", {}).get("options") or {})
     needs = read_plain(path / "meta" / "main.yml").get("dependencies", [])
     for dependency in needs:
         base = load(str(dependency["role"]))
-        defaults, own = {**base.defaults, **defaults}, {**base.own, **own}
+        defaults = {**base.defaults, **defaults}
         options = {**base.options, **options}
-    return Role(name, path, defaults, own, options, tuple(str(need["role"]) for need in needs))
+    return Role(name, path, defaults, options, tuple(str(need["role"]) for need in needs))
 
 
 def all_names() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
 
 # Seconds between two looks at the progress.
 PACE = 1.0
@@ -28,7 +28,7 @@ def carry_out(action: ActionBase, work: str, program: str, job: bytes) -> dict[s
     ``progress`` is told as it comes.
     """
     folder = f"{work}/{time.time_ns()}"
-    start = f"{_ask.interpreter(action)} -m {program} {folder}"
+    start = f"{ask_host.interpreter(action)} -m {program} {folder}"
     # Jobs of controllers that went away are removed after a week.
     # The archive travels as text: a connection's standard input may not be clean for bytes.
     _command(

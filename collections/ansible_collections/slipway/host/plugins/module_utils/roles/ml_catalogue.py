@@ -1,0 +1,57 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which catalogue, variant and base image a host uses; the image roles share this choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.images import index
+
+AUTO = "auto"
+# The default base image by distribution: names of images/bases.yml.
+BASES = {"Ubuntu": "ubuntu-24.04"}
+DEFAULT_BASE = "debian-13"
+
+
+@dataclass(frozen=True)
+class Build:
+    """How images of the catalogue are built for one host.
+
+    catalogue: folder on the controller. variant: ``cpu`` or ``gpu``. base: a name of
+    images/bases.yml. args: build arguments by image and argument.
+    """
+
+    catalogue: str
+    variant: str
+    base: str
+    args: Mapping[str, Mapping[str, str]]
+
+    def images(self, names: Sequence[str]) -> list[index.Planned]:
+        """Return the images NAMES and those they are built on, in build order.
+
+        Raise DeclarationError for a broken catalogue or an unknown image.
+        """
+        return index.planned(self.catalogue, names, self.variant, self.base, self.args)
+
+
+def choose_build(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Build:
+    """Return how a host's images are built; ``auto`` is resolved from FACTS."""
+    variant, base = options["ml_catalogue_variant"], options["ml_catalogue_base"]
+    if variant == AUTO:
+        variant = "gpu" if _has_gpu(facts) else "cpu"
+    if base == AUTO:
+        base = BASES.get(facts["distribution"], DEFAULT_BASE)
+    args = options["ml_catalogue_args"]
+    return Build(str(options["ml_catalogue_folder"]), variant, base, args)
+
+
+def _has_gpu(facts: Mapping[str, Any]) -> bool:
+    if not facts.get("gpu", {}).get("devices"):
+        return False
+    # Imported late: the tables of GPUs are not needed on hosts without NVIDIA devices.
+    from ansible_collections.slipway.host.plugins.module_utils.gpu import host
+
+    return host.has_gpu(facts)

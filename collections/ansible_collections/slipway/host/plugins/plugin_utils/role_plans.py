@@ -1,0 +1,134 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From variables to the plan of a role: read the role's options, call its pure function.
+
+The plan of role NAME is ``plan(facts, options)`` in ``module_utils/roles/NAME.py``. The survey and
+the role's own tasks (lookup ``slipway.host.role_plan``) both reach it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.slipway.host.plugins.plugin_utils import roles
+
+PACKAGE = "ansible_collections.slipway.host.plugins.module_utils.roles"
+Vars = roles.Vars
+Template = Callable[[Any], Any]
+
+
+def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any) -> Vars:
+    """Return the plan of a role for one host.
+
+    VARIABLES are those of the host, not templated; TEMPLATE returns the value of one. FACTS is
+    ``ansible_facts['slipway']``. Raise AnsibleActionFail for options that the role refuses.
+    """
+    role = roles.load(name)
+    module = load_module(name)
+    options = read_options(role, variables, template)
+    for shared in getattr(module, "SHARED_OPTIONS", ()):
+        options[shared] = evaluate(shared, variables.get(shared), template)
+    address = variables.get("ansible_host") or variables.get("inventory_hostname", "localhost")
+    known = {**(facts or {}), "address": evaluate("ansible_host", address, template)}
+    try:
+        return dict(module.plan(known, options))
+    except ValueError as error:
+        raise AnsibleActionFail(f"role {name}: {error}") from error
+
+
+def load_module(name: str) -> Any:
+    """Return the module that holds the plan of a role."""
+    try:
+        return importlib.import_module(f"{PACKAGE}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{PACKAGE}.{name}":
+            raise
+        raise AnsibleActionFail(
+            f"role {name} has no plan; expected plan(facts, options) in "
+            f"module_utils/roles/{name}.py of the collection slipway.host"
+        ) from None
+
+
+def read_options(role: roles.Role, variables: Mapping[str, Any], template: Template) -> Vars:
+    """Return the value of each option of a role, converted to its declared type.
+
+    A nested key that nobody set is absent. Raise AnsibleActionFail where a value cannot be
+    evaluated or has the wrong type.
+    """
+    defaults = _plain_defaults(role)
+    given = {
+        name: evaluate(name, variables.get(name, role.defaults.get(name)), template)
+        for name in role.options
+        if name in variables or name not in defaults
+    }
+    return {**defaults, **_converted(role, given)}
+
+
+@cache
+def _plain_defaults(role: roles.Role) -> Vars:
+    """Return the converted defaults without templates: the same for every host."""
+    plain = {
+        name: role.defaults.get(name)
+        for name in role.options
+        if not _has_template(role.defaults.get(name))
+    }
+    return _converted(role, plain)
+
+
+def _converted(role: roles.Role, values: Vars) -> Vars:
+    spec = {name: role.options[name] for name in values}
+    result = ArgumentSpecValidator(spec).validate(values)
+    if result.error_messages:
+        raise AnsibleActionFail(f"role {role.name}: {'; '.join(result.error_messages)}")
+    converted = result.validated_parameters
+    return {name: _without_unset(spec[name], converted[name]) for name in values}
+
+
+def _without_unset(option: Vars, value: Any) -> Any:
+    """Return a value without the nested keys that the validator adds for what nobody set."""
+    nested = option.get("options")
+    if not nested or value is None:
+        return value
+    if isinstance(value, list):
+        return [_without_unset(option, entry) for entry in value]
+    return {
+        key: _without_unset(nested.get(key, {}), entry)
+        for key, entry in value.items()
+        if entry is not None
+    }
+
+
+def evaluate(name: str, value: Any, template: Template) -> Any:
+    """Return the value of a variable; raise AnsibleActionFail with its name where it has none."""
+    if not _has_template(value):
+        return value
+    try:
+        return template(value)
+    except AnsibleError as error:
+        raise AnsibleActionFail(
+            f"Cannot evaluate variable {name}: {_innermost(error)}. Nothing was changed."
+        ) from error
+
+
+def _has_template(value: Any) -> bool:
+    """Return whether any text in a value may hold a template."""
+    if isinstance(value, str):
+        return "{{" in value or "{%" in value or "{#" in value
+    if isinstance(value, Mapping):
+        return any(map(_has_template, value.values())) or any(map(_has_template, value))
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_has_template, value))
+    # A value of another type, such as a vaulted one, is resolved by Ansible.
+    return not isinstance(value, (bool, int, float, type(None)))
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the message of the error that the others were raised from: it says what to do."""
+    while error.__cause__:
+        error = error.__cause__
+    return str(error).rstrip(".")
