@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.plugin_utils import role_plans
+
 from tests.contract.tree import ROOT, load
 
 CATALOGUE = ROOT / "images"
@@ -28,6 +30,8 @@ def options(role: str, **changes: Any) -> dict[str, Any]:
     }
     if role == "ml_catalogue":
         found["ml_catalogue_folder"] = str(CATALOGUE)
+    else:
+        found |= dict.fromkeys(getattr(role_plans.load_module(role), "SHARED_OPTIONS", ()))
     return found | {
         name if name.startswith(("ml_catalogue_", "ml_data_disks")) else f"{role}_{name}": value
         for name, value in changes.items()

@@ -41,8 +41,7 @@ def preload() -> None:
 
     Ansible imports this file there and then forks a worker for each host.
     """
-    for name in roles.all_names():
-        roles.load(name)
+    role_plans.preload()
     for folder in roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,8 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     """Return the plan of a role for one host.
 
     VARIABLES are those of the host, not templated; TEMPLATE returns the value of one. FACTS is
-    ``ansible_facts['slipway']``. Raise AnsibleActionFail for options that the role refuses.
+    ``ansible_facts['slipway']``; the plan also gets the ``address`` of the host and the
+    ``role_path`` on the controller. Raise AnsibleActionFail for options that the role refuses.
     """
     role = roles.load(name)
     module = load_module(name)
@@ -34,11 +36,23 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     for shared in getattr(module, "SHARED_OPTIONS", ()):
         options[shared] = evaluate(shared, variables.get(shared), template)
     address = variables.get("ansible_host") or variables.get("inventory_hostname", "localhost")
-    known = {**(facts or {}), "address": evaluate("ansible_host", address, template)}
+    known = {
+        **(facts or {}),
+        "address": evaluate("ansible_host", address, template),
+        "role_path": str(role.path),
+    }
     try:
         return dict(module.plan(known, options))
     except ValueError as error:
         raise AnsibleActionFail(f"role {name}: {error}") from error
+
+
+def preload() -> None:
+    """Read every role and its plan, so that processes forked from this one have them."""
+    for name in roles.all_names():
+        _plain_defaults(roles.load(name))
+        with suppress(AnsibleActionFail):
+            load_module(name)
 
 
 def load_module(name: str) -> Any:

@@ -133,6 +133,10 @@ def _removed(name: str) -> dict[str, Any]:
     return {"name": name, "state": "absent"}
 
 
+# Options of other roles that the plan reads.
+SHARED_OPTIONS = ("nvidia_container_toolkit_state",)
+
+
 def _combined(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return SETTINGS with EXTRA merged in, objects key by key."""
     found = dict(settings)
@@ -167,7 +171,9 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         for name in names
     ]
     keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
-    for_gpus = _toolkit.engine_settings(facts) if options["docker_engine_nvidia"] else {}
+    toolkit_removed = options["nvidia_container_toolkit_state"] == "absent"
+    wants_gpus = options["docker_engine_nvidia"] and not toolkit_removed
+    for_gpus = _toolkit.engine_settings(facts) if wants_gpus else {}
     return {
         "source": chosen,
         "key_url": key_url,

@@ -31,7 +31,7 @@ FISH_COMPLETION = "/etc/fish/conf.d/slipway.fish"
 
 PACKAGES = ("bash-completion", "zstd")
 # Options of other roles that the plan reads.
-SHARED_OPTIONS = ("ml_data_disks",)
+SHARED_OPTIONS = ("ml_data_disks", "ml_images_names")
 
 # Names that a shell or a script takes for something else: the words and builtins of bash, zsh and
 # fish, the utilities of POSIX, and what scripts call whether or not it is installed here.
@@ -105,7 +105,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     mounts = [{"source": disk, "target": disk, "optional": True} for disk in disks]
     settings = options["ml_aliases_settings"]
     build = ml_catalogue.choose_build(facts, options)
-    images = build.images(options["ml_aliases_images"])
+    names = options["ml_aliases_images"]
+    images = build.images(ml_catalogue.image_names(options) if names is None else names)
     if unknown := set(settings) - {alias.name for alias in of_images(images)}:
         check_known(sorted(map(str, unknown)), _all_aliases(build.catalogue))
     mounts += options["ml_aliases_mounts"]

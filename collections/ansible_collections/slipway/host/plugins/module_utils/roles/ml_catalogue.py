@@ -44,8 +44,14 @@ def choose_build(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Build:
         variant = "gpu" if _has_gpu(facts) else "cpu"
     if base == AUTO:
         base = BASES.get(facts["distribution"], DEFAULT_BASE)
-    args = options["ml_catalogue_args"]
-    return Build(str(options["ml_catalogue_folder"]), variant, base, args)
+    folder = options["ml_catalogue_folder"] or f"{facts['role_path']}/../../images"
+    return Build(str(folder), variant, base, options["ml_catalogue_args"])
+
+
+def image_names(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the images that a host holds."""
+    names = options["ml_images_names"]
+    return list(options["ml_catalogue_images"] if names is None else names)
 
 
 def _has_gpu(facts: Mapping[str, Any]) -> bool:

@@ -11,14 +11,17 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catal
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``variant`` and ``base`` of the host's images and the ``owned`` state.
+    """Return ``names``, ``catalogue``, ``variant`` and ``base`` of images, and ``owned`` state.
 
     FACTS is ``ansible_facts['slipway']``, OPTIONS the options of the role and of ml_catalogue.
     Raise DeclarationError for a broken catalogue or an unknown image.
     """
     build = ml_catalogue.choose_build(facts, options)
-    images = build.images(options["ml_images_names"])
+    names = ml_catalogue.image_names(options)
+    images = build.images(names)
     return {
+        "names": names,
+        "catalogue": build.catalogue,
         "variant": build.variant,
         "base": build.base,
         "owned": {

@@ -21,6 +21,10 @@ from ansible_collections.slipway.host.plugins.module_utils.services import gpus 
 from ansible_collections.slipway.host.plugins.module_utils.services import ports
 
 FOLDER = "/etc/slipway/services"
+# The image that runs as a service where nobody declares projects.
+DEFAULT = "iris-api"
+# Options of other roles that the plan reads.
+SHARED_OPTIONS = ("ml_images_names",)
 COMPOSE_FILE = "compose.yaml"
 SECRETS_FOLDER = "secrets"
 # Where compose puts secrets in a container.
@@ -476,7 +480,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     build = ml_catalogue.choose_build(facts, options)
     arguments = frozenset(name for values in build.args.values() for name in values)
     projects = []
-    for declared in options["ml_services_projects"]:
+    for declared in _declared(options):
         image = declared.get("image") or declared["name"]
         # The image itself comes last, after those it is built on.
         projects.append(Project(declared, build.images([image])[-1], arguments))
@@ -484,6 +488,14 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     gpus = _gpus(facts, options["ml_services_share_gpus"]) if reserves else services_gpus.Gpus()
     host = Host(facts.get("address", "localhost"), options["ml_services_publish"], gpus)
     return compose(projects, host)
+
+
+def _declared(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the declared projects; by default iris-api, where the host holds that image."""
+    projects: Sequence[Mapping[str, Any]] | None = options["ml_services_projects"]
+    if projects is not None:
+        return projects
+    return [{"name": DEFAULT} for name in ml_catalogue.image_names(options) if name == DEFAULT]
 
 
 def _gpus(facts: Mapping[str, Any], shared: bool) -> services_gpus.Gpus:
