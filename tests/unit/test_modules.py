@@ -77,6 +77,7 @@ def test_a_secret_stays_out_of_the_diff(run_module: RunModule, file: Path) -> No
     assert file.read_text() == "token"
 
 
+@pytest.mark.usefixtures("only_root_writes")
 def test_what_stands_in_the_way_is_replaced(run_module: RunModule, file: Path) -> None:
     file.mkdir(parents=True)
     (file / "inside").touch()
@@ -89,6 +90,7 @@ def test_what_stands_in_the_way_is_replaced(run_module: RunModule, file: Path) -
     assert not run_module(files, files=declared(file, state="absent"))["changed"]
 
 
+@pytest.mark.usefixtures("only_root_writes")
 def test_a_link_is_replaced_and_what_it_leads_to_is_kept(
     run_module: RunModule, file: Path, tmp_path: Path
 ) -> None:

@@ -635,7 +635,7 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
     assert asked == {
         "acls": ["/srv/a"],
         "devices": ["/dev/dri/"],
-        "files": ["/etc/b", "/srv/a"],
+        "files": ["/etc/b", "/home/b", "/home/b/k", "/srv/a"],
         "groups": ["render"],
         "mtimes": ["/etc/x"],
         "rootless": ["alice"],

@@ -161,6 +161,7 @@ def test_a_secret_keeps_its_age_when_only_its_mode_was_wrong(
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced by a link"])
+@pytest.mark.usefixtures("only_root_writes")
 def test_a_secret_that_is_lost_is_made_anew_and_so_is_the_container(
     run_module: RunModule, host: Host, tmp_path: Path, damage: str
 ) -> None:

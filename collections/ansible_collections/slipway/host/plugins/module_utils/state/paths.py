@@ -25,7 +25,7 @@ and imports late.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class UnsafePathError(ValueError):
         super().__init__(
             f"{path}: found {found}; expected {expected}. Move it out of the way, then run again."
         )
-        self.path = path
+        self.path, self.found, self.expected = path, found, expected
 
 
 def type_of(info: os.stat_result) -> int:
@@ -115,6 +115,10 @@ class Folder:
             return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def names(self) -> list[str]:
+        """Return the names in the folder, sorted."""
+        return sorted(os.listdir(self.descriptor))
 
     def refuse(self, name: str, info: os.stat_result, expected: str) -> UnsafePathError:
         """Return the error for something in the way."""
@@ -193,8 +197,15 @@ class Folder:
             raise
 
     def set_file(self, name: str, mode: int, uid: int, gid: int) -> None:
-        """Set owner, group and mode of a regular file."""
+        """Set owner, group and mode of a regular file.
+
+        Where others can make names, the file must be UID's already: a file of somebody else may
+        have been moved here.
+        """
         with self.opened(name) as descriptor:
+            info = os.fstat(descriptor)
+            if not self.trusted and info.st_uid != uid:
+                raise self.refuse(name, info, f"a file owned by {_names([uid])}")
             set_owner(descriptor, uid, gid)
             # After the owner: the kernel clears setuid and setgid bits when that changes.
             os.fchmod(descriptor, mode)
@@ -202,17 +213,20 @@ class Folder:
     def make_folder(self, name: str, mode: int, uid: int, gid: int) -> None:
         """Make a folder, or set owner, group and mode of the one that is there.
 
-        Raise UnsafePathError where something else has the name.
+        Raise UnsafePathError where something else has the name. Where others can make names, a
+        folder that is there must be UID's already, or be empty and root's, as an interrupted run
+        leaves it: a folder of somebody else may have been moved here.
         """
-        try:
+        with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.descriptor)
-            made = True
-        except FileExistsError:
-            made = False
         with self.entered(name) as folder:
-            if made and not self.trusted and os.listdir(folder.descriptor):
-                # Not the folder made above: its name was given to another one since.
-                raise self.refuse(name, folder.info(), "a new empty folder")
+            info = folder.info()
+            if not self.trusted and info.st_uid != uid:
+                # The folder made above, unless its name was given to another one since.
+                if info.st_uid != os.geteuid():
+                    raise self.refuse(name, info, f"a folder owned by {_names([uid])}")
+                if folder.names():
+                    raise self.refuse(name, info, "an empty folder, or one of its user")
             set_owner(folder.descriptor, uid, gid)
             os.fchmod(folder.descriptor, mode)
 
@@ -241,6 +255,10 @@ class Folder:
             os.close(walked)
             raise self.refuse(name, info, "a folder")
         return walked
+
+    def make_link(self, name: str, target: str) -> None:
+        """Make a symbolic link; raise FileExistsError where something has the name."""
+        os.symlink(target, name, dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:
         """Remove a name with all that is in it; links are removed, not followed."""
@@ -392,6 +410,32 @@ def opened_parent(
         raise ValueError(f"not a path of a file: {path!r}")
     with opened_folder(parent or "/", owners, make) as folder:
         yield folder, name
+
+
+@contextmanager
+def opened_file(path: str, owners: Collection[int] | None = None) -> Iterator[int]:
+    """Open a regular file for reading and yield its descriptor.
+
+    Links are followed as on the way to a folder: root's own in trusted folders, and no others.
+    Raise UnsafePathError and OSError as :func:`opened_folder` and :meth:`Folder.opened`.
+    """
+    for _link in range(MAX_LINKS):
+        with opened_parent(path, owners) as (folder, name):
+            info = folder.lstat(name)
+            if info is None or type_of(info) != LINK or not folder.trusted:
+                with folder.opened(name) as descriptor:
+                    yield descriptor
+                return
+            target = os.readlink(name, dir_fd=folder.descriptor)
+            above = [] if target.startswith("/") else _components(folder.path)
+        path = "/" + "/".join(_resolved([*above, *_components(target)]))
+    raise UnsafePathError(path, "a circle of links", "a file")
+
+
+def read_file(path: str, limit: int = 1 << 24, owners: Collection[int] | None = None) -> bytes:
+    """Return the first LIMIT bytes of a file that :func:`opened_file` opens."""
+    with opened_file(path, owners) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        return stream.read(limit)
 
 
 @contextmanager
