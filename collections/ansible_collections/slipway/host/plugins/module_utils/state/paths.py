@@ -78,6 +78,8 @@ def owner_name(info: os.stat_result) -> str:
 def describe(info: os.stat_result, target: str | None = None) -> str:
     """Return what a file is and whose, for a person: ``a symbolic link to /etc, owned by bob``."""
     leads = f" to {target}" if target is not None else ""
+    if type_of(info) == FILE and info.st_nlink > 1:
+        leads = f" with {info.st_nlink} names (hard links)"
     return f"a {_TYPES.get(type_of(info), 'special file')}{leads}, owned by {owner_name(info)}"
 
 
@@ -144,11 +146,7 @@ class Folder:
             if type_of(info) != FILE:
                 raise self.refuse(name, info, "a file")
             if info.st_nlink > 1 and not self.trusted:
-                raise UnsafePathError(
-                    f"{self.path}/{name}",
-                    f"a file with {info.st_nlink} names (hard links), owned by {owner_name(info)}",
-                    "a file with one name",
-                )
+                raise self.refuse(name, info, "a file with one name")
             # The same file, whatever its name leads to now.
             descriptor = _reopened(walked, os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -175,6 +173,18 @@ class Folder:
         What has the name now is replaced as a name: a link is not followed, further hard links keep
         the old content. A folder in its place is an error. MODE is set whatever the umask.
         """
+        with (
+            self.replacing(name, mode, uid, gid) as descriptor,
+            open(descriptor, "wb", closefd=False) as stream,
+        ):
+            stream.write(content)
+
+    @contextmanager
+    def replacing(self, name: str, mode: int, uid: int, gid: int) -> Iterator[int]:
+        """Yield the descriptor of a new file, which gets the name at the end; see :meth:`replace`.
+
+        Where the block fails, nothing is left of the new file.
+        """
         import secrets
 
         info = self.lstat(name)
@@ -185,12 +195,13 @@ class Folder:
         # Closed to others until owner and mode are set: the content may be secret.
         descriptor = os.open(temporary, flags, 0o600, dir_fd=self.descriptor)
         try:
-            with open(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
+            try:
+                yield descriptor
                 set_owner(descriptor, uid, gid)
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             os.rename(temporary, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
         except BaseException:
             self.remove(temporary)
