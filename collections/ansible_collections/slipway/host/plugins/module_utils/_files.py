@@ -45,6 +45,27 @@ def settle(entry: Mapping[str, Any]) -> None:
             folder.replace(name, (content or "").encode(), mode, uid, gid)
 
 
+def check(entry: Mapping[str, Any]) -> None:
+    """Raise UnsafePathError where :func:`settle` would; change nothing."""
+    if entry.get("state") == "absent":
+        return
+    is_folder = entry.get("state") == "directory"
+    expected = "a folder" if is_folder else "a file"
+    try:
+        with paths.opened_parent(entry["path"]) as (folder, name):
+            info = folder.lstat(name)
+            if info is None or folder.trusted:
+                return
+            if paths.type_of(info) != (paths.FOLDER if is_folder else paths.FILE):
+                raise folder.refuse(name, info, expected)
+            owner = entry.get("owner") or "root"
+            uid, _gid = _numbers(owner, "0")
+            if (is_folder or entry.get("content") is None) and info.st_uid not in (0, uid):
+                raise folder.refuse(name, info, f"{expected} owned by {owner}")
+    except (FileNotFoundError, LookupError):
+        return  # Folders and users may be still to come.
+
+
 def _clear(folder: paths.Folder, name: str, expected: int, keeps: bool) -> None:
     """Remove something of another type; refuse it where it may be somebody's."""
     info = folder.lstat(name)

@@ -181,8 +181,8 @@ def main() -> None:
                 continue
             check(module, entry)
             shown_before = shown(Path(path), entry, found)
-            if not module.check_mode:
-                _files.settle(entry)
+            act = _files.check if module.check_mode else _files.settle
+            act(entry)
         except _owned.ConflictError as error:
             refused.append(f"{error}.")
         except paths.UnsafePathError as error:
