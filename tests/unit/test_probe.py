@@ -22,7 +22,6 @@ import time
 import types
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -608,12 +607,11 @@ def test_a_home_that_root_may_not_enter_is_read_as_its_owner(
             raise PermissionError
         return "text"
 
-    @contextmanager
-    def acting_as(name: str) -> Iterator[None]:
+    def as_user(name: str, work: Any, _seconds: float) -> Any:
         used.append(name)
-        yield
+        return work()
 
     monkeypatch.setattr(_probe, "owner_on_the_way", lambda _path: "bob")
-    monkeypatch.setattr(_probe.paths(), "acting_as", acting_as)
+    monkeypatch.setattr(_probe.paths(), "as_user", as_user)
     assert _probe.guarded(look, str(home / "file")) == "text"
     assert used == ["bob"]

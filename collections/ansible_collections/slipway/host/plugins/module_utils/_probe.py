@@ -86,6 +86,8 @@ CONTEXT_FILE = (
 )
 
 
+# Seconds for a look into a home with the rights of its user.
+PATIENCE = 5
 # No file that is asked for is larger; a sparse file in a home may be of any size.
 LARGEST = 1 << 25
 # Whether nobody but root can change a name on the way to a folder, or in it.
@@ -147,8 +149,12 @@ def guarded(look: Any, path: str) -> Any:
         try:
             return look(path)
         except PermissionError:
-            with paths().acting_as(owner_on_the_way(path)):
-                return look(path)
+            value, refused = paths().as_user(
+                owner_on_the_way(path), lambda: looked(look, path), PATIENCE
+            )
+            if refused:
+                UNSAFE[path] = refused
+            return value
     except (OSError, KeyError):
         return None
     except ValueError as error:
@@ -157,6 +163,17 @@ def guarded(look: Any, path: str) -> Any:
             raise
         UNSAFE[path] = [where.path, where.found, where.expected]
         return None
+
+
+def looked(look: Any, path: str) -> tuple[Any, list[str] | None]:
+    """Return what LOOK finds at a path, or what is in the way."""
+    try:
+        return look(path), None
+    except OSError:
+        return None, None
+    except ValueError as error:
+        where: Any = error
+        return None, [where.path, where.found, where.expected]
 
 
 def owner_on_the_way(path: str) -> str:

@@ -75,7 +75,7 @@ refused:
 
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -210,29 +210,49 @@ def set_keys(entry: Mapping[str, Any], check: bool) -> dict[str, str] | None:
             "user_access_users."
         ) from None
     keys = KeyFile(entry, account)
+    result = _with_rights_of(user, keys, keys.differs, check)
+    if result["differs"] and not check:
+        keys.make_folder_as_root()
+        result = _with_rights_of(user, keys, keys.write, check)
+        result["differs"] = True
+    return {**added, **result["diff"]} if result["differs"] else None
+
+
+def _with_rights_of(
+    user: str, keys: KeyFile, work: Callable[[], bool | None], check: bool
+) -> dict[str, Any]:
+    """Do work with the rights of a user; return the diff, and whether anything differs."""
     try:
-        with paths.acting_as(user):
-            differs = keys.differs()
-        if differs and not check:
-            keys.make_folder_as_root()
-            with paths.acting_as(user):
-                keys.write()
+        found = paths.as_user(user, lambda: _result(keys, work, check))
+    except OSError as error:
+        found = {"refused": _denied(keys, error)}
+    if "refused" in found:
+        raise KeysError(f"keys of {user}: {found['refused']}")
+    return dict(found)
+
+
+def _result(keys: KeyFile, work: Callable[[], bool | None], check: bool) -> dict[str, Any]:
+    try:
+        differs = bool(work())
     except paths.UnsafePathError as error:
-        raise KeysError(f"keys of {user}: {error}") from None
+        return {"refused": str(error)}
     except FileNotFoundError:
         if not check:
-            raise KeysError(
-                f"keys of {user}: {path}: found no home folder; expected a folder owned by "
-                f"{user}. Create the home folder, then run again."
-            ) from None
+            return {
+                "refused": f"{keys.path}: found no home folder; expected a folder owned by "
+                f"{keys.user}. Create the home folder, then run again."
+            }
         differs = True
     except OSError as error:
-        raise KeysError(
-            f"keys of {user}: {path}: {error.strerror}; expected a folder and a file that {user} "
-            "can write. Correct their owner and mode, then run again."
-        ) from None
-    # Lines before the change were written by the user, in any encoding.
-    return {**added, "before": keys.before, "after": keys.after()} if differs else None
+        return {"refused": _denied(keys, error)}
+    return {"differs": differs, "diff": {"before": keys.before, "after": keys.after()}}
+
+
+def _denied(keys: KeyFile, error: OSError) -> str:
+    return (
+        f"{keys.path}: {error.strerror}; expected a folder and a file that {keys.user} can write. "
+        "Correct their owner and mode, then run again."
+    )
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
+    from typing import Any
 
 MAX_LINKS = 40  # Linux follows no more (path_resolution(7))
 FOLDER = 0o040000
@@ -473,3 +474,46 @@ def acting_as(name: str) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(gid)
         os.setgroups(groups)
+
+
+def as_user(name: str, work: Callable[[], Any], seconds: float = 30) -> Any:
+    """Return what WORK returns, JSON data, when done with a user's rights within SECONDS.
+
+    A user may mount a file system of his own that never answers him, and nobody else. So the work
+    is done by a child process, which is killed after the time: Raise TimeoutError then, and OSError
+    where the work fails without a result.
+    """
+    import json
+    import select
+    import signal
+    import time
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with acting_as(name):
+                result = json.dumps(work()).encode()
+            with open(writing, "wb") as stream:
+                stream.write(result)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    chunks: list[bytes] = []
+    end = time.monotonic() + seconds
+    try:
+        while select.select([reading], [], [], max(0, end - time.monotonic()))[0]:
+            chunk = os.read(reading, 1 << 16)
+            if not chunk:
+                break
+            chunks.append(chunk)
+        else:
+            raise TimeoutError(0, f"no answer within {seconds:.0f} seconds")
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        # A child that the kernel does not end is not waited for.
+        os.waitpid(child, 0 if chunks else os.WNOHANG)
+    if not chunks:
+        raise OSError(0, f"the work with the rights of {name} failed")
+    return json.loads(b"".join(chunks))
