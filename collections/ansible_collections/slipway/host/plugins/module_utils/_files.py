@@ -10,8 +10,7 @@ import pwd
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _acl
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import acl, paths
 
 FILE_MODE, FOLDER_MODE = "0644", "0755"
 
@@ -88,11 +87,11 @@ def _set_default_acl(folder: paths.Folder, name: str, mode: str) -> None:
     """Set what is made in a folder, and keep who is named in its default ACL."""
     with folder.entered(name) as opened:
         try:
-            present = os.getxattr(opened.descriptor, _acl.ATTRIBUTE).hex()
+            present = os.getxattr(opened.descriptor, acl.ATTRIBUTE).hex()
         except OSError:
             present = ""
-        wanted = _acl.wanted(mode, _acl.parse(present))
-        os.setxattr(opened.descriptor, _acl.ATTRIBUTE, _acl.packed(wanted))
+        wanted = acl.wanted(mode, acl.parse(present))
+        os.setxattr(opened.descriptor, acl.ATTRIBUTE, acl.packed(wanted))
 
 
 def _numbers(owner: str, group: str) -> tuple[int, int]:

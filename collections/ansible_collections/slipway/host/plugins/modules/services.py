@@ -132,12 +132,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _files,
-    _owned,
-    _probe,
-    _service_ports,
-)
+from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.services import ports
 from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -399,7 +395,7 @@ def act(
     made, refused = settle_mounts(differing, failed)
     sound = [project for project in differing if project["name"] not in refused]
     held = held_ports(module) if len(sound) > 1 else {}
-    for project, stopped in _service_ports.turns(sound, held):
+    for project, stopped in ports.turns(sound, held):
         with noted(failed, project["name"]):
             for name in stopped:
                 docker(module, "compose", "--project-name", name, "stop")
