@@ -45,6 +45,7 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway_state impo
     default_state_dir,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask  # noqa: E402
 
 GROUP = "bench"
 PYINFRA = "pyinfra==3.10.0"
@@ -257,11 +258,10 @@ def show(found: Sequence[tuple[str, int, Cost]]) -> str:
 def files(bench: Bench) -> str:
     """Return the table of what the probe costs the host over many owned files."""
     on(bench.host, "mkdir -p /srv/bench; cd /srv/bench; seq 5000 | xargs -n 500 touch")
-    probe = Path(_probe.__file__).read_text()
     lines = []
     for count in (0, 50, 500, 5000):
         question = json.dumps({"files": [f"/srv/bench/{number}" for number in range(1, count + 1)]})
-        script = f"{probe}\nprint(json.dumps(answer(json.loads({question!r}))))\n"
+        script = f"{_ask.PROBE}print(json.dumps(answer(json.loads({question!r}))))\n"
         script += "import resource; u = resource.getrusage(resource.RUSAGE_SELF)\n"
         script += "print(u.ru_utime + u.ru_stime)\n"
         command = bench.host.ssh_command("sudo", "/usr/bin/python3", "-I", "-S", "-")

@@ -42,13 +42,13 @@ def test_the_installed_collections_are_the_pinned_ones(collection: dict[str, str
 
 
 def test_a_collection_of_another_version_is_noticed(tmp_path: Path) -> None:
-    assert install_collections.installed_version(tmp_path, "ansible.posix") is None
-    manifest = tmp_path / "ansible_collections/ansible/posix/MANIFEST.json"
+    assert install_collections.installed_version(tmp_path, "community.docker") is None
+    manifest = tmp_path / "ansible_collections/community/docker/MANIFEST.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"collection_info": {"version": "0.0.1"}}')
-    assert install_collections.installed_version(tmp_path, "ansible.posix") == "0.0.1"
+    assert install_collections.installed_version(tmp_path, "community.docker") == "0.0.1"
     manifest.write_text("{")
-    assert install_collections.installed_version(tmp_path, "ansible.posix") is None
+    assert install_collections.installed_version(tmp_path, "community.docker") is None
 
 
 @pytest.mark.parametrize("declared", DECLARED)

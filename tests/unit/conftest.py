@@ -15,6 +15,8 @@ import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 
 class RunModule(Protocol):
@@ -48,6 +50,13 @@ def run_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunModule:
         return result
 
     return run
+
+
+@pytest.fixture
+def only_root_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every folder for one that only root can write, as those of a host's system are."""
+    monkeypatch.setattr(paths, "is_trusted", lambda _info: True)
+    monkeypatch.setattr(_probe, "trusted", lambda _folder: True)
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
     assert (folder / "file").exists()
 
 
+@pytest.mark.usefixtures("only_root_writes")
 def test_a_link_in_the_place_of_such_a_folder_is_kept(run_module: RunModule, folder: Path) -> None:
     folder.symlink_to("/elsewhere")
     result = run_module(files, files=declared(folder, state="directory", default_acl="0770"))

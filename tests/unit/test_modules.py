@@ -78,6 +78,7 @@ def test_a_secret_stays_out_of_the_diff(run_module: RunModule, file: Path) -> No
     assert file.read_text() == "token"
 
 
+@pytest.mark.usefixtures("only_root_writes")
 def test_what_stands_in_the_way_is_replaced(run_module: RunModule, file: Path) -> None:
     file.mkdir(parents=True)
     (file / "inside").touch()
@@ -90,6 +91,7 @@ def test_what_stands_in_the_way_is_replaced(run_module: RunModule, file: Path) -
     assert not run_module(files, files=declared(file, state="absent"))["changed"]
 
 
+@pytest.mark.usefixtures("only_root_writes")
 def test_a_link_is_replaced_and_what_it_leads_to_is_kept(
     run_module: RunModule, file: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +130,34 @@ def test_an_unknown_owner_is_an_error_and_loses_nothing(run_module: RunModule, f
     assert result["failed"]
     assert "could not be made as declared" in result["msg"]
     assert [entry.read_text() for entry in file.parent.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+@pytest.mark.parametrize("state", ["file", "directory"])
+@pytest.mark.parametrize("place", ["link", "folder of another", "file of another", "in the middle"])
+def test_what_others_put_in_the_way_is_refused_and_the_rest_is_done(
+    run_module: RunModule, file: Path, tmp_path: Path, place: str, state: str
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir(mode=0o750)
+    file.parent.mkdir(parents=True)
+    if place == "link":
+        file.symlink_to(target)
+    elif place == "in the middle":
+        file.parent.rmdir()
+        file.parent.symlink_to(target)
+    else:
+        file.mkdir() if place[:3] == "fol" else file.touch()
+        os.chown(file, 54321, 54321)
+    other = file.parent.parent / "other"
+    wanted = [*declared(file, state=state, mode="0777"), *declared(other, content="a")]
+    for check in (True, False):
+        result = run_module(files, check=check, files=wanted)
+        assert result["paths"] == [str(other)]
+        assert result["failed"] and result["refused"] == [result["msg"]]
+        assert "; expected a f" in result["msg"]
+    assert other.read_text() == "a"
+    assert (target.stat().st_mode & 0o7777, list(target.iterdir())) == (0o750, [])
 
 
 # units

@@ -636,7 +636,7 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
     assert asked == {
         "acls": ["/srv/a"],
         "devices": ["/dev/dri/"],
-        "files": ["/etc/b", "/srv/a"],
+        "files": ["/etc/b", "/home/b", "/home/b/k", "/srv/a"],
         "groups": ["render"],
         "mtimes": ["/etc/x"],
         "rootless": ["alice"],
@@ -648,3 +648,51 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
 def test_a_difference_reads_as_a_sentence() -> None:
     difference = Difference("units", "docker.service", "inactive", "active")
     assert str(difference) == "units docker.service: inactive, should be active"
+
+
+# What users put in the way.
+
+
+UNSAFE = {"/home/b/.ssh/k": ["/home/b/.ssh", "a symbolic link to /etc, owned by b", "a folder"]}
+IN_THE_WAY = (
+    "/home/b/.ssh is a symbolic link to /etc, owned by b",
+    "a folder; move it out of the way",
+)
+
+
+@pytest.mark.parametrize("kind", ["lines", "files", "mounts", "secrets"])
+def test_what_a_user_put_in_the_way_is_a_difference_of_that_entry(kind: str) -> None:
+    own = {"owner": "7", "group": "7"} if kind in ("mounts", "secrets") else {}
+    entry = {"path": "/home/b/.ssh/k", "lines": ["x"], **own}
+    other = {"path": "/srv/x", "lines": ["x"], **own}
+    answer = {
+        "texts": {"/home/b/.ssh/k": None, "/srv/x": None},
+        "files": {"/home/b/.ssh/k": None, "/srv/x": None},
+        "unsafe": UNSAFE,
+    }
+    first, second = _owned.differences({kind: [entry, other]}, answer)
+    assert (first.name, first.found, first.expected) == ("/home/b/.ssh/k", *IN_THE_WAY)
+    assert (second.name, second.found.endswith("missing")) == ("/srv/x", True)
+
+
+def test_what_is_to_be_absent_is_removed_as_a_name() -> None:
+    entry = {"path": "/home/b/.ssh/k", "state": "absent"}
+    (found,) = _owned.differences({"files": [entry]}, {"files": {}, "unsafe": UNSAFE})
+    assert (found.found, found.expected) == ("present", "absent")
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "words"),
+    [("0700", "b", None), ("0777", "b", "/h/.ssh has mode 0777"), ("0777", "c", None)],
+)
+def test_keys_that_others_can_change(mode: str, owner: str, words: str | None) -> None:
+    entry = {"path": "/h/.ssh/k", "lines": ["x"], "user": "b"}
+    files = {"/h/.ssh": ["directory", mode, owner, owner, None, 7, 7], "/h/.ssh/k": None}
+    found = _owned.differences({"lines": [entry]}, {"texts": {"/h/.ssh/k": "x\n"}, "files": files})
+    assert [one.found for one in found] == ([words] if words else [])
+
+
+def test_lines_in_another_encoding_are_seen() -> None:
+    text = "base64:" + base64.b64encode(b"# J\xf6rg\nkey\n").decode()
+    entry = {"path": "/h/k", "lines": ["key"]}
+    assert _owned.differences({"lines": [entry]}, {"texts": {"/h/k": text}}) == []

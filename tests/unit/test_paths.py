@@ -217,3 +217,44 @@ def test_acting_as_a_user_has_no_more_rights_than_he(base: Path, home: Path) -> 
     assert os.geteuid() == 0
     assert os.getuid() == 0
     assert (home / ".ssh" / "file").stat().st_uid == NOBODY
+
+
+def test_work_as_a_user_returns_its_result_and_ends_in_time(home: Path) -> None:
+    assert paths.as_user("nobody", os.geteuid) == NOBODY
+    assert os.geteuid() == 0
+    with pytest.raises(OSError, match="rights of nobody failed"):
+        paths.as_user("nobody", lambda: os.listdir("/root"))
+    os.mkfifo(home / "pipe")
+    (home / "pipe").chmod(0o666)
+    with pytest.raises(TimeoutError, match="no answer within 0 seconds"):
+        paths.as_user("nobody", lambda: (home / "pipe").read_text(), 0.2)
+
+
+def test_what_may_be_somebody_elses_is_not_given_away(home: Path) -> None:
+    """A user can move files of others to a declared name where he can write."""
+    (home / "folder").mkdir()
+    (home / "full").mkdir()
+    (home / "full" / "inner").touch()
+    (home / "file").touch()
+    for name in ("folder", "file"):
+        os.chown(home / name, NOBODY, NOBODY)
+    with paths.opened_folder(str(home)) as opened:
+        for name in ("folder", "full"):
+            with pytest.raises(paths.UnsafePathError, match="a folder"):
+                opened.make_folder(name, 0o777, BOB, BOB)
+        with pytest.raises(paths.UnsafePathError, match="a file, owned by nobody"):
+            opened.set_file("file", 0o777, BOB, BOB)
+    assert {path.lstat().st_uid for path in home.iterdir()} == {0, NOBODY}
+
+
+def test_files_are_read_through_roots_links_alone(base: Path, home: Path) -> None:
+    (base / "secret").write_text("secret")
+    (base / "own").symlink_to("bob/../secret")
+    (base / "deep").symlink_to("own")
+    (home / "link").symlink_to(base / "secret")
+    (base / "trap").symlink_to("bob/link")
+    (base / "circle").symlink_to("circle")
+    assert paths.read_file(f"{base}/deep", 3) == b"sec"
+    for name in ("trap", "bob/link", "circle"):
+        with pytest.raises(paths.UnsafePathError):
+            paths.read_file(f"{base}/{name}")

@@ -16,6 +16,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -27,6 +28,7 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.plugin_utils import _ask
 
 STATUS = """\
 Package: docker.io
@@ -96,6 +98,7 @@ def test_a_host_without_dpkg_has_no_packages(tmp_path: Path, root: Path) -> None
     assert _probe.dpkg(["bash"]) == {"bash": None}
 
 
+@pytest.mark.usefixtures("only_root_writes")
 def test_files(tmp_path: Path) -> None:
     file, folder, link = tmp_path / "file", tmp_path / "folder", tmp_path / "link"
     file.write_text("text")
@@ -494,9 +497,122 @@ def test_it_answers_as_a_script_without_the_sites_packages() -> None:
 
 
 def test_what_is_not_asked_is_not_looked_at(root: Path) -> None:
-    assert set(_probe.answer({})) == {"facts", "engine"}
+    assert set(_probe.answer({})) == {"facts", "engine", "unsafe"}
 
 
 def test_it_can_be_read_by_the_oldest_python_of_a_host() -> None:
     assert _probe.__file__ is not None
     ast.parse(Path(_probe.__file__).read_text(), feature_version=(3, 9))
+
+
+# What lies below folders that others can write.
+
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Make the home of somebody below folders that only root can write."""
+    with tempfile.TemporaryDirectory(dir="/var/lib") as name:
+        base = Path(name)
+        base.chmod(0o755)
+        (base / "bob").mkdir()
+        os.chown(base / "bob", 54321, 54321)
+        (base / "secret").write_text("secret")
+        yield base / "bob"
+
+
+def asked(path: Path) -> tuple[Any, Any, Any]:
+    """Return what an answer says of a path as a file, as a text, and what is in its way."""
+    answer = _probe.answer({"files": [str(path)], "texts": [str(path)]})
+    return *(answer[kind][str(path)] for kind in ("files", "texts")), answer["unsafe"]
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "device", "endless"])
+def test_what_is_in_the_place_of_a_users_file_is_not_read(home: Path, kind: str) -> None:
+    file = home / "file"
+    if kind == "link":
+        file.symlink_to(home.parent / "secret")
+    elif kind == "hard link":
+        file.hardlink_to(home.parent / "secret")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        os.mknod(file, 0o600 | 0o020000, os.makedev(1, 5))
+    else:
+        file.touch()
+        os.truncate(file, 1 << 40)
+    state, text, unsafe = asked(file)
+    assert (state, text) == (None, None)
+    assert unsafe[str(file)][0] == str(file)
+    words = {
+        "link": f"a symbolic link to {home.parent}/secret, owned by root",
+        "hard link": "a file with 2 names (hard links), owned by root",
+        "pipe": "a named pipe, owned by root",
+        "device": "a character device, owned by root",
+        "endless": f"more than {_probe.LARGEST} bytes",
+    }
+    assert unsafe[str(file)][1] == words[kind]
+
+
+@NEEDS_ROOT
+def test_no_question_follows_a_users_link(home: Path) -> None:
+    (home.parent / "inner").mkdir()
+    (home.parent / "inner" / "name").symlink_to("/elsewhere")
+    (home / "link").symlink_to(home.parent / "inner")
+    place = str(home / "link")
+    kinds = ("folders", "links", "texts", "files", "acls")
+    for path in (place, f"{place}/name"):
+        answer = _probe.answer({kind: [path] for kind in kinds})
+        assert [answer[kind][path] for kind in kinds] == [None] * 5
+        assert answer["unsafe"][path][0] == place
+
+
+@NEEDS_ROOT
+def test_roots_own_links_are_followed_and_a_users_behind_them_are_not(home: Path) -> None:
+    (home / "file").write_text("his")
+    (home / "link").symlink_to(home.parent / "secret")
+    for name, target in (("own", "secret"), ("his", "bob/file"), ("trap", "bob/link")):
+        (home.parent / name).symlink_to(target)
+    assert asked(home.parent / "own")[1] == "secret"
+    assert asked(home.parent / "his")[1] == "his"
+    assert asked(home.parent / "trap")[1] is None
+    (home.parent / "circle").symlink_to("circle/x")
+    assert asked(home.parent / "circle")[1] is None
+
+
+@NEEDS_ROOT
+def test_the_script_answers_as_the_module_does(home: Path) -> None:
+    """On hosts, state.paths is not imported but follows as text."""
+    (home / "file").symlink_to("/etc/shadow")
+    question = {"texts": [str(home / "file")], "files": [str(home)], "left": ["nobody"]}
+    script = f"{_ask.PROBE}print(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
+    command = ["/usr/bin/python3", "-I", "-S", "-"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
+    answer, here = json.loads(done.stdout), _probe.answer(question)
+    assert {key: answer[key] for key in ("texts", "files", "left", "unsafe")} == {
+        key: here[key] for key in ("texts", "files", "left", "unsafe")
+    }
+    assert answer["unsafe"]
+
+
+@NEEDS_ROOT
+def test_a_home_that_root_may_not_enter_is_read_as_its_owner(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def look(_path: str) -> str:
+        if not used:
+            raise PermissionError
+        return "text"
+
+    def as_user(name: str, work: Any, _seconds: float) -> Any:
+        used.append(name)
+        return work()
+
+    monkeypatch.setattr(_probe, "owner_on_the_way", lambda _path: "bob")
+    monkeypatch.setattr(_probe.paths(), "as_user", as_user)
+    assert _probe.guarded(look, str(home / "file")) == "text"
+    assert used == ["bob"]

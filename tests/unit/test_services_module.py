@@ -161,6 +161,7 @@ def test_a_secret_keeps_its_age_when_only_its_mode_was_wrong(
 
 
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced by a link"])
+@pytest.mark.usefixtures("only_root_writes")
 def test_a_secret_that_is_lost_is_made_anew_and_so_is_the_container(
     run_module: RunModule, host: Host, tmp_path: Path, damage: str
 ) -> None:
@@ -312,3 +313,31 @@ def test_projects_that_swap_ports_do_not_trip_over_each_other(
     # One that moves out of the way goes first, and nobody is stopped.
     run(run_module, host, page(host, "first", 2), page(host, "second", 4))
     assert [line.split()[5] for line in host.told[2:]] == ["second", "first"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_link_on_the_way_to_a_volume_is_refused_for_that_project_alone(
+    run_module: RunModule, host: Host, tmp_path: Path, check: bool
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    trapped, sound = host.project(), page(host, "sound", 5001)
+    trapped["mounts"][0]["path"] = str(tmp_path / "link/data")
+    result = run(run_module, host, trapped, sound, check=check)
+    assert result["failed"]
+    assert (
+        f"project lab: {tmp_path}/link: found a symbolic link to {tmp_path}/else" in result["msg"]
+    )
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not (host.folder / "lab").exists()
+    assert (host.folder / "sound").exists() is not check
+
+
+def test_a_secret_is_no_copy_of_what_a_user_links_to(
+    run_module: RunModule, host: Host, tmp_path: Path
+) -> None:
+    (tmp_path / "shadow").write_text("root:x")
+    (tmp_path / "token").symlink_to(tmp_path / "shadow")
+    result = run(run_module, host, host.project(source=str(tmp_path / "token")))
+    assert result["failed"] and "found a symbolic link" in result["msg"]
+    assert not host.token.exists()

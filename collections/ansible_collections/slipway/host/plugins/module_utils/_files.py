@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
+import grp
 import os
-import shutil
-import tempfile
+import pwd
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
-from ansible_collections.slipway.host.plugins.module_utils.state import acl
+from ansible_collections.slipway.host.plugins.module_utils.state import acl, paths
 
 FILE_MODE, FOLDER_MODE = "0644", "0755"
 
@@ -20,58 +18,87 @@ FILE_MODE, FOLDER_MODE = "0644", "0755"
 def settle(entry: Mapping[str, Any]) -> None:
     """Make one entry of owned ``files`` true; see :mod:`_owned` for its keys.
 
-    Raise OSError where the host refuses, LookupError for an unknown owner or group.
+    In a folder that only root can write, whatever has the name is replaced. In a folder that
+    others can write, something of another type is refused, and so is a file of somebody else.
+    Raise UnsafePathError where something is in the way, OSError where the host refuses,
+    LookupError for an unknown owner or group.
     """
-    path = Path(entry["path"])
     state = entry.get("state") or "file"
-    is_folder = path.is_dir() and not path.is_symlink()
-    if state == "absent" or is_folder != (state == "directory"):
-        _remove(path, is_folder)
     if state == "absent":
+        _remove(entry["path"])
         return
     mode = int(entry.get("mode") or (FOLDER_MODE if state == "directory" else FILE_MODE), 8)
-    owner, group = entry.get("owner") or "root", entry.get("group") or "root"
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if state == "directory":
-        path.mkdir(exist_ok=True)
-    elif entry.get("content") is not None:
-        _replace(path, entry["content"].encode(), mode, owner, group)
-    elif not path.exists():
-        path.touch()
-    _chown(path, owner, group)
-    # After the owner: the kernel clears setuid and setgid bits when that changes.
-    path.chmod(mode)
-    if entry.get("default_acl"):
-        found = acl.parse(_probe.default_acl(str(path)) or "")
-        os.setxattr(path, acl.ATTRIBUTE, acl.packed(acl.wanted(entry["default_acl"], found)))
+    uid, gid = _numbers(entry.get("owner") or "root", entry.get("group") or "root")
+    with paths.opened_parent(entry["path"], make=True) as (folder, name):
+        expected = paths.FOLDER if state == "directory" else paths.FILE
+        _clear(folder, name, expected, keeps=bool(entry.get("default_acl")))
+        if state == "directory":
+            folder.make_folder(name, mode, uid, gid)
+            if entry.get("default_acl"):
+                _set_default_acl(folder, name, entry["default_acl"])
+            return
+        content = entry.get("content")
+        if content is None and folder.lstat(name) is not None:
+            folder.set_file(name, mode, uid, gid)
+        else:
+            folder.replace(name, (content or "").encode(), mode, uid, gid)
 
 
-def _chown(path: Path, owner: str, group: str) -> None:
-    """Give a file to an owner and a group, each a name, or a number in digits."""
-    user, members = (int(one) if one.isdigit() else one for one in (owner, group))
-    shutil.chown(path, user, members)
-
-
-def _remove(path: Path, is_folder: bool) -> None:
-    if is_folder:
-        shutil.rmtree(path)
-    elif path.is_symlink() or path.exists():
-        path.unlink()
-
-
-def _replace(path: Path, content: bytes, mode: int, owner: str, group: str) -> None:
-    # In the same folder, since only there the rename is atomic; mkstemp makes it 0600, so that a
-    # secret is never readable by others, not even for a moment.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+def check(entry: Mapping[str, Any]) -> None:
+    """Raise UnsafePathError where :func:`settle` would; change nothing."""
+    if entry.get("state") == "absent":
+        return
+    is_folder = entry.get("state") == "directory"
+    expected = "a folder" if is_folder else "a file"
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _chown(temporary, owner, group)
-        temporary.chmod(mode)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        with paths.opened_parent(entry["path"]) as (folder, name):
+            info = folder.lstat(name)
+            if info is None or folder.trusted:
+                return
+            if paths.type_of(info) != (paths.FOLDER if is_folder else paths.FILE):
+                raise folder.refuse(name, info, expected)
+            owner = entry.get("owner") or "root"
+            uid, _gid = _numbers(owner, "0")
+            if (is_folder or entry.get("content") is None) and info.st_uid not in (0, uid):
+                raise folder.refuse(name, info, f"{expected} owned by {owner}")
+    except (FileNotFoundError, LookupError):
+        return  # Folders and users may be still to come.
+
+
+def _clear(folder: paths.Folder, name: str, expected: int, keeps: bool) -> None:
+    """Remove something of another type; refuse it where it may be somebody's."""
+    info = folder.lstat(name)
+    if info is None or paths.type_of(info) == expected:
+        return
+    if keeps or not folder.trusted:
+        raise folder.refuse(name, info, "a folder" if expected == paths.FOLDER else "a file")
+    folder.remove(name)
+
+
+def _remove(path: str) -> None:
+    try:
+        with paths.opened_parent(path) as (folder, name):
+            folder.remove(name)
+    except FileNotFoundError:
+        return
+
+
+def _set_default_acl(folder: paths.Folder, name: str, mode: str) -> None:
+    """Set what is made in a folder, and keep who is named in its default ACL."""
+    with folder.entered(name) as opened:
+        try:
+            present = os.getxattr(opened.descriptor, acl.ATTRIBUTE).hex()
+        except OSError:
+            present = ""
+        wanted = acl.wanted(mode, acl.parse(present))
+        os.setxattr(opened.descriptor, acl.ATTRIBUTE, acl.packed(wanted))
+
+
+def _numbers(owner: str, group: str) -> tuple[int, int]:
+    """Return the numbers of an owner and a group, each a name, or a number in digits."""
+    try:
+        uid = int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
+        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise LookupError(f"no user {owner} or no group {group} on this host") from None
+    return uid, gid

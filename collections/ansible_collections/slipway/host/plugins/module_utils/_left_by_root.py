@@ -13,39 +13,45 @@ from __future__ import annotations
 import os
 
 from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 NAME = ".docker"
 # buildx keeps its records three folders down.
 DEEPEST = 8
-# A pipe would be waited for.
-FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def give_back(home: str, uid: int, gid: int) -> None:
     """Make everything of root's in HOME's ``.docker`` the user's, if the home is."""
-    folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if os.fstat(folder).st_uid == uid:
-            _give(folder, NAME, uid, gid, DEEPEST)
-    finally:
-        os.close(folder)
+        with paths.opened_folder(home, owners=(0, uid)) as folder:
+            if folder.info().st_uid == uid:
+                _give(folder, NAME, uid, gid, DEEPEST)
+    except paths.UnsafePathError:
+        return
 
 
-def _give(folder: int, name: str, uid: int, gid: int, depth: int) -> None:
+def _give(folder: paths.Folder, name: str, uid: int, gid: int, depth: int) -> None:
+    device = folder.info().st_dev
     try:
-        opened = os.open(name, FLAGS, dir_fd=folder)
-    except OSError:
-        return  # a link, a socket, or gone
-    try:
-        info = os.fstat(opened)
-        if info.st_dev != os.fstat(folder).st_dev:
+        info = folder.lstat(name)
+        if info is None or info.st_dev != device:
             return
-        if info.st_mode & 0o170000 == 0o040000 and depth:
-            # First, while the user cannot yet change what is in a folder of root's.
-            with os.scandir(opened) as entries:
-                for entry in entries:
-                    _give(opened, entry.name, uid, gid, depth - 1)
-        if _probe.is_left(info):
-            os.fchown(opened, uid, gid)
-    finally:
-        os.close(opened)
+        if paths.type_of(info) == paths.FOLDER:
+            with folder.entered(name) as inner:
+                if inner.info().st_dev != device:
+                    return
+                # First, while the user cannot yet change what is in a folder of root's.
+                for child in inner.names() if depth else ():
+                    _give(inner, child, uid, gid, depth - 1)
+                _set_owner(inner.descriptor, uid, gid)
+        elif paths.type_of(info) == paths.FILE:
+            with folder.opened(name) as descriptor:
+                if os.fstat(descriptor).st_dev == device:
+                    _set_owner(descriptor, uid, gid)
+    except (OSError, paths.UnsafePathError):
+        return  # a link, a file with several names, or gone
+
+
+def _set_owner(descriptor: int, uid: int, gid: int) -> None:
+    if _probe.is_left(os.fstat(descriptor)):
+        paths.set_owner(descriptor, uid, gid)

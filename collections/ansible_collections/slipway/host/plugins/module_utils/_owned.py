@@ -62,6 +62,7 @@ refused       sentences that say why the role cannot work on this host; none whe
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -260,10 +261,30 @@ def _lines(entry: Entry, answer: Answer) -> Iterator[Change]:
             f"the home of {entry['user']} is {user[2]}, so nobody would look into {entry['path']}; "
             f"declare it with 'home: {user[2]}'"
         )
-    present = set((answer["texts"][entry["path"]] or "").splitlines())
+    for path in _key_paths(entry):
+        yield from _keys_mode(entry["user"], path, answer.get("files", {}).get(path))
+    present = set(_text_lines(answer["texts"][entry["path"]] or ""))
     missing = sum(line not in present for line in entry["lines"])
     if missing:
         yield f"{missing} of {len(entry['lines'])} lines {MISSING}", "all there"
+
+
+def _key_paths(entry: Entry) -> tuple[str, ...]:
+    """Return the file of a user's keys and its folder: sshd refuses keys that others can change."""
+    path = str(entry["path"])
+    return (path.rpartition("/")[0], path) if entry.get("user") else ()
+
+
+def _keys_mode(user: str, path: str, found: Any) -> Iterator[Change]:
+    if found and found[2] == user and int(found[1], 8) & 0o022:
+        yield f"{path} has mode {found[1]}", "not writable by others"
+
+
+def _text_lines(text: str) -> list[str]:
+    """Return the lines of a text as the probe spells it, in any encoding."""
+    if text.startswith("base64:"):
+        text = base64.b64decode(text[7:]).decode("utf-8", "surrogateescape")
+    return text.splitlines()
 
 
 def _keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -612,6 +633,8 @@ def _further(kind: str, entry: Entry) -> Iterator[tuple[str, Sequence[Any]]]:
         yield "images", [one["reference"] for one in entry["services"] if one.get("reference")]
     if entry.get("default_acl"):
         yield "acls", [entry["path"]]
+    if kind == "lines":
+        yield "files", _key_paths(entry)
     if kind == "rootless" or (kind == "lines" and entry.get("home")):
         yield "users", [entry["user"]]
 
@@ -620,14 +643,28 @@ def differences(owned: Mapping[str, Sequence[Entry]], answer: Answer) -> list[Di
     """Return where a host's ANSWER differs from one role's OWNED state, in the stated order.
 
     Raise DaemonJsonError, with line and column, where a shared JSON file is broken, and
-    ConflictError where something else is in the way.
+    ConflictError where something else is in the way. What a user put in the way is a difference:
+    it must not keep the rest of the host from being compared.
     """
     return [
         Difference(kind, str(entry[KINDS[kind].by]), found, expected)
         for kind, entries in stated(owned)
         for entry in entries
-        for found, expected in KINDS[kind].compare(entry, answer)
+        for found, expected in _refused(entry, KINDS[kind], answer)
+        or KINDS[kind].compare(entry, answer)
     ]
+
+
+def _refused(entry: Entry, kind: Kind, answer: Answer) -> list[Change]:
+    """Return what a user put in the way of an entry; the probe did not look behind it."""
+    unsafe: Mapping[str, Sequence[str]] = answer.get("unsafe", {})
+    for path in (entry[kind.by], entry.get("source")):
+        if path is not None and path in unsafe:
+            where, found, expected = unsafe[path]
+            if entry.get("state") == "absent":
+                return [("present", "absent")]
+            return [(f"{where} is {found}", f"{expected}; move it out of the way")]
+    return []
 
 
 def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: Answer) -> list[str]:

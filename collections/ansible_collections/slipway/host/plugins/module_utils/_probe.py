@@ -42,7 +42,11 @@ key            asked with                   answered with
 =============  ===========================  ====================================================
 
 What is not there is answered with null, and ``engine`` holds the reason where Docker could not be
-asked, null where it could.
+asked, null where it could. ``unsafe`` says of each path that was not read because somebody else may
+have put something in the way, ``[path in the way, what was found, what was expected]``.
+
+What lies below a folder that others can write is reached by :mod:`state.paths`, whose source
+follows this file to the host as the variable ``PATHS``.
 """
 
 from __future__ import annotations
@@ -82,6 +86,109 @@ CONTEXT_FILE = (
 )
 
 
+# Seconds for a look into a home with the rights of its user.
+PATIENCE = 5
+# No file that is asked for is larger; a sparse file in a home may be of any size.
+LARGEST = 1 << 25
+# Whether nobody but root can change a name on the way to a folder, or in it.
+TRUSTED: Json = {}
+# What was in the way, see ``unsafe`` above.
+UNSAFE: Json = {}
+
+
+def paths() -> Any:
+    """Return the module state.paths; where nothing is below such a folder, it is not needed."""
+    source = globals().get("PATHS")
+    if source is None:
+        from ansible_collections.slipway.host.plugins.module_utils.state import paths as module
+
+        return module
+    if isinstance(source, str):
+        module = type(os)("paths")
+        exec(compile(source, "paths.py", "exec"), module.__dict__)
+        globals()["PATHS"] = module
+        return module
+    return source
+
+
+def trusted(folder: str) -> bool:
+    """Return whether nobody but root can change a name on the way to a folder, or in it."""
+    if folder in TRUSTED:
+        return bool(TRUSTED[folder])
+    # Of a circle of links, and of what is not found to be root's below.
+    TRUSTED[folder] = False
+    above = folder.rpartition("/")[0]
+    if folder and (".." in folder.split("/") or not trusted(above)):
+        return False
+    try:
+        info = os.lstat(folder or "/")
+    except OSError:
+        TRUSTED[folder] = True  # Nobody but root can make it.
+    else:
+        kind = info.st_mode & 0o170000
+        if kind == 0o120000:
+            # Root's own; state.paths follows it where its target is not as simple.
+            target = os.readlink(folder)
+            TRUSTED[folder] = trusted(target if target[:1] == "/" else f"{above}/{target}")
+        else:
+            TRUSTED[folder] = info.st_uid == 0 and info.st_mode & 0o022 == 0
+    return bool(TRUSTED[folder])
+
+
+def plain(path: str) -> bool:
+    """Return whether a path leads where it leads by nobody's doing but root's."""
+    return trusted(path.rpartition("/")[0]) and not os.path.islink(path)
+
+
+def guarded(look: Any, path: str) -> Any:
+    """Return what LOOK finds at a path, null where that is refused; note what is in the way.
+
+    Root may have no rights in a home on a network file system: then its owner's are used.
+    """
+    try:
+        try:
+            return look(path)
+        except PermissionError:
+            value, refused = paths().as_user(
+                owner_on_the_way(path), lambda: looked(look, path), PATIENCE
+            )
+            if refused:
+                UNSAFE[path] = refused
+            return value
+    except (OSError, KeyError):
+        return None
+    except ValueError as error:
+        where: Any = error
+        if not hasattr(error, "found"):
+            raise
+        UNSAFE[path] = [where.path, where.found, where.expected]
+        return None
+
+
+def looked(look: Any, path: str) -> tuple[Any, list[str] | None]:
+    """Return what LOOK finds at a path, or what is in the way."""
+    try:
+        return look(path), None
+    except OSError:
+        return None, None
+    except ValueError as error:
+        where: Any = error
+        return None, [where.path, where.found, where.expected]
+
+
+def owner_on_the_way(path: str) -> str:
+    """Return the owner of the last folder on the way to a path that can be seen."""
+    import pwd
+
+    while path:
+        path = path.rpartition("/")[0]
+        try:
+            return pwd.getpwuid(os.lstat(path).st_uid).pw_name
+        except PermissionError:
+            continue
+    raise KeyError(path)
+
+
 def opened(path: str, flags: int) -> int:
     """Open a file, but nothing that stands in its place.
 
@@ -90,8 +197,9 @@ def opened(path: str, flags: int) -> int:
     """
     seen = os.open(path, os.O_PATH)
     try:
-        if os.fstat(seen).st_mode & 0o170000 != 0o100000:
-            raise OSError(f"{path} is no file")
+        info = os.fstat(seen)
+        if info.st_mode & 0o170000 != 0o100000 or info.st_size > LARGEST:
+            raise OSError(f"{path} is no file, or too large")
         return os.open(f"/proc/self/fd/{seen}", flags)
     finally:
         os.close(seen)
@@ -172,16 +280,38 @@ def installed_like(prefixes: tuple[str, ...]) -> Json:
 
 def file_state(path: str) -> list[Any] | None:
     """Return ``[type, mode, owner, group, sha256, uid, gid]``; the digest is of files only."""
+    found: list[Any] | None = guarded(_file_state, path)
+    return found
+
+
+def _file_state(path: str) -> list[Any] | None:
     import hashlib
 
-    try:
-        info = os.lstat(path)
-    except OSError:
-        return None
-    state = ownership(info)
-    content = read(path) if state[0] == "file" else None
+    if trusted(path.rpartition("/")[0]):
+        try:
+            info = os.lstat(path)
+        except OSError:
+            return None
+        content = read(path) if info.st_mode & 0o170000 == 0o100000 else None
+    else:
+        with paths().opened_parent(path) as (folder, name):
+            info = folder.lstat(name)
+            if info is None:
+                return None
+            kind = info.st_mode & 0o170000
+            if kind not in (0o040000, 0o100000):
+                raise folder.refuse(name, info, "a file or a folder")
+            content = untrusted(path) if kind == 0o100000 else None
     digest = None if content is None else hashlib.sha256(content).hexdigest()
-    return [*state, digest, info.st_uid, info.st_gid]
+    return [*ownership(info), digest, info.st_uid, info.st_gid]
+
+
+def untrusted(path: str) -> bytes:
+    """Return the content of a file that somebody else may have put there."""
+    content: bytes = paths().read_file(path, LARGEST + 1)
+    if len(content) > LARGEST:
+        raise paths().UnsafePathError(path, f"more than {LARGEST} bytes", "a smaller file")
+    return content
 
 
 def ownership(info: os.stat_result) -> list[Any]:
@@ -204,6 +334,15 @@ def ownership(info: os.stat_result) -> list[Any]:
     return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group]
 
 
+def files_answer(path: str) -> Json:
+    """Return the part of an answer that tells of one path."""
+    TRUSTED.clear()
+    UNSAFE.clear()
+    answered: Json = {"files": {path: file_state(path)}}
+    answered["acls"] = {path: default_acl(path)}
+    return {**answered, "unsafe": dict(UNSAFE)}
+
+
 def mtime(path: str) -> float | None:
     """Return when a file's content last changed, seconds since 1970, None where there is none."""
     try:
@@ -220,9 +359,36 @@ def names_in(path: str) -> list[str] | None:
         return None
 
 
+def folder_names(path: str) -> list[str] | None:
+    """Return the names in a folder as :func:`names_in`, without following anybody's link."""
+    found: list[str] | None = guarded(_folder_names, path)
+    return found
+
+
+def _folder_names(path: str) -> list[str] | None:
+    if plain(path):
+        return names_in(path)
+    with paths().opened_folder(path) as folder:
+        names: list[str] = folder.names()
+        return names
+
+
 def links(path: str) -> Json | None:
     """Return where each name in a folder leads, None where there is no folder."""
-    names = names_in(path)
+    found: Json | None = guarded(_links, path)
+    return found
+
+
+def _links(path: str) -> Json | None:
+    if plain(path):
+        return leads(path, names_in(path))
+    with paths().opened_folder(path) as folder:
+        opened_path = f"/proc/self/fd/{folder.descriptor}"
+        return leads(opened_path, names_in(opened_path))
+
+
+def leads(path: str, names: list[str] | None) -> Json | None:
+    """Return where the names in a folder lead, empty for what is no link."""
     if names is None:
         return None
     found: Json = {}
@@ -236,7 +402,12 @@ def links(path: str) -> Json | None:
 
 def text(path: str) -> str | None:
     """Return a file's content as text, marked ``base64:`` where it is binary."""
-    content = read(path)
+    found: str | None = guarded(_text, path)
+    return found
+
+
+def _text(path: str) -> str | None:
+    content = read(path) if plain(path) else untrusted(path)
     if content is None:
         return None
     try:
@@ -428,6 +599,20 @@ def default_acl(path: str) -> str | None:
 
     It is empty where there is none, null where the file system keeps none, or there is no folder.
     """
+    found: str | None = guarded(_default_acl, path)
+    return found
+
+
+def _default_acl(path: str) -> str | None:
+    if not plain(path):
+        with paths().opened_parent(path) as (folder, name):
+            opened_path = f"/proc/self/fd/{folder.descriptor}/{name}"
+            return acl_of(opened_path)
+    return acl_of(path)
+
+
+def acl_of(path: str) -> str | None:
+    """Return the default ACL of a folder that is not behind a link."""
     import errno
 
     try:
@@ -455,8 +640,10 @@ def devices(beginning: str) -> Json:
     return found
 
 
-def is_left(info: os.stat_result) -> bool:
+def is_left(info: os.stat_result | None) -> bool:
     """Whether this is a folder or a file of root's; other names of a file may be anywhere."""
+    if info is None:
+        return False
     kind = info.st_mode & 0o170000
     return info.st_uid == 0 and (kind == 0o040000 or (kind == 0o100000 and info.st_nlink == 1))
 
@@ -470,18 +657,16 @@ def left_by_root(name: str) -> list[str] | None:
 
     try:
         entry = pwd.getpwnam(name)
-        folder = f"{entry.pw_dir}/.docker"
-        own = os.lstat(folder)
-        theirs = 0 != entry.pw_uid == os.stat(entry.pw_dir).st_uid
-        if not theirs or own.st_mode & 0o170000 != 0o040000:
-            return []
-        with os.scandir(folder) as entries:
-            found = [one.name for one in entries if is_left(one.stat(follow_symlinks=False))]
+        with paths().opened_folder(entry.pw_dir, (0, entry.pw_uid)) as home:
+            if not 0 != entry.pw_uid == home.info().st_uid:
+                return []
+            with home.entered(".docker") as folder:
+                found = [one for one in folder.names() if is_left(folder.lstat(one))]
+                return sorted([*found, *(["."] if is_left(folder.info()) else [])])
     except KeyError:
         return None
-    except OSError:
+    except (OSError, ValueError):
         return []
-    return sorted([*found, *(["."] if is_left(own) else [])])
 
 
 def subordinate_ids(path: str, name: str, uid: int) -> int:
@@ -518,7 +703,7 @@ def rootless(name: str) -> list[Any] | None:
     except KeyError:
         return None
     try:
-        context = json.loads(read(f"{entry.pw_dir}/{CONTEXT_FILE}") or b"{}")
+        context = json.loads(text(f"{entry.pw_dir}/{CONTEXT_FILE}") or "{}")
         address = str(context["Endpoints"]["docker"]["Host"])
     except (ValueError, LookupError, TypeError):
         address = ""
@@ -774,7 +959,9 @@ def reachable(urls: list[str], timeout: float) -> Json:
 
 def answer(question: Json) -> Json:
     """Answer a question; see the module's own words for the keys."""
-    reply: Json = {"facts": host_facts(), "engine": None}
+    TRUSTED.clear()
+    UNSAFE.clear()
+    reply: Json = {"facts": host_facts(), "engine": None, "unsafe": UNSAFE}
     facts = reply["facts"]
     if not facts["docker_package"]:
         urls = [
@@ -789,7 +976,7 @@ def answer(question: Json) -> Json:
     if question.get("mtimes"):
         reply["mtimes"] = {path: mtime(path) for path in question["mtimes"]}
     if question.get("folders"):
-        reply["folders"] = {path: names_in(path) for path in question["folders"]}
+        reply["folders"] = {path: folder_names(path) for path in question["folders"]}
     if question.get("links"):
         reply["links"] = {path: links(path) for path in question["links"]}
     if question.get("texts"):

@@ -58,7 +58,6 @@ fingerprints:
   elements: str
 """
 
-import tempfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,7 @@ from urllib.request import urlopen
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "path": {"type": "path", "required": True},
@@ -86,7 +86,7 @@ def keyring_bytes(content: bytes) -> bytes:
 def present_fingerprints(path: Path) -> list[str]:
     """Return the fingerprints in the file at PATH, none where it is missing or no keyring."""
     try:
-        return openpgp.fingerprints(keyring_bytes(path.read_bytes()))
+        return openpgp.fingerprints(keyring_bytes(paths.read_file(str(path))))
     except (OSError, ValueError):
         return []
 
@@ -117,6 +117,17 @@ def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
     return content if content != keyring else openpgp.to_text(keyring).encode()
 
 
+def close(path: Path, check: bool) -> bool:
+    """Make a keyring root's, and let nobody else write it; return whether that differed."""
+    with paths.opened_parent(str(path)) as (folder, name):
+        info = folder.lstat(name)
+        if info is None or (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (0, 0, MODE):
+            return False
+        if not check:
+            folder.set_file(name, MODE, 0, 0)
+        return True
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -126,18 +137,11 @@ def main() -> None:
     write = wanted not in before
     if write and not module.check_mode:
         content = fetch(module, module.params["url"], wanted)
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_bytes(content)
-            module.atomic_move(str(temporary), str(path))
-    changed = write
-    if path.exists():
-        changed = module.set_mode_if_different(str(path), MODE, changed)
-        changed = module.set_owner_if_different(str(path), "root", changed)
-        changed = module.set_group_if_different(str(path), "root", changed)
+        with paths.opened_parent(str(path), make=True) as (folder, name):
+            folder.replace(name, content, MODE, 0, 0)
+    repairs = not write and close(path, module.check_mode)
     module.exit_json(
-        changed=changed,
+        changed=write or repairs,
         fingerprints=before,
         diff={
             "before_header": str(path),

@@ -221,6 +221,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json im
     unit_flags,
     updated_record,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 VALIDATE = "dockerd --validate --config-file %s"
 
@@ -420,24 +421,23 @@ def replace_file(path: Path, text: str, prepare: Callable[[Path], None] | None =
     ``prepare`` is called with the finished new file before it takes the place of the old one. If
     it does not return, the old file stays.
     """
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    new = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if prepare is not None:
-            prepare(new)
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with paths.opened_parent(str(path), make=True) as (folder, name):
+        # The folder that was opened, whatever becomes of its name; also for the program that
+        # validates the file.
+        opened_folder = f"/proc/{os.getpid()}/fd/{folder.descriptor}"
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=opened_folder)
+        new = Path(temporary)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if prepare is not None:
+                prepare(new)
+            os.rename(new.name, name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
+        finally:
+            folder.remove(new.name)
+        os.fsync(folder.descriptor)
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ description:
   - Whether one is as declared is decided by the same comparison as in the survey. A loop over the
     builtin copy module does the same with a round trip for each file.
   - A file is replaced whole or not at all; its folder is made where it is missing.
+  - No link in a folder that others can write is followed. Something of another type there, or of
+    another owner, is refused. All other entries are made as declared, then the module fails.
 options:
   files:
     description: The files, as the C(files) list of a role's owned state.
@@ -89,6 +91,11 @@ paths:
   returned: always
   type: list
   elements: str
+refused:
+  description: A sentence for each entry that could not be made as declared.
+  returned: always
+  type: list
+  elements: str
 """
 
 from collections.abc import Mapping
@@ -97,6 +104,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "files": {
@@ -132,8 +140,8 @@ def shown(path: Path, entry: Mapping[str, Any], found: list[_owned.Difference]) 
     if entry["secret"] or entry["content"] is None or entry["state"] != "file":
         return {"prepared": "".join(f"{difference}\n" for difference in found)}
     try:
-        before = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        before = paths.read_file(str(path)).decode("utf-8", "replace")
+    except (OSError, paths.UnsafePathError):
         before = ""
     header = str(path)
     return {
@@ -160,28 +168,35 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     changed: list[str] = []
+    refused: list[str] = []
     diff: list[dict[str, str]] = []
     for entry in module.params["files"]:
-        path = Path(entry["path"])
-        answer = {
-            "files": {str(path): _probe.file_state(str(path))},
-            "acls": {str(path): _probe.default_acl(str(path))},
-        }
+        path = entry["path"]
         try:
+            answer = _probe.files_answer(path)
+            if path in answer["unsafe"] and entry["state"] != "absent":
+                raise paths.UnsafePathError(*answer["unsafe"][path])
             found = _owned.differences({"files": [stated(entry)]}, answer)
+            if not found:
+                continue
+            check(module, entry)
+            shown_before = shown(Path(path), entry, found)
+            act = _files.check if module.check_mode else _files.settle
+            act(entry)
         except _owned.ConflictError as error:
-            module.fail_json(msg=f"{error}.")
-        if not found:
-            continue
-        check(module, entry)
-        changed.append(str(path))
-        diff.append(shown(path, entry, found))
-        if not module.check_mode:
-            try:
-                _files.settle(entry)
-            except (OSError, LookupError) as error:
-                module.fail_json(msg=f"{path} could not be made as declared: {error}")
-    module.exit_json(changed=bool(changed), paths=changed, diff=diff)
+            refused.append(f"{error}.")
+        except paths.UnsafePathError as error:
+            refused.append(str(error))
+        except (OSError, LookupError) as error:
+            refused.append(f"{path} could not be made as declared: {error}")
+        else:
+            changed.append(path)
+            diff.append(shown_before)
+    result: dict[str, Any] = {"paths": changed, "refused": refused, "diff": diff}
+    result["changed"] = bool(changed)
+    if refused:
+        module.fail_json(msg="\n".join(refused), **result)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -79,11 +79,13 @@ removed:
   elements: str
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "links": {
@@ -105,6 +107,17 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
+def settle(folder: str, target: str, made: list[str], removed: list[str]) -> None:
+    """Make and remove links in a folder; raise UnsafePathError where it must not be entered."""
+    with paths.opened_folder(folder, make=True) as opened:
+        for name in made:
+            opened.make_link(name, target)
+        for name in removed:
+            # Somebody may have given the name to something else since it was read.
+            if os.readlink(name, dir_fd=opened.descriptor) == target:
+                opened.remove(name)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -119,19 +132,19 @@ def main() -> None:
     for entry in module.params["links"]:
         folder, target = Path(entry["folder"]), entry["target"]
         present = answer["links"][entry["folder"]] or {}
-        made += [str(folder / name) for name in entry["names"] if name not in present]
-        removed += [
-            str(folder / name)
+        missing = [name for name in entry["names"] if name not in present]
+        stale = [
+            name
             for name, leads in present.items()
             if leads == target and name not in entry["names"]
         ]
+        made += [str(folder / name) for name in missing]
+        removed += [str(folder / name) for name in stale]
         if not module.check_mode:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            for name in set(entry["names"]) - set(present):
-                (folder / name).symlink_to(target)
-    if not module.check_mode:
-        for path in removed:
-            Path(path).unlink()
+            try:
+                settle(entry["folder"], target, missing, stale)
+            except (OSError, paths.UnsafePathError) as error:
+                module.fail_json(msg=f"links in {folder}: {error}", made=made, removed=removed)
     module.exit_json(
         changed=bool(found),
         made=made,

@@ -120,6 +120,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
 UNIT = "docker.service"
+# Seconds; the unit's own time to start is 180.
+PATIENCE = 300
 
 
 class Engine:
@@ -138,7 +140,9 @@ class Engine:
 
     def own(self, *command: str) -> tuple[int, str, str]:
         """Run a command as the user; return its status and what it wrote."""
-        words = rootless.as_user(self.name, self.home, self.uid, command)
+        # A user's own files, such as a pipe as ~/.docker/config.json, may hold up these programs.
+        limit = ("timeout", "--kill-after=10", str(PATIENCE))
+        words = [*limit, *rootless.as_user(self.name, self.home, self.uid, command)]
         done: tuple[int, str, str] = self.module.run_command(words, cwd="/")
         return done
 

@@ -127,13 +127,14 @@ import re
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.services import ports
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -180,11 +181,12 @@ def owned(project: Project) -> dict[str, Any]:
     return {kind: project[kind] for kind in KINDS}
 
 
-def read(path: Path) -> str:
-    """Return a file's text, empty where it is not there."""
+def read(path: str) -> str:
+    """Return a file's text, empty where no file is there; a link there is not followed."""
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
+        with paths.opened_parent(path) as (folder, name):
+            return (folder.read(name) or b"").decode("utf-8")
+    except (OSError, ValueError):
         return ""
 
 
@@ -239,12 +241,11 @@ def remove(module: AnsibleModule, folder: Path) -> None:
 
 def new_content(secret: Mapping[str, Any]) -> str | None:
     """Return what a secret's file has to hold, None where it holds that already."""
-    path = Path(secret["path"])
-    present = "" if path.is_symlink() else read(path)
+    present = read(secret["path"])
     if secret.get("content"):
         wanted = str(secret["content"])
     elif secret.get("source"):
-        wanted = Path(secret["source"]).read_text(encoding="utf-8")
+        wanted = paths.read_file(secret["source"]).decode("utf-8")
     else:
         wanted = present or secrets.token_hex(SECRET_BYTES)
     return None if wanted == present else wanted
@@ -257,27 +258,49 @@ def settle_secrets(module: AnsibleModule, project: Project) -> None:
         content = new_content(secret)
         _files.settle({**place, "mode": _owned.SECRET_MODE, "content": content})
         # Whatever a program says from now on, this is not shown.
-        module.no_log_values.add(read(Path(secret["path"])).strip())
+        module.no_log_values.add(read(secret["path"]).strip())
 
 
-def settle_mounts(projects: Sequence[Project]) -> set[str]:
-    """Make the folders that projects get, where they are missing; return whose were."""
-    missing = [
-        (project["name"], mount)
-        for project in projects
-        for mount in project["mounts"]
-        if not Path(mount["path"]).exists()
-    ]
-    for _name, mount in missing:
+def make_mount(mount: Mapping[str, Any], check: bool = False) -> bool:
+    """Make a folder that a project gets, where it is missing; return whether it was.
+
+    CHECK only looks.
+    Raise UnsafePathError where root cannot reach it without following somebody's link.
+    """
+    with suppress(FileNotFoundError), paths.opened_parent(mount["path"]) as (folder, name):
+        info = folder.lstat(name)
+        if info is not None:
+            # Root's own links may stay.
+            if not folder.trusted and paths.type_of(info) not in (paths.FOLDER, paths.FILE):
+                raise folder.refuse(name, info, "a folder")
+            return False
+    if not check:
         place = {key: mount[key] for key in ("path", "owner", "group")}
         _files.settle({**place, "state": "directory", "mode": "0750"})
-    return {name for name, _mount in missing}
+    return True
+
+
+def settle_mounts(
+    projects: Sequence[Project], failed: list[ProjectError], check: bool = False
+) -> tuple[set[str], set[str]]:
+    """Make the folders that projects get; return whose were missing, and whose are refused."""
+    made: set[str] = set()
+    refused: set[str] = set()
+    for project in projects:
+        name, before = project["name"], len(failed)
+        for mount in project["mounts"]:
+            with noted(failed, name):
+                if make_mount(mount, check):
+                    made.add(name)
+        if len(failed) > before:
+            refused.add(name)
+    return made, refused
 
 
 def settle_folders(project: Project) -> None:
     """Remove what is in a project's folders and is not declared."""
     for folder in project["folders"]:
-        for name in set(_probe.names_in(folder["path"]) or ()) - set(folder["entries"]):
+        for name in set(_probe.folder_names(folder["path"]) or ()) - set(folder["entries"]):
             _files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
 
 
@@ -365,14 +388,15 @@ def act(
     failed: list[ProjectError] = []
     # First, since a port that they leave may be another one's now.
     for name in strays:
-        with noted(failed):
+        with noted(failed, name):
             remove(module, Path(module.params["folder"], name))
     # One project may read what another one writes. And a container keeps a folder that was taken
     # away, though another one has its place.
-    made = settle_mounts(differing)
-    held = held_ports(module) if len(differing) > 1 else {}
-    for project, stopped in ports.turns(differing, held):
-        with noted(failed):
+    made, refused = settle_mounts(differing, failed)
+    sound = [project for project in differing if project["name"] not in refused]
+    held = held_ports(module) if len(sound) > 1 else {}
+    for project, stopped in ports.turns(sound, held):
+        with noted(failed, project["name"]):
             for name in stopped:
                 docker(module, "compose", "--project-name", name, "stop")
             settle(module, project, project["name"] in made)
@@ -380,12 +404,14 @@ def act(
 
 
 @contextmanager
-def noted(failed: list[ProjectError]) -> Iterator[None]:
-    """Note why a project failed, and go on."""
+def noted(failed: list[ProjectError], name: str) -> Iterator[None]:
+    """Note why the project of a name failed, and go on."""
     try:
         yield
     except ProjectError as error:
         failed.append(error)
+    except (OSError, LookupError, ValueError) as error:
+        failed.append(ProjectError(f"project {name}: {error}"))
 
 
 def main() -> None:
@@ -403,9 +429,13 @@ def main() -> None:
     for project in differing:
         file = compose_file(project)
         after = next(one["content"] for one in project["files"] if one["path"] == str(file))
-        diffs.append({"before_header": str(file), "before": read(file), "after": after})
+        diffs.append({"before_header": str(file), "before": read(str(file)), "after": after})
         diffs.append({"prepared": "".join(f"{one}\n" for one in found[project["name"]])})
-    failed = [] if module.check_mode else act(module, strays, differing)
+    failed: list[ProjectError] = []
+    if module.check_mode:
+        settle_mounts(differing, failed, check=True)
+    else:
+        failed = act(module, strays, differing)
     if failed:
         module.fail_json(
             msg="\n".join(map(str, failed)), logs="".join(error.logs for error in failed)

@@ -12,8 +12,11 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
-PROBE = Path(_probe.__file__).read_text(encoding="utf-8")
+# As text, so that only a host with a folder that others can write compiles it.
+PATHS = Path(paths.__file__).read_text(encoding="utf-8")
+PROBE = f"{Path(_probe.__file__).read_text(encoding='utf-8')}\nPATHS = {PATHS!r}\n"
 DEFAULT_INTERPRETER = "/usr/bin/python3"
 
 
@@ -29,7 +32,7 @@ def ask(action: ActionBase, question: Mapping[str, Any]) -> dict[str, Any]:
     Raise AnsibleConnectionFailure where the host cannot be reached, AnsibleActionFail where it
     cannot answer or not as root.
     """
-    script = f"{PROBE}\nprint(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
+    script = f"{PROBE}print(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
     python = interpreter(action)
     # -I -S: neither the user's nor the site's packages, which only cost time.
     reply = action._low_level_execute_command(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -102,16 +103,19 @@ def save(reference: str, file: Path, force: bool) -> None:
     if file == STREAM:
         if sys.stdout.isatty():
             raise MlError("an archive is nothing for a terminal: name a file, or pipe it on")
-        _pipe(source, (*compress, "--stdout"), into_stdout=True)
+        _pipe(source, (*compress, "--stdout"), stdout=None)
         return
     if file.exists() and not force:
         raise MlError(f"{file} is there already; --force replaces it")
     if not file.parent.is_dir():
         raise MlError(f"there is no folder {file.parent}")
     # Beside the target, so that there is room for it once it is written.
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        _pipe(source, (*compress, "-o", str(partial)))
+        # A new file: in a folder that others can write, a link may have any name already.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(partial, flags, 0o666), "wb") as stream:
+            _pipe(source, (*compress, "--stdout"), stdout=stream.fileno())
         partial.replace(file)
     except OSError as error:
         raise MlError(f"{file} cannot be written: {error}") from error
@@ -133,8 +137,8 @@ def load(file: Path) -> list[str]:
     return [line.partition(": ")[2] for line in said.splitlines() if ": " in line]
 
 
-def _pipe(first: Sequence[str], second: Sequence[str], into_stdout: bool = False) -> str:
-    """Run FIRST | SECOND and return what came out, nothing where it goes INTO_STDOUT.
+def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subprocess.PIPE) -> str:
+    """Run FIRST | SECOND and return what came out, nothing where STDOUT leads elsewhere.
 
     Raise MlError with their words where either fails.
     """
@@ -144,7 +148,7 @@ def _pipe(first: Sequence[str], second: Sequence[str], into_stdout: bool = False
             tail = subprocess.Popen(
                 second,
                 stdin=head.stdout,
-                stdout=None if into_stdout else subprocess.PIPE,
+                stdout=stdout,
                 stderr=errors,
                 text=True,
             )

@@ -25,11 +25,12 @@ and imports late.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
+    from typing import Any
 
 MAX_LINKS = 40  # Linux follows no more (path_resolution(7))
 FOLDER = 0o040000
@@ -57,7 +58,7 @@ class UnsafePathError(ValueError):
         super().__init__(
             f"{path}: found {found}; expected {expected}. Move it out of the way, then run again."
         )
-        self.path = path
+        self.path, self.found, self.expected = path, found, expected
 
 
 def type_of(info: os.stat_result) -> int:
@@ -78,6 +79,8 @@ def owner_name(info: os.stat_result) -> str:
 def describe(info: os.stat_result, target: str | None = None) -> str:
     """Return what a file is and whose, for a person: ``a symbolic link to /etc, owned by bob``."""
     leads = f" to {target}" if target is not None else ""
+    if type_of(info) == FILE and info.st_nlink > 1:
+        leads = f" with {info.st_nlink} names (hard links)"
     return f"a {_TYPES.get(type_of(info), 'special file')}{leads}, owned by {owner_name(info)}"
 
 
@@ -116,6 +119,10 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def names(self) -> list[str]:
+        """Return the names in the folder, sorted."""
+        return sorted(os.listdir(self.descriptor))
+
     def refuse(self, name: str, info: os.stat_result, expected: str) -> UnsafePathError:
         """Return the error for something in the way."""
         target = None
@@ -140,11 +147,7 @@ class Folder:
             if type_of(info) != FILE:
                 raise self.refuse(name, info, "a file")
             if info.st_nlink > 1 and not self.trusted:
-                raise UnsafePathError(
-                    f"{self.path}/{name}",
-                    f"a file with {info.st_nlink} names (hard links), owned by {owner_name(info)}",
-                    "a file with one name",
-                )
+                raise self.refuse(name, info, "a file with one name")
             # The same file, whatever its name leads to now.
             descriptor = _reopened(walked, os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -171,6 +174,18 @@ class Folder:
         What has the name now is replaced as a name: a link is not followed, further hard links keep
         the old content. A folder in its place is an error. MODE is set whatever the umask.
         """
+        with (
+            self.replacing(name, mode, uid, gid) as descriptor,
+            open(descriptor, "wb", closefd=False) as stream,
+        ):
+            stream.write(content)
+
+    @contextmanager
+    def replacing(self, name: str, mode: int, uid: int, gid: int) -> Iterator[int]:
+        """Yield the descriptor of a new file, which gets the name at the end; see :meth:`replace`.
+
+        Where the block fails, nothing is left of the new file.
+        """
         import secrets
 
         info = self.lstat(name)
@@ -181,20 +196,28 @@ class Folder:
         # Closed to others until owner and mode are set: the content may be secret.
         descriptor = os.open(temporary, flags, 0o600, dir_fd=self.descriptor)
         try:
-            with open(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
+            try:
+                yield descriptor
                 set_owner(descriptor, uid, gid)
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             os.rename(temporary, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
         except BaseException:
             self.remove(temporary)
             raise
 
     def set_file(self, name: str, mode: int, uid: int, gid: int) -> None:
-        """Set owner, group and mode of a regular file."""
+        """Set owner, group and mode of a regular file.
+
+        Where others can make names, the file must be UID's already: a file of somebody else may
+        have been moved here.
+        """
         with self.opened(name) as descriptor:
+            info = os.fstat(descriptor)
+            if not self.trusted and info.st_uid != uid:
+                raise self.refuse(name, info, f"a file owned by {_names([uid])}")
             set_owner(descriptor, uid, gid)
             # After the owner: the kernel clears setuid and setgid bits when that changes.
             os.fchmod(descriptor, mode)
@@ -202,17 +225,20 @@ class Folder:
     def make_folder(self, name: str, mode: int, uid: int, gid: int) -> None:
         """Make a folder, or set owner, group and mode of the one that is there.
 
-        Raise UnsafePathError where something else has the name.
+        Raise UnsafePathError where something else has the name. Where others can make names, a
+        folder that is there must be UID's already, or be empty and root's, as an interrupted run
+        leaves it: a folder of somebody else may have been moved here.
         """
-        try:
+        with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self.descriptor)
-            made = True
-        except FileExistsError:
-            made = False
         with self.entered(name) as folder:
-            if made and not self.trusted and os.listdir(folder.descriptor):
-                # Not the folder made above: its name was given to another one since.
-                raise self.refuse(name, folder.info(), "a new empty folder")
+            info = folder.info()
+            if not self.trusted and info.st_uid != uid:
+                # The folder made above, unless its name was given to another one since.
+                if info.st_uid != os.geteuid():
+                    raise self.refuse(name, info, f"a folder owned by {_names([uid])}")
+                if folder.names():
+                    raise self.refuse(name, info, "an empty folder, or one of its user")
             set_owner(folder.descriptor, uid, gid)
             os.fchmod(folder.descriptor, mode)
 
@@ -241,6 +267,10 @@ class Folder:
             os.close(walked)
             raise self.refuse(name, info, "a folder")
         return walked
+
+    def make_link(self, name: str, target: str) -> None:
+        """Make a symbolic link; raise FileExistsError where something has the name."""
+        os.symlink(target, name, dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:
         """Remove a name with all that is in it; links are removed, not followed."""
@@ -395,6 +425,32 @@ def opened_parent(
 
 
 @contextmanager
+def opened_file(path: str, owners: Collection[int] | None = None) -> Iterator[int]:
+    """Open a regular file for reading and yield its descriptor.
+
+    Links are followed as on the way to a folder: root's own in trusted folders, and no others.
+    Raise UnsafePathError and OSError as :func:`opened_folder` and :meth:`Folder.opened`.
+    """
+    for _link in range(MAX_LINKS):
+        with opened_parent(path, owners) as (folder, name):
+            info = folder.lstat(name)
+            if info is None or type_of(info) != LINK or not folder.trusted:
+                with folder.opened(name) as descriptor:
+                    yield descriptor
+                return
+            target = os.readlink(name, dir_fd=folder.descriptor)
+            above = [] if target.startswith("/") else _components(folder.path)
+        path = "/" + "/".join(_resolved([*above, *_components(target)]))
+    raise UnsafePathError(path, "a circle of links", "a file")
+
+
+def read_file(path: str, limit: int = 1 << 24, owners: Collection[int] | None = None) -> bytes:
+    """Return the first LIMIT bytes of a file that :func:`opened_file` opens."""
+    with opened_file(path, owners) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        return stream.read(limit)
+
+
+@contextmanager
 def acting_as(name: str) -> Iterator[None]:
     """Do the work of the block with the rights of a user, and take root's back afterwards.
 
@@ -418,3 +474,46 @@ def acting_as(name: str) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(gid)
         os.setgroups(groups)
+
+
+def as_user(name: str, work: Callable[[], Any], seconds: float = 30) -> Any:
+    """Return what WORK returns, JSON data, when done with a user's rights within SECONDS.
+
+    A user may mount a file system of his own that never answers him, and nobody else. So the work
+    is done by a child process, which is killed after the time: Raise TimeoutError then, and OSError
+    where the work fails without a result.
+    """
+    import json
+    import select
+    import signal
+    import time
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with acting_as(name):
+                result = json.dumps(work()).encode()
+            with open(writing, "wb") as stream:
+                stream.write(result)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    chunks: list[bytes] = []
+    end = time.monotonic() + seconds
+    try:
+        while select.select([reading], [], [], max(0, end - time.monotonic()))[0]:
+            chunk = os.read(reading, 1 << 16)
+            if not chunk:
+                break
+            chunks.append(chunk)
+        else:
+            raise TimeoutError(0, f"no answer within {seconds:.0f} seconds")
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        # A child that the kernel does not end is not waited for.
+        os.waitpid(child, 0 if chunks else os.WNOHANG)
+    if not chunks:
+        raise OSError(0, f"the work with the rights of {name} failed")
+    return json.loads(b"".join(chunks))

@@ -1,0 +1,200 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files on hosts are reached by ``state.paths``; each call that is not is listed with its reason.
+
+Root must not follow a path that others can change. A new call of the file system fails this test:
+use ``state.paths``, or list the file below with the reason why nobody but root, or nobody but the
+user who runs the program, can change the paths that it uses.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.tree import PLUGINS, ROLES, role_tasks
+
+PRIMITIVE = "module_utils/state/paths.py"
+# What runs on the controller, with the rights and on the files of the person who calls it.
+CONTROLLER = (
+    *("action/", "callback/", "filter/", "plugin_utils/", "doc_fragments/"),
+    *("modules/throwaway_host.py", "module_utils/_throwaway", "module_utils/_image_index.py"),
+    *("module_utils/_catalogue.py", "module_utils/_declaration.py", "module_utils/_locks.py"),
+    *("module_utils/_build_context.py", "module_utils/_image_plan.py", "module_utils/_aliases.py"),
+)
+# The role ml_data has rules of its own, see tests/unit/test_data_worker.py.
+DATA = "module_utils/_data/"
+# The program `ml` runs with the rights of whoever calls it.
+CALLERS_OWN = "files of the caller, with the caller's rights"
+# Why each file may call what it calls.
+REASONS: dict[str, tuple[str, str]] = {
+    "module_utils/_apt_run.py": (
+        "reads /proc and apt's folders, which only root can write",
+        ".read_bytes",
+    ),
+    "module_utils/_builder.py": (
+        "works in /var/lib/slipway, which only root can write",
+        ".mkdir .read_text .rename .unlink .write_text shutil.rmtree",
+    ),
+    "module_utils/_files.py": (
+        "sets an ACL on a folder that state.paths opened",
+        "os.getxattr os.setxattr",
+    ),
+    "module_utils/_gpu_detect.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
+    "module_utils/_gpu_proof.py": ("reads programs in the folders of root's PATH", ".open"),
+    "module_utils/_job.py": (
+        "works in /var/lib/slipway, which only root can write",
+        ".mkdir .open .read_bytes .rename .write_text",
+    ),
+    "module_utils/_ml/accounts.py": (
+        CALLERS_OWN,
+        ".glob .iterdir .mkdir .replace .rmdir .unlink .write_text",
+    ),
+    "module_utils/_ml/display.py": (CALLERS_OWN, ".chmod .read_bytes .touch .write_bytes"),
+    "module_utils/_ml/engine.py": (
+        "reads the engine's folders of CDI files and tar archives",
+        ".glob .open .read_text",
+    ),
+    "module_utils/_ml/images.py": (
+        "files of the caller; a new name where others can write",
+        ".replace .unlink os.open tempfile.TemporaryFile",
+    ),
+    "module_utils/_ml/main.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
+    "module_utils/_ml/settings.py": (
+        "reads /etc/slipway, and the caller's own files",
+        ".read_text",
+    ),
+    "module_utils/_ml/start.py": (CALLERS_OWN, ".mkdir"),
+    "module_utils/_ml/token.py": (CALLERS_OWN, ".hardlink_to .mkdir .read_text .unlink os.open"),
+    "module_utils/_package_set.py": (
+        "works in /var/lib/slipway and a new folder of its own",
+        ".chmod .glob .mkdir .rename .unlink os.link shutil.copy shutil.rmtree "
+        "tempfile.TemporaryDirectory",
+    ),
+    "module_utils/_probe.py": (
+        "reads system files by path, declared paths by state.paths",
+        ".open open os.getxattr os.listdir os.open os.readlink",
+    ),
+    "module_utils/_sessions.py": ("reads procfs", ".glob .read_text"),
+    "module_utils/_smoke.py": (
+        "reads the engine's folders of CDI files, which only root can write",
+        ".glob .read_text",
+    ),
+    "module_utils/_verify.py": (
+        "reads secrets in /etc/slipway, which only root can write",
+        ".open .read_text",
+    ),
+    "modules/daemon_json.py": (
+        "writes within a folder that state.paths opened",
+        ".read_bytes .read_text .set_fs_attributes_if_different .unlink os.rename "
+        "tempfile.NamedTemporaryFile tempfile.mkstemp",
+    ),
+    "modules/links.py": ("reads a link in a folder that state.paths opened", "os.readlink"),
+    "modules/nvidia_module.py": ("reads sysfs, procfs and /lib/modules", ".read_text"),
+    "modules/rootless_docker.py": (
+        "removes files in /etc/slipway and of systemd in /var/lib",
+        ".glob .unlink",
+    ),
+}
+# Modules of Ansible that reach files by path as root, and the tasks that may use them.
+FILE_MODULES = frozenset(
+    "acl archive assemble authorized_key blockinfile copy cron fetch file find get_url git "
+    "known_hosts lineinfile mount patch replace slurp stat synchronize tempfile template "
+    "unarchive xattr".split()
+)
+TASKS = {
+    "remove.yml: Keep images and volumes": "removes a file in folders that only root can write",
+    "load.yml: Look for the archive": "reads only whether a file is there",
+}
+# Functions of these modules, by name; all of shutil and tempfile.
+OS = frozenset(
+    "open chmod chown fchown fchmod lchown rename replace link symlink unlink remove removedirs "
+    "rmdir mkdir makedirs mknod mkfifo truncate utime setxattr removexattr listdir scandir walk "
+    "readlink getxattr renames".split()
+)
+# Methods of pathlib.Path, and of others with these names.
+METHODS = frozenset(
+    "write_text write_bytes read_text read_bytes touch mkdir chmod lchmod unlink symlink_to "
+    "hardlink_to open rmdir glob rglob iterdir readlink atomic_move set_mode_if_different "
+    "set_owner_if_different set_group_if_different set_fs_attributes_if_different".split()
+)
+# Those of `shutil` that reach no file.
+HARMLESS = frozenset({"which", "disk_usage", "get_terminal_size"})
+
+
+def calls(source: str) -> Iterator[str]:
+    """Yield the calls in a Python file that reach the file system by a path."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        if isinstance(function, ast.Name) and function.id == "open":
+            yield "open"
+        elif isinstance(function, ast.Attribute):
+            owner = function.value.id if isinstance(function.value, ast.Name) else ""
+            name = function.attr
+            if owner == "os" and name in OS:
+                yield f"os.{name}"
+            elif owner in ("shutil", "tempfile") and name not in HARMLESS:
+                yield f"{owner}.{name}"
+            elif owner != "os" and (name in METHODS or _renames(node)):
+                yield f".{name}"
+
+
+def _renames(node: ast.Call) -> bool:
+    """Whether this is ``path.rename(x)`` or ``path.replace(x)``: a string's has two values."""
+    assert isinstance(node.func, ast.Attribute)
+    name = node.func.attr
+    return name == "rename" or (name == "replace" and len(node.args) + len(node.keywords) == 1)
+
+
+def product_files() -> dict[str, Path]:
+    """Return the files of the collection that run on hosts, by name."""
+    files = {str(file.relative_to(PLUGINS)): file for file in sorted(PLUGINS.rglob("*.py"))}
+    left_out = (PRIMITIVE, DATA, *CONTROLLER)
+    return {name: file for name, file in files.items() if not name.startswith(left_out)}
+
+
+@pytest.mark.parametrize("name", product_files())
+def test_files_on_hosts_are_reached_by_the_one_primitive(name: str) -> None:
+    found = sorted(set(calls(product_files()[name].read_text(encoding="utf-8"))))
+    _reason, listed = REASONS.get(name, ("", ""))
+    assert found == listed.split(), (
+        f"{name} calls {', '.join(found)}: use state.paths, or list the calls in "
+        f"{Path(__file__).name} with the reason why only root can change the paths"
+    )
+
+
+def test_tasks_of_roles_leave_files_to_modules_of_ours() -> None:
+    found = {
+        str(task)
+        for role in ROLES
+        for task in role_tasks(role)
+        if task.action.rpartition(".")[2] in FILE_MODULES and "slipway" not in task.action
+    }
+    assert found == set(TASKS)
+
+
+def test_each_listed_file_is_there() -> None:
+    assert set(REASONS) <= set(product_files())
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("os.open(path, 0)", ["os.open"]),
+        ("open(path)", ["open"]),
+        ("path.open()", [".open"]),
+        ("Path(a).write_text('x')", [".write_text"]),
+        ("path.replace(other)", [".replace"]),
+        ("text.replace('a', 'b')", []),
+        ("shutil.rmtree(x)", ["shutil.rmtree"]),
+        ("shutil.which(x)", []),
+        ("module.atomic_move(a, b)", [".atomic_move"]),
+    ],
+)
+def test_calls_are_found(source: str, found: list[str]) -> None:
+    assert list(calls(source)) == found
