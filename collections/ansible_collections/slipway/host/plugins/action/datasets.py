@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils import (
@@ -16,8 +15,10 @@ from ansible_collections.slipway.host.plugins.module_utils import (
     _job,
     _owned,
     _probe,
+    state,
 )
 from ansible_collections.slipway.host.plugins.module_utils._data import (
+    bound,
     checkout,
     download,
     place,
@@ -27,6 +28,7 @@ from ansible_collections.slipway.host.plugins.module_utils._data import (
     unpack,
     worker,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -39,8 +41,8 @@ WORK = "/var/lib/slipway/data"
 KINDS = ("folders", "datasets", "checkouts")
 # What the worker consists of.
 MODULES = (
-    *(_data, _job, _probe),
-    *(checkout, download, place, progress, record, standing, unpack, worker),
+    *(_data, _job, _probe, state, paths),
+    *(bound, checkout, download, place, progress, record, standing, unpack, worker),
 )
 
 display = Display()
@@ -61,10 +63,7 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         owned = {kind: arguments["owned"].get(kind, []) for kind in KINDS}
         answer = _ask.ask(self, _owned.question([owned]))
-        try:
-            differing = _owned.differences(owned, answer)
-        except _owned.ConflictError as error:
-            raise AnsibleActionFail(f"{error}. Nothing was changed.") from error
+        differing, conflicts = compared(owned, answer)
         for sentence in _owned.left_out(answer):
             display.warning(f"{(task_vars or {}).get('inventory_hostname')}: {sentence}")
         paths = {difference.name for difference in differing}
@@ -75,12 +74,25 @@ class ActionModule(ActionBase):
             outcome = _detached.carry_out(
                 self, WORK, worker.__name__, job(trees, owned["folders"], arguments)
             )
-            if outcome["failed"]:
-                result["failed"] = True
-                result["msg"] = "\n".join(
-                    f"{name}: {why}" for name, why in outcome["failed"].items()
-                )
+            conflicts += [f"{name}: {why}" for name, why in outcome["failed"].items()]
+        if conflicts:
+            result.update(failed=True, msg="\n".join(conflicts))
         return result
+
+
+def compared(
+    owned: Mapping[str, Sequence[Mapping[str, Any]]], answer: Mapping[str, Any]
+) -> tuple[list[_owned.Difference], list[str]]:
+    """Return what differs, and what stands in the way of single entries."""
+    differing: list[_owned.Difference] = []
+    conflicts: list[str] = []
+    for kind, entries in owned.items():
+        for entry in entries:
+            try:
+                differing += _owned.differences({kind: [entry]}, answer)
+            except _owned.ConflictError as error:
+                conflicts.append(str(error))
+    return differing, conflicts
 
 
 def job(
