@@ -187,21 +187,27 @@ def file_state(path: str) -> list[Any] | None:
 def ownership(info: os.stat_result) -> list[Any]:
     """Return ``[type, mode, owner, group]``; people without a name are told by number."""
     import grp
-    import pwd
     import stat
 
     kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}.get(
         stat.S_IFMT(info.st_mode), "other"
     )
-    try:
-        owner = pwd.getpwuid(info.st_uid).pw_name
-    except KeyError:
-        owner = str(info.st_uid)
+    owner = user_name(info.st_uid)
     try:
         group = grp.getgrgid(info.st_gid).gr_name
     except KeyError:
         group = str(info.st_gid)
     return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group]
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, the number where the user has no name."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def mtime(path: str) -> float | None:
@@ -386,7 +392,7 @@ def tree_at(above: int, name: str) -> Json:
         owner = ""
         if record and not git and record["owner"] not in (0, os.geteuid()):
             # Whoever has the tree wrote it. The note of a work tree decides nothing but drift.
-            record, owner = None, ownership(os.stat(".slipway/record.json", dir_fd=top))[2]
+            owner, record = user_name(record["owner"]), None
     finally:
         os.close(top)
     return {
