@@ -738,6 +738,42 @@ def test_a_file_that_was_moved_in_is_not_read_for_a_user(host: Host) -> None:
     file.unlink()
 
 
+def test_an_archive_of_a_user_is_the_one_whose_checksum_was_compared(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = host.home / "pets.tar"
+    file.write_bytes(PETS)
+    os.chown(file, BOB.pw_uid, BOB.pw_gid)
+    declared = {"name": "pets", "path": str(file), "to": f"{host.base}/pets", "strip": 1}
+    other = tar({"pets/README": b"other\n"})
+    swap_when(monkeypatch, download, "digest", lambda: file.write_bytes(other))
+    assert host.settle({**declared, "checksum": sha256(PETS)}) == {}
+    assert (host.base / "pets/README").read_text() == "hello\n"
+    assert not (host.base / _probe.STAGES).exists()
+
+
+def test_what_is_swapped_twice_is_not_lost(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bob renames once more while root puts the wrong folder back."""
+    assert host.settle(host.pets()) == {}
+    pets = host.home / "pets"
+    for name in ("first", "second"):
+        (host.home / name).mkdir()
+        (host.home / name / "thesis").write_text(name)
+    real = place._exchange
+    todo = ["first", "second"]
+
+    def exchange(*words: Any) -> bool:
+        if todo:
+            pets.rename(host.home / f"aside-{len(todo)}")
+            (host.home / todo.pop(0)).rename(pets)
+        return real(*words)
+
+    monkeypatch.setattr(place, "_exchange", exchange)
+    assert "another file or folder" in host.settle(host.pets(tar({"pets/new": b"1"})))["pets"]
+    found = {file.read_text() for file in host.home.rglob("thesis")}
+    assert found == {"first", "second"}
+
+
 def test_the_surveys_walk_is_that_of_the_worker(host: Host) -> None:
     """The probe holds a copy of what paths.py does; both say the same of each path."""
     (host.home / "link").symlink_to("/etc")

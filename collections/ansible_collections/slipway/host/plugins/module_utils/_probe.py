@@ -510,9 +510,10 @@ def offers(asked: list[list[str]], trees: Json) -> Json:
             build_opener().open(request, timeout=10).close()
         except HTTPError as error:
             # One that asks for a password is there.
-            found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"
+            reason = printable(str(error.reason))
+            found[path] = "" if error.code == 401 else f"it answers {error.code} {reason}"
         except (OSError, ValueError, HTTPException) as error:
-            found[path] = f"out of reach: {getattr(error, 'reason', error)}"
+            found[path] = f"out of reach: {printable(str(getattr(error, 'reason', error)))}"
     return found
 
 

@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import posixpath
+import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -208,6 +209,7 @@ class Stage:
         replaced, None where nothing is there. Raise WorkError where something else is there by now.
         """
         above = self._opened_above()
+        new = identity(os.lstat(what))
         os.sync()
         if replaced is None:
             _rename_new(what, self.name, target=above.descriptor)
@@ -218,6 +220,8 @@ class Stage:
             _rename_new(what, self.name, target=above.descriptor)
         elif identity(os.lstat(what)) != replaced:
             _exchange(what, above.descriptor, self.name)
+            if identity(os.lstat(what)) != new:
+                self._put_back(what)
             raise self._swapped()
         os.fsync(above.descriptor)
 
@@ -254,8 +258,16 @@ class Stage:
     def _compare(self, name: str, expected: Identity) -> None:
         """Rename what came into the stage back where it is not what was checked before."""
         if identity(os.lstat(name)) != expected:
-            _rename_new(name, self.name, target=self._opened_above().descriptor)
+            self._put_back(name)
             raise self._swapped()
+
+    def _put_back(self, name: str) -> None:
+        """Rename what is not ours out of the stage, by another name where its own is taken."""
+        target = self._opened_above().descriptor
+        try:
+            _rename_new(name, self.name, target)
+        except FileExistsError:
+            _rename_new(name, f"{self.name}.{secrets.token_hex(4)}", target)
 
     def _swapped(self) -> WorkError:
         return WorkError(

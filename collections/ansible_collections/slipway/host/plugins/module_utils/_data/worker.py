@@ -340,21 +340,17 @@ class Worker:
                                 *(archive, tree["strip"], tree["name"]), limit, self.progress
                             )
                     else:
-                        self.put(tree, archive, limit)
+                        self.put(tree, archive)
                     record.write(made, tree["version"], checksum)
                     place.follow(made, look, made=True)
         download.discard()
 
-    def put(self, tree: Tree, archive: int, limit: bound.Limit) -> None:
+    def put(self, tree: Tree, archive: int) -> None:
         """Put an archive into the tree as the file that it is."""
         name = posixpath.basename(urlsplit(tree["from"]).path) or tree["name"]
         target = f"{place.TREE}/{name}"
         if tree["local"]:
-            with open(archive, "rb", closefd=False) as source, open(target, "xb") as file:
-                source.seek(0)
-                while chunk := source.read(unpack.CHUNK):
-                    limit.add(len(chunk))
-                    file.write(chunk)
+            self.copy(tree, archive, target)
         else:
             os.rename(place.PART, target)
         os.chmod(target, 0o644)
@@ -364,12 +360,32 @@ class Worker:
         """Open the archive, which is here afterwards."""
         if tree["local"]:
             with self.opened_local(tree) as descriptor:
+                info = os.fstat(descriptor)
+                if info.st_uid == 0 and not info.st_mode & 0o022:
+                    yield descriptor
+                    return
+                # Its owner could change it between the check of its checksum and its use.
+                with self.enough_room("copying the archive", download.discard):
+                    self.copy(tree, descriptor, place.PART)
+        else:
+            with self.enough_room("downloading", download.discard):
+                download.fetch(self.source(tree), tree["name"], tree["size"], self.progress)
+        try:
+            with place.here() as stage, stage.opened(place.PART) as descriptor:
                 yield descriptor
-            return
-        with self.enough_room("downloading", download.discard):
-            download.fetch(self.source(tree), tree["name"], tree["size"], self.progress)
-        with place.here() as stage, stage.opened(place.PART) as descriptor:
-            yield descriptor
+        finally:
+            if tree["local"]:
+                download.discard()
+
+    @staticmethod
+    def copy(tree: Tree, archive: int, target: str) -> None:
+        """Copy an opened archive into the stage, as long as there is room."""
+        limit = bound.Limit(tree["name"], os.fstat(archive).st_size, "the archive was as large")
+        os.lseek(archive, 0, os.SEEK_SET)
+        with open(archive, "rb", closefd=False) as source, Path(target).open("wb") as file:
+            while chunk := source.read(unpack.CHUNK):
+                limit.add(len(chunk))
+                file.write(chunk)
 
     def checked(self, tree: Tree, archive: int) -> str:
         """Return the checksum of an archive; raise WorkError where it is not the declared one."""
