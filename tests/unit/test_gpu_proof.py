@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_proof, _probe, _verify
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
+from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.modules import verify
 
 from tests.fixtures import pci
@@ -99,7 +101,7 @@ def answer(host: GpuHost, path: str) -> Any:
 
 
 def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
-    checks = _verify.checks(smoke=False, daemon_reload=reload)
+    checks = host_verify.checks(smoke=False, daemon_reload=reload)
     return {check["what"]: check for check in checks}
 
 
@@ -110,9 +112,9 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
         "a container sees 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd, and still does "
         "after systemctl daemon-reload"
     )
-    run = f"docker run --rm --detach --network none --label {_gpu_proof.LABEL}"
+    run = f"docker run --rm --detach --network none --label {gpu_proof.LABEL}"
     assert gpu_host.called() == [
-        f"docker import --change LABEL {_gpu_proof.LABEL} -",
+        f"docker import --change LABEL {gpu_proof.LABEL} -",
         f"{run} --device nvidia.com/gpu=all sha256:image sleep 600",
         "docker exec c1 nvidia-smi -L",
         "systemctl daemon-reload",
@@ -251,7 +253,7 @@ def test_a_host_without_gpus_proves_none(
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
     tree = pci.build(tmp_path / "vfio", pci.MODELS["vfio-part"])
     facts = {**_probe.host_facts(), "gpu": _probe.gpu_facts(str(tree))}
-    assert _gpu_proof.mine(facts) == 1
+    assert gpu_proof.mine(facts) == 1
 
 
 def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: Path) -> None:

@@ -10,14 +10,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _data,
-    _job,
-    _owned,
-    _probe,
-    state,
-)
-from ansible_collections.slipway.host.plugins.module_utils._data import (
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, data, state
+from ansible_collections.slipway.host.plugins.module_utils.data import (
     bound,
     checkout,
     download,
@@ -28,6 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils._data import (
     unpack,
     worker,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
 from ansible_collections.slipway.host.plugins.module_utils.state import paths
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
 
@@ -41,7 +36,7 @@ WORK = "/var/lib/slipway/data"
 KINDS = ("folders", "datasets", "checkouts")
 # What the worker consists of.
 MODULES = (
-    *(_data, _job, _probe, state, paths),
+    *(data, host_job, _probe, state, paths),
     *(bound, checkout, download, place, progress, record, standing, unpack, worker),
 )
 
@@ -109,4 +104,4 @@ def job(
         "environment": arguments["environment"],
     }
     # By way of str, since Ansible's strings are more than strings.
-    return _job.packed({"job.json": json.dumps(description, default=str).encode()}, MODULES)
+    return host_job.packed({"job.json": json.dumps(description, default=str).encode()}, MODULES)
