@@ -20,22 +20,26 @@ from tests.contract.tree import PLUGINS, ROLES, role_tasks
 PRIMITIVE = "module_utils/state/paths.py"
 # What runs on the controller, with the rights and on the files of the person who calls it.
 CONTROLLER = (
-    *("action/", "callback/", "filter/", "plugin_utils/", "doc_fragments/"),
-    *("modules/throwaway_host.py", "module_utils/_throwaway", "module_utils/_image_index.py"),
-    *("module_utils/_catalogue.py", "module_utils/_declaration.py", "module_utils/_locks.py"),
-    *("module_utils/_build_context.py", "module_utils/_image_plan.py", "module_utils/_aliases.py"),
+    *("action/", "callback/", "lookup/", "plugin_utils/", "doc_fragments/"),
+    *("modules/throwaway_host.py", "module_utils/_throwaway", "module_utils/images/index.py"),
+    *(
+        "module_utils/images/catalogue.py",
+        "module_utils/images/declaration.py",
+        "module_utils/images/locks.py",
+    ),
+    *("module_utils/images/context.py", "module_utils/images/job.py", "module_utils/roles/"),
 )
 # The role ml_data has rules of its own, see tests/unit/test_data_worker.py.
-DATA = "module_utils/_data/"
+DATA = "module_utils/data/"
 # The program `ml` runs with the rights of whoever calls it.
 CALLERS_OWN = "files of the caller, with the caller's rights"
 # Why each file may call what it calls.
 REASONS: dict[str, tuple[str, str]] = {
-    "module_utils/_apt_run.py": (
+    "module_utils/apt/run.py": (
         "reads /proc and apt's folders, which only root can write",
         ".read_bytes",
     ),
-    "module_utils/_builder.py": (
+    "module_utils/images/builder.py": (
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .read_text .rename .unlink .write_text shutil.rmtree",
     ),
@@ -43,33 +47,33 @@ REASONS: dict[str, tuple[str, str]] = {
         "sets an ACL on a folder that state.paths opened",
         "os.getxattr os.setxattr",
     ),
-    "module_utils/_gpu_detect.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
-    "module_utils/_gpu_proof.py": ("reads programs in the folders of root's PATH", ".open"),
-    "module_utils/_job.py": (
+    "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
+    "module_utils/gpu/proof.py": ("reads programs in the folders of root's PATH", ".open"),
+    "module_utils/host/job.py": (
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .open .read_bytes .rename .write_text",
     ),
-    "module_utils/_ml/accounts.py": (
+    "module_utils/ml/accounts.py": (
         CALLERS_OWN,
         ".glob .iterdir .mkdir .replace .rmdir .unlink .write_text",
     ),
-    "module_utils/_ml/display.py": (CALLERS_OWN, ".chmod .read_bytes .touch .write_bytes"),
-    "module_utils/_ml/engine.py": (
+    "module_utils/ml/display.py": (CALLERS_OWN, ".chmod .read_bytes .touch .write_bytes"),
+    "module_utils/ml/engine.py": (
         "reads the engine's folders of CDI files and tar archives",
         ".glob .open .read_text",
     ),
-    "module_utils/_ml/images.py": (
+    "module_utils/ml/images.py": (
         "files of the caller; a new name where others can write",
         ".replace .unlink os.open tempfile.TemporaryFile",
     ),
-    "module_utils/_ml/main.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
-    "module_utils/_ml/settings.py": (
+    "module_utils/ml/main.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
+    "module_utils/ml/settings.py": (
         "reads /etc/slipway, and the caller's own files",
         ".read_text",
     ),
-    "module_utils/_ml/start.py": (CALLERS_OWN, ".mkdir"),
-    "module_utils/_ml/token.py": (CALLERS_OWN, ".hardlink_to .mkdir .read_text .unlink os.open"),
-    "module_utils/_package_set.py": (
+    "module_utils/ml/start.py": (CALLERS_OWN, ".mkdir"),
+    "module_utils/ml/token.py": (CALLERS_OWN, ".hardlink_to .mkdir .read_text .unlink os.open"),
+    "module_utils/apt/package_set.py": (
         "works in /var/lib/slipway and a new folder of its own",
         ".chmod .glob .mkdir .rename .unlink os.link shutil.copy shutil.rmtree "
         "tempfile.TemporaryDirectory",
@@ -78,12 +82,12 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads system files by path, declared paths by state.paths",
         ".open open os.getxattr os.listdir os.open os.readlink",
     ),
-    "module_utils/_sessions.py": ("reads procfs", ".glob .read_text"),
-    "module_utils/_smoke.py": (
+    "module_utils/host/sessions.py": ("reads procfs", ".glob .read_text"),
+    "module_utils/images/smoke.py": (
         "reads the engine's folders of CDI files, which only root can write",
         ".glob .read_text",
     ),
-    "module_utils/_verify.py": (
+    "module_utils/host/verify.py": (
         "reads secrets in /etc/slipway, which only root can write",
         ".open .read_text",
     ),

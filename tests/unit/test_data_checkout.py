@@ -101,12 +101,14 @@ def test_a_branch_is_moved_by_who_works_on_it(host: Host, course: Course) -> Non
 def test_a_reference_is_found_packed_too(host: Host, course: Course) -> None:
     host.settle(course.at("main"), code=True)
     git(tree(host), "pack-refs", "--all")
-    assert _probe.checkout(str(tree(host))) == {
+    found = _probe.tree(str(tree(host)))
+    assert found and found["git"] == {
         "head": course.second,
         "branch": "main",
         "url": str(course.path),
     }
-    assert _probe.checkout(str(host.code)) is None
+    other = _probe.tree(str(host.code))
+    assert other and other["git"] is None
 
 
 WORK = {
@@ -201,9 +203,14 @@ def test_a_repositorys_own_settings_run_nothing_as_root(open_host: Host, course:
     ran.chmod(0o777)
     trusting = ("-c", f"safe.directory={found}")
     git(found, *trusting, "checkout", "-q", course.second)
-    git(found, *trusting, "config", "core.fsmonitor", f"id -u >{ran}/by;")
+    git(found, *trusting, "config", "core.fsmonitor", f"id -u >{ran}/monitor;")
+    git(found, *trusting, "config", "filter.spy.clean", f"id -u >{ran}/by; cat")
+    git(found, *trusting, "config", "filter.spy.smudge", f"id -u >{ran}/by; cat")
+    (found / ".git/info").mkdir(exist_ok=True)
+    (found / ".git/info/attributes").write_text("lesson filter=spy\n")
     subprocess.run(["chown", "-R", "nobody:nogroup", str(found)], check=True)
     assert open_host.settle(declared, code=True) == {}
+    assert [file.name for file in ran.iterdir()] == ["by"]
     assert (ran / "by").read_text() == f"{found.stat().st_uid}\n"
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
 
 STATUS = """\
 Package: docker.io
@@ -587,7 +587,7 @@ def test_the_script_answers_as_the_module_does(home: Path) -> None:
     """On hosts, state.paths is not imported but follows as text."""
     (home / "file").symlink_to("/etc/shadow")
     question = {"texts": [str(home / "file")], "files": [str(home)], "left": ["nobody"]}
-    script = f"{_ask.PROBE}print(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
+    script = f"{ask_host.PROBE}print(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
     command = ["/usr/bin/python3", "-I", "-S", "-"]
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
     answer, here = json.loads(done.stdout), _probe.answer(question)

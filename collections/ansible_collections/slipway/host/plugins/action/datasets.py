@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, data
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, data, state
 from ansible_collections.slipway.host.plugins.module_utils.data import (
+    bound,
     checkout,
     download,
     place,
@@ -23,6 +23,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
     worker,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, detached_job
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -35,8 +36,8 @@ WORK = "/var/lib/slipway/data"
 KINDS = ("folders", "datasets", "checkouts")
 # What the worker consists of.
 MODULES = (
-    *(data, host_job, _probe),
-    *(checkout, download, place, progress, record, standing, unpack, worker),
+    *(data, host_job, _probe, state, paths),
+    *(bound, checkout, download, place, progress, record, standing, unpack, worker),
 )
 
 display = Display()
@@ -57,10 +58,7 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         owned = {kind: arguments["owned"].get(kind, []) for kind in KINDS}
         answer = ask_host.ask(self, _owned.question([owned]))
-        try:
-            differing = _owned.differences(owned, answer)
-        except _owned.ConflictError as error:
-            raise AnsibleActionFail(f"{error}. Nothing was changed.") from error
+        differing, conflicts = compared(owned, answer)
         for sentence in _owned.left_out(answer):
             display.warning(f"{(task_vars or {}).get('inventory_hostname')}: {sentence}")
         paths = {difference.name for difference in differing}
@@ -71,12 +69,25 @@ class ActionModule(ActionBase):
             outcome = detached_job.carry_out(
                 self, WORK, worker.__name__, job(trees, owned["folders"], arguments)
             )
-            if outcome["failed"]:
-                result["failed"] = True
-                result["msg"] = "\n".join(
-                    f"{name}: {why}" for name, why in outcome["failed"].items()
-                )
+            conflicts += [f"{name}: {why}" for name, why in outcome["failed"].items()]
+        if conflicts:
+            result.update(failed=True, msg="\n".join(conflicts))
         return result
+
+
+def compared(
+    owned: Mapping[str, Sequence[Mapping[str, Any]]], answer: Mapping[str, Any]
+) -> tuple[list[_owned.Difference], list[str]]:
+    """Return what differs, and what stands in the way of single entries."""
+    differing: list[_owned.Difference] = []
+    conflicts: list[str] = []
+    for kind, entries in owned.items():
+        for entry in entries:
+            try:
+                differing += _owned.differences({kind: [entry]}, answer)
+            except _owned.ConflictError as error:
+                conflicts.append(str(error))
+    return differing, conflicts
 
 
 def job(

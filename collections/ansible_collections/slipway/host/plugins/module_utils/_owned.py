@@ -465,21 +465,35 @@ def _tree(entry: Entry, answer: Answer) -> tuple[Any, bool]:
     offered = not answer.get("offers", {}).get(path)
     if found is None:
         return None, offered
-    leads = found["leads"]
+    leads = found.get("leads")
     if leads and leads not in entry["places"]:
         raise ConflictError(
-            f"{path} is a link to {leads}, which is in no folder of ml_data_disks; list its "
-            "folder there, or move the link out of the way"
+            f"{path}: found {found['link']}, which is in no folder of ml_data_disks; expected a "
+            "folder. List its folder there, or move the link out of the way."
         )
+    if "obstacle" in found:
+        raise ConflictError(found["obstacle"])
     if found["state"] is None:
         return None, offered
     if found["record"] is None and not _is_adopted(entry, found):
-        what = "a " + found["state"][0]
-        raise ConflictError(
-            f"{path} is there, {what} that was not made from this declaration; move it out of the "
-            "way, or declare another place with 'to'"
-        )
+        raise ConflictError(_no_record(path, found))
     return found, offered
+
+
+def _no_record(path: str, found: Mapping[str, Any]) -> str:
+    """Return why a tree is not the role's, and what to do."""
+    if found.get("record_owner"):
+        return (
+            f"{path}: found a record that belongs to {found['record_owner']}; expected root's. If "
+            f"this data set was made by Slipway, run 'chown -R root: {path}/.slipway', else move "
+            "it out of the way, then run again."
+        )
+    kind, _mode, owner, _group = found["state"]
+    return (
+        f"{path}: found a {kind}, owned by {owner}, that was not made from this declaration; "
+        "expected a tree of Slipway's, or nothing. Move it out of the way, or declare another "
+        "place with 'to'."
+    )
 
 
 def _is_adopted(entry: Entry, found: Mapping[str, Any]) -> bool:
@@ -501,6 +515,8 @@ def _is_removed(entry: Entry, answer: Answer) -> Iterator[Change] | None:
     if entry.get("state", "present") != "absent":
         return None
     found = answer["trees"][entry["path"]]
+    if found and "obstacle" in found:
+        raise ConflictError(found["obstacle"])
     # What the role did not make is not for the role to remove.
     return iter([("present", "absent")] if found and found["record"] else [])
 

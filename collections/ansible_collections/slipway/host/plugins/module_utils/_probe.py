@@ -317,16 +317,12 @@ def untrusted(path: str) -> bytes:
 def ownership(info: os.stat_result) -> list[Any]:
     """Return ``[type, mode, owner, group]``; people without a name are told by number."""
     import grp
-    import pwd
     import stat
 
     kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}.get(
         stat.S_IFMT(info.st_mode), "other"
     )
-    try:
-        owner = pwd.getpwuid(info.st_uid).pw_name
-    except KeyError:
-        owner = str(info.st_uid)
+    owner = user_name(info.st_uid)
     try:
         group = grp.getgrgid(info.st_gid).gr_name
     except KeyError:
@@ -341,6 +337,16 @@ def files_answer(path: str) -> Json:
     answered: Json = {"files": {path: file_state(path)}}
     answered["acls"] = {path: default_acl(path)}
     return {**answered, "unsafe": dict(UNSAFE)}
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, the number where the user has no name."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def mtime(path: str) -> float | None:
@@ -440,73 +446,218 @@ def output_of(command: list[str]) -> str:
     return text
 
 
+class InTheWayError(OSError):
+    """Something that root must not follow; the text names it, its owner and what to do."""
+
+
+def printable(text: str) -> str:
+    """Return text that moves no cursor and changes no colour: control characters are escaped."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
+def in_the_way(path: str, name: str, above: int, expected: str = "a folder") -> InTheWayError:
+    """Return the error for a name of an opened folder that is something else than expected."""
+    info = os.stat(name, dir_fd=above, follow_symlinks=False)
+    kind, _mode, owner, _group = ownership(info)
+    leads = ""
+    if kind == "link":
+        kind, leads = "symbolic link", f" to {os.readlink(name, dir_fd=above)}"
+    return InTheWayError(
+        f"{path}: found a {kind}{leads}, owned by {owner}; expected {expected}. Move it out of the "
+        "way, then run again."
+    )
+
+
+def is_roots_alone(folder: int) -> bool:
+    """Return whether only root can change the names in an opened folder."""
+    info = os.fstat(folder)
+    return info.st_uid == 0 and not info.st_mode & 0o022
+
+
+WALK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def opened_parent(path: str) -> tuple[int, str]:
+    """Open the folder that holds PATH; return its descriptor and the last name of PATH.
+
+    Links are followed in folders that only root can change; another link raises InTheWayError. See
+    state/paths.py, which does the same for all that writes.
+    """
+    *left, last = [part for part in path.split("/") if part not in ("", ".")]
+    above, way, links, trusted = os.open("/", WALK), [""], 0, True
+    try:
+        while left:
+            name = left.pop(0)
+            trusted = trusted and is_roots_alone(above)
+            info = os.stat(name, dir_fd=above, follow_symlinks=False)
+            here = f"{'/'.join(way)}/{name}"
+            if info.st_mode & 0o170000 == 0o120000 and trusted and links < 40:
+                target = os.path.join("/".join(way) or "/", os.readlink(name, dir_fd=above))
+                left = os.path.normpath(target).strip("/").split("/") + left
+                left = [part for part in left if part]
+                os.close(above)
+                above, way, links = os.open("/", WALK), [""], links + 1
+                continue
+            if info.st_mode & 0o170000 != 0o040000:
+                raise in_the_way(here, name, above)
+            below = os.open(name, WALK | os.O_DIRECTORY, dir_fd=above)
+            os.close(above)
+            above, way = below, [*way, name]
+        return above, last
+    except BaseException:
+        os.close(above)
+        raise
+
+
 def tree(path: str) -> Json | None:
     """Return what is known of a tree of files that the role ml_data may have made.
 
-    ``leads`` is where a link at PATH leads, empty where there is none; ``state`` is that of the
-    tree itself, ``[type, mode, owner, group]``, null behind a link that leads nowhere; ``record``
-    is what the role noted in it, null where it is not the role's; ``missing`` are names at its top
+    ``leads`` is where a link at PATH leads, empty where there is none, and ``link`` that link in
+    words; ``state`` is that of the tree itself, ``[type, mode, owner, group]``, null behind a link
+    that leads nowhere; ``record`` is what the role noted in it, null where it is not the role's;
+    ``record_owner`` is who has a note that is not root's; ``missing`` are names at its top
     that were noted and are gone; ``staged`` says whether an unfinished one lies beside it; ``git``
-    is what :func:`checkout` returns.
+    is what :func:`checkout` returns; ``obstacle``, in place of these, names what root must not
+    follow.
     """
-    if not os.path.lexists(path):
+    try:
+        above, name = opened_parent(path)
+        try:
+            info = os.stat(name, dir_fd=above, follow_symlinks=False)
+            if info.st_mode & 0o170000 != 0o120000:
+                return {"leads": "", "link": "", **tree_at(above, name)}
+            leads, owner = os.readlink(name, dir_fd=above), ownership(info)[2]
+        finally:
+            os.close(above)
+    except FileNotFoundError:
         return None
-    leads = os.readlink(path) if os.path.islink(path) else ""
-    real = leads or path
+    except OSError as error:
+        return {"obstacle": printable(str(error))}
     try:
-        state = ownership(os.stat(real))
-    except OSError:
-        state = None
-    git = checkout(real)
+        above, name = opened_parent(leads)
+        try:
+            found = tree_at(above, name)
+        finally:
+            os.close(above)
+    except InTheWayError as error:
+        found = {"obstacle": printable(str(error))}
+    except (OSError, ValueError):
+        found = {"state": None, "record": None, "missing": [], "staged": False, "git": None}
+    link = f"a symbolic link to {leads}, owned by {owner}"
+    return {"leads": printable(leads), "link": printable(link), **found}
+
+
+def tree_at(above: int, name: str) -> Json:
+    """Return what :func:`tree` does of a name in an opened folder; raise OSError for a link."""
+    top = os.open(name, WALK, dir_fd=above)
     try:
-        record = json.loads(glance(real + (GIT_RECORD if git else TREE_RECORD)))
-        # Who has the tree may have written anything there.
-        names = [name for name in record["names"] if "/" not in name]
-    except (ValueError, TypeError, KeyError):
-        record, names = None, []
-    folder, _, name = real.rpartition("/")
+        state = ownership(os.fstat(top))
+        if state[0] == "link":
+            raise in_the_way(name, name, above)
+        git = checkout(top) if state[0] == "directory" else None
+        record = noted(top, GIT_RECORD if git else TREE_RECORD)
+        names = (record or {}).get("names", ())
+        missing = [printable(one) for one in names if not is_there(one, top)]
+        owner = ""
+        if record and not git and record["owner"] not in (0, os.geteuid()):
+            # Whoever has the tree wrote it. The note of a work tree decides nothing but drift.
+            owner, record = user_name(record["owner"]), None
+    finally:
+        os.close(top)
     return {
-        "leads": leads,
         "state": state,
         "record": record,
-        "missing": [name for name in names if not os.path.lexists(f"{real}/{name}")],
-        "staged": os.path.exists(f"{folder}/{STAGES}/{name}"),
+        "record_owner": owner,
+        "missing": missing if record else [],
+        "staged": is_there(f"{STAGES}/{name}", above),
         "git": git,
     }
 
 
-def glance(path: str) -> str:
-    """Return a file's first text, empty where there is none; it neither waits nor reads for ever.
+def is_there(name: str, folder: int) -> bool:
+    """Return whether an opened folder has a name, whatever it is."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
-    For files that belong to people, who may have put anything in their place.
+
+def noted(top: int, name: str) -> Json | None:
+    """Return what the role noted in an opened tree, null where that is no note.
+
+    Who has the tree may have written anything there, so types are checked. ``owner`` is the user
+    ID of who has the note.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
-            return (stream.read(1 << 20) or b"").decode("utf-8", "replace").strip()
-    except OSError:
-        return ""
+        text, owner = glance(top, name)
+        read = json.loads(text)
+        found: Json = {"owner": owner, "version": read["version"]}
+        found.update({key: read[key] for key in ("commit", "branch") if key in read})
+        names = [str(one) for one in read["names"][:1000] if "/" not in str(one)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not all(isinstance(value, str) for key, value in found.items() if key != "owner"):
+        return None
+    found = {key: value if key == "owner" else printable(value) for key, value in found.items()}
+    return {**found, "names": [one for one in names if one not in ("", ".", "..", ".slipway")]}
 
 
-def checkout(path: str) -> Json | None:
-    """Return ``{head, branch, url}`` of a git work tree without a start of git."""
-    head = glance(f"{path}/.git/HEAD")
+def glance(top: int, name: str) -> tuple[str, int]:
+    """Return the first text of a file in an opened tree and who wrote it; empty for none.
+
+    That is the owner of its folder, who can replace it, or its own where the folder is root's. For
+    files that belong to people, who may have put anything in their place: no link is followed,
+    no pipe waited for, no file of elsewhere read by a further name of it.
+    """
+    here, above = os.dup(top), 0
+    try:
+        for part in name.strip("/").split("/"):
+            if part in ("", ".", ".."):
+                return "", 0
+            below = os.open(part, WALK, dir_fd=here)
+            above = os.fstat(here).st_uid
+            os.close(here)
+            here = below
+        info = os.fstat(here)
+        if info.st_mode & 0o170000 != 0o100000 or info.st_nlink != 1:
+            return "", 0
+        with open(os.open(f"/proc/self/fd/{here}", os.O_RDONLY | os.O_CLOEXEC), "rb") as stream:
+            return stream.read(1 << 20).decode("utf-8", "replace").strip(), above or info.st_uid
+    except (OSError, ValueError):
+        return "", 0
+    finally:
+        os.close(here)
+
+
+def checkout(top: int) -> Json | None:
+    """Return ``{head, branch, url}`` of an opened git work tree without a start of git."""
+
+    def text(name: str) -> str:
+        return glance(top, f".git/{name}")[0]
+
+    head = text("HEAD")
     if not head:
         return None
     branch = head[len("ref: refs/heads/") :] if head.startswith("ref: ") else ""
     if branch:
         reference = f"refs/heads/{branch}"
-        head = glance(f"{path}/.git/{reference}")
+        head = text(reference)
         if not head:
-            packed = (line.split(" ") for line in glance(f"{path}/.git/packed-refs").splitlines())
+            packed = (line.split(" ") for line in text("packed-refs").splitlines())
             head = next((line[0] for line in packed if line[-1] == reference), "")
     url, section = "", ""
-    for line in glance(f"{path}/.git/config").splitlines():
+    for line in text("config").splitlines():
         key, _, value = line.strip().partition("=")
         if key.startswith("["):
             section = key
         elif section == '[remote "origin"]' and key.strip() == "url":
             url = value.strip()
-    return {"head": head, "branch": branch, "url": url}
+    found = {"head": head, "branch": branch, "url": url}
+    # A screen full of text is no name of a branch.
+    return {key: printable(value[:1000]) for key, value in found.items()}
 
 
 def offers(asked: list[list[str]], trees: Json) -> Json:
@@ -530,9 +681,10 @@ def offers(asked: list[list[str]], trees: Json) -> Json:
             build_opener().open(request, timeout=10).close()
         except HTTPError as error:
             # One that asks for a password is there.
-            found[path] = "" if error.code == 401 else f"it answers {error.code} {error.reason}"
+            reason = printable(str(error.reason))
+            found[path] = "" if error.code == 401 else f"it answers {error.code} {reason}"
         except (OSError, ValueError, HTTPException) as error:
-            found[path] = f"out of reach: {getattr(error, 'reason', error)}"
+            found[path] = f"out of reach: {printable(str(getattr(error, 'reason', error)))}"
     return found
 
 

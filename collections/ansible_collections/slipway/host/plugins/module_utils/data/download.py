@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ansible_collections.slipway.host.plugins.module_utils.data import bound, place
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import (
     Meter,
     WorkError,
@@ -30,7 +31,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data.progress import 
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 
-PART = "archive"
+PART, NOTE = place.PART, place.PART_NOTE
 CHUNK = 1 << 20
 # Seconds without a byte until a connection counts as dead.
 SILENCE = 60
@@ -95,8 +96,11 @@ class Source:
             return _length(answer)
 
 
-def fetch(source: Source, name: str, progress: Progress) -> None:
+def fetch(source: Source, name: str, declared: int, progress: Progress) -> None:
     """Bring the file to ``PART`` in the working folder, going on where an earlier try ended.
+
+    DECLARED is what it takes unpacked, 0 where nobody said so. The download ends where it is
+    larger, where the server sends more than it said, and before the disk is full.
 
     Raise WorkError where it does not come, OSError where the disk is full.
     """
@@ -104,7 +108,7 @@ def fetch(source: Source, name: str, progress: Progress) -> None:
     while not _is_complete(source):
         before = _size(PART)
         try:
-            if _continue(source, name, progress):
+            if _continue(source, name, declared, progress):
                 return
             why = "the connection was cut"
         except (UnreachableError, *CUT) as error:
@@ -120,7 +124,7 @@ def fetch(source: Source, name: str, progress: Progress) -> None:
         time.sleep(PAUSE * fruitless)
 
 
-def _continue(source: Source, name: str, progress: Progress) -> bool:
+def _continue(source: Source, name: str, declared: int, progress: Progress) -> bool:
     """Ask for what is missing and write it; return whether all is there."""
     done = _size(PART)
     known = _noted(source).get("known")
@@ -140,17 +144,45 @@ def _continue(source: Source, name: str, progress: Progress) -> bool:
             _note(source, answer, total)
             progress.say(f"{name}: downloading {amount(total) if total else ''}".rstrip())
         meter = Meter(progress, f"{name}: downloaded", total, done)
+        limit = _limit(name, declared, total, done)
         with Path(PART).open("ab" if done else "wb") as file:
             while True:
                 chunk = answer.read(CHUNK)
                 if not chunk:
                     break
+                limit.add(len(chunk))
                 file.write(chunk)
                 meter.add(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     # A length that nobody told cannot be checked; the checksum will tell.
     return total is None or meter.done == total
+
+
+class _Limit(bound.Limit):
+    """Counts what a server sends."""
+
+    def _too_much(self, found: str) -> WorkError:
+        discard()
+        return WorkError(
+            f"cannot download {self.name}: found {found}; expected at most {amount(self.most)}, "
+            f"because {self.reason}. What was written is removed again. If the file is right, "
+            "declare what it takes unpacked, such as 'size: 30G'."
+        )
+
+
+def _limit(name: str, declared: int, total: int | None, done: int) -> _Limit:
+    """Return how much may come: as much as the server said, and not more than is declared."""
+    free = place.free_bytes(".") + done
+    limit = _Limit(name, free, f"{amount(free)} are free on the disk")
+    if declared:
+        # An archive of files that do not shrink is a little larger than what is in it.
+        most = int(declared * bound.ROUNDED) + bound.PADDING
+        limit = _Limit(name, most, f"its declared size is {amount(declared)}")
+    if total is not None and total <= limit.most:
+        limit = _Limit(name, total, f"the server said that it has {amount(total)}")
+    limit.written = done
+    return limit
 
 
 def _length(answer: Any) -> int | None:
@@ -177,13 +209,13 @@ def _note(source: Source, answer: Any, total: int | None) -> None:
     tag = answer.headers.get("ETag") or ""
     known = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
     note = {"url": _digest(source.url), "known": known, "total": total}
-    Path(f"{PART}.json").write_text(json.dumps(note), encoding="utf-8")
+    Path(NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
 def _noted(source: Source) -> dict[str, Any]:
     """Return what was noted of the part, empty where it is of another address."""
     try:
-        note: dict[str, Any] = json.loads(Path(f"{PART}.json").read_text(encoding="utf-8"))
+        note: dict[str, Any] = json.loads(Path(NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return note if note["url"] == _digest(source.url) else {}
@@ -208,15 +240,16 @@ def _size(path: str) -> int:
 
 def discard() -> None:
     """Remove what there is of a download."""
-    for path in (PART, f"{PART}.json"):
+    for path in (PART, NOTE):
         Path(path).unlink(missing_ok=True)
 
 
-def digest(path: str, algorithm: str, name: str, progress: Progress) -> str:
-    """Return the hexadecimal digest of a file."""
+def digest(archive: int, algorithm: str, name: str, progress: Progress) -> str:
+    """Return the hexadecimal digest of an opened file."""
     hasher = hashlib.new(algorithm, usedforsecurity=False)
-    meter = Meter(progress, f"{name}: checked", os.stat(path).st_size)
-    with Path(path).open("rb") as file:
+    meter = Meter(progress, f"{name}: checked", os.fstat(archive).st_size)
+    os.lseek(archive, 0, os.SEEK_SET)
+    with open(archive, "rb", closefd=False) as file:
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
             meter.add(len(chunk))

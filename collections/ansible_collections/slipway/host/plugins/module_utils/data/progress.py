@@ -25,6 +25,25 @@ def amount(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def printable(text: str, limit: int = 2000) -> str:
+    """Return text for a terminal: control characters are escaped, and it ends somewhere.
+
+    Names in archives, in repositories and on disks may hold anything but a slash and a zero.
+    """
+    kept = text if len(text) <= limit else text[:limit] + " ..."
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in kept
+    )
+
+
+class Told(Progress):
+    """Progress that tells names from archives and disks as :func:`printable` gives them."""
+
+    def say(self, line: str) -> None:
+        """Tell LINE at once, as one line."""
+        super().say(printable(line))
+
+
 class Meter:
     """Tells from time to time how far one piece of work is."""
 

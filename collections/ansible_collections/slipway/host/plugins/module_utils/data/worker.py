@@ -13,16 +13,18 @@ import json
 import os
 import posixpath
 import pwd
-import shutil
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import (
+    bound,
     checkout,
     download,
     place,
@@ -30,11 +32,23 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
     standing,
     unpack,
 )
-from ansible_collections.slipway.host.plugins.module_utils.data.progress import WorkError, amount
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import (
+    Told,
+    WorkError,
+    amount,
+    printable,
+)
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
+    Folder,
+    UnsafePathError,
+)
 
 LOCK = Path("/var/lib/slipway/data.lock")
+# Memory of this program and of each that it starts: an archive or a repository may ask for any.
+MEMORY = 4 << 30
 Tree = Mapping[str, Any]
 
 
@@ -50,24 +64,57 @@ def look_of(tree: Tree) -> place.Look:
     return place.Look(owner, group, int(tree["mode"], 8))
 
 
+def _is_folder(path: str) -> bool:
+    with place.opened_tree(path) as folder:
+        return folder is not None
+
+
 def places(tree: Tree) -> list[str]:
     """Return where a tree can be: at its path, or on one of the disks that are there."""
-    disks = [disk for disk in tree["disks"] if os.path.isdir(disk)]
+    disks = [disk for disk in tree["disks"] if _is_folder(disk)]
     return [tree["path"], *(f"{disk}/{tree['name']}" for disk in disks)]
 
 
-def whereabouts(tree: Tree) -> str | None:
-    """Return where the tree is that its path shows, None where it shows none."""
-    path = tree["path"]
-    if not os.path.islink(path):
-        return path if os.path.isdir(path) else None
-    leads = os.readlink(path)
-    if not os.path.isdir(posixpath.dirname(leads)):
-        raise WorkError(
-            f"{path} leads to {leads}, whose folder is not there; mount its disk, or remove "
-            "the link"
-        )
-    return leads if os.path.isdir(leads) else None
+@dataclass(frozen=True)
+class Shown:
+    """What a tree's path shows.
+
+    ``path`` is where the tree is, or would be; ``tree`` and ``link`` are the identities of the tree
+    there, and of a link that leads there, None where there is none.
+    """
+
+    path: str
+    tree: place.Identity | None
+    link: place.Identity | None
+
+
+def whereabouts(tree: Tree) -> Shown:
+    """Return what the tree's path shows.
+
+    Raise UnsafePathError for a link that leads to none of the tree's places, or anything else in
+    the way, WorkError where the disk of a link is not there.
+    """
+    path, link = tree["path"], None
+    found = place.link_at(path)
+    if found:
+        path = found.target
+        if path not in [f"{disk}/{tree['name']}" for disk in tree["disks"]]:
+            raise UnsafePathError(
+                tree["path"], found.description, "a folder, or a link into one of ml_data_disks"
+            )
+        if not _is_folder(posixpath.dirname(path)):
+            raise WorkError(
+                f"{tree['path']} leads to {path}, whose folder is not there; mount its disk, or "
+                "remove the link"
+            )
+        link = found.identity
+    return Shown(path, identity_of(path), link)
+
+
+def identity_of(path: str) -> place.Identity | None:
+    """Return the identity of the folder at a path, None where there is none."""
+    with place.opened_tree(path) as folder:
+        return place.identity(folder.info()) if folder else None
 
 
 class Worker:
@@ -79,132 +126,164 @@ class Worker:
 
     def settle(self, tree: Tree) -> None:
         """Make one tree as declared; raise WorkError or OSError where that cannot be."""
+        shown = whereabouts(tree)
         if tree["state"] == "absent":
-            self.remove(tree)
+            self.remove(tree, shown)
         else:
-            look = look_of(tree)
             make = self.dataset if tree["kind"] == "datasets" else self.checkout
-            real = make(tree, look)
-            place.follow(real, look)
-            self.link(tree, real)
+            make(tree, look_of(tree), shown)
         for path in places(tree):
             place.Stage(path).remove()
 
-    def link(self, tree: Tree, real: str) -> None:
-        """Let the tree's path lead to where it really is."""
+    def link(self, tree: Tree, real: str, shown: Shown) -> None:
+        """Let the tree's path lead to where it really is; what was SHOWN there goes."""
         path = tree["path"]
-        if real != path and not (os.path.islink(path) and os.readlink(path) == real):
-            stage = place.Stage(path)
-            with stage.entered():
-                os.symlink(real, place.LINK)
-                stage.show(place.LINK)
+        if real == path or (shown.link and shown.path == real):
+            return
+        stage = place.Stage(path)
+        with stage.entered():
+            os.symlink(real, place.LINK)
+            stage.show(place.LINK, shown.link or shown.tree)
 
-    def remove(self, tree: Tree) -> None:
+    def remove(self, tree: Tree, shown: Shown) -> None:
         """Remove what the role made of a tree; what people added stays, or is refused to go."""
-        path = tree["path"]
-        real = whereabouts(tree)
-        if real is None:
-            return
-        if tree["kind"] == "checkouts":
-            checkout.refuse_to_remove(real)
-        elif record.added(real):
-            kept = record.remove(real)
-            self.progress.say(f"{tree['name']}: {kept} files in {real} are not from it and stay")
-            return
-        place.Stage(real).take()
-        if real != path:
-            os.unlink(path)
+        with place.opened_tree(shown.path) as folder:
+            if folder is None or place.identity(folder.info()) != shown.tree:
+                return
+            if tree["kind"] == "checkouts":
+                if not _probe.noted(folder.descriptor, _probe.GIT_RECORD):
+                    return
+                checkout.refuse_to_remove(folder)
+            elif record.read(folder) is None:
+                return
+            elif record.added(folder):
+                kept = record.remove(folder)
+                self.progress.say(
+                    f"{tree['name']}: {kept} files in {shown.path} are not from it and stay"
+                )
+                return
+        place.Stage(shown.path).take(shown.tree)
+        if shown.link:
+            place.Stage(tree["path"]).take(shown.link)
 
     # Repositories.
 
-    def checkout(self, tree: Tree, look: place.Look) -> str:
-        """Bring a work tree to its revision; return where it is."""
+    def checkout(self, tree: Tree, look: place.Look, shown: Shown) -> None:
+        """Bring a work tree to its revision."""
         secret = self.secrets[tree["name"]]
-        real = whereabouts(tree)
-        if real is None:
-            real = place.choose(places(tree), tree["size"], {})
+        elsewhere = [path for path in places(tree) if not (shown.link and path == tree["path"])]
+        folders = list(dict.fromkeys([shown.path, *elsewhere]))
+        for real in folders:
+            with place.opened_tree(real) as folder:
+                if folder:
+                    displaced = self.is_displaced(tree, folder)
+                    # git then runs as who is declared to have it.
+                    place.follow(folder, look)
+                    if displaced:
+                        checkout.move(tree, secret, folder, self.progress)
+                    break
+        else:
+            real = place.choose(folders, tree["size"], {})
             stage = place.Stage(real)
             with stage.entered():
-                checkout.make(tree, secret, place.TREE, self.progress)
-                place.follow(place.TREE, look)
-                stage.show(place.TREE)
-            return real
-        # git then runs as who is declared to have it.
-        place.follow(real, look)
-        found = _probe.tree(real)
-        revision = tree["from"], tree["revision"], tree["settled"]
-        if (
-            found is None
-            or not standing.is_of(tree["version"], found)
-            or any(standing.displaced(found, *revision))
-        ):
-            checkout.move(tree, secret, real, self.progress)
-        return real
+                checkout.make(tree, secret, look, self.progress)
+                stage.show(place.TREE, None)
+        self.link(tree, real, shown)
+
+    def is_displaced(self, tree: Tree, folder: Folder) -> bool:
+        """Return whether an opened work tree is elsewhere than declared; refuse one of others."""
+        git = _probe.checkout(folder.descriptor)
+        noted = _probe.noted(folder.descriptor, _probe.GIT_RECORD) if git else None
+        if git is None or (noted is None and git["url"] != tree["from"]):
+            raise UnsafePathError(
+                folder.path, "a folder that was not made from this declaration", "its work tree"
+            )
+        found = {"git": git, "record": noted}
+        return not standing.is_of(tree["version"], found) or any(
+            standing.displaced(found, tree["from"], tree["revision"], tree["settled"])
+        )
 
     # Data sets.
 
-    def dataset(self, tree: Tree, look: place.Look) -> str:
-        """Have a data set unpacked; return where it is."""
-        shown = whereabouts(tree)
-        for real in dict.fromkeys([shown or tree["path"], *places(tree)]):
-            found = _probe.tree(real)
-            if found and (found["record"] or {}).get("version") == tree["version"]:
-                if found["missing"]:
-                    self.heal(tree, look, real, found["missing"])
-                return real
-        if shown:
-            self.refuse_to_replace(tree, shown)
-        real = self.room_for(tree, shown)
-        stage = place.Stage(real)
-        with stage.entered():
+    def dataset(self, tree: Tree, look: place.Look, shown: Shown) -> None:
+        """Have a data set unpacked."""
+        elsewhere = [path for path in places(tree) if not (shown.link and path == tree["path"])]
+        for real in dict.fromkeys([shown.path, *elsewhere]):
+            with place.opened_tree(real) as folder:
+                noted = record.read(folder) if folder else None
+                if folder and noted and noted["version"] == tree["version"]:
+                    if real != shown.path:
+                        self.refuse_to_replace(shown.path)
+                    self.heal(tree, look, folder, record.missing(folder, noted))
+                    place.follow(folder, look, made=True)
+                    break
+        else:
+            self.refuse_to_replace(shown.path)
+            real = self.room_for(tree, shown.path)
+            stage = place.Stage(real)
+            with stage.entered():
+                self.unpacked(tree, look)
+                # Again, as a download takes its time.
+                replaced = self.refuse_to_replace(shown.path)
+                if real != shown.path:
+                    at_link = real == tree["path"] and shown.link
+                    replaced = at_link or self.refuse_to_replace(real)
+                stage.show(place.TREE, replaced)
+        if real == tree["path"]:
+            if shown.link and shown.tree:
+                place.Stage(shown.path).take(shown.tree)
+            return
+        self.link(tree, real, shown)
+        if shown.link and shown.tree and shown.path != real:
+            place.Stage(shown.path).take(shown.tree)
+
+    def refuse_to_replace(self, path: str) -> place.Identity | None:
+        """Return the identity of a data set that another may replace, None where there is none.
+
+        Raise WorkError where people's own files are in it, UnsafePathError where it is not the
+        role's.
+        """
+        with place.opened_tree(path) as folder:
+            if folder is None:
+                return None
+            if record.read(folder) is None:
+                raise UnsafePathError(
+                    path, "a folder that was not made from this declaration", "a data set, or none"
+                )
+            added = record.added(folder)
+            if added:
+                more = " and more" if len(added) > record.SHOWN else ""
+                raise WorkError(
+                    f"{path} holds files that are not from its archive, or were changed "
+                    f"({', '.join(added[: record.SHOWN])}{more}); move them out, and run again"
+                )
+            return place.identity(folder.info())
+
+    def heal(self, tree: Tree, look: place.Look, folder: Folder, names: list[str]) -> None:
+        """Bring back what is gone at the top of an opened tree, and touch nothing else."""
+        if not names:
+            return
+        with place.Stage(folder.path).entered():
             self.unpacked(tree, look)
-            stage.show(place.TREE)
-        if shown and shown not in (real, tree["path"]):
-            self.link(tree, real)
-            place.Stage(shown).take()
-        return real
+            for name in names:
+                place.move_new(f"{place.TREE}/{name}", folder, name)
 
-    def refuse_to_replace(self, tree: Tree, path: str) -> None:
-        """Raise WorkError where people's own files are in a tree that another replaces."""
-        added = record.added(path)
-        if added:
-            more = " and more" if len(added) > record.SHOWN else ""
-            raise WorkError(
-                f"{path} holds files that are not from its archive, or were changed "
-                f"({', '.join(added[: record.SHOWN])}{more}); move them out, and run again"
-            )
-
-    def heal(self, tree: Tree, look: place.Look, real: str, names: list[str]) -> None:
-        """Bring back what is gone at the top of a tree, and touch nothing else."""
-        with place.Stage(real).entered():
-            self.unpacked(tree, look)
-            with place.opened_tree(real) as top:
-                for name in names:
-                    os.rename(f"{place.TREE}/{name}", name, dst_dir_fd=top)
-
-    def room_for(self, tree: Tree, shown: str | None) -> str:
+    def room_for(self, tree: Tree, shown: str) -> str:
         """Return the place of a tree: the first with room for its archive and what is in it."""
         archive, inside = 0, tree["size"]
         if tree["local"]:
-            with self.readable(tree):
-                inside = inside or self.inside(tree, tree["from"])
+            with self.opened_local(tree) as descriptor:
+                inside = inside or self.inside(tree, descriptor)
         else:
             archive = self.source(tree).size() or 0
             inside = inside or (archive if tree["unpack"] else 0)
-        folders = list(dict.fromkeys([shown or tree["path"], *places(tree)]))
-        had = {path: self.staged(path) for path in folders}
+        folders = list(dict.fromkeys([shown, *places(tree)]))
+        had = {path: place.Stage(path).downloaded() for path in folders}
         return place.choose(folders, archive + inside, had)
 
-    def staged(self, path: str) -> int:
-        """Return how much of a download lies beside a place already."""
-        try:
-            return os.stat(f"{place.Stage(path).path}/{download.PART}").st_size
-        except OSError:
-            return 0
-
-    def inside(self, tree: Tree, archive: str) -> int:
+    def inside(self, tree: Tree, archive: int) -> int:
         """Return what an archive takes when unpacked; where nobody knows, as much as it has."""
-        size = os.stat(archive).st_size
+        size = os.fstat(archive).st_size
         return (unpack.size_of(archive) or size) if tree["unpack"] else size
 
     def source(self, tree: Tree) -> download.Source:
@@ -213,51 +292,106 @@ class Worker:
         return download.Source(secret["url"], secret["headers"], tree["from"])
 
     @contextmanager
-    def readable(self, tree: Tree) -> Iterator[None]:
-        """Say what it is about where an archive of the host cannot be read."""
+    def opened_local(self, tree: Tree) -> Iterator[int]:
+        """Open an archive that is a file of the host; say what it is where it cannot be read.
+
+        Where others can change names on the way to it, it must be theirs to read: root would else
+        read a file for them that was moved there.
+        """
+        path = str(tree["from"])
         try:
-            yield
-        except OSError as error:
-            raise WorkError(f"{tree['from']} cannot be read: {error.strerror}") from error
+            with place.opened_parent(path) as (above, name):
+                if above is None:
+                    raise FileNotFoundError(2, os.strerror(2))
+                with above.opened(name) as descriptor:
+                    self.refuse_foreign(path, above, os.fstat(descriptor))
+                    yield descriptor
+        except FileNotFoundError as error:
+            raise WorkError(f"{path} cannot be read: {error.strerror}") from error
+
+    @staticmethod
+    def refuse_foreign(path: str, above: Folder, info: os.stat_result) -> None:
+        """Raise UnsafePathError where a file of others may have been put in an archive's place."""
+        readable = info.st_mode & 0o004 or info.st_uid == above.info().st_uid
+        if not above.trusted and not readable:
+            raise UnsafePathError(
+                path,
+                f"{paths.describe(info)}, which others cannot read",
+                "a file that everybody can read, or of the owner of its folder",
+            )
 
     def unpacked(self, tree: Tree, look: place.Look) -> None:
         """Make the complete tree in the working folder."""
-        archive = self.archive(tree)
-        checksum = self.checked(tree, archive)
-        needed = tree["size"] or self.inside(tree, archive)
-        if (tree["unpack"] or tree["local"]) and place.room(".") < needed:
-            raise WorkError(
-                f"unpacked it needs {amount(needed)}, free are {amount(place.room('.'))} in "
-                f"{os.getcwd()}; the archive is kept there for the next run"
-            )
-        with self.enough_room("unpacking", place.clear):
-            os.mkdir(place.TREE, 0o755)
-            if tree["unpack"]:
-                with place.working(place.TREE):
-                    path = archive if tree["local"] else f"../{archive}"
-                    unpack.unpack(path, tree["strip"], tree["name"], self.progress)
-            else:
-                name = posixpath.basename(urlsplit(tree["from"]).path) or tree["name"]
-                bring = shutil.copyfile if tree["local"] else os.rename
-                bring(archive, f"{place.TREE}/{name}")
-                os.chmod(f"{place.TREE}/{name}", 0o644)
-            record.write(place.TREE, tree["version"], checksum)
-        place.follow(place.TREE, look)
+        with self.archive(tree) as archive:
+            checksum = self.checked(tree, archive)
+            limit = bound.of_archive(tree["name"], tree["size"], os.fstat(archive).st_size)
+            needed = tree["size"] or self.inside(tree, archive)
+            if (tree["unpack"] or tree["local"]) and place.free_bytes(".") < needed:
+                raise WorkError(
+                    f"unpacked it needs {amount(needed)}, free are "
+                    f"{amount(place.free_bytes('.'))} in {os.getcwd()}; the archive is kept "
+                    "there for the next run"
+                )
+            with self.enough_room("unpacking", place.clear), place.here() as stage:
+                os.mkdir(place.TREE, 0o755)
+                with stage.entered(place.TREE) as made:
+                    if tree["unpack"]:
+                        with place.working(made.descriptor):
+                            unpack.unpack(
+                                *(archive, tree["strip"], tree["name"]), limit, self.progress
+                            )
+                    else:
+                        self.put(tree, archive)
+                    record.write(made, tree["version"], checksum)
+                    place.follow(made, look, made=True)
         download.discard()
 
-    def archive(self, tree: Tree) -> str:
-        """Return the path of the archive, which is here afterwards."""
+    def put(self, tree: Tree, archive: int) -> None:
+        """Put an archive into the tree as the file that it is."""
+        name = posixpath.basename(urlsplit(tree["from"]).path) or tree["name"]
+        target = f"{place.TREE}/{name}"
         if tree["local"]:
-            return str(tree["from"])
-        with self.enough_room("downloading", download.discard):
-            download.fetch(self.source(tree), tree["name"], self.progress)
-        return download.PART
+            self.copy(tree, archive, target)
+        else:
+            os.rename(place.PART, target)
+        os.chmod(target, 0o644)
 
-    def checked(self, tree: Tree, archive: str) -> str:
+    @contextmanager
+    def archive(self, tree: Tree) -> Iterator[int]:
+        """Open the archive, which is here afterwards."""
+        if tree["local"]:
+            with self.opened_local(tree) as descriptor:
+                info = os.fstat(descriptor)
+                if info.st_uid == 0 and not info.st_mode & 0o022:
+                    yield descriptor
+                    return
+                # Its owner could change it between the check of its checksum and its use.
+                with self.enough_room("copying the archive", download.discard):
+                    self.copy(tree, descriptor, place.PART)
+        else:
+            with self.enough_room("downloading", download.discard):
+                download.fetch(self.source(tree), tree["name"], tree["size"], self.progress)
+        try:
+            with place.here() as stage, stage.opened(place.PART) as descriptor:
+                yield descriptor
+        finally:
+            if tree["local"]:
+                download.discard()
+
+    @staticmethod
+    def copy(tree: Tree, archive: int, target: str) -> None:
+        """Copy an opened archive into the stage, as long as there is room."""
+        limit = bound.Limit(tree["name"], os.fstat(archive).st_size, "the archive was as large")
+        os.lseek(archive, 0, os.SEEK_SET)
+        with open(archive, "rb", closefd=False) as source, Path(target).open("wb") as file:
+            while chunk := source.read(unpack.CHUNK):
+                limit.add(len(chunk))
+                file.write(chunk)
+
+    def checked(self, tree: Tree, archive: int) -> str:
         """Return the checksum of an archive; raise WorkError where it is not the declared one."""
         algorithm = tree["checksum"].partition(":")[0] or "sha256"
-        with self.readable(tree):
-            digits = download.digest(archive, algorithm, tree["name"], self.progress)
+        digits = download.digest(archive, algorithm, tree["name"], self.progress)
         found = f"{algorithm}:{digits}"
         if not tree["checksum"]:
             self.progress.say(f"{tree['name']}: no checksum is declared; what came has {found}")
@@ -281,13 +415,14 @@ class Worker:
             undo()
             raise WorkError(
                 f"{os.getcwd()} got full while {doing}; what was written is removed again, which "
-                f"leaves {amount(place.room('.'))}. Make room, state 'size' where it is known, or "
-                "list a folder on a larger disk in ml_data_disks"
+                f"leaves {amount(place.free_bytes('.'))}. Make room, state 'size' where it is "
+                "known, or list a folder on a larger disk in ml_data_disks"
             ) from error
 
 
 def carry_out(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Make all trees of a job as declared; one that fails leaves the others."""
+    progress = Told(progress.stream)
     worker = Worker(job["secrets"], progress)
     done: list[str] = []
     failed: dict[str, str] = {}
@@ -296,21 +431,42 @@ def carry_out(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             worker.settle(tree)
             done.append(tree["name"])
         except Exception as error:
-            known = isinstance(error, (WorkError, OSError))
-            failed[tree["name"]] = str(error) if known else f"{type(error).__name__}: {error}"
+            failed[tree["name"]] = printable(_reason(error))
             progress.say(f"{tree['name']}: FAILED")
     for entry in job["stages"]:
         try:
             place.sweep(entry["path"], entry["entries"])
-        except OSError as error:
-            failed[entry["path"]] = str(error)
+        except (OSError, UnsafePathError) as error:
+            failed[entry["path"]] = printable(str(error))
     return {"done": done, "failed": failed}
+
+
+def _reason(error: Exception) -> str:
+    """Return why a tree failed, for a person."""
+    if isinstance(error, MemoryError):
+        return (
+            f"found more to keep in memory than {amount(_memory())}; expected an archive or a "
+            "repository that takes less. Look at what it holds."
+        )
+    known = isinstance(error, (WorkError, OSError, UnsafePathError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def _memory() -> int:
+    """Return how much memory each program may take: half of what the host has, or less."""
+    with suppress(OSError, ValueError):
+        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return min(MEMORY, max(half, MEMORY // 8))
+    return MEMORY
 
 
 def main(folder: Path) -> None:
     """Carry out the job in FOLDER."""
     # The one who started this may keep all from others; trees say themselves who reads them.
     os.umask(0o022)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _memory() if hard == resource.RLIM_INFINITY else min(hard, _memory())
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     described = folder / "job.json"
     job = json.loads(described.read_text(encoding="utf-8"))
     # It holds secrets.

@@ -145,6 +145,11 @@ def _checkout(
         raise DataError(f"{where}: the url of a repository has no question mark")
     if re.search(r"^-|\s|\.\.|[~^:?*\[\\]", revision) or url.startswith("-"):
         raise DataError(f"{where}: {revision!r} is no commit, tag or branch")
+    if tree["owner"] == "root" and int(tree["mode"], 8) & 0o022:
+        raise DataError(
+            f"{where}: mode {tree['mode']} lets others write a repository of root's, and git would "
+            "run their hooks as root; declare an owner who is not root"
+        )
     source = address(where, url, item.get("headers") or {})
     _check_optional(where, tree, url)
     tree |= {
