@@ -113,6 +113,12 @@ def test_modes_of_the_users_own_folder_are_repaired(
     assert not run_module(authorized_keys, keys=keys(homes, "bob"))["changed"]
 
 
+def test_a_file_that_its_user_made_read_only_stays_so(run_module: RunModule, homes: Path) -> None:
+    file = write(homes, "bob", f"{FIRST}\n", mode=0o400)
+    assert not run_module(authorized_keys, keys=keys(homes, "bob"))["changed"]
+    assert status(file)[2] == "0400"
+
+
 def link_folder(homes: Path) -> None:
     (homes / "bob/.ssh").symlink_to(homes / "alice/.ssh")
 

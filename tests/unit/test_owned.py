@@ -683,7 +683,12 @@ def test_what_is_to_be_absent_is_removed_as_a_name() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "owner", "words"),
-    [("0700", "b", None), ("0777", "b", "/h/.ssh has mode 0777"), ("0777", "c", None)],
+    [
+        ("0700", "b", None),
+        ("0777", "b", "/h/.ssh has mode 0777"),
+        ("0600", "b", "/h/.ssh has mode 0600"),
+        ("0777", "c", None),
+    ],
 )
 def test_keys_that_others_can_change(mode: str, owner: str, words: str | None) -> None:
     entry = {"path": "/h/.ssh/k", "lines": ["x"], "user": "b"}

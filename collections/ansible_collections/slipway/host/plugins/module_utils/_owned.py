@@ -276,8 +276,11 @@ def _key_paths(entry: Entry) -> tuple[str, ...]:
 
 
 def _keys_mode(user: str, path: str, found: Any) -> Iterator[Change]:
-    if found and found[2] == user and int(found[1], 8) & 0o022:
-        yield f"{path} has mode {found[1]}", "not writable by others"
+    if not found or found[2] != user:
+        return
+    mode, needed = int(found[1], 8), 0o100 if found[0] == "directory" else 0o400
+    if mode & 0o022 or not mode & needed:
+        yield f"{path} has mode {found[1]}", "readable by its owner and not writable by others"
 
 
 def _text_lines(text: str) -> list[str]:

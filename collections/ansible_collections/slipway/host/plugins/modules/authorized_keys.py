@@ -125,7 +125,7 @@ class KeyFile:
             info = home.lstat(name)
             if info is None:
                 return True
-            repairs = self._needs_repair(info, FOLDER_MODE)
+            repairs = self._needs_repair(info, 0o100)
             if repairs and not info.st_mode & 0o100:
                 return True  # The file cannot be reached before the folder is repaired.
         self._read()
@@ -133,7 +133,10 @@ class KeyFile:
 
     def make_folder_as_root(self) -> None:
         """Create the folder where the home is root's, so that the user cannot create it."""
-        with suppress(OSError), paths.opened_parent(self.folder, self.owners) as (home, name):
+        with (
+            suppress(OSError, paths.UnsafePathError),
+            paths.opened_parent(self.folder, self.owners) as (home, name),
+        ):
             if home.trusted and home.lstat(name) is None:
                 home.make_folder(name, FOLDER_MODE, self.uid, self.gid)
 
@@ -178,7 +181,7 @@ class KeyFile:
             raise paths.UnsafePathError(self.path, found, f"at most {MOST_BYTES} bytes of keys")
         self.before = content.decode("utf-8", "surrogateescape")
         self.mode = info.st_mode & 0o7777
-        self.repairs = self._needs_repair(info, FILE_MODE)
+        self.repairs = self._needs_repair(info, 0o400)
 
     def _needs_write(self) -> bool:
         return self.mode is None or self.repairs or bool(self._missing())
