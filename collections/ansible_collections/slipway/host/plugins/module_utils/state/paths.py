@@ -186,13 +186,12 @@ class Folder:
 
         Where the block fails, nothing is left of the new file.
         """
-        import secrets
-
         info = self.lstat(name)
         if info is not None and type_of(info) not in (FILE, LINK):
             raise self.refuse(name, info, "a file")
-        temporary = f".{name[:200]}.{secrets.token_hex(8)}"
+        temporary = f".{name[:200]}.{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Nothing is imported here: a user may have no right to read root's Python.
         # Closed to others until owner and mode are set: the content may be secret.
         descriptor = os.open(temporary, flags, 0o600, dir_fd=self.descriptor)
         try:
@@ -492,10 +491,13 @@ def as_user(name: str, work: Callable[[], Any], seconds: float = 30) -> Any:
     child = os.fork()
     if child == 0:
         try:
-            with acting_as(name):
-                result = json.dumps(work()).encode()
+            try:
+                with acting_as(name):
+                    result = [work(), ""]
+            except Exception as error:
+                result = [None, f"{type(error).__name__}: {error}"]
             with open(writing, "wb") as stream:
-                stream.write(result)
+                stream.write(json.dumps(result).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -514,6 +516,7 @@ def as_user(name: str, work: Callable[[], Any], seconds: float = 30) -> Any:
         os.kill(child, signal.SIGKILL)
         # A child that the kernel does not end is not waited for.
         os.waitpid(child, 0 if chunks else os.WNOHANG)
-    if not chunks:
-        raise OSError(0, f"the work with the rights of {name} failed")
-    return json.loads(b"".join(chunks))
+    result, why = json.loads(b"".join(chunks) or b'[null, "it was ended"]')
+    if why:
+        raise OSError(0, f"the work with the rights of {name} failed ({why})")
+    return result
