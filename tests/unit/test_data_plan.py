@@ -216,6 +216,7 @@ def test_a_bad_archive_is_named(archive: dict[str, Any], words: str) -> None:
         ({"url": "https://[a/x.git"}, "its url is none"),
         ({"headers": {"X": "y"}}, "headers are for http and https alone"),
         ({"optional": True}, "only what comes by http or https can be optional"),
+        ({"mode": "2775"}, "git would run their hooks as root; declare an owner who is not root"),
     ],
 )
 def test_a_bad_repository_is_named(repository: dict[str, Any], words: str) -> None:
