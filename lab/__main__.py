@@ -19,7 +19,7 @@ from lab.errors import LabError
 from lab.host_spec import HostSpec, check_name
 from lab.hosts import Action, Group, Host
 
-# Models with switches that only NVIDIA's CUDA repository has the packages for.
+# Models whose switch packages are in NVIDIA's CUDA repository only.
 CUDA_MODELS = ("8xb200",)
 
 
