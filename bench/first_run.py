@@ -21,17 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  # noqa: E402
-    Group,
-    HostSpec,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (  # noqa: E402
-    default_state_dir,
-)
 from ansible_collections.slipway.host.plugins.module_utils.images import catalogue  # noqa: E402
 from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
 
 from bench.run import SITE, Bench, Cost, children_cpu, on  # noqa: E402
+from lab.host_spec import HostSpec  # noqa: E402
+from lab.hosts import Group  # noqa: E402
+from lab.state_folder import group_folder  # noqa: E402
 
 GROUP = "bench-first"
 COMPOSE = "/etc/slipway/services/iris-api/compose.yaml"
@@ -105,7 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(usage=str(__doc__))
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
-    state = default_state_dir(GROUP, Path(__file__))
+    state = group_folder(GROUP)
     group = Group(GROUP, state)
     try:
         rounds = [one_round(group, state) for _round in range(arguments.rounds)]

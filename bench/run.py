@@ -33,19 +33,15 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "collections"))
+sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
 from ansible_collections.slipway.host.plugins.module_utils import _probe  # noqa: E402
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  # noqa: E402
-    Group,
-    Host,
-    HostSpec,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (  # noqa: E402
-    default_state_dir,
-)
 from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask  # noqa: E402
+
+from lab.host_spec import HostSpec  # noqa: E402
+from lab.hosts import Group, Host  # noqa: E402
+from lab.state_folder import group_folder  # noqa: E402
 
 GROUP = "bench"
 PYINFRA = "pyinfra==3.10.0"
@@ -282,7 +278,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
-    state = default_state_dir(GROUP, Path(__file__))
+    state = group_folder(GROUP)
     group = Group(GROUP, state)
     bench = Bench(state, group.ensure(HostSpec("bench-1")), arguments.rounds)
     try:

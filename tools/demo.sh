@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# The demo: a throwaway host on this machine, then site.yml on it.
+# Create a throwaway host on this machine, then run site.yml on it.
 # Usage: ./slipway demo [--create | --destroy | --gpu MODEL] [ARGUMENTS FOR ansible-playbook ...]
-#   --create     make the host and inventory/demo/hosts.yml, and stop there
-#   --destroy    remove all that the demo made, and nothing else
-#   --gpu MODEL  a simulated GPU host: its devices, NVIDIA's packages and nvidia-smi are stand-ins;
-#                a MODEL that there is not lists those that there are (t4, 8xh100, 8xb200, k80, ...)
+#   --create     create the host and inventory/demo/hosts.yml only
+#   --destroy    remove everything that the demo created, and nothing else
+#   --gpu MODEL  simulate a GPU host: devices, NVIDIA packages and nvidia-smi are stand-ins;
+#                an unknown MODEL prints the known ones (t4, 8xh100, 8xb200, k80, ...)
 set -eu
 
 case "${1:-}" in

@@ -21,7 +21,7 @@ PRIMITIVE = "module_utils/state/paths.py"
 # What runs on the controller, with the rights and on the files of the person who calls it.
 CONTROLLER = (
     *("action/", "callback/", "lookup/", "plugin_utils/", "doc_fragments/"),
-    *("modules/throwaway_host.py", "module_utils/_throwaway", "module_utils/images/index.py"),
+    *("module_utils/images/index.py"),
     *(
         "module_utils/images/catalogue.py",
         "module_utils/images/declaration.py",

@@ -27,8 +27,6 @@ SAME = ("type", "required", "default", "choices", "elements", "aliases")
 MODULES = sorted(file.stem for file in (PLUGINS / "modules").glob("*.py"))
 LOOKUPS = sorted(file.stem for file in (PLUGINS / "lookup").glob("*.py"))
 OTHERS = {"callback": sorted(file.stem for file in (PLUGINS / "callback").glob("*.py"))}
-# Runs on the controller although it is a module: it makes the hosts.
-CONTROLLER_ONLY = {"throwaway_host"}
 
 
 @cache
@@ -206,7 +204,7 @@ def foreign(file: Path) -> list[str]:
     )
 
 
-HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES if name not in CONTROLLER_ONLY]
+HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES]
 HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "images/builder")]
 HOST_CODE += sorted((PLUGINS / "module_utils/ml").glob("*.py"))
 

@@ -17,10 +17,9 @@ from typing import Any
 import ansible_runner
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, Host, HostSpec
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
+
+from lab.host_spec import HostSpec
+from lab.hosts import Group, Host
 
 ROOT = Path(__file__).resolve().parents[2]
 # Files that share this host run in one process or in two, each of which then has its own.
@@ -159,7 +158,7 @@ class Site:
 @pytest.fixture(scope="session")
 def group() -> Iterator[Group]:
     # The same folder each time, so that what an interrupted run left is found and removed.
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield group
     group.remove()

@@ -18,11 +18,9 @@ from typing import Any, TypeAlias
 
 import pexpect
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, Host, HostSpec
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
+from lab.host_spec import HostSpec
+from lab.hosts import Group, Host
 from tests.host.conftest import ROOT, Site
 
 pytestmark = pytest.mark.host
@@ -96,7 +94,7 @@ class Lab(Site):
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Group]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield group
     group.remove()

@@ -9,17 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
-    Group,
-    HostSpec,
-    Mount,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.fixtures.apt_repository import File, Key, Package, Repository
-from tests.host.conftest import ROOT, Site
+from lab.apt_repository import File, Key, Package, Repository
+from lab.host_spec import HostSpec, Mount
+from lab.hosts import Group
+from lab.state_folder import group_folder
+from tests.host.conftest import Site
 
 pytestmark = pytest.mark.host
 
@@ -91,7 +86,7 @@ class AptSite(Site):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AptSite]:
-    state = default_state_dir(GROUP, ROOT / "tests")
+    state = group_folder(GROUP)
     # The same folder each time: a host that an interrupted run left sees this very one.
     folder = state / "repository"
     shutil.rmtree(folder, ignore_errors=True)

@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.host.conftest import ROOT, Run
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import Run
 from tests.host.test_users import People, said
 
 pytestmark = pytest.mark.host
@@ -136,7 +134,7 @@ class Attacked(People):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     site = Attacked(group.ensure(HostSpec("attacked-1")), tmp_path_factory.mktemp("attacked"))
     site.declare_users(["alice", "racer", *ATTACKS], KEY)

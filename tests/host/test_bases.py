@@ -11,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
-    ThrowawayError,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.host.conftest import ROOT, Site
+from lab.errors import LabError
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import Site
 
 pytestmark = pytest.mark.host
 
@@ -35,7 +31,7 @@ class BaseSite(Site):
 
 @pytest.fixture(scope="module")
 def bases() -> Iterator[Group]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield group
     group.remove()
@@ -48,7 +44,7 @@ def test_engine_on(base: str, bases: Group, tmp_path_factory: pytest.TempPathFac
     name = base.replace(".", "-")
     try:
         host = bases.ensure(HostSpec(name, base=base))
-    except ThrowawayError as error:
+    except LabError as error:
         pytest.skip(f"no host of {base}: {error}")
     site = BaseSite(host, tmp_path_factory.mktemp(name))
     site.declare()

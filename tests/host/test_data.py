@@ -18,11 +18,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
+from lab.host_spec import HostSpec
+from lab.hosts import Group
 from tests.fixtures.data_server import DataServer, serving
 from tests.fixtures.data_sets import Course, publish, sha256, tar
 from tests.host.conftest import ROOT, Run, Site
@@ -107,7 +105,7 @@ class DataSite(Site):
 
 @pytest.fixture(scope="module")
 def data_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DataSite]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     folder = tmp_path_factory.mktemp("data")
     site = Site(group.ensure(HostSpec("data-1")), folder)

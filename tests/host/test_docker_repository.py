@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
-    Group,
-    HostSpec,
-    Mount,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 from ansible_collections.slipway.host.plugins.module_utils.roles.docker_engine import (
     VENDOR_PACKAGES,
 )
 
-from tests.fixtures.apt_repository import File, Key, Package, Repository
-from tests.host.conftest import ROOT, Run, Site
+from lab.apt_repository import File, Key, Package, Repository
+from lab.host_spec import HostSpec, Mount
+from lab.hosts import Group
+from lab.state_folder import group_folder
+from tests.host.conftest import Run, Site
 
 pytestmark = pytest.mark.host
 
@@ -65,7 +60,7 @@ def stand_in(name: str) -> Package:
 @pytest.fixture(scope="module")
 def folder() -> Path:
     # The same folder each time: a host that an interrupted run left sees this very one.
-    folder = default_state_dir(GROUP, ROOT / "tests") / "repository"
+    folder = group_folder(GROUP) / "repository"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -84,7 +79,7 @@ def key(folder: Path) -> Key:
 def docker_site(
     folder: Path, key: Key, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerSite]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     mount = Mount(str(folder), SEEN, read_only=True)
     yield DockerSite(
         group.ensure(HostSpec("docker-1", mounts=(mount,))), tmp_path_factory.mktemp("docker")

@@ -17,21 +17,12 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
-    Group,
-    Host,
-    HostSpec,
-    Mount,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
-    BaseUnavailableError,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.fixtures import gpu_host, nvidia_packages
-from tests.host.conftest import ROOT, Run, Site
+from lab import gpu_host, nvidia_packages
+from lab.errors import BaseUnavailableError
+from lab.host_spec import HostSpec
+from lab.hosts import Group, Host
+from tests.host.conftest import Run, Site
 
 pytestmark = pytest.mark.host
 
@@ -121,7 +112,7 @@ class GpuSite(Site):
 
     def _host(self, model: str, group: Group, folder: Path, base: str) -> Host:
         self.simulated = gpu_host.prepare(folder, model, base, newest=False)
-        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        mounts = self.simulated.mounts
         return group.ensure(HostSpec(model, base=base, mounts=mounts))
 
     def declare(self, **variables: Any) -> None:
@@ -152,7 +143,7 @@ class Fleet(Site):
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     folder = tmp_path_factory.mktemp("gpu")
     yield Fleet({model: GpuSite(model, group, folder) for model in EXPECTED}, folder)

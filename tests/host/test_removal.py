@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.fixtures import gpu_host
-from tests.host.conftest import ROOT, Run, Site
+from lab import gpu_host
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import Run, Site
 
 pytestmark = pytest.mark.host
 
@@ -62,7 +60,7 @@ class RemovalSite(Site):
     def __init__(self, model: str, group: Group, folder: Path) -> None:
         base = BASES[model]
         self.simulated = gpu_host.prepare(folder / model, model, base)
-        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        mounts = self.simulated.mounts
         super().__init__(group.ensure(HostSpec(f"gone-{model}", base=base, mounts=mounts)), folder)
         cuda = model == "8xb200"
         self.variables = self.simulated.cuda_variables if cuda else self.simulated.variables
@@ -88,7 +86,7 @@ class RemovalSite(Site):
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RemovalSite]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield RemovalSite(request.param, group, tmp_path_factory.mktemp("removal"))
     group.remove()

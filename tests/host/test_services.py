@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.fixtures import pci
+from lab import pci_tree
+from lab.host_spec import HostSpec, Mount
+from lab.hosts import Group
 from tests.host.conftest import ROOT, Site
 
 pytestmark = pytest.mark.host
@@ -72,7 +70,7 @@ Named = set[tuple[str, str, str]]
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Group]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield group
     group.remove()
@@ -452,7 +450,7 @@ def gpu_lab(
 ) -> Services:
     """A host with eight made-up GPUs, with an engine that has CDI switched on or on by default."""
     folder = tmp_path_factory.mktemp(request.param)
-    tree = pci.build(folder / "pci", pci.MODELS["8xh100"], flat=True)
+    tree = pci_tree.build(folder / "pci", pci_tree.MODELS["8xh100"], flat=True)
     devices = Mount(str(tree), "/sys/bus/pci/devices")
     spec = HostSpec(f"gpu-{request.param}", base=request.param, mounts=(devices,))
     lab = Services(hosts.ensure(spec), folder)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Throwaway hosts, really made and really removed."""
+"""Throwaway hosts: create, restart and remove real containers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
-    Action,
-    Group,
-    Host,
-    HostSpec,
-    Mount,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import Engine
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
+
+from lab.engine import Engine
+from lab.host_spec import HostSpec, Mount
+from lab.hosts import Action, Group, Host
 
 pytestmark = pytest.mark.host
 
@@ -37,7 +30,7 @@ def on(host: Host, script: str) -> str:
 def group() -> Iterator[Group]:
     name = "pytest-throwaway"
     # The same folder each time, so that what an interrupted run left is found and removed.
-    group = Group(name, default_state_dir(name, Path(__file__)))
+    group = Group(name)
     group.remove()
     yield group
     group.remove()
@@ -93,7 +86,7 @@ def test_ssh_refuses_a_host_with_another_key(host: Host, tmp_path: Path) -> None
 
 
 def test_a_second_time_nothing_changes(group: Group, spec: HostSpec, host: Host) -> None:
-    assert group.plan(spec) is Action.KEEP
+    assert group.pending_action(spec) is Action.KEEP
     again = group.ensure(spec)
     assert not again.changed
     assert again.address == host.address
@@ -115,7 +108,7 @@ def test_stopped_host_comes_back_with_its_data(group: Group, spec: HostSpec, hos
     engine = Engine()
     (container,) = engine.lines("ps", "--quiet", f"--filter=label=slipway.state={group.state.path}")
     engine.docker("kill", container)
-    assert group.plan(spec) is Action.START
+    assert group.pending_action(spec) is Action.START
     back = group.ensure(spec)
     assert back.changed
     on(back, "test -e /var/lib/docker/kept && test -e /etc/kept")

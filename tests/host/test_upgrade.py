@@ -17,14 +17,12 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec, Mount
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.fixtures import gpu_host, nvidia_packages
-from tests.fixtures.apt_repository import Package
-from tests.host.conftest import ROOT, Run, Site
+from lab import gpu_host, nvidia_packages
+from lab.apt_repository import Package
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import Run, Site
 
 pytestmark = pytest.mark.host
 
@@ -63,7 +61,7 @@ class UpgradeSite(Site):
             folder / name, MODEL, BASE, newest=False, server=gpu_host.SERVER
         )
         self.simulated.toolkit.withdraw(NEW_TOOLKIT)
-        mounts = tuple(Mount(**mount) for mount in self.simulated.mounts)
+        mounts = self.simulated.mounts
         super().__init__(group.ensure(HostSpec(name, base=BASE, mounts=mounts)), folder)
         self.inventory = folder / f"{name}.yml"
         self.declare()
@@ -123,7 +121,7 @@ def told(run: Run) -> str:
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[Group]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield group
     group.remove()

@@ -17,12 +17,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import Group, HostSpec
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
-    default_state_dir,
-)
 
-from tests.host.conftest import ROOT, Run, Site
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import Run, Site
 
 pytestmark = pytest.mark.host
 
@@ -77,7 +75,7 @@ def said(run: Run) -> str:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Group]:
-    group = Group(GROUP, default_state_dir(GROUP, ROOT / "tests"))
+    group = Group(GROUP)
     group.remove()
     yield group
     group.remove()

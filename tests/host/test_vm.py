@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures import dkms_driver, pci, vm
-from tests.fixtures.apt_repository import Key, Repository
+from lab import dkms_driver, pci_tree, virtual_machine
+from lab.apt_repository import Key, Repository
 from tests.host.conftest import Site
 
 pytestmark = [pytest.mark.host, pytest.mark.vm]
@@ -51,11 +51,11 @@ REBOOT = "nvidia_driver: Reboot where only that helps"
 class GuestSite(Site):
     """A virtual machine with a made-up GPU."""
 
-    def __init__(self, guest: vm.Guest, folder: Path) -> None:
+    def __init__(self, guest: virtual_machine.Guest, folder: Path) -> None:
         super().__init__(guest, folder)
         self.guest = guest
         self.stand_ins = folder / "stand-ins"
-        pci.build(self.stand_ins / "pci", pci.MODELS[MODEL], flat=True)
+        pci_tree.build(self.stand_ins / "pci", pci_tree.MODELS[MODEL], flat=True)
 
     @property
     def connection(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class GuestSite(Site):
 def rebooting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestSite]:
     """A guest whose kernel loads nouveau at each boot, as udev makes it where a GPU is."""
     folder = tmp_path_factory.mktemp("reboot")
-    with vm.guest("reboot", folder) as guest:
+    with virtual_machine.guest("reboot", folder) as guest:
         site = GuestSite(guest, folder)
         # A role after the driver's, to see that the run went on.
         site.extra = {"slipway_roles": ["nvidia_driver", "user_access"]}
@@ -156,7 +156,7 @@ DRIVER = ("nvidia-kernel-dkms", "libcuda1", "nvidia-smi", "nvidia-persistenced")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestSite]:
     """A guest with Debian's real driver, and a GPU that is not there."""
     folder = tmp_path_factory.mktemp("driver")
-    with vm.guest("driver", folder, *DRIVER) as guest:
+    with virtual_machine.guest("driver", folder, *DRIVER) as guest:
         site = GuestSite(guest, folder)
         site.extra = {"slipway_roles": ["nvidia_driver"]}
         site.send()

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.state import paths
+
+from lab.commands import Commands
 
 
 class RunModule(Protocol):
@@ -72,3 +75,12 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         file.chmod(0o755)
 
     return write
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[int]:
+    """Start a process that outlives its parent; return its ID."""
+    pid = Commands().start_daemon("sh", "-c", "echo up; exec sleep 60", log=tmp_path / "log")
+    yield pid
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 9)

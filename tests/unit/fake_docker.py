@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A stand-in for the commands that throwaway hosts are made with: an engine held in memory."""
+"""A stand-in for the commands that create throwaway hosts: a Docker Engine in memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
-    CommandError,
-    Commands,
-    Completed,
-)
+from lab.commands import CommandError, Commands, Completed
 
 OK = Completed(0, "", "")
 NO = Completed(1, "", "Error: No such object")
@@ -28,14 +24,14 @@ class Container:
     labels: dict[str, str]
     address: str
     running: bool = True
-    given: dict[str, bytes] = field(default_factory=dict)
+    stdin: dict[str, bytes] = field(default_factory=dict)
 
 
 class FakeDocker(Commands):
-    """Knows the docker commands that the harness uses, mmdebstrap and ssh-keygen.
+    """Answers the docker commands of the lab, mmdebstrap and ssh-keygen.
 
-    Every command that is run is noted in `ran`; one whose words include all words of an entry of
-    `failing` fails with that entry's text.
+    `ran` lists every command. A command that contains all words of a key of `failing` fails with
+    the value as its error output.
     """
 
     def __init__(self) -> None:
@@ -51,7 +47,7 @@ class FakeDocker(Commands):
         self.ran: list[tuple[str, ...]] = []
         self._made = 0
 
-    def has(self, command: str) -> bool:
+    def is_installed(self, command: str) -> bool:
         return True
 
     def run(
@@ -71,7 +67,9 @@ class FakeDocker(Commands):
             raise CommandError(argv, completed)
         return completed
 
-    def run_if_it_speaks(self, *argv: str, within: float, timeout: float) -> Completed:
+    def run_with_output_deadline(
+        self, *argv: str, first_output: float, timeout: float
+    ) -> Completed:
         self.ran.append(argv)
         if self.pull.rc == 0:
             self.images[argv[-1]] = {}
@@ -82,7 +80,7 @@ class FakeDocker(Commands):
         return sum(argv[: len(words)] == words for argv in self.ran)
 
     def restart(self) -> None:
-        """Do what an engine does to containers when it is started again."""
+        """Stop all containers, as a restart of the engine does."""
         for container in self.containers.values():
             container.running = False
 
@@ -163,7 +161,7 @@ class FakeDocker(Commands):
             return Completed(0, f"{self.system_state}\n", "")
         if "ssh_host_" in command[-1]:
             return Completed(0, f"ssh-ed25519 HOST-{container.identity} root@host\n", "")
-        container.given[command[-1]] = stdin
+        container.stdin[command[-1]] = stdin
         return OK
 
     def _logs(self, words: list[str], stdin: bytes) -> Completed:
@@ -198,7 +196,7 @@ class FakeDocker(Commands):
 
 
 def inspection(container: Container) -> dict[str, object]:
-    """Return what `docker container inspect` tells, as far as it is read."""
+    """Return the fields of `docker container inspect` that the lab reads."""
     return {
         "Id": container.identity,
         "State": {"Running": container.running},

@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils import _probe
 
-from tests.fixtures import pci
+from lab import pci_tree
 
 NOBLE = {
     "distribution": "Ubuntu",
@@ -48,7 +48,7 @@ OTHERS = {
 @cache
 def _devices(model: str) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        return _probe.gpu_facts(str(pci.build(Path(folder), pci.MODELS[model])))
+        return _probe.gpu_facts(str(pci_tree.build(Path(folder), pci_tree.MODELS[model])))
 
 
 def facts(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 
-from tests.fixtures import pci
+from lab import pci_tree
 
 OPEN_BANNER = "NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (root)"
 PROPRIETARY_BANNER = "NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 14:37:44 UTC 2024"
@@ -43,13 +43,13 @@ def write(path: Path, text: str) -> None:
 def test_devices_are_counted_by_class(
     tmp_path: Path, model: str, gpus: int, switches: int, audio: int, nics: int, bridges: int
 ) -> None:
-    found = detect.inventory(pci.build(tmp_path, pci.MODELS[model]))
+    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS[model]))
     counts = (found.gpus, found.nvswitches, found.audio, found.nics, found.nvlink_bridges)
     assert tuple(len(kind) for kind in counts) == (gpus, switches, audio, nics, bridges)
 
 
 def test_a_gpu_is_read_whole(tmp_path: Path) -> None:
-    (gpu,) = detect.inventory(pci.build(tmp_path, pci.MODELS["nouveau"])).gpus
+    (gpu,) = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS["nouveau"])).gpus
     assert gpu.address == "0000:01:00.0"
     assert (gpu.vendor, gpu.device, gpu.class_code) == (0x10DE, 0x2684, 0x030000)
     assert (gpu.subsystem_vendor, gpu.subsystem_device) == (0x10DE, 0x0001)
@@ -57,12 +57,12 @@ def test_a_gpu_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_an_unbound_gpu_and_a_bound_one(tmp_path: Path) -> None:
-    found = detect.inventory(pci.build(tmp_path, pci.MODELS["vfio-part"])).gpus
+    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS["vfio-part"])).gpus
     assert [gpu.driver for gpu in found] == ["vfio-pci", None]
 
 
 def test_virtual_functions_are_told_from_their_card(tmp_path: Path) -> None:
-    found = detect.inventory(pci.build(tmp_path, pci.MODELS["sr-iov"])).gpus
+    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS["sr-iov"])).gpus
     assert [gpu.virtual_function for gpu in found] == [False, True, True]
 
 
@@ -70,19 +70,19 @@ def test_virtual_functions_are_told_from_their_card(tmp_path: Path) -> None:
     ("model", "virtual", "version"),
     [
         ("t4", False, None),
-        ("vgpu", True, pci.VGPU_HOST_DRIVER),
+        ("vgpu", True, pci_tree.VGPU_HOST_DRIVER),
         ("unprivileged", None, None),
     ],
 )
 def test_a_vgpu_is_told_by_its_signature(
     tmp_path: Path, model: str, virtual: bool | None, version: str | None
 ) -> None:
-    (gpu,) = detect.inventory(pci.build(tmp_path, pci.MODELS[model])).gpus
+    (gpu,) = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS[model])).gpus
     assert (gpu.virtual, gpu.virtual_host_driver) == (virtual, version)
 
 
 def damaged(**bytes_at: int) -> bytes:
-    space = bytearray(pci.configuration(vgpu=True))
+    space = bytearray(pci_tree.configuration(vgpu=True))
     for position, value in bytes_at.items():
         space[int(position[1:], 16)] = value
     return bytes(space)
@@ -98,7 +98,7 @@ def damaged(**bytes_at: int) -> bytes:
         damaged(_61=0x60),  # one that runs in a circle
         damaged(_68=0x05),  # another kind of capability
         damaged(_6a=0x03),  # one too short for a signature
-        pci.configuration(vgpu=True)[:128],
+        pci_tree.configuration(vgpu=True)[:128],
     ],
 )
 def test_damaged_configuration_space_is_no_vgpu(config: bytes) -> None:

@@ -15,15 +15,15 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as 
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, Wanted
 
-from tests.fixtures import pci
+from lab import pci_tree
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
 
 PLACE = HostFacts("ubuntu", "24.04", "6.8.0-149-generic", kernel_metas=("generic",))
 
 
-@pytest.mark.parametrize("model", sorted(set(pci.MODELS) - {"unprivileged"}))
+@pytest.mark.parametrize("model", sorted(set(pci_tree.MODELS) - {"unprivileged"}))
 def test_both_readings_lead_to_the_same_driver(tmp_path: Path, model: str) -> None:
-    found = detect.inventory(pci.build(tmp_path, pci.MODELS[model]))
+    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS[model]))
     host = replace(
         PLACE,
         gpus=found.gpus,
@@ -46,23 +46,25 @@ def test_what_the_probe_knows_of_baseboards_is_what_the_tables_say() -> None:
 def test_bridges_are_looked_for_only_where_they_matter(
     tmp_path: Path, count: int, bridges: tuple[str, ...]
 ) -> None:
-    functions = pci.MODELS["8xb200"]
+    functions = pci_tree.MODELS["8xb200"]
     server, gpus, nics = functions[:2], functions[2:10], functions[10:]
     # The first bridge stands behind the server's own devices, the GPUs and eight other adapters.
-    tree = pci.build(tmp_path, (*server, *gpus[:count], *nics[8:9], *nics[:8]))
+    tree = pci_tree.build(tmp_path, (*server, *gpus[:count], *nics[8:9], *nics[:8]))
     found = _probe.gpu_facts(str(tree))
     assert tuple(found.get("bridges", ())) == (bridges and (f"0000:{count + 3:02x}:00.0",))
 
 
 def test_a_host_without_nvidia_tells_nothing_more(tmp_path: Path) -> None:
-    assert _probe.gpu_facts(str(pci.build(tmp_path, pci.MODELS["none"]))) == {"devices": []}
+    assert _probe.gpu_facts(str(pci_tree.build(tmp_path, pci_tree.MODELS["none"]))) == {
+        "devices": []
+    }
     assert _probe.gpu_facts(str(tmp_path / "no bus")) == {"devices": []}
 
 
 def test_a_vgpu_is_told_by_its_configuration_and_others_send_none(tmp_path: Path) -> None:
     (vgpu,) = gpu_host.host_facts(facts("vgpu")).gpus
-    assert (vgpu.virtual, vgpu.virtual_host_driver) == (True, pci.VGPU_HOST_DRIVER)
-    tree = pci.build(tmp_path, pci.MODELS["t4"])
+    assert (vgpu.virtual, vgpu.virtual_host_driver) == (True, pci_tree.VGPU_HOST_DRIVER)
+    tree = pci_tree.build(tmp_path, pci_tree.MODELS["t4"])
     assert [device[-1] for device in _probe.gpu_facts(str(tree))["devices"]] == [""]
 
 

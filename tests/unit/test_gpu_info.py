@@ -20,9 +20,10 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.report import (
 from ansible_collections.slipway.host.plugins.module_utils.gpu.types import Wanted
 from ansible_collections.slipway.host.plugins.modules import gpu_info
 
-from tests.fixtures import pci
+from lab import pci_tree
+from lab.host_files import write_host_files
+from lab.nvidia_packages.parts import SAMPLES
 
-SAMPLES = Path(__file__).parent / "data/nvidia-smi"
 OPEN_580 = "NVIDIA UNIX Open Kernel Module for x86_64  580.105.08  Release Build  (root)"
 PROPRIETARY_595 = "NVIDIA UNIX x86_64 Kernel Module  595.71.05  Thu May  2 14:37:44 UTC 2026"
 HEADLESS = {"nvidia-headless-no-dkms-580-server-open": "580.178.04-0ubuntu0.24.04.1"}
@@ -89,7 +90,7 @@ def test_simulated_hosts(
     modules: str | None,
     fabric: str,
 ) -> None:
-    answer = report(places(pci.host(tmp_path, model)), Wanted(), None, NOTHING_RUNS)
+    answer = report(places(write_host_files(tmp_path, model)), Wanted(), None, NOTHING_RUNS)
     driver = answer["driver"]
     assert (driver["supported"], driver["needed"]) == (supported, needed), driver["reason"]
     assert (driver["source"], driver["branch"], driver["modules"]) == (source, branch, modules)
@@ -99,11 +100,11 @@ def test_simulated_hosts(
 
 def test_every_model_is_tested_above() -> None:
     (mark,) = [mark for mark in test_simulated_hosts.pytestmark if "supported" in mark.args[0]]  # type: ignore[attr-defined]
-    assert {case[0] for case in mark.args[1]} == set(pci.MODELS)
+    assert {case[0] for case in mark.args[1]} == set(pci_tree.MODELS)
 
 
 def test_what_is_said_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
-    answer = report(places(pci.host(tmp_path, "workstation")), Wanted(), None, NOTHING_RUNS)
+    answer = report(places(write_host_files(tmp_path, "workstation")), Wanted(), None, NOTHING_RUNS)
     assert answer["gpus"] == [
         {
             "address": "0000:01:00.0",
@@ -123,7 +124,7 @@ def test_what_is_said_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
 
 
 def test_what_is_said_of_the_host(tmp_path: Path) -> None:
-    options = pci.host(
+    options = write_host_files(
         tmp_path,
         "gh200",
         kernel="6.8.0-1021-nvidia-64k",
@@ -156,7 +157,7 @@ def with_module(options: dict[str, str]) -> None:
 
 
 def test_no_driver(tmp_path: Path) -> None:
-    answer = report(places(pci.host(tmp_path, "t4")), Wanted(), "nvidia-smi", NOTHING_RUNS)
+    answer = report(places(write_host_files(tmp_path, "t4")), Wanted(), "nvidia-smi", NOTHING_RUNS)
     assert answer["present"] == {
         "branch": None,
         "loaded": None,
@@ -170,7 +171,7 @@ def test_no_driver(tmp_path: Path) -> None:
 
 
 def test_an_upgraded_driver_that_still_runs_its_old_module(tmp_path: Path) -> None:
-    options = pci.host(tmp_path, "t4", loaded=OPEN_580, packages=HEADLESS)
+    options = write_host_files(tmp_path, "t4", loaded=OPEN_580, packages=HEADLESS)
     with_module(options)
     run = answering(version=(0, "580.178.04\n", ""), license=(0, "Dual MIT/GPL\n", ""))
     present = report(places(options), Wanted(), None, run)["present"]
@@ -186,7 +187,7 @@ def test_an_upgraded_driver_that_still_runs_its_old_module(tmp_path: Path) -> No
 
 
 def test_an_installed_driver_of_the_wrong_flavour(tmp_path: Path) -> None:
-    options = pci.host(tmp_path, "rtx-pro-6000")
+    options = write_host_files(tmp_path, "rtx-pro-6000")
     with_module(options)
     run = answering(version=(0, "580.178.04\n", ""), license=(0, "NVIDIA\n", ""))
     present = report(places(options), Wanted(), None, run)["present"]
@@ -195,20 +196,20 @@ def test_an_installed_driver_of_the_wrong_flavour(tmp_path: Path) -> None:
 
 
 def test_a_loaded_driver_that_no_longer_drives_the_gpu(tmp_path: Path) -> None:
-    options = pci.host(tmp_path, "8xv100", loaded=PROPRIETARY_595)
+    options = write_host_files(tmp_path, "8xv100", loaded=PROPRIETARY_595)
     present = report(places(options), Wanted(), None, NOTHING_RUNS)["present"]
     assert "Branch 595 no longer drives NVIDIA Tesla V100" in present["misfit"]
 
 
 def test_a_module_that_modinfo_cannot_read_is_not_installed(tmp_path: Path) -> None:
-    options = pci.host(tmp_path, "t4")
+    options = write_host_files(tmp_path, "t4")
     with_module(options)
     run = answering(modinfo=(127, "", "No such file or directory"))
     assert report(places(options), Wanted(), None, run)["present"]["installed"] is None
 
 
 def test_nouveau(tmp_path: Path) -> None:
-    options = pci.host(tmp_path, "nouveau")
+    options = write_host_files(tmp_path, "nouveau")
     (Path(options["sys_root"]) / "module/nouveau").mkdir(parents=True)
     assert report(places(options), Wanted(), None, NOTHING_RUNS)["present"]["nouveau"]
 
@@ -217,7 +218,7 @@ def test_nouveau(tmp_path: Path) -> None:
 
 
 def test_nvidia_smi_is_matched_to_gpus_by_address(tmp_path: Path) -> None:
-    options = pci.host(tmp_path, "8xa100", loaded=OPEN_580)
+    options = write_host_files(tmp_path, "8xa100", loaded=OPEN_580)
     sample = (SAMPLES / "535-a100-mig.xml").read_text().replace(":01:00.0", ":03:00.0")
     answer = report(
         places(options), Wanted(), "/usr/bin/nvidia-smi", answering(smi=(0, sample, ""))
@@ -244,7 +245,7 @@ def test_nvidia_smi_is_matched_to_gpus_by_address(tmp_path: Path) -> None:
 def test_nvidia_smi_that_fails_is_reported_not_raised(
     tmp_path: Path, result: tuple[int, str, str], words: str
 ) -> None:
-    options = pci.host(tmp_path, "t4", loaded=OPEN_580)
+    options = write_host_files(tmp_path, "t4", loaded=OPEN_580)
     answer = report(places(options), Wanted(), "/usr/bin/nvidia-smi", answering(smi=result))
     assert words in answer["smi"]["error"]
     assert answer["driver"]["supported"]
@@ -257,7 +258,9 @@ def test_nvidia_smi_is_asked_within_a_time_limit(tmp_path: Path) -> None:
         asked.append(command)
         return 124, "", ""
 
-    report(places(pci.host(tmp_path, "t4", loaded=OPEN_580)), Wanted(), "/opt/nvidia-smi", run)
+    report(
+        places(write_host_files(tmp_path, "t4", loaded=OPEN_580)), Wanted(), "/opt/nvidia-smi", run
+    )
     assert asked == [["timeout", "--kill-after=5", "60", "/opt/nvidia-smi", "-q", "-x"]]
 
 
@@ -280,7 +283,9 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 
 def test_the_module_answers(tmp_path: Path, call: Call) -> None:
-    answer = call(**pci.host(tmp_path, "8xh100"), branch=595, video=True, _ansible_check_mode=True)
+    answer = call(
+        **write_host_files(tmp_path, "8xh100"), branch=595, video=True, _ansible_check_mode=True
+    )
     assert answer["changed"] is False
     assert answer["driver"]["branch"] == 595
     assert "libnvidia-decode-595-server" in answer["driver"]["packages"]
@@ -288,7 +293,7 @@ def test_the_module_answers(tmp_path: Path, call: Call) -> None:
 
 
 def test_the_module_runs_a_stand_in_nvidia_smi(tmp_path: Path, call: Call) -> None:
-    options = pci.host(tmp_path, "t4", loaded=OPEN_580)
+    options = write_host_files(tmp_path, "t4", loaded=OPEN_580)
     stand_in = tmp_path / "nvidia-smi"
     stand_in.write_text(f"#!/bin/sh\ncat {SAMPLES / '615-l4.xml'}\n")
     stand_in.chmod(0o755)
@@ -297,7 +302,7 @@ def test_the_module_runs_a_stand_in_nvidia_smi(tmp_path: Path, call: Call) -> No
 
 
 def test_a_missing_nvidia_smi_is_reported(tmp_path: Path, call: Call) -> None:
-    options = pci.host(tmp_path, "t4", loaded=OPEN_580)
+    options = write_host_files(tmp_path, "t4", loaded=OPEN_580)
     answer = call(**options, nvidia_smi=str(tmp_path / "absent"))
     assert "nvidia-smi exited with 127" in answer["smi"]["error"]
 
@@ -329,7 +334,7 @@ def test_the_documentation_states_the_options_and_the_answer(tmp_path: Path) -> 
         for name, row in options.items()
     }
     assert documented == gpu_info.ARGUMENT_SPEC
-    answer = report(places(pci.host(tmp_path, "t4")), Wanted(), None, NOTHING_RUNS)
+    answer = report(places(write_host_files(tmp_path, "t4")), Wanted(), None, NOTHING_RUNS)
     returned = yaml.safe_load(gpu_info.RETURN)
     assert set(returned) == set(answer)
     for key in ("driver", "present"):

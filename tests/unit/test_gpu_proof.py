@@ -19,7 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as g
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.modules import verify
 
-from tests.fixtures import pci
+from lab import pci_tree
 from tests.unit.conftest import RunModule
 
 CDI = {"ServerVersion": "28.5.2", "CgroupDriver": "systemd", "CDISpecDirs": ["/etc/cdi"]}
@@ -75,7 +75,7 @@ def gpu_host(
     program("systemctl", SYSTEMCTL)
     program("nvidia-smi", f"printf '{listing(2)}'")
     program("nvidia-ctk", "exit 0")
-    tree = pci.build(tmp_path / "sys", pci.MODELS["k80"])
+    tree = pci_tree.build(tmp_path / "sys", pci_tree.MODELS["k80"])
     read = _probe.gpu_facts
     monkeypatch.setattr(_probe, "gpu_facts", lambda: read(str(tree)))
     installed = ["install", "installed", "28.5.2"]
@@ -255,7 +255,7 @@ def test_a_host_without_gpus_proves_none(
 
 
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
-    tree = pci.build(tmp_path / "vfio", pci.MODELS["vfio-part"])
+    tree = pci_tree.build(tmp_path / "vfio", pci_tree.MODELS["vfio-part"])
     facts = {**_probe.host_facts(), "gpu": _probe.gpu_facts(str(tree))}
     assert gpu_proof.mine(facts) == 1
 

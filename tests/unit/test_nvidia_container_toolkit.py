@@ -14,7 +14,7 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit as toolkit,
 )
 
-from tests.fixtures import nvidia_packages
+from lab import nvidia_packages
 from tests.unit.gpu_facts import facts
 from tests.unit.role_options import options
 

@@ -13,7 +13,7 @@ from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
 from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_driver
 
-from tests.fixtures import pci
+from lab import pci_tree
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
 from tests.unit.role_options import options
 
@@ -103,7 +103,7 @@ def test_a_host_that_needs_none_owns_nothing(model: str, source: str) -> None:
     assert "needs no driver" in found["reason"]
 
 
-@pytest.mark.parametrize("model", sorted(pci.MODELS))
+@pytest.mark.parametrize("model", sorted(pci_tree.MODELS))
 def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
     found = plan(facts(model))
     assert found["reason"].endswith(".")

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu.nvidia_smi import (
@@ -18,7 +17,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.nvidia_smi import
     sysfs_address,
 )
 
-SAMPLES = Path(__file__).parent / "data/nvidia-smi"
+from lab.nvidia_packages.parts import SAMPLES
 
 
 def sample(name: str) -> SmiReport:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated GPU hosts that `./slipway demo --gpu MODEL` makes."""
+"""The simulated GPU hosts that `./slipway demo --gpu MODEL` creates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import d
 from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, Wanted
 
-from tests.fixtures import gpu_host, nvidia_packages
+from lab import gpu_host, nvidia_packages
 from tests.unit.gpu_facts import facts
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_images_of_an_ubuntu_like_host_stand_on_debian() -> None:
     assert "ml_catalogue_base" not in variables("debian-13")
 
 
-def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
+def test_demo_of_an_unknown_model_fails_with_the_known_models() -> None:
     done = subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"),
@@ -71,5 +71,6 @@ def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "There is no model 'h1000' to simulate; models: none, t4, 8xv100" in done.stdout
-    assert not (ROOT / ".slipway/stand-ins/h1000-ubuntu-like-24.04").exists()
+    assert "unknown GPU model 'h1000'; expected one of none, t4, 8xv100" in done.stdout
+    folder = ROOT / ".slipway/hosts/demo/stand-ins/demo-1/h1000-ubuntu-like-24.04"
+    assert not folder.exists()

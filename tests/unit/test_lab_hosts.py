@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Throwaway hosts: what is decided about them, and what is done to an engine for them."""
+"""Throwaway hosts: the chosen action, and the commands that the engine gets."""
 
 from __future__ import annotations
 
@@ -8,29 +8,23 @@ import json
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _throwaway as throwaway
-from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
-    Action,
-    Found,
-    Group,
-    Host,
-    HostSpec,
-    Mount,
+
+from lab import hosts
+from lab.bases import base_named
+from lab.containers import (
+    ContainerState,
+    bounding_set,
+    capability_options,
     cgroup_options,
-    check_spec,
     container_name,
-    decide,
     parse_inspect,
     spec_digest,
 )
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_bases import base_named
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
-    BaseUnavailableError,
-    Engine,
-    ThrowawayError,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import Record
-
+from lab.engine import Engine
+from lab.errors import BaseUnavailableError, LabError
+from lab.host_spec import HostSpec, Mount, check_spec
+from lab.hosts import Action, Group, Host, decide
+from lab.state_folder import HostRecord
 from tests.unit.fake_docker import Container, FakeDocker, inspection
 
 WEB = HostSpec("web")
@@ -38,11 +32,11 @@ WEB = HostSpec("web")
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> FakeDocker:
-    monkeypatch.setattr(throwaway, "_speaks_ssh", lambda address: True)
-    monkeypatch.setattr(throwaway, "cgroup_options", lambda: ((), ("/sbin/init",)))
-    monkeypatch.setattr(throwaway, "controller_certificates", lambda *_: {"ab" * 32: "PEM"})
-    monkeypatch.setattr(throwaway, "BOOT_SECONDS", 0.1)
-    monkeypatch.setattr(throwaway, "SSH_SECONDS", 0.1)
+    monkeypatch.setattr(hosts, "_answers_ssh", lambda address: True)
+    monkeypatch.setattr(hosts, "cgroup_options", lambda: ((), ("/sbin/init",)))
+    monkeypatch.setattr(hosts, "controller_certificates", lambda *_: {"ab" * 32: "PEM"})
+    monkeypatch.setattr(hosts, "BOOT_SECONDS", 0.1)
+    monkeypatch.setattr(hosts, "SSH_SECONDS", 0.1)
     return FakeDocker()
 
 
@@ -54,15 +48,17 @@ def group(machine: FakeDocker, tmp_path: Path) -> Group:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        pytest.param(HostSpec("Web"), "the name is 'Web'; it has to be 1 to 40", id="capital"),
-        pytest.param(HostSpec(""), "the name is ''", id="empty"),
-        pytest.param(HostSpec("web-"), "no hyphen at an end", id="hyphen-at-end"),
-        pytest.param(HostSpec("../web"), "small letters", id="path"),
+        pytest.param(HostSpec("Web"), "invalid host name 'Web'; expected 1 to 40", id="capital"),
+        pytest.param(HostSpec(""), "invalid host name ''", id="empty"),
+        pytest.param(HostSpec("web-"), "without a hyphen at either end", id="hyphen-at-end"),
+        pytest.param(HostSpec("../web"), "lower-case letters", id="path"),
         pytest.param(HostSpec("a" * 41), "1 to 40", id="long"),
-        pytest.param(HostSpec("web", hostname="a.b"), "the hostname is 'a.b'", id="hostname"),
-        pytest.param(HostSpec("web", base="debian-1"), "no base 'debian-1'", id="base"),
+        pytest.param(HostSpec("web", hostname="a.b"), "invalid hostname 'a.b'", id="hostname"),
+        pytest.param(HostSpec("web", base="debian-1"), "unknown base 'debian-1'", id="base"),
         pytest.param(
-            HostSpec("web", mounts=(Mount("pci", "/sys"),)), "absolute .* 'pci'", id="relative"
+            HostSpec("web", mounts=(Mount("pci", "/sys"),)),
+            "invalid mount path 'pci'; expected an absolute path",
+            id="relative",
         ),
         pytest.param(HostSpec("web", mounts=(Mount("/", "/a:b"),)), "without a colon", id="colon"),
         pytest.param(
@@ -72,8 +68,8 @@ def group(machine: FakeDocker, tmp_path: Path) -> Group:
         ),
     ],
 )
-def test_spec_that_makes_no_host_is_an_error_that_says_why(spec: HostSpec, said: str) -> None:
-    with pytest.raises(ThrowawayError, match=said):
+def test_invalid_spec_is_an_error(spec: HostSpec, said: str) -> None:
+    with pytest.raises(LabError, match=said):
         check_spec(spec)
 
 
@@ -82,34 +78,52 @@ def test_good_names_are_accepted(name: str) -> None:
     check_spec(HostSpec(name, hostname=name, mounts=(Mount("/", "/mnt"),)))
 
 
-FOUND = Found("id1", True, "172.17.0.2", "digest")
-RECORD = Record("id1", "172.17.0.2", "running")
+STATE = ContainerState("id1", True, "172.17.0.2", "digest")
+RECORD = HostRecord("id1", "172.17.0.2", "running")
 
 
 @pytest.mark.parametrize(
-    ("found", "record", "has_keys", "action"),
+    ("state", "record", "has_keys", "action"),
     [
-        pytest.param(FOUND, RECORD, True, Action.KEEP, id="up"),
-        pytest.param(None, Record(), False, Action.MAKE, id="never-made"),
-        pytest.param(None, RECORD, True, Action.MAKE, id="container-is-gone"),
-        pytest.param(FOUND, Record(), True, Action.MAKE, id="half-made"),
+        pytest.param(STATE, RECORD, True, Action.KEEP, id="up"),
+        pytest.param(None, HostRecord(), False, Action.CREATE, id="new"),
+        pytest.param(None, RECORD, True, Action.CREATE, id="container-is-gone"),
+        pytest.param(STATE, HostRecord(), True, Action.CREATE, id="incomplete"),
         pytest.param(
-            FOUND, Record("id0", "172.17.0.2", "running"), True, Action.MAKE, id="another-container"
+            STATE,
+            HostRecord("id0", "172.17.0.2", "running"),
+            True,
+            Action.CREATE,
+            id="another-container",
         ),
         pytest.param(
-            Found("id1", True, "172.17.0.2", "old"), RECORD, True, Action.MAKE, id="another-spec"
+            ContainerState("id1", True, "172.17.0.2", "old"),
+            RECORD,
+            True,
+            Action.CREATE,
+            id="another-spec",
         ),
         pytest.param(
-            Found("id1", False, "", "digest"), RECORD, True, Action.START, id="engine-was-restarted"
+            ContainerState("id1", False, "", "digest"),
+            RECORD,
+            True,
+            Action.START,
+            id="engine-was-restarted",
         ),
         pytest.param(
-            Found("id1", True, "172.17.0.3", "digest"), RECORD, True, Action.START, id="moved"
+            ContainerState("id1", True, "172.17.0.3", "digest"),
+            RECORD,
+            True,
+            Action.START,
+            id="moved",
         ),
-        pytest.param(FOUND, RECORD, False, Action.START, id="keys-are-lost"),
+        pytest.param(STATE, RECORD, False, Action.START, id="keys-are-lost"),
     ],
 )
-def test_decision(found: Found | None, record: Record, has_keys: bool, action: Action) -> None:
-    assert decide(found, record, "digest", has_keys) is action
+def test_decision(
+    state: ContainerState | None, record: HostRecord, has_keys: bool, action: Action
+) -> None:
+    assert decide(state, record, "digest", has_keys) is action
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,7 @@ def test_two_checkouts_have_containers_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bounding_set", "expected"),
+    ("capabilities", "expected"),
     [
         pytest.param(0, [], id="none"),
         pytest.param(1 << 21 | 1, ["--cap-add=CHOWN", "--cap-add=SYS_ADMIN"], id="two"),
@@ -140,12 +154,12 @@ def test_two_checkouts_have_containers_of_their_own() -> None:
         pytest.param(1 << 39, [], id="too-new-for-old-engines"),
     ],
 )
-def test_hosts_get_the_capabilities_there_are(bounding_set: int, expected: list[str]) -> None:
-    assert throwaway.capability_options(bounding_set) == expected
+def test_hosts_get_the_capabilities_there_are(capabilities: int, expected: list[str]) -> None:
+    assert capability_options(capabilities) == expected
 
 
 def test_bounding_set_is_read_from_the_kernel() -> None:
-    options = throwaway.capability_options(throwaway.bounding_set())
+    options = capability_options(bounding_set())
     assert all(option.startswith("--cap-add=") for option in options)
 
 
@@ -163,13 +177,13 @@ def test_cgroup_options_follow_what_is_mounted(tmp_path: Path, file: str, option
 
 
 def test_without_cgroup_v2_there_is_no_host(tmp_path: Path) -> None:
-    with pytest.raises(ThrowawayError, match="needs cgroup v2"):
+    with pytest.raises(LabError, match="requires cgroup v2"):
         cgroup_options(tmp_path)
 
 
 def test_container_of_another_origin_has_no_spec() -> None:
     text = json.dumps([inspection(Container("id1", "image", {}, "172.17.0.2"))])
-    assert parse_inspect(text) == Found("id1", True, "172.17.0.2", "")
+    assert parse_inspect(text) == ContainerState("id1", True, "172.17.0.2", "")
 
 
 def test_ssh_command_quotes_for_the_remote_shell(tmp_path: Path) -> None:
@@ -180,11 +194,11 @@ def test_ssh_command_quotes_for_the_remote_shell(tmp_path: Path) -> None:
     assert "StrictHostKeyChecking=yes" in command
 
 
-def test_host_is_made_and_then_kept(group: Group, machine: FakeDocker) -> None:
-    assert group.plan(WEB) is Action.MAKE
+def test_host_is_created_once(group: Group, machine: FakeDocker) -> None:
+    assert group.pending_action(WEB) is Action.CREATE
     made = group.ensure(WEB)
     assert (made.changed, made.address, made.system_state) == (True, "172.17.0.3", "running")
-    assert group.plan(WEB) is Action.KEEP
+    assert group.pending_action(WEB) is Action.KEEP
     kept = group.ensure(WEB)
     assert (kept.changed, kept.address) == (False, made.address)
     assert len(machine.containers) == 1
@@ -195,9 +209,9 @@ def test_host_lets_in_the_groups_key_and_trusts_the_controllers_authorities(
 ) -> None:
     host = group.ensure(WEB)
     (container,) = machine.containers.values()
-    (authorized,) = (text for script, text in container.given.items() if "authorized" in script)
+    (authorized,) = (text for script, text in container.stdin.items() if "authorized" in script)
     assert authorized == host.private_key_file.with_suffix(".pub").read_bytes()
-    (tar,) = (text for script, text in container.given.items() if script.startswith("tar "))
+    (tar,) = (text for script, text in container.stdin.items() if script.startswith("tar "))
     assert b"controller-abababababab.crt" in tar
     known = host.known_hosts_file.read_text()
     assert known == f"web,{host.address} ssh-ed25519 HOST-{container.identity}\n"
@@ -207,7 +221,7 @@ def test_host_comes_back_after_the_engine_was_restarted(group: Group, machine: F
     before = group.ensure(WEB)
     (identity,) = (container.identity for container in machine.containers.values())
     machine.restart()
-    assert group.plan(WEB) is Action.START
+    assert group.pending_action(WEB) is Action.START
     after = group.ensure(WEB)
     assert after.changed
     assert after.address != before.address
@@ -215,7 +229,7 @@ def test_host_comes_back_after_the_engine_was_restarted(group: Group, machine: F
     assert [container.identity for container in machine.containers.values()] == [identity]
 
 
-def test_host_that_does_not_start_again_is_made_anew(group: Group, machine: FakeDocker) -> None:
+def test_host_that_does_not_start_is_recreated(group: Group, machine: FakeDocker) -> None:
     group.ensure(WEB)
     (first,) = (container.identity for container in machine.containers.values())
     machine.restart()
@@ -224,29 +238,29 @@ def test_host_that_does_not_start_again_is_made_anew(group: Group, machine: Fake
     assert first not in [container.identity for container in machine.containers.values()]
 
 
-def test_base_that_cannot_be_had_leaves_nothing(group: Group, machine: FakeDocker) -> None:
+def test_unavailable_base_leaves_no_files(group: Group, machine: FakeDocker) -> None:
     machine.failing = {"mmdebstrap": "E: no network"}
     with pytest.raises(BaseUnavailableError, match="no network"):
         group.ensure(WEB)
     assert not group.state.path.exists()
 
 
-def test_interrupted_host_is_made_anew(
+def test_interrupted_host_is_recreated(
     group: Group, machine: FakeDocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(throwaway, "_speaks_ssh", lambda address: False)
-        with pytest.raises(ThrowawayError, match="does not answer on port 22"):
+        patch.setattr(hosts, "_answers_ssh", lambda address: False)
+        with pytest.raises(LabError, match="does not answer on port 22"):
             group.ensure(WEB)
     (first,) = (container.identity for container in machine.containers.values())
-    assert group.plan(WEB) is Action.MAKE
+    assert group.pending_action(WEB) is Action.CREATE
     assert group.ensure(WEB).changed
     (second,) = (container.identity for container in machine.containers.values())
     assert second != first
-    assert group.plan(WEB) is Action.KEEP
+    assert group.pending_action(WEB) is Action.KEEP
 
 
-def test_host_of_another_spec_is_made_anew(group: Group, machine: FakeDocker) -> None:
+def test_host_with_a_changed_spec_is_recreated(group: Group, machine: FakeDocker) -> None:
     group.ensure(WEB)
     assert group.ensure(HostSpec("web", hostname="gpu01")).changed
     assert len(machine.containers) == 1
@@ -256,7 +270,7 @@ def test_host_that_does_not_come_up_is_an_error_with_its_console(
     group: Group, machine: FakeDocker
 ) -> None:
     machine.system_state = "maintenance"
-    with pytest.raises(ThrowawayError, match=r"maintenance.*the console's last words") as caught:
+    with pytest.raises(LabError, match=r"maintenance.*the console's last words") as caught:
         group.ensure(WEB)
     assert not isinstance(caught.value, BaseUnavailableError)
     assert machine.containers
@@ -274,10 +288,10 @@ def test_broken_unstable_is_unavailable_and_leaves_nothing(
 def test_host_that_ends_is_not_waited_for(
     group: Group, machine: FakeDocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throwaway, "BOOT_SECONDS", 60)
+    monkeypatch.setattr(hosts, "BOOT_SECONDS", 60)
     machine.system_state = ""
     machine.ends_at_once = True
-    with pytest.raises(ThrowawayError, match="did not come up"):
+    with pytest.raises(LabError, match="did not boot"):
         group.ensure(WEB)
     assert machine.how_often("docker", "exec") == 1
 
@@ -292,7 +306,7 @@ def test_removal_of_one_host_leaves_the_others(group: Group, machine: FakeDocker
     assert len(machine.containers) == 1
     assert len(machine.volumes) == 2
     assert other.known_hosts_file.read_text().startswith("db,")
-    assert group.plan(HostSpec("db")) is Action.KEEP
+    assert group.pending_action(HostSpec("db")) is Action.KEEP
 
 
 def test_removal_of_a_group_leaves_other_groups_and_checkouts(
@@ -310,7 +324,7 @@ def test_removal_of_a_group_leaves_other_groups_and_checkouts(
     assert not group.remove()
     assert not group.remove(dry_run=True)
     assert len(machine.containers) == 2
-    assert [each.plan(WEB) for each in others] == [Action.KEEP, Action.KEEP]
+    assert [each.pending_action(WEB) for each in others] == [Action.KEEP, Action.KEEP]
 
 
 def test_removal_finds_a_host_whose_folder_was_lost(group: Group, machine: FakeDocker) -> None:
@@ -324,17 +338,17 @@ def test_without_an_engine_nothing_is_planned_or_removed_in_vain(
     group: Group, machine: FakeDocker
 ) -> None:
     machine.answers = False
-    assert group.plan(WEB) is Action.MAKE
+    assert group.pending_action(WEB) is Action.CREATE
     assert not group.remove()
     group.state.path.mkdir()
     group.state.write_record("web", RECORD)
-    assert group.plan(WEB) is Action.START
+    assert group.pending_action(WEB) is Action.START
     assert group.remove(dry_run=True)
 
 
 @pytest.mark.parametrize("name", ["", "Try", "a/b"])
 def test_group_needs_a_good_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ThrowawayError, match="the group is"):
+    with pytest.raises(LabError, match="invalid group name"):
         Group(name, tmp_path)
 
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Base images of throwaway hosts: their keys, and how they come about."""
+"""Base images of throwaway hosts: keys, builds and removals."""
 
 from __future__ import annotations
 
@@ -8,23 +8,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _throwaway_bases as bases
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_bases import (
-    BASES,
-    Base,
-    base_named,
-    content_key,
-    ensure_base,
-    image_tag,
-    purge_bases,
-)
-from ansible_collections.slipway.host.plugins.module_utils._throwaway_engine import (
-    BaseUnavailableError,
-    Completed,
-    Engine,
-    ThrowawayError,
-)
 
+from lab import base_images, bases
+from lab.base_images import ensure_base, purge_bases
+from lab.bases import BASES, Base, base_named, content_key, image_tag
+from lab.commands import Completed
+from lab.engine import Engine
+from lab.errors import BaseUnavailableError, LabError
 from tests.unit.fake_docker import FakeDocker
 
 DEBIAN, UBUNTU, LIKE = (
@@ -39,7 +29,7 @@ def machine() -> FakeDocker:
 
 @pytest.fixture
 def engine(machine: FakeDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(bases, "DEBIAN_KEYRING", Path("/"))
+    monkeypatch.setattr(base_images, "DEBIAN_KEYRING", Path("/"))
     return Engine(machine, tmp_path)
 
 
@@ -49,7 +39,7 @@ def test_every_base_starts_from_exactly_one_thing() -> None:
 
 
 def test_unknown_base_is_an_error_that_lists_them() -> None:
-    with pytest.raises(ThrowawayError, match=r"no base 'debian-99'; choose one of debian-13, "):
+    with pytest.raises(LabError, match=r"unknown base 'debian-99'; expected one of debian-13, "):
         base_named("debian-99")
 
 
@@ -132,17 +122,20 @@ def test_older_recipe_in_use_stays(engine: Engine, machine: FakeDocker) -> None:
         pytest.param(
             DEBIAN,
             {"mmdebstrap": "E: Release file expired"},
-            "could not be bootstrapped from Debian's packages: E: Release file expired",
+            "cannot bootstrap the base debian-13 from Debian's packages: E: Release file expired",
             id="bootstrap",
         ),
         pytest.param(
             LIKE,
             {"mmdebstrap": "E: no network"},
-            "debian-13 could not be bootstrapped",
+            "cannot bootstrap the base debian-13",
             id="parent",
         ),
         pytest.param(
-            UBUNTU, {"run sh": "E: 404"}, "ubuntu-24.04 could not be set up: .* E: 404", id="set-up"
+            UBUNTU,
+            {"run sh": "E: 404"},
+            "cannot set up the base ubuntu-24.04: .* E: 404",
+            id="set-up",
         ),
     ],
 )
@@ -159,16 +152,19 @@ def test_base_that_cannot_be_had_gives_the_reason(
 @pytest.mark.parametrize(
     ("pull", "reason"),
     [
-        (Completed(124, "", "no answer within 10 s"), "no answer within 10 s"),
+        (Completed(124, "", "no output after 10 s"), "no output after 10 s"),
         (Completed(1, "", "trying\nmanifest unknown\n"), "manifest unknown"),
-        (Completed(1, "", ""), "it wrote nothing"),
+        (Completed(1, "", ""), "no output"),
     ],
 )
 def test_image_that_cannot_be_pulled_gives_the_reason(
     engine: Engine, machine: FakeDocker, pull: Completed, reason: str
 ) -> None:
     machine.pull = pull
-    with pytest.raises(BaseUnavailableError, match=f"ubuntu:24.04, .* be pulled: {reason}"):
+    with pytest.raises(
+        BaseUnavailableError,
+        match=f"pull the image ubuntu:24.04 of the base ubuntu-24.04: {reason}",
+    ):
         ensure_base(engine, UBUNTU)
 
 

@@ -10,7 +10,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _throwaway_trust as trust
+
+from lab import trust
 
 
 def pem(content: bytes, width: int = 64) -> str:

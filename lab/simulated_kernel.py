@@ -1,0 +1,98 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scripts and units that stand in for the kernel of a simulated GPU host."""
+
+from __future__ import annotations
+
+# The stand-ins' folder as the host sees it.
+FOLDER = "/srv/stand-in"
+
+# A kernel lists a loaded module in /sys/module and creates its device files. The stand-in's device
+# files have the numbers of /dev/null, which a container may open.
+MODPROBE = """\
+#!/bin/sh
+# Stand-in for the kernel of a simulated host: lists a module as loaded, and loads nothing.
+echo "$0 $*" >>/run/stand-in.log
+dep=/lib/modules/$(cat /proc/sys/kernel/osrelease)/modules.dep
+show() {
+    [ ! -d "/sys/module/$1" ] || return 0
+    mkdir "/sys/module/$1"
+    [ -z "$2" ] || echo "$2" >"/sys/module/$1/version"
+}
+# Count the GPUs that are not assigned to virtual machines.
+gpus() {
+    for device in /sys/bus/pci/devices/*; do
+        [ ! -L "$device/physfn" ] || continue
+        case $(cat "$device/vendor" "$device/class")$(readlink "$device/driver") in
+        *vfio-pci) ;;
+        0x10de?0x030[02]00*) echo "$device" ;;
+        esac
+    done | wc -l
+}
+for name; do
+    case $name in
+    -*) continue ;;
+    nvidia*)
+        stem=$(echo "${name#nvidia}" | tr _ -)
+        file=$(sed -nE "s,^([^:]*/nvidia(-current)?(-open)?$stem\\.ko):.*,\\1,p" "$dep")
+        [ -n "$file" ] || { echo "modprobe: FATAL: Module $name not found." >&2; exit 1; }
+        version=$(modinfo -F version "${dep%/*}/$file")
+        show nvidia "$version"
+        show "$(echo "$name" | tr - _)" "$version"
+        for node in nvidiactl nvidia-uvm $(seq -f nvidia%g 0 $(($(gpus) - 1))); do
+            [ -e "/dev/$node" ] || mknod -m 666 "/dev/$node" c 1 3
+        done
+        ;;
+    ib_umad) show ib_umad '' ;;
+    # Other modules are in the kernel of the real machine, or are not needed.
+    *) ;;
+    esac
+done
+"""
+RMMOD = """\
+#!/bin/sh
+# Stand-in for the kernel of a simulated host, see modprobe.
+echo "$0 $*" >>/run/stand-in.log
+if [ -e /run/stand-in.stuck ]; then echo "rmmod: ERROR: Module $1 is in use" >&2; exit 1; fi
+rm -r "/sys/module/$1"
+"""
+UPDATE_INITRAMFS = """\
+#!/bin/sh
+# Stand-in on a simulated host.
+echo "$0 $*" >>/run/stand-in.log
+touch "/boot/initrd.img-$(cat /proc/sys/kernel/osrelease)"
+"""
+# At each boot: set the kernel's release, and load the modules that modules-load.d names.
+BOOT = f"""\
+#!/bin/sh
+mount --bind {FOLDER}/osrelease /proc/sys/kernel/osrelease
+touch -a "/boot/initrd.img-$(cat {FOLDER}/osrelease)"
+rm -rf /sys/module/nvidia* /sys/module/ib_umad
+sed '/^#/d' /etc/modules-load.d/*.conf 2>/dev/null | xargs -rn1 /usr/local/sbin/modprobe || true
+"""
+BOOT_UNIT = f"""\
+[Unit]
+Description=The kernel of a simulated host (stand-in)
+DefaultDependencies=no
+Before=sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh {FOLDER}/boot
+
+[Install]
+WantedBy=sysinit.target
+"""
+SERVER_UNIT = f"""\
+[Unit]
+Description=The archives of a simulated host (stand-in)
+
+[Service]
+ExecStart=/usr/bin/python3 -m http.server --bind 127.0.0.1 --directory {FOLDER} 8765
+
+[Install]
+WantedBy=multi-user.target
+"""
+# Debian unstable's sudo omits /usr/local, where the stand-ins are.
+SUDOERS = 'Defaults secure_path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"\n'
