@@ -228,7 +228,7 @@ def test_the_first_failure_stops_the_run_and_tells_the_way_back(
     run = Both(site, other).run(UPGRADE)
     assert set(run.stats["failures"]) == {"up-1"}
     said = told(run)
-    assert "up-1: 'Upgrade the set' failed:" in said
+    assert "up-1: 'Upgrade driver packages' failed:" in said
     assert "error processing package nvidia-utils-580-server" in said
     assert "To go back to what was there: ./slipway rollback --limit up-1" in said
     assert other.packages() == first

@@ -49,7 +49,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Run the engine with its present settings
+- name: Start Docker, restart it if its configuration changed
   slipway.host.units:
     units:
       - name: docker.service
