@@ -49,7 +49,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Start Docker, restart it if its configuration changed
+- name: Start Docker, restart after configuration changes
   slipway.host.units:
     units:
       - name: docker.service
