@@ -260,8 +260,9 @@ def problems(path: str, content: str) -> Iterator[str]:
         regex = pattern.regex if pattern.regex.startswith(",") else rf"\b({pattern.regex})"
         end = "" if pattern.regex.endswith((" ", ":")) else r"\b"
         for match in re.finditer(regex + end, joined, re.IGNORECASE):
-            line = max(number for start, number in starts if start <= match.start())
-            yield f"{path}:{line}: '{match[0].strip()}': {pattern.reason}. Better: {pattern.better}"
+            first = max(number for start, number in starts if start <= match.start())
+            where = f"{path}:{first}: '{match[0].strip()}'"
+            yield f"{where}: {pattern.reason}. Better, for example: {pattern.better}"
 
 
 # Constructions.
