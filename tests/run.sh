@@ -1,18 +1,18 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# What `./slipway test` runs, in stages. pytest comes last, so that its closing line does too.
+# Run the stages of `./slipway test`. pytest is the last stage, so that its summary line comes last.
 # Usage: ./slipway test [--quick | --molecule [SCENARIO ...] | --vm | ARGUMENTS FOR pytest ...]
-#   (nothing)   lint, unit and contract tests, then molecule and whole runs on throwaway hosts
-#   --quick     lint, unit and contract tests
-#   --molecule  these scenarios, or all
-#   --vm        the tests that boot a virtual machine; under emulation, so no other run has them
+#   (nothing)   linters, unit and contract tests, then molecule and site tests on throwaway hosts
+#   --quick     linters, unit and contract tests
+#   --molecule  the named molecule scenarios, default all
+#   --vm        tests in an emulated virtual machine; slow, so not part of the other runs
 set -u
 cd "$(dirname -- "$0")/.." || exit 1
 export ANSIBLE_CONFIG="$PWD/ansible.cfg"
 
 failed=''
 
-# Run one stage under its name, tell how long it took, and remember whether it failed.
+# Run one stage, print its name and duration, and record a failure.
 stage() {
     name=$1
     shift
@@ -22,7 +22,7 @@ stage() {
     printf -- '-- %s: %s after %s s\n' "$name" "$outcome" "$(($(date +%s) - began))"
 }
 
-# Shell scripts are found by their first line, since not all have a suffix.
+# List shell scripts by their first line, because not all of them have a suffix.
 shell_scripts() {
     git ls-files --cached --others --exclude-standard |
         while read -r file; do
@@ -36,20 +36,20 @@ lint() {
     stage 'mypy' mypy --no-error-summary \
         collections/ansible_collections/slipway/host/plugins lab tools tests
     stage 'yamllint' yamllint --strict .
-    # shellcheck disable=SC2046 # the project's file names hold no spaces
+    # shellcheck disable=SC2046 # file names of the project contain no spaces
     stage 'shellcheck' shellcheck $(shell_scripts)
     stage 'ansible-lint' ansible-lint -q
 }
 
-# Run molecule with these arguments. What an interrupted run noted is forgotten first: it would be
-# taken for hosts that are up.
+# Run molecule with these arguments. Delete the state of an interrupted run first: molecule would
+# assume that its hosts are running.
 run_molecule() {
     export MOLECULE_EPHEMERAL_DIRECTORY="$PWD/.slipway/molecule"
     rm -rf "$MOLECULE_EPHEMERAL_DIRECTORY"
     molecule test --no-command-borders "$@"
 }
 
-# The last stage: pytest, whose closing line is left the last one. What failed is told on stderr.
+# Run pytest as the last stage and exit. If a stage failed, print the failed stages on stderr.
 closing_pytest() {
     printf '\n== %s\n' "$1"
     shift
@@ -68,7 +68,7 @@ case "${1:-}" in
     shift
     scenarios=''
     for scenario; do scenarios="$scenarios --scenario-name $scenario"; done
-    # shellcheck disable=SC2086 # options, and names without spaces
+    # shellcheck disable=SC2086 # options and scenario names contain no spaces
     run_molecule ${scenarios:---all}
     exit
     ;;
@@ -77,8 +77,8 @@ esac
 
 lint
 stage 'unit and contract tests' pytest
-# Hosts cost minutes: none is made for what is known to be broken.
+# Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
 stage 'molecule' run_molecule --all
-# Hosts are waited for more than they compute: two files at a time.
-closing_pytest 'whole runs on throwaway hosts' -m 'host and not vm' -n 2 --dist loadfile
+# Host tests mostly wait, so run two test files in parallel.
+closing_pytest 'site tests on throwaway hosts' -m 'host and not vm' -n 2 --dist loadfile

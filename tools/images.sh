@@ -1,16 +1,16 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# The catalogue's images.
+# Manage the images of the catalogue.
 # Usage: ./slipway images VERB [NAME ...] [ARGUMENTS FOR ansible-playbook ...]
-#   lock    refresh the locks of Python packages and say what moved (see lock --help)
-#   list    the catalogue against what the hosts hold, with sizes (--markdown: for a page)
-#   build   build what differs on the hosts and prove it
-#   smoke   run the smoke tests of images that the hosts hold
-#   save    write images to one archive on each host (-e ml_images_archive=PATH)
-#   load    read them from such an archive
-#   push    push images to a registry (-e ml_images_registry=HOST/PATH; log in there first)
-#   prune   remove images of Slipway that the hosts are not to hold, and old build cache
-# Without NAME: the images that each host is to hold (ml_images_names). Examples:
+#   lock    update the lock files of Python packages and report changed versions (lock --help)
+#   list    compare the catalogue with the images on the hosts; show sizes (--markdown: as Markdown)
+#   build   build images that are missing or outdated, then run their smoke tests
+#   smoke   run the smoke tests of the images on the hosts
+#   save    save images to one archive on each host (-e ml_images_archive=PATH)
+#   load    load images from such an archive
+#   push    push images to a registry (-e ml_images_registry=HOST/PATH; run docker login first)
+#   prune   remove undeclared Slipway images and old build cache
+# Default for NAME: the images declared for each host (ml_images_names). Examples:
 #   ./slipway images build pytorch --limit gpu01
 #   ./slipway images save pytorch fastai -e ml_images_archive=/srv/images.tar
 set -eu
@@ -23,7 +23,7 @@ case "$verb" in
 -h | --help) usage && exit 0 ;;
 lock) exec python tools/lock_images.py "$@" ;;
 list | build | smoke | save | load | push | prune) ;;
-*) usage >&2 && echo "images: unknown verb: $verb" >&2 && exit 1 ;;
+*) usage >&2 && echo "images: unknown verb: $verb; expected one of the verbs above" >&2 && exit 1 ;;
 esac
 
 names=''

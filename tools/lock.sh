@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Refresh requirements.lock from pyproject.toml: every package with hashes, for every Python the
-# project accepts, and without addresses, so that any mirror serves.
+# Compile requirements.lock from pyproject.toml: packages with hashes for every supported Python.
+# The lock contains no URLs, so that it works with any package index.
 # Usage: ./slipway run tools/lock.sh [--upgrade]
 set -eu
 cd "$(dirname -- "$0")/.."

@@ -1,14 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Driver, engine and container toolkit: to their newest versions, and back.
+# Upgrade or roll back the NVIDIA driver, Docker Engine and the NVIDIA Container Toolkit.
 # Usage: ./slipway upgrade [ROLE ...] [ARGUMENTS FOR ansible-playbook ...]
 #        ./slipway rollback [ARGUMENTS FOR ansible-playbook ...]
-#   upgrade   Fetches everything, keeps what is there now, upgrades, loads the driver, asks the host
-#             to do the real thing, and holds the set again. One host at a time; the first failure
-#             stops the run and tells how to go back. --check tells what would move.
-#   rollback  Returns to what was there before the last upgrade, which was kept on the host.
-# ROLE is nvidia_driver, docker_engine or nvidia_container_toolkit; without one, all three. The
-# driver stays in its branch unless nvidia_driver_branch names another one, and the toolkit moves to
+#   upgrade   Downloads the packages, records the installed versions, upgrades and holds the
+#             packages, loads the driver and runs acceptance checks. One host at a time; the first
+#             failure stops the run and prints the rollback command. --check shows the changes.
+#   rollback  Reinstalls the versions that were recorded before the last upgrade.
+# ROLE: nvidia_driver, docker_engine or nvidia_container_toolkit; default all three. The driver
+# stays in its branch unless nvidia_driver_branch declares another. The toolkit is upgraded to
 # nvidia_container_toolkit_version. Examples:
 #   ./slipway upgrade --check --limit gpu01
 #   ./slipway upgrade nvidia_driver --limit gpu01 -e nvidia_driver_branch=595
@@ -27,8 +27,8 @@ while [ $# -gt 0 ]; do
     esac
 done
 if [ "$verb" = rollback ] && [ -n "$roles" ]; then
-    echo "slipway: rollback returns a host to all that it had before its last upgrade, and takes" \
-        "no role. Nothing was changed." >&2
+    echo "slipway: rollback: unexpected argument $roles; expected no role: rollback restores all" \
+        "packages of the last upgrade. Run again without a role. Nothing was changed." >&2
     exit 1
 fi
 [ -z "$roles" ] || set -- -e "{\"slipway_upgrade\": [$roles]}" "$@"

@@ -2,22 +2,22 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# run_all.sh [SERVICE ...]: run services as whoever the container runs as, start again what dies,
-# and send their logs to the container's output. Without SERVICE: all that the image has, and ssh
-# where SSH_AUTHORIZED_KEYS or the file SSH_AUTHORIZED_KEYS_FILE says who may come in.
+# run_all.sh [SERVICE ...]: run services as the container's user, restart services that exit, and
+# write their logs to the container's output. Default: all services of the image; ssh only if
+# SSH_AUTHORIZED_KEYS or the file SSH_AUTHORIZED_KEYS_FILE contains public keys.
 #
-#   jupyter 8888      the token is JUPYTER_TOKEN, or that in JUPYTER_TOKEN_FILE, or a new one
-#   tensorboard 6006  shows the runs below TENSORBOARD_LOGS, or else the folder it starts in
-#   shiny 3838        serves the apps below SHINY_APPS, or else an example
-#   rstudio 8787      where the image was built with it; the password is Jupyter's token
-#   ssh 22            by key alone, as a normal user; for those outside ssh -p 2222 slipway@host;
-#                     its host key is kept in /var/lib/slipway/ssh, where a volume outlives it
+#   jupyter 8888      token: JUPYTER_TOKEN, the content of JUPYTER_TOKEN_FILE, or a generated one
+#   tensorboard 6006  shows the runs in TENSORBOARD_LOGS, default the working directory
+#   shiny 3838        serves the apps in SHINY_APPS, default an example
+#   rstudio 8787      only if the image was built with RStudio; the password is Jupyter's token
+#   ssh 22            login by key, as a normal user: ssh -p 2222 slipway@host. The host key is in
+#                     /var/lib/slipway/ssh; mount a volume there to keep it
 set -eu
 
 SERVICES=/opt/slipway/services
 RSTUDIO=/usr/lib/rstudio-server/bin/rserver
-WITHOUT_RSTUDIO="RStudio is not in this image: it was built without RSTUDIO_URL"
-# services_health.py looks here, too.
+WITHOUT_RSTUDIO="rstudio: not in this image, because it was built without RSTUDIO_URL"
+# services_health.py reads this folder.
 RUN=/tmp/services-$(id -u)
 NAME=$(id -un)
 export RUN NAME
@@ -32,7 +32,7 @@ prepare_jupyter() {
     if [ -z "${JUPYTER_TOKEN:-}${JUPYTER_TOKEN_FILE:-}" ]; then
         JUPYTER_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(24))')
         export JUPYTER_TOKEN
-        say "Jupyter is at http://127.0.0.1:8888/lab?token=$JUPYTER_TOKEN"
+        say "Jupyter URL: http://127.0.0.1:8888/lab?token=$JUPYTER_TOKEN"
     fi
 }
 
@@ -60,22 +60,22 @@ prepare_rstudio() {
 }
 
 prepare_ssh() {
-    [ "$(id -u)" -ne 0 ] || { say "ssh does not run as root; take another --user" >&2 && exit 2; }
-    [ -n "$keys" ] || { say "ssh needs SSH_AUTHORIZED_KEYS or the file with them" >&2 && exit 2; }
+    [ "$(id -u)" -ne 0 ] || { say "ssh: does not run as root; set another --user" >&2 && exit 2; }
+    [ -n "$keys" ] || { say "ssh: no key; set SSH_AUTHORIZED_KEYS or SSH_AUTHORIZED_KEYS_FILE" >&2 && exit 2; }
     keep=/var/lib/slipway/ssh
-    # On a read-only file system without a volume.
+    # Fallback for a read-only file system without a volume.
     [ -w "$keep" ] || keep=$HOME/.ssh
     [ -d "$keep" ] || mkdir -m 0700 "$keep"
     key=$keep/ssh_host_ed25519_key
     [ -e "$key" ] || ssh-keygen -q -t ed25519 -N '' -C "$NAME" -f "$key"
-    say "SSH's host key is $(ssh-keygen -l -f "$key.pub")"
+    say "SSH host key: $(ssh-keygen -l -f "$key.pub")"
     printf '%s\n' "$keys" >"$RUN/authorized_keys"
     cat >"$RUN/sshd_config" <<END
 Port 22
 HostKey $key
 PidFile none
 AuthorizedKeysFile $RUN/authorized_keys
-# The files above are this user's, but /tmp and the home folder are anybody's.
+# StrictModes would reject the key files, because /tmp and the home folder are world-writable.
 StrictModes no
 UsePAM no
 AuthenticationMethods publickey
@@ -97,7 +97,7 @@ if [ $# -eq 0 ]; then
     [ -z "$keys" ] || set -- "$@" ssh
 fi
 for service; do
-    [ -e "$SERVICES/$service.conf" ] || { say "there is no service $service" >&2 && exit 2; }
+    [ -e "$SERVICES/$service.conf" ] || { say "unknown service: $service; see $SERVICES" >&2 && exit 2; }
     "prepare_$service"
     cp "$SERVICES/$service.conf" "$RUN/$service.conf"
 done

@@ -2,7 +2,7 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Let a network of nn learn to tell two clouds of points apart, with optim, and scale a picture.
+# Train a network (nn, optim) to separate two clouds of points, and scale an image.
 set -eu
 
 cat >/tmp/smoke.lua <<'END'
@@ -28,10 +28,10 @@ end
 local _, said = model:forward(points):max(2)
 local accuracy = said:double():eq(kinds:view(128, 1)):sum() / 128
 assert(accuracy >= 0.95, 'accuracy ' .. accuracy)
-print(string.format('smoke: A network of nn learns (accuracy %.3f)', accuracy))
+print(string.format('smoke: Trained a network with nn (accuracy %.3f)', accuracy))
 
 local picture = image.scale(torch.rand(3, 8, 8), 4, 4)
 assert(picture:size(2) == 4 and picture:size(3) == 4)
-print('smoke: A picture is scaled')
+print('smoke: Scaled an image')
 END
 th /tmp/smoke.lua

@@ -21,7 +21,7 @@ PRIMITIVE = "module_utils/state/paths.py"
 # What runs on the controller, with the rights and on the files of the person who calls it.
 CONTROLLER = (
     *("action/", "callback/", "lookup/", "plugin_utils/", "doc_fragments/"),
-    *("module_utils/images/index.py"),
+    "module_utils/images/index.py",
     *(
         "module_utils/images/catalogue.py",
         "module_utils/images/declaration.py",
@@ -110,8 +110,8 @@ FILE_MODULES = frozenset(
     "unarchive xattr".split()
 )
 TASKS = {
-    "remove.yml: Keep images and volumes": "removes a file in folders that only root can write",
-    "load.yml: Look for the archive": "reads only whether a file is there",
+    "remove.yml: Delete the purge script to keep images and volumes": "removes a file in folders that only root can write",
+    "load.yml: Check whether the image archive exists": "reads only whether a file is there",
 }
 # Functions of these modules, by name; all of shutil and tempfile.
 OS = frozenset(

@@ -55,6 +55,9 @@ PETS = tar({"pets/README": b"hello\n", "pets/train/cat.png": b"cat", "pets/train
 LARGE = tar({"large/noise": os.urandom(24_000_000)}, "w")
 
 
+TREES_TASK = "ml_data: Install, update and remove data sets and repositories"
+
+
 class DataSite(Site):
     """A host that only its people and its data are looked after of."""
 
@@ -124,7 +127,7 @@ def site(data_site: DataSite) -> DataSite:
     site.wanted()
     before = site.on("find /srv /mnt /home; ls /var/lib")
     checked = site.must("--check", "--diff")
-    assert "ml_data: Bring, move and remove the trees" in checked.changed()
+    assert TREES_TASK in checked.changed()
     assert site.on("find /srv /mnt /home; ls /var/lib") == before
     first = site.must("-vvv")
     assert TOKEN not in first.output and "7c1f" not in checked.output
@@ -200,7 +203,7 @@ def test_plan_names_and_the_run_repairs_exactly_what_was_tampered_with(
 ) -> None:
     site.on("\n".join(tampered).replace("SECOND", site.second))
     assert site.plan() == (2, {("ml_data", *named) for named in tampered.values()})
-    assert site.must().changed() == {"ml_data: Bring, move and remove the trees"}
+    assert site.must().changed() == {TREES_TASK}
     assert site.plan() == (0, set())
     test_everything_is_where_it_should_be(site)
 

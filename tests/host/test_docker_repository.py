@@ -121,7 +121,7 @@ def test_another_key_is_refused_and_nothing_is_written(docker_site: Site, key: K
 def test_reachable_repository_is_chosen_and_its_set_held(docker_site: Site, key: Key) -> None:
     docker_site.declare(**declared(key))
     run = converge(docker_site)
-    assert "The engine comes from Docker" in run.output
+    assert "Docker packages come from the apt repository of Docker" in run.output
     assert set(docker_site.on("apt-mark showhold").split()) == set(VENDOR_PACKAGES)
     assert "trixie/stable" in docker_site.on("apt-cache policy docker-ce")
     assert docker_site.on("systemctl is-active docker.service") == "active"

@@ -74,8 +74,8 @@ def test_one_changed_line_rebuilds_the_image_and_replaces_the_service(
     with asked_all_the_time(converged) as answers:
         run = converged.converge()
     assert run.changed() == {
-        "ml_images: Build the images that differ",
-        "ml_services: Run the declared services, and only them",
+        "ml_images: Build missing or outdated images",
+        "ml_services: Start declared services, remove undeclared ones",
     }
     assert converged.on("docker ps --quiet --no-trunc") != before
     assert set(answers) == {'{"prediction":"virginica"}'}

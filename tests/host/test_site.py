@@ -189,7 +189,7 @@ def test_verify_fails_where_a_host_is_not_as_declared(converged: Site) -> None:
     assert converged.run("playbooks/verify.yml").status == "successful"
     run = converged.run("playbooks/verify.yml", docker_engine_hold=False)
     assert run.status == "failed"
-    assert "differs from what is declared: docker_engine" in run.output
+    assert "Drift in docker_engine; expected none" in run.output
     assert run.changed() == set()
 
 

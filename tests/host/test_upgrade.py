@@ -204,7 +204,7 @@ def test_what_cannot_work_changes_nothing(
     site.on(end)
     assert run.status == "failed"
     assert words in told(run)
-    assert "No package has changed" in told(run)
+    assert "No package was changed" in told(run)
     assert site.packages() == first
 
 
@@ -226,9 +226,9 @@ def test_the_first_failure_stops_the_run_and_tells_the_way_back(
     run = Both(site, other).run(UPGRADE)
     assert set(run.stats["failures"]) == {"up-1"}
     said = told(run)
-    assert "up-1: 'Upgrade the set' failed:" in said
+    assert "up-1: 'Upgrade driver packages' failed:" in said
     assert "error processing package nvidia-utils-580-server" in said
-    assert "To go back to what was there: ./slipway rollback --limit up-1" in said
+    assert "To restore the previous packages: ./slipway rollback --limit up-1" in said
     assert other.packages() == first
     # Half of it has the newer version, and none of it was let go.
     held = set(site.on("apt-mark showhold").split())

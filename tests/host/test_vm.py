@@ -45,7 +45,7 @@ Options=bind
 WantedBy=sysinit.target
 """
 MOUNT_UNIT = "sys-bus-pci-devices.mount"
-REBOOT = "nvidia_driver: Reboot where only that helps"
+REBOOT = "nvidia_driver: Reboot to load the NVIDIA module"
 
 
 class GuestSite(Site):

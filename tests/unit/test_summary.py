@@ -16,7 +16,7 @@ from ansible_collections.slipway.host.plugins.callback.summary import first_line
 from tests.contract.tree import ROOT
 
 LOOP = """
-- name: Look
+- name: Compare hosts with the declared state
   hosts: all
   gather_facts: false
   tasks:

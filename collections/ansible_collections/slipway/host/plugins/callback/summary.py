@@ -30,9 +30,22 @@ requirements:
   - enabled in ansible.cfg
 """
 
-_IMAGES = ("Build", "List", "Load", "Prune", "Push", "Save", "Smoke")
-# The plays of which each run wants a host.
-PLAYS = ("Look", "Upgrade", "Roll back", *_IMAGES)
+_IMAGE_PLAYS = (
+    "Build images on the hosts",
+    "List images of the hosts",
+    "Load images on the hosts",
+    "Prune images on the hosts",
+    "Push images to a registry",
+    "Save images to archives",
+    "Run image smoke tests on the hosts",
+)
+# The names of the plays that fail a run if they match no host.
+PLAYS = (
+    "Compare hosts with the declared state",
+    "Upgrade driver, Docker Engine and container toolkit",
+    "Roll back the last upgrade",
+    *_IMAGE_PLAYS,
+)
 NO_HOSTS = (
     "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
     "servers in inventory/hosts.yml, or another inventory with -i."

@@ -52,7 +52,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Authorise SSH keys
+- name: Add SSH keys
   slipway.host.authorized_keys:
     keys:
       - user: alice

@@ -49,7 +49,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Refresh an initramfs that would still load nouveau
+- name: Rebuild an initramfs that still loads nouveau
   slipway.host.derived_files:
     derived:
       - path: /boot/initrd.img-6.8.0-149-generic

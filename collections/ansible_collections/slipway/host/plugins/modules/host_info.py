@@ -37,7 +37,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Ask what the host is
+- name: Gather host facts
   slipway.host.host_info:
 """
 

@@ -59,7 +59,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Have the installed kernel module in the kernel
+- name: Load the installed kernel module
   slipway.host.nvidia_module:
     modules:
       - name: nvidia
@@ -70,7 +70,7 @@ EXAMPLES = r"""
     controller_boot_id: "{{ lookup('ansible.builtin.file', '/proc/sys/kernel/random/boot_id') }}"
   register: loaded
 
-- name: Reboot where only that helps
+- name: Reboot to load the NVIDIA module
   ansible.builtin.reboot:
   when: loaded.reboot
 """

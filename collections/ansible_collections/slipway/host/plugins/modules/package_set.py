@@ -117,7 +117,7 @@ EXAMPLES = r"""
       - {name: docker.io, hold: true}
       - {name: docker-buildx, hold: true}
 
-- name: Remember that it works
+- name: Mark the upgrade as verified
   slipway.host.package_set:
     state: proven
 

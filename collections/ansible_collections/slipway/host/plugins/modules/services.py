@@ -103,7 +103,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Run the declared services, and only them
+- name: Start declared services, remove undeclared ones
   slipway.host.services:
     folder: /etc/slipway/services
     projects: "{{ __ml_services_plan.projects }}"

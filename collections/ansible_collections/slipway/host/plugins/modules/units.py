@@ -49,7 +49,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Run the engine with its present settings
+- name: Start Docker, restart after configuration changes
   slipway.host.units:
     units:
       - name: docker.service

@@ -38,7 +38,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Prove the host
+- name: Run acceptance checks
   slipway.host.verify:
 """
 
