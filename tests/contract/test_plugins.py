@@ -224,6 +224,7 @@ def foreign(file: Path) -> list[str]:
 HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES if name not in CONTROLLER_ONLY]
 HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "_builder")]
 HOST_CODE += sorted((PLUGINS / "module_utils/_ml").glob("*.py"))
+HOST_CODE += sorted((PLUGINS / "module_utils/gpu").glob("*.py"))
 
 
 @pytest.mark.parametrize("file", HOST_CODE, ids=lambda file: file.stem)
