@@ -15,6 +15,7 @@ import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils import _probe
 
 
 class RunModule(Protocol):
@@ -63,3 +64,10 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
         file.chmod(0o755)
 
     return write
+
+
+@pytest.fixture
+def installed_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """State an engine package in the facts of this machine, which may have none."""
+    read = _probe.host_facts
+    monkeypatch.setattr(_probe, "host_facts", lambda: {**read(), "docker_package": "docker.io"})

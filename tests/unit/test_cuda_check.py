@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_errors,
     cuda_judge,
     cuda_kernels,
+    cuda_run,
 )
 
 from tests.fixtures import pci, stand_in_cuda
@@ -101,6 +102,16 @@ def test_a_healthy_host_passes_every_check_once(run_check: RunCheck) -> None:
     assert all(copy["gigabytes_per_second"] > 0 for copy in report["copies"])
 
 
+@pytest.mark.parametrize(("options", "copies"), [([], 3), (["--all-pairs"], 6)])
+def test_copies_between_gpus_form_a_ring_or_all_pairs(
+    run_check: RunCheck, options: list[str], copies: int
+) -> None:
+    report = run_check("", "--expect", "3", *options, gpus=3)
+    pairs = [(c["from"], c["to"]) for c in report["copies"] if "host" not in (c["from"], c["to"])]
+    assert len(set(pairs)) == len(pairs) == copies
+    assert {source for source, _ in pairs} == {target for _, target in pairs}
+
+
 FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
 
 
@@ -159,6 +170,18 @@ def test_a_hang_ends_at_the_time_limit_with_its_step(
     assert report["checks"][-1]["found"].startswith(f"no end during {step}")
     assert report["checks"][-1]["expected"] == f"an end within {limit} s"
     assert "Reset the GPU or reboot" in report["checks"][-1]["remedy"]
+
+
+def test_an_exception_of_the_check_itself_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def messages(options: cuda_run.Options) -> Iterator[cuda_run.Message]:
+        yield "step", {"name": "cuda-init", "gpu": None}
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(cuda_run, "messages", messages)
+    report = cuda_check.supervise(cuda_run.Options(1, 1 << 23, False), GUARD)
+    (check,) = report["checks"]
+    assert (check["id"], check["ok"]) == (cuda_judge.PROCESS, False)
+    assert check["found"] == "RuntimeError: no such thing during cuda-init"
 
 
 def test_checks_that_a_failure_prevents_are_listed(run_check: RunCheck) -> None:

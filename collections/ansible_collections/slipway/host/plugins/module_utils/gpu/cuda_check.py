@@ -4,7 +4,7 @@
 """Compute on every NVIDIA GPU with nothing but the driver, and print the verdict as JSON.
 
 Usage: python3 cuda_check.py [--expect NUMBER|ADDRESSES] [--memory-mib N] [--timeout S]
-                             [--container]
+                             [--container] [--all-pairs]
 
 Exit status: 0 every check passed, 1 a check failed, 2 wrong usage. The checks run in a process of
 their own, which is killed at the time limit: a driver can hang. Needs Python 3.8 and its standard
@@ -20,7 +20,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def supervise(options: cuda_run.Options, timeout: float) -> dict[str, Any]:
     if not collected.complete:
         limit = None if ended else timeout
         collected.checks.append(
-            cuda_judge.judge_end(collected.step, collected.step_gpu, limit, status)
+            cuda_judge.judge_end(collected.step, collected.step_gpu, limit, status, collected.error)
         )
     return cuda_judge.report(
         collected.driver,
@@ -105,6 +105,7 @@ class Collected:
         self.checks: list[cuda_judge.Check] = []
         self.copies: list[dict[str, Any]] = []
         self.step, self.step_gpu = "the start", None
+        self.error = ""
         self.complete = False
 
     def add(self, message: dict[str, Any]) -> None:
@@ -120,6 +121,8 @@ class Collected:
             self.checks.append(cuda_judge.Check(**content))
         elif kind == "copy":
             self.copies.append(content)
+        elif kind == "error":
+            self.error = content["words"]
         elif kind == "end":
             self.complete = True
 
@@ -134,17 +137,23 @@ def _work(writer: int, options: cuda_run.Options, timeout: float) -> None:
             os.environ.pop(name, None)
         os.environ.update(SET)
         with os.fdopen(writer, "w", encoding="utf-8") as stream:
-            for kind, content in cuda_run.messages(options):
+            for kind, content in _guarded(options):
                 stream.write(json.dumps({"kind": kind, "content": content}) + "\n")
                 stream.flush()
         status = 0
     except BrokenPipeError:
         pass
-    except Exception as error:  # The parent reports the step, this line the cause.
-        print(f"cuda_check: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
         # Without the exit handlers of the parent, whose copy this process is.
         os._exit(status)
+
+
+def _guarded(options: cuda_run.Options) -> Iterator[cuda_run.Message]:
+    """Yield the messages of the checks; an unexpected exception becomes one too, and the last."""
+    try:
+        yield from cuda_run.messages(options)
+    except Exception as error:
+        yield "error", {"words": f"{type(error).__name__}: {error}"}
 
 
 def _collect(reader: int, collected: Collected, deadline: float) -> bool:
@@ -189,6 +198,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     usage.add_argument(
         "--container", action="store_true", help="this is a container: give remedies for it"
     )
+    usage.add_argument(
+        "--all-pairs", action="store_true", help="copy between all pairs of GPUs, not in a ring"
+    )
     options = usage.parse_args(arguments)
     if not 1 <= options.memory_mib <= MAX_MEMORY_MIB:
         usage.error(f"--memory-mib {options.memory_mib}; expected 1 to {MAX_MEMORY_MIB}")
@@ -204,7 +216,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.expect is not None:
         number = options.expect.isdigit()
         expected = int(options.expect) if number else options.expect.lower().split(",")
-    wanted = cuda_run.Options(expected, options.memory_mib << 20, options.container)
+    memory = options.memory_mib << 20
+    wanted = cuda_run.Options(expected, memory, options.container, options.all_pairs)
     report = supervise(wanted, options.timeout)
     print(json.dumps(report, indent=2))
     return 0 if report["ok"] else 1

@@ -237,8 +237,12 @@ class Device:
 
 
 def library_path() -> str | None:
-    """Return the file from which the loaded library came, None if it is not loaded."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+    """Return the file of the loaded library, None if it is not loaded or /proc is missing."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    for line in maps.splitlines():
         file = line.partition("/")[1:]
         if len(file) == 2 and "libcuda.so" in file[1]:
             return "/" + file[1]

@@ -142,11 +142,20 @@ def judge_result(check: str, gpu: str, offset: int, expected: bytes, result: byt
     return Check(check, False, f"{wanted or 'nothing'} at byte {offset}", where, remedy, gpu)
 
 
-def judge_end(step: str, gpu: str | None, limit: float | None, status: int) -> Check:
-    """Return the failed check of a process that did not finish: at its LIMIT, or by a STATUS."""
+def judge_end(
+    step: str, gpu: str | None, limit: float | None, status: int, error: str = ""
+) -> Check:
+    """Return the failed check of a process that did not finish.
+
+    It was stopped at its LIMIT in seconds, or ended by an ERROR of its own or with a STATUS, which
+    is minus the number of a signal.
+    """
     where = f"during {step}" + (f" on GPU {gpu}" if gpu else "")
     if limit is not None:
         return Check(TIME_LIMIT, False, f"an end within {limit:g} s", f"no end {where}", HANG, gpu)
+    if error:
+        words = f"{error} {where}"
+        return Check(PROCESS, False, "a complete run", words, cuda_errors.REPORT_BUG, gpu)
     ended = f"signal {-status}" if status < 0 else f"exit status {status}"
     return Check(PROCESS, False, "a complete run", f"{ended} {where}", HANG, gpu)
 

@@ -47,6 +47,7 @@ class Options:
     expected: int | list[str]
     memory_bytes: int
     in_container: bool
+    all_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -273,22 +274,21 @@ def _copy(entry: Opened, size: int, copies: list[dict[str, Any]]) -> Check:
 
 
 def _pairs(opened: Sequence[Opened], options: Options) -> Iterator[Message]:
-    """Copy from each GPU to each other one."""
-    for source in opened:
-        for target in opened:
-            if source is target:
-                continue
-            yield _step(cuda_judge.PEER_COPY, source.gpu.address)
-            started = time.monotonic()
-            try:
-                check, copy = _peer_copy(source, target, copy_bytes(options))
-            except CudaCallError as error:
-                here = source.gpu.address
-                failed = _failure(cuda_judge.PEER_COPY, error, options, here)
-                yield _check(failed, started)
-                return
-            yield _check(check, started)
-            yield "copy", copy
+    """Copy from each GPU to the next one, and from the last to the first; or between all pairs."""
+    count = len(opened)
+    distances = range(1, count if options.all_pairs else min(count, 2))
+    pairs = [(at, (at + distance) % count) for at in range(count) for distance in distances]
+    for source, target in ((opened[start], opened[end]) for start, end in pairs):
+        here = source.gpu.address
+        yield _step(cuda_judge.PEER_COPY, here)
+        started = time.monotonic()
+        try:
+            check, copy = _peer_copy(source, target, copy_bytes(options))
+        except CudaCallError as error:
+            yield _check(_failure(cuda_judge.PEER_COPY, error, options, here), started)
+            return
+        yield _check(check, started)
+        yield "copy", copy
 
 
 def _peer_copy(source: Opened, target: Opened, size: int) -> tuple[Check, dict[str, Any]]:
