@@ -58,7 +58,7 @@ def summary(facts: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
 
 def is_short(value: object) -> bool:
     """Return whether a fact fits into a cell of a table."""
-    return not isinstance(value, (dict, list))
+    return not isinstance(value, (dict, list)) and "\n" not in str(value)
 
 
 def pytest_sessionfinish() -> None:

@@ -108,7 +108,19 @@ def run_by_crun(folder: Path, library: str, options: Sequence[str], with_gpus: b
     config = oci_config(unpack_root(folder), mounts(library, with_gpus), command(options))
     (folder / "config.json").write_text(json.dumps(config))
     state = ["--cgroup-manager=disabled", f"--root={folder / 'state'}"]
-    return _output([crun, *state, "run", f"--bundle={folder}", f"slipway-gpu-test-{os.getpid()}"])
+    run = ["run", f"--bundle={folder}", f"slipway-gpu-test-{os.getpid()}"]
+    return _output([*hidden_hybrid(), crun, *state, *run])
+
+
+def hidden_hybrid() -> list[str]:
+    """Return a prefix for crun, which refuses to run where cgroups of both versions are in use.
+
+    The prefix shows crun version 2 alone. The container needs no cgroup of its own.
+    """
+    if not Path("/sys/fs/cgroup/unified").is_dir():
+        return []
+    script = 'mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
 
 def run_by_unshare(folder: Path, library: str, options: Sequence[str], with_gpus: bool) -> str:
