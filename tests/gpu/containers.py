@@ -109,25 +109,27 @@ def run_by_crun(folder: Path, library: str, options: Sequence[str], with_gpus: b
     (folder / "config.json").write_text(json.dumps(config))
     state = ["--cgroup-manager=disabled", f"--root={folder / 'state'}"]
     run = ["run", f"--bundle={folder}", f"slipway-gpu-test-{os.getpid()}"]
-    return _output([*hidden_hybrid(), crun, *state, *run])
+    return _output([*CGROUPS_V2_ONLY, crun, *state, *run])
 
 
-def hidden_hybrid() -> list[str]:
-    """Return a prefix for crun, which refuses to run where cgroups of both versions are in use.
-
-    The prefix shows crun version 2 alone. The container needs no cgroup of its own.
-    """
-    if not Path("/sys/fs/cgroup/unified").is_dir():
-        return []
-    script = 'mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup; exec "$@"'
-    return ["unshare", "--mount", "sh", "-c", script, "sh"]
+# crun refuses to run where cgroups of version 1 are in use, even beside version 2. This shows it
+# version 2 alone. The container needs no cgroup of its own.
+CGROUPS = """\
+cgroups=/sys/fs/cgroup
+[ "$(stat -f -c %T $cgroups)" = cgroup2fs ] || mount --bind $cgroups/unified $cgroups 2>/dev/null ||
+    mount -t cgroup2 none $cgroups
+exec "$@"
+"""
+CGROUPS_V2_ONLY = ("unshare", "--mount", "sh", "-c", CGROUPS, "sh")
 
 
 def run_by_unshare(folder: Path, library: str, options: Sequence[str], with_gpus: bool) -> str:
     """Run the check in namespaces made by unshare; return its output. Raises RuntimeError."""
     root = unpack_root(folder)
     lines = ["set -e", f"cd {shlex.quote(str(root))}", "mkdir -p proc dev tmp sys"]
-    lines += ["mount -t proc proc proc", "mount -t tmpfs tmpfs dev", "mount -t tmpfs tmpfs tmp"]
+    lines += ["mount -t proc proc proc", "mount -t tmpfs tmpfs tmp"]
+    # The driver creates missing device files as root; in this folder they cannot be opened.
+    lines.append("mount -t tmpfs -o nodev tmpfs dev")
     for target, source in mounts(library, with_gpus).items():
         inner = shlex.quote(target[1:])
         if target != "/sys":

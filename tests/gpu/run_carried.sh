@@ -14,6 +14,9 @@ mkdir -p "$out"
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
 
+# Images for containers often have the driver's programs here.
+PATH="$PATH:/usr/local/nvidia/bin"
+
 # Print the first Python for which the folder has wheels.
 find_python() {
     for candidate in python3.13 python3.12 python3.11 python3.14 python3 \

@@ -297,6 +297,8 @@ def test_plan_reads_this_machine_and_changes_nothing(
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_CACHE_PLUGIN": "memory",
+            "ANSIBLE_HOME": str(tmp_path / "ansible"),
+            "ANSIBLE_REMOTE_TMP": str(tmp_path / "ansible/tmp"),
         },
         capture_output=True,
         text=True,
