@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -252,6 +254,11 @@ def test_the_packed_program_needs_nothing_but_python(tmp_path: Path, library: Pa
     assert cuda_bundle.bundle() == packed.read_bytes()
 
 
+@pytest.mark.parametrize("part", cuda_bundle.PARTS, ids=lambda part: part.__name__.split(".")[-1])
+def test_the_program_has_the_syntax_of_python_3_8(part: ModuleType) -> None:
+    ast.parse(Path(str(part.__file__)).read_text(), feature_version=(3, 8))
+
+
 # Without the driver.
 
 
@@ -293,7 +300,7 @@ def test_every_error_has_a_meaning_and_a_remedy() -> None:
     asked = {1, 2, 3, 34, 35, 46, 100, 101, 200, 201, 209, 218, 222, 700, 702, 719, 720, 801, 802}
     assert asked | {803, 804, 999} <= set(cuda_errors.CUDA_ERRORS)
     for code, error in cuda_errors.CUDA_ERRORS.items():
-        assert error.name.startswith("CUDA_ERROR_")
+        assert error.name.startswith("CUDA_ERROR_" if code != 35 else "cudaError")
         assert error.meaning
         assert cuda_errors.remedy(code, False).endswith((".", ")."))
         assert cuda_errors.remedy(code, True).endswith((".", ")."))

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Error codes of the CUDA driver: name, meaning and remedy of each code.
 
-Codes and names are those of the enumeration ``CUresult`` in ``cuda.h`` of CUDA 13.0. Codes that
-concern textures, graphics or stream capture are absent: the CUDA check uses none of these.
+Codes and names are those of the enumeration ``CUresult`` in ``cuda.h`` of CUDA 13.0; 35 is a code
+of the CUDA runtime (``driver_types.h``), which programs report. Codes that concern textures,
+graphics or stream capture are absent: the CUDA check uses none of these.
 Runs on Python 3.8 and newer.
 """
 
@@ -66,9 +67,8 @@ CUDA_ERRORS: Mapping[int, CudaError] = {
         "ldconfig.",
     ),
     35: CudaError(
-        "CUDA_ERROR_INSUFFICIENT_DRIVER",
-        "the driver is older than the CUDA version of the program "
-        "(cudaErrorInsufficientDriver of the CUDA runtime)",
+        "cudaErrorInsufficientDriver",
+        "the driver is older than the CUDA version of the program",
         "Upgrade the driver (./slipway upgrade), or use an image of an older CUDA version.",
     ),
     36: CudaError(
