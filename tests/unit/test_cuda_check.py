@@ -161,17 +161,22 @@ def test_a_fault_is_named_by_its_check_alone(
 
 
 @pytest.mark.parametrize(
-    ("call", "step", "gpu", "limit"),
-    [("cuInit", "cuda-init", None, "2"), ("cuLaunchKernel", "gpu-vector-sum", FIRST, "5")],
+    ("call", "step", "gpu"),
+    [("cuInit", "cuda-init", None), ("cuLaunchKernel", "gpu-vector-sum", FIRST)],
 )
 def test_a_hang_ends_at_the_time_limit_with_its_step(
-    run_check: RunCheck, call: str, step: str, gpu: str | None, limit: str
+    run_check: RunCheck, call: str, step: str, gpu: str | None
 ) -> None:
-    report = run_check(f"hang={call}", "--timeout", limit)
-    assert failed(report) == [(cuda_judge.TIME_LIMIT, gpu)]
-    assert report["checks"][-1]["found"].startswith(f"no end during {step}")
-    assert report["checks"][-1]["expected"] == f"an end within {limit} s"
-    assert "Reset the GPU or reboot" in report["checks"][-1]["remedy"]
+    # A busy machine may need a longer limit to reach the step.
+    for limit in ("3", "30", "200"):
+        report = run_check(f"hang={call}", "--timeout", limit)
+        (bad,) = (check for check in report["checks"] if not check["ok"])
+        assert (bad["id"], bad["expected"]) == (cuda_judge.TIME_LIMIT, f"an end within {limit} s")
+        if bad["found"].startswith(f"no end during {step}"):
+            break
+    assert bad["found"].startswith(f"no end during {step}")
+    assert bad["gpu"] == gpu
+    assert "Reset the GPU or reboot" in bad["remedy"]
 
 
 def test_an_exception_of_the_check_itself_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
