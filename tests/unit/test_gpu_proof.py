@@ -143,7 +143,7 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
         "still does after systemctl daemon-reload"
     )
     run = f"docker run --rm --detach --network none --label {_gpu_proof.LABEL}"
-    limits = "--memory-mib 64 --timeout 120"
+    limits = "--memory-mib 64 --timeout 300"
     on_host, *called = gpu_host.called()
     assert re.fullmatch(
         rf"python -I -S /\S+\.pyz --expect 0000:03:00.0,0000:04:00.0 {limits}", on_host

@@ -50,7 +50,7 @@ ADVICE: Mapping[tuple[str, ...], str] = {
 # The CUDA check: its file in the container, the memory to test per GPU in MiB, the limit in s.
 CHECK = "/slipway/cuda_check.pyz"
 CHECK_MEMORY_MIB = 64
-CHECK_SECONDS = 120
+CHECK_SECONDS = 300
 # Folders of the standard library that the CUDA check never imports.
 UNUSED = ("__pycache__", "dist-packages", "site-packages", "test", "tests", "idlelib", "ensurepip")
 # A merged /usr is a matter of these links.

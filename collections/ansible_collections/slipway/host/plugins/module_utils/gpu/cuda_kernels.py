@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from functools import lru_cache
 from operator import mul
 
 # Words of one block of the address pattern: 1 MiB. The kernel has the same number as a mask.
@@ -148,6 +149,7 @@ finish:
 """
 
 
+@lru_cache(maxsize=1)
 def first_block() -> bytes:
     """Return the first block of the address pattern, little-endian."""
     words = array("I", ((i * LOW_FACTOR) & 0xFFFFFFFF for i in range(BLOCK_WORDS)))
@@ -167,6 +169,7 @@ def fill(pattern: int, size: int) -> bytes:
     return struct.pack("<I", pattern) * (size // WORD_BYTES)
 
 
+@lru_cache(maxsize=1)
 def vectors() -> tuple[bytes, bytes, bytes]:
     """Return two vectors of 32-bit integers and their sum; the sum passes 2**32 and wraps."""
     start = 0xFFF00000
@@ -176,6 +179,7 @@ def vectors() -> tuple[bytes, bytes, bytes]:
     return _little_endian(left), _little_endian(right), _little_endian(total)
 
 
+@lru_cache(maxsize=1)
 def matrices() -> tuple[bytes, bytes, bytes]:
     """Return two square matrices of 32-bit floats and their product, row by row.
 
