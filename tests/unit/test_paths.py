@@ -1,0 +1,219 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Paths that other users can change: links, hard links, pipes and races. Needs root."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to other users")
+
+NOBODY = 65534
+BOB = 12345
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Make a folder that root trusts; /tmp itself belongs to everybody."""
+    with tempfile.TemporaryDirectory(dir="/var/lib") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def home(base: Path) -> Path:
+    home = base / "bob"
+    home.mkdir()
+    os.chown(home, BOB, BOB)
+    return home
+
+
+def test_roots_own_links_are_followed(base: Path) -> None:
+    (base / "disk" / "inner").mkdir(parents=True)
+    (base / "homes").symlink_to("disk/../disk")
+    with paths.opened_folder(f"{base}/homes/inner") as folder:
+        assert folder.trusted
+        assert folder.path == f"{base}/disk/inner"
+        assert folder.info().st_ino == (base / "disk" / "inner").stat().st_ino
+
+
+def test_a_circle_of_links_ends(base: Path) -> None:
+    (base / "a").symlink_to("b")
+    (base / "b").symlink_to("a")
+    with pytest.raises(paths.UnsafePathError, match="at most 40"), paths.opened_folder(f"{base}/a"):
+        pass
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_a_link_behind_a_users_folder_is_refused(home: Path, middle: bool) -> None:
+    (home / ".ssh").symlink_to("/etc")
+    path = f"{home}/.ssh/ssh" if middle else f"{home}/.ssh"
+    with pytest.raises(paths.UnsafePathError) as error, paths.opened_folder(path):
+        pass
+    assert str(error.value) == (
+        f"{home}/.ssh: found a symbolic link to /etc, owned by root; expected a folder. "
+        "Move it out of the way, then run again."
+    )
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777, 0o2775])
+def test_a_folder_of_roots_that_others_write_is_not_trusted(base: Path, mode: int) -> None:
+    shared = base / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    (shared / "link").symlink_to("/etc")
+    with pytest.raises(paths.UnsafePathError), paths.opened_folder(f"{shared}/link"):
+        pass
+
+
+def test_a_folder_of_somebody_else_is_refused_where_owners_are_named(home: Path) -> None:
+    alices = home / ".ssh"
+    alices.mkdir()
+    os.chown(alices, NOBODY, NOBODY)
+    with paths.opened_folder(str(alices)):
+        pass
+    with (
+        pytest.raises(paths.UnsafePathError, match="owned by nobody; expected"),
+        paths.opened_folder(str(alices), owners=(0, BOB)),
+    ):
+        pass
+
+
+def test_parent_parts_are_refused(home: Path) -> None:
+    with (
+        pytest.raises(paths.UnsafePathError, match=r"'\.\.'"),
+        paths.opened_folder(f"{home}/../x"),
+    ):
+        pass
+
+
+def test_new_folders_belong_to_whose_folder_they_are_in(base: Path, home: Path) -> None:
+    with paths.opened_parent(f"{home}/a/b/file", make=True) as (folder, name):
+        folder.replace(name, b"x", 0o640, BOB, BOB)
+    with paths.opened_folder(f"{base}/root/own", make=True):
+        pass
+    owners = [(home / part).stat().st_uid for part in ("a", "a/b", "a/b/file")]
+    assert owners == [BOB, BOB, BOB]
+    assert (base / "root" / "own").stat().st_uid == 0
+    assert stat.S_IMODE((home / "a/b/file").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "device", "folder"])
+def test_only_a_file_with_one_name_is_read(home: Path, kind: str) -> None:
+    secret = home.parent / "shadow"
+    secret.write_text("secret")
+    place = home / "file"
+    if kind == "link":
+        place.symlink_to(secret)
+    elif kind == "hard link":
+        os.link(secret, place)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    else:
+        place.mkdir()
+    with paths.opened_folder(str(home)) as folder, pytest.raises(paths.UnsafePathError):
+        folder.read("file")
+
+
+def test_replacing_a_link_or_hard_link_leaves_the_other_file(home: Path) -> None:
+    secret = home.parent / "shadow"
+    secret.write_text("secret")
+    (home / "link").symlink_to(secret)
+    os.link(secret, home / "twin")
+    with paths.opened_folder(str(home)) as folder:
+        for name in ("link", "twin"):
+            folder.replace(name, b"new", 0o600, BOB, BOB)
+    assert secret.read_text() == "secret"
+    assert secret.stat().st_uid == 0
+    assert sorted(os.listdir(home)) == ["link", "twin"]
+
+
+def test_a_failed_replacement_leaves_nothing(home: Path) -> None:
+    (home / "file").mkdir()
+    with paths.opened_folder(str(home)) as folder, pytest.raises(paths.UnsafePathError):
+        folder.replace("file", b"new", 0o600, BOB, BOB)
+    assert os.listdir(home) == ["file"]
+
+
+def test_removal_does_not_follow_links(home: Path) -> None:
+    kept = home.parent / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    (home / "tree" / "deep").mkdir(parents=True)
+    (home / "tree" / "deep" / "link").symlink_to(kept)
+    (home / "link").symlink_to(kept)
+    with paths.opened_folder(str(home)) as folder:
+        for name in ("tree", "link", "absent"):
+            folder.remove(name)
+    assert os.listdir(home) == []
+    assert (kept / "file").exists()
+
+
+def test_the_opened_folder_stays_the_same_when_its_name_moves(home: Path) -> None:
+    (home / "a").mkdir()
+    with paths.opened_folder(f"{home}/a") as folder:
+        (home / "a").rename(home / "b")
+        (home / "a").symlink_to("/etc")
+        folder.replace("file", b"x", 0o600, BOB, BOB)
+    assert (home / "b" / "file").exists()
+    assert not Path("/etc/file").exists()
+
+
+def test_a_user_that_swaps_folder_and_link_wins_nothing(home: Path) -> None:
+    """Swap for as long as the writer writes; whatever it hits, the target stays as it is."""
+    target = home.parent / "etc"
+    target.mkdir()
+    real, link = home / "real", home / "link"
+    real.mkdir()
+    link.symlink_to(target)
+    done = threading.Event()
+
+    def swap() -> None:
+        while not done.is_set():
+            for source, goal in ((link, home / "x"), (home / "x", link), (real, home / "x")):
+                os.rename(source, goal)
+            os.rename(home / "x", real)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    outcomes = set()
+    try:
+        for number in range(300):
+            try:
+                with paths.opened_parent(f"{home}/x/file{number}") as (folder, name):
+                    folder.replace(name, b"x", 0o600, BOB, BOB)
+                outcomes.add("written")
+            except (paths.UnsafePathError, FileNotFoundError) as error:
+                outcomes.add(type(error).__name__)
+    finally:
+        done.set()
+        thread.join()
+    assert os.listdir(target) == []
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert len(outcomes) > 1
+
+
+def test_acting_as_a_user_has_no_more_rights_than_he(base: Path, home: Path) -> None:
+    closed = base / "closed"
+    closed.mkdir(mode=0o700)
+    os.chown(home, NOBODY, NOBODY)
+    with paths.acting_as("nobody"):
+        assert os.geteuid() == NOBODY
+        with pytest.raises(PermissionError), paths.opened_folder(str(closed)):
+            pass
+        with paths.opened_parent(f"{home}/.ssh/file", make=True) as (folder, name):
+            folder.replace(name, b"x", 0o600, NOBODY, os.getegid())
+            assert folder.read(name) == b"x"
+    assert os.geteuid() == 0
+    assert os.getuid() == 0
+    assert (home / ".ssh" / "file").stat().st_uid == NOBODY
