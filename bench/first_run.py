@@ -21,10 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
-from ansible_collections.slipway.host.plugins.module_utils import (  # noqa: E402
-    _catalogue,
-    _report,
-)
 from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  # noqa: E402
     Group,
     HostSpec,
@@ -32,6 +28,8 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (  # noqa: E402
     default_state_dir,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images import catalogue
+from ansible_collections.slipway.host.plugins.module_utils.state import report
 
 from bench.run import SITE, Bench, Cost, children_cpu, on  # noqa: E402
 
@@ -72,8 +70,8 @@ def upload(bench: Bench, content: bytes, target: str) -> None:
 
 def prepared_script(bench: Bench, compose: bytes) -> str:
     """Put the build context and the compose file on the host; return the script."""
-    build = _catalogue.load_catalogue(ROOT / "images").builds(["iris-api"], "cpu", "debian-13")[0]
-    upload(bench, _catalogue.context_tar(build), "/tmp/context.tar")
+    build = catalogue.load_catalogue(ROOT / "images").builds(["iris-api"], "cpu", "debian-13")[0]
+    upload(bench, catalogue.context_tar(build), "/tmp/context.tar")
     upload(bench, compose, COMPOSE)
     assert build.root.bootstrap is not None
     mmdebstrap = f"mmdebstrap --variant=minbase --quiet {build.root.bootstrap.suite}"
@@ -121,7 +119,7 @@ def main() -> int:
         ratio = f"{best.cpu / script.cpu:.2f}"
         lines.append((label, *(f"{value:.1f}" for value in seconds), ratio))
     heading = ("FIRST RUN", "CONTROLLER S", "HOST S", "CPU S", "WALL S", "TIMES THE SCRIPT'S CPU")
-    print(_report.table(lines, heading))
+    print(report.table(lines, heading))
     return 0
 
 

@@ -35,7 +35,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _report  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils import _probe  # noqa: E402
 from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  # noqa: E402
     Group,
     Host,
@@ -44,6 +44,7 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (  # noqa: E402
     default_state_dir,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import report
 
 GROUP = "bench"
 PYINFRA = "pyinfra==3.10.0"
@@ -250,7 +251,7 @@ def show(found: Sequence[tuple[str, int, Cost]]) -> str:
         *("CONTROLLER TIMES ONE HOST", "SUM TIMES ONE HOST", "CONTROLLER MS/HOST"),
         *("TRIPS/HOST", "WALL S"),
     )
-    return _report.table(lines, heading)
+    return report.table(lines, heading)
 
 
 def files(bench: Bench) -> str:
@@ -270,7 +271,7 @@ def files(bench: Bench) -> str:
             costs.append(float(done.stdout.splitlines()[-1]))
         lines.append((str(count), f"{1000 * min(costs):.0f}", f"{len(done.stdout) / 1024:.0f}"))
     on(bench.host, "rm -r /srv/bench")
-    return _report.table(lines, ("OWNED FILES", "HOST CPU MS", "ANSWER KIB"))
+    return report.table(lines, ("OWNED FILES", "HOST CPU MS", "ANSWER KIB"))
 
 
 def main() -> int:

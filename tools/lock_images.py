@@ -25,8 +25,11 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.slipway.host.plugins.module_utils import _catalogue, _locks  # noqa: E402
-from ansible_collections.slipway.host.plugins.module_utils._declaration import (  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.images import (
+    catalogue as images_catalogue,
+)
+from ansible_collections.slipway.host.plugins.module_utils.images import locks  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.images.declaration import (  # noqa: E402
     DeclarationError,
 )
 
@@ -78,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     torch.add_argument(
         "--torch-index",
         metavar="URL",
-        help=f"lock PyTorch's wheels for CPUs from this index, in images/{_catalogue.TORCH_LOCK}; "
+        help=f"lock PyTorch's wheels for CPUs from this index, in images/{images_catalogue.TORCH_LOCK}; "
         "cpu variants take them from then on. Give hosts the same index: "
         "ml_images_build.torch_index",
     )
@@ -93,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def tasks(names: Sequence[str]) -> Iterator[Task]:
     """Yield what is to be locked for the named images and those that stand on them, in order."""
-    catalogue = _catalogue.load_catalogue(IMAGES, check_locks=False)
+    catalogue = images_catalogue.load_catalogue(IMAGES, check_locks=False)
     if not names:
         yield Task(IMAGES / "_shared/installer.in")
     lineages = {name: [i.name for i in catalogue.lineage(name)] for name in catalogue.images}
@@ -106,11 +109,11 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
         build = (image.settings["build"] or {}).get("requirements")
         if build:
             yield Task(image.folder / build)
-        for variant in _catalogue.VARIANTS:
+        for variant in images_catalogue.VARIANTS:
             line = [
                 ancestor.folder / wishes
                 for ancestor in catalogue.lineage(name)
-                if (wishes := _catalogue.wishes_of(ancestor, variant))
+                if (wishes := images_catalogue.wishes_of(ancestor, variant))
             ]
             if line and line[0].parent == image.folder and line[0] not in seen:
                 seen.add(line[0])
@@ -123,9 +126,9 @@ def lock(task: Task, upgrade: bool) -> None:
     constraints = [f"--constraints={path}" for path in task.below]
     fresh = ["--upgrade"] if upgrade else []
     text = compiled([str(task.wishes), *constraints, *fresh], before)
-    below = [pin for path in task.below for pin in _locks.read_pins(path.read_text("utf-8"))]
-    pins = _locks.additions(_locks.read_pins(text), below)
-    _write(task.lock, _locks.write_pins(pins))
+    below = [pin for path in task.below for pin in locks.read_pins(path.read_text("utf-8"))]
+    pins = locks.additions(locks.read_pins(text), below)
+    _write(task.lock, locks.write_pins(pins))
 
 
 def lock_torch(index: str | None, wheels: Path | None) -> None:
@@ -133,13 +136,13 @@ def lock_torch(index: str | None, wheels: Path | None) -> None:
     text = hashed_wheels(wheels) if wheels else indexed_wheels(str(index))
     if "+cpu" not in text:
         raise LockError(f"{wheels or index} has no wheel of torch for CPUs alone (version +cpu)")
-    _write(IMAGES / _catalogue.TORCH_LOCK, text)
+    _write(IMAGES / images_catalogue.TORCH_LOCK, text)
 
 
 def indexed_wheels(index: str) -> str:
     """Return the lock of what an index has of PyTorch, at the versions of the catalogue."""
-    pinned = _locks.read_pins((IMAGES / "pytorch/requirements.lock").read_text("utf-8"))
-    wishes = [f"{pin.name}=={pin.version}" for pin in pinned if pin.name in _locks.TORCH_FAMILY]
+    pinned = locks.read_pins((IMAGES / "pytorch/requirements.lock").read_text("utf-8"))
+    wishes = [f"{pin.name}=={pin.version}" for pin in pinned if pin.name in locks.TORCH_FAMILY]
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "torch.in"
         asked.write_text("\n".join(wishes) + "\n", encoding="utf-8")
@@ -151,7 +154,7 @@ def hashed_wheels(folder: Path) -> str:
     wheels: dict[str, dict[Version, list[Path]]] = {}
     for file in sorted(folder.glob("*.whl")):
         name, version, _, _ = parse_wheel_filename(file.name)
-        if name in _locks.TORCH_FAMILY:
+        if name in locks.TORCH_FAMILY:
             wheels.setdefault(name, {}).setdefault(version, []).append(file)
     text = ""
     for project, versions in sorted(wheels.items()):
@@ -177,7 +180,7 @@ def compiled(arguments: Sequence[str], before: str) -> str:
         if done.returncode != 0:
             raise LockError(f"{arguments[0]}:\n{done.stderr.strip()}")
         text = output.read_text(encoding="utf-8")
-    bare = [str(pin) for pin in _locks.read_pins(text) if "--hash=" not in pin.text]
+    bare = [str(pin) for pin in locks.read_pins(text) if "--hash=" not in pin.text]
     if bare:
         raise LockError(
             f"{arguments[0]}: the index tells no hashes of {', '.join(bare)}, so they cannot "
@@ -208,7 +211,7 @@ def _write(file: Path, after: str) -> None:
     written = file.with_suffix(".lock.new")
     written.write_text(after, encoding="utf-8")
     written.rename(file)
-    moved = _locks.moved(_locks.read_pins(before or ""), _locks.read_pins(after))
+    moved = locks.moved(locks.read_pins(before or ""), locks.read_pins(after))
     print(f"{name}: {len(moved)} moved" if moved else f"{name}: same versions, other text")
     for line in moved:
         print(f"  {line}")

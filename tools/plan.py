@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.slipway.host.plugins.module_utils import _report  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
@@ -40,11 +40,11 @@ def main(arguments: list[str]) -> int:
             check=False,
         )
         report = json.loads(file.read_text()) if file.exists() else {}
-    status = _report.exit_status(report)
-    if not report or (run.returncode and status != _report.EXIT_ERROR):
+    status = state_report.exit_status(report)
+    if not report or (run.returncode and status != state_report.EXIT_ERROR):
         # Ansible itself failed: only its own words say why.
         sys.stderr.write(run.stdout + run.stderr)
-        status = _report.EXIT_ERROR
+        status = state_report.EXIT_ERROR
     else:
         # Such as an inventory that was passed over.
         words = ("[WARNING]", "[DEPRECATION WARNING]")
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if as_json:
         print(json.dumps(report, indent=2, sort_keys=True))
     elif report:
-        print(_report.plan(report))
+        print(state_report.plan(report))
     return status
 
 
@@ -65,7 +65,7 @@ if __name__ == "__main__":
     except BrokenPipeError:
         # Who reads the plan has seen enough, as head has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        result = _report.EXIT_ERROR
+        result = state_report.EXIT_ERROR
     except KeyboardInterrupt:
         result = 130
     sys.exit(result)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_proof
+from ansible_collections.slipway.host.plugins.module_utils.gpu import proof
 
 # The libraries that libcuda.so.1 loads to compile PTX and to talk to the kernel module.
 LIBRARIES = (
@@ -54,7 +54,7 @@ def driver_files(library: str) -> dict[str, str]:
 def unpack_root(folder: Path) -> Path:
     """Unpack the proof's root file system into a FOLDER; return its path."""
     root = folder / "root"
-    with tarfile.open(fileobj=io.BytesIO(_gpu_proof.root())) as tar:
+    with tarfile.open(fileobj=io.BytesIO(proof.root())) as tar:
         tar.extractall(root, filter="tar")
     return root
 
@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 
 def command(options: Sequence[str]) -> list[str]:
     """Return the command of the CUDA check in the container."""
-    return [_gpu_proof.python(), "-I", "-S", _gpu_proof.CHECK, "--container", *options]
+    return [proof.python(), "-I", "-S", proof.CHECK, "--container", *options]
 
 
 def oci_config(root: Path, binds: dict[str, str], program: Sequence[str]) -> dict[str, Any]:

@@ -20,15 +20,13 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _gpu_proof,
-    _nvidia_smi,
-    _probe,
-)
+from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_bundle,
     cuda_check,
     cuda_judge,
+    nvidia_smi,
+    proof,
 )
 from ansible_collections.slipway.host.plugins.modules import gpu_info
 
@@ -116,10 +114,8 @@ def test_a_missing_gpu_fails_the_count_alone(tmp_path: Path, expected: list[str]
 
 
 def test_the_proof_of_host_verify_computes(expected: list[str], record: Record) -> None:
-    assert (
-        _gpu_proof.on_host(len(expected)) == f"nvidia-smi sees {len(expected)} of {len(expected)}"
-    )
-    result = _gpu_proof.computed_on_host(expected)
+    assert proof.on_host(len(expected)) == f"nvidia-smi sees {len(expected)} of {len(expected)}"
+    result = proof.computed_on_host(expected)
     record("proof of host_verify", result)
     assert f"{len(expected)} computed correctly with" in result
 
@@ -173,13 +169,13 @@ def test_a_container_without_device_files_fails_with_its_remedy(
 def test_a_container_of_docker_computes(expected: list[str], record: Record) -> None:
     if not shutil.which("docker"):
         pytest.skip("Docker is not installed")
-    if not shutil.which(_gpu_proof.TOOLKIT):
+    if not shutil.which(proof.TOOLKIT):
         pytest.skip("NVIDIA's container toolkit is not installed")
     try:
         _probe.docker("/version")
     except (OSError, ValueError) as error:
         pytest.skip(f"the Docker Engine does not answer: {error}")
-    result = _gpu_proof.in_container(len(expected), reload=False)
+    result = proof.in_container(len(expected), reload=False)
     record("proof of host_verify in a container", result)
     assert "computed correctly" in result
 
@@ -209,7 +205,7 @@ def test_the_survey_finds_the_gpus(expected: list[str], record: Record) -> None:
     assert driver_version() in gpu["banner"]
     assert gpu["loaded"] in ("", driver_version())
     assert set(expected) <= {device[0] for device in gpu["devices"]}
-    assert _gpu_proof.mine(facts) == expected
+    assert proof.mine(facts) == expected
 
 
 def test_gpu_info_describes_the_gpus(
@@ -237,7 +233,7 @@ def test_the_parser_reads_the_live_xml(
     done = subprocess.run(
         ["nvidia-smi", "-q", "-x"], capture_output=True, text=True, timeout=LIMIT, check=True
     )
-    report = _nvidia_smi.parse(done.stdout)
+    report = nvidia_smi.parse(done.stdout)
     record("driver", report.driver_version)
     if STAND_IN_GPUS in os.environ:
         pytest.skip("the stand-in nvidia-smi answers with a recording")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._docker_engine import VENDOR_PACKAGES
 from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
     Group,
     HostSpec,
@@ -22,6 +21,9 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway import (
 )
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (
     default_state_dir,
+)
+from ansible_collections.slipway.host.plugins.module_utils.roles.docker_engine import (
+    VENDOR_PACKAGES,
 )
 
 from tests.fixtures.apt_repository import File, Key, Package, Repository

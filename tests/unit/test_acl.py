@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _acl, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import acl
 from ansible_collections.slipway.host.plugins.modules import files
 
 from tests.unit.conftest import RunModule
@@ -22,8 +23,8 @@ GUEST = "0200000001000700ffffffff02000500ea03000004000700ffffffff10000700fffffff
 
 
 def test_what_is_written_is_what_setfacl_writes() -> None:
-    assert _acl.packed(_acl.wanted("0770", {})).hex() == TEAM
-    assert _acl.packed(_acl.wanted("0770", _acl.parse(GUEST))).hex() == GUEST
+    assert acl.packed(acl.wanted("0770", {})).hex() == TEAM
+    assert acl.packed(acl.wanted("0770", acl.parse(GUEST))).hex() == GUEST
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,13 @@ def test_what_is_written_is_what_setfacl_writes() -> None:
     ],
 )
 def test_a_difference_is_told_in_words(mode: str, found: str, change: Any) -> None:
-    assert _acl.difference(mode, found) == change
+    assert acl.difference(mode, found) == change
 
 
 @pytest.mark.parametrize("text", ["01000000", "0200000001", "02"])
 def test_what_is_no_acl_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an ACL of version 2"):
-        _acl.parse(text)
+        acl.parse(text)
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
     finally:
         os.umask(umask)
     assert (folder / "file").stat().st_mode & 0o777 == 0o660
-    os.removexattr(folder, _acl.ATTRIBUTE)
+    os.removexattr(folder, acl.ATTRIBUTE)
     again = run_module(files, files=wanted)
     assert "no default ACL, should be new files: owner rwx" in again["diff"][0]["prepared"]
     assert _probe.default_acl(str(folder)) == TEAM

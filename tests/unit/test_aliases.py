@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.filter.aliases_owned import aliases_owned
-from ansible_collections.slipway.host.plugins.module_utils import _aliases, _owned
-from ansible_collections.slipway.host.plugins.module_utils._aliases import AliasError, Options
-from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
-from ansible_collections.slipway.host.plugins.module_utils._ml import settings
-from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
+from ansible_collections.slipway.host.plugins.module_utils.ml import settings
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_aliases
+from ansible_collections.slipway.host.plugins.module_utils.roles.ml_aliases import (
+    AliasError,
+    Options,
+)
 
 CATALOGUE = Path(__file__).parents[1] / "fixtures/catalogue"
 ALIAS: dict[str, Any] = {
@@ -57,13 +61,13 @@ def content(owned: dict[str, list[dict[str, Any]]], path: str) -> str:
 
 def declared(image: Planned, options: Options = PLAIN) -> dict[str, Any]:
     """Return what the program is told of an image's alias."""
-    found = json.loads(content(_aliases.owned([image], options), _aliases.DECLARATION))
+    found = json.loads(content(ml_aliases.owned([image], options), ml_aliases.DECLARATION))
     entry: dict[str, Any] = found["aliases"]["tool"]
     return entry
 
 
 def test_every_name_of_an_alias_is_a_link_to_the_program() -> None:
-    owned = _aliases.owned([with_alias(names=["tool2"])], PLAIN)
+    owned = ml_aliases.owned([with_alias(names=["tool2"])], PLAIN)
     assert owned["links"] == [
         {
             "folder": "/usr/local/bin",
@@ -76,9 +80,9 @@ def test_every_name_of_an_alias_is_a_link_to_the_program() -> None:
 
 
 def test_an_image_without_aliases_leaves_the_command_for_the_rest() -> None:
-    owned = _aliases.owned([replace(IMAGE, image={**IMAGE.image, "aliases": {}})], PLAIN)
+    owned = ml_aliases.owned([replace(IMAGE, image={**IMAGE.image, "aliases": {}})], PLAIN)
     assert owned["links"][0]["names"] == ["ml"]
-    assert json.loads(content(owned, _aliases.DECLARATION))["images"] == {
+    assert json.loads(content(owned, ml_aliases.DECLARATION))["images"] == {
         "tool": "slipway/tool:gpu"
     }
 
@@ -87,7 +91,7 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
     file = tmp_path / "aliases.json"
     options = Options("Dana", mounts=[{"source": "~/code", "target": "/code"}])
     image = with_alias(names=["tool2"], workdir="/code/course")
-    file.write_text(content(_aliases.owned([image], options), _aliases.DECLARATION))
+    file.write_text(content(ml_aliases.owned([image], options), ml_aliases.DECLARATION))
     host = settings.host(file)
     assert host.contact == "Dana"
     assert host.alias("tool2") == settings.Alias(
@@ -157,7 +161,7 @@ def test_command_is_the_aliases_own_or_the_images() -> None:
 
 def test_an_alias_can_be_left_out() -> None:
     options = Options("", settings={"tool": {"enabled": False}})
-    assert _aliases.owned([IMAGE], options)["links"][0]["names"] == ["ml"]
+    assert ml_aliases.owned([IMAGE], options)["links"][0]["names"] == ["ml"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +215,7 @@ def test_an_alias_can_be_left_out() -> None:
 )
 def test_what_cannot_be_is_refused(image: Planned, options: Options, message: str) -> None:
     with pytest.raises(AliasError) as caught:
-        _aliases.owned([image], options)
+        ml_aliases.owned([image], options)
     assert message in str(caught.value)
 
 
@@ -223,8 +227,8 @@ def test_numbers_may_be_written_without_quotes() -> None:
 
 
 def test_nothing_stays_of_a_role_that_is_absent() -> None:
-    owned = _aliases.removed()
-    present = _aliases.owned([IMAGE], PLAIN)
+    owned = ml_aliases.removed()
+    present = ml_aliases.owned([IMAGE], PLAIN)
     _owned.check("ml_aliases", owned)
     assert owned["links"][0]["names"] == []
     removed = [entry["path"] for entry in owned["files"]]
@@ -236,7 +240,7 @@ def test_nothing_stays_of_a_role_that_is_absent() -> None:
 
 
 def test_the_program_runs_outside_of_the_collection(tmp_path: Path) -> None:
-    owned = _aliases.owned([IMAGE], PLAIN)
+    owned = ml_aliases.owned([IMAGE], PLAIN)
     for entry in owned["files"]:
         file = tmp_path / entry["path"].removeprefix("/")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -262,18 +266,18 @@ def test_the_program_runs_outside_of_the_collection(tmp_path: Path) -> None:
 
 
 def test_completions_are_for_every_command() -> None:
-    owned = _aliases.owned([IMAGE], PLAIN)
-    bash = content(owned, _aliases.BASH_COMPLETION)
+    owned = ml_aliases.owned([IMAGE], PLAIN)
+    bash = content(owned, ml_aliases.BASH_COMPLETION)
     assert "-F _slipway ml tool\n" in bash
     subprocess.run(["bash", "-n"], input=bash, text=True, check=True)
-    assert content(owned, _aliases.ZSH_COMPLETION).startswith("#compdef ml tool\n")
-    assert content(owned, _aliases.FISH_COMPLETION).count("complete --command ") == 2
+    assert content(owned, ml_aliases.ZSH_COMPLETION).startswith("#compdef ml tool\n")
+    assert content(owned, ml_aliases.FISH_COMPLETION).count("complete --command ") == 2
 
 
 def test_files_of_the_host_say_who_writes_them() -> None:
-    for entry in _aliases.owned([IMAGE], PLAIN)["files"]:
+    for entry in ml_aliases.owned([IMAGE], PLAIN)["files"]:
         if "/slipway_ml/" not in entry["path"]:
-            assert _aliases.HEADER in entry["content"], entry["path"]
+            assert ml_aliases.HEADER in entry["content"], entry["path"]
 
 
 # The filter, over the catalogue for tests.
@@ -290,7 +294,7 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_filter_gives_the_aliases_of_the_images_named() -> None:
     assert owned_by_filter()["links"][0]["names"] == ["ml", "test_lab", "testlab", "testtool"]
-    assert owned_by_filter(state="absent") == _aliases.removed()
+    assert owned_by_filter(state="absent") == ml_aliases.removed()
 
 
 def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
@@ -308,7 +312,7 @@ def test_settings_of_an_alias_of_an_image_that_other_hosts_hold_are_not() -> Non
 def test_disks_of_data_sets_are_mounted_where_they_are() -> None:
     mine = {"source": "/mnt/b/data", "target": "/mnt/b/data", "read_only": True}
     owned = owned_by_filter(disks=["/mnt/a/data", "/mnt/b/data"], mounts=[mine])
-    found = json.loads(content(owned, _aliases.DECLARATION))["aliases"]["testlab"]["settings"]
+    found = json.loads(content(owned, ml_aliases.DECLARATION))["aliases"]["testlab"]["settings"]
     assert found["mounts"] == [
         {"source": "/mnt/a/data", "target": "/mnt/a/data", "optional": True},
         mine,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._ml import (
+from ansible_collections.slipway.host.plugins.module_utils.ml import (
     complete,
     containers,
     display,
@@ -30,10 +30,10 @@ from ansible_collections.slipway.host.plugins.module_utils._ml import (
     start,
     token,
 )
-from ansible_collections.slipway.host.plugins.module_utils._ml.containers import Container
-from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
-from ansible_collections.slipway.host.plugins.module_utils._ml.gpus import Gpu
-from ansible_collections.slipway.host.plugins.module_utils._ml.images import Image
+from ansible_collections.slipway.host.plugins.module_utils.ml.containers import Container
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils.ml.gpus import Gpu
+from ansible_collections.slipway.host.plugins.module_utils.ml.images import Image
 
 ALIAS = settings.Alias(
     name="lab",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._ml import settings
-from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils.ml import settings
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 
 ALIAS = settings.Alias(
     name="lab",

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._ml import (
+from ansible_collections.slipway.host.plugins.module_utils.ml import (
     accounts,
     containers,
     engine,
@@ -27,9 +27,9 @@ from ansible_collections.slipway.host.plugins.module_utils._ml import (
     start,
     token,
 )
-from ansible_collections.slipway.host.plugins.module_utils._ml.errors import MlError
-from ansible_collections.slipway.host.plugins.module_utils._ml.gpus import Choice, Gpu
-from ansible_collections.slipway.host.plugins.module_utils._ml.launch import Mounted
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
+from ansible_collections.slipway.host.plugins.module_utils.ml.gpus import Choice, Gpu
+from ansible_collections.slipway.host.plugins.module_utils.ml.launch import Mounted
 
 ALIAS = settings.Alias(
     name="fast_ai",

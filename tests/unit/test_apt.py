@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _apt, _apt_run, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes, run
 from ansible_collections.slipway.host.plugins.modules import held_packages
 
 from tests.unit.conftest import RunModule
@@ -61,15 +62,15 @@ REMOVED = ["deinstall", "config-files", "1.0"]
         pytest.param({"state": "absent", "hold": True}, None, {}, id="absent, no hold either"),
     ],
 )
-def test_a_package(entry: dict[str, Any], known: _apt.Known, expected: dict[str, Any]) -> None:
-    plan = _apt.plan([{"name": "a", **entry}], {"a": known})
-    assert plan == _apt.Plan(**expected)
+def test_a_package(entry: dict[str, Any], known: changes.Known, expected: dict[str, Any]) -> None:
+    plan = changes.plan([{"name": "a", **entry}], {"a": known})
+    assert plan == changes.Plan(**expected)
     assert plan.changes == bool(expected)
 
 
 def test_a_missing_package_that_is_optional_is_no_change_of_its_own() -> None:
-    plan = _apt.plan([{"name": "a", "optional": True, "hold": True}], {"a": None})
-    assert plan == _apt.Plan(optional=["a"])
+    plan = changes.plan([{"name": "a", "optional": True, "hold": True}], {"a": None})
+    assert plan == changes.Plan(optional=["a"])
     assert not plan.changes
 
 
@@ -81,7 +82,7 @@ def test_what_is_replaced_goes_with_what_replaces_it() -> None:
         {"name": "free", "hold": False},
     ]
     known = {"new": None, "old": INSTALLED, "gone": REMOVED, "free": HELD}
-    change, forget, hold, unhold = _apt.commands(_apt.plan(wanted, known))
+    change, forget, hold, unhold = changes.commands(changes.plan(wanted, known))
     # One transaction: nothing is removed before apt has fetched all that is to come.
     assert change[-4:] == ["install", "--", "new", "old-"]
     assert "--purge" in change
@@ -92,7 +93,7 @@ def test_what_is_replaced_goes_with_what_replaces_it() -> None:
 
 
 def test_what_nothing_replaces_is_purged() -> None:
-    (purge,) = _apt.commands(_apt.Plan(purge=["old"], forget=["gone"]))
+    (purge,) = changes.commands(changes.Plan(purge=["old"], forget=["gone"]))
     assert purge[-4:] == ["purge", "--", "old", "gone"]
 
 
@@ -103,7 +104,10 @@ def test_the_newest_of_a_set_are_those_that_have_to_be_there() -> None:
         {"name": "c", "optional": True},
         {"name": "d", "optional": True},
     ]
-    assert _apt.newest(wanted, {"a": None, "b": INSTALLED, "c": REMOVED, "d": HELD}) == ["a", "d"]
+    assert changes.newest(wanted, {"a": None, "b": INSTALLED, "c": REMOVED, "d": HELD}) == [
+        "a",
+        "d",
+    ]
 
 
 SHOWN = """\
@@ -130,16 +134,16 @@ Depends: common (<= 580.173.02-1), common (>= 580.173.02)
 def test_which_version_of_a_package_follows_the_others(
     shown: str, version: str, expected: str
 ) -> None:
-    assert _apt.follower(shown, version) == expected
+    assert changes.follower(shown, version) == expected
 
 
 def test_nothing_to_do_takes_no_command() -> None:
-    assert _apt.commands(_apt.Plan()) == []
+    assert changes.commands(changes.Plan()) == []
 
 
 def test_only_a_downgrade_is_allowed_to_be_one() -> None:
-    (up,) = _apt.commands(_apt.Plan(install=["a"]))
-    (down,) = _apt.commands(_apt.Plan(install=["a=1"], downgrade=True))
+    (up,) = changes.commands(changes.Plan(install=["a"]))
+    (down,) = changes.commands(changes.Plan(install=["a=1"], downgrade=True))
     assert "--allow-downgrades" not in up
     assert "--allow-downgrades" in down
 
@@ -158,8 +162,8 @@ def test_only_a_downgrade_is_allowed_to_be_one() -> None:
     ],
 )
 def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> None:
-    assert _apt.is_stale(output) == stale
-    assert _apt.is_syncing(output) == syncing
+    assert changes.is_stale(output) == stale
+    assert changes.is_syncing(output) == syncing
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> N
 def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
     output: str, gone: list[str]
 ) -> None:
-    assert _apt.gone(output) == gone
+    assert changes.gone(output) == gone
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
 )
 def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
     expected = "; ".join(output.split("\n")).strip("; ") if told is None else told
-    assert _apt.errors(output) == expected
+    assert changes.errors(output) == expected
 
 
 @pytest.mark.parametrize(
@@ -207,9 +211,9 @@ def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
 def test_what_stops_apt_is_understood(
     output: str, locked: int, interrupted: int, full: int
 ) -> None:
-    assert _apt.is_locked(output) == bool(locked)
-    assert _apt.is_interrupted(output) == bool(interrupted)
-    assert _apt.is_full(output) == bool(full)
+    assert changes.is_locked(output) == bool(locked)
+    assert changes.is_interrupted(output) == bool(interrupted)
+    assert changes.is_full(output) == bool(full)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_what_stops_apt_is_understood(
     ],
 )
 def test_where_there_is_no_space(output: str, path: str) -> None:
-    assert _apt.unwritten(output).rstrip("/") == path
+    assert changes.unwritten(output).rstrip("/") == path
 
 
 UNTRUSTED = "The source http://m is not signed by a key that its entry in /etc/apt names"
@@ -286,7 +290,7 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
 def test_sources_that_cannot_be_used_are_named_with_what_to_do(
     output: str, expected: list[str]
 ) -> None:
-    found = list(_apt.unread(output).values())
+    found = list(changes.unread(output).values())
     assert len(found) == len(expected)
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
 
@@ -299,7 +303,7 @@ def test_what_is_left_half_done() -> None:
         "d": None,
         "e": ["hold", "half-configured", "1"],
     }
-    assert _apt.unfinished(known) == ["a", "e"]
+    assert changes.unfinished(known) == ["a", "e"]
 
 
 @pytest.fixture
@@ -311,9 +315,9 @@ def apt(
     In the script $count says how often it has been called before.
     """
     monkeypatch.setattr(_probe, "dpkg", dict.fromkeys)
-    monkeypatch.setattr(_apt_run, "RETRIES", (0, 0))
-    monkeypatch.setattr(_apt_run, "LOCK_PAUSE", 0)
-    monkeypatch.setattr(_apt_run, "lock_holder", str)
+    monkeypatch.setattr(run, "RETRIES", (0, 0))
+    monkeypatch.setattr(run, "LOCK_PAUSE", 0)
+    monkeypatch.setattr(run, "lock_holder", str)
     calls = tmp_path / "calls"
     calls.touch()
 
@@ -385,22 +389,22 @@ Inst again [1.0] (1.0 Archive:1/noble [all])
 Conf driver (2.0 Archive:1/noble [amd64])
 """
 MOVES = [
-    _apt.Move("driver", "1.0", "2.0"),
-    _apt.Move("kernel-1", "6.7", ""),
-    _apt.Move("kernel-2", "", "6.8"),
-    _apt.Move("libcommon", "1.0", "2.0"),
-    _apt.Move("old", "0.9", ""),
-    _apt.Move("swapped", "1.0", "2.0"),
+    changes.Move("driver", "1.0", "2.0"),
+    changes.Move("kernel-1", "6.7", ""),
+    changes.Move("kernel-2", "", "6.8"),
+    changes.Move("libcommon", "1.0", "2.0"),
+    changes.Move("old", "0.9", ""),
+    changes.Move("swapped", "1.0", "2.0"),
 ]
 
 
 def test_what_apt_would_do_is_read() -> None:
-    assert _apt.moves(SIMULATED) == MOVES
-    assert _apt.moves("Reading package lists...\n") == []
+    assert changes.moves(SIMULATED) == MOVES
+    assert changes.moves("Reading package lists...\n") == []
 
 
 def test_moves_of_the_same_versions_are_told_together() -> None:
-    assert _apt.told(MOVES) == [
+    assert changes.told(MOVES) == [
         "1.0 -> 2.0: driver, libcommon, swapped",
         "6.7 -> (removed): kernel-1",
         "(new) -> 6.8: kernel-2",
@@ -423,9 +427,9 @@ def test_moves_of_the_same_versions_are_told_together() -> None:
     ],
 )
 def test_what_an_upgrade_asks_for(
-    entry: dict[str, Any], known: _apt.Known, choices: list[list[str]]
+    entry: dict[str, Any], known: changes.Known, choices: list[list[str]]
 ) -> None:
-    plans = _apt.upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
+    plans = changes.upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
     assert [plan.install for plan in plans] == choices
     assert all(plan.downgrade == ("version" in entry) for plan in plans)
     # What is let go is named: apt keeps what is held.
@@ -434,8 +438,8 @@ def test_what_an_upgrade_asks_for(
 
 def test_a_command_that_only_tries() -> None:
     command = ["apt-get", "--quiet=2", "install", "--", "a=1", "old-"]
-    assert _apt.dry(command, "--simulate")[:3] == ["apt-get", "--simulate", "--quiet=2"]
-    assert _apt.named(command) == ["a", "old"]
+    assert changes.dry(command, "--simulate")[:3] == ["apt-get", "--simulate", "--quiet=2"]
+    assert changes.named(command) == ["a", "old"]
 
 
 def test_where_packages_come_from() -> None:
@@ -454,16 +458,16 @@ b:
  *** 1 100
         100 /var/lib/dpkg/status
 """
-    assert _apt.sources(policy) == [["http://archive", "copy:/srv/x"], []]
+    assert changes.sources(policy) == [["http://archive", "copy:/srv/x"], []]
 
 
 def test_what_apt_would_take() -> None:
     policy = "a:\n  Installed: (none)\n  Candidate: 1:2-1\nb:\n  Candidate: (none)\nc:\n"
-    assert _apt.candidates(policy) == {"a": "1:2-1"}
+    assert changes.candidates(policy) == {"a": "1:2-1"}
 
 
 def test_the_room_that_packages_take() -> None:
-    assert _apt.room("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n") == 7168
+    assert changes.room("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n") == 7168
 
 
 def test_what_was_interrupted_is_finished_before_anything_is_planned(

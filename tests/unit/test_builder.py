@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _builder, _job
+from ansible_collections.slipway.host.plugins.module_utils.host import job
+from ansible_collections.slipway.host.plugins.module_utils.images import builder as images_builder
 
 # Answers as docker does to what the builder says. Images are kept in $ENGINE/images.json as
 # reference to labels; $ENGINE/say holds what shall happen; $ENGINE/log gets each command. With
@@ -118,7 +119,7 @@ class Host:
             with tarfile.open(self.folder / one["context"], "w") as context:
                 member = tarfile.TarInfo("Dockerfile")
                 context.addfile(member, io.BytesIO())
-        _builder.main(self.folder)
+        images_builder.main(self.folder)
         self.images = json.loads((self.root / "images.json").read_text())
         result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
         return result
@@ -155,7 +156,7 @@ def build(reference: str, **changes: Any) -> dict[str, Any]:
             "local": LOCAL_BASE,
         },
         "context": f"{name}.tar",
-        "labels": {_builder.LABEL_DIGEST: f"new-{name}"},
+        "labels": {images_builder.LABEL_DIGEST: f"new-{name}"},
         "smoke": ["sh", "/opt/slipway/smoke.sh"],
         "smoke_timeout": 30,
         **changes,
@@ -174,13 +175,13 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("ENGINE", str(tmp_path))
-    monkeypatch.setattr(_builder, "LOCK", tmp_path / "lib/build.lock")
+    monkeypatch.setattr(images_builder, "LOCK", tmp_path / "lib/build.lock")
     return Host(tmp_path)
 
 
 def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
     assert host.run() == {"built": [TOOL], "failed": {}}
-    assert host.images[TOOL][_builder.LABEL_DIGEST] == "new-tool"
+    assert host.images[TOOL][images_builder.LABEL_DIGEST] == "new-tool"
     assert host.images[TOOL]["org.opencontainers.image.base.digest"] == f"sha256:{LOCAL_BASE}"
     assert f"{TOOL}-candidate" not in host.images
     order = [words[0] for words in host.commands() if words[0] in ("buildx", "run", "tag")]
@@ -196,7 +197,7 @@ def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host)
 
 
 def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
-    host.images[TOOL] = {_builder.LABEL_DIGEST: "new-tool"}
+    host.images[TOOL] = {images_builder.LABEL_DIGEST: "new-tool"}
     assert host.run() == {"built": [], "failed": {}}
     assert not host.commands("buildx")
 
@@ -212,12 +213,12 @@ def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
 def test_a_failure_leaves_the_image_that_serves(
     host: Host, say: dict[str, Any], words: list[str]
 ) -> None:
-    host.images[TOOL] = {_builder.LABEL_DIGEST: "old"}
+    host.images[TOOL] = {images_builder.LABEL_DIGEST: "old"}
     host.say = say
     result = host.run()
     assert result["built"] == []
     assert all(word in result["failed"][TOOL] for word in words)
-    assert host.images[TOOL] == {_builder.LABEL_DIGEST: "old"}
+    assert host.images[TOOL] == {images_builder.LABEL_DIGEST: "old"}
     assert f"{TOOL}-candidate" not in host.images
     assert host.progress[-1] == "tool: FAILED"
 
@@ -269,7 +270,7 @@ def test_how_many_are_built_together_follows_the_processors(
     host.job["parallel"] = 0
     (host.folder / "job.json").write_text(json.dumps(host.job))
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    builder = _builder.Builder(host.folder, _job.Progress(io.StringIO()))
+    builder = images_builder.Builder(host.folder, job.Progress(io.StringIO()))
     assert builder.at_once() == at_once
 
 
@@ -354,8 +355,8 @@ def test_the_smoke_test_gets_the_least_a_container_can_have(host: Host) -> None:
 
 
 def test_a_second_build_waits_for_the_first(host: Host) -> None:
-    _builder.LOCK.parent.mkdir()
-    with _builder.LOCK.open("w") as lock:
+    images_builder.LOCK.parent.mkdir()
+    with images_builder.LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = threading.Thread(target=host.run)
         second.start()
@@ -372,14 +373,14 @@ def test_whatever_goes_wrong_there_is_a_result(host: Host) -> None:
 
 
 def test_a_command_without_end_counts_as_failed() -> None:
-    done = _builder.run(["sh", "-c", "echo begun; exec sleep 30"], timeout=0.2)
+    done = images_builder.run(["sh", "-c", "echo begun; exec sleep 30"], timeout=0.2)
     assert (done.returncode, done.stdout, done.stderr) == (124, "begun\n", "no end after 0 s")
 
 
 def test_lines_come_as_they_are_said_even_the_last_unended_one() -> None:
     script = "printf 'one\\ntw'; sleep 0.5; printf 'o\\nthree'"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
-        said = list(_builder.lines(process))
+        said = list(images_builder.lines(process))
     assert [line for line in said if line is not None] == ["one", "two", "three"]
     # While nothing was said, whoever waits was told so.
     assert None in said

@@ -19,17 +19,19 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _declaration
-from ansible_collections.slipway.host.plugins.module_utils._build_context import pack
-from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
+from ansible_collections.slipway.host.plugins.module_utils.images import declaration
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     Catalogue,
     CatalogueError,
     ImageBuild,
     context_tar,
     load_catalogue,
 )
-from ansible_collections.slipway.host.plugins.module_utils._declaration import DeclarationError
-from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
+from ansible_collections.slipway.host.plugins.module_utils.images.context import pack
+from ansible_collections.slipway.host.plugins.module_utils.images.declaration import (
+    DeclarationError,
+)
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "images"
@@ -945,10 +947,10 @@ def test_editors_judge_the_declarations_as_we_do(schema: str, files: list[Path])
 def test_our_reading_of_the_schema_is_the_standard_one(change: dict[str, Any]) -> None:
     rules = json.loads((IMAGES / "image.schema.json").read_text(encoding="utf-8"))
     document = {**TOOL, **change}
-    ours = not list(_declaration.check(document, rules))
+    ours = not list(declaration.check(document, rules))
     assert ours is jsonschema.Draft202012Validator(rules).is_valid(document)
 
 
 def test_a_schema_keyword_that_is_not_understood_is_not_ignored() -> None:
     with pytest.raises(NotImplementedError, match="oneOf"):
-        list(_declaration.check({}, {"oneOf": []}))
+        list(declaration.check({}, {"oneOf": []}))

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _cuda_fit
-from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     ImageBuild,
     load_catalogue,
 )
@@ -48,7 +48,7 @@ H100, V100, GTX_1080 = 0x2330, 0x1DB4, 0x1B80
     ],
 )
 def test_which_cuda_runs_where(cuda: str, driver: str, gpus: list[int], words: list[str]) -> None:
-    found = _cuda_fit.misfit(cuda, driver, gpus)
+    found = cuda_fit.misfit(cuda, driver, gpus)
     assert (found is None) == (not words)
     for word in words:
         assert word in (found or "")
@@ -61,18 +61,18 @@ def builds() -> list[ImageBuild]:
 
 def test_builds_of_the_catalogue_on_a_host_with_an_old_driver(builds: list[ImageBuild]) -> None:
     host = facts("t4", loaded="570.211.01\n")
-    found = _cuda_fit.misfits(builds, host)
+    found = cuda_fit.misfits(builds, host)
     # jupyter, below it, and iris-api bring no CUDA along.
     assert set(found) == {"slipway/pytorch:gpu"}
     assert "the host runs 570.211.01" in found["slipway/pytorch:gpu"]
-    assert _cuda_fit.misfits(builds, facts("t4", loaded="580.65.06\n")) == {}
+    assert cuda_fit.misfits(builds, facts("t4", loaded="580.65.06\n")) == {}
 
 
 def test_a_host_without_a_driver_builds_for_others(builds: list[ImageBuild]) -> None:
-    assert _cuda_fit.misfits(builds, facts("none")) == {}
-    assert _cuda_fit.misfits(builds, facts("t4")) == {}
+    assert cuda_fit.misfits(builds, facts("none")) == {}
+    assert cuda_fit.misfits(builds, facts("t4")) == {}
 
 
 def test_a_host_with_a_driver_takes_cpu_images(builds: list[ImageBuild]) -> None:
     cpu = load_catalogue(ROOT / "images").builds(["pytorch"], "cpu", "debian-13")
-    assert _cuda_fit.misfits(cpu, facts("t4", loaded="470.1\n")) == {}
+    assert cuda_fit.misfits(cpu, facts("t4", loaded="470.1\n")) == {}

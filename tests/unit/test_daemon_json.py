@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils._daemon_json import (
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
     BYTE_ORDER_MARK,
     DaemonJsonError,
     Json,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
-from ansible_collections.slipway.host.plugins.module_utils._data import checkout
+from ansible_collections.slipway.host.plugins.module_utils.data import checkout
 
 from tests.fixtures.data_sets import ENVIRONMENT, Course, commit, git, publish
 from tests.unit.test_data_worker import Host, host

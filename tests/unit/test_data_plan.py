@@ -13,8 +13,8 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.filter.data_plan import data_plan
 from ansible_collections.slipway.host.plugins.module_utils import _owned
-from ansible_collections.slipway.host.plugins.module_utils._data import plan
-from ansible_collections.slipway.host.plugins.module_utils._data.plan import DataError
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data as plan
+from ansible_collections.slipway.host.plugins.module_utils.roles.ml_data import DataError
 
 from tests.contract.tree import ROOT
 

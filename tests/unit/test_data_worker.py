@@ -20,16 +20,16 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
-from ansible_collections.slipway.host.plugins.module_utils._data import (
+from ansible_collections.slipway.host.plugins.module_utils.data import (
     checkout,
     download,
     place,
-    plan,
     progress,
     unpack,
     worker,
 )
-from ansible_collections.slipway.host.plugins.module_utils._job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data as plan
 
 from tests.fixtures.data_server import DataServer, serving
 from tests.fixtures.data_sets import sha256, tar

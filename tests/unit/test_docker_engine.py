@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _docker_engine, _owned
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
 
 KEY = "https://download.docker.com/linux/debian/gpg"
 REPOSITORY = {
@@ -41,7 +42,7 @@ def plan(known: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         "state": "present",
         **changes,
     }
-    return _docker_engine.plan(known or facts(), **asked)
+    return docker_engine.plan(known or facts(), **asked)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +90,8 @@ def test_the_distributions_engine_leaves_no_repository_behind() -> None:
     owned = plan(source="distribution")["owned"]
     assert owned["keyrings"] == []
     assert {entry["path"]: entry["state"] for entry in owned["files"]} == {
-        _docker_engine.SOURCES: "absent",
-        _docker_engine.KEYRING: "absent",
+        docker_engine.SOURCES: "absent",
+        docker_engine.KEYRING: "absent",
     }
     assert "docker.io" in {entry["name"] for entry in owned["packages"]}
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_data as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
 
 # Every data center card of a generation that people meet, and the edges of consumer lines.
 KNOWN = {

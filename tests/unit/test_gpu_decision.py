@@ -7,14 +7,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_data as data
-from ansible_collections.slipway.host.plugins.module_utils._gpu_decision import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
     Decision,
     decide,
     driver_misfit,
     summary,
 )
-from ansible_collections.slipway.host.plugins.module_utils._gpu_facts import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
     HostFacts,
     PciDevice,
     Wanted,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_detect as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 
 from tests.fixtures import pci
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_data as data
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_detect as detect
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_host, _probe
-from ansible_collections.slipway.host.plugins.module_utils._gpu_decision import decide
-from ansible_collections.slipway.host.plugins.module_utils._gpu_facts import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
+from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, Wanted
 
 from tests.fixtures import pci
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
@@ -29,7 +30,7 @@ def test_both_readings_lead_to_the_same_driver(tmp_path: Path, model: str) -> No
         nvswitches=found.nvswitches,
         nvlink_bridges=found.nvlink_bridges,
     )
-    assert decide(_gpu_host.host_facts(facts(model)), Wanted()) == decide(host, Wanted())
+    assert decide(gpu_host.host_facts(facts(model)), Wanted()) == decide(host, Wanted())
 
 
 def test_what_the_probe_knows_of_baseboards_is_what_the_tables_say() -> None:
@@ -59,7 +60,7 @@ def test_a_host_without_nvidia_tells_nothing_more(tmp_path: Path) -> None:
 
 
 def test_a_vgpu_is_told_by_its_configuration_and_others_send_none(tmp_path: Path) -> None:
-    (vgpu,) = _gpu_host.host_facts(facts("vgpu")).gpus
+    (vgpu,) = gpu_host.host_facts(facts("vgpu")).gpus
     assert (vgpu.virtual, vgpu.virtual_host_driver) == (True, pci.VGPU_HOST_DRIVER)
     tree = pci.build(tmp_path, pci.MODELS["t4"])
     assert [device[-1] for device in _probe.gpu_facts(str(tree))["devices"]] == [""]
@@ -69,7 +70,7 @@ def test_a_vgpu_is_told_by_its_configuration_and_others_send_none(tmp_path: Path
     ("model", "has"), [("none", False), ("t4", True), ("vfio", False), ("vfio-part", True)]
 )
 def test_whose_gpus_they_are(model: str, has: bool) -> None:
-    assert _gpu_host.has_gpu(facts(model)) == has
+    assert gpu_host.has_gpu(facts(model)) == has
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_whose_gpus_they_are(model: str, has: bool) -> None:
 def test_the_release_in_the_words_of_the_decision(
     host: dict[str, str], place: tuple[str, str]
 ) -> None:
-    found = _gpu_host.host_facts(facts("t4", host))
+    found = gpu_host.host_facts(facts("t4", host))
     assert (found.distribution, found.release) == place
     assert found.architecture == "amd64"
 
@@ -88,7 +89,7 @@ def test_the_release_in_the_words_of_the_decision(
 def test_facts_of_an_older_release_of_the_project_tell_of_no_gpu() -> None:
     remembered = facts("t4")
     del remembered["gpu"]
-    assert not _gpu_host.has_gpu(remembered)
+    assert not gpu_host.has_gpu(remembered)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_facts_of_an_older_release_of_the_project_tell_of_no_gpu() -> None:
     ids=["nothing", "version", "open", "banner alone"],
 )
 def test_what_is_loaded(loaded: str, banner: str, expected: detect.KernelModule | None) -> None:
-    assert _gpu_host.loaded(facts("t4", loaded=loaded, banner=banner)) == expected
+    assert gpu_host.loaded(facts("t4", loaded=loaded, banner=banner)) == expected
 
 
 # What the probe reads beside the bus.

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_proof, _probe, _verify
+from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_judge
+from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
+from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.modules import verify
 
 from tests.fixtures import pci, stand_in_cuda
@@ -119,7 +121,7 @@ def gpu_host(
     script.write_text(f'#!/bin/sh\necho "python $*" >>"$LOG"\ncat {tmp_path}/computed-on-host\n')
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(_gpu_proof, "python", lambda: PYTHON)
+    monkeypatch.setattr(gpu_proof, "python", lambda: PYTHON)
     return found
 
 
@@ -131,7 +133,7 @@ def answer(host: GpuHost, path: str) -> Any:
 
 
 def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
-    checks = _verify.checks(smoke=False, daemon_reload=reload)
+    checks = host_verify.checks(smoke=False, daemon_reload=reload)
     return {check["what"]: check for check in checks}
 
 
@@ -142,17 +144,17 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
         f"a container sees 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd: {SUMMARY}, and "
         "still does after systemctl daemon-reload"
     )
-    run = f"docker run --rm --detach --network none --label {_gpu_proof.LABEL}"
+    run = f"docker run --rm --detach --network none --label {gpu_proof.LABEL}"
     limits = "--memory-mib 64 --timeout 300"
     on_host, *called = gpu_host.called()
     assert re.fullmatch(
         rf"python -I -S /\S+\.pyz --expect 0000:03:00.0,0000:04:00.0 {limits}", on_host
     )
     assert called == [
-        f"docker import --change LABEL {_gpu_proof.LABEL} -",
+        f"docker import --change LABEL {gpu_proof.LABEL} -",
         f"{run} --device nvidia.com/gpu=all sha256:image sleep 600",
         "docker exec c1 nvidia-smi -L",
-        f"docker exec c1 {PYTHON} -I -S {_gpu_proof.CHECK} --expect 2 {limits} --container",
+        f"docker exec c1 {PYTHON} -I -S {gpu_proof.CHECK} --expect 2 {limits} --container",
         "systemctl daemon-reload",
         "docker exec c1 nvidia-smi -L",
         "docker rm --force c1",
@@ -315,7 +317,7 @@ def test_a_host_without_gpus_proves_none(
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
     tree = pci.build(tmp_path / "vfio", pci.MODELS["vfio-part"])
     facts = {**_probe.host_facts(), "gpu": _probe.gpu_facts(str(tree))}
-    assert len(_gpu_proof.mine(facts)) == 1
+    assert len(gpu_proof.mine(facts)) == 1
 
 
 def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: Path) -> None:
@@ -341,7 +343,7 @@ def test_the_container_computes_with_its_own_python(gpu_host: GpuHost, tmp_path:
     stand_in_cuda.build(root / "driver")
     driver = {"LD_LIBRARY_PATH": "/driver", "SLIPWAY_STAND_IN_GPUS": "1"}
     environment = {"PATH": os.environ["PATH"], **driver}
-    command = ["chroot", str(root), PYTHON, "-I", "-S", _gpu_proof.CHECK, "--expect", "1"]
+    command = ["chroot", str(root), PYTHON, "-I", "-S", gpu_proof.CHECK, "--expect", "1"]
     ran = subprocess.run(
         [*command, "--memory-mib", "8"], env=environment, capture_output=True, check=False
     )

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _catalogue, _image_index
-from ansible_collections.slipway.host.plugins.module_utils._declaration import DeclarationError
+from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, index
+from ansible_collections.slipway.host.plugins.module_utils.images.declaration import (
+    DeclarationError,
+)
 
 from tests.contract.tree import ROOT
 
-Plan = Callable[[], list[_image_index.Planned]]
+Plan = Callable[[], list[index.Planned]]
 
 
 @pytest.fixture
@@ -41,9 +43,9 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def plan(images: Path) -> Plan:
     """Return a function that plans as a new process would."""
 
-    def ask() -> list[_image_index.Planned]:
-        _image_index.fingerprint.cache_clear()
-        return _image_index.planned(str(images), ["iris-api"], "cpu", "debian-13", {})
+    def ask() -> list[index.Planned]:
+        index.fingerprint.cache_clear()
+        return index.planned(str(images), ["iris-api"], "cpu", "debian-13", {})
 
     return ask
 
@@ -55,12 +57,12 @@ def entries(images: Path) -> list[Path]:
 def test_what_is_remembered_is_what_was_worked_out(
     images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (build,) = _catalogue.load_catalogue(images).builds(["iris-api"], "cpu", "debian-13")
+    (build,) = catalogue.load_catalogue(images).builds(["iris-api"], "cpu", "debian-13")
     first = plan()
     assert (first[0].reference, first[0].digest) == (build.reference, build.digest)
     assert len(entries(images)) == 1
     # With an entry there, the catalogue is not even read.
-    monkeypatch.delattr(_catalogue, "load_catalogue")
+    monkeypatch.delattr(catalogue, "load_catalogue")
     assert plan() == first
 
 
@@ -68,14 +70,14 @@ def test_hosts_that_ask_at_the_same_time_make_it_once(
     images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = images.parent / "made"
-    load = _catalogue.load_catalogue
+    load = catalogue.load_catalogue
 
-    def load_and_note(folder: Path) -> _catalogue.Catalogue:
+    def load_and_note(folder: Path) -> catalogue.Catalogue:
         with made.open("a") as notes:
             notes.write("once\n")
         return load(folder)
 
-    monkeypatch.setattr(_catalogue, "load_catalogue", load_and_note)
+    monkeypatch.setattr(catalogue, "load_catalogue", load_and_note)
     workers = [multiprocessing.get_context("fork").Process(target=plan) for _ in range(4)]
     for worker in workers:
         worker.start()
@@ -118,7 +120,7 @@ def test_a_cache_that_cannot_be_written_is_none(
 def test_old_entries_are_forgotten(images: Path, plan: Plan) -> None:
     plan()
     (old,) = entries(images)
-    os.utime(old, (0, time.time() - _image_index.KEEP_SECONDS - 60))
+    os.utime(old, (0, time.time() - index.KEEP_SECONDS - 60))
     (images / "iris-api/smoke.py").chmod(0o755)
     plan()
     assert old not in entries(images)
@@ -126,5 +128,5 @@ def test_old_entries_are_forgotten(images: Path, plan: Plan) -> None:
 
 def test_what_the_catalogue_refuses_is_not_remembered(images: Path) -> None:
     with pytest.raises(DeclarationError, match="has no image 'irisapi'"):
-        _image_index.planned(str(images), ["irisapi"], "cpu", "debian-13", {})
+        index.planned(str(images), ["irisapi"], "cpu", "debian-13", {})
     assert entries(images) == []

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _image_list
-from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
+from ansible_collections.slipway.host.plugins.module_utils.images import listing
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     ImageBuild,
     load_catalogue,
 )
-from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
 
 from tests.contract.tree import ROOT
 
@@ -31,33 +31,33 @@ def builds() -> list[ImageBuild]:
 
 def inspected(digest: str, size: int, *tags: str) -> dict[str, Any]:
     """Return what `docker image inspect` tells, as far as it is read."""
-    labels = {_image_list.LABEL_IMAGE: "any", LABEL_DIGEST: digest}
+    labels = {listing.LABEL_IMAGE: "any", LABEL_DIGEST: digest}
     return {"RepoTags": list(tags), "Size": size, "Config": {"Labels": labels}}
 
 
 def answer(images: list[dict[str, Any]], *records: Mapping[str, Any]) -> str:
     """Return what a host answers to QUESTION."""
-    told = [f"{_image_list.SEPARATOR}\n{json.dumps(record)}\n" for record in records]
+    told = [f"{listing.SEPARATOR}\n{json.dumps(record)}\n" for record in records]
     return json.dumps(images) + "\n" + "".join(told)
 
 
-def rows(builds: list[ImageBuild], text: str, *declared: str) -> dict[str, _image_list.Row]:
-    held = _image_list.read_answer(text)
-    return {row.reference: row for row in _image_list.compare(builds, held, declared)}
+def rows(builds: list[ImageBuild], text: str, *declared: str) -> dict[str, listing.Row]:
+    held = listing.read_answer(text)
+    return {row.reference: row for row in listing.compare(builds, held, declared)}
 
 
 def test_what_a_host_answers_is_read_with_the_records_of_its_builds() -> None:
     record = {"digest": "d1", "build_seconds": 61.5, "smoke_seconds": 46.0, "proven": ["smoke: a"]}
-    held = _image_list.read_answer(
+    held = listing.read_answer(
         answer([inspected("d1", 2000, PYTORCH), inspected("d2", 900, JUPYTER)], record)
     )
-    assert held[PYTORCH] == _image_list.Held(PYTORCH, "d1", 2000, record)
+    assert held[PYTORCH] == listing.Held(PYTORCH, "d1", 2000, record)
     # Another build of the image: what the record tells is not of this one.
-    assert held[JUPYTER] == _image_list.Held(JUPYTER, "d2", 900, {})
+    assert held[JUPYTER] == listing.Held(JUPYTER, "d2", 900, {})
 
 
 def test_an_image_with_two_tags_is_held_twice_and_one_without_not_at_all() -> None:
-    held = _image_list.read_answer(
+    held = listing.read_answer(
         answer([inspected("d", 9, JUPYTER, "registry.example/jupyter:cpu"), inspected("e", 9)])
     )
     assert set(held) == {JUPYTER, "registry.example/jupyter:cpu"}
@@ -66,7 +66,7 @@ def test_an_image_with_two_tags_is_held_twice_and_one_without_not_at_all() -> No
 @pytest.mark.parametrize("text", ["", "permission denied", '[]\n-- records\n{"digest'])
 def test_no_answer_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
-        _image_list.read_answer(text)
+        listing.read_answer(text)
 
 
 def test_current_outdated_missing_and_unknown(builds: list[ImageBuild]) -> None:
@@ -75,11 +75,11 @@ def test_current_outdated_missing_and_unknown(builds: list[ImageBuild]) -> None:
     found = rows(builds, answer([*images, inspected("x", 5, "slipway/gone:cpu")]), PYTORCH)
     states = {reference: (row.state, row.declared) for reference, row in found.items()}
     assert states == {
-        JUPYTER: (_image_list.CURRENT, False),
-        PYTORCH: (_image_list.OUTDATED, True),
-        "slipway/gone:cpu": (_image_list.UNKNOWN, False),
+        JUPYTER: (listing.CURRENT, False),
+        PYTORCH: (listing.OUTDATED, True),
+        "slipway/gone:cpu": (listing.UNKNOWN, False),
     }
-    assert rows(builds, answer([]))[PYTORCH].state == _image_list.MISSING
+    assert rows(builds, answer([]))[PYTORCH].state == listing.MISSING
 
 
 def test_an_image_adds_what_the_one_below_does_not_have(builds: list[ImageBuild]) -> None:
@@ -94,7 +94,7 @@ def test_an_image_adds_what_the_one_below_does_not_have(builds: list[ImageBuild]
 
 
 def test_why_an_image_does_not_run_on_the_host_is_a_note(builds: list[ImageBuild]) -> None:
-    (_, row) = _image_list.compare(builds, {}, [], {PYTORCH: "brings CUDA 13.2, which needs ..."})
+    (_, row) = listing.compare(builds, {}, [], {PYTORCH: "brings CUDA 13.2, which needs ..."})
     assert row.notes[-1] == "brings CUDA 13.2, which needs ..."
     assert row.notes[:-1] == list(builds[1].notes)
 
@@ -102,24 +102,22 @@ def test_why_an_image_does_not_run_on_the_host_is_a_note(builds: list[ImageBuild
 def test_what_is_not_needed_is_removed_from_the_top(builds: list[ImageBuild]) -> None:
     images = [inspected("a", 900, JUPYTER), inspected("b", 2000, PYTORCH)]
     found = list(rows(builds, answer(images)).values())
-    assert list(_image_list.unneeded(found)) == [PYTORCH, JUPYTER]
+    assert list(listing.unneeded(found)) == [PYTORCH, JUPYTER]
     # An image is needed by those that stand on it: the catalogue declares both.
     found = list(rows(builds, answer(images), PYTORCH, JUPYTER).values())
-    assert list(_image_list.unneeded(found)) == []
-    assert list(_image_list.unneeded(list(rows(builds, answer([])).values()))) == []
+    assert list(listing.unneeded(found)) == []
+    assert list(listing.unneeded(list(rows(builds, answer([])).values()))) == []
 
 
 TABLE_ROWS = (
-    _image_list.Row(
-        JUPYTER, _image_list.CURRENT, True, 861_400_000, 861_400_000, 60.4, 22.0, ["a", "b"]
-    ),
-    _image_list.Row(PYTORCH, _image_list.OUTDATED, False, 2_061_000_000, 1_199_600_000),
-    _image_list.Row("slipway/keras:cpu", _image_list.MISSING, False, notes=["a note"]),
+    listing.Row(JUPYTER, listing.CURRENT, True, 861_400_000, 861_400_000, 60.4, 22.0, ["a", "b"]),
+    listing.Row(PYTORCH, listing.OUTDATED, False, 2_061_000_000, 1_199_600_000),
+    listing.Row("slipway/keras:cpu", listing.MISSING, False, notes=["a note"]),
 )
 
 
 def test_the_table_for_people() -> None:
-    assert _image_list.table(TABLE_ROWS) == "\n".join(
+    assert listing.table(TABLE_ROWS) == "\n".join(
         [
             "image        on the host      size     adds     build  smoke test  proves",
             "jupyter:cpu  current          861 MB   861 MB   60 s   22 s        2 steps",
@@ -132,8 +130,8 @@ def test_the_table_for_people() -> None:
 
 def test_the_table_for_a_page() -> None:
     """What the host holds of the catalogue, and nothing of what it is to hold."""
-    foreign = _image_list.Row("slipway/gone:cpu", _image_list.UNKNOWN, False, 5)
-    assert _image_list.page([*TABLE_ROWS, foreign]).splitlines() == [
+    foreign = listing.Row("slipway/gone:cpu", listing.UNKNOWN, False, 5)
+    assert listing.page([*TABLE_ROWS, foreign]).splitlines() == [
         "| image | size | adds | build | smoke test | proves |",
         "| --- | --- | --- | --- | --- | --- |",
         "| jupyter:cpu | 861 MB | 861 MB | 60 s | 22 s | 2 steps |",
@@ -162,9 +160,9 @@ def test_the_question_is_answered_by_a_shell(
         (tmp_path / "image").write_text(json.dumps([inspected("d", 900, JUPYTER)]))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("ENGINE", str(tmp_path))
-    question = _image_list.QUESTION.replace("/var/lib/slipway/images", str(tmp_path))
+    question = listing.QUESTION.replace("/var/lib/slipway/images", str(tmp_path))
     done = subprocess.run(["sh", "-c", question], capture_output=True, text=True, check=True)
-    held = _image_list.read_answer(done.stdout)
+    held = listing.read_answer(done.stdout)
     assert {reference: image.record.get("proven") for reference, image in held.items()} == (
         {JUPYTER: ["smoke: a"]} if holds else {}
     )

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils import _smoke, _verify
+from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.modules import image_smoke
 
 TOOL, OTHER = "slipway/tool:cpu", "slipway/other:gpu"
@@ -46,8 +47,8 @@ class Engine:
         self.folder = folder
         smoke = json.dumps(["/opt/slipway/start", "python3", "/opt/slipway/smoke.py"])
         self.images: dict[str, dict[str, str]] = {
-            TOOL: {_verify.LABEL_SMOKE: smoke, "io.slipway.variant": "cpu"},
-            OTHER: {_verify.LABEL_SMOKE: smoke, "io.slipway.variant": "gpu"},
+            TOOL: {verify.LABEL_SMOKE: smoke, "io.slipway.variant": "cpu"},
+            OTHER: {verify.LABEL_SMOKE: smoke, "io.slipway.variant": "gpu"},
         }
         # With CDI, of which it knows no specification.
         self.info: dict[str, Any] = {"CDISpecDirs": [str(folder / "none"), str(folder / "cdi")]}
@@ -96,7 +97,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("ENGINE", str(tmp_path))
-    monkeypatch.setattr(_smoke, "GPU_DEVICE", tmp_path / "nvidiactl")
+    monkeypatch.setattr(images_smoke, "GPU_DEVICE", tmp_path / "nvidiactl")
     return Engine(tmp_path)
 
 
@@ -140,7 +141,7 @@ def test_gpus_are_lent_where_they_are_used(
     engine: Engine, gpus: bool, reference: str, lent: bool
 ) -> None:
     if gpus:
-        _smoke.GPU_DEVICE.touch()
+        images_smoke.GPU_DEVICE.touch()
     engine.prove(reference)
     assert ("--gpus" in engine.runs()[0]) == lent
 
@@ -157,7 +158,7 @@ def test_gpus_are_lent_where_they_are_used(
 def test_gpus_come_as_they_do_to_those_who_use_the_image(
     engine: Engine, info: dict[str, Any] | None, specification: str, option: tuple[str, str]
 ) -> None:
-    _smoke.GPU_DEVICE.touch()
+    images_smoke.GPU_DEVICE.touch()
     (engine.folder / "cdi").mkdir()
     (engine.folder / "cdi/nvidia.yaml").write_text(specification)
     engine.info = engine.info if info is None else info
@@ -192,7 +193,7 @@ def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
     ("labels", "words"),
     [
         pytest.param(None, "is not on the host", id="not there"),
-        pytest.param({}, f"lacks the label {_verify.LABEL_SMOKE}", id="somebody else's"),
+        pytest.param({}, f"lacks the label {verify.LABEL_SMOKE}", id="somebody else's"),
     ],
 )
 def test_what_cannot_be_proven_is_said(

@@ -15,7 +15,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible.playbook.task import Task
 from ansible_collections.slipway.host.plugins.action import images, images_info
-from ansible_collections.slipway.host.plugins.module_utils._catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
 
 from tests.contract.tree import ROOT

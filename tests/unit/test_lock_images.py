@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _catalogue, _locks
+from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, locks
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,12 +43,12 @@ class Project:
 
     @property
     def torch_lock(self) -> Path:
-        return self.folder / "images" / _catalogue.TORCH_LOCK
+        return self.folder / "images" / catalogue.TORCH_LOCK
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    litter = shutil.ignore_patterns("__pycache__", _catalogue.TORCH_LOCK)
+    litter = shutil.ignore_patterns("__pycache__", catalogue.TORCH_LOCK)
     for name in ("images", "tools", "collections"):
         shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=litter)
     return Project(tmp_path / "project")
@@ -92,8 +92,8 @@ def wheel(folder: Path, project: str, version: str, hashed: bool = True) -> str:
 
 def family() -> dict[str, str]:
     """Return the releases of PyTorch's projects that the catalogue is locked at."""
-    pins = _locks.read_pins((ROOT / "images/pytorch/requirements.lock").read_text("utf-8"))
-    return {pin.name: pin.version for pin in pins if pin.name in _locks.TORCH_FAMILY}
+    pins = locks.read_pins((ROOT / "images/pytorch/requirements.lock").read_text("utf-8"))
+    return {pin.name: pin.version for pin in pins if pin.name in locks.TORCH_FAMILY}
 
 
 def test_wheels_for_cpus_are_locked_at_the_catalogues_versions(
@@ -105,7 +105,7 @@ def test_wheels_for_cpus_are_locked_at_the_catalogues_versions(
     done = project.lock("--torch-index", url)
     assert done.returncode == 0, done.stderr
     text = project.torch_lock.read_text()
-    pins = {pin.name: pin.version for pin in _locks.read_pins(text)}
+    pins = {pin.name: pin.version for pin in locks.read_pins(text)}
     assert pins == {name: f"{version}+cpu" for name, version in family().items()}
     assert all(digest in text for digest in digests)
     assert url not in text

@@ -10,12 +10,12 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._catalogue import (
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     VARIANTS,
     Catalogue,
     load_catalogue,
 )
-from ansible_collections.slipway.host.plugins.module_utils._locks import (
+from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
     Pin,
     additions,
     cuda_release,

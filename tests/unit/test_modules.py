@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _sessions
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.host import sessions
 from ansible_collections.slipway.host.plugins.modules import (
     apt_keyring,
     files,
@@ -254,7 +255,7 @@ def test_a_program_with_the_groups_of_before_is_warned_of(
     numbered = {"alice": [1500, 1500, "", ""], "eve": [1501, 1501, "", ""]}
     monkeypatch.setattr(_probe, "users", lambda names: {name: numbered[name] for name in names})
     running = [(1500, frozenset({100})), (1501, frozenset({998}))]
-    monkeypatch.setattr(_sessions, "processes", lambda: running)
+    monkeypatch.setattr(sessions, "processes", lambda: running)
     asked: dict[str, Any] = {"group": "docker", "users": ["alice"], "exclusive": True}
     assert "alice is in docker" not in str(run_module(group_members, check=True, **asked))
     said = str(run_module(group_members, **asked)["warnings"])

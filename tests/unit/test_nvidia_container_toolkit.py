@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _docker_engine,
-    _owned,
-)
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _nvidia_container_toolkit as toolkit,
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
+from ansible_collections.slipway.host.plugins.module_utils.roles import (
+    nvidia_container_toolkit as toolkit,
 )
 
 from tests.fixtures import nvidia_packages
@@ -184,7 +182,7 @@ def test_the_engines_role_writes_the_keys_for_both(
 ) -> None:
     given = facts(model, docker_version="26.1.5", docker_package="docker.io")
     repository = {**REPOSITORY, "channel": "stable"}
-    owned = _docker_engine.plan(
+    owned = docker_engine.plan(
         given, "distribution", repository, True, {"debug": True}, nvidia, state
     )["owned"]
     (entry,) = owned["json"]
@@ -197,7 +195,7 @@ def test_the_engines_role_writes_the_keys_for_both(
 
 def engine(mine: Mapping[str, Any], model: str = "t4", version: str = "26.1.5") -> dict[str, Any]:
     given = facts(model, docker_version=version, docker_package="docker.io")
-    found = _docker_engine.plan(given, "distribution", REPOSITORY, True, mine, True, "present")
+    found = docker_engine.plan(given, "distribution", REPOSITORY, True, mine, True, "present")
     owned: dict[str, Any] = found["owned"]
     return owned
 

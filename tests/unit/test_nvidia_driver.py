@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_data as data
-from ansible_collections.slipway.host.plugins.module_utils import _nvidia_driver, _owned
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_driver
 
 from tests.fixtures import pci
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
@@ -34,7 +35,7 @@ MIRROR = {"url": "http://mirror/x", "key_url": "http://mirror/key", "fingerprint
 
 def plan(given: Mapping[str, Any], **variables: Any) -> dict[str, Any]:
     """Return the plan of a host for the role's defaults and these VARIABLES."""
-    found = _nvidia_driver.plan(given, **{**DEFAULTS, **variables})
+    found = nvidia_driver.plan(given, **{**DEFAULTS, **variables})
     _owned.check("nvidia_driver", found["owned"])
     return found
 
@@ -442,8 +443,8 @@ def test_every_release_that_the_cuda_repository_serves_has_its_key() -> None:
         for source, distribution, release in data.OFFERS
         if source == data.CUDA
     }
-    assert set(_nvidia_driver._CUDA_KEYS) == served
-    for _folder, name, fingerprint in _nvidia_driver._CUDA_KEYS.values():
+    assert set(nvidia_driver._CUDA_KEYS) == served
+    for _folder, name, fingerprint in nvidia_driver._CUDA_KEYS.values():
         assert re.fullmatch(r"[0-9A-F]{40}", fingerprint)
         # NVIDIA names the file by the end of the fingerprint.
         assert fingerprint.endswith(name.removesuffix(".pub").upper())
@@ -454,7 +455,7 @@ def test_the_cuda_repository_by_the_key_of_its_release() -> None:
     assert found["key_url"].endswith("/debian13/x86_64/8793F200.pub")
     (keyring,) = found["owned"]["keyrings"]
     assert keyring["fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
-    sources = content(found, _nvidia_driver.SOURCES) or ""
+    sources = content(found, nvidia_driver.SOURCES) or ""
     assert "Suites: /\n" in sources and "Components" not in sources
     assert content(found, "/etc/apt/sources.list.d/cuda-debian13-x86_64.list") is None
     assert [entry["name"] for entry in found["first"]] == ["nvidia-driver-pinning-580"]
@@ -474,13 +475,13 @@ def test_areas_of_the_archive_are_added_where_they_lack(
     host: dict[str, str], there: list[str], components: str | None
 ) -> None:
     found = plan(facts("t4", host, components=there))
-    sources = content(found, _nvidia_driver.SOURCES)
+    sources = content(found, nvidia_driver.SOURCES)
     assert (sources is None) == (components is None)
     if sources and components:
         assert f"Components: {components}\n" in sources
         assert "archive-keyring.gpg\n" in sources
     assert found["owned"]["keyrings"] == [] and found["key_url"] == ""
-    assert content(found, _nvidia_driver.KEYRING) is None
+    assert content(found, nvidia_driver.KEYRING) is None
 
 
 @pytest.mark.parametrize(
@@ -496,7 +497,7 @@ def test_a_mirror_takes_the_place_of_the_source(
     model: str, host: dict[str, str], suites: str
 ) -> None:
     found = plan(facts(model, host), repository=MIRROR)
-    sources = content(found, _nvidia_driver.SOURCES) or ""
+    sources = content(found, nvidia_driver.SOURCES) or ""
     assert "URIs: http://mirror/x\n" in sources
     assert f"Suites: {suites}\n" in sources
     assert ("Components" in sources) == (suites != "/")
@@ -528,7 +529,7 @@ def apt_matches(pattern: str, name: str) -> bool:
     ("name", "mine"), [*((n, True) for n in DRIVERS), *((n, False) for n in OTHERS)]
 )
 def test_the_pin_is_for_the_driver_and_for_nothing_else(name: str, mine: bool) -> None:
-    text = content(plan(facts("t4")), _nvidia_driver.PREFERENCES) or ""
+    text = content(plan(facts("t4")), nvidia_driver.PREFERENCES) or ""
     (names,) = re.findall(r"^Package: (.*)$", text, re.M)
     assert any(apt_matches(pattern, name) for pattern in names.split()) == mine
 
@@ -537,14 +538,14 @@ def test_the_pin_is_for_the_driver_and_for_nothing_else(name: str, mine: bool) -
     ("model", "priority"), [("t4", "-1"), ("8xb200", "600")], ids=["archive", "cuda"]
 )
 def test_the_driver_has_one_source(model: str, priority: str) -> None:
-    text = content(plan(facts(model)), _nvidia_driver.PREFERENCES) or ""
+    text = content(plan(facts(model)), nvidia_driver.PREFERENCES) or ""
     assert re.findall(r"^Pin: (.*)\nPin-Priority: (.*)$", text, re.M) == [
         ("release l=NVIDIA CUDA", priority)
     ]
 
 
 def test_a_wished_version_is_pinned() -> None:
-    text = content(plan(facts("t4"), version="580.173.02"), _nvidia_driver.PREFERENCES) or ""
+    text = content(plan(facts("t4"), version="580.173.02"), nvidia_driver.PREFERENCES) or ""
     assert re.findall(r"^Pin: (.*)\nPin-Priority: (.*)$", text, re.M)[0] == (
         "version 580.173.02-*",
         "1001",
@@ -565,30 +566,30 @@ def test_a_wished_version_is_pinned() -> None:
     ],
 )
 def test_unattended_upgrades_leave_the_set_alone(name: str, kept: bool) -> None:
-    text = content(plan(facts("t4")), _nvidia_driver.UNATTENDED) or ""
+    text = content(plan(facts("t4")), nvidia_driver.UNATTENDED) or ""
     patterns = re.findall(r'^    "(.*)";$', text, re.M)
     assert any(re.match(pattern, name) for pattern in patterns) == kept
 
 
 def test_without_a_hold_they_may_take_it() -> None:
-    assert content(plan(facts("t4"), hold=False), _nvidia_driver.UNATTENDED) is None
+    assert content(plan(facts("t4"), hold=False), nvidia_driver.UNATTENDED) is None
 
 
 def test_the_daemon_is_made_persistent_where_it_is_not() -> None:
-    dropin = content(plan(facts("t4")), _nvidia_driver.PERSISTENCE) or ""
+    dropin = content(plan(facts("t4")), nvidia_driver.PERSISTENCE) or ""
     assert "\nExecStart=\nExecStart=/usr/bin/nvidia-persistenced" in dropin
     assert "--no-persistence-mode" not in dropin
-    assert content(plan(facts("8xb200")), _nvidia_driver.PERSISTENCE) is None
+    assert content(plan(facts("8xb200")), nvidia_driver.PERSISTENCE) is None
 
 
 def test_what_is_loaded_early_and_what_never() -> None:
     found = plan(facts("8xb200"))
-    early = (content(found, _nvidia_driver.MODULES_LOAD) or "").splitlines()
+    early = (content(found, nvidia_driver.MODULES_LOAD) or "").splitlines()
     assert early[1:] == ["nvidia-uvm", "ib_umad"]
-    never = content(found, _nvidia_driver.MODPROBE) or ""
+    never = content(found, nvidia_driver.MODPROBE) or ""
     assert {"blacklist nouveau", "blacklist nova_core"} <= set(never.splitlines())
     (derived,) = found["owned"]["derived"]
-    assert derived["since"] == [_nvidia_driver.MODPROBE]
+    assert derived["since"] == [nvidia_driver.MODPROBE]
 
 
 # --- removal -----------------------------------------------------------------------------------

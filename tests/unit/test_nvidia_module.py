@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_detect, _nvidia_module
-from ansible_collections.slipway.host.plugins.module_utils._gpu_detect import Holder, KernelModule
-from ansible_collections.slipway.host.plugins.module_utils._nvidia_module import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu import detection, kernel_module
+from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import Holder, KernelModule
+from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import (
     Situation,
     Step,
     next_step,
@@ -96,8 +96,8 @@ def test_who_says_when_the_host_is_rebooted(
 
 def test_a_module_that_the_kernel_keeps_needs_a_reboot() -> None:
     found = replace(FINE, loaded=OLD)
-    assert _nvidia_module.after_failed_unload(found, "idle", "nvidia")[0] is Step.REBOOT
-    step, reason = _nvidia_module.after_failed_unload(found, "never", "nvidia")
+    assert kernel_module.after_failed_unload(found, "idle", "nvidia")[0] is Step.REBOOT
+    step, reason = kernel_module.after_failed_unload(found, "never", "nvidia")
     assert step is Step.WAIT
     assert "does not let go of nvidia" in reason
 
@@ -112,7 +112,7 @@ def test_a_module_that_the_kernel_keeps_needs_a_reboot() -> None:
     ],
 )
 def test_who_is_logged_in(sessions: list[str], expected: list[str]) -> None:
-    assert _nvidia_module.terminals(sessions) == expected
+    assert kernel_module.terminals(sessions) == expected
 
 
 # --- the module --------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def outcome(
     """Run the module on a KERNEL and return its result."""
     monkeypatch.setattr(nvidia_module.Host, "run", lambda host, words: kernel.run(host, words))
     monkeypatch.setattr(nvidia_module.Host, "situation", lambda host: kernel.found)
-    monkeypatch.setattr(_gpu_detect, "is_loaded", lambda _root, _name: True)
+    monkeypatch.setattr(detection, "is_loaded", lambda _root, _name: True)
     arguments = {"modules": [{"name": "nvidia"}, {"name": "nvidia_uvm"}], **more}
     with patch_module_args(arguments), pytest.raises(SystemExit):
         nvidia_module.main()
@@ -167,7 +167,7 @@ def test_reloading_stops_the_daemons_and_starts_them_again(
     assert outcome(monkeypatch, capsys, kernel)["changed"]
     order = [words.split()[:2] for words in kernel.commands if " is-" not in words]
     assert order[0] == ["systemctl", "stop"]
-    assert order[1:7] == [["rmmod", name] for name in _nvidia_module.UNLOADED]
+    assert order[1:7] == [["rmmod", name] for name in kernel_module.UNLOADED]
     assert order[7:9] == [["modprobe", "nvidia"], ["modprobe", "nvidia_uvm"]]
     # What others had loaded comes again.
     others = ["nvidia_peermem", "nvidia_fs", "nvidia_modeset", "nvidia_drm"]
@@ -207,7 +207,7 @@ def test_a_driver_that_is_half_unloaded_waits_for_the_reboot(
 
 
 def test_a_display_is_tried_before_anything_is_unloaded() -> None:
-    assert _nvidia_module.UNLOADED[:2] == ("nvidia_drm", "nvidia_modeset")
+    assert kernel_module.UNLOADED[:2] == ("nvidia_drm", "nvidia_modeset")
 
 
 def test_a_refused_signature_is_told_as_that(

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._nvidia_smi import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.nvidia_smi import (
     SmiError,
     SmiGpu,
     SmiProcess,

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _openpgp
+from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
 
 # A made-up version 4 key, by RFC 4880 section 5.5.2: creation time, algorithm 1 (RSA), two numbers.
 BODY = (
@@ -33,7 +33,7 @@ def armour(keyring: bytes, end: str = "\n") -> str:
     """Return a keyring as armoured text."""
     body = base64.b64encode(keyring).decode()
     lines = [
-        _openpgp.ARMOUR,
+        openpgp.ARMOUR,
         "Comment: a test",
         "",
         body,
@@ -64,7 +64,7 @@ def armour(keyring: bytes, end: str = "\n") -> str:
     ],
 )
 def test_every_form_of_a_packet_is_read(keyring: bytes, expected: list[str]) -> None:
-    assert _openpgp.fingerprints(keyring) == expected
+    assert openpgp.fingerprints(keyring) == expected
 
 
 @pytest.mark.parametrize(
@@ -83,26 +83,26 @@ def test_every_form_of_a_packet_is_read(keyring: bytes, expected: list[str]) -> 
 )
 def test_what_is_no_keyring_is_refused(keyring: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        _openpgp.fingerprints(keyring)
+        openpgp.fingerprints(keyring)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "dos"])
 def test_armour_is_taken_off(end: str) -> None:
-    assert _openpgp.from_text(armour(old(BODY, 2), end)) == old(BODY, 2)
+    assert openpgp.from_text(armour(old(BODY, 2), end)) == old(BODY, 2)
 
 
 def test_armour_is_put_on() -> None:
-    assert _openpgp.from_text(_openpgp.to_text(old(LONG, 2))) == old(LONG, 2)
+    assert openpgp.from_text(openpgp.to_text(old(LONG, 2))) == old(LONG, 2)
 
 
 def test_blocks_after_one_another_are_one_keyring() -> None:
     text = armour(old(BODY, 2)) + armour(old(LONG, 2))
-    assert _openpgp.fingerprints(_openpgp.from_text(text)) == [FINGERPRINT, LONG_FINGERPRINT]
+    assert openpgp.fingerprints(openpgp.from_text(text)) == [FINGERPRINT, LONG_FINGERPRINT]
 
 
 def test_binary_keyrings_come_marked() -> None:
     text = "base64:" + base64.b64encode(old(BODY, 2)).decode()
-    assert _openpgp.from_text(text) == old(BODY, 2)
+    assert openpgp.from_text(text) == old(BODY, 2)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_binary_keyrings_come_marked() -> None:
     [
         ("<html>Not found</html>", "no armour"),
         ("", "no armour"),
-        (f"{_openpgp.ARMOUR}\n\n!!!\n-----END", "broken armour"),
-        (f"{_openpgp.ARMOUR}\n\nabc\n-----END", "broken armour"),
+        (f"{openpgp.ARMOUR}\n\n!!!\n-----END", "broken armour"),
+        (f"{openpgp.ARMOUR}\n\nabc\n-----END", "broken armour"),
     ],
 )
 def test_what_is_no_key_is_refused(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        _openpgp.from_text(text)
+        openpgp.from_text(text)
 
 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="gpg, which makes the keys, is not installed")
@@ -132,10 +132,10 @@ def test_gnupg_tells_the_same(tmp_path: Path, algorithm: str) -> None:
         fingerprint = next(line.split(":")[9] for line in listed.splitlines() if line[:3] == "fpr")
         armoured = subprocess.check_output([*gpg, "--armor", "--export"], text=True)
         binary = subprocess.check_output([*gpg, "--export"])
-        ours = _openpgp.to_text(binary).encode()
+        ours = openpgp.to_text(binary).encode()
         assert subprocess.check_output([*gpg, "--dearmor"], input=ours) == binary
     finally:
         # The agent would outlive the test.
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"], check=False)
-    assert _openpgp.fingerprints(binary) == [fingerprint]
-    assert _openpgp.from_text(armoured) == binary
+    assert openpgp.fingerprints(binary) == [fingerprint]
+    assert openpgp.from_text(armoured) == binary

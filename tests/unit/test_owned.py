@@ -9,8 +9,9 @@ import hashlib
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _daemon_json, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils._owned import Difference
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
 
 Changes = list[tuple[str, str]]
 
@@ -173,7 +174,7 @@ def test_json(settings: dict[str, Any], found: Any, changes: Changes) -> None:
 
 
 def test_broken_json_stops_the_survey_with_its_place() -> None:
-    with pytest.raises(_daemon_json.DaemonJsonError, match=r"/etc/x\.json.*line 1"):
+    with pytest.raises(daemon_json.DaemonJsonError, match=r"/etc/x\.json.*line 1"):
         differences("json", {"path": "/etc/x.json", "settings": {"debug": True}}, '{"debug": }')
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _apt, _package_record, _probe
-from ansible_collections.slipway.host.plugins.module_utils._package_record import (
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes, package_record
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import (
     Before,
     Record,
     Return,
@@ -16,7 +17,7 @@ from ansible_collections.slipway.host.plugins.module_utils._package_record impor
 
 KERNEL = "6.8.0-149-generic"
 RECORD = Record(
-    _package_record.PROVEN,
+    package_record.PROVEN,
     "2026-11-20T08:00:00Z",
     {
         "driver": Before("nvidia_driver", "1", True, "driver_1_amd64.deb", "driver_2_amd64.deb"),
@@ -26,14 +27,14 @@ RECORD = Record(
         "engine": Before("docker_engine", "5:1", False, "engine_5%3a1_all.deb"),
     },
 )
-BEFORE: dict[str, _apt.Known] = {
+BEFORE: dict[str, changes.Known] = {
     "driver": ["hold", "installed", "1"],
     "lost": ["hold", "installed", "1"],
     "new": None,
     f"linux-image-{KERNEL}": None,
     "engine": ["install", "installed", "5:1"],
 }
-AFTER: dict[str, _apt.Known] = {
+AFTER: dict[str, changes.Known] = {
     "driver": ["hold", "installed", "2"],
     "lost": ["hold", "installed", "2"],
     "new": ["hold", "installed", "2"],
@@ -43,20 +44,20 @@ AFTER: dict[str, _apt.Known] = {
 
 
 def test_the_record_survives_its_file() -> None:
-    record = _package_record.parse(RECORD.to_json())
+    record = package_record.parse(RECORD.to_json())
     assert record == RECORD
-    assert _package_record.parse("") == Record()
+    assert package_record.parse("") == Record()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"state": "proven", "packages": {"a": 1}}'])
 def test_a_broken_record_is_told(text: str) -> None:
-    with pytest.raises(_package_record.RecordError, match=r"record\.json cannot be read"):
-        _package_record.parse(text)
+    with pytest.raises(package_record.RecordError, match=r"record\.json cannot be read"):
+        package_record.parse(text)
 
 
 def test_the_probe_reads_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _package_record.FILE == _probe.UPGRADE_RECORD
-    record = Record(_package_record.RETURNED, left={"a": ("2", "1")})
+    assert package_record.FILE == _probe.UPGRADE_RECORD
+    record = Record(package_record.RETURNED, left={"a": ("2", "1")})
     monkeypatch.setattr(_probe, "read", lambda _path: record.to_json().encode())
     assert _probe.rolled_back() == {"a": ["2", "1"]}
     for broken in (None, b"{", b"[]", b'{"left": []}'):
@@ -76,15 +77,17 @@ def test_an_upgrade_that_goes_on_keeps_the_first_way_back() -> None:
 
 def test_what_a_rollback_leaves_is_noted_once() -> None:
     record = Record(packages={"a": Before("x", "1")})
-    record.leave([_apt.Move("a", "2", "1"), _apt.Move("b", "2", ""), _apt.Move("c", "", "1")])
+    record.leave(
+        [changes.Move("a", "2", "1"), changes.Move("b", "2", ""), changes.Move("c", "", "1")]
+    )
     # The second try finds the first one half done.
-    record.leave([_apt.Move("a", "1", "1"), _apt.Move("d", "3", "1")])
-    assert record.state == _package_record.RETURNING
+    record.leave([changes.Move("a", "1", "1"), changes.Move("d", "3", "1")])
+    assert record.state == package_record.RETURNING
     assert record.left == {"a": ("2", "1"), "b": ("2", ""), "d": ("3", "1")}
 
 
 def test_a_role_is_forgotten_with_what_it_left() -> None:
-    record = _package_record.parse(RECORD.to_json())
+    record = package_record.parse(RECORD.to_json())
     record.left = {"driver": ("2", "1"), "engine": ("5:2", "5:1")}
     assert record.forget("nvidia_driver")
     assert set(record.packages) == set(record.left) == {"engine"}
@@ -96,20 +99,20 @@ def test_a_role_is_forgotten_with_what_it_left() -> None:
     [("1.0", "a_1.0_amd64.deb"), ("5:29.7~rc_1", "a_5%3a29.7~rc%5f1_amd64.deb")],
 )
 def test_files_are_named_as_apt_names_them(version: str, file: str) -> None:
-    assert _package_record.file_name("a", version, "amd64") == file
-    assert _package_record.file_name("a:amd64", version, "amd64") == file
+    assert package_record.file_name("a", version, "amd64") == file
+    assert package_record.file_name("a:amd64", version, "amd64") == file
 
 
 def test_the_way_back() -> None:
-    folder = _package_record.FOLDER
-    back = _package_record.way_back(RECORD, AFTER, "6.5.0-1-generic")
+    folder = package_record.FOLDER
+    back = package_record.way_back(RECORD, AFTER, "6.5.0-1-generic")
     assert back == Return(
         moves=[
-            _apt.Move("driver", "2", "1"),
-            _apt.Move("engine", "5:2", "5:1"),
-            _apt.Move(f"linux-image-{KERNEL}", "6.8", ""),
-            _apt.Move("lost", "2", "1"),
-            _apt.Move("new", "2", ""),
+            changes.Move("driver", "2", "1"),
+            changes.Move("engine", "5:2", "5:1"),
+            changes.Move(f"linux-image-{KERNEL}", "6.8", ""),
+            changes.Move("lost", "2", "1"),
+            changes.Move("new", "2", ""),
         ],
         install=[f"{folder}/driver_1_amd64.deb", f"{folder}/engine_5%3a1_all.deb", "lost=1"],
         purge=[f"linux-image-{KERNEL}", "new"],
@@ -122,26 +125,26 @@ def test_a_kernel_that_runs_stays_and_its_driver_goes() -> None:
     driver = f"linux-modules-nvidia-580-server-{KERNEL}"
     record = Record(packages={**RECORD.packages, driver: Before("nvidia_driver")})
     known = {**AFTER, driver: ["hold", "installed", "6.8"]}
-    back = _package_record.way_back(record, known, KERNEL)
+    back = package_record.way_back(record, known, KERNEL)
     assert back.stays == [f"linux-image-{KERNEL}"]
     assert back.purge == [driver, "new"]
 
 
 def test_where_all_is_as_before_nothing_moves() -> None:
-    assert _package_record.way_back(RECORD, BEFORE, KERNEL) == Return()
-    unheld: dict[str, _apt.Known] = {**BEFORE, "driver": ["install", "installed", "1"]}
-    assert _package_record.way_back(RECORD, unheld, KERNEL) == Return(hold=["driver"])
+    assert package_record.way_back(RECORD, BEFORE, KERNEL) == Return()
+    unheld: dict[str, changes.Known] = {**BEFORE, "driver": ["install", "installed", "1"]}
+    assert package_record.way_back(RECORD, unheld, KERNEL) == Return(hold=["driver"])
 
 
 def test_what_was_left_half_way_moves_on() -> None:
-    half: dict[str, _apt.Known] = {**BEFORE, "driver": ["install", "unpacked", "1"]}
-    back = _package_record.way_back(RECORD, half, KERNEL)
+    half: dict[str, changes.Known] = {**BEFORE, "driver": ["install", "unpacked", "1"]}
+    back = package_record.way_back(RECORD, half, KERNEL)
     assert [move.name for move in back.moves] == back.hold == ["driver"]
 
 
 def test_what_was_rolled_back_is_not_rolled_back_again() -> None:
-    returned = Record(_package_record.RETURNED, packages=RECORD.packages)
-    assert _package_record.way_back(returned, AFTER, KERNEL) == Return()
+    returned = Record(package_record.RETURNED, packages=RECORD.packages)
+    assert package_record.way_back(returned, AFTER, KERNEL) == Return()
 
 
 @pytest.mark.parametrize(
@@ -164,16 +167,16 @@ def test_what_was_rolled_back_does_not_come_again_unasked(
 ) -> None:
     facts = {"rolled_back": {"moved": ["2", "1"], "gone": ["2", ""]}}
     packages = [{"name": "moved", **entry}]
-    words = " ".join(_package_record.asked_again(facts, packages, "x_version"))
+    words = " ".join(package_record.asked_again(facts, packages, "x_version"))
     assert refused in words
     assert bool(words) == bool(refused)
-    assert _package_record.asked_again({}, packages, "x_version") == []
+    assert package_record.asked_again({}, packages, "x_version") == []
 
 
 def test_many_that_come_again_are_one_sentence() -> None:
     facts = {"rolled_back": {"a": ["2", "1"], "b": ["2", "1"], "c": ["2", "1"]}}
     packages = [{"name": name, "version": "2"} for name in "abc"]
-    assert _package_record.asked_again(facts, packages, "x_version") == [
+    assert package_record.asked_again(facts, packages, "x_version") == [
         "a 2 and 2 more came with an upgrade that was rolled back, and the inventory asks for it "
         "again: declare 1 (x_version), or try it once more with ./slipway upgrade"
     ]

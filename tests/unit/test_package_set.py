@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _apt_run,
-    _files,
-    _package_record,
-    _package_set,
-    _probe,
-)
-from ansible_collections.slipway.host.plugins.module_utils._package_record import Before, Record
+from ansible_collections.slipway.host.plugins.module_utils import _files, _probe
+from ansible_collections.slipway.host.plugins.module_utils.apt import package_record, run
+from ansible_collections.slipway.host.plugins.module_utils.apt import package_set as apt_package_set
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import Before, Record
 from ansible_collections.slipway.host.plugins.modules import package_set
 
 from tests.unit.conftest import RunModule
@@ -40,10 +36,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder, archives = tmp_path / "upgrade", tmp_path / "archives"
     archives.mkdir()
     (archives / "driver_1_amd64.deb").write_text("one")
-    monkeypatch.setattr(_package_record, "FOLDER", str(folder))
-    monkeypatch.setattr(_package_record, "FILE", str(folder / "record.json"))
-    monkeypatch.setattr(_package_set, "ARCHIVES", archives)
-    monkeypatch.setattr(_package_set, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(package_record, "FOLDER", str(folder))
+    monkeypatch.setattr(package_record, "FILE", str(folder / "record.json"))
+    monkeypatch.setattr(apt_package_set, "ARCHIVES", archives)
+    monkeypatch.setattr(apt_package_set, "PROC", tmp_path / "proc")
     state = ["hold", "installed", "1"]
     monkeypatch.setattr(_probe, "dpkg", lambda names: dict.fromkeys(names, state))
     monkeypatch.setattr(_files, "settle", settle)
@@ -87,8 +83,8 @@ def test_an_upgrade_keeps_what_was_and_what_comes(
     assert (result["changed"], result["open"]) == (True, True)
     assert result["moves"] == ["1 -> 2: driver"]
     assert result["diff"] == {"before": "driver 1\n", "after": "driver 2\n"}
-    record = _package_record.parse((host / "upgrade/record.json").read_text())
-    assert record.state == _package_record.UPGRADING
+    record = package_record.parse((host / "upgrade/record.json").read_text())
+    assert record.state == package_record.UPGRADING
     expected = Before("x", "1", True, "driver_1_amd64.deb", "driver_2_amd64.deb")
     assert record.packages == {"driver": expected}
     assert {file.name for file in (host / "upgrade").glob("*.deb")} == record.files
@@ -197,7 +193,7 @@ def test_who_holds_a_gpu_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     apt()
-    monkeypatch.setattr(_package_set, "users_of_gpus", lambda _holders: ["process 7 (train)"])
+    monkeypatch.setattr(apt_package_set, "users_of_gpus", lambda _holders: ["process 7 (train)"])
     assert "The GPUs are in use: process 7 (train)" in upgrade(run_module, gpus_free=True)["msg"]
     checked = upgrade(run_module, check=True, gpus_free=True)
     assert "process 7 (train)" in checked["slipway_note"]
@@ -214,13 +210,13 @@ def test_a_package_that_nobody_has_any_more_is_told(
 
 
 def write(record: Record) -> None:
-    file = Path(_package_record.FILE)
+    file = Path(package_record.FILE)
     file.parent.mkdir(exist_ok=True)
     file.write_text(record.to_json())
 
 
 def test_a_proven_upgrade_is_closed_once(run_module: RunModule, host: Path) -> None:
-    write(Record(_package_record.UPGRADING, packages={"driver": Before("x", "1")}))
+    write(Record(package_record.UPGRADING, packages={"driver": Before("x", "1")}))
     assert run_module(package_set, check=True, state="proven")["open"]
     assert run_module(package_set, state="proven")["changed"]
     again = run_module(package_set, state="proven")
@@ -239,11 +235,11 @@ def test_a_way_back_that_the_archive_lost_changes_nothing(
     program: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_apt_run, "RETRIES", ())
+    monkeypatch.setattr(run, "RETRIES", ())
     gone = "E: Version '0.9' for 'driver' was not found"
     program("apt-get", f'case "$*" in *install*) echo "{gone}"; exit 100 ;; esac')
     # Its file was removed by somebody.
-    write(Record(_package_record.PROVEN, packages={"driver": Before("x", "0.9", file="gone.deb")}))
+    write(Record(package_record.PROVEN, packages={"driver": Before("x", "0.9", file="gone.deb")}))
     result = run_module(package_set, state="previous")
     assert result["failed"]
     assert "The archive must still have driver 0.9. Nothing was changed." in result["msg"]

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _rootless
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
 
 STATUS = """\
 Package: docker.io
@@ -212,7 +213,7 @@ def test_an_engine_of_ones_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_context_is_where_docker_keeps_it() -> None:
     digest = hashlib.sha256(_probe.CONTEXT.encode()).hexdigest()
     assert f".docker/contexts/meta/{digest}/meta.json" == _probe.CONTEXT_FILE
-    assert _probe.CONTEXT == _rootless.CONTEXT
+    assert _probe.CONTEXT == rootless.CONTEXT
 
 
 # systemctl answers in its own order of properties, and in blocks parted by an empty line.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _report
+from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
 
 UNIT = {"kind": "units", "name": "docker.service", "found": "inactive", "expected": "active"}
 GROUP = {"kind": "groups", "name": "lab", "found": "missing", "expected": "a group"}
@@ -26,7 +26,7 @@ def lines(*text: str) -> str:
 
 
 def test_the_plan_has_a_row_for_each_difference_in_the_order_of_hosts() -> None:
-    assert _report.plan({"gpu02": DOWN, "gpu01": DRIFT, "a": entry()}) == lines(
+    assert state_report.plan({"gpu02": DOWN, "gpu01": DRIFT, "a": entry()}) == lines(
         "HOST   ROLE           WHAT WOULD CHANGE",
         "a      -              as declared",
         "gpu01  docker_engine  units docker.service: inactive -> active",
@@ -47,7 +47,7 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
         "gpu02": DOWN,
         "a": entry(),
     }
-    assert _report.summary(report) == lines(
+    assert state_report.summary(report) == lines(
         "HOST   RESULT       WHERE IT DIFFERED BEFORE",
         "a      as declared  -",
         "gpu01  changed      docker_engine (1), user_access (2)",
@@ -55,7 +55,7 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
         "gpu01: reboot when you like",
         "iris-api: http://gpu01:5000/predict",
     )
-    alone = _report.summary({"gpu01": report["gpu01"]})
+    alone = state_report.summary({"gpu01": report["gpu01"]})
     assert alone.endswith("\niris-api: http://gpu01:5000/predict")
 
 
@@ -64,7 +64,7 @@ def test_an_address_that_only_its_host_can_reach_says_so() -> None:
         host: entry(urls={"api": "http://127.0.0.1:5000/", "web": f"http://{host}:80/"})
         for host in ("gpu01", "gpu02")
     }
-    assert _report.summary(report).splitlines()[3:] == [
+    assert state_report.summary(report).splitlines()[3:] == [
         "api: http://127.0.0.1:5000/ (on gpu01 itself)",
         "web: http://gpu01:80/",
         "api: http://127.0.0.1:5000/ (on gpu02 itself)",
@@ -75,17 +75,17 @@ def test_an_address_that_only_its_host_can_reach_says_so() -> None:
 @pytest.mark.parametrize(
     ("report", "status"),
     [
-        ({}, _report.EXIT_CLEAN),
-        ({"a": entry()}, _report.EXIT_CLEAN),
-        ({"a": entry(), "b": DRIFT}, _report.EXIT_DRIFT),
-        ({"a": DRIFT, "b": DOWN}, _report.EXIT_ERROR),
-        ({"a": entry(status="failed", error="no")}, _report.EXIT_ERROR),
+        ({}, state_report.EXIT_CLEAN),
+        ({"a": entry()}, state_report.EXIT_CLEAN),
+        ({"a": entry(), "b": DRIFT}, state_report.EXIT_DRIFT),
+        ({"a": DRIFT, "b": DOWN}, state_report.EXIT_ERROR),
+        ({"a": entry(status="failed", error="no")}, state_report.EXIT_ERROR),
     ],
     ids=["no host", "as declared", "drift", "unreachable", "failed"],
 )
 def test_exit_status(report: dict[str, Any], status: int) -> None:
-    assert _report.exit_status(report) == status
+    assert state_report.exit_status(report) == status
 
 
 def test_the_last_column_runs_free() -> None:
-    assert _report.table([("a", "long " * 9 + "x")], ("H", "W")).endswith("x")
+    assert state_report.table([("a", "long " * 9 + "x")], ("H", "W")).endswith("x")

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _rootless
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
 from ansible_collections.slipway.host.plugins.modules import rootless_docker
 
 from tests.unit.conftest import RunModule
@@ -64,7 +65,7 @@ def machine(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pwd, "getpwnam", {"ada": entry}.__getitem__)
     monkeypatch.setattr(_probe, "answer", machine.answer)
     monkeypatch.setattr(_probe, "word", lambda _path: "eve:100000:65536\n")
-    monkeypatch.setattr(_rootless, "FOLDER", str(tmp_path / "rootless"))
+    monkeypatch.setattr(rootless, "FOLDER", str(tmp_path / "rootless"))
     return machine
 
 
@@ -133,7 +134,7 @@ def test_a_user_who_is_not_there_is_an_error_but_not_beforehand(
 def test_the_engines_of_others_are_taken_down_and_forgotten_last(
     run_module: RunModule, machine: Machine
 ) -> None:
-    folder = Path(_rootless.FOLDER)
+    folder = Path(rootless.FOLDER)
     asked: dict[str, Any] = {"engines": [{"user": "eve"}], "state": "absent"}
     assert not run_module(rootless_docker, **asked)["changed"]
     folder.mkdir()
@@ -173,11 +174,11 @@ def test_what_stands_in_the_way_is_said_first(run_module: RunModule, tmp_path: P
     ],
 )
 def test_new_subordinate_ids_are_nobody_elses(texts: list[str], ids: tuple[int, int]) -> None:
-    assert _rootless.free_range(texts) == ids
+    assert rootless.free_range(texts) == ids
 
 
 def test_what_is_done_in_a_home_is_done_by_its_owner_in_a_clean_environment() -> None:
-    words = _rootless.as_user("ada", "/home/ada", 1500, ["docker", "ps"])
+    words = rootless.as_user("ada", "/home/ada", 1500, ["docker", "ps"])
     assert words[:6] == ["runuser", "-u", "ada", "--", "env", "-i"]
     assert "HOME=/home/ada" in words and "XDG_RUNTIME_DIR=/run/user/1500" in words
     assert words[-2:] == ["docker", "ps"]
@@ -187,6 +188,6 @@ def test_what_is_done_in_a_home_is_done_by_its_owner_in_a_clean_environment() ->
 def test_that_command_line_does_so() -> None:
     script = ["sh", "-c", "id --user; echo $HOME"]
     entry = pwd.getpwnam("nobody")
-    words = _rootless.as_user("nobody", "/none", entry.pw_uid, script)
+    words = rootless.as_user("nobody", "/none", entry.pw_uid, script)
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(entry.pw_uid), "/none"]

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _service_ports
+from ansible_collections.slipway.host.plugins.module_utils.services import ports as services_ports
 
 A, B, C = "127.0.0.1:5000", "127.0.0.1:5001", "127.0.0.1:5002"
 
@@ -14,7 +14,7 @@ def turns(
     wanted: dict[str, list[str]], held: dict[str, list[str]]
 ) -> list[tuple[object, list[str]]]:
     projects = [{"name": name, "ports": ports} for name, ports in wanted.items()]
-    return [(one["name"], stopped) for one, stopped in _service_ports.turns(projects, held)]
+    return [(one["name"], stopped) for one, stopped in services_ports.turns(projects, held)]
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_who_leaves_a_port_goes_first_and_only_a_circle_is_cut(
     ],
 )
 def test_which_places_cannot_be_had_at_once(one: str, other: str, clash: bool) -> None:
-    assert _service_ports.clash(one, other) == clash
-    assert _service_ports.clash(other, one) == clash
+    assert services_ports.clash(one, other) == clash
+    assert services_ports.clash(other, one) == clash

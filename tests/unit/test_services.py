@@ -11,9 +11,11 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.filter.services_plan import services_plan
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _service_gpus, _services
-from ansible_collections.slipway.host.plugins.module_utils._declaration import with_defaults
-from ansible_collections.slipway.host.plugins.module_utils._image_index import Planned
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.images.declaration import with_defaults
+from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_services
+from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
 
 from tests.contract.tree import ROOT
 from tests.unit import gpu_facts
@@ -55,10 +57,10 @@ def plan(build: Planned, *declared: dict[str, Any], **host: Any) -> Plan:
     """Return the plan for projects, the first named tool, of one image."""
     names = ("tool", "second", "third")
     projects = [
-        _services.Project({"name": name, **one}, build)
+        ml_services.Project({"name": name, **one}, build)
         for name, one in zip(names, declared or ({},), strict=False)
     ]
-    return _services.plan(projects, _services.Host(**{"name": "gpu01", **host}))
+    return ml_services.plan(projects, ml_services.Host(**{"name": "gpu01", **host}))
 
 
 def project(build: Planned = PUBLISHED, **declared: Any) -> Plan:
@@ -84,7 +86,7 @@ def compose(found: Plan) -> dict[str, Any]:
 
 def error(build: Planned, *declared: dict[str, Any]) -> str:
     """Return why a plan is refused."""
-    with pytest.raises(_services.ServiceError) as caught:
+    with pytest.raises(ml_services.ServiceError) as caught:
         plan(build, *declared)
     return str(caught.value)
 
@@ -422,7 +424,7 @@ def gpus(*declared: Any, variant: str = "gpu", **host: Any) -> list[str]:
     """Return the GPUs of projects, as their labels say."""
     build = image(variant, services={"api": {}})
     found = plan(
-        build, *({"gpus": one} for one in declared), gpus=_service_gpus.Gpus(**{"count": 4, **host})
+        build, *({"gpus": one} for one in declared), gpus=services_gpus.Gpus(**{"count": 4, **host})
     )
     return [compose(one)["labels"].get("io.slipway.gpus", "") for one in found["projects"]]
 
@@ -466,13 +468,13 @@ def test_without_gpus_all_is_none() -> None:
     ],
 )
 def test_gpus_that_cannot_be_had_are_refused(declared: list[Any], problem: str) -> None:
-    with pytest.raises(_service_gpus.GpuError, match=problem):
+    with pytest.raises(services_gpus.GpuError, match=problem):
         gpus(*declared)
 
 
 def test_an_image_without_a_build_for_gpus_gets_none() -> None:
     for wanted in (1, [0]):
-        with pytest.raises(_service_gpus.GpuError, match="no build for GPUs"):
+        with pytest.raises(services_gpus.GpuError, match="no build for GPUs"):
             gpus(wanted, variant="cpu")
 
 
@@ -491,7 +493,7 @@ def test_projects_share_gpus_where_the_host_says_so() -> None:
 )
 def test_how_compose_is_told_of_gpus(cdi: bool, device: dict[str, Any]) -> None:
     build = image("gpu", services={"api": {}})
-    (found,) = plan(build, {"gpus": [0, 2]}, gpus=_service_gpus.Gpus(4, cdi=cdi))["projects"]
+    (found,) = plan(build, {"gpus": [0, 2]}, gpus=services_gpus.Gpus(4, cdi=cdi))["projects"]
     reserved = compose(found)["deploy"]["resources"]["reservations"]["devices"]
     assert reserved == [{**device, "capabilities": ["gpu"]}]
 

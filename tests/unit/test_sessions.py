@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _sessions
+from ansible_collections.slipway.host.plugins.module_utils.host import sessions
 
 STATUS = "Name:\tsh\nUid:\t1000\t1001\t1000\t1000\nGid:\t100\t100\t100\t100\nGroups:\t998 27 \n"
 DOCKER = 998
@@ -17,17 +17,17 @@ Processes = list[tuple[int, frozenset[int]]]
 
 
 def test_a_process_has_its_real_user_and_all_groups() -> None:
-    assert _sessions.parse(STATUS) == (1000, frozenset({100, 998, 27}))
-    assert _sessions.parse(STATUS.replace("998 27 ", ""))[1] == {100}
+    assert sessions.parse(STATUS) == (1000, frozenset({100, 998, 27}))
+    assert sessions.parse(STATUS.replace("998 27 ", ""))[1] == {100}
 
 
 def test_this_process_is_found_and_what_cannot_be_read_is_not(tmp_path: Path) -> None:
-    assert os.getuid() in dict(_sessions.processes())
+    assert os.getuid() in dict(sessions.processes())
     for number, text in (("1", STATUS), ("2", "Name:\tgone\n"), ("self", STATUS)):
         (tmp_path / number).mkdir()
         (tmp_path / number / "status").write_text(text)
     (tmp_path / "3").mkdir()
-    assert list(_sessions.processes(tmp_path)) == [(1000, frozenset({100, 998, 27}))]
+    assert list(sessions.processes(tmp_path)) == [(1000, frozenset({100, 998, 27}))]
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_this_process_is_found_and_what_cannot_be_read_is_not(tmp_path: Path) ->
 )
 def test_who_is_named(processes: Processes, words: list[str]) -> None:
     found = [(uid, frozenset(groups)) for uid, groups in processes]
-    said = _sessions.outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
+    said = sessions.outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
     assert [" ".join(line.split(",")[0].split()) for line in said] == words
 
 
 def test_what_to_do_is_said() -> None:
     found = [(ALICE, frozenset({100})), (BOB, frozenset({DOCKER}))]
-    both = _sessions.outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
+    both = sessions.outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
     assert "systemctl restart user@1500.service" in both[0]
     assert "loginctl terminate-user bob" in both[1]

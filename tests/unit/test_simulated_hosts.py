@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._gpu_decision import decide
-from ansible_collections.slipway.host.plugins.module_utils._gpu_facts import HostFacts, Wanted
-from ansible_collections.slipway.host.plugins.module_utils._gpu_host import host_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
+from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, Wanted
 
 from tests.fixtures import gpu_host, nvidia_packages
 from tests.unit.gpu_facts import facts

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slipway.host.plugins.filter.user_access_owned import user_access_owned
-from ansible_collections.slipway.host.plugins.module_utils import _rootless
-from ansible_collections.slipway.host.plugins.module_utils._user_access import (
+from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.roles.user_access import (
     LIMITS,
     SHARED,
     UserAccessError,
@@ -256,20 +256,20 @@ def test_an_engine_of_ones_own_is_no_membership() -> None:
     assert state["rootless"] == [
         {
             "user": "carol",
-            "since": [_rootless.UNIT, _rootless.DOCKERD, "/etc/slipway/rootless/carol.json"],
+            "since": [rootless.UNIT, rootless.DOCKERD, "/etc/slipway/rootless/carol.json"],
         }
     ]
     assert state["folders"] == [{"path": "/etc/slipway/rootless", "entries": ["carol.json"]}]
     assert [entry["holds"] for entry in state["obstacles"]] == ["0", "0"]
     assert file(state, "/run/cdi")["state"] == file(state, "/etc/cdi")["state"] == "directory"
-    assert "d /run/cdi 0755" in file(state, _rootless.TMPFILES)["content"]
+    assert "d /run/cdi 0755" in file(state, rootless.TMPFILES)["content"]
 
 
 def test_without_such_engines_nothing_of_theirs_is_there() -> None:
     state = owned([ALICE, {**CAROL, "state": "absent"}], [], True, facts=FACTS)
     assert (state["rootless"], state["packages"], state["obstacles"]) == ([], [], [])
     assert state["folders"] == [{"path": "/etc/slipway/rootless", "entries": []}]
-    for path in _rootless.FILES:
+    for path in rootless.FILES:
         assert file(state, path) == {"path": path, "state": "absent"}
 
 
@@ -312,10 +312,10 @@ def test_engines_of_ones_own_have_gpus_by_cdi(
 
 
 def test_the_unit_starts_for_whom_there_is_a_configuration() -> None:
-    lines = _rootless.UNIT_TEXT.splitlines()
-    assert f"ConditionPathExists={_rootless.FOLDER}/%u.json" in lines
+    lines = rootless.UNIT_TEXT.splitlines()
+    assert f"ConditionPathExists={rootless.FOLDER}/%u.json" in lines
     # systemd takes the doubled signs for single ones, which are then the shell's.
-    start = _rootless.UNIT_TEXT.partition("ExecStart=")[2].partition("ExecReload")[0]
+    start = rootless.UNIT_TEXT.partition("ExecStart=")[2].partition("ExecReload")[0]
     assert "$$own" in start and "--config-file" in start
 
 

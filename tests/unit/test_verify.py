@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, _smoke, _verify
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
+from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.modules import verify
 
 from tests.unit.conftest import RunModule
@@ -102,14 +104,14 @@ EXPECTED: dict[str, Any] = {"post": ASKED, "expect": {"prediction": "virginica"}
 )
 def test_where_the_host_reaches_a_service(ips: list[str], found: str) -> None:
     ports = [{"PrivatePort": 5000, "PublicPort": 80, "IP": ip} for ip in ips]
-    assert _verify._address({"Ports": ports}, 5000) == found
+    assert host_verify._address({"Ports": ports}, 5000) == found
 
 
 def test_what_was_run_once_is_no_service(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     once = container(port, port=1)
     once["Labels"]["com.docker.compose.oneoff"] = "True"
     engine(monkeypatch, containers=[once])
-    assert [check["what"] for check in _verify.checks(False, False)] == ["engine"]
+    assert [check["what"] for check in host_verify.checks(False, False)] == ["engine"]
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0"])
@@ -120,7 +122,7 @@ def test_a_service_that_answers_as_declared_is_proven(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
-    proof = _verify.checks(smoke=True, daemon_reload=True)
+    proof = host_verify.checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "service iris-api"]
     assert all(check["ok"] for check in proof)
     assert '"prediction": "virginica"' in proof[1]["seen"]
@@ -140,7 +142,7 @@ def test_a_service_that_does_not_is_told_with_its_answer(
     monkeypatch: pytest.MonkeyPatch, port: int, proof: dict[str, Any], seen: str
 ) -> None:
     engine(monkeypatch, containers=[container(port, **proof)])
-    check = _verify.checks(smoke=False, daemon_reload=True)[1]
+    check = host_verify.checks(smoke=False, daemon_reload=True)[1]
     assert not check["ok"]
     assert seen in check["seen"]
 
@@ -166,7 +168,7 @@ def test_a_door_opens_with_the_secret_alone(
     file = tmp_path / "token"
     file.write_text(secret)
     engine(monkeypatch, containers=[container(port, path=path, secret=str(file))])
-    check = _verify.checks(smoke=False, daemon_reload=True)[1]
+    check = host_verify.checks(smoke=False, daemon_reload=True)[1]
     assert check["ok"] is ok
     assert seen in check["seen"]
     assert secret.strip() not in check["seen"]
@@ -177,23 +179,23 @@ def test_a_proxy_does_not_see_the_request(monkeypatch: pytest.MonkeyPatch, port:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     engine(monkeypatch, containers=[container(port, **EXPECTED)])
-    assert all(check["ok"] for check in _verify.checks(smoke=False, daemon_reload=True))
+    assert all(check["ok"] for check in host_verify.checks(smoke=False, daemon_reload=True))
 
 
 def test_an_address_of_ipv6_is_one_of_a_url() -> None:
-    assert _verify._address(container(80, "fd00::1"), 5000) == "[fd00::1]:80"
+    assert host_verify._address(container(80, "fd00::1"), 5000) == "[fd00::1]:80"
 
 
 def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     engine(monkeypatch, containers=[container(1, **EXPECTED)])
-    assert "refused" in _verify.checks(smoke=False, daemon_reload=True)[1]["seen"]
+    assert "refused" in host_verify.checks(smoke=False, daemon_reload=True)[1]["seen"]
 
 
 def test_without_an_expectation_any_success_counts(
     monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     engine(monkeypatch, containers=[container(port)])
-    assert _verify.checks(smoke=False, daemon_reload=True)[1]["seen"].endswith(
+    assert host_verify.checks(smoke=False, daemon_reload=True)[1]["seen"].endswith(
         "answered with success"
     )
 
@@ -201,7 +203,7 @@ def test_without_an_expectation_any_success_counts(
 def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [{"Labels": {"com.docker.compose.service": "web"}}, {"Labels": None}]
     engine(monkeypatch, containers=others)
-    assert len(_verify.checks(smoke=True, daemon_reload=True)) == 1
+    assert len(host_verify.checks(smoke=True, daemon_reload=True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -217,15 +219,15 @@ def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_an_answer_may_say_more_than_expected(answer: Any, expected: Any, contained: bool) -> None:
-    assert _verify.contains(answer, expected) is contained
+    assert host_verify.contains(answer, expected) is contained
 
 
 IMAGES = [
-    {"RepoTags": ["slipway/a:cpu"], "Labels": {_verify.LABEL_SMOKE: '["sh", "smoke.sh"]'}},
+    {"RepoTags": ["slipway/a:cpu"], "Labels": {host_verify.LABEL_SMOKE: '["sh", "smoke.sh"]'}},
     {"RepoTags": ["debian:13"], "Labels": None},
     # What an interrupted build left.
-    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
-    {"RepoTags": None, "Labels": {_verify.LABEL_SMOKE: '["true"]'}},
+    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {host_verify.LABEL_SMOKE: '["true"]'}},
+    {"RepoTags": None, "Labels": {host_verify.LABEL_SMOKE: '["true"]'}},
 ]
 
 
@@ -234,27 +236,27 @@ def test_the_smoke_test_of_each_tagged_image_runs(
 ) -> None:
     program("docker", 'echo "$*" >&2; exit 3')
     engine(monkeypatch, images=IMAGES)
-    proof = _verify.checks(smoke=True, daemon_reload=True)
+    proof = host_verify.checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu"]
     assert "exit status 3" in proof[1]["seen"]
     assert "--entrypoint sh slipway/a:cpu smoke.sh" in proof[1]["seen"]
-    assert len(_verify.checks(smoke=False, daemon_reload=True)) == 1
+    assert len(host_verify.checks(smoke=False, daemon_reload=True)) == 1
 
 
 def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
     program("docker", "exit 0")
-    _smoke.test("slipway/a:cpu", ["true"], 10)
+    images_smoke.test("slipway/a:cpu", ["true"], 10)
 
 
 def test_a_smoke_test_without_end_fails(program: Program) -> None:
     program("docker", 'case "$1" in run) exec sleep 30 ;; esac')
-    with pytest.raises(_smoke.SmokeError, match="no end after 0 s"):
-        _smoke.test("slipway/a:cpu", ["true"], 0.1)
+    with pytest.raises(images_smoke.SmokeError, match="no end after 0 s"):
+        images_smoke.test("slipway/a:cpu", ["true"], 0.1)
 
 
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_probe, "DOCKER_SOCKET", "/does/not/exist")
-    (check,) = _verify.checks(smoke=True, daemon_reload=True)
+    (check,) = host_verify.checks(smoke=True, daemon_reload=True)
     assert not check["ok"]
     assert "No such file" in check["seen"]
 

@@ -11,13 +11,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _data,
-    _job,
-    _owned,
-    _probe,
-)
-from ansible_collections.slipway.host.plugins.module_utils._data import (
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, data
+from ansible_collections.slipway.host.plugins.module_utils.data import (
     checkout,
     download,
     place,
@@ -27,6 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils._data import (
     unpack,
     worker,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _detached
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -39,7 +35,7 @@ WORK = "/var/lib/slipway/data"
 KINDS = ("folders", "datasets", "checkouts")
 # What the worker consists of.
 MODULES = (
-    *(_data, _job, _probe),
+    *(data, host_job, _probe),
     *(checkout, download, place, progress, record, standing, unpack, worker),
 )
 
@@ -97,4 +93,4 @@ def job(
         "environment": arguments["environment"],
     }
     # By way of str, since Ansible's strings are more than strings.
-    return _job.packed({"job.json": json.dumps(description, default=str).encode()}, MODULES)
+    return host_job.packed({"job.json": json.dumps(description, default=str).encode()}, MODULES)

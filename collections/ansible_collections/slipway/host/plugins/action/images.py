@@ -8,11 +8,9 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _cuda_fit,
-    _image_plan,
-    _owned,
-)
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _builds, _detached
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -46,7 +44,7 @@ class ActionModule(ActionBase):
         differing = _owned.differences(owned, answer)
         names = {difference.name for difference in differing}
         wanted = [build for build in builds if build.reference in names]
-        unfit = _cuda_fit.misfits(wanted, answer["facts"])
+        unfit = cuda_fit.misfits(wanted, answer["facts"])
         if unfit:
             sentences = [f"{reference} {why}" for reference, why in unfit.items()]
             raise AnsibleActionFail("; ".join(sentences) + ". Nothing was built.")
@@ -59,8 +57,8 @@ class ActionModule(ActionBase):
                 f"Docker does not answer ({answer['engine']}). Images need a running engine; the "
                 "role docker_engine installs one."
             )
-        job = _image_plan.job(wanted, arguments["build"])
-        outcome = _detached.carry_out(self, WORK, _image_plan.BUILDER, job)
+        job = images_job.job(wanted, arguments["build"])
+        outcome = _detached.carry_out(self, WORK, images_job.BUILDER, job)
         result["built"] = outcome["built"]
         if outcome["failed"]:
             result["failed"] = True

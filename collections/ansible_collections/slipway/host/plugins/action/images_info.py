@@ -11,7 +11,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils import _cuda_fit, _image_list
+from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import listing
 from ansible_collections.slipway.host.plugins.plugin_utils import _builds
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -43,25 +44,25 @@ class ActionModule(ActionBase):
         declared = {build.reference for build in catalogue.of(arguments["names"])}
         builds = catalogue.of()
         reply = self._low_level_execute_command(
-            f"/bin/sh -c {shlex.quote(_image_list.QUESTION)}", sudoable=True
+            f"/bin/sh -c {shlex.quote(listing.QUESTION)}", sudoable=True
         )
         try:
-            held = _image_list.read_answer(reply["stdout"])
+            held = listing.read_answer(reply["stdout"])
         except (ValueError, KeyError) as error:
             words = (reply["stderr"] or reply["stdout"]).strip()
             raise AnsibleActionFail(
                 f"Docker on the host did not tell its images: {words}"
             ) from error
         facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
-        unfit = _cuda_fit.misfits(builds, facts) if facts else {}
-        rows = _image_list.compare(builds, held, declared, unfit)
+        unfit = cuda_fit.misfits(builds, facts) if facts else {}
+        rows = listing.compare(builds, held, declared, unfit)
         if arguments["show"] != "nothing":
             host = (self._templar.available_variables or {}).get("inventory_hostname", "host")
-            write = _image_list.page if arguments["show"] == "markdown" else _image_list.table
+            write = listing.page if arguments["show"] == "markdown" else listing.table
             display.display(f"\n{host}, {arguments['variant']}:\n\n{write(rows)}\n")
         result.update(
             changed=False,
             images=[asdict(row) for row in rows],
-            unneeded=list(_image_list.unneeded(rows)),
+            unneeded=list(listing.unneeded(rows)),
         )
         return result

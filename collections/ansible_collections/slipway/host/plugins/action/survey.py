@@ -19,12 +19,10 @@ from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.plugin_utils import _bytecode  # noqa: F401
 
 # isort: split
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _aliases,
-    _daemon_json,
-    _image_index,
-    _owned,
-)
+from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
+from ansible_collections.slipway.host.plugins.module_utils.images import index
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_aliases
 from ansible_collections.slipway.host.plugins.plugin_utils import _ask, _roles, _templates
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -56,8 +54,8 @@ def warm() -> None:
     for folder in _roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"
         if catalogue.is_dir():
-            _image_index.fingerprint(catalogue)
-    _aliases.program_sources()
+            index.fingerprint(catalogue)
+    ml_aliases.program_sources()
     # How hosts are reached, unless the inventory says otherwise.
     connection_loader.get(C.config.get_config_value("DEFAULT_TRANSPORT"), class_only=True)
     become_loader.get(C.config.get_config_value("DEFAULT_BECOME_METHOD"), class_only=True)
@@ -105,7 +103,7 @@ class ActionModule(ActionBase):
             facts = None
         try:
             drift = {role: _owned.differences(owned[role], answer) for role in roles}
-        except (_daemon_json.DaemonJsonError, _owned.ConflictError) as error:
+        except (daemon_json.DaemonJsonError, _owned.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
         if missing := _owned.without_image(list(owned.values()), answer):
             raise AnsibleActionFail("; ".join(missing) + ". Nothing was changed.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
-from ansible_collections.slipway.host.plugins.module_utils import _report
+from ansible_collections.slipway.host.plugins.module_utils.state import report
 
 DOCUMENTATION = r"""
 name: summary
@@ -124,7 +124,7 @@ class CallbackModule(CallbackBase):
         if file:
             Path(file).write_text(json.dumps(self.report), encoding="utf-8")
         elif self.report:
-            self._display.display("\n" + _report.summary(self.report))
+            self._display.display("\n" + report.summary(self.report))
         if self.no_hosts:
             # Ansible says nothing of it: an empty group is the good case for the later plays.
             self._display.error(NO_HOSTS)

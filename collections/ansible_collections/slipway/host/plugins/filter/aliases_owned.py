@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _aliases,
-    _declaration,
-    _image_index,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images import declaration, index
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_aliases
 
 DOCUMENTATION = r"""
 name: aliases_owned
@@ -84,25 +81,27 @@ def aliases_owned(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the owned state, see :func:`_aliases.owned`."""
     if state == "absent":
-        return _aliases.removed()
+        return ml_aliases.removed()
     linked = [{"source": disk, "target": disk, "optional": True} for disk in disks]
-    options = _aliases.Options(contact, [*linked, *mounts], common or {}, settings or {})
+    options = ml_aliases.Options(contact, [*linked, *mounts], common or {}, settings or {})
     try:
-        images = _image_index.planned(catalogue, names, variant, base, args or {})
-        unknown = set(options.settings) - {alias.name for alias in _aliases.of_images(images)}
+        images = index.planned(catalogue, names, variant, base, args or {})
+        unknown = set(options.settings) - {alias.name for alias in ml_aliases.of_images(images)}
         if unknown:
-            _aliases.check_known(sorted(map(str, unknown)), _all_aliases(catalogue))
-        return _aliases.owned(images, options)
-    except (_declaration.DeclarationError, _aliases.AliasError) as error:
+            ml_aliases.check_known(sorted(map(str, unknown)), _all_aliases(catalogue))
+        return ml_aliases.owned(images, options)
+    except (declaration.DeclarationError, ml_aliases.AliasError) as error:
         raise AnsibleFilterError(str(error)) from error
 
 
 def _all_aliases(catalogue: str) -> list[str]:
     """Return the aliases of the whole catalogue: settings may be shared by hosts that differ."""
     # Imported late: it is read only where settings name what this host does not have.
-    from ansible_collections.slipway.host.plugins.module_utils import _catalogue
+    from ansible_collections.slipway.host.plugins.module_utils.images import (
+        catalogue as images_catalogue,
+    )
 
-    loaded = _catalogue.load_catalogue(Path(catalogue).resolve())
+    loaded = images_catalogue.load_catalogue(Path(catalogue).resolve())
     return [name for image in loaded.images.values() for name in image.settings["aliases"]]
 
 

@@ -64,9 +64,9 @@ def catalogue_choice(
         devices = facts.get("gpu", {}).get("devices")
         variant = "cpu"
         if devices:
-            from ansible_collections.slipway.host.plugins.module_utils import _gpu_host
+            from ansible_collections.slipway.host.plugins.module_utils.gpu import host
 
-            variant = "gpu" if _gpu_host.has_gpu(facts) else "cpu"
+            variant = "gpu" if host.has_gpu(facts) else "cpu"
     if base == "auto":
         base = BASES.get(facts["distribution"], DEFAULT_BASE)
     return {"catalogue": catalogue, "variant": variant, "base": base, "args": args}

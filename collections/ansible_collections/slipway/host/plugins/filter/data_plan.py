@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.module_utils._data import plan
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data as plan
 
 DOCUMENTATION = r"""
 name: data_plan

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _docker_engine
+from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
 
 DOCUMENTATION = r"""
 name: docker_engine_plan
@@ -68,4 +68,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., dict[str, Any]]]:
         """Return the filters by name."""
-        return {"docker_engine_plan": _docker_engine.plan}
+        return {"docker_engine_plan": docker_engine.plan}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.module_utils import _declaration, _image_index
+from ansible_collections.slipway.host.plugins.module_utils.images import declaration, index
 
 DOCUMENTATION = r"""
 name: image_digests
@@ -47,8 +47,8 @@ def image_digests(
 ) -> list[dict[str, str]]:
     """Return the ``images`` list of owned state."""
     try:
-        planned = _image_index.planned(catalogue, names, variant, base, args or {})
-    except _declaration.DeclarationError as error:
+        planned = index.planned(catalogue, names, variant, base, args or {})
+    except declaration.DeclarationError as error:
         raise AnsibleFilterError(str(error)) from error
     return [{"reference": build.reference, "digest": build.digest} for build in planned]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _nvidia_container_toolkit
+from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_container_toolkit
 
 DOCUMENTATION = r"""
 name: nvidia_container_toolkit_plan
@@ -63,4 +63,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., dict[str, Any]]]:
         """Return the filters by name."""
-        return {"nvidia_container_toolkit_plan": _nvidia_container_toolkit.plan}
+        return {"nvidia_container_toolkit_plan": nvidia_container_toolkit.plan}

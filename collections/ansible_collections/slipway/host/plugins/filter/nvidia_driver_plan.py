@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _nvidia_driver
+from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_driver
 
 DOCUMENTATION = r"""
 name: nvidia_driver_plan
@@ -89,4 +89,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., dict[str, Any]]]:
         """Return the filters by name."""
-        return {"nvidia_driver_plan": _nvidia_driver.plan}
+        return {"nvidia_driver_plan": nvidia_driver.plan}

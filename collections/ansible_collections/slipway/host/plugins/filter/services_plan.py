@@ -8,12 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _declaration,
-    _image_index,
-    _service_gpus,
-    _services,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images import declaration, index
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_services
+from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
 
 DOCUMENTATION = r"""
 name: services_plan
@@ -80,29 +77,27 @@ def services_plan(
         for project in projects:
             image = project.get("image") or project["name"]
             # The image itself comes last, behind those it is based on.
-            build = _image_index.planned(catalogue, [image], variant, base, args or {})[-1]
-            wanted.append(_services.Project(project, build, given))
+            build = index.planned(catalogue, [image], variant, base, args or {})[-1]
+            wanted.append(ml_services.Project(project, build, given))
         reserves = any(project.get("gpus") for project in projects)
-        gpus = _gpus(facts or {}, share_gpus) if reserves else _service_gpus.Gpus()
-        return _services.plan(wanted, _services.Host(host, publish, gpus))
+        gpus = _gpus(facts or {}, share_gpus) if reserves else services_gpus.Gpus()
+        return ml_services.plan(wanted, ml_services.Host(host, publish, gpus))
     except (
-        _declaration.DeclarationError,
-        _service_gpus.GpuError,
-        _services.ServiceError,
+        declaration.DeclarationError,
+        services_gpus.GpuError,
+        ml_services.ServiceError,
     ) as error:
         raise AnsibleFilterError(str(error)) from error
 
 
-def _gpus(facts: Mapping[str, Any], shared: bool) -> _service_gpus.Gpus:
+def _gpus(facts: Mapping[str, Any], shared: bool) -> services_gpus.Gpus:
     """Return what the host has of GPUs, and what its engine knows of them."""
     # Imported late: where no project reserves GPUs none of it is needed.
-    from ansible_collections.slipway.host.plugins.module_utils import (
-        _gpu_host,
-        _nvidia_container_toolkit,
-    )
+    from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
+    from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_container_toolkit
 
-    count = _gpu_host.count(facts) if facts else 0
-    return _service_gpus.Gpus(count, shared, _nvidia_container_toolkit.has_cdi(facts))
+    count = gpu_host.count(facts) if facts else 0
+    return services_gpus.Gpus(count, shared, nvidia_container_toolkit.has_cdi(facts))
 
 
 class FilterModule:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slipway.host.plugins.module_utils import _user_access
+from ansible_collections.slipway.host.plugins.module_utils.roles import user_access
 
 DOCUMENTATION = r"""
 name: user_access_owned
@@ -76,10 +76,10 @@ def user_access_owned(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the owned state, see :func:`_user_access.owned`."""
     try:
-        return _user_access.owned(
+        return user_access.owned(
             users, groups, docker_exclusive, shared, limits, rootless_settings, facts
         )
-    except _user_access.UserAccessError as error:
+    except user_access.UserAccessError as error:
         raise AnsibleFilterError(f"user_access: {error}") from error
 
 

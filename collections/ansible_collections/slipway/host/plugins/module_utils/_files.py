@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _acl, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import acl
 
 FILE_MODE, FOLDER_MODE = "0644", "0755"
 
@@ -41,8 +42,8 @@ def settle(entry: Mapping[str, Any]) -> None:
     # After the owner: the kernel clears setuid and setgid bits when that changes.
     path.chmod(mode)
     if entry.get("default_acl"):
-        found = _acl.parse(_probe.default_acl(str(path)) or "")
-        os.setxattr(path, _acl.ATTRIBUTE, _acl.packed(_acl.wanted(entry["default_acl"], found)))
+        found = acl.parse(_probe.default_acl(str(path)) or "")
+        os.setxattr(path, acl.ATTRIBUTE, acl.packed(acl.wanted(entry["default_acl"], found)))
 
 
 def _chown(path: Path, owner: str, group: str) -> None:

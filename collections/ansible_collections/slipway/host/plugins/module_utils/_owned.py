@@ -67,14 +67,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _acl,
-    _apt,
-    _daemon_json,
-    _openpgp,
-    _rootless,
-)
-from ansible_collections.slipway.host.plugins.module_utils._data import standing
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes, openpgp
+from ansible_collections.slipway.host.plugins.module_utils.data import standing
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json, rootless
+from ansible_collections.slipway.host.plugins.module_utils.state import acl
 
 Entry: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = Mapping[str, Any]
@@ -131,7 +127,7 @@ def _packages(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield (MISSING if state in ("not-installed", "config-files") else state), "installed"
         return
     wanted_version = entry.get("version") or version
-    if not _apt.is_version(version, wanted_version):
+    if not changes.is_version(version, wanted_version):
         yield f"version {version}", wanted_version
     hold = entry.get("hold")
     if hold is not None and hold != (want == "hold"):
@@ -179,7 +175,7 @@ def _default_acl(path: str, mode: str, found: str | None) -> Iterator[Change]:
             f"the file system of {path} keeps no POSIX ACLs, so it cannot say that new files are "
             "a team's; mount it so that it does, or declare the folder with 'acl: false'"
         )
-    change = _acl.difference(mode, found)
+    change = acl.difference(mode, found)
     if change:
         yield change
 
@@ -246,11 +242,11 @@ def _json(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     noted = answer["texts"].get(entry.get("record"))
     try:
-        record = _daemon_json.read_record(noted or "", entry["path"])
-    except _daemon_json.DaemonJsonError:
+        record = daemon_json.read_record(noted or "", entry["path"])
+    except daemon_json.DaemonJsonError:
         record = ()  # a broken record counts as a lost one, as in the module
     # A broken file raises: somebody must look at it before anything is changed.
-    lines = _daemon_json.owned_difference(
+    lines = daemon_json.owned_difference(
         text, entry["settings"], entry.get("absent", ()), record, name=entry["path"]
     )
     for line in lines:
@@ -276,11 +272,11 @@ def _keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield MISSING, f"the key {entry['fingerprint']}"
         return
     try:
-        found = _openpgp.fingerprints(_openpgp.from_text(text))
+        found = openpgp.fingerprints(openpgp.from_text(text))
     except ValueError as error:
         yield str(error), f"the key {entry['fingerprint']}"
         return
-    if _openpgp.spelled(entry["fingerprint"]) not in found:
+    if openpgp.spelled(entry["fingerprint"]) not in found:
         yield f"the key {', '.join(found)}", entry["fingerprint"]
 
 
@@ -386,8 +382,8 @@ def _rootless_engines(entry: Entry, answer: Answer) -> Iterator[Change]:
     if found is None:
         yield MISSING, "a user with an engine"
         return
-    state = _rootless.State(*found)
-    yield from _rootless.differences(state, answer["users"][entry["user"]][0])
+    state = rootless.State(*found)
+    yield from rootless.differences(state, answer["users"][entry["user"]][0])
     for path in entry.get("since", ()) if state.began else ():
         if (answer["mtimes"][path] or 0) > state.began:
             yield f"started before {path} changed", "started after it"

@@ -70,7 +70,7 @@ DRIVER_PACKAGES = (
 APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "multiverse"}
 TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
 # GPUs on baseboards whose switches show only in the vital product data of network functions, and
-# how many of them need no such look, see _gpu_data.
+# how many of them need no such look, see gpu.tables.
 NVLINK5_GPUS, NVLINK5_BASEBOARD = ("0x2901", "0x2909", "0x290a", "0x3182"), 8
 EFI = "/sys/firmware/efi"
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
@@ -657,7 +657,7 @@ def apt_components(root: str = "/etc/apt") -> list[str]:
 
 
 def gpu_facts(root: str = "/sys/bus/pci/devices") -> Json:
-    """Return what the choice of an NVIDIA driver depends on, see _gpu_host, which reads it.
+    """Return what the choice of an NVIDIA driver depends on, see gpu.host, which reads it.
 
     A host without NVIDIA's devices, and with nothing of its driver, is asked no further.
     """
@@ -700,7 +700,7 @@ def gpu_facts(root: str = "/sys/bus/pci/devices") -> Json:
 
 
 def rolled_back() -> Json:
-    """Return what the last rollback left, see _package_record; a broken record tells nothing."""
+    """Return what the last rollback left, see apt.package_record; a broken record tells nothing."""
     try:
         left = json.loads(read(UPGRADE_RECORD) or b"{}").get("left", {})
     except (ValueError, AttributeError):

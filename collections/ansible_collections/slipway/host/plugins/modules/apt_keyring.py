@@ -65,7 +65,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _openpgp
+from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "path": {"type": "path", "required": True},
@@ -79,14 +79,14 @@ MODE = 0o644
 def keyring_bytes(content: bytes) -> bytes:
     """Return binary keyring bytes from a key file's CONTENT, armoured or not."""
     if content.lstrip().startswith(b"-----BEGIN"):
-        return _openpgp.from_text(content.decode("ascii", "replace"))
+        return openpgp.from_text(content.decode("ascii", "replace"))
     return content
 
 
 def present_fingerprints(path: Path) -> list[str]:
     """Return the fingerprints in the file at PATH, none where it is missing or no keyring."""
     try:
-        return _openpgp.fingerprints(keyring_bytes(path.read_bytes()))
+        return openpgp.fingerprints(keyring_bytes(path.read_bytes()))
     except (OSError, ValueError):
         return []
 
@@ -103,7 +103,7 @@ def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
         )
     try:
         keyring = keyring_bytes(content)
-        found = _openpgp.fingerprints(keyring)
+        found = openpgp.fingerprints(keyring)
     except ValueError as error:
         module.fail_json(msg=f"what {url} gives is no OpenPGP key: {error}. Nothing was written.")
     if wanted not in found:
@@ -114,14 +114,14 @@ def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
         )
     if Path(module.params["path"]).suffix == ".gpg":
         return keyring
-    return content if content != keyring else _openpgp.to_text(keyring).encode()
+    return content if content != keyring else openpgp.to_text(keyring).encode()
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     path = Path(module.params["path"])
-    wanted = _openpgp.spelled(module.params["fingerprint"])
+    wanted = openpgp.spelled(module.params["fingerprint"])
     before = present_fingerprints(path)
     write = wanted not in before
     if write and not module.check_mode:

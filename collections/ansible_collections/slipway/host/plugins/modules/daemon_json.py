@@ -206,7 +206,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils._daemon_json import (
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
     DaemonJsonError,
     Owned,
     Plan,

@@ -68,7 +68,8 @@ removed:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe, _sessions
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.host import sessions
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "group": {"type": "str", "required": True},
@@ -100,7 +101,7 @@ def main() -> None:
             for name in names:
                 module.run_command(["gpasswd", option, name, group], check_rc=True)
         changes = numbers(added), numbers(removed)
-        for warning in _sessions.outdated(group, found[0], *changes, _sessions.processes()):
+        for warning in sessions.outdated(group, found[0], *changes, sessions.processes()):
             module.warn(warning)
     after = (members | wanted) - set(removed)
     module.exit_json(

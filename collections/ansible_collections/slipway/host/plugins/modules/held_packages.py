@@ -107,8 +107,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _apt, _probe
-from ansible_collections.slipway.host.plugins.module_utils._apt_run import (
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes
+from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     Apt,
     AptError,
     describe,
@@ -134,9 +135,9 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def expected(known: Mapping[str, _apt.Known], actions: _apt.Plan) -> str:
+def expected(known: Mapping[str, changes.Known], actions: changes.Plan) -> str:
     """Return what :func:`describe` would say after ACTIONS."""
-    after: dict[str, _apt.Known] = {k: v for k, v in known.items() if k not in actions.purge}
+    after: dict[str, changes.Known] = {k: v for k, v in known.items() if k not in actions.purge}
     for spelled in actions.install:
         name, _, version = spelled.partition("=")
         after[name] = ["install", "installed", version or "(newest)"]
@@ -146,10 +147,10 @@ def expected(known: Mapping[str, _apt.Known], actions: _apt.Plan) -> str:
     return describe(after)
 
 
-def change(apt: Apt, module: AnsibleModule, known: Mapping[str, _apt.Known]) -> _apt.Plan:
+def change(apt: Apt, module: AnsibleModule, known: Mapping[str, changes.Known]) -> changes.Plan:
     """Make the set as wanted; return what was done."""
     wanted = module.params["packages"]
-    actions = _apt.plan(wanted, known)
+    actions = changes.plan(wanted, known)
     if actions.purge and not actions.install:
         actions.purge += apt.orphans(actions.purge)
     if module.params["refresh"] and actions.install:
@@ -157,10 +158,10 @@ def change(apt: Apt, module: AnsibleModule, known: Mapping[str, _apt.Known]) -> 
     if actions.install:
         actions.install += apt.known(actions.optional)
         actions.install += apt.followers(wanted, known)
-    for command in _apt.commands(actions):
+    for command in changes.commands(actions):
         if gone := apt.change(command, module.params["version_gone"]):
-            actions.install = _apt.newest(wanted, known)
-            apt.change(_apt.commands(actions)[0])
+            actions.install = changes.newest(wanted, known)
+            apt.change(changes.commands(actions)[0])
             apt.notes.append(f"no source has version {', '.join(gone)}: took the newest instead")
     return actions
 
@@ -171,12 +172,12 @@ def main() -> None:
     wanted = module.params["packages"]
     names = [entry["name"] for entry in wanted]
     known = _probe.dpkg(names)
-    actions = _apt.plan(wanted, known)
+    actions = changes.plan(wanted, known)
     changed = actions.changes
     apt = Apt(module, module.params["lock_timeout"])
     if changed and not module.check_mode:
         try:
-            if left := _apt.unfinished(known):
+            if left := changes.unfinished(known):
                 apt.finish(left)
             actions = change(apt, module, _probe.dpkg(names))
         except AptError as error:

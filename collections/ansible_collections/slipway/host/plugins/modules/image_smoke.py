@@ -53,7 +53,8 @@ import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _smoke, _verify
+from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.images import smoke
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "references": {"type": "list", "elements": "str", "required": True},
@@ -70,11 +71,11 @@ def prove(reference: str, timeout: int) -> list[str]:
         check=False,
     )
     if asked.returncode != 0:
-        raise _smoke.SmokeError(f"is not on the host: {asked.stderr.strip()}")
-    command = (json.loads(asked.stdout) or {}).get(_verify.LABEL_SMOKE)
+        raise smoke.SmokeError(f"is not on the host: {asked.stderr.strip()}")
+    command = (json.loads(asked.stdout) or {}).get(verify.LABEL_SMOKE)
     if command is None:
-        raise _smoke.SmokeError(f"has no smoke test: it lacks the label {_verify.LABEL_SMOKE}")
-    return _smoke.test(reference, json.loads(command), timeout)
+        raise smoke.SmokeError(f"has no smoke test: it lacks the label {verify.LABEL_SMOKE}")
+    return smoke.test(reference, json.loads(command), timeout)
 
 
 def main() -> None:
@@ -84,7 +85,7 @@ def main() -> None:
     for reference in module.params["references"]:
         try:
             proven[reference] = prove(reference, module.params["timeout"])
-        except (_smoke.SmokeError, OSError) as error:
+        except (smoke.SmokeError, OSError) as error:
             failed.append(f"{reference}: {error}")
     if failed:
         module.fail_json(msg="\n".join(failed), proven=proven)

@@ -104,10 +104,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _gpu_detect as detect
-from ansible_collections.slipway.host.plugins.module_utils import _nvidia_module, _probe
-from ansible_collections.slipway.host.plugins.module_utils._gpu_report import installed_module
-from ansible_collections.slipway.host.plugins.module_utils._nvidia_module import Situation, Step
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import kernel_module
+from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import Situation, Step
+from ansible_collections.slipway.host.plugins.module_utils.gpu.report import installed_module
 
 PROC, SYS, MODULES = Path("/proc"), Path("/sys"), Path("/lib/modules")
 SESSIONS = Path("/run/systemd/sessions")
@@ -126,8 +127,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "reboot": {
         "type": "str",
-        "choices": [_nvidia_module.IDLE, _nvidia_module.NEVER, _nvidia_module.ALWAYS],
-        "default": _nvidia_module.IDLE,
+        "choices": [kernel_module.IDLE, kernel_module.NEVER, kernel_module.ALWAYS],
+        "default": kernel_module.IDLE,
     },
     "controller_boot_id": {"type": "str", "default": ""},
 }
@@ -183,7 +184,7 @@ class Host:
     def _terminals(self) -> list[str]:
         names = _probe.names_in(str(SESSIONS)) or []
         texts = [_probe.text(str(SESSIONS / name)) for name in names if not name.endswith(".ref")]
-        return _nvidia_module.terminals(text for text in texts if text)
+        return kernel_module.terminals(text for text in texts if text)
 
     def load(self, names: list[str], also: Sequence[str] = (), stuck: str = "") -> None:
         """Load the modules of these NAMES, or fail with the kernel's own words.
@@ -208,17 +209,17 @@ class Host:
 
     def unload(self) -> str:
         """Unload the driver; return the module that the kernel did not let go, empty for none."""
-        for name in _nvidia_module.UNLOADED:
+        for name in kernel_module.UNLOADED:
             if detect.is_loaded(SYS, name) and self.run(["rmmod", name])[0] != 0:
                 return name
         return ""
 
     def reload(self, names: list[str]) -> str:
         """Replace the driver in the kernel; return the module that it did not let go."""
-        units = [unit for unit in _nvidia_module.DAEMONS.values() if self._is_active(unit)]
+        units = [unit for unit in kernel_module.DAEMONS.values() if self._is_active(unit)]
         if units:
             self.run(["systemctl", "stop", *units])
-        before = [name for name in _nvidia_module.UNLOADED if detect.is_loaded(SYS, name)]
+        before = [name for name in kernel_module.UNLOADED if detect.is_loaded(SYS, name)]
         stuck = self.unload()
         self.load(names, [name for name in reversed(before) if name not in names], stuck)
         if units:
@@ -235,7 +236,7 @@ def main() -> None:
     host = Host(module)
     wanted = [e["name"] for e in module.params["modules"] if e["state"] == "present"]
     found = host.situation()
-    step, reason = _nvidia_module.next_step(found, module.params["reboot"])
+    step, reason = kernel_module.next_step(found, module.params["reboot"])
     if step is Step.FAIL and not module.check_mode:
         module.fail_json(msg=f"{reason}.")
     changed = step in (Step.LOAD, Step.RELOAD)
@@ -243,7 +244,7 @@ def main() -> None:
         host.load(wanted)
     elif step is Step.RELOAD and not module.check_mode and (stuck := host.reload(wanted)):
         changed = False
-        step, reason = _nvidia_module.after_failed_unload(found, module.params["reboot"], stuck)
+        step, reason = kernel_module.after_failed_unload(found, module.params["reboot"], stuck)
     waits = step is Step.WAIT
     after = found.installed if changed else found.loaded
     module.exit_json(

@@ -148,13 +148,13 @@ slipway_note:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils._apt_run import AptError
-from ansible_collections.slipway.host.plugins.module_utils._package_record import RecordError
-from ansible_collections.slipway.host.plugins.module_utils._package_set import (
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import RecordError
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_set import (
     PackageSet,
     Result,
     combined,
 )
+from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {

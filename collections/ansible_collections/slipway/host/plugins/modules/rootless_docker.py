@@ -94,7 +94,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, _rootless
+from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "engines": {
@@ -137,15 +138,15 @@ class Engine:
 
     def own(self, *command: str) -> tuple[int, str, str]:
         """Run a command as the user; return its status and what it wrote."""
-        words = _rootless.as_user(self.name, self.home, self.uid, command)
+        words = rootless.as_user(self.name, self.home, self.uid, command)
         done: tuple[int, str, str] = self.module.run_command(words, cwd="/")
         return done
 
-    def set_up(self, state: _rootless.State, restart: bool) -> None:
+    def set_up(self, state: rootless.State, restart: bool) -> None:
         """Bring it from STATE to an engine that answers; RESTART: its files changed."""
-        if min(state.uids, state.gids) < _rootless.SUBORDINATE_IDS:
+        if min(state.uids, state.gids) < rootless.SUBORDINATE_IDS:
             texts = [_probe.word(path) for path in ("/etc/subuid", "/etc/subgid")]
-            ids = "-".join(str(number) for number in _rootless.free_range(texts))
+            ids = "-".join(str(number) for number in rootless.free_range(texts))
             self.root("usermod", "--add-subuids", ids, "--add-subgids", ids, self.name)
         if not state.lingers:
             self.root("loginctl", "enable-linger", self.name)
@@ -153,7 +154,7 @@ class Engine:
         self.root("systemctl", "start", f"user@{self.uid}.service")
         if restart or not state.began:
             self._start()
-        if state.context != _rootless.socket(self.uid):
+        if state.context != rootless.socket(self.uid):
             self._make_context()
 
     def _start(self) -> None:
@@ -168,11 +169,11 @@ class Engine:
             self._fail(f"the engine of {self.name} does not start: {(err or out).strip()}", log)
 
     def _make_context(self) -> None:
-        status, _out, _err = self.own("docker", "context", "inspect", _rootless.CONTEXT)
-        address = f"host={_rootless.socket(self.uid)}"
+        status, _out, _err = self.own("docker", "context", "inspect", rootless.CONTEXT)
+        address = f"host={rootless.socket(self.uid)}"
         for words in (
-            ("create" if status else "update", _rootless.CONTEXT, "--docker", address),
-            ("use", _rootless.CONTEXT),
+            ("create" if status else "update", rootless.CONTEXT, "--docker", address),
+            ("use", rootless.CONTEXT),
         ):
             status, out, err = self.own("docker", "context", *words)
             if status != 0:
@@ -186,9 +187,9 @@ class Engine:
         if Path(f"/run/user/{self.uid}").exists():
             self.own("systemctl", "--user", "stop", UNIT)
         _status, current, _err = self.own("docker", "context", "inspect", "--format={{.Name}}")
-        if current.strip() == _rootless.CONTEXT:
+        if current.strip() == rootless.CONTEXT:
             self.own("docker", "context", "use", "default")
-        self.own("docker", "context", "rm", "--force", _rootless.CONTEXT)
+        self.own("docker", "context", "rm", "--force", rootless.CONTEXT)
         self.root("loginctl", "disable-linger", self.name)
         _status, sessions, _err = self.module.run_command(
             ["loginctl", "show-user", "--property=Sessions", "--value", self.name]
@@ -211,20 +212,20 @@ def set_up_all(module: AnsibleModule) -> list[_owned.Difference]:
                 engine = Engine(module, entry["user"])
             except KeyError:
                 module.fail_json(msg=f"there is no user {entry['user']}")
-            state = _rootless.State(*answer["rootless"][entry["user"]])
+            state = rootless.State(*answer["rootless"][entry["user"]])
             engine.set_up(state, is_stale(entry, answer, state))
     return lacking
 
 
-def is_stale(entry: Mapping[str, Any], answer: Mapping[str, Any], state: _rootless.State) -> bool:
+def is_stale(entry: Mapping[str, Any], answer: Mapping[str, Any], state: rootless.State) -> bool:
     """Whether an engine was started before a file changed that it has read."""
     return any((answer["mtimes"][path] or 0) > state.began for path in entry["since"])
 
 
 def take_down_others(module: AnsibleModule) -> list[_owned.Difference]:
     """Take down the engines of those who are not listed; return what was there."""
-    listed = [_rootless.config_file(entry["user"]) for entry in module.params["engines"]]
-    folder = Path(_rootless.FOLDER)
+    listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
+    folder = Path(rootless.FOLDER)
     owned = {"folders": [{"path": str(folder), "entries": [Path(file).name for file in listed]}]}
     names = _probe.names_in(str(folder))
     found = _owned.differences(owned, {"folders": {str(folder): names}})

@@ -132,12 +132,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import (
-    _files,
-    _owned,
-    _probe,
-    _service_ports,
-)
+from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.services import ports
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -375,7 +371,7 @@ def act(
     # away, though another one has its place.
     made = settle_mounts(differing)
     held = held_ports(module) if len(differing) > 1 else {}
-    for project, stopped in _service_ports.turns(differing, held):
+    for project, stopped in ports.turns(differing, held):
         with noted(failed):
             for name in stopped:
                 docker(module, "compose", "--project-name", name, "stop")

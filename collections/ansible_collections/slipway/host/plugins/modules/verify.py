@@ -74,7 +74,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _verify
+from ansible_collections.slipway.host.plugins.module_utils.host import verify
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "smoke": {"type": "bool", "default": True},
@@ -91,11 +91,11 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
-    checks = _verify.checks(module.params["smoke"], reload)
+    checks = verify.checks(module.params["smoke"], reload)
     wrong = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
     if wrong:
         module.fail_json(msg="; ".join(wrong), checks=checks)
-    notes = [check["seen"] for check in checks if check["what"] == _verify.GPUS_IN_CONTAINERS]
+    notes = [check["seen"] for check in checks if check["what"] == verify.GPUS_IN_CONTAINERS]
     module.exit_json(
         changed=False,
         checks=checks,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slipway.host.plugins.module_utils import _catalogue, _declaration
+from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, declaration
 
 
 class Builds:
@@ -18,11 +18,11 @@ class Builds:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._how = [arguments[key] for key in ("variant", "base", "args")]
         try:
-            self._catalogue = _catalogue.load_catalogue(Path(arguments["catalogue"]))
-        except _declaration.DeclarationError as error:
+            self._catalogue = catalogue.load_catalogue(Path(arguments["catalogue"]))
+        except declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from error
 
-    def of(self, names: list[str] | None = None) -> list[_catalogue.ImageBuild]:
+    def of(self, names: list[str] | None = None) -> list[catalogue.ImageBuild]:
         """Return the builds of the images NAMES and of what they stand on, of all where None.
 
         Raise AnsibleActionFail where that makes no sense.
@@ -31,5 +31,5 @@ class Builds:
             return self._catalogue.builds(
                 list(self._catalogue.images) if names is None else names, *self._how
             )
-        except _declaration.DeclarationError as error:
+        except declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from error

@@ -1,0 +1,177 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything known of a host's GPUs, read and decided, as one answer of plain data.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
+    decide,
+    driver_misfit,
+    skip_reason,
+)
+from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+    HostFacts,
+    PciDevice,
+    Wanted,
+)
+
+# Runs a command and returns its exit code, standard output and standard error.
+Run = Callable[[list[str]], tuple[int, str, str]]
+
+# A GPU off the bus can block nvidia-smi for minutes.
+SMI_SECONDS = 60
+
+_DPKG_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the host is read; a test points them at a tree of its own."""
+
+    pci: Path
+    proc: Path
+    sys: Path
+    modules: Path
+    run: Path
+    os_release: Path
+    dpkg_status: Path
+
+
+def report(places: Places, wanted: Wanted, smi: str | None, run: Run) -> dict[str, Any]:
+    """Read a host and decide its driver.
+
+    ``smi`` is the path of nvidia-smi, None where it is not to be asked. It is asked only while
+    the driver is loaded, because it would load the driver otherwise.
+    """
+    found = detect.inventory(places.pci)
+    packages = detect.dpkg(places.dpkg_status)
+    host = _host_facts(places, found, packages)
+    loaded = detect.loaded(places.proc, places.sys)
+    installed = installed_module(places.modules, host.kernel, run)
+    holders = detect.holders(places.proc) if loaded else detect.Holders()
+    live, smi_error = _ask_smi(smi, run) if smi and loaded else (None, None)
+    by_address = {gpu.address: gpu for gpu in live.gpus} if live else {}
+    return {
+        "gpus": [_gpu(gpu, by_address.get(gpu.address)) for gpu in found.gpus],
+        "nvswitches": [_device(device) for device in found.nvswitches],
+        "audio": [_device(device) for device in found.audio],
+        "nics": [_device(device) for device in found.nics],
+        "driver": asdict(decide(host, wanted)),
+        "present": _present(places, host, loaded, installed, packages),
+        "holders": [asdict(holder) for holder in holders.processes],
+        "holders_complete": holders.complete,
+        "mig": any(gpu.mig for gpu in by_address.values()),
+        "smi": {
+            "driver_version": live.driver_version if live else None,
+            "cuda_version": live.cuda_version if live else None,
+            "error": smi_error,
+        },
+        "host": {
+            "distribution": host.distribution,
+            "release": host.release,
+            "architecture": host.architecture,
+            "kernel": host.kernel,
+            "kernel_metas": host.kernel_metas,
+            "headers": detect.headers_present(places.modules, host.kernel),
+            "secure_boot": host.secure_boot,
+        },
+        "reboot_required": detect.reboot_asked_for(places.run),
+    }
+
+
+def _host_facts(places: Places, found: detect.Inventory, packages: detect.Dpkg) -> HostFacts:
+    distribution, release = detect.os_release(places.os_release)
+    machine = platform.machine()
+    return HostFacts(
+        distribution=distribution,
+        release=release,
+        kernel=detect.running_kernel(places.proc),
+        architecture=packages.architecture or _DPKG_ARCHITECTURES.get(machine, machine),
+        kernel_metas=packages.kernel_metas(),
+        secure_boot=detect.secure_boot(places.sys),
+        gpus=found.gpus,
+        nvswitches=found.nvswitches,
+        nvlink_bridges=found.nvlink_bridges,
+    )
+
+
+def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModule | None:
+    """Return the NVIDIA module that a KERNEL would load next, by modinfo.
+
+    MODULES is the folder with the modules of each kernel.
+    """
+    for path in detect.module_files(modules, kernel):
+        code, version, _ = run(["modinfo", "-F", "version", str(path)])
+        if code == 0 and version.strip():
+            _, license_text, _ = run(["modinfo", "-F", "license", str(path)])
+            flavour = detect.flavour_of_license(license_text)
+            return detect.KernelModule(version.strip(), flavour, str(path))
+    return None
+
+
+def _ask_smi(smi: str, run: Run) -> tuple[nvidia_smi.SmiReport | None, str | None]:
+    """Return what nvidia-smi reports, or why it does not."""
+    code, output, error = run(["timeout", "--kill-after=5", str(SMI_SECONDS), smi, "-q", "-x"])
+    if code != 0:
+        return None, nvidia_smi.failure(code, error or output)
+    try:
+        return nvidia_smi.parse(output), None
+    except nvidia_smi.SmiError as problem:
+        return None, str(problem)
+
+
+def _present(
+    places: Places,
+    host: HostFacts,
+    loaded: detect.KernelModule | None,
+    installed: detect.KernelModule | None,
+    packages: detect.Dpkg,
+) -> dict[str, Any]:
+    """Describe the driver that is there, against what the GPUs need."""
+    effective = loaded or installed
+    branch = int(effective.version.split(".")[0]) if effective else None
+    return {
+        "branch": branch,
+        "loaded": asdict(loaded) if loaded else None,
+        "installed": asdict(installed) if installed else None,
+        "stale": bool(loaded and installed and loaded.version != installed.version),
+        "misfit": (
+            driver_misfit(host.gpus, branch, effective.modules)
+            if effective and branch is not None
+            else None
+        ),
+        "nouveau": any(detect.is_loaded(places.sys, name) for name in sorted(data.NOUVEAU_DRIVERS)),
+        "packages": packages.driver(),
+    }
+
+
+def _device(device: PciDevice) -> dict[str, Any]:
+    return {
+        "address": device.address,
+        "id": f"{device.vendor:04x}:{device.device:04x}",
+        "subsystem": f"{device.subsystem_vendor:04x}:{device.subsystem_device:04x}",
+        "class": f"{device.class_code >> 8:04x}",
+        "driver": device.driver,
+    }
+
+
+def _gpu(gpu: PciDevice, live: nvidia_smi.SmiGpu | None) -> Mapping[str, Any]:
+    return _device(gpu) | {
+        "name": data.name_of(gpu.device),
+        "architecture": data.architecture_of(gpu.device).name,
+        "skipped": skip_reason(gpu),
+        "vgpu": gpu.virtual,
+        "smi": asdict(live) if live else None,
+    }

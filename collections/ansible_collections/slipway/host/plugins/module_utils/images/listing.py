@@ -1,0 +1,173 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The catalogue against what a host holds: what is there, how big it is, what was proven.
+
+PRIVATE to the collection. Runs on the controller.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import ImageBuild
+
+LABEL_IMAGE = "io.slipway.image"
+SEPARATOR = "-- records"
+
+QUESTION = f"""
+ids=$(docker image ls --quiet --no-trunc --filter label={LABEL_IMAGE} | sort -u)
+[ -z "$ids" ] && echo '[]' || docker image inspect $ids
+for record in /var/lib/slipway/images/*.json; do
+    case "$record" in
+    *'*'* | *.cdx.json) ;;
+    *) echo '{SEPARATOR}' && cat "$record" && echo ;;
+    esac
+done
+"""
+"""A shell script for the host; `read_answer` reads what it writes."""
+
+CURRENT, OUTDATED, MISSING, UNKNOWN = "current", "outdated", "missing", "not in the catalogue"
+
+
+@dataclass(frozen=True)
+class Held:
+    """An image on a host: its digest label, its size in bytes, and when and what was proven."""
+
+    reference: str
+    digest: str
+    size: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the catalogue or of the host, compared.
+
+    `added` is what it adds to the image it stands on, in bytes; both sizes are None where the host
+    does not hold it. `declared` says whether the host is to hold it.
+    """
+
+    reference: str
+    state: str
+    declared: bool
+    size: int | None = None
+    added: int | None = None
+    build_seconds: float | None = None
+    smoke_seconds: float | None = None
+    proven: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def read_answer(text: str) -> dict[str, Held]:
+    """Return the images that a host's answer to QUESTION tells of, by reference.
+
+    Raise ValueError where it is not such an answer.
+    """
+    inspected, *recorded = text.split(SEPARATOR)
+    records = {record["digest"]: record for record in map(json.loads, recorded)}
+    held = {}
+    for image in json.loads(inspected):
+        digest = image["Config"]["Labels"].get(LABEL_DIGEST, "")
+        for reference in image.get("RepoTags") or ():
+            held[reference] = Held(reference, digest, image["Size"], records.get(digest, {}))
+    return held
+
+
+def compare(
+    builds: Sequence[ImageBuild],
+    held: Mapping[str, Held],
+    declared: Collection[str],
+    unfit: Mapping[str, str] = MappingProxyType({}),
+) -> list[Row]:
+    """Return what the catalogue's BUILDS are on a host, then what else it holds of Slipway.
+
+    DECLARED are the references that the host is to hold, UNFIT says of some why they do not run
+    there.
+    """
+    rows = [_row(build, held, build.reference in declared, unfit) for build in builds]
+    known = {build.reference for build in builds}
+    rows += [
+        Row(reference, UNKNOWN, False, image.size)
+        for reference, image in sorted(held.items())
+        if reference not in known
+    ]
+    return rows
+
+
+def _row(
+    build: ImageBuild, held: Mapping[str, Held], declared: bool, unfit: Mapping[str, str]
+) -> Row:
+    image = held.get(build.reference)
+    notes = [*build.notes, *([unfit[build.reference]] if build.reference in unfit else ())]
+    if image is None:
+        return Row(build.reference, MISSING, declared, notes=notes)
+    below = held.get(build.parent) if build.parent else None
+    return Row(
+        reference=build.reference,
+        state=CURRENT if image.digest == build.digest else OUTDATED,
+        declared=declared,
+        size=image.size,
+        added=image.size - below.size if below else image.size,
+        build_seconds=image.record.get("build_seconds"),
+        smoke_seconds=image.record.get("smoke_seconds"),
+        proven=image.record.get("proven", ()),
+        notes=notes,
+    )
+
+
+HEADINGS = ("image", "on the host", "size", "adds", "build", "smoke test", "proves")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table for people, with the notes below it."""
+    cells = [HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS) - 1)]
+    lines = [
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]
+        )
+        for line in cells
+    ]
+    lines += [f"{row.reference}: {note}" for row in rows for note in row.notes]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return a table in Markdown of what the host holds of the catalogue: sizes, times, proofs."""
+    held = [row for row in rows if row.state in (CURRENT, OUTDATED)]
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in held)]
+    # What is to be on this one host is nothing for a page.
+    return "\n".join(f"| {' | '.join([line[0], *line[2:]])} |" for line in lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    state = row.state if row.declared or row.state in (MISSING, UNKNOWN) else f"{row.state}, extra"
+    return (
+        row.reference.removeprefix("slipway/"),
+        state,
+        _megabytes(row.size),
+        _megabytes(row.added),
+        _seconds(row.build_seconds),
+        _seconds(row.smoke_seconds),
+        f"{len(row.proven)} steps" if row.proven else "",
+    )
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f} MB"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"
+
+
+def unneeded(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the references that a host holds and is not to hold, those on top of others first."""
+    yield from (
+        row.reference for row in reversed(rows) if row.size is not None and not row.declared
+    )

@@ -1,0 +1,278 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The owned state of the role ml_aliases: commands that start containers of the catalogue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
+from ansible_collections.slipway.host.plugins.module_utils.ml import complete, settings
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
+
+HEADER = "Written by Slipway's role ml_aliases; changes are overwritten."
+LIBRARY = "/usr/local/lib/slipway"
+PROGRAM = f"{LIBRARY}/{complete.ML}"
+PACKAGE = "slipway_ml"
+COMMANDS = "/usr/local/bin"
+DECLARATION = str(settings.HOST_FILE)
+# What is found first or after COMMANDS, and so would be hidden by a command there.
+SYSTEM_FOLDERS = ("/usr/sbin", "/usr/bin", "/snap/bin")
+# bash-completion loads what is in this folder for every shell, zsh and fish do so themselves.
+BASH_COMPLETION = "/etc/bash_completion.d/slipway"
+ZSH_COMPLETION = "/usr/local/share/zsh/site-functions/_slipway"
+FISH_COMPLETION = "/etc/fish/conf.d/slipway.fish"
+
+PACKAGES = ("bash-completion", "zstd")
+
+# Names that a shell or a script takes for something else: the words and builtins of bash, zsh and
+# fish, the utilities of POSIX, and what scripts call whether or not it is installed here.
+RESERVED_WORDS = (
+    "alias and argparse at autoload awk basename bc begin bg bind block break builtin caller case "
+    "cat cd chdir chgrp chmod chown cksum cmp comm command commandline compgen complete compopt "
+    "continue contains coproc count cp crontab csplit curl cut date dc dd declare df diff dir "
+    "dirname dirs disown do docker done du echo ed elif else emacs emulate enable end esac eval "
+    "ex exec exit expand export expr false fc fg fi file find fold for function functions gcc "
+    "getconf getopts git grep gzip hash head history iconv id if in install integer ionice ip "
+    "jobs join kill less let limit link ln local locale log logger login logname logout ls make "
+    "man mapfile math mesg mkdir mkfifo ml more mv nano newgrp nice nl noglob nohup not od or "
+    "passwd paste patch path pax perl pgrep php ping pip pip3 pkill popd pr print printf prompt "
+    "ps pushd pwd python python3 rake read readarray readonly rehash repeat return rm rmdir rsh "
+    "rsync ruby scp screen sed select set setenv sh shift shopt sleep sort source split ssh "
+    "status string stty su sudo suspend switch sync tabs tail tar tee test then time times tmux "
+    "top touch tput tr trap true tsort tty type typeset ulimit umask unalias uname unexpand "
+    "uniq unlimit unset until uptime users uv vi vim wait watch wc wget whence where which while "
+    "who write xargs xz yes zcat zip zsh bash fish"
+)
+RESERVED = frozenset(RESERVED_WORDS.split())
+
+
+class AliasError(ValueError):
+    """An alias is declared in a way that cannot be carried out."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The role's variables; see its defaults."""
+
+    contact: str
+    mounts: Sequence[Mapping[str, Any]] = ()
+    common: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """An alias of an image on this host."""
+
+    name: str
+    image: Planned
+    declared: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return every name it has, the main one first."""
+        return self.name, *self.declared["names"]
+
+
+def of_images(images: Sequence[Planned]) -> list[Alias]:
+    """Return the aliases of the IMAGES that a host holds, by name."""
+    found = [
+        Alias(name, image, declared)
+        for image in images
+        for name, declared in (image.image.get("aliases") or {}).items()
+    ]
+    return sorted(found, key=lambda alias: alias.name)
+
+
+def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[str, Any]]]:
+    """Return the owned state for a host that holds the IMAGES.
+
+    Raise AliasError where an alias hides what belongs to the system, or a setting cannot be.
+    """
+    for name, its in options.settings.items():
+        if not isinstance(its, Mapping):
+            raise AliasError(f"ml_aliases_settings.{name} must be settings by their names")
+    aliases = [alias for alias in of_images(images) if _is_wanted(alias.name, options)]
+    for alias in aliases:
+        _check_names(alias)
+    names = sorted(name for alias in aliases for name in alias.names)
+    commands = [complete.ML, *names]
+    files = [
+        *_program_files(),
+        {"path": DECLARATION, "content": _declaration(images, aliases, options)},
+        {"path": BASH_COMPLETION, "content": _bash(commands)},
+        {"path": ZSH_COMPLETION, "content": _zsh(commands)},
+        {"path": FISH_COMPLETION, "content": _fish(commands)},
+    ]
+    return {
+        "packages": [{"name": name} for name in PACKAGES],
+        "files": files,
+        "links": [{"folder": COMMANDS, "target": PROGRAM, "names": commands}],
+        "unhidden": [
+            {"path": f"{folder}/{name}"} for name in commands for folder in SYSTEM_FOLDERS
+        ],
+    }
+
+
+def removed() -> dict[str, list[dict[str, Any]]]:
+    """Return the owned state of a host that is to have nothing of this role.
+
+    The packages stay: others may use them.
+    """
+    paths = (LIBRARY, DECLARATION, BASH_COMPLETION, ZSH_COMPLETION, FISH_COMPLETION)
+    return {
+        "packages": [],
+        "files": [{"path": path, "state": "absent"} for path in paths],
+        "links": [{"folder": COMMANDS, "target": PROGRAM, "names": []}],
+        "unhidden": [],
+    }
+
+
+def _is_wanted(name: str, options: Options) -> bool:
+    wanted = options.settings.get(name, {}).get("enabled", True)
+    if not isinstance(wanted, bool):
+        raise AliasError(
+            f"ml_aliases_settings.{name}: enabled is {wanted!r}, must be true or false"
+        )
+    return wanted
+
+
+def _check_names(alias: Alias) -> None:
+    for name in alias.names:
+        if name in RESERVED:
+            raise AliasError(
+                f"alias '{name}' of image {alias.image.name} would hide what shells and scripts "
+                f"call {name}; give it another name in images/{alias.image.name}/image.yml, or "
+                f"leave it out here with ml_aliases_settings: {{{alias.name}: {{enabled: false}}}}"
+            )
+
+
+def check_known(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise AliasError where settings are for an alias that no image of the catalogue has."""
+    for name in names:
+        if name not in known:
+            hint = settings.nearest(name, known)
+            raise AliasError(f"ml_aliases_settings: no image has an alias {name}; {hint}")
+
+
+def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: Options) -> str:
+    """Return what the program reads on the host, as JSON text."""
+    declared = {
+        "about": HEADER,
+        "contact": options.contact,
+        "images": {image.name: image.reference for image in images},
+        "aliases": {alias.name: _entry(alias, options) for alias in aliases},
+    }
+    return json.dumps(declared, indent=1, sort_keys=True) + "\n"
+
+
+def _entry(alias: Alias, options: Options) -> dict[str, Any]:
+    image = alias.image
+    ports = {
+        name: {"inside": inside, "path": alias.declared["urls"].get(name, "")}
+        for name, inside in image.image["ports"].items()
+    }
+    return {
+        "names": list(alias.declared["names"]),
+        "description": alias.declared["description"],
+        "image": image.name,
+        "variant": image.variant,
+        "network": image.image["network"],
+        "command": list(alias.declared.get("command") or image.image["command"] or ()),
+        "ports": ports,
+        "settings": _merged(alias, ports, options),
+    }
+
+
+def _as_text(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer with texts for the numbers that YAML makes of `gpus: 0` and `cpus: 4`."""
+
+    def text(value: Any) -> Any:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return str(value) if number else value
+
+    found = {key: text(value) for key, value in layer.items()}
+    if isinstance(found.get("environment"), Mapping):
+        found["environment"] = {name: text(value) for name, value in found["environment"].items()}
+    return found
+
+
+def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Return the settings of all layers up to the host's, checked."""
+    own = {
+        key: value
+        for key, value in options.settings.get(alias.name, {}).items()
+        if key != "enabled"
+    }
+    layers = (
+        ("ml_aliases_mounts", {"mounts": list(options.mounts)}, None),
+        ("ml_aliases_common", _as_text(options.common), None),
+        (f"ml_aliases_settings.{alias.name}", _as_text(own), ports),
+    )
+    try:
+        for where, layer, known in layers:
+            settings.check(layer, where, known)
+    except MlError as error:
+        raise AliasError(str(error)) from error
+    image: dict[str, Any] = {"image": alias.image.reference, "ports": alias.declared["publish"]}
+    for key in ("gpus", "workdir", "shm_size"):
+        if alias.declared.get(key):
+            image[key] = alias.declared[key]
+    return settings.merge(settings.DEFAULTS, image, *(layer for _where, layer, _known in layers))
+
+
+@cache
+def program_sources() -> tuple[tuple[str, str], ...]:
+    """Return the program's modules, name and content; read once a process."""
+    folder = Path(settings.__file__).parent
+    return tuple((f.name, f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.py")))
+
+
+def _program_files() -> Iterator[dict[str, Any]]:
+    """Yield the program: a package, and the file that runs it whatever the user's environment."""
+    for name, content in program_sources():
+        yield {"path": f"{LIBRARY}/{PACKAGE}/{name}", "content": content}
+    # Isolated: neither the user's PYTHONPATH nor the folder where the user stands lends a module.
+    launcher = (
+        "#!/usr/bin/python3 -IB\n"
+        f"# {HEADER}\n"
+        "import sys\n\n"
+        f'sys.path.insert(0, "{LIBRARY}")\n'
+        f"from {PACKAGE}.main import main\n\n"
+        "sys.exit(main(sys.argv[0], sys.argv[1:]))\n"
+    )
+    yield {"path": PROGRAM, "content": launcher, "mode": "0755"}
+
+
+def _bash(commands: Sequence[str]) -> str:
+    return (
+        f"# {HEADER}\n"
+        "_slipway() {\n"
+        "    local IFS=$'\\n' offered\n"
+        f'    offered=$({PROGRAM} --complete "${{COMP_WORDS[@]:0:COMP_CWORD+1}}" 2>/dev/null)\n'
+        '    COMPREPLY=($(compgen -W "$offered" -- "${COMP_WORDS[COMP_CWORD]}"))\n'
+        "}\n"
+        f"complete -o default -F _slipway {' '.join(commands)}\n"
+    )
+
+
+def _zsh(commands: Sequence[str]) -> str:
+    return (
+        f"#compdef {' '.join(commands)}\n"
+        f"# {HEADER}\n"
+        "local -a offered\n"
+        f'offered=(${{(f)"$({PROGRAM} --complete "${{(@)words[1,CURRENT]}}" 2>/dev/null)"}})\n'
+        "(( $#offered )) && compadd -a offered || _files\n"
+    )
+
+
+def _fish(commands: Sequence[str]) -> str:
+    offered = f"({PROGRAM} --complete (commandline -opc) (commandline -ct) 2>/dev/null)"
+    lines = [f"complete --command {name} --arguments '{offered}'" for name in commands]
+    return "\n".join([f"# {HEADER}", *lines]) + "\n"

@@ -1,0 +1,676 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The owned state of the role nvidia_driver: which driver a host has, and what that makes.
+
+The choice itself is ``gpu.decision``'s.  Here it becomes packages with versions and holds, the
+repository they come from, and the files that keep them as they are.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import asked_again
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
+    Decision,
+    decide,
+    driver_misfit,
+)
+from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import DRIVER_PACKAGE
+from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import PREBUILT
+from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+    AUTO,
+    HostFacts,
+    Wanted,
+)
+
+DISTRIBUTION = "distribution"
+KEEP = "keep"
+
+KEYRING = "/etc/apt/keyrings/slipway-nvidia-driver.asc"
+SOURCES = "/etc/apt/sources.list.d/slipway-nvidia-driver.sources"
+PREFERENCES = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"
+UNATTENDED = "/etc/apt/apt.conf.d/60slipway-nvidia-driver"
+MODPROBE = "/etc/modprobe.d/slipway-nvidia-driver.conf"
+MODULES_LOAD = "/etc/modules-load.d/slipway-nvidia-driver.conf"
+PERSISTENCE = "/etc/systemd/system/nvidia-persistenced.service.d/slipway.conf"
+DAEMONS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
+WRITTEN_BY = "# Written by Slipway's role nvidia_driver.\n"
+
+# The version of a driver package up to its revision: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
+_PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)-")
+_DRIVER_VERSION = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
+# Not the 149 of linux-signatures-nvidia-6.8.0-149-generic, which is a kernel's.
+_NAMED_BRANCH = re.compile(r"(?<!\.\d)-(\d{3})(?=-|$)")
+# As that of firmware: several versions of it can be installed beside each other.
+_NAMED_VERSION = re.compile(r"-(\d{3}\.\d+(?:\.\d+)?)$")
+# Packages of the driver that some distribution versions apart from it, or that have no version of
+# the driver at all.
+_OWN_PACE = frozenset(
+    {
+        *("nvidia-settings", "nvidia-modprobe", "nvidia-persistenced", "nvidia-prime"),
+        *("nvidia-xconfig", "nvidia-support", "nvidia-installer-cleanup", "nvidia-legacy-check"),
+        *("nvidia-kernel-common", "nvlsm"),
+    }
+)
+
+# The flavour of Ubuntu's driver that is not for servers, by what people install of it.
+_OTHER_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
+_BOTH_FLAVOURS = ("nvidia-fabricmanager-", "libnvidia-nscq-", "libnvsdm-", "nvidia-imex-")
+
+# Packages of a driver as apt_preferences(5) names them. The last one spares libnvidia-container.
+_APT_PATTERNS = (
+    "cuda-drivers* libcuda1 libnvcuvid1 libnvsdm* nvidia-alternative* nvidia-compute-utils* "
+    "nvidia-dkms* nvidia-driver* nvidia-fabricmanager* nvidia-firmware* nvidia-headless* "
+    "nvidia-kernel* nvidia-modprobe nvidia-open* nvidia-persistenced nvidia-smi nvidia-utils* "
+    "/^libnvidia-([^c]|c[^o]|co[^n])/"
+)
+# The same for unattended-upgrades, which matches the beginning of a name (Python's re).
+_UNATTENDED_PATTERNS = (
+    "nvidia-(?!container)",
+    "libnvidia-(?!container)",
+    "linux-(modules|objects|signatures)-nvidia-",
+    "libcuda1$",
+    "libnvcuvid1$",
+    "libnvsdm",
+    "nvlsm$",
+    "cuda-drivers",
+    "firmware-nvidia-",
+)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where packages come from.
+
+    ``fingerprint`` is that of the key at ``key_url``; without them the distribution's own
+    ``keyring`` is trusted, a path on the host.
+    """
+
+    url: str
+    suites: tuple[str, ...]
+    components: tuple[str, ...] = ()
+    key_url: str = ""
+    fingerprint: str = ""
+    keyring: str = KEYRING
+
+
+_CUDA_URL = "https://developer.download.nvidia.com/compute/cuda/repos"
+_CUDA_ARCHITECTURES = {"amd64": "x86_64", "arm64": "sbsa"}
+_CUDA_KEY_2022 = ("3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC")
+# Folder, name and fingerprint of the key; each folder is signed by the key that lies in it.
+_CUDA_KEYS: Mapping[tuple[str, str], tuple[str, str, str]] = {
+    ("ubuntu", "22.04"): ("ubuntu2204", *_CUDA_KEY_2022),
+    ("ubuntu", "24.04"): ("ubuntu2404", *_CUDA_KEY_2022),
+    ("ubuntu", "26.04"): (
+        "ubuntu2604",
+        "60DF8A40.pub",
+        "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40",
+    ),
+    ("debian", "12"): ("debian12", *_CUDA_KEY_2022),
+    ("debian", "13"): ("debian13", "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
+}
+# What NVIDIA's cuda-keyring package leaves: the same repository, trusted by another file, is an
+# error to apt.
+_CUDA_LISTS = ("cuda.list", "cuda-{folder}-{architecture}.list")
+
+
+class _Refused(Exception):
+    """The role's variables, or the host, rule each other out; the message is a sentence."""
+
+
+def plan(
+    facts: Mapping[str, Any],
+    source: str,
+    branch: int | str,
+    modules: str,
+    version: str,
+    version_gone: str,
+    repository: Mapping[str, str],
+    video: bool,
+    hold: bool,
+    hold_kernel: bool,
+    state: str,
+    upgrade: bool = False,
+) -> dict[str, Any]:
+    """Return the driver of a host and the ``owned`` state that follows.
+
+    FACTS is ``ansible_facts['slipway']``; the others are the role's variables of the same names.
+    The result has ``needed`` (a GPU of this host wants a driver), ``managed`` (this role installs
+    it), ``source``, ``branch``, ``modules``, ``reason`` and ``notes`` in words, ``key_url``,
+    ``first`` (packages to install before all others) and ``newest`` (those that an upgrade is
+    about).  What cannot work stands in ``owned['refused']``.
+    """
+    host = gpu_host.host_facts(facts)
+    present = _driver_packages(facts)
+    if state == "absent":
+        return _removal(present, host)
+    try:
+        wanted = _wanted(host, source, branch, modules, version, video)
+        decision = _adopting(host, wanted, present)
+        if not decision.needed:
+            return _result(decision)
+        if source == KEEP:
+            return _kept(facts, host)
+        _refuse_foreign_driver(facts, present)
+        if source == AUTO:
+            _refuse_other_flavour(present)
+        if not decision.supported:
+            raise _Refused(decision.reason)
+        where = _repository(facts, host, decision, repository)
+    except _Refused as problem:
+        return _result(Decision(False, str(problem)), refused=[str(problem).rstrip(".")])
+    chosen = _set_version(decision, present, version, version_gone)
+    packages = [
+        *_packages(decision, present, chosen, chosen == version, hold),
+        *(
+            {"name": f"linux-image-{meta}", "hold": hold and hold_kernel}
+            for meta in host.kernel_metas
+            if decision.build == PREBUILT
+        ),
+    ]
+    pin = [entry for entry in packages if entry["name"] == decision.pin_package]
+    variables = "nvidia_driver_branch, nvidia_driver_version"
+    owned = {
+        "refused": [] if upgrade else asked_again(facts, packages, variables),
+        "keyrings": [{"path": KEYRING, "fingerprint": where.fingerprint}]
+        if where and where.key_url
+        else [],
+        "files": [
+            *_repository_files(where, host, decision),
+            {"path": PREFERENCES, "content": _preferences(decision, version)},
+            {"path": UNATTENDED, "content": _unattended(host, decision, hold_kernel)}
+            if hold
+            else {"path": UNATTENDED, "state": "absent"},
+            {"path": MODPROBE, "content": _modprobe()},
+            {"path": MODULES_LOAD, "content": _modules_load(decision)},
+            {"path": PERSISTENCE, "content": _persistence()}
+            if decision.source == data.UBUNTU
+            else {"path": PERSISTENCE, "state": "absent"},
+        ],
+        "packages": packages,
+        "derived": [{"path": f"/boot/initrd.img-{host.kernel}", "since": [MODPROBE]}],
+        "modules": _kernel_modules(decision, present),
+        "units": [
+            {
+                "name": DAEMONS[0],
+                "enabled": True,
+                "active": True,
+                "since": [PERSISTENCE] if decision.source == data.UBUNTU else [],
+            },
+            *(
+                {"name": DAEMONS[1], "enabled": True, "active": True}
+                for _ in range(decision.fabric_manager)
+            ),
+        ],
+    }
+    return _result(
+        decision,
+        owned,
+        managed=True,
+        first=pin,
+        newest=_newest(packages, version),
+        key_url=where.key_url if where else "",
+    )
+
+
+def _result(
+    decision: Decision,
+    owned: Mapping[str, Any] | None = None,
+    *,
+    managed: bool = False,
+    refused: Iterable[str] = (),
+    first: Iterable[Mapping[str, Any]] = (),
+    newest: Iterable[Mapping[str, Any]] = (),
+    key_url: str = "",
+) -> dict[str, Any]:
+    return {
+        "needed": decision.needed,
+        "managed": managed,
+        "source": decision.source,
+        "branch": decision.branch,
+        "modules": decision.modules,
+        "reason": decision.reason,
+        "notes": list(decision.warnings),
+        "key_url": key_url,
+        "first": list(first),
+        "newest": list(newest),
+        "owned": dict(owned or {"refused": list(refused)}),
+    }
+
+
+# --- the choice --------------------------------------------------------------------------------
+
+
+def _wanted(
+    host: HostFacts, source: str, branch: int | str, modules: str, version: str, video: bool
+) -> Wanted:
+    """Return the role's variables in the words of the decision."""
+    if version and not isinstance(version, str):
+        raise _Refused(f"nvidia_driver_version is the number {version}: put it into quotes")
+    if version and not _DRIVER_VERSION.fullmatch(version):
+        raise _Refused(
+            f"nvidia_driver_version is {version!r}, which is no driver version like 580.178.04"
+        )
+    number = _number(branch)
+    if version:
+        its_branch = int(version.split(".")[0])
+        if number not in (None, its_branch):
+            raise _Refused(
+                f"nvidia_driver_version {version} is of branch {its_branch}, but "
+                f"nvidia_driver_branch is {number}"
+            )
+        number = its_branch
+    # What is kept was chosen by somebody else, from wherever it came.
+    chosen = {AUTO: AUTO, KEEP: AUTO, DISTRIBUTION: host.distribution}.get(source, source)
+    return Wanted(chosen, number, None if modules == AUTO else modules, video)
+
+
+def _number(branch: int | str) -> int | None:
+    if str(branch) == AUTO:
+        return None
+    if re.fullmatch(r"\d{3}", str(branch)):
+        return int(branch)
+    raise _Refused(
+        f"nvidia_driver_branch is {branch!r}, which is neither auto nor a number like 580"
+    )
+
+
+def _adopting(host: HostFacts, wanted: Wanted, present: Mapping[str, str]) -> Decision:
+    """Decide, taking what is installed for what is wanted where nothing else is said.
+
+    So a host keeps its branch when the project's choice moves on: another one comes when its
+    owner asks for it.
+    """
+    fresh = decide(host, wanted)
+    installed = _installed(present)
+    if installed is None or not fresh.needed:
+        return fresh
+    adopted = decide(
+        host,
+        Wanted(
+            installed.source if wanted.source == AUTO else wanted.source,
+            installed.branch if wanted.branch is None else wanted.branch,
+            installed.modules if wanted.modules is None else wanted.modules,
+            wanted.video,
+        ),
+    )
+    if not adopted.supported or adopted == fresh:
+        return fresh
+    return replace(
+        adopted,
+        reason=f"{adopted.reason} That is what is installed, and it stays: another comes when "
+        "nvidia_driver_source, nvidia_driver_branch or nvidia_driver_modules asks for it.",
+    )
+
+
+def _installed(present: Mapping[str, str]) -> Wanted | None:
+    """Return source, branch and module flavour of a set like those this role installs."""
+    for name in present:
+        if match := re.fullmatch(r"nvidia-headless-no-dkms-(\d{3})-server(-open)?", name):
+            flavour = data.OPEN if match[2] else data.PROPRIETARY
+            return Wanted(data.UBUNTU, int(match[1]), flavour)
+    pins = [name for name in present if name.startswith("nvidia-driver-pinning-")]
+    is_open = any(
+        re.fullmatch(r"nvidia-(dkms(-\d{3})?-open|kernel-open-dkms|open-kernel-dkms)", name)
+        for name in present
+    )
+    flavour = data.OPEN if is_open else data.PROPRIETARY
+    version = _common_version(present)
+    if version is None:
+        return None
+    if pins:
+        return Wanted(data.CUDA, int(version.split(".")[0]), flavour)
+    if {"nvidia-kernel-dkms", "nvidia-open-kernel-dkms"} & set(present):
+        return Wanted(data.DEBIAN, int(version.split(".")[0]), flavour)
+    return None
+
+
+def _refuse_foreign_driver(facts: Mapping[str, Any], present: Mapping[str, str]) -> None:
+    """Refuse to install over a driver that apt knows nothing of."""
+    keep = f"or set nvidia_driver_source to {KEEP} to leave it as it is"
+    if gpu_host.gpu_facts(facts)["run_installer"]:
+        raise _Refused(
+            "the driver was installed by NVIDIA's .run installer, and packages would overwrite "
+            f"parts of it. Remove it first (nvidia-uninstall), {keep}"
+        )
+    loaded = gpu_host.loaded(facts)
+    if loaded and not present:
+        raise _Refused(
+            f"driver {loaded.version} is loaded and no package owns it. Remove it first, {keep}"
+        )
+
+
+def _refuse_other_flavour(present: Mapping[str, str]) -> None:
+    """Refuse to take away, unasked, a driver that came with its desktop parts."""
+    others = [name for name in sorted(present) if _OTHER_FLAVOUR.fullmatch(name)]
+    if others and _installed(present) is None:
+        raise _Refused(
+            f"{others[-1]} is installed, whose parts for desktops would go: this role installs the "
+            f"-server flavour without them. Set nvidia_driver_source to {DISTRIBUTION} to have it "
+            f"replaced, or to {KEEP} to leave it as it is"
+        )
+
+
+def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
+    """Return the state of a host whose driver is somebody else's: it is there and it fits."""
+    loaded = gpu_host.loaded(facts)
+    if loaded is None:
+        why = (
+            f"nvidia_driver_source is {KEEP}, but no NVIDIA driver is loaded. Install and load "
+            "one, or let this role do it by another value"
+        )
+        return _result(Decision(False, why), refused=[why])
+    branch = int(loaded.version.split(".")[0])
+    if misfit := driver_misfit(host.gpus, branch, loaded.modules):
+        return _result(Decision(False, misfit), refused=[misfit.rstrip(".")])
+    flavour = f" with {loaded.modules} kernel modules" if loaded.modules else ""
+    reason = f"Driver {loaded.version}{flavour} is there and is kept as it is."
+    decision = Decision(True, reason, source=KEEP, branch=branch, modules=loaded.modules)
+    return _result(decision, {"refused": [], "modules": [{"name": "nvidia"}]})
+
+
+# --- packages ----------------------------------------------------------------------------------
+
+
+def _driver_packages(facts: Mapping[str, Any]) -> dict[str, str]:
+    packages: Mapping[str, str] = gpu_host.gpu_facts(facts).get("packages", {})
+    return {name: version for name, version in packages.items() if _is_part(name, version)}
+
+
+def _is_part(name: str, version: str) -> bool:
+    """Whether an installed package is the driver's, and not a CUDA toolkit's or somebody else's.
+
+    Their names begin alike; what has no version of a driver has to be known.
+    """
+    known = name in _OWN_PACE or name.startswith(("linux-", "nvidia-driver-pinning-"))
+    return bool(DRIVER_PACKAGE.match(name)) and (known or bool(_upstream(version)))
+
+
+def _carries_version(name: str) -> bool:
+    """Whether a package of the driver has the driver's version and must have the set's."""
+    return bool(
+        DRIVER_PACKAGE.match(name)
+        and name not in _OWN_PACE
+        and not _NAMED_VERSION.search(name)
+        and not name.startswith(("linux-", "nvidia-driver-pinning-"))
+    )
+
+
+def _upstream(version: str) -> str:
+    match = _PACKAGE_VERSION.match(version)
+    return match[1] if match else ""
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _common_version(present: Mapping[str, str]) -> str | None:
+    """Return the driver version that most of the installed set has, the older one of two."""
+    counts = Counter(
+        upstream
+        for name, version in present.items()
+        if _carries_version(name) and (upstream := _upstream(version))
+    )
+    if not counts:
+        return None
+    return min(counts, key=lambda version: (-counts[version], _order(version)))
+
+
+def _leftover(name: str, decision: Decision, version: str | None = None) -> bool:
+    """Whether an installed package belongs to another branch, source or VERSION than the set."""
+    branch, exact = _NAMED_BRANCH.search(name), _NAMED_VERSION.search(name)
+    if branch and int(branch[1]) != decision.branch:
+        return True
+    if exact and version and exact[1] != version:
+        return True
+    # Ubuntu's archive has each branch twice; only these are for both.
+    if decision.source == data.UBUNTU and branch and not name.startswith(_BOTH_FLAVOURS):
+        return "-server" not in name
+    return decision.source == data.CUDA and "-server" in name
+
+
+def _set_version(
+    decision: Decision, present: Mapping[str, str], wish: str, gone: str
+) -> str | None:
+    """Return the version that the set is to have, None where any will do.
+
+    Without a WISH the set stays at the version that most of it has.  Where a wished version may be
+    GONE from the archive, any later one of the branch counts as that.
+    """
+    mine = {name: version for name, version in present.items() if not _leftover(name, decision)}
+    current = _common_version(mine)
+    reached = current and gone == "newest" and wish and _order(current) >= _order(wish)
+    return current if not wish or reached else wish
+
+
+def _has_version(name: str, present: Mapping[str, str], version: str) -> bool:
+    return name in present and _upstream(present[name]) in ("", version)
+
+
+def _packages(
+    decision: Decision, present: Mapping[str, str], version: str | None, pinned: bool, hold: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the set as owned packages: what was chosen, what came with it, and what has to go.
+
+    What came with it is held as well: a library that moves on alone is as bad as a driver that
+    does.  All of it is to have VERSION; where that is not PINNED, only what lacks it is told so.
+    """
+    rest = [name for name in sorted(present) if name not in decision.packages]
+    for name in (*decision.packages, *rest):
+        if name in rest and _leftover(name, decision, version):
+            yield {"name": name, "state": "absent"}
+            continue
+        entry: dict[str, Any] = {"name": name, **_at(name, version)}
+        if not pinned and version and _has_version(name, present, version):
+            entry.pop("version", None)
+        if DRIVER_PACKAGE.match(name):
+            entry["hold"] = hold
+        if name in decision.running_kernel_packages:
+            # An archive drops those of older kernels: then the newest kernel and a reboot help.
+            entry["optional"] = True
+        yield entry
+
+
+def _newest(packages: Iterable[Mapping[str, Any]], wish: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the set as an upgrade takes it: at no version, unless one is a WISH.
+
+    That is asked for again where a later one took its place: what pins it would not let the set
+    move otherwise, should an archive have it. Packages that bear a version in their name have no
+    newer ones: others come in their place.
+    """
+    for entry in packages:
+        if entry.get("state") == "absent":
+            yield entry
+        elif _NAMED_VERSION.search(entry["name"]):
+            yield {**entry, "replaced": True}
+        else:
+            free = {k: v for k, v in entry.items() if k not in ("follows", "version")}
+            yield {**free, **_at(entry["name"], wish)}
+
+
+def _at(name: str, version: str | None) -> dict[str, str]:
+    """Return the keys of a package that has to go with a VERSION of the driver."""
+    if version and _carries_version(name):
+        return {"version": f"{version}-*"}
+    # Ready-made modules have the kernel's version, and depend on one of the driver.
+    if version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
+        return {"follows": version}
+    return {}
+
+
+def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict[str, Any]]:
+    version = _common_version(present)
+    return [
+        {"name": "nvidia", **({"version": version} if version else {})},
+        *({"name": name.replace("-", "_")} for name in decision.kernel_modules),
+        *({"name": name, "state": "absent"} for name in sorted(data.NOUVEAU_DRIVERS)),
+    ]
+
+
+# --- the repository ----------------------------------------------------------------------------
+
+
+def _repository(
+    facts: Mapping[str, Any], host: HostFacts, decision: Decision, given: Mapping[str, str]
+) -> Repository | None:
+    """Return the repository that has to be declared, None where the host's own ones do."""
+    own = _cuda(host) if decision.source == data.CUDA else _archive(facts, host, decision)
+    if not given.get("url"):
+        return own
+    if not (given.get("key_url") and given.get("fingerprint")):
+        raise _Refused(
+            "nvidia_driver_repository names a url without the key_url and fingerprint of its key"
+        )
+    suites = own.suites if own else _suites(facts, host)
+    return Repository(
+        given["url"],
+        suites,
+        () if suites == ("/",) else decision.components,
+        given["key_url"],
+        given["fingerprint"],
+    )
+
+
+def _cuda(host: HostFacts) -> Repository:
+    folder, key, fingerprint = _CUDA_KEYS[host.distribution, host.release]
+    url = f"{_CUDA_URL}/{folder}/{_CUDA_ARCHITECTURES[host.architecture]}/"
+    return Repository(url, ("/",), (), url + key, fingerprint)
+
+
+def _archive(facts: Mapping[str, Any], host: HostFacts, decision: Decision) -> Repository | None:
+    """Return the distribution's own archive with those areas that the host does not use yet."""
+    there = gpu_host.gpu_facts(facts).get("components", ())
+    lacking = tuple(area for area in decision.components if area not in there)
+    if not lacking:
+        return None
+    if host.distribution == "debian":
+        url, keyring = "http://ftp.debian.org/debian", "debian-archive-keyring.gpg"
+    else:
+        main = host.architecture == "amd64"
+        url = "http://archive.ubuntu.com/ubuntu" if main else "http://ports.ubuntu.com/ubuntu-ports"
+        keyring = "ubuntu-archive-keyring.gpg"
+    return Repository(url, _suites(facts, host), lacking, keyring=f"/usr/share/keyrings/{keyring}")
+
+
+def _suites(facts: Mapping[str, Any], host: HostFacts) -> tuple[str, ...]:
+    codename = facts["distribution_release"]
+    if host.release == "sid":
+        return ("unstable",)
+    if host.distribution == "debian":
+        return (codename, f"{codename}-updates")
+    return (codename, f"{codename}-updates", f"{codename}-security")
+
+
+def _repository_files(
+    where: Repository | None, host: HostFacts, decision: Decision
+) -> Iterator[dict[str, Any]]:
+    if where is None or not where.key_url:
+        yield {"path": KEYRING, "state": "absent"}
+    if where is None:
+        yield {"path": SOURCES, "state": "absent"}
+        return
+    yield {"path": SOURCES, "content": _sources(where)}
+    if decision.source == data.CUDA:
+        folder = _CUDA_KEYS[host.distribution, host.release][0]
+        architecture = _CUDA_ARCHITECTURES[host.architecture]
+        for name in _CUDA_LISTS:
+            name = name.format(folder=folder, architecture=architecture)
+            yield {"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"}
+
+
+def _sources(where: Repository) -> str:
+    components = f"Components: {' '.join(where.components)}\n" if where.components else ""
+    return (
+        f"{WRITTEN_BY}Types: deb\nURIs: {where.url}\nSuites: {' '.join(where.suites)}\n"
+        f"{components}Signed-By: {where.keyring}\n"
+    )
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _preferences(decision: Decision, version: str) -> str:
+    """Return apt preferences by which the driver has one source, and one version if wished."""
+    is_cuda = decision.source == data.CUDA
+    stanzas = [
+        "# One source for the driver: that of the other would be newer and would not fit.\n"
+        f"Package: {_APT_PATTERNS}\n"
+        "Pin: release l=NVIDIA CUDA\n"
+        f"Pin-Priority: {600 if is_cuda else -1}\n"
+    ]
+    if version:
+        stanzas.insert(
+            0,
+            "# nvidia_driver_version; above 1000, so that apt also goes back to it.\n"
+            f"Package: {_APT_PATTERNS}\n"
+            f"Pin: version {version}-*\n"
+            "Pin-Priority: 1001\n",
+        )
+    return "\n".join([WRITTEN_BY.rstrip("\n"), *stanzas])
+
+
+def _unattended(host: HostFacts, decision: Decision, hold_kernel: bool) -> str:
+    """Return the apt.conf by which unattended-upgrades leaves the set alone.
+
+    Where modules come ready-made with each kernel, a kernel that moves on without them leaves the
+    host without its GPUs at the next boot: so kernels wait as well.
+    """
+    patterns = list(_UNATTENDED_PATTERNS)
+    if decision.build == PREBUILT and hold_kernel:
+        patterns.append("linux-(image|headers|modules)-")
+        patterns += [f"linux-{meta}$" for meta in host.kernel_metas]
+    lines = "".join(f'    "{pattern}";\n' for pattern in patterns)
+    return (
+        "// Written by Slipway's role nvidia_driver.\n"
+        f"Unattended-Upgrade::Package-Blacklist {{\n{lines}}};\n"
+    )
+
+
+def _modprobe() -> str:
+    lines = [f"blacklist {name}\n" for name in sorted(data.NOUVEAU_DRIVERS)]
+    return f"{WRITTEN_BY}{''.join(lines)}options nouveau modeset=0\n"
+
+
+def _modules_load(decision: Decision) -> str:
+    """Return what is loaded at boot, before container runtimes look for the device files."""
+    return WRITTEN_BY + "".join(f"{name}\n" for name in decision.kernel_modules)
+
+
+def _persistence() -> str:
+    """Return the drop-in that makes Ubuntu's daemon do what its name says.
+
+    Its unit starts it with --no-persistence-mode and stops it when nothing else needs it.
+    """
+    return (
+        f"{WRITTEN_BY}[Unit]\nStopWhenUnneeded=no\n\n[Service]\nExecStart=\n"
+        "ExecStart=/usr/bin/nvidia-persistenced --user nvidia-persistenced --persistence-mode "
+        "--verbose\n\n[Install]\nWantedBy=multi-user.target\n"
+    )
+
+
+# --- removal -----------------------------------------------------------------------------------
+
+
+def _removal(present: Mapping[str, str], host: HostFacts) -> dict[str, Any]:
+    """Return the state of a host from which everything that this role brings is gone."""
+    paths = (KEYRING, SOURCES, PREFERENCES, UNATTENDED, MODPROBE, MODULES_LOAD, PERSISTENCE)
+    owned = {
+        "refused": [],
+        "files": [{"path": path, "state": "absent"} for path in paths],
+        "packages": [
+            *({"name": name, "state": "absent"} for name in sorted(present)),
+            *({"name": f"linux-image-{meta}", "hold": False} for meta in host.kernel_metas),
+        ],
+        "units": [{"name": name, "enabled": False, "active": False} for name in DAEMONS],
+    }
+    return _result(Decision(True, "nvidia_driver_state is absent.", needed=False), owned)
