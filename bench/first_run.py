@@ -28,8 +28,8 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (  # noqa: E402
     default_state_dir,
 )
-from ansible_collections.slipway.host.plugins.module_utils.images import catalogue
-from ansible_collections.slipway.host.plugins.module_utils.state import report
+from ansible_collections.slipway.host.plugins.module_utils.images import catalogue  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
 
 from bench.run import SITE, Bench, Cost, children_cpu, on  # noqa: E402
 

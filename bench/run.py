@@ -44,7 +44,7 @@ from ansible_collections.slipway.host.plugins.module_utils._throwaway import (  
 from ansible_collections.slipway.host.plugins.module_utils._throwaway_state import (  # noqa: E402
     default_state_dir,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state import report
+from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
 
 GROUP = "bench"
 PYINFRA = "pyinfra==3.10.0"

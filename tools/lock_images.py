@@ -25,7 +25,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.slipway.host.plugins.module_utils.images import (
+from ansible_collections.slipway.host.plugins.module_utils.images import (  # noqa: E402
     catalogue as images_catalogue,
 )
 from ansible_collections.slipway.host.plugins.module_utils.images import locks  # noqa: E402
@@ -81,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     torch.add_argument(
         "--torch-index",
         metavar="URL",
-        help=f"lock PyTorch's wheels for CPUs from this index, in images/{images_catalogue.TORCH_LOCK}; "
-        "cpu variants take them from then on. Give hosts the same index: "
-        "ml_images_build.torch_index",
+        help="lock PyTorch's wheels for CPUs from this index, in "
+        f"images/{images_catalogue.TORCH_LOCK}; cpu variants then use them. Set the same index on "
+        "the hosts: ml_images_build.torch_index",
     )
     torch.add_argument(
         "--torch-wheels",

@@ -190,9 +190,10 @@ def imports(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = f"{PACKAGE}.module_utils" if node.level else node.module or ""
-            if node.level and node.module:
-                package += f".{node.module}"
+            package = node.module or ""
+            if node.level:
+                folder = file.parent.relative_to(PLUGINS)
+                package = ".".join([PACKAGE, *folder.parts, *filter(None, [node.module])])
             found |= {package, *(f"{package}.{alias.name}" for alias in node.names)}
     return found
 
@@ -204,7 +205,7 @@ def on_hosts(file: Path, seen: set[Path] | None = None) -> Iterator[tuple[Path, 
         return
     seen.add(file)
     for name in imports(file):
-        own = PLUGINS / "module_utils" / f"{name.rpartition('.')[2]}.py"
+        own = PLUGINS / f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py"
         if name.startswith(f"{PACKAGE}.module_utils.") and own.exists():
             yield from on_hosts(own, seen)
         elif not name.startswith("ansible_collections."):
@@ -222,8 +223,8 @@ def foreign(file: Path) -> list[str]:
 
 
 HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES if name not in CONTROLLER_ONLY]
-HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "_builder")]
-HOST_CODE += sorted((PLUGINS / "module_utils/_ml").glob("*.py"))
+HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "images/builder")]
+HOST_CODE += sorted((PLUGINS / "module_utils/ml").glob("*.py"))
 HOST_CODE += sorted((PLUGINS / "module_utils/gpu").glob("*.py"))
 
 
@@ -236,7 +237,7 @@ def test_a_foreign_import_is_named(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     file.write_text(
         "import json\nfrom ansible.module_utils.basic import AnsibleModule\n"
-        f"from {PACKAGE}.module_utils import _image_plan\n"
+        f"from {PACKAGE}.module_utils.images import job\n"
     )
     # By way of the catalogue, which reads YAML and renders templates.
-    assert {"_build_context.py: jinja2", "_declaration.py: yaml"} <= set(foreign(file))
+    assert {"context.py: jinja2", "declaration.py: yaml"} <= set(foreign(file))

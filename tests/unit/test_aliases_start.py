@@ -227,7 +227,7 @@ def test_a_reservation_is_kept_by_what_runs_in_our_place(tmp_path: Path) -> None
     what = f"test/{os.getpid()}"
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]);"
-        f"from _ml import reserve; assert reserve.take({what!r});"
+        f"from ml import reserve; assert reserve.take({what!r});"
         "os.execvp('sleep', ['sleep', '30'])"
     )
     folder = Path(reserve.__file__).parents[1]

@@ -102,6 +102,10 @@ def gpu_host(
     tree = pci.build(tmp_path / "sys", pci.MODELS["k80"])
     read = _probe.gpu_facts
     monkeypatch.setattr(_probe, "gpu_facts", lambda: read(str(tree)))
+    installed = ["install", "installed", "28.5.2"]
+    monkeypatch.setattr(
+        _probe, "dpkg", lambda names: {**dict.fromkeys(names), "docker.io": installed}
+    )
     found = GpuHost(
         tmp_path,
         {

@@ -20,6 +20,7 @@ from ansible_collections.slipway.host.plugins.modules import verify
 from tests.unit.conftest import RunModule
 
 Program = Callable[[str, str], None]
+ENGINE_PACKAGE = ["install", "installed", "28.5.2"]
 VERSION = {"Version": "28.5.2", "ApiVersion": "1.51"}
 ASKED = {"length": 5.1, "width": 2.4}
 
@@ -67,10 +68,18 @@ def port() -> Iterator[int]:
         thread.join()
 
 
+def install_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the host have an engine, whatever the machine has that runs the test."""
+    monkeypatch.setattr(
+        _probe, "dpkg", lambda names: {**dict.fromkeys(names), "docker.io": ENGINE_PACKAGE}
+    )
+
+
 def engine(
     monkeypatch: pytest.MonkeyPatch, images: list[Any] | None = None, containers: Any = None
 ) -> None:
     """Let the probe find these images and containers, on a host without GPUs."""
+    install_engine(monkeypatch)
     answers = {
         "/version": VERSION,
         "/images/json": images or [],
@@ -255,6 +264,7 @@ def test_a_smoke_test_without_end_fails(program: Program) -> None:
 
 
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_engine(monkeypatch)
     monkeypatch.setattr(_probe, "DOCKER_SOCKET", "/does/not/exist")
     (check,) = host_verify.checks(smoke=True, daemon_reload=True)
     assert not check["ok"]

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Upgrade a set of packages on this host, keep what it was, and go back; see ``apt.package_record``.
+"""Upgrade a set of packages, record the old versions, and roll back; see ``apt.package_record``.
 
 Private to the collection.
 """

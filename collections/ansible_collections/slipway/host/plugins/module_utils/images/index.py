@@ -24,7 +24,6 @@ from typing import Any
 
 Args = Mapping[str, Mapping[str, str]]
 
-CODE = ("_build_context.py", "_catalogue.py", "_declaration.py", "_image_index.py", "_locks.py")
 KEEP_SECONDS = 30 * 24 * 3600
 
 
@@ -43,8 +42,7 @@ class Planned:
 def fingerprint(folder: Path) -> str:
     """Return a digest over the catalogue's files and the code; read once a process."""
     hashed = hashlib.sha256()
-    code = Path(__file__).parent
-    files = [code / name for name in CODE]
+    files = sorted(Path(__file__).parent.glob("*.py"))
     files += sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     for path in files:
         if path.is_file():
