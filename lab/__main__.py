@@ -14,7 +14,6 @@ from typing import Any
 from lab import gpu_host
 from lab.base_images import purge_bases
 from lab.bases import BASES, DEFAULT_BASE
-from lab.commands import Commands, install_commands
 from lab.errors import LabError
 from lab.host_spec import HostSpec, check_name
 from lab.hosts import Action, Group, Host
@@ -116,7 +115,6 @@ def ensure(options: argparse.Namespace) -> dict[str, Any]:
         gpu_host.check_model(options.gpu)
         folder = group.state.stand_ins(options.name) / f"{options.gpu}-{options.base}"
         if not options.check:
-            install_commands(Commands(), *gpu_host.REQUIRED_COMMANDS)
             simulated = gpu_host.prepare(folder, options.gpu, options.base)
         elif folder.exists():
             simulated = gpu_host.describe(folder, options.base)

@@ -10,14 +10,16 @@ from typing import Any
 
 from lab import nvidia_packages, pci_tree, simulated_kernel
 from lab.apt_repository import Key, Repository
+from lab.commands import Commands, install_commands, install_package
 from lab.errors import LabError
 from lab.host_spec import Mount
 from lab.simulated_kernel import FOLDER
 
 # The address by which a host serves the archives to itself.
 SERVER = "http://127.0.0.1:8765"
-# Packages of the programs that create keys and archives.
-REQUIRED_COMMANDS = ("gpg", "gpg-agent", "dpkg-deb")
+# Programs that create keys and archives, and compile the stand-in driver library.
+REQUIRED_COMMANDS = ("gpg", "gpg-agent", "dpkg-deb", "gcc")
+C_HEADER = Path("/usr/include/stdlib.h")
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ def prepare(
     downloads packages as from other servers.
     """
     check_model(model)
+    commands = Commands()
+    install_commands(commands, *REQUIRED_COMMANDS)
+    if not C_HEADER.exists():
+        install_package(commands, "libc6-dev")
     functions = pci_tree.MODELS[model]
     # A running host sees this folder, so that the tree must not be replaced.
     if not (folder / "pci").exists():

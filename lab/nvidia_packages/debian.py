@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lab.apt_repository import Package
-from lab.nvidia_packages.parts import dkms, modules, persistence, smi
+from lab.nvidia_packages.parts import dkms, libcuda, modules, persistence, smi
 from lab.nvidia_packages.programs import PERSISTENCED_ENABLED
 from lab.nvidia_packages.versions import DEBIAN_KERNEL, DEBIAN_VERSIONS
 
@@ -26,7 +26,7 @@ def debian() -> Iterator[Package]:
     )
     yield Package("nvidia-kernel-support", full, component="non-free")
     yield Package("firmware-nvidia-gsp", full, component="non-free-firmware")
-    yield Package("libcuda1", full, component="non-free")
+    yield Package("libcuda1", full, files=libcuda(), component="non-free")
     yield Package("nvidia-smi", full, {"Depends": "libcuda1"}, smi(550), component="non-free")
     # In Debian this package has a version of its own.
     yield Package(

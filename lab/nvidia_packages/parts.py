@@ -7,6 +7,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from lab import stand_in_cuda
 from lab.apt_repository import File, Package
 from lab.nvidia_packages.programs import DAEMON, FABRIC_START, FABRIC_UNIT, SMI
 
@@ -53,8 +54,14 @@ def modules(folder: str, version: str, is_open: bool, stem: str = "nvidia") -> d
 
 def sample(branch: int) -> str:
     """Return the sample of nvidia-smi's XML output that is nearest to a branch."""
-    files = {int(file.name[:3]): file for file in SAMPLES.glob("*.xml")}
+    # Of several samples of a branch, the first by name.
+    files = {int(file.name[:3]): file for file in sorted(SAMPLES.glob("*.xml"), reverse=True)}
     return files[min(files, key=lambda number: abs(number - branch))].read_text()
+
+
+def libcuda() -> dict[str, File]:
+    """Return the file of the stand-in driver library."""
+    return {stand_in_cuda.INSTALLED: File(stand_in_cuda.content())}
 
 
 def smi(branch: int) -> dict[str, File]:

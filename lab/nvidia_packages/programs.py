@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from lab.stand_in_cuda import INSTALLED
+
 STAND_IN = "#!/bin/sh\n# Stand-in on a simulated host.\n"
 RECORD = 'echo "$0 $*" >>/run/stand-in.log\n'
 # A daemon that only runs.
@@ -87,8 +89,11 @@ mkdir -p "$(dirname "$file")"
     printf 'containerEdits:\\n  env: [SLIPWAY_STAND_IN=%s]\\n' "$(cat /sys/module/nvidia/version)"
     printf 'devices:\\n- name: all\\n  containerEdits:\\n    deviceNodes:\\n'
     for node in /dev/nvidia*; do printf '    - path: %s\\n' "$node"; done
-    printf '    mounts:\\n    - hostPath: /usr/bin/nvidia-smi\\n'
-    printf '      containerPath: /usr/bin/nvidia-smi\\n      options: [ro, nosuid, nodev, bind]\\n'
+    printf '    mounts:\\n'
+    for mounted in /usr/bin/nvidia-smi {INSTALLED}; do
+        printf '    - hostPath: %s\\n      containerPath: %s\\n' "$mounted" "$mounted"
+        printf '      options: [ro, nosuid, nodev, bind]\\n'
+    done
 }} >"$file.new"
 mv "$file.new" "$file"
 """

@@ -12,6 +12,7 @@ from lab.nvidia_packages.parts import (
     dkms,
     exclusive_fields,
     fabric_manager,
+    libcuda,
     modules,
     persistence,
     smi,
@@ -69,7 +70,11 @@ def _common(branch: int, version: str, component: str) -> Iterator[Package]:
         fields=exclusive_fields("nvidia-kernel-common")
         | {"Provides": f"nvidia-kernel-common, {common}-{version}"},
     )
-    yield package(f"libnvidia-compute-{server}", fields=exclusive_fields("libnvidia-compute"))
+    yield package(
+        f"libnvidia-compute-{server}",
+        files=libcuda(),
+        fields=exclusive_fields("libnvidia-compute"),
+    )
     yield package(f"libnvidia-cfg1-{server}")
     yield package(
         f"nvidia-compute-utils-{server}",

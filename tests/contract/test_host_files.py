@@ -48,7 +48,14 @@ REASONS: dict[str, tuple[str, str]] = {
         "os.getxattr os.setxattr",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
-    "module_utils/gpu/proof.py": ("reads programs in the folders of root's PATH", ".open"),
+    "module_utils/gpu/cuda_bundle.py": ("writes a new temporary file", ".write_bytes"),
+    "module_utils/gpu/cuda_check.py": ("reads sysfs", ".iterdir .read_text"),
+    "module_utils/gpu/cuda_driver.py": ("reads procfs", ".read_text"),
+    "module_utils/gpu/cuda_run.py": ("reads its own standard streams", ".open"),
+    "module_utils/gpu/proof.py": (
+        "reads programs in the folders of root's PATH, writes a new temporary file",
+        ".iterdir .open tempfile.NamedTemporaryFile",
+    ),
     "module_utils/host/job.py": (
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .open .read_bytes .rename .write_text",
@@ -110,7 +117,9 @@ FILE_MODULES = frozenset(
     "unarchive xattr".split()
 )
 TASKS = {
-    "remove.yml: Delete the purge script to keep images and volumes": "removes a file in folders that only root can write",
+    "remove.yml: Delete the purge script to keep images and volumes": (
+        "removes a file in folders that only root can write"
+    ),
     "load.yml: Check whether the image archive exists": "reads only whether a file is there",
 }
 # Functions of these modules, by name; all of shutil and tempfile.

@@ -207,6 +207,7 @@ def foreign(file: Path) -> list[str]:
 HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES]
 HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "images/builder")]
 HOST_CODE += sorted((PLUGINS / "module_utils/ml").glob("*.py"))
+HOST_CODE += sorted((PLUGINS / "module_utils/gpu").glob("cuda_*.py"))
 
 
 @pytest.mark.parametrize("file", HOST_CODE, ids=lambda file: file.stem)

@@ -84,3 +84,10 @@ def daemon(tmp_path: Path) -> Iterator[int]:
     yield pid
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, 9)
+
+
+@pytest.fixture
+def installed_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """State an engine package in the facts of this machine, which may have none."""
+    read = _probe.host_facts
+    monkeypatch.setattr(_probe, "host_facts", lambda: {**read(), "docker_package": "docker.io"})

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     ImageBuild,
     load_catalogue,

@@ -14,7 +14,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
     driver_misfit,
     summary,
 )
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     HostFacts,
     PciDevice,
     Wanted,

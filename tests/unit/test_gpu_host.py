@@ -13,7 +13,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import detection 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, Wanted
 
 from lab import pci_tree
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import Wanted
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import (
     Places,
     Run,
     report,
 )
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import Wanted
 from ansible_collections.slipway.host.plugins.modules import gpu_info
 
 from lab import pci_tree

@@ -7,18 +7,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import (
-    PackageSet,
-    kernel_metas,
-    package_set,
-)
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     NO_FABRIC,
     NVLINK5,
     NVSWITCH,
     Choice,
     HostFacts,
     Refusal,
+)
+from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import (
+    PackageSet,
+    kernel_metas,
+    package_set,
 )
 
 NOBLE = HostFacts("ubuntu", "24.04", "6.8.0-149-generic", kernel_metas=("generic",))

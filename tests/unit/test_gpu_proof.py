@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,16 +18,21 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_judge
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.modules import verify
 
-from lab import pci_tree
+from lab import pci_tree, stand_in_cuda
 from tests.unit.conftest import RunModule
 
 CDI = {"ServerVersion": "28.5.2", "CgroupDriver": "systemd", "CDISpecDirs": ["/etc/cdi"]}
 HOOK = {"ServerVersion": "24.0.7", "CgroupDriver": "cgroupfs", "CDISpecDirs": None}
 OFF = {"ServerVersion": "26.1.5", "CgroupDriver": "systemd", "CDISpecDirs": []}
+PYTHON = str(Path(sys.executable).resolve())
+PASSED = cuda_judge.Check("cuda-init", True, "cuInit returns 0", "CUDA 13.0")
+FAILED = cuda_judge.Check("gpu-vector-sum", False, "1", "2", "Replace the GPU.", gpu="0000:01:00.0")
+SUMMARY = "2 computed correctly with a stand-in driver, CUDA 13.0, 1 checks in 1.0 s"
 LOST = "Failed to initialize NVML: Unknown Error"
 
 # Each program writes down how it was called. The container's GPUs are a file, which the daemon
@@ -34,7 +42,12 @@ echo "docker $*" >>"$LOG"
 case $1 in
 import) cat >"$FOLDER/root.tar"; echo sha256:image ;;
 run) [ ! -e "$FOLDER/refusal" ] || { cat "$FOLDER/refusal" >&2; exit 125; }; echo c1 ;;
-exec) cat "$FOLDER/inside"; ! grep -q Failed "$FOLDER/inside" ;;
+exec)
+    case "$*" in
+    *cuda_check*) cat "$FOLDER/computed" ;;
+    *) cat "$FOLDER/inside"; ! grep -q Failed "$FOLDER/inside" ;;
+    esac
+    ;;
 esac
 """
 SYSTEMCTL = """
@@ -59,6 +72,14 @@ class GpuHost:
         if after is not None:
             (self.folder / "after").write_text(after)
 
+    def computes(self, check: cuda_judge.Check, in_container: bool) -> None:
+        """Set the only check in the CUDA check's report, of the container or of the host."""
+        driver = {"cuda_version": "13.0", "stand_in": True}
+        gpus = [cuda_judge.Gpu(i, "stand-in", f"0000:0{i}:00.0", 1, "9.0", False) for i in (1, 2)]
+        report = cuda_judge.report(driver, gpus, [check], [], 1.0)
+        name = "computed" if in_container else "computed-on-host"
+        (self.folder / name).write_text(json.dumps(report))
+
     def called(self) -> list[str]:
         log = self.folder / "log"
         return log.read_text().splitlines() if log.exists() else []
@@ -66,7 +87,10 @@ class GpuHost:
 
 @pytest.fixture
 def gpu_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: Callable[[str, str], None],
+    installed_engine: None,
 ) -> GpuHost:
     """A host with two GPUs, an engine with CDI, and everything in order."""
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
@@ -94,6 +118,14 @@ def gpu_host(
     )
     monkeypatch.setattr(_probe, "docker", lambda path: answer(found, path))
     found.sees(listing(2))
+    for in_container in (False, True):
+        found.computes(PASSED, in_container)
+    # In the place of this process's Python, which would ask a real driver.
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\necho "python $*" >>"$LOG"\ncat {tmp_path}/computed-on-host\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(gpu_proof, "python", lambda: PYTHON)
     return found
 
 
@@ -113,14 +145,20 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
     check = prove(gpu_host)["GPUs in containers"]
     assert check["ok"], check["seen"]
     assert check["seen"] == (
-        "a container sees 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd, and still does "
-        "after systemctl daemon-reload"
+        f"a container sees 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd: {SUMMARY}, and "
+        "still does after systemctl daemon-reload"
     )
     run = f"docker run --rm --detach --network none --label {gpu_proof.LABEL}"
-    assert gpu_host.called() == [
+    limits = "--memory-mib 64 --timeout 300"
+    on_host, *called = gpu_host.called()
+    assert re.fullmatch(
+        rf"python -I -S /\S+\.pyz --expect 0000:03:00.0,0000:04:00.0 {limits}", on_host
+    )
+    assert called == [
         f"docker import --change LABEL {gpu_proof.LABEL} -",
         f"{run} --device nvidia.com/gpu=all sha256:image sleep 600",
         "docker exec c1 nvidia-smi -L",
+        f"docker exec c1 {PYTHON} -I -S {gpu_proof.CHECK} --expect 2 {limits} --container",
         "systemctl daemon-reload",
         "docker exec c1 nvidia-smi -L",
         "docker rm --force c1",
@@ -148,7 +186,7 @@ def test_gpus_that_the_reload_took_are_told_with_what_to_do(
 def test_an_engine_before_cdi_gives_them_by_the_hook(gpu_host: GpuHost) -> None:
     gpu_host.answers["/info"] = HOOK
     assert prove(gpu_host)["GPUs in containers"]["ok"]
-    assert any("--gpus all,capabilities=utility" in line for line in gpu_host.called())
+    assert any('--gpus all,"capabilities=compute,utility"' in line for line in gpu_host.called())
 
 
 def test_without_the_reload_the_container_is_asked_once(gpu_host: GpuHost) -> None:
@@ -223,6 +261,32 @@ def test_a_gpu_that_the_driver_lost_is_told_and_no_container_is_tried(
     assert "(stand-in: the driver is not loaded)" in prove(gpu_host)["GPUs"]["seen"]
 
 
+def test_a_host_that_computes_wrongly_is_named_and_no_container_runs(gpu_host: GpuHost) -> None:
+    gpu_host.computes(FAILED, in_container=False)
+    proof = prove(gpu_host)
+    assert proof["GPUs"]["ok"]
+    assert not proof["GPU computation"]["ok"]
+    assert proof["GPU computation"]["seen"] == (
+        "gpu-vector-sum of GPU 0000:01:00.0: 2; expected 1. Replace the GPU."
+    )
+    assert "GPUs in containers" not in proof
+
+
+def test_a_container_that_computes_wrongly_is_told_apart_from_the_host(gpu_host: GpuHost) -> None:
+    gpu_host.computes(FAILED, in_container=True)
+    proof = prove(gpu_host)
+    assert proof["GPU computation"]["seen"] == SUMMARY
+    assert not proof["GPUs in containers"]["ok"]
+    assert "a new container cannot compute: gpu-vector-sum" in proof["GPUs in containers"]["seen"]
+    assert gpu_host.called()[-2:] == ["docker rm --force c1", "docker image rm sha256:image"]
+
+
+def test_a_check_without_a_report_is_a_failure_with_its_words(gpu_host: GpuHost) -> None:
+    (gpu_host.folder / "computed").write_text("no such file: python3")
+    seen = prove(gpu_host)["GPUs in containers"]["seen"]
+    assert "The CUDA check wrote no report: no such file: python3" in seen
+
+
 def test_slices_of_a_gpu_are_not_counted(
     gpu_host: GpuHost, program: Callable[[str, str], None]
 ) -> None:
@@ -257,7 +321,7 @@ def test_a_host_without_gpus_proves_none(
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
     tree = pci_tree.build(tmp_path / "vfio", pci_tree.MODELS["vfio-part"])
     facts = {**_probe.host_facts(), "gpu": _probe.gpu_facts(str(tree))}
-    assert gpu_proof.mine(facts) == 1
+    assert len(gpu_proof.mine(facts)) == 1
 
 
 def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: Path) -> None:
@@ -270,6 +334,25 @@ def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: P
     if os.geteuid() == 0:
         ran = subprocess.run(["chroot", root, "sh", "-c", "sleep 0 && echo ran"], stdout=-1)
         assert ran.stdout == b"ran\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change the root folder")
+@pytest.mark.skipif(not stand_in_cuda.has_compiler(), reason="needs gcc for the stand-in")
+def test_the_container_computes_with_its_own_python(gpu_host: GpuHost, tmp_path: Path) -> None:
+    prove(gpu_host)
+    root = tmp_path / "root"
+    with tarfile.open(fileobj=io.BytesIO((tmp_path / "root.tar").read_bytes())) as tar:
+        tar.extractall(root, filter="tar")
+    (root / "driver").mkdir()
+    stand_in_cuda.build(root / "driver")
+    driver = {"LD_LIBRARY_PATH": "/driver", "SLIPWAY_STAND_IN_GPUS": "1"}
+    environment = {"PATH": os.environ["PATH"], **driver}
+    command = ["chroot", str(root), PYTHON, "-I", "-S", gpu_proof.CHECK, "--expect", "1"]
+    ran = subprocess.run(
+        [*command, "--memory-mib", "8"], env=environment, capture_output=True, check=False
+    )
+    assert ran.returncode == 0, (ran.stdout, ran.stderr)
+    assert json.loads(ran.stdout)["driver"]["stand_in"]
 
 
 def test_the_module_tells_the_table_and_spares_the_reload_in_check_mode(

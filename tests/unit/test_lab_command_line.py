@@ -29,7 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDocker:
     monkeypatch.setattr(hosts, "cgroup_options", lambda: ((), ("/sbin/init",)))
     monkeypatch.setattr(hosts, "controller_certificates", lambda *_: {})
     monkeypatch.setattr(state_folder, "PROJECT", tmp_path)
-    monkeypatch.setattr(command_line, "Commands", lambda: machine)
+    monkeypatch.setattr(gpu_host, "Commands", lambda: machine)
     return machine
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_facts
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, Wanted
 
 from lab import gpu_host, nvidia_packages
 from tests.unit.gpu_facts import facts

@@ -24,6 +24,8 @@ ENGINE_PACKAGE = ["install", "installed", "28.5.2"]
 VERSION = {"Version": "28.5.2", "ApiVersion": "1.51"}
 ASKED = {"length": 5.1, "width": 2.4}
 
+pytestmark = pytest.mark.usefixtures("installed_engine")
+
 
 # What stands at a port where another service was expected.
 OTHER_WORDS = {"/ssh": b"SSH-2.0-x\r\n", "/page": b"HTTP/1.0 200 OK\r\n\r\n<html>hello"}

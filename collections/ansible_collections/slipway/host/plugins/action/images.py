@@ -9,7 +9,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils import _owned
-from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,

@@ -11,8 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_fit
-from ansible_collections.slipway.host.plugins.module_utils.images import listing
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, listing
 from ansible_collections.slipway.host.plugins.plugin_utils import catalogue_builds
 
 ARGUMENT_SPEC: dict[str, Any] = {

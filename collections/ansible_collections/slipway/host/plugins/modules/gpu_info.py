@@ -290,8 +290,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import AUTO, Wanted
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import Places, report
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import AUTO, Wanted
 
 DEFAULT_PCI_ROOT = "/sys/bus/pci/devices"
 

@@ -11,9 +11,10 @@ short_description: Ask a finished host to do the real thing
 description:
   - Asks the Docker Engine, runs the smoke test of each catalogue image on the host, and sends each
     service the request that its image declares, expecting the declared answer.
-  - On a host with NVIDIA GPUs, asks the driver for all of them, and a container that gets them the
-    way the engine is configured. Then systemd is told to read its units anew, which takes the GPUs
-    from containers that got them behind the engine's back, and the same container is asked again.
+  - On a host with NVIDIA GPUs, lists them with C(nvidia-smi) and computes on each one, on the
+    host and in a container that gets the GPUs as the engine is configured. Then systemd reloads its
+    units, which takes the GPUs from containers that got them without the engine's knowledge, and
+    the same container must still list the GPUs.
   - Changes nothing; what is tried runs in containers of their own that are removed.
 options:
   smoke:

@@ -15,13 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
-from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import (
-    DKMS,
-    PREBUILT,
-    PackageSet,
-    package_set,
-)
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     AUTO,
     NO_FABRIC,
     NVLINK5,
@@ -32,6 +26,12 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
     Refusal,
     Wanted,
     listed,
+)
+from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import (
+    DKMS,
+    PREBUILT,
+    PackageSet,
+    package_set,
 )
 
 

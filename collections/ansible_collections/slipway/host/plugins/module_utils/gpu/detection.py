@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import PciDevice
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import PciDevice
 
 # Bytes of PCI configuration space that a caller without root gets to see.
 _UNPRIVILEGED_CONFIG = 64

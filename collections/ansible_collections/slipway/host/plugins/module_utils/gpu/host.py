@@ -16,7 +16,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import skip_reason
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import HostFacts, PciDevice
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, PciDevice
 
 _DPKG_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 NOTHING: Mapping[str, Any] = {"devices": []}

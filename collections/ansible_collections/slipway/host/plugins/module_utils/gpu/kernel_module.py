@@ -18,7 +18,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import 
     Holder,
     KernelModule,
 )
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import listed
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import listed
 
 # The driver's own daemons, by the kernel's name of the process (15 characters), and their units.
 # They hold GPUs for nobody, so they may be stopped and started around a reload.

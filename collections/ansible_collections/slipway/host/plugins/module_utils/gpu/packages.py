@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     NO_FABRIC,
     NVLINK5,
     NVSWITCH,

@@ -26,7 +26,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images import smoke a
 
 LABEL_SMOKE = "io.slipway.smoke"
 SMOKE_TIMEOUT = 1800
-GPUS, GPUS_IN_CONTAINERS = "GPUs", "GPUs in containers"
+GPUS, COMPUTATION, GPUS_IN_CONTAINERS = "GPUs", "GPU computation", "GPUs in containers"
 REQUEST_TIMEOUT = 30
 
 
@@ -170,15 +170,18 @@ def checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
     """
     facts = _probe.host_facts()
     gpus = gpu_proof.mine(facts)
-    found = [attempt(GPUS, partial(gpu_proof.on_host, gpus))] if gpus else []
+    found = [attempt(GPUS, partial(gpu_proof.on_host, len(gpus)))] if gpus else []
+    if gpus and found[0].ok:
+        found.append(attempt(COMPUTATION, partial(gpu_proof.computed_on_host, gpus)))
+    healthy = all(check.ok for check in found)
     if not facts["docker_package"]:
         found.append(Check("engine", True, "none is installed"))
         return [asdict(check) for check in found]
     engine = attempt("engine", _engine)
     found.append(engine)
     if engine.ok:
-        if gpus and found[0].ok:
-            held = partial(gpu_proof.in_container, gpus, daemon_reload)
+        if gpus and healthy:
+            held = partial(gpu_proof.in_container, len(gpus), daemon_reload)
             found.append(attempt(GPUS_IN_CONTAINERS, held))
         found += [*_images(smoke), *_services()]
     return [asdict(check) for check in found]

@@ -25,12 +25,12 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
     driver_misfit,
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import DRIVER_PACKAGE
-from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import PREBUILT
-from ansible_collections.slipway.host.plugins.module_utils.gpu.types import (
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     AUTO,
     HostFacts,
     Wanted,
 )
+from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import PREBUILT
 
 DISTRIBUTION = "distribution"
 KEEP = "keep"
