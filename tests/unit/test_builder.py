@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job
 from ansible_collections.slipway.host.plugins.module_utils.images import builder as images_builder
 
@@ -156,7 +157,7 @@ def build(reference: str, **changes: Any) -> dict[str, Any]:
             "local": LOCAL_BASE,
         },
         "context": f"{name}.tar",
-        "labels": {images_builder.LABEL_DIGEST: f"new-{name}"},
+        "labels": {labels.DIGEST: f"new-{name}"},
         "smoke": ["sh", "/opt/slipway/smoke.sh"],
         "smoke_timeout": 30,
         **changes,
@@ -181,7 +182,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
     assert host.run() == {"built": [TOOL], "failed": {}}
-    assert host.images[TOOL][images_builder.LABEL_DIGEST] == "new-tool"
+    assert host.images[TOOL][labels.DIGEST] == "new-tool"
     assert host.images[TOOL]["org.opencontainers.image.base.digest"] == f"sha256:{LOCAL_BASE}"
     assert f"{TOOL}-candidate" not in host.images
     order = [words[0] for words in host.commands() if words[0] in ("buildx", "run", "tag")]
@@ -197,7 +198,7 @@ def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host)
 
 
 def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
-    host.images[TOOL] = {images_builder.LABEL_DIGEST: "new-tool"}
+    host.images[TOOL] = {labels.DIGEST: "new-tool"}
     assert host.run() == {"built": [], "failed": {}}
     assert not host.commands("buildx")
 
@@ -213,12 +214,12 @@ def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
 def test_a_failure_leaves_the_image_that_serves(
     host: Host, say: dict[str, Any], words: list[str]
 ) -> None:
-    host.images[TOOL] = {images_builder.LABEL_DIGEST: "old"}
+    host.images[TOOL] = {labels.DIGEST: "old"}
     host.say = say
     result = host.run()
     assert result["built"] == []
     assert all(word in result["failed"][TOOL] for word in words)
-    assert host.images[TOOL] == {images_builder.LABEL_DIGEST: "old"}
+    assert host.images[TOOL] == {labels.DIGEST: "old"}
     assert f"{TOOL}-candidate" not in host.images
     assert host.progress[-1] == "tool: FAILED"
 

@@ -53,7 +53,7 @@ import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -72,9 +72,9 @@ def prove(reference: str, timeout: int) -> list[str]:
     )
     if asked.returncode != 0:
         raise smoke.SmokeError(f"is not on the host: {asked.stderr.strip()}")
-    command = (json.loads(asked.stdout) or {}).get(verify.LABEL_SMOKE)
+    command = (json.loads(asked.stdout) or {}).get(labels.SMOKE)
     if command is None:
-        raise smoke.SmokeError(f"has no smoke test: it lacks the label {verify.LABEL_SMOKE}")
+        raise smoke.SmokeError(f"has no smoke test: it lacks the label {labels.SMOKE}")
     return smoke.test(reference, json.loads(command), timeout)
 
 

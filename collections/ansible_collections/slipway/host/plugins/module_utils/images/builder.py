@@ -22,14 +22,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 
-LOCK = Path("/var/lib/slipway/build.lock")
-LABEL_DIGEST = "io.slipway.digest"
-# What an image holds, as a file in it.
-BILL = "/opt/slipway/sbom.json"
+LOCK = Path(labels.BUILD_LOCK)
 # A registry that does not answer within this many seconds counts as out of reach.
 REGISTRY_TIMEOUT = 20
 # Where the engine is asked all the same, it may say so itself, or have a mirror or a proxy.
@@ -75,8 +73,8 @@ def digest_of(reference: str) -> str | None:
     found = run(["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference])
     if found.returncode != 0:
         return None
-    labels = json.loads(found.stdout) or {}
-    return str(labels[LABEL_DIGEST]) if LABEL_DIGEST in labels else None
+    image_labels = json.loads(found.stdout) or {}
+    return str(image_labels[labels.DIGEST]) if labels.DIGEST in image_labels else None
 
 
 def image_id(reference: str) -> str | None:
@@ -241,8 +239,8 @@ class Builder:
         command += [f"--build-arg=BASE={base}", f"--build-arg=ROOT={root}"]
         if self.job["wheels"]:
             command.append(f"--build-context=wheels={self.job['wheels']}")
-        labels = {**image["labels"], "org.opencontainers.image.base.digest": image_id(base) or ""}
-        command += [f"--label={key}={value}" for key, value in sorted(labels.items())]
+        image_labels = {**image["labels"], labels.OCI_BASE_DIGEST: image_id(base) or ""}
+        command += [f"--label={key}={value}" for key, value in sorted(image_labels.items())]
         # The engine knows these by name and keeps them out of the image's history.
         proxy = sorted(self.job["proxy"].items())
         command += [f"--build-arg={key}={value}" for key, value in proxy]
@@ -310,7 +308,10 @@ class Builder:
         must("opening the image", ["docker", "create", f"--name={container}", candidate])
         try:
             bill = str(kept(reference, ".cdx.json"))
-            must("copying its bill", ["docker", "cp", f"{container}:{BILL}", bill])
+            must(
+                "copying its bill",
+                ["docker", "cp", f"{container}:{labels.BILL_OF_MATERIALS}", bill],
+            )
         finally:
             run(["docker", "rm", container])
 
@@ -372,7 +373,7 @@ class Builder:
                     else:
                         failed[reference] = why
         # What the new images replaced, where no container uses it any more.
-        run(["docker", "image", "prune", "--force", f"--filter=label={LABEL_DIGEST}"])
+        run(["docker", "image", "prune", "--force", f"--filter=label={labels.DIGEST}"])
         return {"built": built, "failed": failed}
 
 

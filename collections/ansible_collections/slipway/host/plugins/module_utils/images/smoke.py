@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run an image's smoke test: the least a container can have must be enough for it.
 
-Runs on hosts, as part of the builder as well as of a module, so it imports nothing of the project.
+Runs on hosts, as part of the builder as well as of a module, so it imports little of the project.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import subprocess
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 
 # No network, nothing writable but /tmp, no privilege, and a user that the image has never heard of.
 OPTIONS = [
@@ -37,7 +39,7 @@ def _gpus(reference: str) -> list[str]:
     """Return the options that lend a gpu image the host's GPUs, none where there are none."""
     if not GPU_DEVICE.exists():
         return []
-    label = '{{index .Config.Labels "io.slipway.variant"}}'
+    label = f'{{{{index .Config.Labels "{labels.VARIANT}"}}}}'
     if _asked("image", "inspect", "--format", label, reference).strip() != "gpu":
         return []
     folders = json.loads(_asked("info", "--format", "{{json .}}") or "{}").get("CDISpecDirs")

@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import engine, token
+from . import labels, token
 from .engine import Docker
 from .errors import MlError
 from .settings import nearest
-
-LABEL_ALIAS = "io.slipway.alias"
-LABEL_USER = "io.slipway.user"
-LABEL_UID = "io.slipway.uid"
-LABEL_GPUS = "io.slipway.gpus"
-LABEL_URLS = "io.slipway.urls"
-LABEL_TOKEN = "io.slipway.token"
-LABEL_PROJECT = "com.docker.compose.project"
 
 TOKEN = "{token}"
 ANY_ADDRESS = ("", "0.0.0.0", "::")
@@ -58,27 +50,27 @@ class Container:
 
 def from_inspect(found: Mapping[str, Any]) -> Container:
     """Return a container from docker's description of it."""
-    labels = found["Config"].get("Labels") or {}
-    uid = labels.get(LABEL_UID, "")
-    project = labels.get(LABEL_PROJECT, "")
+    found_labels = found["Config"].get("Labels") or {}
+    uid = found_labels.get(labels.UID, "")
+    project = found_labels.get(labels.COMPOSE_PROJECT, "")
     return Container(
         name=found["Name"].lstrip("/"),
         image=found["Config"]["Image"],
-        alias=labels.get(LABEL_ALIAS, ""),
-        user=labels.get(LABEL_USER, "") or ("service" if project else ""),
+        alias=found_labels.get(labels.ALIAS, ""),
+        user=found_labels.get(labels.USER, "") or ("service" if project else ""),
         uid=int(uid) if uid.isdigit() else None,
         project=project,
-        gpus=tuple(filter(None, labels.get(LABEL_GPUS, "").split(","))),
-        urls=_urls(labels, found["NetworkSettings"].get("Ports") or {}),
-        token=labels.get(LABEL_TOKEN, ""),
+        gpus=tuple(filter(None, found_labels.get(labels.GPUS, "").split(","))),
+        urls=_urls(found_labels, found["NetworkSettings"].get("Ports") or {}),
+        token=found_labels.get(labels.TOKEN, ""),
         started=found["State"]["StartedAt"],
     )
 
 
-def _urls(labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]:
+def _urls(found_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]:
     """Return the addresses that the alias noted, else those that docker publishes."""
     try:
-        noted = json.loads(labels.get(LABEL_URLS, ""))
+        noted = json.loads(found_labels.get(labels.URLS, ""))
         return {str(name): str(url) for name, url in noted.items()}
     except (ValueError, AttributeError):
         pass
@@ -93,7 +85,7 @@ def _urls(labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]
 
 def running(docker: Docker) -> list[Container]:
     """Return the running containers of the catalogue's images, by name."""
-    label = f"label={engine.LABEL_IMAGE}"
+    label = f"label={labels.IMAGE}"
     listed = docker.run("ps", "--quiet", "--no-trunc", "--filter", label)
     found = map(from_inspect, docker.inspect("container", listed.split()))
     return sorted(found, key=lambda container: container.name)

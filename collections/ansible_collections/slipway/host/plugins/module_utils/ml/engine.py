@@ -24,7 +24,6 @@ CDI_KIND = "nvidia.com/gpu"
 # Where the toolkit puts what it knows of the GPUs, for engines that read it themselves.
 CDI_FOLDERS = (Path("/var/run/cdi"), Path("/etc/cdi"))
 
-LABEL_IMAGE = "io.slipway.image"
 # How docker says that nothing listens, up to and since version 28.
 NO_ANSWER = ("Cannot connect to the Docker daemon", "failed to connect to the docker API")
 

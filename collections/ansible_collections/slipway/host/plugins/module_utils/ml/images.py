@@ -14,16 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import engine, launch
+from . import labels, launch
 from .engine import Docker
 from .errors import MlError
 from .settings import Host
 
-LABEL_VARIANT = "io.slipway.variant"
-LABEL_DIGEST = "io.slipway.digest"
-LABEL_FROM = "io.slipway.committed-from"
-LABEL_BY = "io.slipway.committed-by"
-LABEL_BASE_DIGEST = "io.slipway.committed-from-digest"
 # Tags of this name are the role's: what stands there was built and proven.
 OWN = "slipway/"
 # A file name that stands for standard input or output.
@@ -45,14 +40,14 @@ class Image:
 
 def from_inspect(found: Mapping[str, Any]) -> list[Image]:
     """Return an image once for each of its tags."""
-    labels = found["Config"].get("Labels") or {}
+    found_labels = found["Config"].get("Labels") or {}
     return [
         Image(
             reference=reference,
-            name=labels.get(engine.LABEL_IMAGE, ""),
-            variant=labels.get(LABEL_VARIANT, ""),
+            name=found_labels.get(labels.IMAGE, ""),
+            variant=found_labels.get(labels.VARIANT, ""),
             id=found["Id"],
-            digest=labels.get(LABEL_DIGEST, ""),
+            digest=found_labels.get(labels.DIGEST, ""),
             size=found["Size"],
             created=found["Created"],
         )
@@ -62,7 +57,7 @@ def from_inspect(found: Mapping[str, Any]) -> list[Image]:
 
 def present(docker: Docker) -> list[Image]:
     """Return the tagged images on this host that are of the catalogue, by reference."""
-    label = f"label={engine.LABEL_IMAGE}"
+    label = f"label={labels.IMAGE}"
     listed = docker.run("image", "ls", "--quiet", "--no-trunc", "--filter", label)
     ids = sorted(set(listed.split()))
     found = [image for entry in docker.inspect("image", ids) for image in from_inspect(entry)]
@@ -85,10 +80,10 @@ def resolve(docker: Docker, name: str, host: Host) -> dict[str, Any]:
 
 def describe(found: Mapping[str, Any]) -> list[str]:
     """Return the lines by which an image on one host is compared with one on another."""
-    labels = found["Config"].get("Labels") or {}
+    found_labels = found["Config"].get("Labels") or {}
     lines = [f"image id        {found['Id']}"]
-    if labels.get(LABEL_DIGEST):
-        lines.append(f"context digest  {labels[LABEL_DIGEST]}")
+    if found_labels.get(labels.DIGEST):
+        lines.append(f"context digest  {found_labels[labels.DIGEST]}")
     return lines
 
 
@@ -177,13 +172,14 @@ def commit_plan(container: Mapping[str, Any], image: Mapping[str, Any], user: st
     What belonged to the one start (its user, folder, variables, labels) goes back to the image's.
     """
     ours, before = container["Config"], image["Config"]
-    labels = before.get("Labels") or {}
+    image_labels = before.get("Labels") or {}
     provenance = {
-        **{name: "" for name in ours.get("Labels") or {} if name not in labels},
-        LABEL_DIGEST: "",
-        LABEL_BASE_DIGEST: labels.get(LABEL_DIGEST) or labels.get(LABEL_BASE_DIGEST, ""),
-        LABEL_FROM: image["Id"],
-        LABEL_BY: user,
+        **{name: "" for name in ours.get("Labels") or {} if name not in image_labels},
+        labels.DIGEST: "",
+        labels.COMMITTED_FROM_DIGEST: image_labels.get(labels.DIGEST)
+        or image_labels.get(labels.COMMITTED_FROM_DIGEST, ""),
+        labels.COMMITTED_FROM: image["Id"],
+        labels.COMMITTED_BY: user,
     }
     own = set(before.get("Env") or ())
     names = [entry.partition("=")[0] for entry in ours.get("Env") or () if entry not in own]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import accounts, containers, engine, gpus, reserve, token
+from . import accounts, containers, engine, gpus, labels, reserve, token
 from .errors import MlError
 from .settings import Alias, Layer
 
@@ -296,14 +296,14 @@ def _attachment(start: Start) -> list[str]:
 
 def _labels(alias: Alias, who: Caller, ids: Sequence[str], urls: Mapping[str, str]) -> list[str]:
     """Return what the other commands must know of the container."""
-    labels = {
-        containers.LABEL_ALIAS: alias.name,
-        containers.LABEL_USER: who.name,
-        containers.LABEL_UID: str(who.uid),
-        containers.LABEL_GPUS: ",".join(ids),
-        containers.LABEL_URLS: json.dumps(urls) if urls else "",
+    values = {
+        labels.ALIAS: alias.name,
+        labels.USER: who.name,
+        labels.UID: str(who.uid),
+        labels.GPUS: ",".join(ids),
+        labels.URLS: json.dumps(urls) if urls else "",
     }
-    return [f"--label={name}={value}" for name, value in labels.items() if value]
+    return [f"--label={name}={value}" for name, value in values.items() if value]
 
 
 def _identity(who: Caller, as_root: bool) -> list[str]:

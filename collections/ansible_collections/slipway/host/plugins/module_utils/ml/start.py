@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import accounts, containers, engine, gpus, launch, reserve, settings, token
+from . import accounts, containers, engine, gpus, labels, launch, reserve, settings, token
 from .engine import Docker
 from .errors import MlError
 from .settings import Alias, Layer
@@ -186,7 +186,7 @@ def work_out(
 
 def listed(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of all containers, and the GPUs of the running ones by name."""
-    form = f'{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Label "{containers.LABEL_GPUS}"}}}}'
+    form = f'{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Label "{labels.GPUS}"}}}}'
     rows = [line.split("\t") for line in docker.run("ps", "--all", "--format", form).splitlines()]
     claimed = {name: ids.split(",") for name, state, ids in rows if ids and state == "running"}
     return [name for name, _state, _ids in rows], claimed
