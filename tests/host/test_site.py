@@ -162,7 +162,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         {"ml_services_projects": [{"name": "tensorboard"}]},
         "project tensorboard needs the image slipway/tensorboard:cpu",
     ),
-    "an unknown image": ({"ml_images_names": ["iris-apu"]}, "did you mean 'iris-api'"),
+    "an unknown image": ({"ml_images_names": ["iris-apu"]}, "Did you mean 'iris-api'"),
     "an unknown port": (
         {"ml_services_projects": [{"name": "iris-api", "ports": {"htp": 80}}]},
         "no port named htp; it has api",

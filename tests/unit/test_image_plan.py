@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    ImageBuild,
-    load_catalogue,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 from tests.contract.tree import ROOT
 
@@ -60,13 +57,13 @@ def test_the_job_says_what_the_builder_needs_of_each_image(builds: list[ImageBui
     (build,) = builds
     (entry,) = description(images_job.job(builds, OPTIONS))["builds"]
     assert entry["reference"] == "slipway/iris-api:cpu"
-    assert entry["digest"] == entry["labels"][_owned.LABEL_DIGEST] == build.digest
+    assert entry["digest"] == entry["labels"][labels.DIGEST] == build.digest
     assert entry["parent"] is None
     assert entry["base"]["name"] == "debian-13"
     assert entry["base"]["bootstrap"]["suite"] == "trixie"
     assert entry["base"]["local"].startswith("slipway/base:debian-13-")
     # The host itself can prove the image later, also one that came by `docker load`.
-    assert json.loads(entry["labels"][verify.LABEL_SMOKE]) == entry["smoke"] == list(build.smoke)
+    assert json.loads(entry["labels"][labels.SMOKE]) == entry["smoke"] == list(build.smoke)
 
 
 def test_the_context_is_in_it(builds: list[ImageBuild]) -> None:

@@ -356,10 +356,18 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
     ("build", "declared", "problem"),
     [
         (image(), {}, "image tool declares no service"),
-        (PUBLISHED, {"ports": {"web": 80}}, "no port named web; it has api"),
-        (image(ports={}, services={"a": {}}), {"ports": {"web": 80}}, "it has none"),
-        (PUBLISHED, {"service": "apj"}, "no service named apj; did you mean 'api'?; it has api"),
-        (PUBLISHED, {"volumes": {"wrk": "/srv"}}, "no volume named wrk; did you mean 'work'?"),
+        (PUBLISHED, {"ports": {"web": 80}}, "no port 'web'; expected one of: api"),
+        (image(ports={}, services={"a": {}}), {"ports": {"web": 80}}, "expected one of: none"),
+        (
+            PUBLISHED,
+            {"service": "apj"},
+            "no service 'apj'; expected one of: api. Did you mean 'api'?",
+        ),
+        (
+            PUBLISHED,
+            {"volumes": {"wrk": "/srv"}},
+            "no volume 'wrk'; expected one of: work. Did you mean 'work'?",
+        ),
         (PUBLISHED, {"volumes": {"work": "srv/notes"}}, "must be an absolute path or the name"),
         (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at its end"),
         (PUBLISHED, {"ports": {"api": "web"}}, "port api is 'web', must be a number from 1 to"),
@@ -379,7 +387,7 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (PUBLISHED, {"name": "My Tool"}, "small letters"),
         (PUBLISHED, {"name": "../../root"}, "small letters"),
         (NEEDY, {}, "it needs the secret keys"),
-        (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "did you mean 'token'?"),
+        (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "Did you mean 'token'?"),
         (CLOSED, {"secrets": [{"name": "token"}]}, "either its content or a file"),
         (CLOSED, {"secrets": [{"name": "../x", "content": "x", "variable": "X"}]}, "small letters"),
         (CLOSED, {"secrets": [{"name": "token", "content": "x", "file": "/y"}]}, "either"),
@@ -524,7 +532,7 @@ def test_the_filter_takes_the_image_of_the_projects_name() -> None:
     ("entry", "problem"),
     [
         ({"name": "irisapi"}, "irisapi"),
-        ({"name": "iris-api", "ports": {"web": 1}}, "port named"),
+        ({"name": "iris-api", "ports": {"web": 1}}, "no port .web"),
         ({"name": "iris-api", "gpus": 1}, "no build for GPUs"),
     ],
 )

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+
 Args = Mapping[str, Mapping[str, str]]
 
 KEEP_SECONDS = 30 * 24 * 3600
@@ -42,7 +44,7 @@ class Planned:
 def fingerprint(folder: Path) -> str:
     """Return a digest over the catalogue's files and the code; read once a process."""
     hashed = hashlib.sha256()
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(str(labels.__file__))]
     files += sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     for path in files:
         if path.is_file():

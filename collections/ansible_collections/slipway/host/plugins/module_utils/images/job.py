@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
 from ansible_collections.slipway.host.plugins.module_utils.images import builder, smoke
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    ImageBuild,
-    context_tar,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images.context import pack
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.ml import labels as ml_labels
 
 BUILDER = builder.__name__
 # What a build trusts unless told otherwise: what its host trusts.
@@ -76,7 +75,7 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
     entries = []
     for number, build in enumerate(wanted):
         context = f"{number}.tar"
-        files[context] = context_tar(build)
+        files[context] = pack(build.files)
         entries.append(
             {
                 "name": build.name,
@@ -85,7 +84,7 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
                 "parent": build.parent,
                 "base": _base(build, options.get("apt_mirror") or ""),
                 "context": context,
-                "labels": {**build.labels, verify.LABEL_SMOKE: json.dumps(build.smoke)},
+                "labels": {**build.labels, labels.SMOKE: json.dumps(build.smoke)},
                 "smoke": list(build.smoke),
                 "smoke_timeout": build.smoke_timeout,
             }
@@ -101,4 +100,4 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "parallel": options.get("parallel") or 0,
     }
     files["job.json"] = json.dumps(description).encode()
-    return host_job.packed(files, (builder, host_job, smoke))
+    return host_job.packed(files, (builder, host_job, smoke, labels, ml_labels))

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
-LABEL_IMAGE = "io.slipway.image"
 SEPARATOR = "-- records"
 
 QUESTION = f"""
-ids=$(docker image ls --quiet --no-trunc --filter label={LABEL_IMAGE} | sort -u)
+ids=$(docker image ls --quiet --no-trunc --filter label={labels.IMAGE} | sort -u)
 [ -z "$ids" ] && echo '[]' || docker image inspect $ids
-for record in /var/lib/slipway/images/*.json; do
+for record in {labels.BUILD_RECORDS}/*.json; do
     case "$record" in
     *'*'* | *.cdx.json) ;;
     *) echo '{SEPARATOR}' && cat "$record" && echo ;;
@@ -72,7 +71,7 @@ def read_answer(text: str) -> dict[str, Held]:
     records = {record["digest"]: record for record in map(json.loads, recorded)}
     held = {}
     for image in json.loads(inspected):
-        digest = image["Config"]["Labels"].get(LABEL_DIGEST, "")
+        digest = image["Config"]["Labels"].get(labels.DIGEST, "")
         for reference in image.get("RepoTags") or ():
             held[reference] = Held(reference, digest, image["Size"], records.get(digest, {}))
     return held

@@ -43,7 +43,7 @@ class Pin:
         return f"{self.name}=={self.version}{marker}"
 
 
-def normalised(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a project's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -61,15 +61,15 @@ def read_pins(text: str) -> tuple[Pin, ...]:
     for lines in paragraphs:
         found = _PIN.match(lines[0])
         assert found is not None
-        name, marker = normalised(found["name"]), found["marker"] or ""
+        name, marker = normalise_name(found["name"]), found["marker"] or ""
         pins.append(Pin(name, found["version"], marker, "\n".join(lines) + "\n"))
     return tuple(pins)
 
 
-def wished_names(text: str) -> Iterator[str]:
+def required_names(text: str) -> Iterator[str]:
     """Yield the normalised project name of each line of a `.in` file that requires one."""
     for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", text, flags=re.MULTILINE):
-        yield normalised(name)
+        yield normalise_name(name)
 
 
 def write_pins(pins: Iterable[Pin]) -> str:
@@ -77,13 +77,13 @@ def write_pins(pins: Iterable[Pin]) -> str:
     return "".join(pin.text for pin in pins)
 
 
-def additions(pins: Iterable[Pin], below: Iterable[Pin]) -> list[Pin]:
+def added_pins(pins: Iterable[Pin], below: Iterable[Pin]) -> list[Pin]:
     """Return the pins that the images below do not have already, word for word."""
     there = {str(pin) for pin in below}
     return [pin for pin in pins if str(pin) not in there]
 
 
-def on_cpu_wheels(text: str, torch_lock: str) -> str:
+def use_cpu_wheels(text: str, torch_lock: str) -> str:
     """Return a lock in which PyTorch comes from `torch_lock` and CUDA is left out.
 
     Members of PyTorch's family that `torch_lock` does not have are left out as well: built for
@@ -127,7 +127,7 @@ def cuda_release(pins: Iterable[Pin]) -> str | None:
     return None
 
 
-def moved(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
+def describe_changes(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
     """Say what differs between two locks, a line for each package, in words."""
     old, new = _versions(before), _versions(after)
     lines = []

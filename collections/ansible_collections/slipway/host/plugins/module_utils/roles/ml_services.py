@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned
-from ansible_collections.slipway.host.plugins.module_utils.images.declaration import nearest
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.declaration import suggest
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
 from ansible_collections.slipway.host.plugins.module_utils.services import ports
@@ -39,10 +39,6 @@ LIMITS = (
     ("shm_size", "shm_size"),
 )
 TOKEN = "{token}"
-# Read by `ml list` and `ml url` on the host, see _ml.containers.
-LABEL_GPUS = "io.slipway.gpus"
-LABEL_URLS = "io.slipway.urls"
-LABEL_TOKEN = "io.slipway.token"
 
 
 class ServiceError(ValueError):
@@ -94,8 +90,8 @@ class Project:
         """Return the error that the image has nothing of that name."""
         names = sorted(known)
         return self.error(
-            f"image {self.build.name} has no {what} named {name}{nearest(name, names)}; "
-            f"it has {', '.join(names) or 'none'}"
+            f"image {self.build.name} has no {what} {name!r}; expected one of: "
+            f"{', '.join(names) or 'none'}. {suggest(name, names)}".rstrip()
         )
 
     @property
@@ -228,8 +224,9 @@ def _secrets(project: Project) -> list[Secret]:
         variable = entry.get("variable") or declared.get(name, {}).get("variable")
         if not variable:
             raise project.error(
-                f"the image knows no secret {name}{nearest(name, declared)}; a further one needs a "
-                "variable, in which the program finds the path of its file"
+                f"secret {name}: the image does not declare this secret; expected the key variable "
+                "for it, the environment variable with the path of the secret's file. "
+                + (suggest(name, declared) or "Add the key variable.")
             )
         if not SECRET_NAME.fullmatch(name):
             raise project.error(f"secret {name!r}: a name is small letters, digits, -, _ and .")
@@ -310,7 +307,7 @@ def _proof(project: Project, secrets: Sequence[Secret]) -> dict[str, str]:
     proof = {**endpoint, "port": project.build.image["ports"][endpoint["port"]]}
     if "secret" in endpoint:
         proof["secret"] = _path_of(endpoint["secret"], secrets)
-    return {_owned.LABEL_PROOF: json.dumps(proof, sort_keys=True)}
+    return {labels.PROOF: json.dumps(proof, sort_keys=True)}
 
 
 def _path_of(name: str, secrets: Iterable[Secret]) -> str:
@@ -374,14 +371,14 @@ def _labels(
     urls: Mapping[str, str],
     secrets: Sequence[Secret],
 ) -> dict[str, str]:
-    """Return what the commands of this project read from the container, see LABEL_*."""
+    """Return what the commands of this project read from the container, see ml.labels."""
     found = _proof(project, secrets)
     if gpus:
-        found[LABEL_GPUS] = ",".join(gpus)
+        found[labels.GPUS] = ",".join(gpus)
     if urls:
-        found[LABEL_URLS] = json.dumps(urls, sort_keys=True)
+        found[labels.URLS] = json.dumps(urls, sort_keys=True)
     if any(TOKEN in url for url in urls.values()):
-        found[LABEL_TOKEN] = _path_of(_opens(project), secrets)
+        found[labels.TOKEN] = _path_of(_opens(project), secrets)
     return found
 
 
@@ -413,7 +410,7 @@ def _plan(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:
     }
     config = hashlib.sha256(json.dumps(service, sort_keys=True).encode()).hexdigest()[:16]
     urls = _urls(project, published, host)
-    service["labels"] = {_owned.LABEL_CONFIG: config, **_labels(project, gpus, urls, secrets)}
+    service["labels"] = {labels.CONFIG: config, **_labels(project, gpus, urls, secrets)}
     volumes = sorted({mount.source for mount in mounts if not mount.is_folder})
     owner = dict(zip(("owner", "group"), map(str, project.user), strict=True))
     inside = f"{project.folder}/{SECRETS_FOLDER}"
