@@ -371,7 +371,7 @@ def act(
     # away, though another one has its place.
     made = settle_mounts(differing)
     held = held_ports(module) if len(differing) > 1 else {}
-    for project, stopped in ports.turns(differing, held):
+    for project, stopped in ports.order_replacements(differing, held):
         with noted(failed):
             for name in stopped:
                 docker(module, "compose", "--project-name", name, "stop")
