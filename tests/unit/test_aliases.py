@@ -92,7 +92,7 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
     options = Options("Dana", mounts=[{"source": "~/code", "target": "/code"}])
     image = with_alias(names=["tool2"], workdir="/code/course")
     file.write_text(content(ml_aliases.owned([image], options), ml_aliases.DECLARATION))
-    host = settings.host(file)
+    host = settings.read_host(file)
     assert host.contact == "Dana"
     assert host.alias("tool2") == settings.Alias(
         name="tool",

@@ -112,14 +112,14 @@ def test_a_service_is_found_where_docker_publishes_it() -> None:
         "6006/tcp": None,
         "8888/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8889"}],
     }
-    found = containers.from_inspect(inspected({"com.docker.compose.project": "iris"}, ports))
+    found = containers.parse_container(inspected({"com.docker.compose.project": "iris"}, ports))
     assert (found.user, found.uid, found.gpus) == ("service", None, ())
     assert found.urls == {"5000": "*:80", "8888": "127.0.0.1:8889"}
 
 
 def test_labels_that_are_empty_say_nothing() -> None:
     labels = {f"io.slipway.{name}": "" for name in ("alias", "user", "uid", "gpus", "urls")}
-    found = containers.from_inspect(inspected(labels))
+    found = containers.parse_container(inspected(labels))
     assert (found.user, found.uid, found.gpus, found.urls) == ("", None, (), {})
 
 
@@ -133,7 +133,7 @@ def test_labels_that_are_empty_say_nothing() -> None:
     ],
 )
 def test_which_container_is_meant(running: list[Container], name: str | None, picked: str) -> None:
-    assert containers.pick(running, name, "stop it").name == picked
+    assert containers.select_container(running, name, "stop it").name == picked
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_which_container_cannot_be_meant(
     running: list[Container], name: str | None, message: str
 ) -> None:
     with pytest.raises(MlError) as caught:
-        containers.pick(running, name, "stop it")
+        containers.select_container(running, name, "stop it")
     assert message in str(caught.value)
 
 
@@ -165,8 +165,8 @@ def test_root_sees_to_everybodys_containers_but_not_to_their_tokens(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
     other = container("o-lab", OTHER)
-    assert containers.pick([other], "o-lab", "stop it") == other
-    assert containers.url_lines(other) == ["web  http://127.0.0.1:8888/lab"]
+    assert containers.select_container([other], "o-lab", "stop it") == other
+    assert containers.format_urls(other) == ["web  http://127.0.0.1:8888/lab"]
 
 
 def test_root_and_nobody_else_is_shown_the_token_of_a_service(
@@ -179,24 +179,24 @@ def test_root_and_nobody_else_is_shown_the_token_of_a_service(
         "io.slipway.urls": json.dumps({"web": URL}),
         "io.slipway.token": str(file),
     }
-    service = containers.from_inspect(inspected(labels))
-    assert containers.url_lines(service) == ["web  http://127.0.0.1:8888/lab"]
+    service = containers.parse_container(inspected(labels))
+    assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab"]
     with pytest.raises(MlError, match="notebooks belongs to service"):
-        containers.pick([service], "notebooks", "have its address")
+        containers.select_container([service], "notebooks", "have its address")
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert containers.pick([service], "notebooks", "have its address") == service
-    assert containers.url_lines(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
+    assert containers.select_container([service], "notebooks", "have its address") == service
+    assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
     file.unlink()
     with pytest.raises(MlError, match=r"jupyter_token cannot be read \(.*\)$"):
-        containers.url_lines(service)
+        containers.format_urls(service)
 
 
 def test_addresses_are_shown_with_the_callers_token() -> None:
-    token.ensure()
-    (line,) = containers.url_lines(container("me-lab"))
-    assert line == f"web  http://127.0.0.1:8888/lab?token={token.read()}"
+    token.ensure_token()
+    (line,) = containers.format_urls(container("me-lab"))
+    assert line == f"web  http://127.0.0.1:8888/lab?token={token.read_token()}"
     with pytest.raises(MlError, match="me-lab publishes nothing"):
-        containers.url_lines(container("me-lab", urls={}))
+        containers.format_urls(container("me-lab", urls={}))
 
 
 # Lists.
@@ -209,14 +209,14 @@ NOW = datetime(2026, 11, 20, 5, 0, 30, tzinfo=timezone.utc)
 
 
 def test_list_tells_the_truth_and_no_token() -> None:
-    token.ensure()
+    token.ensure_token()
     changed = Image("me/lab:2", "lab", "cpu", "sha256:2", "", 2_500_000_000, "0001-01-01T00:00:00Z")
     running = [container("me-lab", gpus=("0",)), container("iris", None, "", urls={})]
-    listed = listing.data(
+    listed = listing.collect_data(
         HOST, [changed, IMAGE], running, [Gpu("0", "A100", "u"), Gpu("1", "A100", "v")],
         {"0": "me-lab"},
     )  # fmt: skip
-    assert listing.text(listed, NOW) == (
+    assert listing.format_text(listed, NOW) == (
         "IMAGE              VARIANT  SIZE     AGE  DIGEST        COMMANDS\n"
         "me/lab:2           cpu      2.5 GB        (changed)\n"
         "slipway/lab:cpu    cpu      114 MB   2 d  0123456789ab  lab laboratory\n"
@@ -231,12 +231,12 @@ def test_list_tells_the_truth_and_no_token() -> None:
         "1    A100   free"
     )
     data = json.dumps(listed)
-    assert token.read() not in data and "{token}" not in data
+    assert token.read_token() not in data and "{token}" not in data
 
 
 def test_nothing_to_list_is_said() -> None:
-    listed = listing.data(settings.Host("", {}, {}), [], [], [], {})
-    assert listing.text(listed) == "no images of the catalogue on this host\n\nnothing runs"
+    listed = listing.collect_data(settings.Host("", {}, {}), [], [], [], {})
+    assert listing.format_text(listed) == "no images of the catalogue on this host\n\nnothing runs"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_nothing_to_list_is_said() -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (37_385_731, "37.4 MB"), (3e12, "3 TB")],
 )
 def test_sizes(count: int, words: str) -> None:
-    assert listing.size(count) == words
+    assert listing.format_size(count) == words
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_sizes(count: int, words: str) -> None:
     ],
 )
 def test_ages(since: str, words: str) -> None:
-    assert listing.age(since, NOW) == words
+    assert listing.format_age(since, NOW) == words
 
 
 # Images.
@@ -304,17 +304,20 @@ FOUND = {
 def test_an_image_is_listed_once_for_each_tag() -> None:
     untagged = {**FOUND, "RepoTags": None}
     docker = Docker({"image ls": "sha256:1\nsha256:1\n", "image inspect": [FOUND, untagged]})
-    assert [image.reference for image in images.present(docker)] == ["me/lab:1", "slipway/lab:cpu"]
+    assert [image.reference for image in images.list_images(docker)] == [
+        "me/lab:1",
+        "slipway/lab:cpu",
+    ]
     assert docker.__dict__["asked"][1] == "image inspect sha256:1"
-    assert images.present(Docker({"image ls": ""})) == []
+    assert images.list_images(Docker({"image ls": ""})) == []
 
 
 @pytest.mark.parametrize("name", ["lab", "laboratory", "slipway/lab:cpu"])
 def test_images_are_named_by_catalogue_alias_or_reference(name: str) -> None:
     docker = Docker({"image inspect slipway/lab:cpu": [FOUND]})
-    found = images.resolve(docker, name, HOST)
+    found = images.find_image(docker, name, HOST)
     assert found["reference"] == "slipway/lab:cpu"
-    assert images.describe(found) == [
+    assert images.describe_image(found) == [
         "image id        sha256:1",
         "context digest  0123456789abcdef",
     ]
@@ -322,7 +325,7 @@ def test_images_are_named_by_catalogue_alias_or_reference(name: str) -> None:
 
 def test_an_image_that_is_not_there_is_named() -> None:
     with pytest.raises(MlError, match=r"no image nope on this host \(of the catalogue: lab, other"):
-        images.resolve(Docker({}), "nope", HOST)
+        images.find_image(Docker({}), "nope", HOST)
 
 
 STORE = """
@@ -410,7 +413,7 @@ STARTED = {
 
 
 def test_a_kept_container_is_an_image_that_says_where_it_comes_from() -> None:
-    planned = images.commit_plan(STARTED, FOUND, "alice")
+    planned = images.prepare_commit(STARTED, FOUND, "alice")
     assert planned.changes == (
         'LABEL io.slipway.user=""',
         'LABEL io.slipway.urls=""',
@@ -434,7 +437,7 @@ def test_a_kept_container_is_an_image_that_says_where_it_comes_from() -> None:
 def test_what_was_kept_before_still_names_the_catalogues_image() -> None:
     again = {**LABELS, "io.slipway.digest": "", "io.slipway.committed-from-digest": "abc"}
     image = {**FOUND, "Config": {"Labels": again, "Env": [], "Cmd": None}}
-    changes = images.commit_plan({"Config": {}}, image, "bob").changes
+    changes = images.prepare_commit({"Config": {}}, image, "bob").changes
     assert 'LABEL io.slipway.committed-from-digest="abc"' in changes
     assert changes[-1] == "CMD []"
 
@@ -514,7 +517,7 @@ def test_whoever_may_not_use_docker_learns_whom_to_ask(commands: Any) -> None:
     )
     with pytest.raises(MlError, match=r"may not use Docker on .* Ask Dana to be listed"):
         engine.Docker("Dana").engine()
-    assert "newgrp docker" in engine.not_allowed("Dana", "alice", listed=True)
+    assert "newgrp docker" in engine.explain_permission("Dana", "alice", listed=True)
 
 
 def test_an_engine_that_is_down_is_noticed_where_info_succeeds(commands: Any) -> None:
@@ -540,7 +543,7 @@ def test_without_docker_that_is_said(home: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_what_engine_it_is(info: dict[str, Any], spec: bool, found: engine.Engine) -> None:
-    assert engine.from_info(info, spec) == found
+    assert engine.parse_engine(info, spec) == found
 
 
 def test_a_cdi_file_counts_when_it_names_gpus(home: Path) -> None:
@@ -586,13 +589,13 @@ def test_files_of_an_image_are_read_without_running_it(commands: Any, home: Path
     ],
 )
 def test_which_display_is_meant(value: str, found: display.X11) -> None:
-    assert display.x11(value) == found
+    assert display.parse_display(value) == found
 
 
 @pytest.mark.parametrize("value", ["", "foo", "0", ":x", "/tmp/x:0"])
 def test_what_is_no_display(value: str) -> None:
     with pytest.raises(MlError, match="names no display"):
-        display.x11(value)
+        display.parse_display(value)
 
 
 def authority(*entries: tuple[int, bytes, bytes, bytes, bytes]) -> bytes:
@@ -608,20 +611,20 @@ def test_the_cookie_of_a_display_is_made_good_for_any_address() -> None:
         (256, b"host", b"10", b"MIT-MAGIC-COOKIE-1", b"ten"),
         (256, b"host", b"10", b"XDM-AUTHORIZATION-1", b"other"),
     )
-    assert display.cookie(file, 10) == authority(
+    assert display.select_cookie(file, 10) == authority(
         (0xFFFF, b"", b"10", b"MIT-MAGIC-COOKIE-1", b"ten")
     )
     shared = file + authority((256, b"other", b"10", b"MIT-MAGIC-COOKIE-1", b"far"))
-    assert display.cookie(shared, 10)[-3:] == b"far"
-    assert display.cookie(shared, 10, "host")[-3:] == b"ten"
-    assert display.cookie(file, 3) == b""
-    assert display.cookie(b"", 0) == b""
+    assert display.select_cookie(shared, 10)[-3:] == b"far"
+    assert display.select_cookie(shared, 10, "host")[-3:] == b"ten"
+    assert display.select_cookie(file, 3) == b""
+    assert display.select_cookie(b"", 0) == b""
 
 
 def test_without_a_display_the_way_to_one_is_said(home: Path) -> None:
     with (
         pytest.raises(MlError, match="connect with: ssh -X"),
-        display.forwarded({}, home) as _,
+        display.forward_display({}, home) as _,
     ):
         pass
 
@@ -641,7 +644,7 @@ def test_a_display_over_tcp_is_relayed_by_a_socket(home: Path, monkeypatch: Any)
         )
         folder = home / "private"
         folder.mkdir()
-        with display.forwarded({"DISPLAY": "127.0.0.1:10.0"}, folder) as (options, cost):
+        with display.forward_display({"DISPLAY": "127.0.0.1:10.0"}, folder) as (options, cost):
             assert cost == display.X11_COST
             assert f"--mount=type=bind,source={folder}/X10,target=/tmp/.X11-unix/X10" in options
             assert "--env=DISPLAY=:10" in options
@@ -672,24 +675,24 @@ def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: 
     environment = {"WAYLAND_DISPLAY": "wayland-0", "XDG_RUNTIME_DIR": str(home)}
     with (
         pytest.raises(MlError, match="wayland-0, which is no socket"),
-        display.forwarded(environment, home) as _,
+        display.forward_display(environment, home) as _,
     ):
         pass
     with socket.socket(socket.AF_UNIX) as wayland, socket.socket(socket.AF_UNIX) as x:
         wayland.bind(str(home / "wayland-0"))
         x.bind(str(home / "X1"))
-        with display.forwarded(environment, home) as (options, cost):
+        with display.forward_display(environment, home) as (options, cost):
             assert cost == display.WAYLAND_COST
             assert options == [
                 f"--mount=type=bind,source={home}/wayland-0,target=/run/slipway/wayland",
                 "--env=WAYLAND_DISPLAY=/run/slipway/wayland",
             ]
-        with display.forwarded({**environment, "DISPLAY": ":1"}, home) as (options, cost):
+        with display.forward_display({**environment, "DISPLAY": ":1"}, home) as (options, cost):
             assert cost == display.X11_COST
             assert "--env=DISPLAY=:1" in options and "--env=WAYLAND_DISPLAY=" in "".join(options)
         with (
             pytest.raises(MlError, match=r"DISPLAY leads to .*X2, which is no socket"),
-            display.forwarded({"DISPLAY": ":2"}, home) as _,
+            display.forward_display({"DISPLAY": ":2"}, home) as _,
         ):
             pass
 
@@ -698,7 +701,7 @@ def test_a_damaged_cookie_file_is_said(home: Path) -> None:
     (home / ".Xauthority").write_bytes(b"\x01\x00\x00")
     with (
         pytest.raises(MlError, match="Xauthority cannot be read"),
-        display.forwarded({"DISPLAY": ":1"}, home) as _,
+        display.forward_display({"DISPLAY": ":1"}, home) as _,
     ):
         pass
 
@@ -707,7 +710,7 @@ def test_a_damaged_cookie_file_is_said(home: Path) -> None:
 
 
 def offered(*words: str) -> list[str]:
-    return complete.candidates(
+    return complete.complete_words(
         words, HOST, own=lambda: ["me-lab"], images=lambda: ["lab"], gpus=lambda: ["0", "1"]
     )
 
@@ -744,7 +747,7 @@ def test_what_a_tab_offers(words: list[str], found: list[str]) -> None:
 
 
 def test_completion_knows_the_options_there_are() -> None:
-    parser = start.parser("lab", ALIAS)
+    parser = start.build_parser("lab", ALIAS)
     options = {word for action in parser._actions for word in action.option_strings}
     assert {word for word in options if word.startswith("--")} == set(complete.ALIAS_OPTIONS)
     valued = {
@@ -759,7 +762,7 @@ def test_completion_knows_the_options_there_are() -> None:
 
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "host", lambda: HOST)
+    monkeypatch.setattr(settings, "read_host", lambda: HOST)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ ALIAS = settings.Alias(
 def said(folder: Path, text: str) -> dict[str, Any]:
     file = folder / "aliases.ini"
     file.write_text(text)
-    return settings.user(ALIAS, file)
+    return settings.read_user_layer(ALIAS, file)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_a_user_cannot_say(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_no_file_says_nothing(tmp_path: Path) -> None:
-    assert settings.user(ALIAS, tmp_path / "none.ini") == {}
+    assert settings.read_user_layer(ALIAS, tmp_path / "none.ini") == {}
 
 
 def test_the_users_file_is_where_the_system_keeps_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_the_users_file_is_where_the_system_keeps_such(monkeypatch: pytest.Monke
 
 
 def test_a_later_layer_replaces_adds_or_joins() -> None:
-    merged = settings.merge(
+    merged = settings.merge_layers(
         {
             "gpus": "free",
             "ports": {"a": 1, "b": 2},
@@ -129,6 +129,6 @@ def test_a_broken_declaration_names_the_role_that_writes_it(tmp_path: Path, text
     file = tmp_path / "aliases.json"
     file.write_text(text)
     with pytest.raises(MlError, match="written by Slipway's role ml_aliases"):
-        settings.host(file)
+        settings.read_host(file)
     with pytest.raises(MlError, match="cannot be used"):
-        settings.host(tmp_path / "missing.json")
+        settings.read_host(tmp_path / "missing.json")

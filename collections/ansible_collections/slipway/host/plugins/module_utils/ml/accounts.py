@@ -41,7 +41,9 @@ class Accounts:
         return Path(root).expanduser() / "slipway" / "accounts" / name
 
 
-def of(image: str, home: str, name: str, uid: int, gid: int, groups: Sequence[int]) -> Accounts:
+def accounts_for(
+    image: str, home: str, name: str, uid: int, gid: int, groups: Sequence[int]
+) -> Accounts:
     """Return the caller's accounts for an image whose HOME is known."""
     return Accounts(
         image=image,
@@ -58,7 +60,7 @@ def group_name(gid: int) -> str:
         return f"group-{gid}"
 
 
-def merged(own: str, lines: Sequence[str]) -> str:
+def merge_accounts(own: str, lines: Sequence[str]) -> str:
     """Return an image's OWN file with LINES in place of those of the same name or number."""
     taken = {line.split(":")[0] for line in lines} | {line.split(":")[2] for line in lines}
     kept = [
@@ -69,7 +71,7 @@ def merged(own: str, lines: Sequence[str]) -> str:
     return "\n".join([*kept, *lines]) + "\n"
 
 
-def ensure(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]]) -> None:
+def write_accounts(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]]) -> None:
     """Make the files where they are missing; READ returns files of an image by path.
 
     Raise MlError where they cannot be written.
@@ -82,14 +84,14 @@ def ensure(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, lines in (("passwd", wanted.passwd), ("group", wanted.group)):
             fresh = folder / f".{name}.{os.getpid()}"
-            fresh.write_text(merged(own[f"/etc/{name}"], lines), encoding="utf-8")
+            fresh.write_text(merge_accounts(own[f"/etc/{name}"], lines), encoding="utf-8")
             fresh.replace(folder / name)
-        _forget_old(folder.parent)
+        _remove_old(folder.parent)
     except OSError as error:
         raise MlError(f"{folder} cannot be written: {error}") from error
 
 
-def _forget_old(root: Path) -> None:
+def _remove_old(root: Path) -> None:
     """Remove what was made long ago; containers that still have it keep it."""
     for file in root.glob("*/*"):
         if time.time() - file.stat().st_mtime > KEEP_SECONDS:

@@ -20,7 +20,7 @@ WITH_VALUE = {
 COMMANDS = ("commit", "gui", "list", "load", "logs", "push", "run", "save", "stop", "url")
 
 
-def candidates(
+def complete_words(
     words: Sequence[str],
     host: Host,
     own: Callable[[], list[str]],
@@ -35,14 +35,14 @@ def candidates(
     command, *before = words[:-1] or [ML]
     current = words[-1] if len(words) > 1 else ""
     if command != ML:
-        return _of_alias(command, before, current, host, images, gpus)
+        return _complete_alias(command, before, current, host, images, gpus)
     if not before:
         return [*COMMANDS, "--help"]
     verb, *rest = before
     if verb in ("run", "gui"):
         if not rest:
             return sorted(host.aliases)
-        return _of_alias(rest[0], rest[1:], current, host, images, gpus)
+        return _complete_alias(rest[0], rest[1:], current, host, images, gpus)
     if verb in ("stop", "logs", "url"):
         options = {"stop": ["--all"], "logs": ["--follow"], "url": []}[verb]
         return [*own(), *options]
@@ -53,7 +53,7 @@ def candidates(
     return {"commit": own, "save": images, "push": images}.get(verb, list)()
 
 
-def _of_alias(
+def _complete_alias(
     name: str,
     before: Sequence[str],
     current: str,

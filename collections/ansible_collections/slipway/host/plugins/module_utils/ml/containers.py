@@ -14,7 +14,7 @@ from typing import Any
 from . import labels, token
 from .engine import Docker
 from .errors import MlError
-from .settings import nearest
+from .settings import suggest
 
 TOKEN = "{token}"
 ANY_ADDRESS = ("", "0.0.0.0", "::")
@@ -48,7 +48,7 @@ class Container:
         return self.uid == os.getuid()
 
 
-def from_inspect(found: Mapping[str, Any]) -> Container:
+def parse_container(found: Mapping[str, Any]) -> Container:
     """Return a container from docker's description of it."""
     found_labels = found["Config"].get("Labels") or {}
     uid = found_labels.get(labels.UID, "")
@@ -83,20 +83,20 @@ def _urls(found_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str
     return found
 
 
-def running(docker: Docker) -> list[Container]:
+def list_running(docker: Docker) -> list[Container]:
     """Return the running containers of the catalogue's images, by name."""
     label = f"label={labels.IMAGE}"
     listed = docker.run("ps", "--quiet", "--no-trunc", "--filter", label)
-    found = map(from_inspect, docker.inspect("container", listed.split()))
+    found = map(parse_container, docker.inspect("container", listed.split()))
     return sorted(found, key=lambda container: container.name)
 
 
-def claims(containers: Iterable[Container]) -> dict[str, tuple[str, ...]]:
+def gpus_by_container(containers: Iterable[Container]) -> dict[str, tuple[str, ...]]:
     """Return which container has which GPUs."""
     return {container.name: container.gpus for container in containers if container.gpus}
 
 
-def pick(containers: Sequence[Container], name: str | None, doing: str) -> Container:
+def select_container(containers: Sequence[Container], name: str | None, doing: str) -> Container:
     """Return the caller's container of a NAME, or of an alias, or the only one.
 
     DOING completes the sentence for a container that is somebody else's.  Raise MlError where
@@ -120,22 +120,22 @@ def pick(containers: Sequence[Container], name: str | None, doing: str) -> Conta
         raise MlError(f"you have {len(names)} containers; say which: {', '.join(names)}")
     if name is None or not names:
         raise MlError("you have no running container")
-    raise MlError(f"you have no running container {name}; {nearest(name, names)}")
+    raise MlError(f"you have no running container {name}; {suggest(name, names)}")
 
 
-def plain(url: str) -> str:
+def hide_token(url: str) -> str:
     """Return an address without its place for a token."""
     return url.partition("?")[0] if TOKEN in url else url
 
 
-def full(url: str, file: str = "") -> str:
+def insert_token(url: str, file: str = "") -> str:
     """Return an address with the token in its place: that in a FILE, or else the caller's."""
     if TOKEN not in url:
         return url
-    return url.replace(TOKEN, token.read(Path(file) if file else None))
+    return url.replace(TOKEN, token.read_token(Path(file) if file else None))
 
 
-def url_lines(container: Container) -> list[str]:
+def format_urls(container: Container) -> list[str]:
     """Return the addresses of a container, one a line, with the token where the caller may have it.
 
     That is one's own, and for root that of a service.
@@ -145,6 +145,6 @@ def url_lines(container: Container) -> list[str]:
     width = max(map(len, container.urls))
     opened = container.mine or (container.token and os.getuid() == 0)
     return [
-        f"{name:{width}}  {full(url, container.token) if opened else plain(url)}"
+        f"{name:{width}}  {insert_token(url, container.token) if opened else hide_token(url)}"
         for name, url in container.urls.items()
     ]

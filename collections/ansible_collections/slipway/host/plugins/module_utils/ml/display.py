@@ -46,7 +46,7 @@ class X11:
     number: int
 
 
-def x11(value: str) -> X11:
+def parse_display(value: str) -> X11:
     """Return the display of a DISPLAY variable.  Raise MlError where it names none."""
     match = re.match(r"(?P<host>[^:/]*):(?P<number>\d+)(\.\d+)?\Z", value)
     if not match:
@@ -55,7 +55,7 @@ def x11(value: str) -> X11:
     return X11(host, int(match["number"]))
 
 
-def cookie(authority: bytes, number: int, host: str = "") -> bytes:
+def select_cookie(authority: bytes, number: int, host: str = "") -> bytes:
     """Return an Xauthority file with the cookie of a display, for any address; empty for none.
 
     A home that several hosts share may have cookies of displays of the same number on each: those
@@ -83,7 +83,9 @@ def cookie(authority: bytes, number: int, host: str = "") -> bytes:
 
 
 @contextmanager
-def forwarded(environment: Mapping[str, str], folder: Path) -> Iterator[tuple[list[str], str]]:
+def forward_display(
+    environment: Mapping[str, str], folder: Path
+) -> Iterator[tuple[list[str], str]]:
     """Give the words for docker run that show windows, and what that costs in safety.
 
     FOLDER is private to the caller and kept as long as the container runs.  Raise MlError where
@@ -97,11 +99,11 @@ def forwarded(environment: Mapping[str, str], folder: Path) -> Iterator[tuple[li
         )
     options = []
     if wayland:
-        options += _wayland(Path(environment.get("XDG_RUNTIME_DIR", "/"), wayland))
+        options += _wayland_options(Path(environment.get("XDG_RUNTIME_DIR", "/"), wayland))
     if not x:
         yield options, WAYLAND_COST
         return
-    display = x11(x)
+    display = parse_display(x)
     options += _x11_options(display, environment, folder)
     with _x11_socket(display, folder) as found:
         target = PurePosixPath(X11_FOLDER / f"X{display.number}")
@@ -121,7 +123,7 @@ def _x11_socket(display: X11, folder: Path) -> Iterator[Path]:
     yield found
 
 
-def _wayland(found: Path) -> list[str]:
+def _wayland_options(found: Path) -> list[str]:
     if not found.is_socket():
         raise MlError(f"WAYLAND_DISPLAY leads to {found}, which is no socket")
     target = INSIDE / "wayland"
@@ -134,7 +136,7 @@ def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> 
     options = [f"--env=DISPLAY=:{display.number}", "--env=QT_X11_NO_MITSHM=1"]
     source = Path(environment.get("XAUTHORITY") or Path("~/.Xauthority").expanduser())
     try:
-        found = cookie(source.read_bytes(), display.number, socket.gethostname())
+        found = select_cookie(source.read_bytes(), display.number, socket.gethostname())
     except FileNotFoundError:
         found = b""
     except (OSError, struct.error) as error:

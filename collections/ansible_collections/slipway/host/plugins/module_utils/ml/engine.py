@@ -62,7 +62,7 @@ class Docker:
     def explain(self, said: str) -> str:
         """Return what a person should know of what docker SAID when it failed."""
         if "permission denied while trying to connect" in said:
-            return not_allowed(self.contact, *_membership())
+            return explain_permission(self.contact, *_membership())
         if any(words in said for words in NO_ANSWER):
             return f"Docker does not answer on this host; tell {self.contact}"
         lines = [line for line in said.strip().splitlines() if line] or ["docker failed"]
@@ -74,7 +74,7 @@ class Docker:
         # The command may succeed where the engine does not answer, and say so here.
         for problem in info.get("ServerErrors") or ():
             raise MlError(self.explain(problem))
-        return from_info(info, has_cdi_spec(CDI_FOLDERS))
+        return parse_engine(info, has_cdi_spec(CDI_FOLDERS))
 
     def inspect(self, kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return its description of images or containers (KIND), all of which must be there."""
@@ -111,7 +111,7 @@ def _untarred(archive: bytes) -> str:
         return stream.read().decode("utf-8", "replace") if stream else ""
 
 
-def not_allowed(contact: str, user: str, listed: bool) -> str:
+def explain_permission(contact: str, user: str, listed: bool) -> str:
     """Return what a person who may not use Docker should do; LISTED: but will after a login."""
     if listed:
         return (
@@ -141,7 +141,7 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def from_info(info: Mapping[str, Any], spec: bool) -> Engine:
+def parse_engine(info: Mapping[str, Any], spec: bool) -> Engine:
     """Return the engine of an answer to ``docker info``; SPEC: a CDI file names GPUs."""
     return Engine(
         rootless=any("rootless" in option for option in info.get("SecurityOptions") or ()),

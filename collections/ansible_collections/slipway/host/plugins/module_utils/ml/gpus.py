@@ -34,7 +34,7 @@ class Choice:
     warning: str = ""
 
 
-def parse_list(said: str) -> list[Gpu]:
+def parse_gpus(said: str) -> list[Gpu]:
     """Return the GPUs that ``nvidia-smi -L`` lists; parts stand for the GPU they are of."""
     found: dict[str, list[Gpu]] = {}
     index = ""
@@ -51,7 +51,7 @@ def parse_list(said: str) -> list[Gpu]:
     return [gpu for group in found.values() for gpu in group]
 
 
-def _ask(*words: str) -> str:
+def _run_nvidia_smi(*words: str) -> str:
     """Return what nvidia-smi says, nothing where it is not there or has no driver to ask."""
     try:
         done = subprocess.run(
@@ -62,29 +62,29 @@ def _ask(*words: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def present() -> list[Gpu]:
+def list_gpus() -> list[Gpu]:
     """Return the GPUs of this host that a container can be given."""
-    return parse_list(_ask("-L"))
+    return parse_gpus(_run_nvidia_smi("-L"))
 
 
-def processes() -> dict[str, str]:
+def list_processes() -> dict[str, str]:
     """Return who computes on which GPU, by UUID, in words."""
     found: dict[str, str] = {}
-    said = _ask("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
+    said = _run_nvidia_smi("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
     for line in said.splitlines():
         uuid, _, pid = (word.strip() for word in line.partition(","))
-        found.setdefault(uuid, _describe(pid))
+        found.setdefault(uuid, _describe_process(pid))
     return found
 
 
-def _describe(pid: str) -> str:
+def _describe_process(pid: str) -> str:
     try:
         return f"{Path('/proc', pid).owner()}'s process {pid}"
     except (OSError, KeyError):
         return f"process {pid}"
 
 
-def users(
+def find_users(
     found: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """Return who uses which GPU, by id: a container that has it, else a process.
@@ -97,7 +97,7 @@ def users(
     return busy
 
 
-def choose(
+def choose_gpus(
     wanted: str,
     variant: str,
     found: Sequence[Gpu],
@@ -119,7 +119,9 @@ def choose(
     if wanted == "all":
         return Choice(tuple(ids))
     if wanted != "free":
-        return Choice(_named(wanted.split(","), ids), warning=_shared(wanted.split(","), busy))
+        return Choice(
+            _named_gpus(wanted.split(","), ids), warning=_warn_shared(wanted.split(","), busy)
+        )
     free = tuple(gpu for gpu in ids if gpu not in busy and take(gpu))
     if free:
         return Choice(free)
@@ -129,7 +131,7 @@ def choose(
     )
 
 
-def _named(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
+def _named_gpus(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
     """Return the ids WANTED by index; a partitioned GPU's index stands for all its parts."""
     chosen: list[str] = []
     for index in wanted:
@@ -140,12 +142,12 @@ def _named(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def _shared(wanted: Sequence[str], busy: Mapping[str, str]) -> str:
+def _warn_shared(wanted: Sequence[str], busy: Mapping[str, str]) -> str:
     taken = [f"{gpu} with {busy[gpu]}" for gpu in wanted if gpu in busy]
     return f"shares GPU {', '.join(taken)}" if taken else ""
 
 
-def options(ids: Sequence[str], cdi: bool) -> list[str]:
+def gpu_options(ids: Sequence[str], cdi: bool) -> list[str]:
     """Return the words by which docker run gets GPUs; CDI: the engine hands them out itself."""
     if not ids:
         return []

@@ -20,7 +20,7 @@ from .errors import MlError
 from .settings import Host
 
 # Tags of this name are the role's: what stands there was built and proven.
-OWN = "slipway/"
+RESERVED_PREFIX = "slipway/"
 # A file name that stands for standard input or output.
 STREAM = Path("-")
 
@@ -38,7 +38,7 @@ class Image:
     created: str
 
 
-def from_inspect(found: Mapping[str, Any]) -> list[Image]:
+def parse_images(found: Mapping[str, Any]) -> list[Image]:
     """Return an image once for each of its tags."""
     found_labels = found["Config"].get("Labels") or {}
     return [
@@ -55,16 +55,16 @@ def from_inspect(found: Mapping[str, Any]) -> list[Image]:
     ]
 
 
-def present(docker: Docker) -> list[Image]:
+def list_images(docker: Docker) -> list[Image]:
     """Return the tagged images on this host that are of the catalogue, by reference."""
     label = f"label={labels.IMAGE}"
     listed = docker.run("image", "ls", "--quiet", "--no-trunc", "--filter", label)
     ids = sorted(set(listed.split()))
-    found = [image for entry in docker.inspect("image", ids) for image in from_inspect(entry)]
+    found = [image for entry in docker.inspect("image", ids) for image in parse_images(entry)]
     return sorted(found, key=lambda image: image.reference)
 
 
-def resolve(docker: Docker, name: str, host: Host) -> dict[str, Any]:
+def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
     """Return docker's description of an image by its name in the catalogue, alias or reference.
 
     Raise MlError where this host does not have it.
@@ -78,7 +78,7 @@ def resolve(docker: Docker, name: str, host: Host) -> dict[str, Any]:
     return {**found, "reference": reference}
 
 
-def describe(found: Mapping[str, Any]) -> list[str]:
+def describe_image(found: Mapping[str, Any]) -> list[str]:
     """Return the lines by which an image on one host is compared with one on another."""
     found_labels = found["Config"].get("Labels") or {}
     lines = [f"image id        {found['Id']}"]
@@ -164,7 +164,7 @@ class Commit:
     losses: tuple[str, ...]
 
 
-def commit_plan(container: Mapping[str, Any], image: Mapping[str, Any], user: str) -> Commit:
+def prepare_commit(container: Mapping[str, Any], image: Mapping[str, Any], user: str) -> Commit:
     """Work out how to keep a container as an image of its own.
 
     CONTAINER and IMAGE are docker's descriptions.  The image keeps where it comes from; the
@@ -212,11 +212,13 @@ def commit(docker: Docker, name: str, reference: str, user: str) -> tuple[str, .
 
     Raise MlError where the reference is the role's, or docker refuses.
     """
-    if reference.startswith(OWN):
-        raise MlError(f"{reference}: {OWN} is for images of the catalogue; take a name of your own")
+    if reference.startswith(RESERVED_PREFIX):
+        raise MlError(
+            f"{reference}: {RESERVED_PREFIX} is for images of the catalogue; take a name of your own"
+        )
     container = docker.inspect("container", [name])[0]
     image = docker.inspect("image", [container["Image"]])[0]
-    planned = commit_plan(container, image, user)
+    planned = prepare_commit(container, image, user)
     options = [f"--change={change}" for change in planned.changes]
     docker.run("container", "commit", *options, name, reference)
     return planned.losses
@@ -228,8 +230,10 @@ def push(docker: Docker, source: str, target: str) -> str:
     Docker's progress goes to standard error.  Raise MlError where the registry does not take it;
     the name is then as it was before. Raise it for a name that is the role's as well.
     """
-    if source != target and target.startswith(OWN):
-        raise MlError(f"{target}: {OWN} is for images of the catalogue; take a name of your own")
+    if source != target and target.startswith(RESERVED_PREFIX):
+        raise MlError(
+            f"{target}: {RESERVED_PREFIX} is for images of the catalogue; take a name of your own"
+        )
     before = docker.image(target)
     docker.run("image", "tag", source, target)
     done = subprocess.run(
@@ -240,15 +244,17 @@ def push(docker: Docker, source: str, target: str) -> str:
         check=False,
     )
     if done.returncode == 0:
-        return _digest(target, docker.inspect("image", [target])[0].get("RepoDigests") or [])
+        return _registry_digest(
+            target, docker.inspect("image", [target])[0].get("RepoDigests") or []
+        )
     if before is None:
         docker.run("image", "rm", "--no-prune", target)
     else:
         docker.run("image", "tag", before["Id"], target)
-    raise MlError(refusal(target, docker.explain(done.stderr)))
+    raise MlError(explain_refusal(target, docker.explain(done.stderr)))
 
 
-def _digest(target: str, digests: Sequence[str]) -> str:
+def _registry_digest(target: str, digests: Sequence[str]) -> str:
     """Return which of an image's digests is that of the TARGET, empty where none is."""
     # The last colon begins the tag, unless it begins the port of a registry.
     name, colon, tag = target.rpartition(":")
@@ -256,7 +262,7 @@ def _digest(target: str, digests: Sequence[str]) -> str:
     return next((digest for digest in digests if digest.partition("@")[0] == repository), "")
 
 
-def refusal(target: str, why: str) -> str:
+def explain_refusal(target: str, why: str) -> str:
     """Return WHY a registry did not take an image, and what to do about it."""
     if any(word in why for word in ("denied", "unauthorized", "no basic auth credentials")):
         first, slash, _rest = target.partition("/")

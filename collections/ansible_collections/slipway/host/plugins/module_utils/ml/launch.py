@@ -61,7 +61,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Found:
+class Situation:
     """What a start depends on.
 
     image: docker's description of it.  names: of all containers.
@@ -75,7 +75,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Reserve:
+class Reservations:
     """How ports and names are reserved."""
 
     port: Callable[[int], bool] = reserve.take_port
@@ -121,7 +121,7 @@ class Mounted:
     read_only: bool = False
 
 
-def caller() -> Caller:
+def current_caller() -> Caller:
     """Return who runs this, and where."""
     uid, gid = os.getuid(), os.getgid()
     try:
@@ -138,20 +138,20 @@ def caller() -> Caller:
     )
 
 
-def plan(
-    alias: Alias, wanted: Layer, start: Start, found: Found, take: Reserve | None = None
+def assemble_launch(
+    alias: Alias, wanted: Layer, start: Start, found: Situation, take: Reservations | None = None
 ) -> Launch:
     """Work out a start with the merged settings WANTED.  Raise MlError where it cannot be."""
-    take = take or Reserve()
+    take = take or Reservations()
     who = found.caller
     name = reserve.next_name(container_name(who.name, alias.name), found.names, take.name)
-    mounted, missing = mounts(() if start.root else wanted.get("mounts", ()), who)
+    mounted, missing = resolve_mounts(() if start.root else wanted.get("mounts", ()), who)
     folder, folder_note = working_folder(start.workdir, wanted.get("workdir", ""), mounted, who)
-    ports, port_notes = host_ports(alias, wanted, take.port)
-    urls = addresses(alias, ports)
+    ports, port_notes = reserve_ports(alias, wanted, take.port)
+    urls = port_urls(alias, ports)
     as_root = start.root or found.engine.rootless
     # Who is root inside has a name there already.
-    named = None if as_root else _accounts(found)
+    named = None if as_root else _caller_accounts(found)
     options = (
         *("--rm", "--init", "--pull=never"),
         *_attachment(start),
@@ -163,7 +163,7 @@ def plan(
         *(mount_option(mount) for mount in [*mounted, *_account_mounts(named)]),
         *_token_options(urls),
         *([f"--workdir={folder}"] if folder else ()),
-        *gpus.options(found.gpus.ids, found.engine.cdi),
+        *gpus.gpu_options(found.gpus.ids, found.engine.cdi),
         *_limits(wanted),
         *_environment(who, ports, wanted.get("environment", {})),
         *(() if start.root else CONFINED),
@@ -187,7 +187,9 @@ def container_name(user: str, alias: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{user}-{alias}").lstrip("_.-")
 
 
-def mounts(entries: Sequence[Mapping[str, Any]], who: Caller) -> tuple[list[Mounted], list[Path]]:
+def resolve_mounts(
+    entries: Sequence[Mapping[str, Any]], who: Caller
+) -> tuple[list[Mounted], list[Path]]:
     """Return what is mounted, and the caller's folders that have to be made for it.
 
     A folder below the caller's home is made where it is missing: docker would make it as root.
@@ -219,7 +221,7 @@ def working_folder(
     """
     if asked:
         return asked, ""
-    here = _inside(who.folder, mounted)
+    here = _path_inside(who.folder, mounted)
     if here:
         return str(here), ""
     target = PurePosixPath(usual)
@@ -233,7 +235,7 @@ def working_folder(
     return usual, ""
 
 
-def _inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
+def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
     """Return where a folder of the host is found in the container, None where it is not."""
     deepest: tuple[int, PurePosixPath] | None = None
     for mount in mounted:
@@ -252,7 +254,7 @@ def mount_option(mount: Mounted) -> str:
     return f"--mount={line.getvalue()}"
 
 
-def host_ports(
+def reserve_ports(
     alias: Alias, wanted: Layer, take: Callable[[int], bool]
 ) -> tuple[dict[str, int], list[str]]:
     """Return the host's port for each port that is published, and notes where it is another one.
@@ -277,7 +279,7 @@ def _published(alias: Alias, wanted: Layer) -> list[str]:
     return [name for name in wanted.get("ports", {}) if name in alias.ports]
 
 
-def addresses(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
+def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
     """Return the address of each published port, a URL where there is a page."""
     found = {}
     for name, port in ports.items():
@@ -316,11 +318,11 @@ def _identity(who: Caller, as_root: bool) -> list[str]:
     return [f"--user={who.uid}:{who.gid}", *(f"--group-add={group}" for group in who.groups)]
 
 
-def _accounts(found: Found) -> accounts.Accounts:
+def _caller_accounts(found: Situation) -> accounts.Accounts:
     """Return the caller's name for the image."""
     variables = dict(entry.split("=", 1) for entry in found.image["Config"].get("Env") or ())
     who = found.caller
-    return accounts.of(
+    return accounts.accounts_for(
         found.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
     )
 
@@ -346,7 +348,7 @@ def _publication(alias: Alias, ports: Mapping[str, int]) -> list[str]:
 def _token_options(urls: Mapping[str, str]) -> list[str]:
     if not any(containers.TOKEN in url for url in urls.values()):
         return []
-    mount = Mounted(token.file(), PurePosixPath(token.INSIDE), read_only=True)
+    mount = Mounted(token.token_file(), PurePosixPath(token.INSIDE), read_only=True)
     return [mount_option(mount), f"--env=JUPYTER_TOKEN_FILE={token.INSIDE}"]
 
 

@@ -42,22 +42,22 @@ def main(called: str, words: Sequence[str]) -> int:
 
 def run_alias(name: str, words: Sequence[str]) -> int:
     """Start the container of an alias."""
-    host = settings.host()
+    host = settings.read_host()
     alias = host.alias(name)
-    given = start.parser(name, alias).parse_args(words)
+    given = start.build_parser(name, alias).parse_args(words)
     return start.start(Docker(host.contact), alias, given)
 
 
 def run_ml(words: Sequence[str]) -> int:
     """Run one of the commands of ``ml``."""
     if words and words[0] == COMPLETE:
-        return offer(words[1:])
-    host = settings.host()
-    arguments = parser(host).parse_args(words)
+        return print_candidates(words[1:])
+    host = settings.read_host()
+    arguments = build_parser(host).parse_args(words)
     return VERBS[arguments.verb](Docker(host.contact), host, arguments)
 
 
-def parser(host: Host) -> argparse.ArgumentParser:
+def build_parser(host: Host) -> argparse.ArgumentParser:
     """Return the parser of ``ml``."""
     made = argparse.ArgumentParser(
         prog=complete.ML,
@@ -118,30 +118,34 @@ def parser(host: Host) -> argparse.ArgumentParser:
 
 def list_all(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show images, containers and GPUs."""
-    present = images.present(docker)
-    running = containers.running(docker)
-    found = gpus.present()
-    busy = gpus.users(found, gpus.processes() if found else {}, containers.claims(running))
-    listed = listing.data(host, present, running, found, busy)
-    print(json.dumps(listed, indent=2) if arguments.json else listing.text(listed))
+    present = images.list_images(docker)
+    running = containers.list_running(docker)
+    found = gpus.list_gpus()
+    busy = gpus.find_users(
+        found, gpus.list_processes() if found else {}, containers.gpus_by_container(running)
+    )
+    listed = listing.collect_data(host, present, running, found, busy)
+    print(json.dumps(listed, indent=2) if arguments.json else listing.format_text(listed))
     return 0
 
 
 def run(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Start an alias by its name."""
     alias = host.alias(arguments.alias)
-    return start.start(docker, alias, start.parser(alias.name, alias).parse_args(arguments.words))
+    return start.start(
+        docker, alias, start.build_parser(alias.name, alias).parse_args(arguments.words)
+    )
 
 
 def gui(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Start an alias with the caller's display, and clear up when it has ended."""
     alias = host.alias(arguments.alias)
-    given = start.parser(alias.name, alias).parse_args(arguments.words)
+    given = start.build_parser(alias.name, alias).parse_args(arguments.words)
     if given.detach:
         raise MlError("a container with your display ends with this command; leave out --detach")
     with (
         tempfile.TemporaryDirectory(prefix="slipway-", dir=display.private_folder()) as folder,
-        display.forwarded(os.environ, Path(folder)) as (options, cost),
+        display.forward_display(os.environ, Path(folder)) as (options, cost),
     ):
         print(f"{complete.ML}: {cost}", file=sys.stderr)
         return start.start(docker, alias, given, options, replace=False)
@@ -149,12 +153,12 @@ def gui(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 def stop(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Stop containers of the caller."""
-    running = containers.running(docker)
+    running = containers.list_running(docker)
     if arguments.all:
         chosen = [container for container in running if container.mine]
     else:
         names = arguments.names or [None]
-        chosen = [containers.pick(running, name, "stop it") for name in names]
+        chosen = [containers.select_container(running, name, "stop it") for name in names]
     if chosen:
         print(docker.run("stop", *(container.name for container in chosen)), end="")
     return 0
@@ -162,38 +166,44 @@ def stop(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 def logs(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show what a container of the caller has written."""
-    one = containers.pick(containers.running(docker), arguments.name, "read what it says")
-    start.replace_by(["docker", "logs", *(["--follow"] if arguments.follow else []), one.name])
+    one = containers.select_container(
+        containers.list_running(docker), arguments.name, "read what it says"
+    )
+    start.replace_process(["docker", "logs", *(["--follow"] if arguments.follow else []), one.name])
 
 
 def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show where a container of the caller serves its pages."""
-    one = containers.pick(containers.running(docker), arguments.name, "have its address")
-    print("\n".join(containers.url_lines(one)))
+    one = containers.select_container(
+        containers.list_running(docker), arguments.name, "have its address"
+    )
+    print("\n".join(containers.format_urls(one)))
     return 0
 
 
 def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Write an image to a file."""
-    found = images.resolve(docker, arguments.image, host)
+    found = images.find_image(docker, arguments.image, host)
     images.save(found["reference"], arguments.file, arguments.force)
     # Standard output may be the archive.
-    print("\n".join([f"saved {found['reference']}", *images.describe(found)]), file=sys.stderr)
+    print(
+        "\n".join([f"saved {found['reference']}", *images.describe_image(found)]), file=sys.stderr
+    )
     return 0
 
 
 def load(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Load an image from a file."""
     for reference in images.load(arguments.file):
-        found = images.resolve(docker, reference, host)
-        print("\n".join([f"loaded {reference}", *images.describe(found)]))
+        found = images.find_image(docker, reference, host)
+        print("\n".join([f"loaded {reference}", *images.describe_image(found)]))
     return 0
 
 
 def commit(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Keep a container of the caller as an image, and say what is lost."""
-    running = containers.running(docker)
-    one = containers.pick(running, arguments.name, "keep it")
+    running = containers.list_running(docker)
+    one = containers.select_container(running, arguments.name, "keep it")
     losses = images.commit(docker, one.name, arguments.reference, one.user)
     how = f"{one.alias} --image" if one.alias else "docker run"
     print(f"kept {one.name} as {arguments.reference}; start it with: {how} {arguments.reference}")
@@ -204,7 +214,7 @@ def commit(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 def push(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Push an image to a registry."""
-    found = images.resolve(docker, arguments.image, host)
+    found = images.find_image(docker, arguments.image, host)
     print(images.push(docker, found["reference"], arguments.target))
     return 0
 
@@ -223,22 +233,22 @@ VERBS: Mapping[str, Callable[[Docker, Host, argparse.Namespace], int]] = {
 }
 
 
-def short(host: Host, image: images.Image) -> str:
+def short_name(host: Host, image: images.Image) -> str:
     """Return the shortest word for an image: its name, where that is not another one."""
     return image.name if host.images.get(image.name) == image.reference else image.reference
 
 
-def offer(words: Sequence[str]) -> int:
+def print_candidates(words: Sequence[str]) -> int:
     """Print what may stand in the place of the last word, for a shell's completion."""
-    host = settings.host()
+    host = settings.read_host()
     docker = Docker(host.contact)
     words = [Path(words[0]).name, *words[1:]] if words else []
-    found = complete.candidates(
+    found = complete.complete_words(
         words,
         host,
-        own=lambda: [one.name for one in containers.running(docker) if one.mine],
-        images=lambda: [short(host, image) for image in images.present(docker)],
-        gpus=lambda: [gpu.id for gpu in gpus.present()],
+        own=lambda: [one.name for one in containers.list_running(docker) if one.mine],
+        images=lambda: [short_name(host, image) for image in images.list_images(docker)],
+        gpus=lambda: [gpu.id for gpu in gpus.list_gpus()],
     )
     print("\n".join(found))
     return 0

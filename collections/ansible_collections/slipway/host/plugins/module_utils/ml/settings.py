@@ -57,12 +57,12 @@ LINE = re.compile(r"[^\0\n]+\Z")
 YES = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 
 
-def _text(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str | None]:
+def _text_check(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str | None]:
     """Return a check that a value is text of a form; a check returns what it should be."""
     return lambda value: None if isinstance(value, str) and pattern.match(value) else meaning
 
 
-def _mapping(key: re.Pattern[str], fits: Callable[[Any], bool], meaning: str) -> Any:
+def _mapping_check(key: re.Pattern[str], fits: Callable[[Any], bool], meaning: str) -> Any:
     def check(value: Any) -> str | None:
         good = isinstance(value, Mapping) and all(
             isinstance(name, str) and key.match(name) and fits(inner)
@@ -77,7 +77,7 @@ def _is_port(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
 
 
-def _mounts(value: Any) -> str | None:
+def _check_mounts(value: Any) -> str | None:
     meaning = "a list of source, target, and, where wanted, read_only and optional"
     if not isinstance(value, list):
         return meaning
@@ -95,15 +95,15 @@ def _mounts(value: Any) -> str | None:
 
 
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {
-    "image": _text(LINE, "a reference of an image"),
-    "gpus": _text(GPUS, "free, all, none, or indexes such as 0,1"),
-    "workdir": _text(ABSOLUTE, "an absolute path in the container"),
-    "ports": _mapping(LINE, _is_port, "a port of the host by the image's name of the port"),
-    "mounts": _mounts,
-    "environment": _mapping(VARIABLE, lambda value: isinstance(value, str), "texts by name"),
-    "shm_size": _text(SIZE, "a size such as 8g"),
-    "memory": _text(SIZE, "a size such as 32g"),
-    "cpus": _text(NUMBER, "a number of processors such as 4 or 0.5"),
+    "image": _text_check(LINE, "a reference of an image"),
+    "gpus": _text_check(GPUS, "free, all, none, or indexes such as 0,1"),
+    "workdir": _text_check(ABSOLUTE, "an absolute path in the container"),
+    "ports": _mapping_check(LINE, _is_port, "a port of the host by the image's name of the port"),
+    "mounts": _check_mounts,
+    "environment": _mapping_check(VARIABLE, lambda value: isinstance(value, str), "texts by name"),
+    "shm_size": _text_check(SIZE, "a size such as 8g"),
+    "memory": _text_check(SIZE, "a size such as 32g"),
+    "cpus": _text_check(NUMBER, "a number of processors such as 4 or 0.5"),
     "options": lambda value: (
         None
         if isinstance(value, list) and all(isinstance(word, str) for word in value)
@@ -113,28 +113,28 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 }
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """Return a hint at the known word that was probably meant, else at all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(names) or 'none'}"
 
 
-def check(layer: Layer, where: str, ports: Iterable[str] | None = None) -> None:
+def check_layer(layer: Layer, where: str, ports: Iterable[str] | None = None) -> None:
     """Raise MlError where a layer says what cannot be; PORTS are the names the image has."""
     for key, value in layer.items():
         if key not in CHECKS:
-            raise MlError(f"{where}: there is no setting {key}; {nearest(key, CHECKS)}")
+            raise MlError(f"{where}: there is no setting {key}; {suggest(key, CHECKS)}")
         should = CHECKS[key](value)
         if should:
             raise MlError(f"{where}: {key} is {value!r}, must be {should}")
     if ports is not None:
         for name in layer.get("ports", {}):
             if name not in set(ports):
-                raise MlError(f"{where}: there is no port {name}; {nearest(name, ports)}")
+                raise MlError(f"{where}: there is no port {name}; {suggest(name, ports)}")
 
 
-def merge(*layers: Layer) -> dict[str, Any]:
+def merge_layers(*layers: Layer) -> dict[str, Any]:
     """Return the settings that the layers, the weakest first, make together."""
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -188,11 +188,11 @@ class Host:
     def alias(self, name: str) -> Alias:
         """Return the alias of a name.  Raise MlError where there is none."""
         if name not in self.aliases:
-            raise MlError(f"there is no alias {name} on this host; {nearest(name, self.aliases)}")
+            raise MlError(f"there is no alias {name} on this host; {suggest(name, self.aliases)}")
         return self.aliases[name]
 
 
-def host(file: Path = HOST_FILE) -> Host:
+def read_host(file: Path = HOST_FILE) -> Host:
     """Read what the host declares.  Raise MlError where that cannot be."""
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
@@ -226,7 +226,7 @@ def user_file() -> Path:
     return Path(folder).expanduser() / USER_FILE
 
 
-def user(alias: Alias, file: Path) -> dict[str, Any]:
+def read_user_layer(alias: Alias, file: Path) -> dict[str, Any]:
     """Return the user's layer for an alias; an absent file says nothing.
 
     Raise MlError where the file says what cannot be.
@@ -242,26 +242,28 @@ def user(alias: Alias, file: Path) -> dict[str, Any]:
     for section in (EVERY, alias.name):
         if parser.has_section(section):
             where = f"{file}, section [{section}]"
-            layer = _from_ini(parser.items(section), where)
+            layer = _parse_section(parser.items(section), where)
             # What goes for every alias may name ports that only some of them have.
-            check(layer, where, alias.ports if section == alias.name else None)
+            check_layer(layer, where, alias.ports if section == alias.name else None)
             layers.append(layer)
-    return merge(*layers)
+    return merge_layers(*layers)
 
 
-def _from_ini(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
+def _parse_section(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
     """Return a section as a layer: ``port.NAME``, ``env.NAME`` and ``/target`` are grouped."""
     layer: dict[str, Any] = {}
     for key, value in items:
         kind, dot, name = key.partition(".")
         if key.startswith("/"):
-            layer.setdefault("mounts", []).append(_located(where, mount, f"{value}:{key}"))
+            layer.setdefault("mounts", []).append(
+                _parse_value(where, parse_mount, f"{value}:{key}")
+            )
         elif dot and kind == "port":
             layer.setdefault("ports", {})[name] = int(value) if value.isdigit() else value
         elif dot and kind == "env":
             layer.setdefault("environment", {})[name] = value
         elif key == "options":
-            layer[key] = _located(where, shlex.split, value)
+            layer[key] = _parse_value(where, shlex.split, value)
         elif key == "quiet":
             layer[key] = YES.get(value.lower(), value)
         elif key in ("ports", "mounts", "environment"):
@@ -274,7 +276,7 @@ def _from_ini(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
     return layer
 
 
-def _located(where: str, read: Callable[[str], Any], value: str) -> Any:
+def _parse_value(where: str, read: Callable[[str], Any], value: str) -> Any:
     """Return what READ makes of a value; say WHERE it stands if that is nothing."""
     try:
         return read(value)
@@ -282,7 +284,7 @@ def _located(where: str, read: Callable[[str], Any], value: str) -> Any:
         raise MlError(f"{where}: {error}") from error
 
 
-def mount(spelled: str) -> dict[str, Any]:
+def parse_mount(spelled: str) -> dict[str, Any]:
     """Return the mount that ``SOURCE[:ro]:TARGET`` or ``SOURCE:TARGET[:ro]`` says.
 
     Raise MlError for anything else.
@@ -293,7 +295,7 @@ def mount(spelled: str) -> dict[str, Any]:
     if len(paths) != 2:
         raise MlError(f"a mount is written SOURCE:TARGET or SOURCE:TARGET:ro, and not {spelled!r}")
     found = {"source": paths[0], "target": paths[1], "read_only": read_only}
-    should = _mounts([found])
+    should = _check_mounts([found])
     if should:
         raise MlError(f"{spelled!r} is not {should}")
     return found

@@ -40,7 +40,7 @@ A section [*] goes for every alias. Keys: gpus, image, workdir, shm_size, memory
 """
 
 
-def parser(name: str, alias: Alias) -> argparse.ArgumentParser:
+def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
     """Return the parser for an alias, which also explains it."""
     mounted = (
         f"{entry['source']} at {entry['target']}" for entry in alias.settings.get("mounts", ())
@@ -89,7 +89,7 @@ def parser(name: str, alias: Alias) -> argparse.ArgumentParser:
     return made
 
 
-def layer_of(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
+def command_line_layer(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
     """Return the settings that the command line says.  Raise MlError where they cannot be."""
     layer: dict[str, Any] = {}
     if arguments.gpus:
@@ -99,22 +99,22 @@ def layer_of(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
     if arguments.quiet:
         layer["quiet"] = True
     if arguments.volume:
-        layer["mounts"] = [_volume(spelled) for spelled in arguments.volume]
+        layer["mounts"] = [_parse_volume(spelled) for spelled in arguments.volume]
     if arguments.port:
-        layer["ports"] = dict(_port(spelled) for spelled in arguments.port)
-    settings.check(layer, "command line", alias.ports)
+        layer["ports"] = dict(_parse_port(spelled) for spelled in arguments.port)
+    settings.check_layer(layer, "command line", alias.ports)
     return layer
 
 
-def _volume(spelled: str) -> dict[str, Any]:
+def _parse_volume(spelled: str) -> dict[str, Any]:
     """Return a mount; what is relative is so to where the caller is."""
     source, colon, rest = spelled.partition(":")
     if source and not source.startswith("~"):
         source = str(Path(source).absolute())
-    return settings.mount(f"{source}{colon}{rest}")
+    return settings.parse_mount(f"{source}{colon}{rest}")
 
 
-def _port(spelled: str) -> tuple[str, Any]:
+def _parse_port(spelled: str) -> tuple[str, Any]:
     name, _, number = spelled.partition("=")
     return name, int(number) if number.isdigit() else number
 
@@ -131,27 +131,33 @@ def start(
     OPTIONS are further words for docker run.  With REPLACE it starts in place of this process:
     input, signals and exit status are its own.
     """
-    wanted = merged(alias, arguments)
-    launched = work_out(docker, alias, arguments, wanted, options)
+    wanted = merge_settings(alias, arguments)
+    launched = prepare_launch(docker, alias, arguments, wanted, options)
     terminal = sys.stderr.isatty()
     if arguments.show:
-        tell(alias.name, messages(launched, terminal, wanted.get("quiet", False), containers.plain))
-        print(in_lines(launched))
+        print_messages(
+            alias.name,
+            start_messages(launched, terminal, wanted.get("quiet", False), containers.hide_token),
+        )
+        print(format_command(launched))
         return 0
-    prepare(docker, launched)
-    tell(alias.name, messages(launched, terminal, wanted.get("quiet", False), containers.full))
+    create_files(docker, launched)
+    print_messages(
+        alias.name,
+        start_messages(launched, terminal, wanted.get("quiet", False), containers.insert_token),
+    )
     if replace:
-        replace_by(launched.words)
-    return wait_for(launched.words)
+        replace_process(launched.words)
+    return run_to_end(launched.words)
 
 
-def merged(alias: Alias, arguments: argparse.Namespace) -> dict[str, Any]:
+def merge_settings(alias: Alias, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of a start from all layers."""
-    own = settings.user(alias, settings.user_file())
-    return settings.merge(alias.settings, own, layer_of(arguments, alias))
+    own = settings.read_user_layer(alias, settings.user_file())
+    return settings.merge_layers(alias.settings, own, command_line_layer(arguments, alias))
 
 
-def work_out(
+def prepare_launch(
     docker: Docker,
     alias: Alias,
     arguments: argparse.Namespace,
@@ -165,10 +171,10 @@ def work_out(
     image = docker.image(wanted["image"])
     if image is None:
         raise MlError(f"the image {wanted['image']} is not on this host; tell {docker.contact}")
-    names, claimed = listed(docker)
-    found = gpus.present() if wanted["gpus"] != "none" else []
-    busy = gpus.users(found, gpus.processes() if found else {}, claimed)
-    choice = gpus.choose(
+    names, claimed = list_containers(docker)
+    found = gpus.list_gpus() if wanted["gpus"] != "none" else []
+    busy = gpus.find_users(found, gpus.list_processes() if found else {}, claimed)
+    choice = gpus.choose_gpus(
         wanted["gpus"], alias.variant, found, busy, lambda gpu: reserve.take(f"gpu/{gpu}")
     )
     person = sys.stdin.isatty() and sys.stdout.isatty()
@@ -180,11 +186,11 @@ def work_out(
         root=arguments.root,
         options=(*options, *(f"--env={variable}" for variable in arguments.env)),
     )
-    situation = launch.Found(launch.caller(), docker.engine(), image, names, choice)
-    return launch.plan(alias, wanted, begin, situation)
+    situation = launch.Situation(launch.current_caller(), docker.engine(), image, names, choice)
+    return launch.assemble_launch(alias, wanted, begin, situation)
 
 
-def listed(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
+def list_containers(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of all containers, and the GPUs of the running ones by name."""
     form = f'{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Label "{labels.GPUS}"}}}}'
     rows = [line.split("\t") for line in docker.run("ps", "--all", "--format", form).splitlines()]
@@ -192,7 +198,7 @@ def listed(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
     return [name for name, _state, _ids in rows], claimed
 
 
-def messages(
+def start_messages(
     launched: launch.Launch, terminal: bool, quiet: bool, show: Callable[[str], str]
 ) -> list[str]:
     """Return what a person should know of a start.
@@ -206,17 +212,17 @@ def messages(
         lines += [f"runs as {launched.name}{f' on GPU {ids}' if ids else ''}", *launched.notes]
         lines += [f"{port} at {show(url)}" for port, url in launched.urls.items()]
         if launched.urls and "SSH_CONNECTION" in os.environ:
-            lines.append(f"from your own machine: {tunnel(launched.urls)}")
+            lines.append(f"from your own machine: {tunnel_command(launched.urls)}")
     return [line for line in lines if line]
 
 
-def tell(name: str, lines: Sequence[str]) -> None:
+def print_messages(name: str, lines: Sequence[str]) -> None:
     """Write lines on standard error, under the name of the command."""
     for line in lines:
         print(f"{name}: {line}", file=sys.stderr)
 
 
-def tunnel(urls: Mapping[str, str]) -> str:
+def tunnel_command(urls: Mapping[str, str]) -> str:
     """Return the ssh command that brings the addresses of this host to the person's own."""
     ports = [
         url.removeprefix("http://").partition("/")[0].rpartition(":")[2] for url in urls.values()
@@ -225,7 +231,7 @@ def tunnel(urls: Mapping[str, str]) -> str:
     return f"ssh {' '.join(words)} {engine.user_name(os.getuid())}@{socket.gethostname()}"
 
 
-def in_lines(launched: launch.Launch) -> str:
+def format_command(launched: launch.Launch) -> str:
     """Return the docker command for a shell, an option a line."""
     lines = [list(launch.RUN)]
     for word in launched.options:
@@ -234,7 +240,7 @@ def in_lines(launched: launch.Launch) -> str:
     return " \\\n    ".join(map(shlex.join, [*lines, launched.program]))
 
 
-def prepare(docker: Docker, launched: launch.Launch) -> None:
+def create_files(docker: Docker, launched: launch.Launch) -> None:
     """Make what the container needs of the caller's: folders, which docker would make as root."""
     for folder in launched.folders:
         try:
@@ -242,19 +248,19 @@ def prepare(docker: Docker, launched: launch.Launch) -> None:
         except OSError as error:
             raise MlError(f"{folder} cannot be made: {error}") from error
     if launched.needs_token:
-        token.ensure()
+        token.ensure_token()
     if launched.accounts:
-        accounts.ensure(launched.accounts, docker.files_of)
+        accounts.write_accounts(launched.accounts, docker.files_of)
 
 
-def replace_by(words: Sequence[str]) -> NoReturn:
+def replace_process(words: Sequence[str]) -> NoReturn:
     """Become another program."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvp(words[0], list(words))
 
 
-def wait_for(words: Sequence[str]) -> int:
+def run_to_end(words: Sequence[str]) -> int:
     """Run another program to its end, which a key pressed by the person ends first."""
     with subprocess.Popen(words) as process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

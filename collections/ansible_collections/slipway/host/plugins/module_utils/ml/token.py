@@ -18,15 +18,15 @@ from .errors import MlError
 INSIDE = "/run/slipway/token"
 
 
-def file() -> Path:
+def token_file() -> Path:
     """Return where the user's token stands."""
     folder = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(folder).expanduser() / "slipway" / "token"
 
 
-def read(other: Path | None = None) -> str:
+def read_token(other: Path | None = None) -> str:
     """Return the user's token, or that in an OTHER file.  Raise MlError where there is none."""
-    path = other or file()
+    path = other or token_file()
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
@@ -34,9 +34,9 @@ def read(other: Path | None = None) -> str:
         raise MlError(f"{path} cannot be read ({error}){how}") from error
 
 
-def ensure() -> Path:
+def ensure_token() -> Path:
     """Make the user's token where there is none; return where it stands."""
-    path = file()
+    path = token_file()
     if path.exists():
         return path
     try:
