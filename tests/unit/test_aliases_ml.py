@@ -142,13 +142,21 @@ def test_which_container_is_meant(running: list[Container], name: str | None, pi
         ([], None, "you have no running container"),
         ([container("o-lab", OTHER)], None, "you have no running container"),
         ([container("o-lab", OTHER)], "lab", "you have no running container"),
-        ([container("o-lab", OTHER)], "o-lab", "o-lab belongs to other, so you cannot stop it"),
-        ([container("iris", None)], "iris", "iris belongs to nobody, so you cannot stop it"),
-        ([container("me-lab")], "me-lap", "no running container me-lap; did you mean me-lab?"),
+        (
+            [container("o-lab", OTHER)],
+            "o-lab",
+            "container o-lab belongs to other; you cannot stop it",
+        ),
+        (
+            [container("iris", None)],
+            "iris",
+            "container iris belongs to another user; you cannot stop it",
+        ),
+        ([container("me-lab")], "me-lap", "no running container me-lap. Did you mean me-lab?"),
         (
             [container("me-lab"), container("me-lab-2")],
             "lab",
-            "you have 2 containers; say which: me-lab, me-lab-2",
+            "you have 2 running containers. Name one of: me-lab, me-lab-2",
         ),
     ],
 )
@@ -187,7 +195,7 @@ def test_root_and_nobody_else_is_shown_the_token_of_a_service(
     assert containers.select_container([service], "notebooks", "have its address") == service
     assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
     file.unlink()
-    with pytest.raises(MlError, match=r"jupyter_token cannot be read \(.*\)$"):
+    with pytest.raises(MlError, match=r"^cannot read .*jupyter_token: [^.]*jupyter_token'$"):
         containers.format_urls(service)
 
 
@@ -195,7 +203,7 @@ def test_addresses_are_shown_with_the_callers_token() -> None:
     token.ensure_token()
     (line,) = containers.format_urls(container("me-lab"))
     assert line == f"web  http://127.0.0.1:8888/lab?token={token.read_token()}"
-    with pytest.raises(MlError, match="me-lab publishes nothing"):
+    with pytest.raises(MlError, match="me-lab publishes no port"):
         containers.format_urls(container("me-lab", urls={}))
 
 
@@ -236,7 +244,10 @@ def test_list_tells_the_truth_and_no_token() -> None:
 
 def test_nothing_to_list_is_said() -> None:
     listed = listing.collect_data(settings.Host("", {}, {}), [], [], [], {})
-    assert listing.format_text(listed) == "no images of the catalogue on this host\n\nnothing runs"
+    assert (
+        listing.format_text(listed)
+        == "no images of the catalogue on this host\n\nno running containers"
+    )
 
 
 @pytest.mark.parametrize(
@@ -324,7 +335,9 @@ def test_images_are_named_by_catalogue_alias_or_reference(name: str) -> None:
 
 
 def test_an_image_that_is_not_there_is_named() -> None:
-    with pytest.raises(MlError, match=r"no image nope on this host \(of the catalogue: lab, other"):
+    with pytest.raises(
+        MlError, match=r"no image nope on this host. Images of the catalogue here: lab, other"
+    ):
         images.find_image(Docker({}), "nope", HOST)
 
 
@@ -355,7 +368,7 @@ def test_an_image_is_saved_whole_and_loaded(commands: Any, home: Path) -> None:
     assert file.read_text() == "archive"
     assert images.load(file) == ["slipway/lab:cpu"]
     assert (home / "loaded").read_text() == "archive"
-    with pytest.raises(MlError, match="is there already; --force replaces it"):
+    with pytest.raises(MlError, match=r"already exists. To replace it, add: --force"):
         images.save("slipway/lab:cpu", file, force=False)
     file.write_text("old")
     images.save("slipway/lab:cpu", file, force=True)
@@ -366,7 +379,7 @@ def test_a_save_that_fails_leaves_what_was_there(commands: Any, home: Path) -> N
     commands("docker", STORE)
     commands("zstd", PACK)
     file = home / "saved" / "lab.tar.zst"
-    with pytest.raises(MlError, match="there is no folder"):
+    with pytest.raises(MlError, match=r"folder .* does not exist"):
         images.save("broken", file, force=True)
     file.parent.mkdir()
     file.write_text("old")
@@ -387,14 +400,14 @@ def test_a_damaged_archive_and_a_missing_one_are_said(commands: Any, home: Path)
     file.write_text("cut")
     with pytest.raises(MlError, match="premature end"):
         images.load(file)
-    with pytest.raises(MlError, match="there is no file"):
+    with pytest.raises(MlError, match=r"file .* does not exist"):
         images.load(home / "none.zst")
 
 
 def test_without_zstd_that_is_said(commands: Any, home: Path, monkeypatch: Any) -> None:
     commands("docker", STORE)
     monkeypatch.setenv("PATH", str(home / "bin"))
-    with pytest.raises(MlError, match="there is no zstd command on this host"):
+    with pytest.raises(MlError, match="command zstd not found on this host"):
         images.save("slipway/lab:cpu", home / "x", force=False)
 
 
@@ -429,9 +442,9 @@ def test_a_kept_container_is_an_image_that_says_where_it_comes_from() -> None:
         'CMD ["bash"]',
     )
     said = "\n".join(planned.losses)
-    assert "what lies in /code: that stays on the host" in said
-    assert "the variables API_KEY: they are empty in the image" in said
-    assert "nobody can build it again" in said and "no smoke test" in said
+    assert "files in /code are not in the image; they stay on the host" in said
+    assert "the variables API_KEY are empty in the image" in said
+    assert "the image cannot be built again" in said and "no smoke test" in said
 
 
 def test_what_was_kept_before_still_names_the_catalogues_image() -> None:
@@ -443,7 +456,7 @@ def test_what_was_kept_before_still_names_the_catalogues_image() -> None:
 
 
 def test_the_roles_own_names_are_not_for_kept_containers() -> None:
-    with pytest.raises(MlError, match="take a name of your own"):
+    with pytest.raises(MlError, match="Choose another name"):
         images.commit(Docker({}), "me-lab", "slipway/lab:cpu", "me")
 
 
@@ -490,7 +503,7 @@ def test_a_refused_push_gives_a_name_back_to_the_image_that_had_it(commands: Any
 
 
 def test_the_roles_own_names_are_not_to_be_pushed_to() -> None:
-    with pytest.raises(MlError, match="take a name of your own"):
+    with pytest.raises(MlError, match="Choose another name"):
         images.push(Docker({}), "slipway/lab:cpu", "slipway/keras:cpu")
 
 
@@ -501,7 +514,7 @@ def test_the_roles_own_names_are_not_to_be_pushed_to() -> None:
     ("said", "message"),
     [
         ("Cannot connect to the Docker daemon at unix:///x. Is it", "Docker does not answer on"),
-        ("failed to connect to the docker API at unix:///x; check", "this host; tell Dana"),
+        ("failed to connect to the docker API at unix:///x; check", "this host. Tell Dana"),
         ("x\nError response from daemon: no such container: y\n", "no such container: y"),
         ("", "docker failed"),
     ],
@@ -515,20 +528,20 @@ def test_whoever_may_not_use_docker_learns_whom_to_ask(commands: Any) -> None:
     commands(
         "docker", "echo 'permission denied while trying to connect to the docker API' >&2; exit 1"
     )
-    with pytest.raises(MlError, match=r"may not use Docker on .* Ask Dana to be listed"):
+    with pytest.raises(MlError, match=r"may not use Docker on .* Ask Dana to set"):
         engine.Docker("Dana").engine()
     assert "newgrp docker" in engine.explain_permission("Dana", "alice", listed=True)
 
 
 def test_an_engine_that_is_down_is_noticed_where_info_succeeds(commands: Any) -> None:
     commands("docker", 'echo \'{"ServerErrors": ["Cannot connect to the Docker daemon"]}\'')
-    with pytest.raises(MlError, match="does not answer on this host; tell Dana"):
+    with pytest.raises(MlError, match=r"does not answer on this host. Tell Dana"):
         engine.Docker("Dana").engine()
 
 
 def test_without_docker_that_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home))
-    with pytest.raises(MlError, match="there is no docker command"):
+    with pytest.raises(MlError, match="command docker not found"):
         engine.Docker("Dana").run("ps")
 
 
@@ -594,7 +607,7 @@ def test_which_display_is_meant(value: str, found: display.X11) -> None:
 
 @pytest.mark.parametrize("value", ["", "foo", "0", ":x", "/tmp/x:0"])
 def test_what_is_no_display(value: str) -> None:
-    with pytest.raises(MlError, match="names no display"):
+    with pytest.raises(MlError, match="expected a display such as"):
         display.parse_display(value)
 
 
@@ -674,7 +687,7 @@ def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: 
     monkeypatch.setattr(display, "X11_FOLDER", home)
     environment = {"WAYLAND_DISPLAY": "wayland-0", "XDG_RUNTIME_DIR": str(home)}
     with (
-        pytest.raises(MlError, match="wayland-0, which is no socket"),
+        pytest.raises(MlError, match=r"no Wayland server at .*wayland-0"),
         display.forward_display(environment, home) as _,
     ):
         pass
@@ -691,7 +704,7 @@ def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: 
             assert cost == display.X11_COST
             assert "--env=DISPLAY=:1" in options and "--env=WAYLAND_DISPLAY=" in "".join(options)
         with (
-            pytest.raises(MlError, match=r"DISPLAY leads to .*X2, which is no socket"),
+            pytest.raises(MlError, match=r"no X11 server at .*X2"),
             display.forward_display({"DISPLAY": ":2"}, home) as _,
         ):
             pass
@@ -700,7 +713,7 @@ def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: 
 def test_a_damaged_cookie_file_is_said(home: Path) -> None:
     (home / ".Xauthority").write_bytes(b"\x01\x00\x00")
     with (
-        pytest.raises(MlError, match="Xauthority cannot be read"),
+        pytest.raises(MlError, match=r"cannot read .*Xauthority"),
         display.forward_display({"DISPLAY": ":1"}, home) as _,
     ):
         pass
@@ -784,7 +797,7 @@ def test_an_error_is_one_line_and_a_status_that_no_program_has(
     commands("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
     assert run(called, *([] if status == 125 else ["list"])) == status
     name = Path(called).name
-    assert capsys.readouterr().err == f"{name}: Docker does not answer on this host; tell Dana\n"
+    assert capsys.readouterr().err == f"{name}: Docker does not answer on this host. Tell Dana\n"
 
 
 def test_list_asks_docker_and_prints(
@@ -821,7 +834,7 @@ def test_a_display_does_not_outlive_its_command(
     declared: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("ml", "gui", "lab", "--detach", "window") == 1
-    assert "leave out --detach" in capsys.readouterr().err
+    assert "Remove --detach" in capsys.readouterr().err
 
 
 def test_completion_speaks_the_shortest_word_for_an_image(

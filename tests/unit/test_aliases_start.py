@@ -184,11 +184,11 @@ def test_the_next_free_port_is_taken_and_said(who: launch.Caller) -> None:
     found = planned(who, take=launch.Reservations(lambda port: port not in (8888, 8889), always))
     assert values(found.options, "publish") == ["127.0.0.1:8890:8888", "127.0.0.1:2222:22"]
     assert found.urls["jupyter"] == "http://127.0.0.1:8890/lab?token={token}"
-    assert found.notes == ("port 8888 is taken, so jupyter is at 8890",)
+    assert found.notes == ("port 8888 is in use; jupyter is at port 8890",)
 
 
 def test_no_port_near_is_an_error(who: launch.Caller) -> None:
-    with pytest.raises(MlError, match="none of the ports 8888 to 8987 is free"):
+    with pytest.raises(MlError, match="no free port from 8888 to 8987"):
         planned(who, take=launch.Reservations(lambda _port: False, always))
 
 
@@ -264,7 +264,9 @@ def test_missing_folders_of_the_caller_are_made_and_no_others(
         Mounted(who.home / "a b", PurePosixPath("/code")),
         Mounted(shared, PurePosixPath("/shared"), read_only=True),
     ]
-    with pytest.raises(MlError, match="/nowhere, to be mounted at /x, is not there"):
+    with pytest.raises(
+        MlError, match="folder /nowhere does not exist; it is the source of the mount at /x"
+    ):
         launch.resolve_mounts([{"source": "/nowhere", "target": "/x"}], who)
 
 
@@ -287,7 +289,7 @@ def test_mounts_are_quoted_as_docker_reads_them(source: str, option: str) -> Non
         ("code", "", "/code/course", "/code", ""),
         ("code/data/x", "", "/code", "/data/x", ""),
         (".", "", "/code/mine", "/code/mine", ""),
-        (".", "", "/code/course/dl1", "/code", "/code/course/dl1 is not there yet"),
+        (".", "", "/code/course/dl1", "/code", "folder /code/course/dl1 does not exist yet"),
         (".", "", "", "", ""),
         (".", "", "/opt/x", "/opt/x", ""),
         ("code/mine", "/tmp", "/code/course", "/tmp", ""),
@@ -336,12 +338,12 @@ def test_gpus_and_parts_of_them_are_listed() -> None:
     ("wanted", "found", "busy", "ids", "words"),
     [
         ("none", TWO, {}, (), ""),
-        ("free", [], {}, (), "no GPU on this host, so it runs without"),
-        ("0", [], {}, (), "no GPU on this host, so it runs without"),
+        ("free", [], {}, (), "no GPU on this host; the container runs without one"),
+        ("0", [], {}, (), "no GPU on this host; the container runs without one"),
         ("free", TWO, {}, ("0", "1"), ""),
         ("free", TWO, {"0": "bob-x"}, ("1",), ""),
         ("free", TWO, {"0": "bob-x", "1": "process 7"}, (),
-         "all GPUs are in use (0: bob-x, 1: process 7), so it runs without"),
+         "all GPUs are in use (0: bob-x, 1: process 7); the container runs without one"),
         ("all", TWO, {"0": "bob-x"}, ("0", "1"), ""),
         ("1", TWO, {}, ("1",), ""),
         ("1,0", TWO, {"0": "bob-x"}, ("1", "0"), "shares GPU 0 with bob-x"),
@@ -360,15 +362,17 @@ def test_which_gpus_a_container_gets(
 
 def test_an_image_for_cpus_gets_no_gpu_and_one_that_is_not_there_is_an_error() -> None:
     choice = gpus.choose_gpus("free", "cpu", TWO, {}, always)
-    assert choice == Choice((), note="the image has no GPU build, so it runs without")
-    with pytest.raises(MlError, match="there is no GPU 4; this host has 0, 1"):
+    assert choice == Choice(
+        (), note="the image has no gpu variant; the container runs without a GPU"
+    )
+    with pytest.raises(MlError, match="no GPU 4 on this host; expected one of: 0, 1"):
         gpus.choose_gpus("4", "gpu", TWO, {}, always)
 
 
 def test_a_gpu_that_somebody_else_takes_at_this_moment_is_not_free() -> None:
     assert gpus.choose_gpus("free", "gpu", TWO, {}, lambda gpu: gpu != "0").ids == ("1",)
     choice = gpus.choose_gpus("free", "gpu", TWO, {}, lambda _gpu: False)
-    assert "0: being started" in choice.warning
+    assert "0: starting" in choice.warning
 
 
 def test_who_uses_a_gpu() -> None:
@@ -393,7 +397,7 @@ def test_gpus_are_labelled_and_told(who: launch.Caller) -> None:
     assert "--label=io.slipway.gpus=0,1" in found.options
     assert '--gpus="device=0,1"' in found.options
     lines = start.start_messages(found, terminal=True, quiet=False, show=str)
-    assert "runs as alice-fast_ai on GPU 0, 1" in lines
+    assert "starting container alice-fast_ai on GPU 0, 1" in lines
 
 
 # What is said.
@@ -411,7 +415,7 @@ def test_addresses_go_to_terminals_alone(
     assert start.start_messages(found, True, False, **secret) == [
         "all busy",
         "no GPU",
-        "runs as alice-fast_ai",
+        "starting container alice-fast_ai",
         "jupyter at http://127.0.0.1:8888/lab?token=5ecret",
         "ssh at 127.0.0.1:2222",
     ]
@@ -425,7 +429,7 @@ def test_addresses_go_to_terminals_alone(
 
 
 def test_token_is_made_once_for_its_user_alone(who: launch.Caller) -> None:
-    with pytest.raises(MlError, match="the next start of an alias makes it anew"):
+    with pytest.raises(MlError, match="The next start of an alias creates it"):
         token.read_token()
     path = token.ensure_token()
     first = token.read_token()
@@ -440,7 +444,7 @@ def test_a_token_that_cannot_be_kept_is_an_error(
     who: launch.Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/none")
-    with pytest.raises(MlError, match="your token cannot be written"):
+    with pytest.raises(MlError, match="cannot write your token"):
         token.ensure_token()
 
 
@@ -513,9 +517,9 @@ def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ("words", "message"),
     [
         (("--gpus", "x"), "command line: gpus is 'x'"),
-        (("--port", "jupiter=1"), "there is no port jupiter; did you mean jupyter?"),
-        (("--port", "jupyter"), "must be a port of the host"),
-        (("-v", "/a"), "a mount is written SOURCE:TARGET"),
+        (("--port", "jupiter=1"), "the image has no port jupiter. Did you mean jupyter?"),
+        (("--port", "jupyter"), "expected port numbers of the host"),
+        (("-v", "/a"), "expected SOURCE:TARGET or SOURCE:TARGET:ro"),
         (("-v", "/a:b"), "whose target is an absolute path"),
     ],
 )
@@ -562,7 +566,7 @@ def test_print_shows_and_changes_nothing(
 
 def test_an_image_that_is_not_there_says_whom_to_tell(who: launch.Caller) -> None:
     alias = replace(ALIAS, settings=WANTED)
-    with pytest.raises(MlError, match="slipway/fastai:gpu is not on this host; tell Dana"):
+    with pytest.raises(MlError, match=r"slipway/fastai:gpu is not on this host. Tell Dana"):
         start.start(Docker({}), alias, start.build_parser("fast_ai", alias).parse_args([]))
 
 

@@ -207,7 +207,7 @@ def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
     ("say", "words"),
     [
         ({"smoke": 3}, ["smoke test failed", "stays in use", "exit status 3", "smoke says hello"]),
-        ({"broken_build": TOOL}, ["its build failed", "ERROR: exit code: 1"]),
+        ({"broken_build": TOOL}, ["the build failed", "ERROR: exit code: 1"]),
     ],
     ids=["smoke", "build"],
 )
@@ -272,7 +272,7 @@ def test_how_many_are_built_together_follows_the_processors(
     (host.folder / "job.json").write_text(json.dumps(host.job))
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     builder = images_builder.Builder(host.folder, job.Progress(io.StringIO()))
-    assert builder.at_once() == at_once
+    assert builder.parallel_builds() == at_once
 
 
 def test_an_image_stands_on_its_parent(host: Host) -> None:
@@ -307,7 +307,7 @@ def test_a_registry_that_is_asked_for_and_does_not_answer_is_an_error(host: Host
     del host.images[LOCAL_BASE]
     host.job["base_source"] = "registry"
     failed = host.run()["failed"][TOOL]
-    assert "debian:trixie-slim could not be pulled: dial tcp: no route to host" in failed
+    assert "cannot pull base image debian:trixie-slim: dial tcp: no route to host" in failed
     assert "'bootstrap'" in failed
     assert not (host.root / "bootstrapped").exists()
 
@@ -323,7 +323,7 @@ def test_a_base_that_can_only_be_pulled_says_so_where_it_cannot(host: Host) -> N
     del host.images[LOCAL_BASE]
     host.job["builds"][0]["base"]["bootstrap"] = None
     failed = host.run()["failed"][TOOL]
-    assert "no registry gives the base image debian:trixie-slim" in failed
+    assert "base debian-13 has no key bootstrap" in failed
 
 
 def test_no_registry_is_asked_where_bootstrapping_is_asked_for(host: Host) -> None:
@@ -381,7 +381,7 @@ def test_a_command_without_end_counts_as_failed() -> None:
 def test_lines_come_as_they_are_said_even_the_last_unended_one() -> None:
     script = "printf 'one\\ntw'; sleep 0.5; printf 'o\\nthree'"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
-        said = list(images_builder.lines(process))
+        said = list(images_builder.read_lines(process))
     assert [line for line in said if line is not None] == ["one", "two", "three"]
     # While nothing was said, whoever waits was told so.
     assert None in said

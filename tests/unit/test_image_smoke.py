@@ -192,8 +192,8 @@ def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        pytest.param(None, "is not on the host", id="not there"),
-        pytest.param({}, f"lacks the label {docker_labels.SMOKE}", id="somebody else's"),
+        pytest.param(None, "image not found on the host", id="not there"),
+        pytest.param({}, f"label {docker_labels.SMOKE} is missing", id="somebody else's"),
     ],
 )
 def test_what_cannot_be_proven_is_said(

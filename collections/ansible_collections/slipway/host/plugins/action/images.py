@@ -57,7 +57,7 @@ class ActionModule(ActionBase):
                 f"Docker does not answer ({answer['engine']}). Images need a running engine; the "
                 "role docker_engine installs one."
             )
-        job = images_job.job(wanted, arguments["build"])
+        job = images_job.pack_job(wanted, arguments["build"])
         outcome = _detached.carry_out(self, WORK, images_job.BUILDER, job)
         result["built"] = outcome["built"]
         if outcome["failed"]:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the shells offer after a tab.  They choose by what was typed; nothing: names of files."""
+"""Completion in shells: the words that may follow.  Without any, a shell offers file names."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def complete_words(
     images: Callable[[], list[str]],
     gpus: Callable[[], list[str]],
 ) -> list[str]:
-    """Return what may stand in the place of the last of the WORDS, the first being the command.
+    """Return the candidates for the last of the WORDS; the first one is the command.
 
-    OWN, IMAGES and GPUS ask for the caller's containers, the images and the GPUs of this host,
-    which takes a while and so is done only where it is needed.
+    OWN, IMAGES and GPUS list the caller's containers, the images and the GPUs of this host.  They
+    are slow, so each is called only where its answer is needed.
     """
     command, *before = words[:-1] or [ML]
     current = words[-1] if len(words) > 1 else ""
@@ -61,7 +61,7 @@ def _complete_alias(
     images: Callable[[], list[str]],
     gpus: Callable[[], list[str]],
 ) -> list[str]:
-    """Return what may follow an alias: its options, their values, and then any command."""
+    """Return the candidates after an alias: its options, then their values."""
     previous = before[-1] if before else ""
     if previous == "--gpus":
         return ["free", "all", "none", *gpus()]
@@ -76,7 +76,7 @@ def _complete_alias(
 
 
 def _has_command(before: Sequence[str]) -> bool:
-    """Whether the words before hold the beginning of the command that runs inside."""
+    """Whether the command to run in the container begins in the words before."""
     value = False
     for word in before:
         if not value and not word.startswith("-"):

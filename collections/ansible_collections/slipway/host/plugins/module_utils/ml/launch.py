@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From an alias and its settings to the docker command that starts its container."""
+"""Assembles the docker command that starts the container of an alias."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .settings import Alias, Layer
 
 RUN = ("docker", "run")
 CONFINED = ("--cap-drop=ALL", "--security-opt=no-new-privileges")
-# What a start adds to the image by itself: mounts, and variables.
+# Mounts and variables that every start adds to the image.
 OWN_TARGETS = ("/etc/passwd", "/etc/group", "/run/slipway/", "/tmp/.X11-unix/")
 OWN_VARIABLES = (
     *("USER", "LOGNAME", "JUPYTER_TOKEN_FILE", "SLIPWAY_PORT_"),
     *("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "QT_X11_NO_MITSHM"),
 )
-# Servers listen on every address of the container; only this one of the host leads there.
+# Servers listen on every address of the container; only this address of the host reaches them.
 PUBLISHED_ON = reserve.LOCALHOST
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The person who starts a container; ``folder`` is where, ``groups`` are the further ones."""
+    """The person who starts a container; ``folder`` is the working folder."""
 
     name: str
     uid: int
@@ -44,12 +44,12 @@ class Caller:
 
 @dataclass(frozen=True)
 class Start:
-    """What is particular to one start.
+    """The options of one start.
 
-    terminal: whether the container gets a terminal, because a person sits at both ends.
-    workdir: a folder in the container that was asked for, empty where none was.
-    root: whether to be root inside, to install things; then nothing of the caller's is mounted.
-    options: further words for docker run.
+    terminal: whether the container gets a terminal, because input and output are a person's.
+    workdir: the folder in the container from the command line, else empty.
+    root: whether to run as root, to install software; then none of the caller's folders is mounted.
+    options: more options of docker run.
     """
 
     command: tuple[str, ...] = ()
@@ -62,9 +62,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a start depends on.
+    """The state of the host that a start depends on.
 
-    image: docker's description of it.  names: of all containers.
+    image: docker's description.  names: of all containers.
     """
 
     caller: Caller
@@ -76,7 +76,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Reservations:
-    """How ports and names are reserved."""
+    """The functions that reserve ports and names."""
 
     port: Callable[[int], bool] = reserve.take_port
     name: Callable[[str], bool] = reserve.take
@@ -84,12 +84,11 @@ class Reservations:
 
 @dataclass(frozen=True)
 class Launch:
-    """A start that is worked out.
+    """A container that is ready to start.
 
-    options: of docker run.  program: the image and what runs in it.  folders: to be made first, as
-    the caller.  urls: as of :class:`containers.Container`.  notes: what a person may want to know.
-    accounts: files with the caller's name, to be made first.  gpus: what was chosen, with what must
-    be known of it.
+    options: of docker run.  program: the image and its command.  folders: to create first, as the
+    caller.  urls: as of :class:`containers.Container`.  notes: sentences for the person.
+    accounts: files with the caller's account, to write first.  gpus: the chosen GPUs.
     """
 
     name: str
@@ -122,7 +121,7 @@ class Mounted:
 
 
 def current_caller() -> Caller:
-    """Return who runs this, and where."""
+    """Return the user of this process and its working folder."""
     uid, gid = os.getuid(), os.getgid()
     try:
         folder = Path.cwd()
@@ -141,7 +140,7 @@ def current_caller() -> Caller:
 def assemble_launch(
     alias: Alias, wanted: Layer, start: Start, found: Situation, take: Reservations | None = None
 ) -> Launch:
-    """Work out a start with the merged settings WANTED.  Raise MlError where it cannot be."""
+    """Return a start with the merged settings WANTED.  Raise MlError for impossible settings."""
     take = take or Reservations()
     who = found.caller
     name = reserve.next_name(container_name(who.name, alias.name), found.names, take.name)
@@ -150,7 +149,7 @@ def assemble_launch(
     ports, port_notes = reserve_ports(alias, wanted, take.port)
     urls = port_urls(alias, ports)
     as_root = start.root or found.engine.rootless
-    # Who is root inside has a name there already.
+    # root has an account in the image already.
     named = None if as_root else _caller_accounts(found)
     options = (
         *("--rm", "--init", "--pull=never"),
@@ -183,17 +182,17 @@ def assemble_launch(
 
 
 def container_name(user: str, alias: str) -> str:
-    """Return the name of a user's first container of an alias, in what docker accepts."""
+    """Return the name of a user's first container of an alias, as docker accepts it."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{user}-{alias}").lstrip("_.-")
 
 
 def resolve_mounts(
     entries: Sequence[Mapping[str, Any]], who: Caller
 ) -> tuple[list[Mounted], list[Path]]:
-    """Return what is mounted, and the caller's folders that have to be made for it.
+    """Return the mounts, and the caller's folders to create for them.
 
-    A folder below the caller's home is made where it is missing: docker would make it as root.
-    Raise MlError for another one that is missing and not optional.
+    A missing folder below the caller's home is created by the caller, because docker would create
+    it as root.  Raise MlError for any other missing folder that is not optional.
     """
     found, missing = [], []
     for entry in entries:
@@ -204,7 +203,10 @@ def resolve_mounts(
             elif entry.get("optional"):
                 continue
             else:
-                raise MlError(f"{source}, to be mounted at {entry['target']}, is not there")
+                raise MlError(
+                    f"folder {source} does not exist; it is the source of the mount at "
+                    f"{entry['target']}"
+                )
         target = PurePosixPath(entry["target"])
         found.append(Mounted(source, target, bool(entry.get("read_only"))))
     return found, missing
@@ -215,9 +217,8 @@ def working_folder(
 ) -> tuple[str, str]:
     """Return the folder in the container to start in, empty for the image's own, and a note.
 
-    That is the one ASKED for, else where the caller stands, if that is mounted, else the USUAL
-    one.  A folder that is missing in a mounted one gives way to the nearest one above it: docker
-    would make it as root.
+    The folder is ASKED, else the caller's working folder if it is mounted, else USUAL.  A folder
+    that does not exist is replaced by its nearest parent, because docker would create it as root.
     """
     if asked:
         return asked, ""
@@ -231,12 +232,12 @@ def working_folder(
             while not there.is_dir() and there != mount.source:
                 there, target = there.parent, target.parent
     if str(target) != usual and usual:
-        return str(target), f"{usual} is not there yet, so it starts in {target}"
+        return str(target), f"folder {usual} does not exist yet; the container starts in {target}"
     return usual, ""
 
 
 def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
-    """Return where a folder of the host is found in the container, None where it is not."""
+    """Return the path of a host's folder in the container, None if it is not mounted."""
     deepest: tuple[int, PurePosixPath] | None = None
     for mount in mounted:
         source = mount.source.resolve()
@@ -247,7 +248,7 @@ def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | No
 
 
 def mount_option(mount: Mounted) -> str:
-    """Return the option of docker run, its fields quoted as docker reads them: as CSV."""
+    """Return the option of docker run; docker reads its fields as CSV."""
     fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields + ["readonly"] * mount.read_only)
@@ -257,9 +258,9 @@ def mount_option(mount: Mounted) -> str:
 def reserve_ports(
     alias: Alias, wanted: Layer, take: Callable[[int], bool]
 ) -> tuple[dict[str, int], list[str]]:
-    """Return the host's port for each port that is published, and notes where it is another one.
+    """Return the host's port of each published port, and a note for each that differs.
 
-    Without a network there is nothing to publish, on the host's network no choice.
+    Without a network nothing is published; on the host's network there is no choice.
     """
     if alias.network == "none":
         return {}, []
@@ -270,17 +271,17 @@ def reserve_ports(
         usual = wanted["ports"][name]
         found[name] = reserve.next_port(usual, take)
         if found[name] != usual:
-            notes.append(f"port {usual} is taken, so {name} is at {found[name]}")
+            notes.append(f"port {usual} is in use; {name} is at port {found[name]}")
     return found, notes
 
 
 def _published(alias: Alias, wanted: Layer) -> list[str]:
-    """Return the names of the ports to publish; settings for all aliases may name others."""
+    """Return the names of the ports to publish that the image has."""
     return [name for name in wanted.get("ports", {}) if name in alias.ports]
 
 
 def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
-    """Return the address of each published port, a URL where there is a page."""
+    """Return the address of each published port, a URL for a port with a page."""
     found = {}
     for name, port in ports.items():
         path = alias.ports[name].path
@@ -291,13 +292,13 @@ def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
 
 def _attachment(start: Start) -> list[str]:
     if start.detach:
-        # A shell without a terminal would end at once; with one it waits for docker attach.
+        # A shell without a terminal ends at once; with a terminal it waits for docker attach.
         return ["--detach"] if start.command else ["--detach", "--interactive", "--tty"]
     return ["--interactive", "--tty"] if start.terminal else ["--interactive"]
 
 
 def _labels(alias: Alias, who: Caller, ids: Sequence[str], urls: Mapping[str, str]) -> list[str]:
-    """Return what the other commands must know of the container."""
+    """Return the labels that ml list, url and stop read."""
     values = {
         labels.ALIAS: alias.name,
         labels.USER: who.name,
@@ -309,9 +310,9 @@ def _labels(alias: Alias, who: Caller, ids: Sequence[str], urls: Mapping[str, st
 
 
 def _identity(who: Caller, as_root: bool) -> list[str]:
-    """Return whom the container runs as: the caller, with the groups that open shared folders.
+    """Return the user of the container: the caller, with the groups of shared folders.
 
-    A rootless engine runs as the caller already, who is root to its containers.
+    A rootless engine runs as the caller, who is root in its containers.
     """
     if as_root:
         return ["--user=0:0"]
@@ -319,7 +320,7 @@ def _identity(who: Caller, as_root: bool) -> list[str]:
 
 
 def _caller_accounts(found: Situation) -> accounts.Accounts:
-    """Return the caller's name for the image."""
+    """Return the caller's account files for the image."""
     variables = dict(entry.split("=", 1) for entry in found.image["Config"].get("Env") or ())
     who = found.caller
     return accounts.accounts_for(
@@ -358,8 +359,8 @@ def _limits(wanted: Layer) -> list[str]:
 
 
 def _environment(who: Caller, ports: Mapping[str, int], further: Mapping[str, str]) -> list[str]:
-    """Return the variables: whom programs take the caller for, and the host's ports."""
-    # The image has no account of the caller's number; many programs ask for a name.
+    """Return the environment variables: the caller's name, the host's ports, and the settings."""
+    # Many programs read the name of the user here.
     variables = {"USER": who.name, "LOGNAME": who.name}
     for name, port in ports.items():
         variables["SLIPWAY_PORT_" + re.sub(r"\W", "_", name).upper()] = str(port)

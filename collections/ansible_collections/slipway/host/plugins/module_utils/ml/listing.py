@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ``ml list`` shows: images, what runs, and who has which GPU."""
+"""The output of ``ml list``: images, running containers, and GPUs with their users."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def format_size(count: int) -> str:
 
 
 def format_age(since: str, now: datetime) -> str:
-    """Return how long ago a time of docker's was, in its largest unit; empty for none."""
+    """Return the age of a time stamp of docker in its largest unit; empty for no time stamp."""
     # Docker writes nanoseconds, which Python 3.10 does not read.
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", since)
     if not match or since.startswith("0001"):
@@ -44,7 +44,7 @@ def format_age(since: str, now: datetime) -> str:
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; the last column is as wide as it likes."""
+    """Return the lines of a table; the last column has no fixed width."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return [
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -59,7 +59,7 @@ def collect_data(
     gpus: Sequence[Gpu],
     busy: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return all that ``ml list`` knows, as data; no token is ever in it."""
+    """Return the data of ``ml list``; it never contains a token."""
     by_image: dict[str, list[str]] = {}
     for name, alias in host.aliases.items():
         by_image.setdefault(host.images.get(alias.image, ""), []).append(name)
@@ -88,7 +88,7 @@ def collect_data(
 
 
 def format_text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
-    """Return the same for a person."""
+    """Return the tables of ``ml list``."""
     now = now or datetime.now(timezone.utc)
     images = [
         [
@@ -121,7 +121,7 @@ def format_text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
         else ["no images of the catalogue on this host"],
         format_table(["RUNNING", "USER", "IMAGE", "GPU", "SINCE", "ADDRESS"], running)
         if running
-        else ["nothing runs"],
+        else ["no running containers"],
     ]
     if listed["gpus"]:
         rows = [[gpu["id"], gpu["name"], gpu["used_by"] or "free"] for gpu in listed["gpus"]]

@@ -158,7 +158,7 @@ def check_known(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             hint = settings.suggest(name, known)
-            raise AliasError(f"ml_aliases_settings: no image has an alias {name}; {hint}")
+            raise AliasError(f"ml_aliases_settings: no image has an alias {name}. {hint}")
 
 
 def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: Options) -> str:
