@@ -236,7 +236,7 @@ def test_what_stands_on_a_failed_image_is_not_built(host: Host) -> None:
     host.job["builds"].append(build(OTHER, parent=TOOL))
     host.say = {"broken_build": TOOL}
     result = host.run()
-    assert result["failed"][OTHER] == f"its base {TOOL} failed"
+    assert result["failed"][OTHER] == f"not built, because {TOOL} below it failed"
     assert len(host.commands("buildx")) == 1
 
 

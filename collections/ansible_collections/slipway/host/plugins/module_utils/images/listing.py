@@ -28,14 +28,14 @@ for record in {labels.BUILD_RECORDS}/*.json; do
     esac
 done
 """
-"""A shell script for the host; `read_answer` reads what it writes."""
+"""A shell script for the host; `read_answer` parses its output."""
 
 CURRENT, OUTDATED, MISSING, UNKNOWN = "current", "outdated", "missing", "not in the catalogue"
 
 
 @dataclass(frozen=True)
 class Held:
-    """An image on a host: its digest label, its size in bytes, and when and what was proven."""
+    """An image on a host: its digest label, its size in bytes, and the record of its build."""
 
     reference: str
     digest: str
@@ -47,8 +47,8 @@ class Held:
 class Row:
     """One image of the catalogue or of the host, compared.
 
-    `added` is what it adds to the image it stands on, in bytes; both sizes are None where the host
-    does not hold it. `declared` says whether the host is to hold it.
+    `added` is its size without the image below it, in bytes; both sizes are None for an image that
+    is not on the host. `declared` says whether the host should hold the image.
     """
 
     reference: str
@@ -63,9 +63,9 @@ class Row:
 
 
 def read_answer(text: str) -> dict[str, Held]:
-    """Return the images that a host's answer to QUESTION tells of, by reference.
+    """Return the images in a host's answer to QUESTION, by reference.
 
-    Raise ValueError where it is not such an answer.
+    Raise ValueError for any other text.
     """
     inspected, *recorded = text.split(SEPARATOR)
     records = {record["digest"]: record for record in map(json.loads, recorded)}
@@ -83,9 +83,9 @@ def compare(
     declared: Collection[str],
     unfit: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Return what the catalogue's BUILDS are on a host, then what else it holds of Slipway.
+    """Return the state of the catalogue's BUILDS on a host, then other images of Slipway there.
 
-    DECLARED are the references that the host is to hold, UNFIT says of some why they do not run
+    DECLARED are the references that the host should hold; UNFIT has reasons why images do not run
     there.
     """
     rows = [_row(build, held, build.reference in declared, unfit) for build in builds]
@@ -137,10 +137,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Return a table in Markdown of what the host holds of the catalogue: sizes, times, proofs."""
+    """Return a Markdown table of the catalogue's images on the host: sizes, times, smoke tests."""
     held = [row for row in rows if row.state in (CURRENT, OUTDATED)]
     lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in held)]
-    # What is to be on this one host is nothing for a page.
+    # The state on this one host does not belong on a page.
     return "\n".join(f"| {' | '.join([line[0], *line[2:]])} |" for line in lines)
 
 
@@ -166,7 +166,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def unneeded(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the references that a host holds and is not to hold, those on top of others first."""
+    """Yield the references of undeclared images on a host, in the order to remove them."""
     yield from (
         row.reference for row in reversed(rows) if row.size is not None and not row.declared
     )
