@@ -5,8 +5,8 @@
 PRIVATE to the collection. Runs on the controller.
 
 `uv pip compile --universal --generate-hashes` writes a lock: one pin in each paragraph, with a
-marker where the pin is not for every platform. An image that is built on another image locks only the
-packages it adds, so that a package has one pin in a line of images.
+marker where the pin is not for every platform. An image that is built on another image locks only
+the packages it adds, so that a package has one pin in a line of images.
 """
 
 from __future__ import annotations
