@@ -103,12 +103,12 @@ def update_record(text: str, path: str, record: Sequence[OwnedKey]) -> str:
 def record_keys(data: Json, settings: Json) -> Iterator[OwnedKey]:
     """Yield the record of the keys that ``settings`` would set in ``data``."""
     for key, value in leaves(settings):
-        existed, found = 0, data
+        existed, value_before = 0, data
         for part in key:
-            if not isinstance(found, dict) or found.get(part) is None:
+            if not isinstance(value_before, dict) or value_before.get(part) is None:
                 break
-            existed, found = existed + 1, found[part]
-        yield OwnedKey(key, value, existed, found if existed == len(key) else None)
+            existed, value_before = existed + 1, value_before[part]
+        yield OwnedKey(key, value, existed, value_before if existed == len(key) else None)
 
 
 def withdraw_keys(data: Json, record: Sequence[OwnedKey]) -> Json:

@@ -70,9 +70,8 @@ def last_lines(output: str, count: int = 25) -> str:
 
 def read_digest(reference: str) -> str | None:
     """Return the context digest in the label of an image on the host, None for none."""
-    inspected = run(
-        ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference]
-    )
+    command = ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference]
+    inspected = run(command)
     if inspected.returncode != 0:
         return None
     image_labels = json.loads(inspected.stdout) or {}

@@ -59,10 +59,10 @@ def read_pins(text: str) -> tuple[Pin, ...]:
             paragraphs[-1].append(line)
     pins = []
     for lines in paragraphs:
-        found = _PIN.match(lines[0])
-        assert found is not None
-        name, marker = normalise_name(found["name"]), found["marker"] or ""
-        pins.append(Pin(name, found["version"], marker, "\n".join(lines) + "\n"))
+        match = _PIN.match(lines[0])
+        assert match is not None
+        name, marker = normalise_name(match["name"]), match["marker"] or ""
+        pins.append(Pin(name, match["version"], marker, "\n".join(lines) + "\n"))
     return tuple(pins)
 
 

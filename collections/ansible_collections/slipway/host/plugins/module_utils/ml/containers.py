@@ -74,21 +74,21 @@ def _urls(found_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str
         return {str(name): str(url) for name, url in noted.items()}
     except (ValueError, AttributeError):
         pass
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     for inside, bindings in sorted(ports.items()):
         for binding in bindings or ():
             # A port may be bound for IPv4 and for IPv6; one address is enough to find it.
             address = "*" if binding["HostIp"] in ANY_ADDRESS else binding["HostIp"]
-            found.setdefault(inside.partition("/")[0], f"{address}:{binding['HostPort']}")
-    return found
+            urls.setdefault(inside.partition("/")[0], f"{address}:{binding['HostPort']}")
+    return urls
 
 
 def list_running(docker: Docker) -> list[Container]:
     """Return the running containers of the catalogue's images, by name."""
     label = f"label={labels.IMAGE}"
     listed = docker.run("ps", "--quiet", "--no-trunc", "--filter", label)
-    found = map(parse_container, docker.inspect("container", listed.split()))
-    return sorted(found, key=lambda container: container.name)
+    containers = map(parse_container, docker.inspect("container", listed.split()))
+    return sorted(containers, key=lambda container: container.name)
 
 
 def gpus_by_container(containers: Iterable[Container]) -> dict[str, tuple[str, ...]]:

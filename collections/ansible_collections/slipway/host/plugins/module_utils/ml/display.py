@@ -63,7 +63,7 @@ def select_cookie(authority: bytes, number: int, host: str = "") -> bytes:
     The form is that of libXau: entries of a family and four texts with their lengths before them,
     address, number, name and data, all numbers in two bytes, the higher first.
     """
-    found, certain, position = b"", False, 0
+    entry, certain, position = b"", False, 0
     while position + 2 <= len(authority):
         position += 2
         texts = []
@@ -76,10 +76,10 @@ def select_cookie(authority: bytes, number: int, host: str = "") -> bytes:
         if name == COOKIE and display in (b"", str(number).encode()) and here >= certain:
             certain = here
             fields = (b"", str(number).encode(), name, data)
-            found = struct.pack(">H", ANY_FAMILY) + b"".join(
+            entry = struct.pack(">H", ANY_FAMILY) + b"".join(
                 struct.pack(">H", len(text)) + text for text in fields
             )
-    return found
+    return entry
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def forward_display(
         return
     display = parse_display(x)
     options += _x11_options(display, environment, folder)
-    with _x11_socket(display, folder) as found:
+    with _x11_socket(display, folder) as server_socket:
         target = PurePosixPath(X11_FOLDER / f"X{display.number}")
-        yield [*options, mount_option(Mounted(found, target))], X11_COST
+        yield [*options, mount_option(Mounted(server_socket, target))], X11_COST
 
 
 @contextmanager
@@ -138,15 +138,15 @@ def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> 
     options = [f"--env=DISPLAY=:{display.number}", "--env=QT_X11_NO_MITSHM=1"]
     source = Path(environment.get("XAUTHORITY") or Path("~/.Xauthority").expanduser())
     try:
-        found = select_cookie(source.read_bytes(), display.number, socket.gethostname())
+        authority = select_cookie(source.read_bytes(), display.number, socket.gethostname())
     except FileNotFoundError:
-        found = b""
+        authority = b""
     except (OSError, struct.error) as error:
         raise MlError(f"cannot read {source}: {error}") from error
-    if found:
+    if authority:
         file = folder / "xauthority"
         file.touch(mode=0o600)
-        file.write_bytes(found)
+        file.write_bytes(authority)
         target = INSIDE / "xauthority"
         options += [mount_option(Mounted(file, target, read_only=True))]
         options += [f"--env=XAUTHORITY={target}"]

@@ -80,8 +80,8 @@ class Docker:
         """Return docker's description of images or containers (KIND), all of which must exist."""
         if not names:
             return []
-        found: list[dict[str, Any]] = json.loads(self.run(kind, "inspect", *names))
-        return found
+        inspected: list[dict[str, Any]] = json.loads(self.run(kind, "inspect", *names))
+        return inspected
 
     def image(self, reference: str) -> dict[str, Any] | None:
         """Return docker's description of an image, None for an image that is not on the host."""

@@ -36,19 +36,22 @@ class Choice:
 
 def parse_gpus(said: str) -> list[Gpu]:
     """Return the GPUs that ``nvidia-smi -L`` lists; a partitioned GPU is listed as its parts."""
-    found: dict[str, list[Gpu]] = {}
+    parts_by_gpu: dict[str, list[Gpu]] = {}
     index = ""
     for line in said.splitlines():
         whole = re.match(r"GPU (\d+): (.+) \(UUID: (\S+)\)", line)
         part = re.match(r"\s+MIG (\S+)\s+Device\s+(\d+): \(UUID: (\S+)\)", line)
         if whole:
             index = whole[1]
-            found[index] = [Gpu(index, whole[2], whole[3])]
+            parts_by_gpu[index] = [Gpu(index, whole[2], whole[3])]
         elif part and index:
-            parent = found[index][0].name.partition(", MIG")[0]
-            parts = [gpu for gpu in found[index] if ":" in gpu.id]
-            found[index] = [*parts, Gpu(f"{index}:{part[2]}", f"{parent}, MIG {part[1]}", part[3])]
-    return [gpu for group in found.values() for gpu in group]
+            parent = parts_by_gpu[index][0].name.partition(", MIG")[0]
+            parts = [gpu for gpu in parts_by_gpu[index] if ":" in gpu.id]
+            parts_by_gpu[index] = [
+                *parts,
+                Gpu(f"{index}:{part[2]}", f"{parent}, MIG {part[1]}", part[3]),
+            ]
+    return [gpu for group in parts_by_gpu.values() for gpu in group]
 
 
 def _run_nvidia_smi(*words: str) -> str:
@@ -69,12 +72,12 @@ def list_gpus() -> list[Gpu]:
 
 def list_processes() -> dict[str, str]:
     """Return the process that computes on each GPU, by UUID, as text."""
-    found: dict[str, str] = {}
+    processes: dict[str, str] = {}
     said = _run_nvidia_smi("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
     for line in said.splitlines():
         uuid, _, pid = (word.strip() for word in line.partition(","))
-        found.setdefault(uuid, _describe_process(pid))
-    return found
+        processes.setdefault(uuid, _describe_process(pid))
+    return processes
 
 
 def _describe_process(pid: str) -> str:
@@ -85,13 +88,13 @@ def _describe_process(pid: str) -> str:
 
 
 def find_users(
-    found: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
+    gpus: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """Return the user of each GPU, by ID: a container that has the GPU, else a process.
 
     COMPUTING is from :func:`list_processes`, CLAIMED are the GPUs of running containers by name.
     """
-    busy = {gpu.id: computing[gpu.uuid] for gpu in found if gpu.uuid in computing}
+    busy = {gpu.id: computing[gpu.uuid] for gpu in gpus if gpu.uuid in computing}
     for container, ids in claimed.items():
         busy.update(dict.fromkeys(ids, container))
     return busy
@@ -100,22 +103,22 @@ def find_users(
 def choose_gpus(
     wanted: str,
     variant: str,
-    found: Sequence[Gpu],
+    gpus: Sequence[Gpu],
     busy: Mapping[str, str],
     take: Callable[[str], bool],
 ) -> Choice:
-    """Return the GPUs for the setting WANTED among the host's FOUND.
+    """Return the GPUs for the setting WANTED among the host's GPUS.
 
     VARIANT is the image's; BUSY are the users by GPU; TAKE reserves a GPU and returns success.
     Raise MlError for a GPU that does not exist.
     """
     if wanted == "none":
         return Choice(())
-    if not found:
+    if not gpus:
         return Choice((), note="no GPU on this host; the container runs without one")
     if variant != "gpu":
         return Choice((), note="the image has no gpu variant; the container runs without a GPU")
-    ids = [gpu.id for gpu in found]
+    ids = [gpu.id for gpu in gpus]
     if wanted == "all":
         return Choice(tuple(ids))
     if wanted != "free":

@@ -38,20 +38,20 @@ class Image:
     created: str
 
 
-def parse_images(found: Mapping[str, Any]) -> list[Image]:
+def parse_images(inspected: Mapping[str, Any]) -> list[Image]:
     """Return an image for each of its tags."""
-    found_labels = found["Config"].get("Labels") or {}
+    found_labels = inspected["Config"].get("Labels") or {}
     return [
         Image(
             reference=reference,
             name=found_labels.get(labels.IMAGE, ""),
             variant=found_labels.get(labels.VARIANT, ""),
-            id=found["Id"],
+            id=inspected["Id"],
             digest=found_labels.get(labels.DIGEST, ""),
-            size=found["Size"],
-            created=found["Created"],
+            size=inspected["Size"],
+            created=inspected["Created"],
         )
-        for reference in found.get("RepoTags") or ()
+        for reference in inspected.get("RepoTags") or ()
     ]
 
 
@@ -60,8 +60,8 @@ def list_images(docker: Docker) -> list[Image]:
     label = f"label={labels.IMAGE}"
     listed = docker.run("image", "ls", "--quiet", "--no-trunc", "--filter", label)
     ids = sorted(set(listed.split()))
-    found = [image for entry in docker.inspect("image", ids) for image in parse_images(entry)]
-    return sorted(found, key=lambda image: image.reference)
+    images = [image for entry in docker.inspect("image", ids) for image in parse_images(entry)]
+    return sorted(images, key=lambda image: image.reference)
 
 
 def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
@@ -71,17 +71,17 @@ def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
     """
     alias = host.aliases.get(name)
     reference = host.images.get(alias.image if alias else name, name)
-    found = docker.image(reference)
-    if found is None:
+    inspected = docker.image(reference)
+    if inspected is None:
         known = ", ".join(sorted(host.images)) or "none"
         raise MlError(f"no image {reference} on this host. Images of the catalogue here: {known}")
-    return {**found, "reference": reference}
+    return {**inspected, "reference": reference}
 
 
-def describe_image(found: Mapping[str, Any]) -> list[str]:
+def describe_image(inspected: Mapping[str, Any]) -> list[str]:
     """Return lines to compare an image with the same image on another host."""
-    found_labels = found["Config"].get("Labels") or {}
-    lines = [f"image id        {found['Id']}"]
+    found_labels = inspected["Config"].get("Labels") or {}
+    lines = [f"image id        {inspected['Id']}"]
     if found_labels.get(labels.DIGEST):
         lines.append(f"context digest  {found_labels[labels.DIGEST]}")
     return lines

@@ -138,31 +138,35 @@ def current_caller() -> Caller:
 
 
 def assemble_launch(
-    alias: Alias, wanted: Layer, start: Start, found: Situation, take: Reservations | None = None
+    alias: Alias,
+    wanted: Layer,
+    start: Start,
+    situation: Situation,
+    take: Reservations | None = None,
 ) -> Launch:
     """Return a start with the merged settings WANTED.  Raise MlError for impossible settings."""
     take = take or Reservations()
-    who = found.caller
-    name = reserve.next_name(container_name(who.name, alias.name), found.names, take.name)
+    who = situation.caller
+    name = reserve.next_name(container_name(who.name, alias.name), situation.names, take.name)
     mounted, missing = resolve_mounts(() if start.root else wanted.get("mounts", ()), who)
     folder, folder_note = working_folder(start.workdir, wanted.get("workdir", ""), mounted, who)
     ports, port_notes = reserve_ports(alias, wanted, take.port)
     urls = port_urls(alias, ports)
-    as_root = start.root or found.engine.rootless
+    as_root = start.root or situation.engine.rootless
     # root has an account in the image already.
-    named = None if as_root else _caller_accounts(found)
+    named = None if as_root else _caller_accounts(situation)
     options = (
         *("--rm", "--init", "--pull=never"),
         *_attachment(start),
         *(f"--name={name}", f"--hostname={alias.name.replace('_', '-')}"),
-        *_labels(alias, who, found.gpus.ids, urls),
+        *_labels(alias, who, situation.gpus.ids, urls),
         *_identity(who, as_root),
         *([f"--network={alias.network}"] if alias.network != "bridge" else ()),
         *_publication(alias, ports),
         *(mount_option(mount) for mount in [*mounted, *_account_mounts(named)]),
         *_token_options(urls),
         *([f"--workdir={folder}"] if folder else ()),
-        *gpus.gpu_options(found.gpus.ids, found.engine.cdi),
+        *gpus.gpu_options(situation.gpus.ids, situation.engine.cdi),
         *_limits(wanted),
         *_environment(who, ports, wanted.get("environment", {})),
         *(() if start.root else CONFINED),
@@ -177,7 +181,7 @@ def assemble_launch(
         accounts=named,
         urls=urls,
         notes=tuple(filter(None, (folder_note, *port_notes))),
-        gpus=found.gpus,
+        gpus=situation.gpus,
     )
 
 
@@ -194,7 +198,7 @@ def resolve_mounts(
     A missing folder below the caller's home is created by the caller, because docker would create
     it as root.  Raise MlError for any other missing folder that is not optional.
     """
-    found, missing = [], []
+    mounted, missing = [], []
     for entry in entries:
         source = Path(re.sub(r"^~(?=/|$)", str(who.home), str(entry["source"])))
         if not source.exists():
@@ -208,8 +212,8 @@ def resolve_mounts(
                     f"{entry['target']}"
                 )
         target = PurePosixPath(entry["target"])
-        found.append(Mounted(source, target, bool(entry.get("read_only"))))
-    return found, missing
+        mounted.append(Mounted(source, target, bool(entry.get("read_only"))))
+    return mounted, missing
 
 
 def working_folder(
@@ -242,8 +246,8 @@ def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | No
     for mount in mounted:
         source = mount.source.resolve()
         if folder == source or source in folder.parents:
-            found = len(source.parts), mount.target / folder.relative_to(source)
-            deepest = max(deepest or found, found)
+            candidate = len(source.parts), mount.target / folder.relative_to(source)
+            deepest = max(deepest or candidate, candidate)
     return deepest[1] if deepest else None
 
 
@@ -266,13 +270,13 @@ def reserve_ports(
         return {}, []
     if alias.network == "host":
         return {name: alias.ports[name].inside for name in _published(alias, wanted)}, []
-    found, notes = {}, []
+    ports, notes = {}, []
     for name in _published(alias, wanted):
         usual = wanted["ports"][name]
-        found[name] = reserve.next_port(usual, take)
-        if found[name] != usual:
-            notes.append(f"port {usual} is in use; {name} is at port {found[name]}")
-    return found, notes
+        ports[name] = reserve.next_port(usual, take)
+        if ports[name] != usual:
+            notes.append(f"port {usual} is in use; {name} is at port {ports[name]}")
+    return ports, notes
 
 
 def _published(alias: Alias, wanted: Layer) -> list[str]:
@@ -282,12 +286,12 @@ def _published(alias: Alias, wanted: Layer) -> list[str]:
 
 def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
     """Return the address of each published port, a URL for a port with a page."""
-    found = {}
+    urls = {}
     for name, port in ports.items():
         path = alias.ports[name].path
         address = f"{PUBLISHED_ON}:{port}"
-        found[name] = f"http://{address}{path}" if path else address
-    return found
+        urls[name] = f"http://{address}{path}" if path else address
+    return urls
 
 
 def _attachment(start: Start) -> list[str]:
@@ -319,12 +323,12 @@ def _identity(who: Caller, as_root: bool) -> list[str]:
     return [f"--user={who.uid}:{who.gid}", *(f"--group-add={group}" for group in who.groups)]
 
 
-def _caller_accounts(found: Situation) -> accounts.Accounts:
+def _caller_accounts(situation: Situation) -> accounts.Accounts:
     """Return the caller's account files for the image."""
-    variables = dict(entry.split("=", 1) for entry in found.image["Config"].get("Env") or ())
-    who = found.caller
+    variables = dict(entry.split("=", 1) for entry in situation.image["Config"].get("Env") or ())
+    who = situation.caller
     return accounts.accounts_for(
-        found.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
+        situation.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
     )
 
 

@@ -124,11 +124,11 @@ def list_all(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show images, containers and GPUs."""
     present = images.list_images(docker)
     running = containers.list_running(docker)
-    found = gpus.list_gpus()
+    host_gpus = gpus.list_gpus()
     busy = gpus.find_users(
-        found, gpus.list_processes() if found else {}, containers.gpus_by_container(running)
+        host_gpus, gpus.list_processes() if host_gpus else {}, containers.gpus_by_container(running)
     )
-    listed = listing.collect_data(host, present, running, found, busy)
+    listed = listing.collect_data(host, present, running, host_gpus, busy)
     print(json.dumps(listed, indent=2) if arguments.json else listing.format_text(listed))
     return 0
 
@@ -190,11 +190,11 @@ def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Write an image to a file."""
-    found = images.find_image(docker, arguments.image, host)
-    images.save(found["reference"], arguments.file, arguments.force)
+    image = images.find_image(docker, arguments.image, host)
+    images.save(image["reference"], arguments.file, arguments.force)
     # Standard output may contain the archive.
     print(
-        "\n".join([f"saved {found['reference']}", *images.describe_image(found)]), file=sys.stderr
+        "\n".join([f"saved {image['reference']}", *images.describe_image(image)]), file=sys.stderr
     )
     return 0
 
@@ -202,8 +202,8 @@ def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 def load(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Load an image from a file."""
     for reference in images.load(arguments.file):
-        found = images.find_image(docker, reference, host)
-        print("\n".join([f"loaded {reference}", *images.describe_image(found)]))
+        image = images.find_image(docker, reference, host)
+        print("\n".join([f"loaded {reference}", *images.describe_image(image)]))
     return 0
 
 
@@ -224,8 +224,8 @@ def commit(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 def push(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Push an image to a registry."""
-    found = images.find_image(docker, arguments.image, host)
-    print(images.push(docker, found["reference"], arguments.target))
+    image = images.find_image(docker, arguments.image, host)
+    print(images.push(docker, image["reference"], arguments.target))
     return 0
 
 
@@ -253,12 +253,12 @@ def print_candidates(words: Sequence[str]) -> int:
     host = settings.read_host()
     docker = Docker(host.contact)
     words = [Path(words[0]).name, *words[1:]] if words else []
-    found = complete.complete_words(
+    candidates = complete.complete_words(
         words,
         host,
         own=lambda: [one.name for one in containers.list_running(docker) if one.mine],
         images=lambda: [short_name(host, image) for image in images.list_images(docker)],
         gpus=lambda: [gpu.id for gpu in gpus.list_gpus()],
     )
-    print("\n".join(found))
+    print("\n".join(candidates))
     return 0

@@ -45,7 +45,7 @@ def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
     mounted = (
         f"{entry['source']} at {entry['target']}" for entry in alias.settings.get("mounts", ())
     )
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=name,
         description=f"{alias.description} (image {alias.settings['image']})",
         epilog=EPILOG.format(
@@ -57,21 +57,26 @@ def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_options(parser, alias)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, alias: Alias) -> None:
     ports = ", ".join(f"{name} ({port.inside})" for name, port in alias.ports.items())
-    made.add_argument(
+    parser.add_argument(
         "--gpus",
         metavar="GPUS",
         help="free (every GPU that nobody uses), all, none, or numbers such as 0,1",
     )
-    made.add_argument(
+    parser.add_argument(
         "--image",
         metavar="IMAGE",
         help="start a container of another image, with the same settings",
     )
-    made.add_argument(
+    parser.add_argument(
         "-w", "--workdir", metavar="FOLDER", default="", help="folder in the container to start in"
     )
-    made.add_argument(
+    parser.add_argument(
         "-e",
         "--env",
         action="append",
@@ -79,28 +84,27 @@ def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
         metavar="NAME[=VALUE]",
         help="set an environment variable",
     )
-    made.add_argument(
+    parser.add_argument(
         "-v", "--volume", action="append", default=[], metavar="FOLDER:TARGET[:ro]",
         help="mount a folder of this host",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "--port", action="append", default=[], metavar="NAME=NUMBER",
         help=f"port of this host for a port of the image: {ports or 'none'}",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "--root", action="store_true",
         help="run as root, to install software before ml commit; your folders are not mounted",
     )  # fmt: skip
-    made.add_argument("-d", "--detach", action="store_true", help="run in the background")
-    made.add_argument("-q", "--quiet", action="store_true", help="print warnings only")
-    made.add_argument(
+    parser.add_argument("-d", "--detach", action="store_true", help="run in the background")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings only")
+    parser.add_argument(
         "--print",
         action="store_true",
         dest="show",
         help="print the docker command without running it",
     )
-    made.add_argument("command", nargs=argparse.REMAINDER, help="command to run in the container")
-    return made
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="command to run in the container")
 
 
 def command_line_layer(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
@@ -186,10 +190,10 @@ def prepare_launch(
     if image is None:
         raise MlError(f"image {wanted['image']} is not on this host. Tell {docker.contact}")
     names, claimed = list_containers(docker)
-    found = gpus.list_gpus() if wanted["gpus"] != "none" else []
-    busy = gpus.find_users(found, gpus.list_processes() if found else {}, claimed)
+    host_gpus = gpus.list_gpus() if wanted["gpus"] != "none" else []
+    busy = gpus.find_users(host_gpus, gpus.list_processes() if host_gpus else {}, claimed)
     choice = gpus.choose_gpus(
-        wanted["gpus"], alias.variant, found, busy, lambda gpu: reserve.take(f"gpu/{gpu}")
+        wanted["gpus"], alias.variant, host_gpus, busy, lambda gpu: reserve.take(f"gpu/{gpu}")
     )
     person = sys.stdin.isatty() and sys.stdout.isatty()
     begin = launch.Start(
