@@ -21,7 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
-from ansible_collections.slipway.host.plugins.module_utils.images import catalogue  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.images import (  # noqa: E402
+    catalogue,
+    context,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
 
 from bench.run import SITE, Bench, Cost, children_cpu, on  # noqa: E402
@@ -67,7 +70,7 @@ def upload(bench: Bench, content: bytes, target: str) -> None:
 def prepared_script(bench: Bench, compose: bytes) -> str:
     """Put the build context and the compose file on the host; return the script."""
     build = catalogue.load_catalogue(ROOT / "images").builds(["iris-api"], "cpu", "debian-13")[0]
-    upload(bench, catalogue.context_tar(build), "/tmp/context.tar")
+    upload(bench, context.pack(build.files), "/tmp/context.tar")
     upload(bench, compose, COMPOSE)
     assert build.root.bootstrap is not None
     mmdebstrap = f"mmdebstrap --variant=minbase --quiet {build.root.bootstrap.suite}"

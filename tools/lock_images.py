@@ -25,13 +25,13 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.slipway.host.plugins.module_utils.images import (  # noqa: E402
-    catalogue as images_catalogue,
-)
 from ansible_collections.slipway.host.plugins.module_utils.images import locks  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.images.assembly import TORCH_LOCK  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue  # noqa: E402
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import (  # noqa: E402
     DeclarationError,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images.types import VARIANTS  # noqa: E402
 
 IMAGES = ROOT / "images"
 COMPILE = (
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--torch-index",
         metavar="URL",
         help="lock PyTorch's wheels for CPUs from this index, in "
-        f"images/{images_catalogue.TORCH_LOCK}; cpu variants then use them. Set the same index on "
+        f"images/{TORCH_LOCK}; cpu variants then use them. Set the same index on "
         "the hosts: ml_images_build.torch_index",
     )
     torch.add_argument(
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def tasks(names: Sequence[str]) -> Iterator[Task]:
     """Yield what is to be locked for the named images and those that stand on them, in order."""
-    catalogue = images_catalogue.load_catalogue(IMAGES, check_locks=False)
+    catalogue = load_catalogue(IMAGES, check_locks=False)
     if not names:
         yield Task(IMAGES / "_shared/installer.in")
     lineages = {name: [i.name for i in catalogue.lineage(name)] for name in catalogue.images}
@@ -106,14 +106,13 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
     seen = set()
     for name in sorted(chosen, key=lambda name: len(lineages[name])):
         image = catalogue.images[name]
-        build = (image.settings["build"] or {}).get("requirements")
-        if build:
-            yield Task(image.folder / build)
-        for variant in images_catalogue.VARIANTS:
+        if image.build_requirements_file:
+            yield Task(image.folder / image.build_requirements_file)
+        for variant in VARIANTS:
             line = [
                 ancestor.folder / wishes
                 for ancestor in catalogue.lineage(name)
-                if (wishes := images_catalogue.wishes_of(ancestor, variant))
+                if (wishes := ancestor.requirements_file(variant))
             ]
             if line and line[0].parent == image.folder and line[0] not in seen:
                 seen.add(line[0])
@@ -127,7 +126,7 @@ def lock(task: Task, upgrade: bool) -> None:
     fresh = ["--upgrade"] if upgrade else []
     text = compiled([str(task.wishes), *constraints, *fresh], before)
     below = [pin for path in task.below for pin in locks.read_pins(path.read_text("utf-8"))]
-    pins = locks.additions(locks.read_pins(text), below)
+    pins = locks.added_pins(locks.read_pins(text), below)
     _write(task.lock, locks.write_pins(pins))
 
 
@@ -136,7 +135,7 @@ def lock_torch(index: str | None, wheels: Path | None) -> None:
     text = hashed_wheels(wheels) if wheels else indexed_wheels(str(index))
     if "+cpu" not in text:
         raise LockError(f"{wheels or index} has no wheel of torch for CPUs alone (version +cpu)")
-    _write(IMAGES / images_catalogue.TORCH_LOCK, text)
+    _write(IMAGES / TORCH_LOCK, text)
 
 
 def indexed_wheels(index: str) -> str:
@@ -211,7 +210,7 @@ def _write(file: Path, after: str) -> None:
     written = file.with_suffix(".lock.new")
     written.write_text(after, encoding="utf-8")
     written.rename(file)
-    moved = locks.moved(locks.read_pins(before or ""), locks.read_pins(after))
+    moved = locks.describe_changes(locks.read_pins(before or ""), locks.read_pins(after))
     print(f"{name}: {len(moved)} moved" if moved else f"{name}: same versions, other text")
     for line in moved:
         print(f"  {line}")

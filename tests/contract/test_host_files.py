@@ -20,14 +20,11 @@ from tests.contract.tree import PLUGINS, ROLES, role_tasks
 PRIMITIVE = "module_utils/state/paths.py"
 # What runs on the controller, with the rights and on the files of the person who calls it.
 CONTROLLER = (
-    *("action/", "callback/", "lookup/", "plugin_utils/", "doc_fragments/"),
-    "module_utils/images/index.py",
+    *("action/", "callback/", "lookup/", "plugin_utils/", "doc_fragments/", "module_utils/roles/"),
     *(
-        "module_utils/images/catalogue.py",
-        "module_utils/images/declaration.py",
-        "module_utils/images/locks.py",
+        f"module_utils/images/{name}.py"
+        for name in "assembly catalogue checks context declaration index job locks reading".split()
     ),
-    *("module_utils/images/context.py", "module_utils/images/job.py", "module_utils/roles/"),
 )
 # The role ml_data has rules of its own, see tests/unit/test_data_worker.py.
 DATA = "module_utils/data/"
@@ -98,7 +95,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads secrets in /etc/slipway, which only root can write",
         ".open .read_text",
     ),
-    "modules/daemon_json.py": (
+    "module_utils/docker/daemon_json_file.py": (
         "writes within a folder that state.paths opened",
         ".read_bytes .read_text .set_fs_attributes_if_different .unlink os.rename "
         "tempfile.NamedTemporaryFile tempfile.mkstemp",

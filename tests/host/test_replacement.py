@@ -90,7 +90,7 @@ def test_failing_smoke_test_leaves_the_old_image_serving(converged: Site, catalo
     with asked_all_the_time(converged) as answers:
         run = converged.run("site.yml")
     assert run.status == "failed"
-    assert "smoke test failed, so the image that was there before stays in use" in run.output
+    assert "the smoke test failed; the previous image stays in use" in run.output
     assert "the model has forgotten everything" in run.output
     after = converged.on(
         "docker ps --quiet --no-trunc; docker image ls --no-trunc --quiet " + IMAGE
@@ -107,7 +107,7 @@ def test_unknown_key_of_an_image_is_named(converged: Site, catalogue: Path) -> N
     assert run.status == "failed"
     assert "image.yml" in run.output
     assert "paquages" in run.output
-    assert "did you mean 'packages'" in run.output
+    assert "Did you mean 'packages'" in run.output
 
 
 def test_nothing_that_the_build_was_lent_is_in_the_image(converged: Site, catalogue: Path) -> None:

@@ -351,10 +351,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"secrets": [{"name": "jupyter_token", "contents": "x"}]},
         "unknown key ml_services_projects.secrets.contents",
     ),
-    "an unknown volume": ({"volumes": {"wrok": "/srv"}}, "did you mean 'work'?"),
-    "an unknown service": ({"service": "lab"}, "has no service named lab"),
-    "a port of another": ({"ports": {"jupyter": 5000}}, "published by project iris-api already"),
-    "a GPU that is not there": ({"gpus": [0]}, "there is no GPU 0; this host has none"),
+    "an unknown volume": ({"volumes": {"wrok": "/srv"}}, "Did you mean 'work'?"),
+    "an unknown service": ({"service": "lab"}, "has no service 'lab'"),
+    "a port of another": ({"ports": {"jupyter": 5000}}, "is also published by project iris-api"),
+    "a GPU that is not there": ({"gpus": [0]}, "GPU 0 does not exist; this host has no GPUs."),
     "a folder of somebody else": ({"volumes": {"work": "/opt"}}, "4242:4343 may not write to /opt"),
 }
 

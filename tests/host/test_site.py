@@ -162,7 +162,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         {"ml_services_projects": [{"name": "tensorboard"}]},
         "project tensorboard needs the image slipway/tensorboard:cpu",
     ),
-    "an unknown image": ({"ml_images_names": ["iris-apu"]}, "did you mean 'iris-api'"),
+    "an unknown image": ({"ml_images_names": ["iris-apu"]}, "Did you mean 'iris-api'"),
     "an unknown port": (
         {"ml_services_projects": [{"name": "iris-api", "ports": {"htp": 80}}]},
         "no port named htp; it has api",
@@ -199,7 +199,7 @@ def test_broken_json_on_the_host_is_refused_and_kept(converged: Site) -> None:
     converged.on(f"printf '%s' '{broken}' > /etc/docker/daemon.json")
     run = converged.run("site.yml")
     assert run.status == "failed"
-    assert "/etc/docker/daemon.json is not valid JSON: line 1, column 11" in run.output
+    assert "/etc/docker/daemon.json: invalid JSON at line 1, column 11" in run.output
     assert run.changed() == set()
     assert converged.on("cat /etc/docker/daemon.json") == broken
     converged.on(f"printf '%s\\n' '{good}' > /etc/docker/daemon.json")

@@ -92,7 +92,7 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
     options = Options("Dana", mounts=[{"source": "~/code", "target": "/code"}])
     image = with_alias(names=["tool2"], workdir="/code/course")
     file.write_text(content(ml_aliases.owned([image], options), ml_aliases.DECLARATION))
-    host = settings.host(file)
+    host = settings.read_host(file)
     assert host.contact == "Dana"
     assert host.alias("tool2") == settings.Alias(
         name="tool",
@@ -115,7 +115,7 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
             "mounts": [{"source": "~/code", "target": "/code"}],
         },
     )
-    with pytest.raises(MlError, match="no alias tol on this host; did you mean tool"):
+    with pytest.raises(MlError, match=r"no alias tol on this host. Did you mean tool"):
         host.alias("tol")
 
 
@@ -190,19 +190,19 @@ def test_an_alias_can_be_left_out() -> None:
         pytest.param(
             IMAGE,
             Options("", common={"gpu": "0"}),
-            "ml_aliases_common: there is no setting gpu; did you mean gpus?",
+            "ml_aliases_common: unknown setting gpu. Did you mean gpus?",
             id="misspelt",
         ),
         pytest.param(
             IMAGE,
             Options("", settings={"tool": {"gpus": "many"}}),
-            "ml_aliases_settings.tool: gpus is 'many', must be free, all, none, or indexes",
+            "ml_aliases_settings.tool: gpus is 'many'; expected free, all, none, or indexes",
             id="value",
         ),
         pytest.param(
             IMAGE,
             Options("", settings={"tool": {"ports": {"wob": 1}}}),
-            "there is no port wob; did you mean web?",
+            "the image has no port wob. Did you mean web?",
             id="unknown port",
         ),
         pytest.param(
@@ -306,7 +306,7 @@ def test_filter_gives_the_aliases_of_the_images_named() -> None:
 
 
 def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
-    with pytest.raises(ml_aliases.AliasError, match="no image has an alias testlap; did you mean"):
+    with pytest.raises(ml_aliases.AliasError, match=r"no image has an alias testlap. Did you mean"):
         planned_state(settings={"testlap": {"gpus": "none"}})
 
 

@@ -26,7 +26,7 @@ ALIAS = settings.Alias(
 def said(folder: Path, text: str) -> dict[str, Any]:
     file = folder / "aliases.ini"
     file.write_text(text)
-    return settings.user(ALIAS, file)
+    return settings.read_user_layer(ALIAS, file)
 
 
 @pytest.mark.parametrize(
@@ -61,22 +61,22 @@ def test_what_a_user_says(tmp_path: Path, text: str, layer: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus = 0\n", "cannot be read"),
-        ("[lab]\ngpu = 0\n", "section [lab]: there is no setting gpu; did you mean gpus?"),
-        ("[lab]\ngpus = two\n", "gpus is 'two', must be free, all, none, or indexes such as 0,1"),
-        ("[lab]\nport.web = high\n", "ports is {'web': 'high'}, must be a port of the host"),
-        ("[lab]\nport.web = 70000\n", "must be a port of the host"),
-        ("[lab]\nport.wob = 9000\n", "there is no port wob; did you mean web?"),
-        ("[lab]\nshm_size = big\n", "shm_size is 'big', must be a size such as 8g"),
-        ("[lab]\ncpus = -1\n", "cpus is '-1', must be a number of processors"),
-        ("[lab]\nworkdir = code\n", "workdir is 'code', must be an absolute path"),
-        ("[lab]\nquiet = maybe\n", "quiet is 'maybe', must be yes or no"),
-        ("[lab]\nenv.1 = a\n", "environment is {'1': 'a'}, must be texts by name"),
+        ("gpus = 0\n", "cannot read"),
+        ("[lab]\ngpu = 0\n", "section [lab]: unknown setting gpu. Did you mean gpus?"),
+        ("[lab]\ngpus = two\n", "gpus is 'two'; expected free, all, none, or indexes such as 0,1"),
+        ("[lab]\nport.web = high\n", "ports is {'web': 'high'}; expected port numbers of the host"),
+        ("[lab]\nport.web = 70000\n", "expected port numbers of the host"),
+        ("[lab]\nport.wob = 9000\n", "the image has no port wob. Did you mean web?"),
+        ("[lab]\nshm_size = big\n", "shm_size is 'big'; expected a size such as 8g"),
+        ("[lab]\ncpus = -1\n", "cpus is '-1'; expected a number of processors"),
+        ("[lab]\nworkdir = code\n", "workdir is 'code'; expected an absolute path"),
+        ("[lab]\nquiet = maybe\n", "quiet is 'maybe'; expected yes or no"),
+        ("[lab]\nenv.1 = a\n", "environment is {'1': 'a'}; expected text values"),
         ("[lab]\n/code = work\n", "whose source is an absolute path or begins with ~"),
-        ("[lab]\n/code = a:b:c\n", "a mount is written SOURCE:TARGET"),
+        ("[lab]\n/code = a:b:c\n", "expected SOURCE:TARGET or SOURCE:TARGET:ro"),
         ("[lab]\noptions = 'a\n", "No closing quotation"),
-        ("[lab]\nports = 1\n", "write port.NAME = NUMBER"),
-        ("[lab]\nmounts = 1\n", "and /TARGET = FOLDER instead of mounts"),
+        ("[lab]\nports = 1\n", "ports is not a setting of this file. Write port.NAME = NUMBER"),
+        ("[lab]\nmounts = 1\n", "mounts is not a setting of this file"),
     ],
 )
 def test_what_a_user_cannot_say(tmp_path: Path, text: str, message: str) -> None:
@@ -87,7 +87,7 @@ def test_what_a_user_cannot_say(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_no_file_says_nothing(tmp_path: Path) -> None:
-    assert settings.user(ALIAS, tmp_path / "none.ini") == {}
+    assert settings.read_user_layer(ALIAS, tmp_path / "none.ini") == {}
 
 
 def test_the_users_file_is_where_the_system_keeps_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_the_users_file_is_where_the_system_keeps_such(monkeypatch: pytest.Monke
 
 
 def test_a_later_layer_replaces_adds_or_joins() -> None:
-    merged = settings.merge(
+    merged = settings.merge_layers(
         {
             "gpus": "free",
             "ports": {"a": 1, "b": 2},
@@ -128,7 +128,7 @@ def test_a_later_layer_replaces_adds_or_joins() -> None:
 def test_a_broken_declaration_names_the_role_that_writes_it(tmp_path: Path, text: str) -> None:
     file = tmp_path / "aliases.json"
     file.write_text(text)
-    with pytest.raises(MlError, match="written by Slipway's role ml_aliases"):
-        settings.host(file)
-    with pytest.raises(MlError, match="cannot be used"):
-        settings.host(tmp_path / "missing.json")
+    with pytest.raises(MlError, match="Slipway's role ml_aliases writes"):
+        settings.read_host(file)
+    with pytest.raises(MlError, match="cannot read"):
+        settings.read_host(tmp_path / "missing.json")

@@ -52,7 +52,7 @@ def always(_what: object) -> bool:
     return True
 
 
-FREE = launch.Reserve(port=always, name=always)
+FREE = launch.Reservations(port=always, name=always)
 
 
 @pytest.fixture
@@ -73,12 +73,14 @@ def planned(
     rootless: bool = False,
     names: Sequence[str] = (),
     choice: Choice | None = None,
-    take: launch.Reserve = FREE,
+    take: launch.Reservations = FREE,
 ) -> launch.Launch:
     image = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "HOME=/home/slipway"]}}
     docker = engine.Engine(rootless=rootless, cdi=False)
-    found = launch.Found(who, docker, image, names, choice or Choice(()))
-    return launch.plan(alias, {**WANTED, **(wanted or {})}, begin or launch.Start(), found, take)
+    found = launch.Situation(who, docker, image, names, choice or Choice(()))
+    return launch.assemble_launch(
+        alias, {**WANTED, **(wanted or {})}, begin or launch.Start(), found, take
+    )
 
 
 def values(options: Sequence[str], option: str) -> list[str]:
@@ -116,7 +118,7 @@ def test_the_whole_command(who: launch.Caller) -> None:
 
 def test_shown_command_is_the_one_that_runs(who: launch.Caller) -> None:
     found = planned(who, {"options": ["--ulimit", "memlock=-1"], "environment": {"A": "b 'c'"}})
-    shown = start.in_lines(found)
+    shown = start.format_command(found)
     read = subprocess.run(
         ["sh", "-c", f'docker() {{ printf "%s\\n" docker "$@"; }}; {shown}'],
         capture_output=True,
@@ -163,7 +165,7 @@ def test_root_inside_gets_nothing_of_the_callers(who: launch.Caller) -> None:
 
 def test_a_second_container_has_another_name(who: launch.Caller) -> None:
     assert planned(who, names=["alice-fast_ai", "bob-fast_ai"]).name == "alice-fast_ai-2"
-    reserved = launch.Reserve(port=always, name=lambda what: what != "name/alice-fast_ai")
+    reserved = launch.Reservations(port=always, name=lambda what: what != "name/alice-fast_ai")
     assert planned(who, take=reserved).name == "alice-fast_ai-2"
 
 
@@ -179,15 +181,15 @@ def test_names_are_what_docker_accepts(user: str, name: str) -> None:
 
 
 def test_the_next_free_port_is_taken_and_said(who: launch.Caller) -> None:
-    found = planned(who, take=launch.Reserve(lambda port: port not in (8888, 8889), always))
+    found = planned(who, take=launch.Reservations(lambda port: port not in (8888, 8889), always))
     assert values(found.options, "publish") == ["127.0.0.1:8890:8888", "127.0.0.1:2222:22"]
     assert found.urls["jupyter"] == "http://127.0.0.1:8890/lab?token={token}"
-    assert found.notes == ("port 8888 is taken, so jupyter is at 8890",)
+    assert found.notes == ("port 8888 is in use; jupyter is at port 8890",)
 
 
 def test_no_port_near_is_an_error(who: launch.Caller) -> None:
-    with pytest.raises(MlError, match="none of the ports 8888 to 8987 is free"):
-        planned(who, take=launch.Reserve(lambda _port: False, always))
+    with pytest.raises(MlError, match="no free port from 8888 to 8987"):
+        planned(who, take=launch.Reservations(lambda _port: False, always))
 
 
 @pytest.mark.parametrize(
@@ -256,14 +258,16 @@ def test_missing_folders_of_the_caller_are_made_and_no_others(
         {"source": str(shared), "target": "/shared", "read_only": True},
         {"source": "/nowhere", "target": "/x", "optional": True},
     ]
-    found, missing = launch.mounts(entries, who)
+    found, missing = launch.resolve_mounts(entries, who)
     assert missing == [who.home / "a b"]
     assert found == [
         Mounted(who.home / "a b", PurePosixPath("/code")),
         Mounted(shared, PurePosixPath("/shared"), read_only=True),
     ]
-    with pytest.raises(MlError, match="/nowhere, to be mounted at /x, is not there"):
-        launch.mounts([{"source": "/nowhere", "target": "/x"}], who)
+    with pytest.raises(
+        MlError, match="folder /nowhere does not exist; it is the source of the mount at /x"
+    ):
+        launch.resolve_mounts([{"source": "/nowhere", "target": "/x"}], who)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,7 @@ def test_mounts_are_quoted_as_docker_reads_them(source: str, option: str) -> Non
         ("code", "", "/code/course", "/code", ""),
         ("code/data/x", "", "/code", "/data/x", ""),
         (".", "", "/code/mine", "/code/mine", ""),
-        (".", "", "/code/course/dl1", "/code", "/code/course/dl1 is not there yet"),
+        (".", "", "/code/course/dl1", "/code", "folder /code/course/dl1 does not exist yet"),
         (".", "", "", "", ""),
         (".", "", "/opt/x", "/opt/x", ""),
         ("code/mine", "/tmp", "/code/course", "/tmp", ""),
@@ -322,24 +326,24 @@ PARTS = [Gpu("0:0", "A", "MIG-0"), Gpu("0:1", "A", "MIG-1"), Gpu("1", "A", "GPU-
 
 
 def test_gpus_and_parts_of_them_are_listed() -> None:
-    assert gpus.parse_list(LISTED) == [
+    assert gpus.parse_gpus(LISTED) == [
         Gpu("0:0", "NVIDIA A100-SXM4-40GB, MIG 1g.5gb", "MIG-a0"),
         Gpu("0:1", "NVIDIA A100-SXM4-40GB, MIG 2g.10gb", "MIG-a1"),
         Gpu("1", "NVIDIA H100 80GB HBM3", "GPU-bb"),
     ]
-    assert gpus.parse_list("") == []
+    assert gpus.parse_gpus("") == []
 
 
 @pytest.mark.parametrize(
     ("wanted", "found", "busy", "ids", "words"),
     [
         ("none", TWO, {}, (), ""),
-        ("free", [], {}, (), "no GPU on this host, so it runs without"),
-        ("0", [], {}, (), "no GPU on this host, so it runs without"),
+        ("free", [], {}, (), "no GPU on this host; the container runs without one"),
+        ("0", [], {}, (), "no GPU on this host; the container runs without one"),
         ("free", TWO, {}, ("0", "1"), ""),
         ("free", TWO, {"0": "bob-x"}, ("1",), ""),
         ("free", TWO, {"0": "bob-x", "1": "process 7"}, (),
-         "all GPUs are in use (0: bob-x, 1: process 7), so it runs without"),
+         "all GPUs are in use (0: bob-x, 1: process 7); the container runs without one"),
         ("all", TWO, {"0": "bob-x"}, ("0", "1"), ""),
         ("1", TWO, {}, ("1",), ""),
         ("1,0", TWO, {"0": "bob-x"}, ("1", "0"), "shares GPU 0 with bob-x"),
@@ -350,27 +354,29 @@ def test_gpus_and_parts_of_them_are_listed() -> None:
 def test_which_gpus_a_container_gets(
     wanted: str, found: list[Gpu], busy: dict[str, str], ids: tuple[str, ...], words: str
 ) -> None:
-    choice = gpus.choose(wanted, "gpu", found, busy, always)
+    choice = gpus.choose_gpus(wanted, "gpu", found, busy, always)
     assert choice.ids == ids
     assert words in choice.note + choice.warning
     assert bool(words) == bool(choice.note or choice.warning)
 
 
 def test_an_image_for_cpus_gets_no_gpu_and_one_that_is_not_there_is_an_error() -> None:
-    choice = gpus.choose("free", "cpu", TWO, {}, always)
-    assert choice == Choice((), note="the image has no GPU build, so it runs without")
-    with pytest.raises(MlError, match="there is no GPU 4; this host has 0, 1"):
-        gpus.choose("4", "gpu", TWO, {}, always)
+    choice = gpus.choose_gpus("free", "cpu", TWO, {}, always)
+    assert choice == Choice(
+        (), note="the image has no gpu variant; the container runs without a GPU"
+    )
+    with pytest.raises(MlError, match="no GPU 4 on this host; expected one of: 0, 1"):
+        gpus.choose_gpus("4", "gpu", TWO, {}, always)
 
 
 def test_a_gpu_that_somebody_else_takes_at_this_moment_is_not_free() -> None:
-    assert gpus.choose("free", "gpu", TWO, {}, lambda gpu: gpu != "0").ids == ("1",)
-    choice = gpus.choose("free", "gpu", TWO, {}, lambda _gpu: False)
-    assert "0: being started" in choice.warning
+    assert gpus.choose_gpus("free", "gpu", TWO, {}, lambda gpu: gpu != "0").ids == ("1",)
+    choice = gpus.choose_gpus("free", "gpu", TWO, {}, lambda _gpu: False)
+    assert "0: starting" in choice.warning
 
 
 def test_who_uses_a_gpu() -> None:
-    busy = gpus.users(TWO, {"GPU-0": "alice's process 7"}, {"bob-x": ["1"]})
+    busy = gpus.find_users(TWO, {"GPU-0": "alice's process 7"}, {"bob-x": ["1"]})
     assert busy == {"0": "alice's process 7", "1": "bob-x"}
 
 
@@ -383,15 +389,15 @@ def test_who_uses_a_gpu() -> None:
     ],
 )
 def test_how_docker_is_asked_for_gpus(ids: tuple[str, ...], cdi: bool, options: list[str]) -> None:
-    assert gpus.options(ids, cdi) == options
+    assert gpus.gpu_options(ids, cdi) == options
 
 
 def test_gpus_are_labelled_and_told(who: launch.Caller) -> None:
     found = planned(who, choice=Choice(("0", "1")))
     assert "--label=io.slipway.gpus=0,1" in found.options
     assert '--gpus="device=0,1"' in found.options
-    lines = start.messages(found, terminal=True, quiet=False, show=str)
-    assert "runs as alice-fast_ai on GPU 0, 1" in lines
+    lines = start.start_messages(found, terminal=True, quiet=False, show=str)
+    assert "starting container alice-fast_ai on GPU 0, 1" in lines
 
 
 # What is said.
@@ -404,17 +410,17 @@ def test_addresses_go_to_terminals_alone(
     choice = Choice((), note="no GPU", warning="all busy")
     found = planned(who, choice=choice)
     secret = {"show": lambda url: url.replace("{token}", "5ecret")}
-    assert start.messages(found, False, False, **secret) == ["all busy", "no GPU"]
-    assert start.messages(found, True, True, **secret) == ["all busy"]
-    assert start.messages(found, True, False, **secret) == [
+    assert start.start_messages(found, False, False, **secret) == ["all busy", "no GPU"]
+    assert start.start_messages(found, True, True, **secret) == ["all busy"]
+    assert start.start_messages(found, True, False, **secret) == [
         "all busy",
         "no GPU",
-        "runs as alice-fast_ai",
+        "starting container alice-fast_ai",
         "jupyter at http://127.0.0.1:8888/lab?token=5ecret",
         "ssh at 127.0.0.1:2222",
     ]
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
-    tunnel = start.messages(found, True, False, **secret)[-1]
+    tunnel = start.start_messages(found, True, False, **secret)[-1]
     assert "ssh -L 8888:127.0.0.1:8888 -L 2222:127.0.0.1:2222 " in tunnel
     assert "5ecret" not in tunnel
 
@@ -423,14 +429,14 @@ def test_addresses_go_to_terminals_alone(
 
 
 def test_token_is_made_once_for_its_user_alone(who: launch.Caller) -> None:
-    with pytest.raises(MlError, match="the next start of an alias makes it anew"):
-        token.read()
-    path = token.ensure()
-    first = token.read()
+    with pytest.raises(MlError, match="The next start of an alias creates it"):
+        token.read_token()
+    path = token.ensure_token()
+    first = token.read_token()
     assert len(first) == 48
     assert path.read_text() == first, "Jupyter would take a newline for a part of it"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert token.ensure() == path and token.read() == first
+    assert token.ensure_token() == path and token.read_token() == first
     assert [file.name for file in path.parent.iterdir()] == ["token"]
 
 
@@ -438,14 +444,14 @@ def test_a_token_that_cannot_be_kept_is_an_error(
     who: launch.Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/none")
-    with pytest.raises(MlError, match="your token cannot be written"):
-        token.ensure()
+    with pytest.raises(MlError, match="cannot write your token"):
+        token.ensure_token()
 
 
 def test_the_callers_name_joins_the_images_accounts(who: launch.Caller) -> None:
     own = "root:x:0:0:root:/root:/bin/sh\nslipway:x:1001:1000::/home/slipway:/bin/sh\nbroken\n"
     lines = ["alice:x:1001:1001:alice:/home/slipway:/bin/bash"]
-    assert accounts.merged(own, lines).splitlines() == [
+    assert accounts.merge_accounts(own, lines).splitlines() == [
         "root:x:0:0:root:/root:/bin/sh",
         "alice:x:1001:1001:alice:/home/slipway:/bin/bash",
     ]
@@ -458,9 +464,9 @@ def test_accounts_are_made_once_for_an_image(who: launch.Caller) -> None:
         asked.append(image)
         return dict.fromkeys(paths, "root:x:0:0:root:/root:/bin/sh\n")
 
-    wanted = accounts.of("sha256:1", "/home/slipway", "alice", 1001, 123456, (123457,))
-    accounts.ensure(wanted, read)
-    accounts.ensure(wanted, read)
+    wanted = accounts.accounts_for("sha256:1", "/home/slipway", "alice", 1001, 123456, (123457,))
+    accounts.write_accounts(wanted, read)
+    accounts.write_accounts(wanted, read)
     assert asked == ["sha256:1"]
     assert "alice:x:1001:123456:alice:/home/slipway:/bin/bash" in (
         (wanted.folder / "passwd").read_text()
@@ -469,7 +475,7 @@ def test_accounts_are_made_once_for_an_image(who: launch.Caller) -> None:
     other = replace(wanted, image="sha256:2")
     os.utime(wanted.folder / "passwd", (0, 0))
     os.utime(wanted.folder / "group", (0, 0))
-    accounts.ensure(other, read)
+    accounts.write_accounts(other, read)
     assert not wanted.folder.exists(), "what is old is forgotten"
     assert (other.folder / "passwd").exists()
 
@@ -479,7 +485,7 @@ def test_accounts_are_made_once_for_an_image(who: launch.Caller) -> None:
 
 def arguments(*words: str) -> Any:
     alias = replace(ALIAS, settings={"image": "i", "mounts": [{"source": "~", "target": "/h"}]})
-    return start.parser("fast_ai", alias).parse_args(words)
+    return start.build_parser("fast_ai", alias).parse_args(words)
 
 
 def test_words_after_the_command_are_its_own() -> None:
@@ -494,7 +500,7 @@ def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         *("--gpus", "all", "--image", "me/x", "-v", "out:/out", "-v", "~/d:/data:ro"),
         *("--port", "jupyter=9000", "--quiet", "-e", "A=1", "-e", "HF_TOKEN"),
     )
-    assert start.layer_of(given, ALIAS) == {
+    assert start.command_line_layer(given, ALIAS) == {
         "gpus": "all",
         "image": "me/x",
         "quiet": True,
@@ -511,15 +517,15 @@ def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ("words", "message"),
     [
         (("--gpus", "x"), "command line: gpus is 'x'"),
-        (("--port", "jupiter=1"), "there is no port jupiter; did you mean jupyter?"),
-        (("--port", "jupyter"), "must be a port of the host"),
-        (("-v", "/a"), "a mount is written SOURCE:TARGET"),
+        (("--port", "jupiter=1"), "the image has no port jupiter. Did you mean jupyter?"),
+        (("--port", "jupyter"), "expected port numbers of the host"),
+        (("-v", "/a"), "expected SOURCE:TARGET or SOURCE:TARGET:ro"),
         (("-v", "/a:b"), "whose target is an absolute path"),
     ],
 )
 def test_what_the_command_line_cannot_set(words: Sequence[str], message: str) -> None:
     with pytest.raises(MlError) as caught:
-        start.layer_of(arguments(*words), ALIAS)
+        start.command_line_layer(arguments(*words), ALIAS)
     assert message in str(caught.value)
 
 
@@ -545,11 +551,11 @@ IMAGE = json.dumps([{"Id": "sha256:1", "Config": {"Env": ["HOME=/h"]}}])
 def test_print_shows_and_changes_nothing(
     who: launch.Caller, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpus, "present", list)
+    monkeypatch.setattr(gpus, "list_gpus", list)
     alias = replace(ALIAS, settings={**WANTED, "mounts": [{"source": "~/code", "target": "/c"}]})
     listed = "alice-fast_ai\trunning\t\nother\texited\t0\n"
     docker = Docker({"image inspect": IMAGE, "info": "{}", "ps --all": listed})
-    given = start.parser("fast_ai", alias).parse_args(["--print", "-q", "--", "nvidia-smi"])
+    given = start.build_parser("fast_ai", alias).parse_args(["--print", "-q", "--", "nvidia-smi"])
     before = sorted(who.home.rglob("*"))
     assert start.start(docker, alias, given) == 0
     shown = capsys.readouterr()
@@ -560,26 +566,26 @@ def test_print_shows_and_changes_nothing(
 
 def test_an_image_that_is_not_there_says_whom_to_tell(who: launch.Caller) -> None:
     alias = replace(ALIAS, settings=WANTED)
-    with pytest.raises(MlError, match="slipway/fastai:gpu is not on this host; tell Dana"):
-        start.start(Docker({}), alias, start.parser("fast_ai", alias).parse_args([]))
+    with pytest.raises(MlError, match=r"slipway/fastai:gpu is not on this host. Tell Dana"):
+        start.start(Docker({}), alias, start.build_parser("fast_ai", alias).parse_args([]))
 
 
 def test_gpus_of_running_containers_are_claimed() -> None:
     rows = "a\trunning\t0,1\nb\texited\t2\nc\trunning\t\n"
-    names, claimed = start.listed(Docker({"ps": rows}))
+    names, claimed = start.list_containers(Docker({"ps": rows}))
     assert names == ["a", "b", "c"]
     assert claimed == {"a": ["0", "1"]}
 
 
 def test_what_is_started_is_waited_for() -> None:
-    assert start.wait_for([sys.executable, "-c", "raise SystemExit(7)"]) == 7
+    assert start.run_to_end([sys.executable, "-c", "raise SystemExit(7)"]) == 7
 
 
 def test_labels_are_read_back(who: launch.Caller) -> None:
     """What an alias writes on its container is what the other commands read of it."""
     found = planned(who, choice=Choice(("0",)))
     labels = dict(word.split("=", 1) for word in values(found.options, "label"))
-    read = containers.from_inspect(
+    read = containers.parse_container(
         {
             "Name": "/alice-fast_ai",
             "Config": {"Labels": labels, "Image": "slipway/fastai:gpu"},

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job
 from ansible_collections.slipway.host.plugins.module_utils.images import builder as images_builder
 
@@ -156,7 +157,7 @@ def build(reference: str, **changes: Any) -> dict[str, Any]:
             "local": LOCAL_BASE,
         },
         "context": f"{name}.tar",
-        "labels": {images_builder.LABEL_DIGEST: f"new-{name}"},
+        "labels": {labels.DIGEST: f"new-{name}"},
         "smoke": ["sh", "/opt/slipway/smoke.sh"],
         "smoke_timeout": 30,
         **changes,
@@ -181,7 +182,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
     assert host.run() == {"built": [TOOL], "failed": {}}
-    assert host.images[TOOL][images_builder.LABEL_DIGEST] == "new-tool"
+    assert host.images[TOOL][labels.DIGEST] == "new-tool"
     assert host.images[TOOL]["org.opencontainers.image.base.digest"] == f"sha256:{LOCAL_BASE}"
     assert f"{TOOL}-candidate" not in host.images
     order = [words[0] for words in host.commands() if words[0] in ("buildx", "run", "tag")]
@@ -197,7 +198,7 @@ def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host)
 
 
 def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
-    host.images[TOOL] = {images_builder.LABEL_DIGEST: "new-tool"}
+    host.images[TOOL] = {labels.DIGEST: "new-tool"}
     assert host.run() == {"built": [], "failed": {}}
     assert not host.commands("buildx")
 
@@ -206,19 +207,19 @@ def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
     ("say", "words"),
     [
         ({"smoke": 3}, ["smoke test failed", "stays in use", "exit status 3", "smoke says hello"]),
-        ({"broken_build": TOOL}, ["its build failed", "ERROR: exit code: 1"]),
+        ({"broken_build": TOOL}, ["the build failed", "ERROR: exit code: 1"]),
     ],
     ids=["smoke", "build"],
 )
 def test_a_failure_leaves_the_image_that_serves(
     host: Host, say: dict[str, Any], words: list[str]
 ) -> None:
-    host.images[TOOL] = {images_builder.LABEL_DIGEST: "old"}
+    host.images[TOOL] = {labels.DIGEST: "old"}
     host.say = say
     result = host.run()
     assert result["built"] == []
     assert all(word in result["failed"][TOOL] for word in words)
-    assert host.images[TOOL] == {images_builder.LABEL_DIGEST: "old"}
+    assert host.images[TOOL] == {labels.DIGEST: "old"}
     assert f"{TOOL}-candidate" not in host.images
     assert host.progress[-1] == "tool: FAILED"
 
@@ -235,7 +236,7 @@ def test_what_stands_on_a_failed_image_is_not_built(host: Host) -> None:
     host.job["builds"].append(build(OTHER, parent=TOOL))
     host.say = {"broken_build": TOOL}
     result = host.run()
-    assert result["failed"][OTHER] == f"its base {TOOL} failed"
+    assert result["failed"][OTHER] == f"not built, because {TOOL} below it failed"
     assert len(host.commands("buildx")) == 1
 
 
@@ -271,7 +272,7 @@ def test_how_many_are_built_together_follows_the_processors(
     (host.folder / "job.json").write_text(json.dumps(host.job))
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     builder = images_builder.Builder(host.folder, job.Progress(io.StringIO()))
-    assert builder.at_once() == at_once
+    assert builder.parallel_builds() == at_once
 
 
 def test_an_image_stands_on_its_parent(host: Host) -> None:
@@ -306,7 +307,7 @@ def test_a_registry_that_is_asked_for_and_does_not_answer_is_an_error(host: Host
     del host.images[LOCAL_BASE]
     host.job["base_source"] = "registry"
     failed = host.run()["failed"][TOOL]
-    assert "debian:trixie-slim could not be pulled: dial tcp: no route to host" in failed
+    assert "cannot pull base image debian:trixie-slim: dial tcp: no route to host" in failed
     assert "'bootstrap'" in failed
     assert not (host.root / "bootstrapped").exists()
 
@@ -322,7 +323,7 @@ def test_a_base_that_can_only_be_pulled_says_so_where_it_cannot(host: Host) -> N
     del host.images[LOCAL_BASE]
     host.job["builds"][0]["base"]["bootstrap"] = None
     failed = host.run()["failed"][TOOL]
-    assert "no registry gives the base image debian:trixie-slim" in failed
+    assert "base debian-13 has no key bootstrap" in failed
 
 
 def test_no_registry_is_asked_where_bootstrapping_is_asked_for(host: Host) -> None:
@@ -380,7 +381,7 @@ def test_a_command_without_end_counts_as_failed() -> None:
 def test_lines_come_as_they_are_said_even_the_last_unended_one() -> None:
     script = "printf 'one\\ntw'; sleep 0.5; printf 'o\\nthree'"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
-        said = list(images_builder.lines(process))
+        said = list(images_builder.read_lines(process))
     assert [line for line in said if line is not None] == ["one", "two", "three"]
     # While nothing was said, whoever waits was told so.
     assert None in said

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    ImageBuild,
-    load_catalogue,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts

@@ -17,26 +17,32 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
-    BYTE_ORDER_MARK,
     DaemonJsonError,
-    Json,
-    Owned,
-    Plan,
-    conflicts,
-    decode,
-    environment_files,
-    in_words,
-    key_path,
-    masked,
+    Merge,
     merge,
     owned_difference,
-    parse,
-    plan,
+    plan_merge,
     read_record,
-    render,
-    unit_flags,
-    updated_record,
 )
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_record import (
+    OwnedKey,
+    join_key,
+    split_key,
+    update_record,
+)
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_text import (
+    BYTE_ORDER_MARK,
+    decode,
+    mask_credentials,
+    parse,
+    render,
+)
+from ansible_collections.slipway.host.plugins.module_utils.docker.dockerd_flags import (
+    find_conflicts,
+    list_environment_files,
+    read_unit_flags,
+)
+from ansible_collections.slipway.host.plugins.module_utils.docker.json_tree import Json
 from ansible_collections.slipway.host.plugins.modules import daemon_json
 
 PATH = "/etc/docker/daemon.json"
@@ -81,27 +87,27 @@ def test_parse(text: str, data: Json) -> None:
         pytest.param("{'mtu': 1}", "line 1, column 2: Expecting property name", id="single quotes"),
         pytest.param('// mine\n{"mtu": 1}', "line 1, column 1: Expecting value", id="comment"),
         pytest.param('{"mtu": 1', "line 1, column 10", id="cut off"),
-        pytest.param("[1, 2]", "a list at its top", id="list"),
-        pytest.param('"text"', "a string at its top", id="string"),
-        pytest.param("null", "null at its top", id="null"),
-        pytest.param("true", "a boolean at its top", id="boolean"),
-        pytest.param("1.5", "a number at its top", id="number"),
+        pytest.param("[1, 2]", "the top level is a list; expected an object", id="list"),
+        pytest.param('"text"', "the top level is a string;", id="string"),
+        pytest.param("null", "the top level is null;", id="null"),
+        pytest.param("true", "the top level is a boolean;", id="boolean"),
+        pytest.param("1.5", "the top level is a number;", id="number"),
         pytest.param(
             '{\n"debug": true,\n"mtu": 1,\n"debug": false\n}',
-            '"debug" stands 2 times in the same object',
+            'key "debug" appears 2 times in one object; expected once',
             id="repeated key",
         ),
         pytest.param(
-            '{"log-opts": {"a.b": 1, "a.b": 1}}', '"a.b" stands 2 times', id="nested repeat"
+            '{"log-opts": {"a.b": 1, "a.b": 1}}', 'key "a.b" appears 2 times', id="nested repeat"
         ),
         pytest.param(
             '{\n"mtu": NaN}',
-            "NaN is no value that JSON knows. Write a number (see line 2)",
+            "value NaN; expected a number. Correct the value (see line 2)",
             id="NaN",
         ),
-        pytest.param('{"mtu": -Infinity}', "-Infinity is no value", id="infinity"),
-        pytest.param('{"mtu": 1e999}', "the number 1e999 is out of range", id="overflow"),
-        pytest.param('{"a": ' + "[" * 100_000, "cannot be read as JSON", id="too deep"),
+        pytest.param('{"mtu": -Infinity}', "value -Infinity; expected a number", id="infinity"),
+        pytest.param('{"mtu": 1e999}', "number 1e999 is out of range", id="overflow"),
+        pytest.param('{"a": ' + "[" * 100_000, "cannot read JSON", id="too deep"),
     ],
 )
 def test_parse_refuses(text: str, message: str) -> None:
@@ -126,7 +132,7 @@ def test_a_broken_long_line_is_shown_around_its_error() -> None:
 
 
 def test_text_that_is_not_utf8_is_refused_with_its_place() -> None:
-    with pytest.raises(DaemonJsonError, match=r"byte 0xfc at line 2, column 15\."):
+    with pytest.raises(DaemonJsonError, match=r"byte 0xfc at line 2, column 15; expected"):
         decode('{\n  "labels": ["ü=1"]}'.encode("latin-1"), PATH)
     assert decode('{"labels": ["ü=1"]}'.encode()) == '{"labels": ["ü=1"]}'
 
@@ -196,25 +202,25 @@ def test_merge(data: Json, settings: Json, merged: Json) -> None:
         pytest.param(
             {"features": []},
             {"features": {"cdi": True}},
-            "features is a list in the file, but an object",
+            "features is a list; expected an object",
             id="list",
         ),
         pytest.param(
             {"log-opts": "x"},
             {"log-opts": {"tag": "y"}},
-            "log-opts is a string in the file, but an object",
+            "log-opts is a string; expected an object. Correct",
             id="string",
         ),
         pytest.param(
             {"features": {}},
             {"features": False},
-            "features is an object in the file, but a boolean",
+            "features is an object; expected a boolean",
             id="object",
         ),
         pytest.param(
             {"runtimes": {"nvidia": {"args": {}}}},
             {"runtimes": {"nvidia": {"args": []}}},
-            "runtimes.nvidia.args is an object in the file, but a list",
+            "runtimes.nvidia.args is an object; expected a list",
             id="nested",
         ),
     ],
@@ -231,26 +237,33 @@ def test_merge_refuses_an_object_against_anything_else(
     ("settings", "absent", "message"),
     [
         pytest.param(
-            {"log-opts": {"tag": None}}, [], "log-opts.tag has no value (null)", id="null"
+            {"log-opts": {"tag": None}},
+            [],
+            "settings: log-opts.tag is null; expected a value",
+            id="null",
         ),
         pytest.param(
-            {"log-opts": {"tag": "x"}}, ["log-opts.tag"], "log-opts.tag is wanted", id="same key"
+            {"log-opts": {"tag": "x"}},
+            ["log-opts.tag"],
+            "absent: log-opts.tag contradicts settings",
+            id="same key",
         ),
         pytest.param(
-            {"log-opts": {"tag": "x"}}, ["log-opts"], "absent names log-opts", id="object around it"
+            {"log-opts": {"tag": "x"}},
+            ["log-opts"],
+            "absent: log-opts contradicts settings, which sets log-opts.tag",
+            id="object around it",
         ),
-        pytest.param({"mtu": {1, 2}}, [], "settings cannot be written as JSON", id="no JSON type"),
-        pytest.param(
-            {"mtu": float("inf")}, [], "settings cannot be written as JSON", id="infinity"
-        ),
-        pytest.param({}, ["a..b"], "'a..b' is no key path", id="empty part"),
-        pytest.param({}, [7], "7 is no key path", id="number"),
-        pytest.param({}, [[]], "[] is no key path", id="no parts"),
+        pytest.param({"mtu": {1, 2}}, [], "settings: not JSON data", id="no JSON type"),
+        pytest.param({"mtu": float("inf")}, [], "settings: not JSON data", id="infinity"),
+        pytest.param({}, ["a..b"], "absent: 'a..b'; expected a key path", id="empty part"),
+        pytest.param({}, [7], "absent: 7; expected a key path", id="number"),
+        pytest.param({}, [[]], "absent: []; expected a key path", id="no parts"),
     ],
 )
 def test_plan_refuses_settings(settings: Json, absent: list[object], message: str) -> None:
     with pytest.raises(DaemonJsonError) as error:
-        plan("{}", settings, absent)
+        plan_merge("{}", settings, absent)
     assert message in str(error.value)
 
 
@@ -263,11 +276,11 @@ def test_plan_refuses_settings(settings: Json, absent: list[object], message: st
     ],
 )
 def test_key_path(key: object, parts: tuple[str, ...]) -> None:
-    assert key_path(key) == parts
+    assert split_key(key) == parts
 
 
 def test_a_part_with_dots_is_quoted_in_words() -> None:
-    assert in_words(("net", "com.docker.mtu")) == 'net."com.docker.mtu"'
+    assert join_key(("net", "com.docker.mtu")) == 'net."com.docker.mtu"'
 
 
 @pytest.mark.parametrize(
@@ -293,7 +306,7 @@ def test_a_part_with_dots_is_quoted_in_words() -> None:
 )
 def test_absent_keys_are_removed(absent: list[object], after: Json) -> None:
     data = {"debug": True, "log-opts": {"tag": "x"}, "net": {"a.b": 1}}
-    assert plan(render(data), {}, absent).after == after
+    assert plan_merge(render(data), {}, absent).after == after
 
 
 @pytest.mark.parametrize(
@@ -345,12 +358,12 @@ def test_owned_difference(
 
 
 def test_owned_difference_of_broken_json_is_an_error() -> None:
-    with pytest.raises(DaemonJsonError, match=r"^daemon\.json is not valid JSON: line 1, column 2"):
+    with pytest.raises(DaemonJsonError, match=r"^daemon\.json: invalid JSON at line 1, column 2"):
         owned_difference("{", {"debug": True})
 
 
 def test_owned_difference_sees_a_dropped_setting_through_the_record() -> None:
-    first = plan("{}", {"debug": True, "mtu": 9000})
+    first = plan_merge("{}", {"debug": True, "mtu": 9000})
     text = render(first.after)
     assert owned_difference(text, {"mtu": 9000}) == []
     assert owned_difference(text, {"mtu": 9000}, record=first.record) == ["debug: true → (removed)"]
@@ -367,7 +380,7 @@ def test_owned_difference_sees_a_dropped_setting_through_the_record() -> None:
     ],
 )
 def test_what_engines_before_23_do_not_read_is_rewritten(text: str | None, changed: bool) -> None:
-    result = plan(text, {})
+    result = plan_merge(text, {})
     assert result.changed is changed
     assert not result.differences
     assert not result.restart_required
@@ -417,45 +430,47 @@ def test_what_engines_before_23_do_not_read_is_rewritten(text: str | None, chang
     ],
 )
 def test_a_dropped_setting(original: Json, settings: Json, edited: Json | None, then: Json) -> None:
-    first = plan(render(original), settings)
+    first = plan_merge(render(original), settings)
     found = first.after if edited is None else edited
-    second = plan(render(found), {}, record=first.record)
+    second = plan_merge(render(found), {}, record=first.record)
     assert second.after == then
     assert second.record == ()
 
 
 def test_a_value_edited_by_hand_is_repaired_while_it_is_wanted() -> None:
-    first = plan("{}", {"debug": True})
-    assert plan('{"debug": false}', {"debug": True}, record=first.record).after == {"debug": True}
+    first = plan_merge("{}", {"debug": True})
+    assert plan_merge('{"debug": false}', {"debug": True}, record=first.record).after == {
+        "debug": True
+    }
 
 
 def test_an_object_that_two_runs_filled_goes_when_both_settings_go() -> None:
-    first = plan("{}", {"log-opts": {"tag": "x"}})
+    first = plan_merge("{}", {"log-opts": {"tag": "x"}})
     both = {"log-opts": {"tag": "x", "env": "y"}}
-    second = plan(render(first.after), both, record=first.record)
-    assert plan(render(second.after), {}, record=second.record).after == {}
+    second = plan_merge(render(first.after), both, record=first.record)
+    assert plan_merge(render(second.after), {}, record=second.record).after == {}
 
 
 def test_without_its_record_a_value_counts_as_the_users() -> None:
-    first = plan("{}", {"debug": True})
-    second = plan(render(first.after), {"debug": True}, record=())
+    first = plan_merge("{}", {"debug": True})
+    second = plan_merge(render(first.after), {"debug": True}, record=())
     assert not second.changed
-    assert plan(render(second.after), {}, record=second.record).after == {"debug": True}
+    assert plan_merge(render(second.after), {}, record=second.record).after == {"debug": True}
 
 
 def test_the_record_survives_its_file() -> None:
-    record = plan('{"mtu": 1}', {"mtu": 2, "net": {"a.b": [1]}}).record
-    assert record == (Owned(("mtu",), 2, 1, 1), Owned(("net", "a.b"), [1], 0))
-    text = updated_record("", PATH, record)
+    record = plan_merge('{"mtu": 1}', {"mtu": 2, "net": {"a.b": [1]}}).record
+    assert record == (OwnedKey(("mtu",), 2, 1, 1), OwnedKey(("net", "a.b"), [1], 0))
+    text = update_record("", PATH, record)
     assert read_record(text, PATH) == record
     assert read_record(text, "/other") == ()
 
 
 def test_the_record_keeps_the_entries_of_other_files() -> None:
-    mine = plan("{}", {"mtu": 2}).record
-    text = updated_record(updated_record("", "/other", mine), PATH, mine)
-    assert read_record(updated_record(text, PATH, ()), "/other") == mine
-    assert updated_record(updated_record(text, PATH, ()), "/other", ()) == ""
+    mine = plan_merge("{}", {"mtu": 2}).record
+    text = update_record(update_record("", "/other", mine), PATH, mine)
+    assert read_record(update_record(text, PATH, ()), "/other") == mine
+    assert update_record(update_record(text, PATH, ()), "/other", ()) == ""
 
 
 @pytest.mark.parametrize(
@@ -530,8 +545,8 @@ def test_unknown_keys_are_kept_in_their_order() -> None:
 
 def test_a_second_run_changes_nothing() -> None:
     for seed in SEEDS:
-        first = plan(render(made_up(seed)), made_up(seed + 1))
-        second = plan(render(first.after), made_up(seed + 1), record=first.record)
+        first = plan_merge(render(made_up(seed)), made_up(seed + 1))
+        second = plan_merge(render(first.after), made_up(seed + 1), record=first.record)
         assert not second.changed, seed
         assert second.differences == [], seed
         assert second.record == first.record, seed
@@ -539,7 +554,7 @@ def test_a_second_run_changes_nothing() -> None:
 
 def test_differences_are_empty_exactly_when_nothing_changes() -> None:
     for seed in SEEDS:
-        result = plan(render(made_up(seed)), made_up(seed + 1))
+        result = plan_merge(render(made_up(seed)), made_up(seed + 1))
         assert bool(result.differences) is result.changed, seed
         assert result.changed is (result.restart_required or result.reload_required), seed
 
@@ -547,10 +562,10 @@ def test_differences_are_empty_exactly_when_nothing_changes() -> None:
 def test_taking_everything_back_gives_the_original() -> None:
     for seed in SEEDS:
         original = made_up(seed)
-        first = plan(render(original), made_up(seed + 1))
-        second = plan(render(first.after), made_up(seed + 2), record=first.record)
+        first = plan_merge(render(original), made_up(seed + 1))
+        second = plan_merge(render(first.after), made_up(seed + 2), record=first.record)
         assert second.after == merge(original, made_up(seed + 2)), seed
-        last = plan(render(second.after), {}, record=second.record)
+        last = plan_merge(render(second.after), {}, record=second.record)
         assert last.after == original, seed
         assert last.record == (), seed
 
@@ -589,7 +604,7 @@ def test_taking_everything_back_gives_the_original() -> None:
     ],
 )
 def test_restart_or_reload(before: Json, after: Json, restart: bool, reload: bool) -> None:
-    result = Plan(before, after, record=(), plain=True)
+    result = Merge(before, after, record=(), plain=True)
     assert (result.restart_required, result.reload_required) == (restart, reload)
 
 
@@ -637,11 +652,11 @@ PLAIN = {"hosts": "-H", "containerd": "--containerd"}
     ],
 )
 def test_unit_flags(unit: str, environments: list[str], flags: dict[str, str]) -> None:
-    assert unit_flags(unit, environments) == flags
+    assert read_unit_flags(unit, environments) == flags
 
 
 def test_environment_files() -> None:
-    assert environment_files(UNIT % "") == ["/etc/default/docker", "/etc/docker.env"]
+    assert list_environment_files(UNIT % "") == ["/etc/default/docker", "/etc/docker.env"]
 
 
 @pytest.mark.parametrize(
@@ -657,12 +672,15 @@ def test_environment_files() -> None:
     ],
 )
 def test_conflicts(data: Json, found: list[tuple[str, str]]) -> None:
-    assert conflicts(data, {"hosts": "-H", "http-proxy": "--http-proxy"}) == found
+    assert find_conflicts(data, {"hosts": "-H", "http-proxy": "--http-proxy"}) == found
 
 
 def test_credentials_are_masked_and_nothing_else() -> None:
     text = '{"a": "http://me:s3cr3t@h:1", "b": "https://h/@x", "c": "me@h", "d": "fd://"}'
-    assert masked(text) == '{"a": "http://***@h:1", "b": "https://h/@x", "c": "me@h", "d": "fd://"}'
+    assert (
+        mask_credentials(text)
+        == '{"a": "http://***@h:1", "b": "https://h/@x", "c": "me@h", "d": "fd://"}'
+    )
 
 
 # --- The module ---------------------------------------------------------------------------------
@@ -736,7 +754,7 @@ def test_first_run_then_rerun(host: Host, run: Run) -> None:
     assert first["settings"] == settings
     assert first["restart_required"]
     assert not first["reload_required"]
-    assert first["notes"] == ["Not validated. This host has no dockerd yet."]
+    assert first["notes"] == ["Not validated: this host has no dockerd yet."]
     assert host.path.read_text() == render(settings)
     assert host.path.stat().st_mode & 0o7777 == 0o644
     assert host.record.stat().st_mode & 0o7777 == 0o600
@@ -817,7 +835,7 @@ def test_a_broken_record_is_made_anew_and_told(host: Host, run: Run, broken: byt
     host.record.write_bytes(broken)
     result = run(settings={"mtu": 2})
     assert not result["changed"]
-    assert "begun anew" in result["notes"][0]
+    assert "started again" in result["notes"][0]
     assert read_record(host.record.read_text(), str(host.path))
 
 
@@ -839,7 +857,7 @@ def test_what_old_engines_do_not_read_is_rewritten_and_told(
     host.write(text)
     result = run(settings={"mtu": 2})
     assert result["changed"]
-    assert "engines before 23.0 do not start" in result["notes"][0]
+    assert "Engines before 23.0 do not start" in result["notes"][0]
     assert host.path.read_bytes() == render({"mtu": 2}).encode()
     assert not run(settings={"mtu": 2})["changed"]
 
@@ -847,14 +865,12 @@ def test_what_old_engines_do_not_read_is_rewritten_and_told(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b'{"mtu": 1,}', "is not valid JSON: line 1, column 1", id="broken"),
-        pytest.param(b"[]", "holds a list at its top", id="list"),
+        pytest.param(b'{"mtu": 1,}', "invalid JSON at line 1, column 1", id="broken"),
+        pytest.param(b"[]", "the top level is a list; expected an object", id="list"),
         pytest.param(
-            b"\xff\xfe{\x00}\x00", "is not UTF-8 text: byte 0xff at line 1, column 1", id="UTF-16"
+            b"\xff\xfe{\x00}\x00", "byte 0xff at line 1, column 1; expected UTF-8", id="UTF-16"
         ),
-        pytest.param(
-            b'{"mtu": {}}', "mtu is an object in the file, but a number is wanted", id="type"
-        ),
+        pytest.param(b'{"mtu": {}}', "mtu is an object; expected a number", id="type"),
     ],
 )
 def test_a_file_that_cannot_be_merged_fails_untouched(
@@ -872,7 +888,7 @@ def test_a_file_that_cannot_be_merged_fails_untouched(
 
 def test_a_folder_in_the_files_place_is_told(host: Host, run: Run) -> None:
     host.path.mkdir(parents=True)
-    assert run(settings={"mtu": 2})["msg"].startswith(f"{host.path}: Is a directory.")
+    assert run(settings={"mtu": 2})["msg"].startswith(f"Cannot read or write {host.path}: Is a dir")
 
 
 def test_an_unknown_owner_fails_before_the_file_is_touched(host: Host, run: Run) -> None:
@@ -923,7 +939,7 @@ def test_a_refusal_leaves_the_old_file(host: Host, run: Run, check: bool) -> Non
     result = run(check=check, settings={"mtu": 2}, backup=True)
     assert result["failed"]
     assert (
-        f"dockerd says: unable to configure the Docker daemon with file {host.path}: bad"
+        f"of {host.path}: unable to configure the Docker daemon with file {host.path}: bad."
         in result["msg"]
     )
     assert host.path.read_text() == '{"mtu": 1}'
@@ -935,7 +951,9 @@ def test_an_engine_too_old_to_validate_is_noted(host: Host, run: Run) -> None:
     host.program("dockerd", TOO_OLD)
     result = run(settings={"mtu": 2})
     assert result["changed"]
-    assert result["notes"] == ["Not validated. This host's dockerd is older than 23.0 and cannot."]
+    assert result["notes"] == [
+        "Not validated: this host's dockerd is older than 23.0 and cannot validate."
+    ]
 
 
 def test_an_unchanged_file_is_not_validated(host: Host, run: Run) -> None:
@@ -952,9 +970,11 @@ def test_validation_can_be_switched_off(host: Host, run: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        pytest.param("no-such-program %s", "no program no-such-program", id="missing program"),
-        pytest.param("dockerd --validate", "must hold %s", id="no place for the file"),
-        pytest.param("dockerd '%s", "validate is no command", id="quote that is not closed"),
+        pytest.param(
+            "no-such-program %s", "program no-such-program not found", id="missing program"
+        ),
+        pytest.param("dockerd --validate", "expected %s in the place", id="no place for the file"),
+        pytest.param("dockerd '%s", "expected a command", id="quote that is not closed"),
     ],
 )
 def test_a_wrong_command_is_told(host: Host, run: Run, command: str, message: str) -> None:
@@ -970,7 +990,7 @@ def systemctl(host: Host, unit: str) -> None:
 def test_a_key_that_the_unit_sets_too_is_refused(host: Host, run: Run) -> None:
     systemctl(host, UNIT % "")
     result = run(settings={"hosts": ["tcp://127.0.0.1:2375"]})
-    assert "hosts is set in" in result["msg"]
+    assert "hosts is set twice: in" in result["msg"]
     assert "by -H on dockerd's command line in docker.service" in result["msg"]
     assert not host.path.exists()
 
@@ -980,7 +1000,7 @@ def test_a_conflict_that_is_there_already_is_a_warning(host: Host, run: Run) -> 
     host.write('{"hosts": []}')
     result = run(settings={"hosts": []})
     assert not result["changed"]
-    assert "hosts is set in" in json.dumps(result["warnings"])
+    assert "hosts is set twice: in" in json.dumps(result["warnings"])
 
 
 def test_flags_in_an_environment_file_count(host: Host, run: Run, tmp_path: Path) -> None:

@@ -127,6 +127,6 @@ def test_old_entries_are_forgotten(images: Path, plan: Plan) -> None:
 
 
 def test_what_the_catalogue_refuses_is_not_remembered(images: Path) -> None:
-    with pytest.raises(DeclarationError, match="has no image 'irisapi'"):
+    with pytest.raises(DeclarationError, match="unknown image 'irisapi'"):
         index.planned(str(images), ["irisapi"], "cpu", "debian-13", {})
     assert entries(images) == []

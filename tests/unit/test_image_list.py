@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.images import listing
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    ImageBuild,
-    load_catalogue,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 from tests.contract.tree import ROOT
 
@@ -31,7 +29,7 @@ def builds() -> list[ImageBuild]:
 
 def inspected(digest: str, size: int, *tags: str) -> dict[str, Any]:
     """Return what `docker image inspect` tells, as far as it is read."""
-    labels = {listing.LABEL_IMAGE: "any", LABEL_DIGEST: digest}
+    labels = {docker_labels.IMAGE: "any", docker_labels.DIGEST: digest}
     return {"RepoTags": list(tags), "Size": size, "Config": {"Labels": labels}}
 
 

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    ImageBuild,
-    load_catalogue,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 from tests.contract.tree import ROOT
 
@@ -58,36 +55,36 @@ def description(archive: bytes) -> dict[str, Any]:
 
 def test_the_job_says_what_the_builder_needs_of_each_image(builds: list[ImageBuild]) -> None:
     (build,) = builds
-    (entry,) = description(images_job.job(builds, OPTIONS))["builds"]
+    (entry,) = description(images_job.pack_job(builds, OPTIONS))["builds"]
     assert entry["reference"] == "slipway/iris-api:cpu"
-    assert entry["digest"] == entry["labels"][_owned.LABEL_DIGEST] == build.digest
+    assert entry["digest"] == entry["labels"][labels.DIGEST] == build.digest
     assert entry["parent"] is None
     assert entry["base"]["name"] == "debian-13"
     assert entry["base"]["bootstrap"]["suite"] == "trixie"
     assert entry["base"]["local"].startswith("slipway/base:debian-13-")
     # The host itself can prove the image later, also one that came by `docker load`.
-    assert json.loads(entry["labels"][verify.LABEL_SMOKE]) == entry["smoke"] == list(build.smoke)
+    assert json.loads(entry["labels"][labels.SMOKE]) == entry["smoke"] == list(build.smoke)
 
 
 def test_the_context_is_in_it(builds: list[ImageBuild]) -> None:
-    archive = images_job.job(builds, OPTIONS)
+    archive = images_job.pack_job(builds, OPTIONS)
     context = unpacked(content(archive, description(archive)["builds"][0]["context"]))
     assert {"Dockerfile", "image/smoke.py"} <= set(context.getnames())
 
 
 def test_options_that_say_nothing_are_left_out(builds: list[ImageBuild]) -> None:
-    job = description(images_job.job(builds, OPTIONS))
+    job = description(images_job.pack_job(builds, OPTIONS))
     assert job["proxy"] == {"http_proxy": "http://proxy.example"}
     assert job["secrets"] == {"pip_conf": "secrets/pip_conf", "ca": OPTIONS["ca_file"]}
-    plain = description(images_job.job(builds, {}))
+    plain = description(images_job.pack_job(builds, {}))
     assert (plain["base_source"], plain["proxy"]) == ("auto", {})
     # A build trusts what its host trusts, unless it is told not to.
     assert plain["secrets"] == {"ca": "/etc/ssl/certs/ca-certificates.crt"}
-    assert description(images_job.job(builds, {"ca_file": ""}))["secrets"] == {}
+    assert description(images_job.pack_job(builds, {"ca_file": ""}))["secrets"] == {}
 
 
 def test_secrets_are_files_of_their_own_that_only_root_reads(builds: list[ImageBuild]) -> None:
-    archive = images_job.job(builds, OPTIONS)
+    archive = images_job.pack_job(builds, OPTIONS)
     assert content(archive, "secrets/pip_conf").decode() == OPTIONS["pip_conf"]
     assert b"user:secret" not in content(archive, "job.json")
     assert {member.mode for member in unpacked(archive).getmembers()} == {0o600}
@@ -97,7 +94,7 @@ def test_the_builder_starts_from_what_was_sent_alone(
     builds: list[ImageBuild], tmp_path: Path
 ) -> None:
     """An import that did not come along would show on a host only."""
-    with unpacked(images_job.job(builds, OPTIONS)) as archive:
+    with unpacked(images_job.pack_job(builds, OPTIONS)) as archive:
         archive.extractall(tmp_path, filter="data")
     started = subprocess.run(
         [sys.executable, "-S", "-c", f"import {images_job.BUILDER}"],

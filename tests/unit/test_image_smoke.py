@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.modules import image_smoke
 
@@ -47,8 +47,8 @@ class Engine:
         self.folder = folder
         smoke = json.dumps(["/opt/slipway/start", "python3", "/opt/slipway/smoke.py"])
         self.images: dict[str, dict[str, str]] = {
-            TOOL: {verify.LABEL_SMOKE: smoke, "io.slipway.variant": "cpu"},
-            OTHER: {verify.LABEL_SMOKE: smoke, "io.slipway.variant": "gpu"},
+            TOOL: {docker_labels.SMOKE: smoke, "io.slipway.variant": "cpu"},
+            OTHER: {docker_labels.SMOKE: smoke, "io.slipway.variant": "gpu"},
         }
         # With CDI, of which it knows no specification.
         self.info: dict[str, Any] = {"CDISpecDirs": [str(folder / "none"), str(folder / "cdi")]}
@@ -192,8 +192,8 @@ def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        pytest.param(None, "is not on the host", id="not there"),
-        pytest.param({}, f"lacks the label {verify.LABEL_SMOKE}", id="somebody else's"),
+        pytest.param(None, "image not found on the host", id="not there"),
+        pytest.param({}, f"label {docker_labels.SMOKE} is missing", id="somebody else's"),
     ],
 )
 def test_what_cannot_be_proven_is_said(

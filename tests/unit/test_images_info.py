@@ -102,8 +102,10 @@ def test_the_table_is_shown_when_it_is_asked_for(
 @pytest.mark.parametrize(
     ("text", "names", "words"),
     [
-        pytest.param("Cannot connect to the Docker daemon", ["pytorch"], "did not tell", id="no"),
-        pytest.param(answer([]), ["pytorhc"], "did you mean 'pytorch'?", id="no such image"),
+        pytest.param(
+            "Cannot connect to the Docker daemon", ["pytorch"], "expected JSON from Docker", id="no"
+        ),
+        pytest.param(answer([]), ["pytorhc"], "Did you mean 'pytorch'?", id="no such image"),
     ],
 )
 def test_what_goes_wrong_is_a_sentence(

@@ -19,7 +19,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, locks
+from ansible_collections.slipway.host.plugins.module_utils.images import locks
+from ansible_collections.slipway.host.plugins.module_utils.images.assembly import TORCH_LOCK
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,12 +44,12 @@ class Project:
 
     @property
     def torch_lock(self) -> Path:
-        return self.folder / "images" / catalogue.TORCH_LOCK
+        return self.folder / "images" / TORCH_LOCK
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    litter = shutil.ignore_patterns("__pycache__", catalogue.TORCH_LOCK)
+    litter = shutil.ignore_patterns("__pycache__", TORCH_LOCK)
     for name in ("images", "tools", "collections"):
         shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=litter)
     return Project(tmp_path / "project")

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    VARIANTS,
     Catalogue,
     load_catalogue,
 )
 from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
     Pin,
-    additions,
+    added_pins,
     cuda_release,
-    moved,
-    on_cpu_wheels,
+    describe_changes,
     read_pins,
+    required_names,
+    use_cpu_wheels,
     version_for,
-    wished_names,
     write_pins,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images.types import VARIANTS
 
 IMAGES = Path(__file__).parents[2] / "images"
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -58,13 +58,13 @@ def test_a_lock_is_read_with_markers_and_hashes_and_without_remarks() -> None:
 
 def test_wishes_are_named_as_locks_name_them() -> None:
     wishes = "-r common.in\n# why\nScikit_Learn>=1\ntensorflow[and-cuda]\nxgboost ; x\n"
-    assert list(wished_names(wishes)) == ["scikit-learn", "tensorflow", "xgboost"]
+    assert list(required_names(wishes)) == ["scikit-learn", "tensorflow", "xgboost"]
 
 
 def test_an_image_locks_what_the_one_below_does_not_have_word_for_word() -> None:
     below = read_pins(lock("a==1", "b==1 ; python_full_version < '3.12'"))
     pins = read_pins(lock("a==1", "b==1", "c==1"))
-    assert [str(pin) for pin in additions(pins, below)] == ["b==1", "c==1"]
+    assert [str(pin) for pin in added_pins(pins, below)] == ["b==1", "c==1"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_an_image_locks_what_the_one_below_does_not_have_word_for_word() -> None
     ],
 )
 def test_what_moved_is_said(before: list[str], after: list[str], lines: list[str]) -> None:
-    assert moved(read_pins(lock(*before)), read_pins(lock(*after))) == lines
+    assert describe_changes(read_pins(lock(*before)), read_pins(lock(*after))) == lines
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ CPU_TORCH = lock("torch==2.15.0+cpu", "torchvision==0.29.2+cpu")
 
 
 def test_cpu_wheels_take_the_place_of_the_family_and_cuda_goes() -> None:
-    text = on_cpu_wheels(lock("absl-py==2", *CUDA, "werkzeug==3"), CPU_TORCH)
+    text = use_cpu_wheels(lock("absl-py==2", *CUDA, "werkzeug==3"), CPU_TORCH)
     assert [str(pin) for pin in read_pins(text)] == [
         "absl-py==2",
         "torch==2.15.0+cpu",
@@ -131,14 +131,14 @@ def test_cpu_wheels_take_the_place_of_the_family_and_cuda_goes() -> None:
 
 def test_torchvision_for_cuda_is_left_out_where_there_is_none_for_cpus() -> None:
     """Trap: `operator torchvision::nms does not exist` with torch for CPUs."""
-    text = on_cpu_wheels(lock(*CUDA), lock("torch==2.13.0+cpu"))
+    text = use_cpu_wheels(lock(*CUDA), lock("torch==2.13.0+cpu"))
     assert names(text) == ["torch"]
 
 
 def test_what_a_lock_does_not_want_it_does_not_get() -> None:
-    assert names(on_cpu_wheels(lock("torch==2.15.0"), CPU_TORCH)) == ["torch"]
+    assert names(use_cpu_wheels(lock("torch==2.15.0"), CPU_TORCH)) == ["torch"]
     plain = "# a remark\n" + lock("flask==3")
-    assert on_cpu_wheels(plain, CPU_TORCH) == plain
+    assert use_cpu_wheels(plain, CPU_TORCH) == plain
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ def turns(
     wanted: dict[str, list[str]], held: dict[str, list[str]]
 ) -> list[tuple[object, list[str]]]:
     projects = [{"name": name, "ports": ports} for name, ports in wanted.items()]
-    return [(one["name"], stopped) for one, stopped in services_ports.turns(projects, held)]
+    return [
+        (one["name"], stopped) for one, stopped in services_ports.order_replacements(projects, held)
+    ]
 
 
 @pytest.mark.parametrize(

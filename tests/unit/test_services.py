@@ -59,7 +59,7 @@ def plan(build: Planned, *declared: dict[str, Any], **host: Any) -> Plan:
         ml_services.Project({"name": name, **one}, build)
         for name, one in zip(names, declared or ({},), strict=False)
     ]
-    return ml_services.compose(projects, ml_services.Host(**{"name": "gpu01", **host}))
+    return ml_services.assemble_projects(projects, ml_services.Host(**{"name": "gpu01", **host}))
 
 
 def project(build: Planned = PUBLISHED, **declared: Any) -> Plan:
@@ -355,34 +355,58 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
     ("build", "declared", "problem"),
     [
         (image(), {}, "image tool declares no service"),
-        (PUBLISHED, {"ports": {"web": 80}}, "no port named web; it has api"),
-        (image(ports={}, services={"a": {}}), {"ports": {"web": 80}}, "it has none"),
-        (PUBLISHED, {"service": "apj"}, "no service named apj; did you mean 'api'?; it has api"),
-        (PUBLISHED, {"volumes": {"wrk": "/srv"}}, "no volume named wrk; did you mean 'work'?"),
-        (PUBLISHED, {"volumes": {"work": "srv/notes"}}, "must be an absolute path or the name"),
-        (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at its end"),
-        (PUBLISHED, {"ports": {"api": "web"}}, "port api is 'web', must be a number from 1 to"),
-        (PUBLISHED, {"ports": {"api": 70000}}, "port api is 70000, must be a number from 1 to"),
-        (PUBLISHED, {"publish": "everywhere"}, "publish is 'everywhere', must be an address"),
-        (PUBLISHED, {"memory": "lots"}, "memory is 'lots', must be a size such as 8g"),
-        (PUBLISHED, {"shm_size": "8 GB"}, "shm_size is '8 GB', must be a size such as 8g"),
-        (PUBLISHED, {"environment": {"A B": "x"}}, "environment 'A B': a name is letters"),
-        (PUBLISHED, {"environment": {"A": {"b": "s3cret"}}}, "environment A must be a text"),
-        (PUBLISHED, {"uid": 0}, "do not run as root"),
-        (PUBLISHED, {"uid": "0"}, "do not run as root"),
-        (PUBLISHED, {"ports": {"api": 70000}}, "port api is 70000, must be a number from 1"),
-        (PUBLISHED, {"ports": {"api": 0}}, "must be a number from 1"),
-        (PUBLISHED, {"ports": {"api": None}}, "port api is None, must be a number"),
-        (PUBLISHED, {"publish": "eth0"}, "publish is 'eth0', must be an address"),
-        (PUBLISHED, {"memory": "a lot"}, "memory is 'a lot', must be a size"),
-        (PUBLISHED, {"name": "My Tool"}, "small letters"),
-        (PUBLISHED, {"name": "../../root"}, "small letters"),
-        (NEEDY, {}, "it needs the secret keys"),
-        (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "did you mean 'token'?"),
-        (CLOSED, {"secrets": [{"name": "token"}]}, "either its content or a file"),
-        (CLOSED, {"secrets": [{"name": "../x", "content": "x", "variable": "X"}]}, "small letters"),
+        (PUBLISHED, {"ports": {"web": 80}}, "no port 'web'; expected one of: api"),
+        (image(ports={}, services={"a": {}}), {"ports": {"web": 80}}, "expected one of: none"),
+        (
+            PUBLISHED,
+            {"service": "apj"},
+            "no service 'apj'; expected one of: api. Did you mean 'api'?",
+        ),
+        (
+            PUBLISHED,
+            {"volumes": {"wrk": "/srv"}},
+            "no volume 'wrk'; expected one of: work. Did you mean 'work'?",
+        ),
+        (
+            PUBLISHED,
+            {"volumes": {"work": "srv/notes"}},
+            "volumes.work: 'srv/notes'; expected an absolute path or the name",
+        ),
+        (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at the end"),
+        (PUBLISHED, {"ports": {"api": "web"}}, "ports.api: 'web'; expected a number from 1 to"),
+        (PUBLISHED, {"ports": {"api": 70000}}, "ports.api: 70000; expected a number from 1 to"),
+        (PUBLISHED, {"publish": "everywhere"}, "publish: 'everywhere'; expected an address"),
+        (PUBLISHED, {"memory": "lots"}, "memory: 'lots'; expected a size such as 8g"),
+        (PUBLISHED, {"shm_size": "8 GB"}, "shm_size: '8 GB'; expected a size such as 8g"),
+        (PUBLISHED, {"environment": {"A B": "x"}}, "environment: name 'A B'; expected letters"),
+        (
+            PUBLISHED,
+            {"environment": {"A": {"b": "s3cret"}}},
+            "environment.A: not text and not a number",
+        ),
+        (PUBLISHED, {"uid": 0}, "uid: 0; expected another uid than root's"),
+        (PUBLISHED, {"uid": "0"}, "uid: 0; expected another uid than root's"),
+        (PUBLISHED, {"ports": {"api": 70000}}, "ports.api: 70000; expected a number from 1"),
+        (PUBLISHED, {"ports": {"api": 0}}, "expected a number from 1"),
+        (PUBLISHED, {"ports": {"api": None}}, "ports.api: None; expected a number"),
+        (PUBLISHED, {"publish": "eth0"}, "publish: 'eth0'; expected an address"),
+        (PUBLISHED, {"memory": "a lot"}, "memory: 'a lot'; expected a size"),
+        (PUBLISHED, {"name": "My Tool"}, "expected lower-case letters"),
+        (PUBLISHED, {"name": "../../root"}, "expected lower-case letters"),
+        (NEEDY, {}, "secret keys is missing; expected"),
+        (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "Did you mean 'token'?"),
+        (CLOSED, {"secrets": [{"name": "token"}]}, "expected either content or file"),
+        (
+            CLOSED,
+            {"secrets": [{"name": "../x", "content": "x", "variable": "X"}]},
+            "expected lower-case letters",
+        ),
         (CLOSED, {"secrets": [{"name": "token", "content": "x", "file": "/y"}]}, "either"),
-        (CLOSED, {"secrets": [{"name": "token", "content": " "}]}, "is empty"),
+        (
+            CLOSED,
+            {"secrets": [{"name": "token", "content": " "}]},
+            "secret token: empty; expected content",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(build: Planned, declared: dict[str, Any], problem: str) -> None:
@@ -413,7 +437,7 @@ def test_a_port_of_the_host_is_one_projects(
 
 
 def test_two_projects_of_one_name_are_refused() -> None:
-    assert "two of this name" in error(PUBLISHED, {}, {"name": "tool", "ports": {"api": 1}})
+    assert "duplicate name" in error(PUBLISHED, {}, {"name": "tool", "ports": {"api": 1}})
 
 
 # GPUs
@@ -454,15 +478,15 @@ def test_without_gpus_all_is_none() -> None:
 @pytest.mark.parametrize(
     ("declared", "problem"),
     [
-        (["al"], "gpus is 'al', must be all, none, how many"),
-        ([True], "must be all, none"),
-        ([-1], "must be all, none"),
-        ([[4]], "there is no GPU 4; this host has 0, 1, 2, 3"),
-        ([["x"]], "there is no GPU x"),
-        ([5], "project tool: wants 5 GPUs; this host has 0, 1, 2, 3"),
-        (["all", 1], "project second: wants 1 GPUs; 0 not reserved by others"),
-        ([[0, 1], [1, 2]], "projects tool and second both reserve GPU 1"),
-        ([[0], ["0:1"]], "projects tool and second both reserve GPU 0:1"),
+        (["al"], "gpus: 'al'; expected all, none, a number"),
+        ([True], "expected all, none, a number"),
+        ([-1], "expected all, none, a number"),
+        ([[4]], "gpus: GPU 4 does not exist; expected one of: 0, 1, 2, 3."),
+        ([["x"]], "GPU x does not exist"),
+        ([5], "project tool: gpus: 5 requested, 4 of this host's 4 GPUs are free"),
+        (["all", 1], "project second: gpus: 1 requested, 0 of this host's 4 GPUs are free"),
+        ([[0, 1], [1, 2]], "projects tool and second: both reserve GPU 1"),
+        ([[0], ["0:1"]], "projects tool and second: both reserve GPU 0:1"),
         (["all", "all"], "ml_services_share_gpus"),
     ],
 )
@@ -473,7 +497,7 @@ def test_gpus_that_cannot_be_had_are_refused(declared: list[Any], problem: str) 
 
 def test_an_image_without_a_build_for_gpus_gets_none() -> None:
     for wanted in (1, [0]):
-        with pytest.raises(services_gpus.GpuError, match="no build for GPUs"):
+        with pytest.raises(services_gpus.GpuError, match="no gpu build"):
             gpus(wanted, variant="cpu")
 
 
@@ -524,8 +548,8 @@ def test_the_image_is_named_like_the_project_unless_it_is_given() -> None:
     ("entry", "problem"),
     [
         ({"name": "irisapi"}, "irisapi"),
-        ({"name": "iris-api", "ports": {"web": 1}}, "port named"),
-        ({"name": "iris-api", "gpus": 1}, "no build for GPUs"),
+        ({"name": "iris-api", "ports": {"web": 1}}, "no port .web"),
+        ({"name": "iris-api", "gpus": 1}, "no gpu build"),
     ],
 )
 def test_an_impossible_project_is_refused(entry: dict[str, Any], problem: str) -> None:
@@ -547,7 +571,7 @@ def test_the_engine_decides_how_gpus_are_handed_out(engine: str, driver: str) ->
 
 def test_rstudio_is_only_where_the_image_is_built_with_it() -> None:
     project = {"name": "rstudio", "image": "deepdocker", "service": "rstudio"}
-    with pytest.raises(ml_services.ServiceError, match="set it in ml_catalogue_args"):
+    with pytest.raises(ml_services.ServiceError, match="expected a value in ml_catalogue_args"):
         filtered(project)
     args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
     assert compose(filtered(project, args=args)[0])["command"] == ["run_all.sh", "rstudio"]

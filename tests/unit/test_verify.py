@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.modules import verify
@@ -93,7 +94,7 @@ def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, 
     return {
         "Labels": {
             "com.docker.compose.service": "iris-api",
-            _owned.LABEL_PROOF: json.dumps({"port": 5000, "path": "/predict", **proof}),
+            labels.PROOF: json.dumps({"port": 5000, "path": "/predict", **proof}),
         },
         "Ports": [{"PrivatePort": 5000, "PublicPort": published, "IP": ip}],
     }
@@ -232,11 +233,11 @@ def test_an_answer_may_say_more_than_expected(answer: Any, expected: Any, contai
 
 
 IMAGES = [
-    {"RepoTags": ["slipway/a:cpu"], "Labels": {host_verify.LABEL_SMOKE: '["sh", "smoke.sh"]'}},
+    {"RepoTags": ["slipway/a:cpu"], "Labels": {labels.SMOKE: '["sh", "smoke.sh"]'}},
     {"RepoTags": ["debian:13"], "Labels": None},
     # What an interrupted build left.
-    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {host_verify.LABEL_SMOKE: '["true"]'}},
-    {"RepoTags": None, "Labels": {host_verify.LABEL_SMOKE: '["true"]'}},
+    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {labels.SMOKE: '["true"]'}},
+    {"RepoTags": None, "Labels": {labels.SMOKE: '["true"]'}},
 ]
 
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action of slipway.host.images: starts the builder on the host and tells its progress."""
+"""The action of slipway.host.images: starts the builder on the host and shows its progress."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ActionModule(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Build what differs, see the documentation of slipway.host.images."""
+        """Build the images that differ, see the documentation of slipway.host.images."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         builds = catalogue_builds.Builds(arguments).of(arguments["names"])
@@ -47,8 +47,8 @@ class ActionModule(ActionBase):
         answer = ask_host.ask(self, _owned.question([owned]))
         differing = _owned.differences(owned, answer)
         names = {difference.name for difference in differing}
-        wanted = [build for build in builds if build.reference in names]
-        unfit = cuda_fit.misfits(wanted, answer["facts"])
+        outdated = [build for build in builds if build.reference in names]
+        unfit = cuda_fit.misfits(outdated, answer["facts"])
         if unfit:
             sentences = [f"{reference} {why}" for reference, why in unfit.items()]
             raise AnsibleActionFail("; ".join(sentences) + ". Nothing was built.")
@@ -58,10 +58,10 @@ class ActionModule(ActionBase):
             return result
         if answer["engine"]:
             raise AnsibleActionFail(
-                f"Docker does not answer ({answer['engine']}). Images need a running engine; the "
-                "role docker_engine installs one."
+                f"Docker does not answer on the host: {answer['engine']}; expected a running "
+                "engine. Run the role docker_engine, then build again."
             )
-        job = images_job.job(wanted, arguments["build"])
+        job = images_job.pack_job(outdated, arguments["build"])
         outcome = detached_job.carry_out(self, WORK, images_job.BUILDER, job)
         result["built"] = outcome["built"]
         if outcome["failed"]:

@@ -48,9 +48,9 @@ class ActionModule(ActionBase):
         try:
             held = listing.read_answer(reply["stdout"])
         except (ValueError, KeyError) as error:
-            words = (reply["stderr"] or reply["stdout"]).strip()
+            output = (reply["stderr"] or reply["stdout"]).strip()
             raise AnsibleActionFail(
-                f"Docker on the host did not tell its images: {words}"
+                f"Cannot list the images on the host: {output}; expected JSON from Docker"
             ) from error
         facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
         unfit = cuda_fit.misfits(builds, facts) if facts else {}

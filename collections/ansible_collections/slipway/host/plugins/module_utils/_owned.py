@@ -71,17 +71,18 @@ from typing import Any, TypeAlias
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, openpgp
 from ansible_collections.slipway.host.plugins.module_utils.data import standing
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json, rootless
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.state import acl
 
 Entry: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = Mapping[str, Any]
 Change: TypeAlias = "tuple[str, str]"
 
-LABEL_DIGEST = "io.slipway.digest"
-LABEL_CONFIG = "io.slipway.config"
+LABEL_DIGEST = docker_labels.DIGEST
+LABEL_CONFIG = docker_labels.CONFIG
 LABEL_ONE_OFF = "com.docker.compose.oneoff"
 # How a service is proven, as JSON.
-LABEL_PROOF = "io.slipway.proof"
+LABEL_PROOF = docker_labels.PROOF
 
 MISSING = "missing"
 SECRET_MODE = "0600"

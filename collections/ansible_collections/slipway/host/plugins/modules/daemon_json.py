@@ -1,7 +1,7 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ansible module: the single writer of Docker's daemon.json."""
+"""The module slipway.host.daemon_json, the only writer of Docker's daemon.json."""
 
 from __future__ import annotations
 
@@ -12,76 +12,74 @@ version_added: 0.1.0
 author:
   - Slipway contributors
 description:
-  - Merges the settings that a project owns into Docker's C(daemon.json) and leaves every other key
-    as it is, in its place.
-  - Objects are merged key by key. Everything else is replaced as a whole, lists too, for two lists
-    cannot be told from one that somebody edited.
-  - A file that says the same already, in whatever form, is not rewritten; what is written has four
-    spaces of indentation. Only a file that is empty or starts with a byte order mark always is,
-    because engines before 23.0 do not start on it.
-  - The new content takes the place of the old in one step and only after C(dockerd) has accepted
-    it. A refusal leaves the file as it was.
-  - Refuses what C(dockerd) would refuse or misread, with the line, the column and a caret. That is
-    text that is not JSON or not UTF-8, a key that is repeated in one object, a file without an
-    object at its top, an object where something else is wanted or the other way round, and a key
-    that the systemd unit sets by a flag as well.
-  - A symbolic link stays; the file that it leads to is written.
-  - A file that is not there is made, unless there is nothing to write into it.
-  - User names and passwords in URLs are masked in the diff and in what is returned.
+  - Merges the declared settings into Docker's C(daemon.json) and keeps every other key as it is, in
+    its place.
+  - Objects are merged key by key. Every other value, lists too, is replaced as a whole, because an
+    edited list cannot be told from two lists.
+  - A file with the same content, in whatever form, is not rewritten. New content has four spaces of
+    indentation. A file that is empty or starts with a byte order mark is always rewritten, because
+    engines before 23.0 do not start with it.
+  - C(dockerd) validates the new content, which then replaces the old content in one step. If
+    C(dockerd) rejects it, the file is not changed.
+  - Fails on content that C(dockerd) would reject or misread, with the line, the column and a caret.
+    Such content is text that is not JSON or not UTF-8, a duplicate key in one object, a top level
+    that is not an object, an object where the settings have another value or the other way round,
+    and a key that the systemd unit also sets by a flag.
+  - A symbolic link is kept; the module writes the file that it points to.
+  - A missing file is created, unless there is nothing to write.
+  - User names and passwords in URLs are masked in the diff and in the return values.
 options:
   path:
     description:
-      - The file.
+      - Path of the file.
     type: path
     default: /etc/docker/daemon.json
   settings:
     description:
-      - The keys that are wanted, nested as in the file.
-      - A setting that an earlier run made and that is no longer here gives way to the value that
-        stood there before it, or is removed where there was none. If somebody has changed it since,
-        it is theirs and stays.
-      - So V({}) takes everything back.
-      - An empty object asks for an object and leaves what is in it alone. A null is refused.
+      - The declared keys, nested as in the file.
+      - A setting of an earlier run that is no longer declared is replaced by the value that was
+        there before it, or removed if there was none. If somebody has changed it since, it is kept.
+      - V({}) therefore removes all settings of earlier runs.
+      - An empty object ensures that there is an object, and keeps its content. A null is an error.
     type: dict
     default: {}
   absent:
     description:
-      - Key paths that must not be in the file, whoever wrote them.
-      - Write V(log-opts.max-size), or V([log-opts, max-size]) where a key itself holds a dot.
-      - The object around a removed key stays, even if empty.
+      - Key paths to remove from the file, whoever wrote them.
+      - Write V(log-opts.max-size), or V([log-opts, max-size]) where a key contains a dot.
+      - The object around a removed key is kept, even if it is empty.
     type: list
     elements: raw
     default: []
   record:
     description:
-      - Where to note, for each file, the keys that were set and what stood there before.
-      - It is a help and not the truth. Whatever it says, O(settings) end up in the file. If it is
-        lost, values written before that are taken for the user's own and are no longer taken back.
-      - Only root can read it. Writing it does not count as a change.
+      - Path of the record with the keys that the module set, and the values before, for each file.
+      - Whatever the record says, O(settings) are written to the file. If the record is lost, values
+        written before that count as the user's own and are no longer removed.
+      - Only root can read the record. Writing it does not count as a change.
     type: path
     default: /var/lib/slipway/daemon_json.json
   validate:
     description:
-      - The command that checks the new content before it is used; C(%s) is replaced by a file that
-        holds it.
-      - The default is skipped, with a note, where there is no C(dockerd) yet and where it is older
-        than 23.0 and cannot validate. Any other command must exist.
-      - An empty string switches the check off.
+      - The command that validates the new content; C(%s) is replaced by the path of a file with it.
+      - The default command is skipped, with a note, where there is no C(dockerd) yet or where it is
+        older than 23.0 and cannot validate. Any other command must exist.
+      - An empty string disables the validation.
     type: str
     default: dockerd --validate --config-file %s
   unit:
     description:
       - The systemd unit of the daemon that reads the file.
-      - C(dockerd) does not start if its command line and the file both set a key, for instance
-        C(hosts) and C(-H fd://), and C(--validate) cannot see that. The module does. It fails if it
-        would write such a file and warns if it finds one.
-      - An empty string switches the check off; it is skipped where systemd does not run.
+      - C(dockerd) does not start if its command line and the file both set a key, for example
+        C(-H fd://) and C(hosts), and C(--validate) does not detect this. The module fails if it
+        would write such a file, and warns if it finds one.
+      - An empty string disables the check. It is skipped where systemd does not run.
     type: str
     default: docker.service
   mode:
     description:
-      - The permissions of the file. Without them, those of V(0644) that the file has; a proxy's
-        password in it is nobody else's.
+      - The mode of the file. By default, its present mode limited to V(0644), since the file may
+        contain the password of a proxy.
     type: raw
   owner:
     description:
@@ -95,24 +93,24 @@ options:
     default: root
   backup:
     description:
-      - Keep a copy of the old file, with the date in its name, when the content changes.
+      - Whether to keep a copy of the old file, with the date in its name, when the content changes.
     type: bool
     default: false
 attributes:
   check_mode:
-    description: Reports what would change, and validates it, without changing anything.
+    description: Reports and validates the changes without making them.
     support: full
   diff_mode:
     description: Shows the content before and after.
     support: full
 notes:
   - Which changes C(SIGHUP) applies without a restart follows Docker's reference of C(dockerd) and
-    the source code of the engine. A few keys can be changed by a reload but not removed, and of
-    C(features) only C(buildkit) is read again; such changes report RV(restart_required).
+    the source code of the engine. A reload can change a few keys but not remove them, and it reads
+    only C(buildkit) of C(features). Such changes report RV(restart_required).
 """
 
 EXAMPLES = r"""
-- name: Set the project's keys, keep all others
+- name: Set the project's keys and keep all others
   slipway.host.daemon_json:
     settings:
       log-driver: local
@@ -126,13 +124,13 @@ EXAMPLES = r"""
           args: []
   register: daemon_json
 
-- name: Restart Docker only for what a reload does not apply
+- name: Restart Docker only for changes that a reload does not apply
   ansible.builtin.systemd_service:
     name: docker.service
     state: "{{ 'restarted' if daemon_json.restart_required else 'reloaded' }}"
   when: daemon_json.restart_required or daemon_json.reload_required
 
-- name: Drop keys that an older tool has left behind
+- name: Remove keys of an older tool
   slipway.host.daemon_json:
     settings:
       log-driver: local
@@ -140,7 +138,7 @@ EXAMPLES = r"""
       - default-runtime
       - [default-network-opts, bridge, com.docker.network.driver.mtu]
 
-- name: Take back everything that was ever set
+- name: Remove all settings of earlier runs
   slipway.host.daemon_json:
     settings: {}
 
@@ -164,12 +162,12 @@ path:
   type: str
   sample: /etc/docker/daemon.json
 settings:
-  description: Everything that is in the file now, the user's keys too.
+  description: The whole content of the file, with the user's keys.
   returned: success
   type: dict
   sample: {"dns": ["192.0.2.1"], "log-driver": "local", "log-opts": {"max-size": "50m"}}
 differences:
-  description: Each changed key in words.
+  description: The changed keys, each with its old and its new value.
   returned: success
   type: list
   elements: str
@@ -177,20 +175,20 @@ differences:
     - 'log-opts.max-size: "10m" → "50m"'
     - 'debug: true → (removed)'
 restart_required:
-  description: Whether a running daemon takes up the changes only when it is restarted.
+  description: Whether a running daemon applies the changes only after a restart.
   returned: success
   type: bool
 reload_required:
-  description: Whether a running daemon takes up the changes when it is reloaded.
+  description: Whether a running daemon applies the changes after a reload.
   returned: success
   type: bool
 notes:
-  description: What a person may want to know, like why the content could not be validated.
+  description: Notes for a person, such as why the content was not validated.
   returned: success
   type: list
   elements: str
   sample:
-    - Not validated. This host has no dockerd yet.
+    - 'Not validated: this host has no dockerd yet.'
 backup_file:
   description: The copy of the old file.
   returned: when O(backup) is true, the content changed and there was a file
@@ -198,38 +196,21 @@ backup_file:
   sample: /etc/docker/daemon.json.4711.2026-11-20@04:05:06~
 """
 
-import os
-import shlex
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
-    DaemonJsonError,
-    Owned,
-    Plan,
-    conflicts,
-    decode,
-    environment_files,
-    masked,
-    parse,
-    plan,
-    read_record,
-    render,
-    unit_flags,
-    updated_record,
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import DaemonJsonError
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_file import (
+    VALIDATE,
+    DaemonJsonFile,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
-
-VALIDATE = "dockerd --validate --config-file %s"
+from ansible_collections.slipway.host.plugins.module_utils.docker.labels import DAEMON_JSON_RECORD
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "path": {"type": "path", "default": "/etc/docker/daemon.json"},
     "settings": {"type": "dict", "default": {}},
     "absent": {"type": "list", "elements": "raw", "default": []},
-    "record": {"type": "path", "default": "/var/lib/slipway/daemon_json.json"},
+    "record": {"type": "path", "default": DAEMON_JSON_RECORD},
     "validate": {"type": "str", "default": VALIDATE},
     "unit": {"type": "str", "default": "docker.service"},
     "mode": {"type": "raw"},
@@ -239,218 +220,17 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 }
 
 
-class DaemonJson:
-    """One run of the module."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.params: dict[str, Any] = module.params
-        # What is renamed onto a link would replace the link.
-        self.target = Path(os.path.realpath(self.params["path"]))
-        if self.params["mode"] is None:
-            self.params["mode"] = f"{self.usual_mode():04o}"
-        self.notes: list[str] = []
-        self.result: dict[str, Any] = {"changed": False, "path": str(self.target)}
-
-    def run(self) -> dict[str, Any]:
-        """Bring the file to its wanted state, or say what that would change; return the result."""
-        text = self.read()
-        record_text, record = self.read_record()
-        merge = plan(text, self.params["settings"], self.params["absent"], record, str(self.target))
-        if not merge.plain:
-            self.notes.append(
-                f"{self.target} is empty or starts with a byte order mark, on which engines before "
-                "23.0 do not start; it is written as plain JSON."
-            )
-        self.refuse_conflicts(merge)
-        new_record = updated_record(record_text, self.params["path"], merge.record)
-        if merge.changed:
-            self.change(text, merge, new_record)
-        else:
-            self.keep(text, new_record)
-        return self.result | {
-            "settings": parse(masked(render(merge.after))),
-            "differences": merge.differences,
-            "restart_required": merge.restart_required,
-            "reload_required": merge.reload_required,
-            "notes": self.notes,
-        }
-
-    def usual_mode(self) -> int:
-        """Return the permissions of the file, none of them beyond the usual ones."""
-        found = self.target.stat().st_mode if self.target.is_file() else 0o644
-        return found & 0o644 | 0o600
-
-    def read(self) -> str | None:
-        """Return the file's text, None where there is no file."""
-        try:
-            return decode(self.target.read_bytes(), str(self.target))
-        except FileNotFoundError:
-            return None
-
-    def read_record(self) -> tuple[str, tuple[Owned, ...]]:
-        """Return the record's text and its entries; a broken record counts as a lost one."""
-        path = Path(self.params["record"])
-        try:
-            text = decode(path.read_bytes(), "it")
-            return text, read_record(text, self.params["path"])
-        except FileNotFoundError:
-            pass
-        except DaemonJsonError as error:
-            self.notes.append(
-                f"The record {path} is of no use and is begun anew ({error}); keys that were set "
-                "before are now taken for the user's own."
-            )
-        return "", ()
-
-    def refuse_conflicts(self, merge: Plan) -> None:
-        """Fail, or warn if the file stays as it is, where the unit sets one of its keys too."""
-        for key, flag in conflicts(merge.after, self.unit_flags()):
-            message = (
-                f"{key} is set in {self.target} and by {flag} on dockerd's command line in "
-                f"{self.params['unit']}; Docker does not start on that. Take {key} out of "
-                f"{self.target} or of the settings, or take {flag} out of the unit (systemctl edit "
-                f"{self.params['unit']}: an empty ExecStart=, then one without {flag})."
-            )
-            if merge.changed:
-                self.module.fail_json(msg=message)
-            self.module.warn(message)
-
-    def unit_flags(self) -> dict[str, str]:
-        """Return the keys that dockerd's command line sets, with their flags."""
-        systemctl = self.module.get_bin_path("systemctl")
-        if not self.params["unit"] or systemctl is None:
-            return {}
-        properties = "--property=ExecStart,Environment,EnvironmentFiles"
-        rc, unit, _ = self.module.run_command([systemctl, "show", properties, self.params["unit"]])
-        if rc != 0:
-            return {}
-        files = [Path(name) for name in environment_files(unit)]
-        texts = [file.read_text("utf-8", "replace") for file in files if file.is_file()]
-        return unit_flags(unit, texts)
-
-    def change(self, text: str | None, merge: Plan, record: str) -> None:
-        """Replace the file's content, or in check mode validate what it would be."""
-        content = render(merge.after)
-        self.result["changed"] = True
-        if self.module._diff:
-            self.result["diff"] = {
-                "before_header": str(self.target),
-                "before": masked(text or ""),
-                "after_header": str(self.target),
-                "after": masked(content),
-            }
-        if self.module.check_mode:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
-                file.write(content)
-                file.flush()
-                self.validate(file.name)
-            return
-
-        def prepare(file: Path) -> None:
-            self.set_attributes(file)
-            self.validate(str(file))
-            if self.params["backup"] and text is not None:
-                self.result["backup_file"] = self.module.backup_local(str(self.target))
-            # Before the file: if the run ends between the two, the record claims values that are
-            # not in the file, which means nothing; the other way round they would look like the
-            # user's own.
-            self.write_record(record)
-
-        replace_file(self.target, content, prepare)
-
-    def keep(self, text: str | None, record: str) -> None:
-        """Repair the mode and the owner of a file whose content is right."""
-        if text is not None:
-            attributes: dict[str, Any] = {}
-            self.result["changed"] = self.set_attributes(self.target, attributes)
-            if self.module._diff and attributes:
-                self.result["diff"] = attributes
-        if not self.module.check_mode:
-            self.write_record(record)
-
-    def set_attributes(self, file: Path, diff: dict[str, Any] | None = None) -> bool:
-        """Set mode and owner; return whether they differed."""
-        wanted = self.module.load_file_common_arguments(self.params, path=str(file))
-        return bool(self.module.set_fs_attributes_if_different(wanted, False, diff, expand=False))
-
-    def validate(self, file: str) -> None:
-        """Have dockerd check a file; fail if it refuses, note it where it could not be asked."""
-        command: str = self.params["validate"]
-        if not command:
-            return
-        try:
-            program, *words = shlex.split(command)
-        except ValueError as error:
-            self.module.fail_json(msg=f"validate is no command: {error}: {command}")
-        if "%s" not in command:
-            self.module.fail_json(msg=f"validate must hold %s, where the file goes: {command}")
-        found = self.module.get_bin_path(program)
-        if found is None:
-            if command != VALIDATE:
-                self.module.fail_json(msg=f"validate: there is no program {program} on this host.")
-            self.notes.append("Not validated. This host has no dockerd yet.")
-            return
-        rc, out, err = self.module.run_command(
-            [found, *(word.replace("%s", file) for word in words)], expand_user_and_vars=False
-        )
-        if rc == 0:
-            return
-        if "unknown flag: --validate" in err:
-            self.notes.append("Not validated. This host's dockerd is older than 23.0 and cannot.")
-            return
-        message = masked((err or out).strip().replace(file, str(self.target)))
-        self.module.fail_json(
-            msg=f"The new content of {self.target} was refused, and the file has been left as it "
-            f"was. {program} says: {message}",
-            rc=rc,
-        )
-
-    def write_record(self, text: str) -> None:
-        """Bring the record to its new text, "" meaning that it is not needed."""
-        path = Path(self.params["record"])
-        if not text:
-            path.unlink(missing_ok=True)
-        elif not path.exists() or path.read_bytes() != text.encode():
-            replace_file(path, text)
-
-
-def replace_file(path: Path, text: str, prepare: Callable[[Path], None] | None = None) -> None:
-    """Replace a file in one step that a power cut cannot halve; its mode is 0600 at first.
-
-    ``prepare`` is called with the finished new file before it takes the place of the old one. If
-    it does not return, the old file stays.
-    """
-    with paths.opened_parent(str(path), make=True) as (folder, name):
-        # The folder that was opened, whatever becomes of its name; also for the program that
-        # validates the file.
-        opened_folder = f"/proc/{os.getpid()}/fd/{folder.descriptor}"
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=opened_folder)
-        new = Path(temporary)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if prepare is not None:
-                prepare(new)
-            os.rename(new.name, name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
-        finally:
-            folder.remove(new.name)
-        os.fsync(folder.descriptor)
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(ARGUMENT_SPEC, supports_check_mode=True)
     try:
-        module.exit_json(**DaemonJson(module).run())
+        module.exit_json(**DaemonJsonFile(module).run())
     except DaemonJsonError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(
-            msg=f"{error.filename or module.params['path']}: {error.strerror}. The content of "
-            f"{module.params['path']} has been left as it was."
+            msg=f"Cannot read or write {error.filename or module.params['path']}: "
+            f"{error.strerror}. The content of {module.params['path']} was not changed."
         )
 
 

@@ -9,10 +9,9 @@ DOCUMENTATION = r"""
 module: image_smoke
 short_description: Run the smoke tests of images on the host
 description:
-  - Runs the smoke test that lies in each image, in a container of its own without network, on a
-    read-only file system, as a user that the image does not know; with the host's GPUs where the
-    image is a C(gpu) variant and there are any.
-  - All are run, and the module fails at the end where one failed.
+  - Runs the smoke test of each image in a container without network, on a read-only file system, as
+    a user that the image does not know. A C(gpu) variant gets the host's GPUs, if there are any.
+  - All smoke tests are run; the module fails at the end if one of them failed.
 options:
   references:
     description: Tags of images on the host.
@@ -35,14 +34,14 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Prove an image that came by docker load
+- name: Test an image that was loaded by docker load
   slipway.host.image_smoke:
     references: ["slipway/iris-api:cpu"]
 """
 
 RETURN = r"""
 proven:
-  description: What each image's smoke test proved, by its tag.
+  description: The lines of each image's smoke test, by the image's tag.
   returned: always
   type: dict
   sample: {"slipway/iris-api:cpu": ["smoke: 4 predictions right, 20 bad requests refused"]}
@@ -53,7 +52,7 @@ import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -63,18 +62,20 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 def prove(reference: str, timeout: int) -> list[str]:
-    """Run one image's smoke test; return what it proved or raise SmokeError."""
-    asked = subprocess.run(
+    """Run one image's smoke test; return its lines or raise SmokeError."""
+    inspected = subprocess.run(
         ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference],
         capture_output=True,
         text=True,
         check=False,
     )
-    if asked.returncode != 0:
-        raise smoke.SmokeError(f"is not on the host: {asked.stderr.strip()}")
-    command = (json.loads(asked.stdout) or {}).get(verify.LABEL_SMOKE)
+    if inspected.returncode != 0:
+        raise smoke.SmokeError(f"image not found on the host: {inspected.stderr.strip()}")
+    command = (json.loads(inspected.stdout) or {}).get(labels.SMOKE)
     if command is None:
-        raise smoke.SmokeError(f"has no smoke test: it lacks the label {verify.LABEL_SMOKE}")
+        raise smoke.SmokeError(
+            f"no smoke test: label {labels.SMOKE} is missing. Choose an image of the catalogue"
+        )
     return smoke.test(reference, json.loads(command), timeout)
 
 

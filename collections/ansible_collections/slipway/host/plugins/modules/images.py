@@ -7,19 +7,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: images
-short_description: Build catalogue images on the host, with progress
+short_description: Build images of the catalogue on the host
 description:
-  - Asks the engine which images bear another context digest than the catalogue gives them, and
-    builds those on the host, in order of dependency.
-  - An image gets its tag only after its smoke test passed in a container without network. One that
-    fails leaves the tag, and so the running services, where they were; the others are built all the
-    same, and the task fails at the end.
-  - The build runs detached on the host and is followed from here, so a lost connection does not end
-    it, and two runs do not build twice.
+  - Builds the images whose context digest on the host differs from the catalogue's, in order of
+    dependency.
+  - An image gets its tag only after its smoke test passed in a container without network. If the
+    test fails, the tag and the running services stay as they are. The other images are still built,
+    and the task fails at the end.
+  - The build runs detached on the host, and the controller follows it. A lost connection does not
+    end the build, and a second run waits for the first.
 extends_documentation_fragment: [slipway.host.catalogue]
 options:
   names:
-    description: Images of the catalogue; those they are based on come along.
+    description: Images of the catalogue. The images below them are built too.
     type: list
     elements: str
     required: true
@@ -29,17 +29,17 @@ options:
     default: {}
 attributes:
   check_mode:
-    description: Says which images would be built.
+    description: Reports the images that would be built.
     support: full
   diff_mode:
-    description: Shows the context digests, as they are and as they should be.
+    description: Shows the present and the declared context digests.
     support: full
 author:
   - Slipway contributors
 """
 
 EXAMPLES = r"""
-- name: Build the iris classifier's API
+- name: Build the image iris-api
   slipway.host.images:
     names: [iris-api]
     catalogue: images
@@ -49,12 +49,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: The images with the context digests that they should bear.
+  description: The images with their declared context digests.
   returned: always
   type: list
   elements: dict
 built:
-  description: References that were built.
+  description: References of the images that were built.
   returned: when something was built
   type: list
   elements: str

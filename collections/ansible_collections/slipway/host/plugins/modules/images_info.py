@@ -7,20 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: images_info
-short_description: Compare the catalogue with the images that a host holds
+short_description: Compare the catalogue with the images on a host
 description:
-  - Tells for each image of the catalogue whether the host holds it as the catalogue makes it, how
-    big it is, what its build took, and what its smoke test proved.
-  - Tells as well what else of Slipway's the host holds.
+  - Returns for each image of the catalogue whether the host has its current build, its size, the
+    duration of its build, and the lines of its smoke test.
+  - Returns other images of Slipway on the host as well.
 extends_documentation_fragment: [slipway.host.catalogue]
 options:
   names:
-    description: Images that the host is to hold.
+    description: Images that the host should hold.
     type: list
     elements: str
     required: true
   show:
-    description: What to print besides, for people.
+    description: What to print for people.
     type: str
     choices: [nothing, table, markdown]
     default: nothing
@@ -36,7 +36,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: See what the host holds of the catalogue
+- name: List the images of the catalogue on the host
   slipway.host.images_info:
     names: [iris-api]
     catalogue: images
@@ -47,43 +47,43 @@ EXAMPLES = r"""
 
 RETURN = r"""
 images:
-  description: The catalogue's images, and what else of Slipway's the host holds.
+  description: The catalogue's images, and other images of Slipway on the host.
   returned: always
   type: list
   elements: dict
   contains:
     reference:
-      description: Its tag.
+      description: Tag of the image.
       type: str
       sample: slipway/iris-api:cpu
     state:
       description: V(current), V(outdated), V(missing) or V(not in the catalogue).
       type: str
     declared:
-      description: Whether the host is to hold it.
+      description: Whether the host should hold the image.
       type: bool
     size:
-      description: Its size in bytes, null where the host does not hold it.
+      description: Size in bytes, null for an image that is not on the host.
       type: int
     added:
-      description: What it adds to the image it stands on, in bytes.
+      description: Size without the image below it, in bytes.
       type: int
     build_seconds:
-      description: What its last build there took.
+      description: Duration of its last build there.
       type: float
     smoke_seconds:
-      description: What its last smoke test there took.
+      description: Duration of its last smoke test there.
       type: float
     proven:
-      description: What that proved.
+      description: Lines of that smoke test.
       type: list
       elements: str
     notes:
-      description: What its owner should know, in sentences.
+      description: Sentences for the owner of the host.
       type: list
       elements: str
 unneeded:
-  description: References that the host holds and is not to hold, in the order to remove them.
+  description: References of undeclared images on the host, in the order to remove them.
   returned: always
   type: list
   elements: str

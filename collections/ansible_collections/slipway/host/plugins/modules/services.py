@@ -395,7 +395,7 @@ def act(
     made, refused = settle_mounts(differing, failed)
     sound = [project for project in differing if project["name"] not in refused]
     held = held_ports(module) if len(sound) > 1 else {}
-    for project, stopped in ports.turns(sound, held):
+    for project, stopped in ports.order_replacements(sound, held):
         with noted(failed, project["name"]):
             for name in stopped:
                 docker(module, "compose", "--project-name", name, "stop")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, declaration
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 
 class Builds:
@@ -22,7 +23,7 @@ class Builds:
         except declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from error
 
-    def of(self, names: list[str] | None = None) -> list[catalogue.ImageBuild]:
+    def of(self, names: list[str] | None = None) -> list[ImageBuild]:
         """Return the builds of the images NAMES and of what they stand on, of all where None.
 
         Raise AnsibleActionFail where that makes no sense.

@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_bundle, cuda_judge
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import skip_reason
 
 # By this what an interrupted proof left is known; its container ends by itself.
-LABEL = "io.slipway.proof=gpu"
+LABEL = f"{labels.PROOF}=gpu"
 LIFETIME = "600"
 TIMEOUT = 120
 HOLDER = "sleep"

@@ -21,10 +21,10 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 
-LABEL_SMOKE = "io.slipway.smoke"
 SMOKE_TIMEOUT = 1800
 GPUS, COMPUTATION, GPUS_IN_CONTAINERS = "GPUs", "GPU computation", "GPUs in containers"
 REQUEST_TIMEOUT = 30
@@ -140,10 +140,10 @@ def _images(smoke: bool) -> Iterator[Check]:
     if not smoke:
         return
     for image in _probe.docker("/images/json"):
-        labels = image.get("Labels") or {}
-        if LABEL_SMOKE not in labels:
+        image_labels = image.get("Labels") or {}
+        if labels.SMOKE not in image_labels:
             continue
-        command = json.loads(labels[LABEL_SMOKE])
+        command = json.loads(image_labels[labels.SMOKE])
         for reference in image.get("RepoTags") or ():
             # One that an interrupted build left is nobody's to use.
             if not reference.endswith(images_smoke.CANDIDATE):
@@ -152,12 +152,12 @@ def _images(smoke: bool) -> Iterator[Check]:
 
 def _services() -> Iterator[Check]:
     for container in _probe.docker("/containers/json?all=1"):
-        labels = container.get("Labels") or {}
-        name = labels.get("com.docker.compose.service")
-        once = labels.get(_owned.LABEL_ONE_OFF) == "True"
-        if not name or once or _owned.LABEL_PROOF not in labels:
+        container_labels = container.get("Labels") or {}
+        name = container_labels.get("com.docker.compose.service")
+        once = container_labels.get(_owned.LABEL_ONE_OFF) == "True"
+        if not name or once or labels.PROOF not in container_labels:
             continue
-        proof = json.loads(labels[_owned.LABEL_PROOF])
+        proof = json.loads(container_labels[labels.PROOF])
         yield attempt(f"service {name}", partial(_service, container, proof))
 
 

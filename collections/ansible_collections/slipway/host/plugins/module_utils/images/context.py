@@ -23,7 +23,7 @@ from typing import Any
 
 import jinja2
 
-# Appears in a checkout without anybody meaning it to be in an image.
+# Files of tools that do not belong into an image.
 _LITTER = frozenset({"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
 
 _YEAR_2000 = 946_684_800
@@ -31,7 +31,7 @@ _TWENTY_YEARS = 631_152_000
 
 
 class ContextError(Exception):
-    """A context that cannot be made; the text names the file."""
+    """A file of a build context cannot be used; the text names it."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class ContextFile:
 
 
 def read_files(source: Path, path: str) -> Iterator[ContextFile]:
-    """Yield a file, or all files of a folder in the order of their names, to lie under `path`.
+    """Yield a file, or all files of a folder in the order of their names, with paths below `path`.
 
-    Of a file's mode only the executable bit counts, as in git. Raise ContextError for what is
-    missing and for anything that is neither a file nor a folder: a link would mean something
-    else inside the context.
+    Of a file's mode only the executable bit counts, as in git. Raise ContextError for a missing
+    file and for anything that is neither a file nor a folder: a link would point elsewhere inside
+    the context.
     """
     if source.is_symlink() or not (source.is_dir() or source.is_file()):
-        kind = "is not a plain file or folder" if source.is_symlink() else "does not exist"
-        raise ContextError(f"{source}: {kind}")
+        found = "not a plain file or folder" if source.is_symlink() else "does not exist"
+        raise ContextError(f"{source}: {found}; expected a file or a folder. Replace or add it.")
     if source.is_dir():
         for entry in sorted(source.iterdir()):
             if entry.name not in _LITTER:
@@ -62,10 +62,10 @@ def read_files(source: Path, path: str) -> Iterator[ContextFile]:
 
 
 def render(images: Path, template: str, variables: Mapping[str, Any]) -> str:
-    """Return the Dockerfile that a template below the catalogue's folder makes.
+    """Return the Dockerfile rendered from a template below the catalogue's folder.
 
-    Templates extend and import each other by their path from that folder. Raise ContextError with
-    the template's file and line for a mistake in it.
+    Templates extend and import each other by their path in that folder. Raise ContextError with
+    the template's file and line for a mistake in the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(images),
@@ -86,7 +86,7 @@ def render(images: Path, template: str, variables: Mapping[str, Any]) -> str:
 
 
 def digest(identity: str, files: Iterable[ContextFile]) -> str:
-    """Return the SHA-256, in hex, over what the base is and every file of the context."""
+    """Return the SHA-256, in hex, over the base's identity and every file of the context."""
     listed = [
         [file.path, file.executable, hashlib.sha256(file.content).hexdigest()]
         for file in sorted(files, key=lambda file: file.path)
@@ -97,8 +97,8 @@ def digest(identity: str, files: Iterable[ContextFile]) -> str:
 def pack(files: Iterable[ContextFile]) -> bytes:
     """Return the files as a tar archive: sorted, owned by root, dated by their content.
 
-    BuildKit keeps what it was sent for a context and asks only for files whose size or date is
-    another one. With one date for all, `x==1.0` would be built where `x==1.1` was asked for.
+    BuildKit caches the files of a context, and requests only files whose size or date differs. With
+    one date for all files, a change from `x==1.0` to `x==1.1` would go unnoticed.
     """
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -116,7 +116,7 @@ def pack(files: Iterable[ContextFile]) -> bytes:
 
 
 def _date(content: bytes) -> int:
-    """Return a date in this century's first years, in seconds, that stands for the content."""
+    """Return a date after 2000, in seconds, derived from the content."""
     return _YEAR_2000 + int.from_bytes(hashlib.sha256(content).digest()[:4], "big") % _TWENTY_YEARS
 
 
@@ -126,5 +126,5 @@ def _folders(files: Iterable[ContextFile]) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """Quote a value for ENV, ARG and LABEL, where a dollar would name a variable."""
+    """Quote a value for ENV, ARG and LABEL, where a dollar begins a variable."""
     return '"' + re.sub(r'([\\"$])', r"\\\1", value) + '"'

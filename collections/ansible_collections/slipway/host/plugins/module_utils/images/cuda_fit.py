@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host, tables
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 OLDEST_DRIVER: Mapping[int, int] = MappingProxyType({11: 450, 12: 525, 13: 580})
 """The driver branch that a major release of CUDA needs at least, in any of its minor releases.

@@ -1,12 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads YAML declarations strictly and checks them against a JSON Schema, in words.
+"""Reads YAML declarations strictly and validates them by JSON Schema.
 
 PRIVATE to the collection. Runs on the controller.
 
-The schemas are ordinary JSON Schema (2020-12), so editors complete and check the same files. Only
-the part of it that they use is understood here, which is why ansible-core's own dependencies are
-enough to run a playbook, and why each message can say what is allowed and what was probably meant.
+The schemas are ordinary JSON Schema (2020-12), so editors complete and check the same files.  Each
+error names file, line and key: `<file>:<line>: <key>: <found>; expected <expected>. <What to do>.`
 """
 
 from __future__ import annotations
@@ -15,25 +14,19 @@ import difflib
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator, ValidationError
 
 Schema = Mapping[str, Any]
 KeyPath = tuple[str | int, ...]
 
-_ANNOTATIONS = frozenset({"$schema", "$id", "$defs", "title", "description", "default", "examples"})
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "null": (type(None),),
-}
-_TYPE_WORDS = {
+_TYPE_NAMES: Mapping[str, str] = {
     "object": "a mapping",
     "array": "a list",
     "string": "a string",
@@ -50,14 +43,17 @@ class DeclarationError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a document: where, and in words what and what is allowed."""
+    """A mistake in a document: the key path, the value found, the value expected, the remedy."""
 
     path: KeyPath
-    message: str
+    found: str
+    expected: str
+    remedy: str
 
     def __str__(self) -> str:
-        """Return `key.path[0]: message`."""
-        return f"{key_path(self.path)}: {self.message}" if self.path else self.message
+        """Return `key.path[0]: found; expected this. Do that.`."""
+        key = f"{key_path(self.path)}: " if self.path else ""
+        return f"{key}{self.found}; expected {self.expected}. {self.remedy}"
 
 
 def key_path(path: KeyPath) -> str:
@@ -66,50 +62,53 @@ def key_path(path: KeyPath) -> str:
     return text.removeprefix(".")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known word most like this one, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+def suggest(word: str, known_words: Iterable[str]) -> str:
+    """Return `Did you mean 'x'?` for the known word most like this one, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known_words), n=1, cutoff=0.6)
+    return f"Did you mean {matches[0]!r}?" if matches else ""
 
 
 def load(path: Path, schema: Schema) -> dict[str, Any]:
-    """Read a YAML mapping, check it, and return it with the schema's defaults left out.
+    """Read a YAML mapping and validate it; the schema's defaults are not filled in.
 
-    Raise DeclarationError for a file that cannot be read or is not YAML, for a key given twice,
-    and for everything the schema forbids; all problems are reported at once, each with its line.
+    Raise DeclarationError for a file that cannot be read or is not YAML, for a duplicate key, and
+    for everything the schema forbids.  The error lists all problems, each with its line.
     """
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_StrictLoader)
         document = yaml.load(text, Loader=_StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
-        raise DeclarationError(f"{path}: cannot be read: {error}") from error
+        raise DeclarationError(f"{path}: cannot read the file: {error}.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise DeclarationError(f"{path}:{line}: is not YAML: {error.problem}") from error
+        raise DeclarationError(f"{path}:{line}: invalid YAML: {error.problem}.") from error
     except yaml.YAMLError as error:
-        raise DeclarationError(f"{path}: is not YAML: {error}") from error
-    problems = list(check(document, schema))
-    if problems:
-        raise DeclarationError(
-            "\n".join(f"{path}:{_line(node, problem.path)}: {problem}" for problem in problems)
-        )
+        raise DeclarationError(f"{path}: invalid YAML: {error}.") from error
+    located = [(_line(node, problem.path), problem) for problem in validate(document, schema)]
+    if located:
+        located.sort(key=lambda entry: entry[0])
+        raise DeclarationError("\n".join(f"{path}:{line}: {problem}" for line, problem in located))
+    if not isinstance(document, dict):
+        raise DeclarationError(f"{path}:1: {_describe(document)}; expected a mapping.")
     return dict(document)
 
 
-def check(document: Any, schema: Schema) -> Iterator[Problem]:
-    """Yield what is wrong with a document, in the order of the document.
-
-    Raise NotImplementedError when the schema uses a keyword that is not understood here: better
-    than a rule that an editor enforces and a run does not.
-    """
-    return _check(document, schema, schema, ())
+def validate(document: Any, schema: Schema) -> Iterator[Problem]:
+    """Yield the mistakes in a document."""
+    try:
+        validator = _validator_class()(schema)
+    except ImportError:
+        _warn_not_validated()
+        return
+    for error in validator.iter_errors(document):
+        yield from _problems(error, schema)
 
 
 def with_defaults(document: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     """Return the mapping with the schema's `default` for every property that is absent.
 
-    Nested mappings that are present get theirs too. The input is left alone.
+    Nested mappings that are present get theirs too. The input is not changed.
     """
     return _fill(document, schema, schema)
 
@@ -135,88 +134,106 @@ def _fill(document: Mapping[str, Any], schema: Schema, root: Schema) -> dict[str
     return filled
 
 
-def _check(value: Any, schema: Schema, root: Schema, path: KeyPath) -> Iterator[Problem]:
-    schema = _resolve(schema, root)
-    _refuse_unknown_keywords(schema)
-    expected = schema.get("type")
-    if expected is not None and not _is_type(value, expected):
-        yield Problem(path, f"is {_found(value)}, must be {_words(expected)}{_hint(schema)}")
-        return
-    if "enum" in schema and value not in schema["enum"]:
-        allowed = ", ".join(map(str, schema["enum"]))
-        yield Problem(
-            path,
-            f"is {value!r}, must be one of: {allowed}{nearest(str(value), allowed.split(', '))}",
-        )
-    if isinstance(value, str):
-        yield from _check_text(value, schema, path)
-    elif isinstance(value, dict):
-        yield from _check_mapping(value, schema, root, path)
-    elif isinstance(value, list):
-        yield from _check_list(value, schema, root, path)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield from _check_number(value, schema, path)
+@cache
+def _validator_class() -> type[Draft202012Validator]:
+    """Return the validator of jsonschema, as strict as YAML and Python need it.
+
+    Imported late: jsonschema takes longer to import than a survey with a catalogue in its cache.
+    """
+    from jsonschema import Draft202012Validator, ValidationError, validators
+
+    def match_pattern(
+        validator: Draft202012Validator, pattern: str, value: Any, _rule: Schema
+    ) -> Iterator[ValidationError]:
+        # In JSON Schema `$` is the end of the text; in Python it also stands before a last newline.
+        if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
+            yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+    # To JSON Schema, 80.0 is an integer; a port must not be written that way.
+    checker = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _checker, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    strict: type[Draft202012Validator] = validators.extend(  # type: ignore[no-untyped-call]
+        Draft202012Validator, {"pattern": match_pattern}, type_checker=checker
+    )
+    return strict
 
 
-def _check_text(value: str, schema: Schema, path: KeyPath) -> Iterator[Problem]:
-    pattern = schema.get("pattern")
-    # In JSON Schema `$` is the end of the text; in Python it also stands before a last newline.
-    if pattern and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
-        yield Problem(path, f"is {value!r}, which is not allowed{_hint(schema) or f': {pattern}'}")
+@cache
+def _warn_not_validated() -> None:
+    """Warn once a process.  The project's own declarations are validated before a release."""
+    from ansible.utils.display import Display
+
+    Display().warning(
+        "Declarations of images are not validated: the Python package jsonschema is missing on the "
+        "controller. Install it: pip install jsonschema"
+    )
 
 
-def _check_number(value: float, schema: Schema, path: KeyPath) -> Iterator[Problem]:
-    if value < schema.get("minimum", value):
-        yield Problem(path, f"is {value}, must be at least {schema['minimum']}{_hint(schema)}")
-    if value > schema.get("maximum", value):
-        yield Problem(path, f"is {value}, must be at most {schema['maximum']}{_hint(schema)}")
+def _problems(error: ValidationError, schema: Schema) -> Iterator[Problem]:
+    """Yield what an error of jsonschema means, one problem for each key or item that is wrong."""
+    path: KeyPath = tuple(error.absolute_path)
+    value: Any = error.instance
+    rule = _rule_at(schema, path)
+    if "propertyNames" in error.absolute_schema_path:
+        path, rule = (*path, str(value)), error.schema if isinstance(error.schema, dict) else {}
+        wrong_type = error.validator == "type"
+        expected = _expect("a string", rule) if wrong_type else _allowed(rule, str(rule["pattern"]))
+        remedy = "Put the key in quotes." if wrong_type else "Rename the key."
+        yield Problem(path, f"key {value!r}", expected, remedy)
+    elif error.validator == "additionalProperties":
+        known = rule.get("properties", {})
+        for key in [key for key in value if key not in known]:
+            remedy = suggest(str(key), known) or "Rename or remove the key."
+            names = ", ".join(sorted(known))
+            yield Problem((*path, str(key)), "unknown key", f"one of: {names}", remedy)
+    elif error.validator == "required":
+        # jsonschema reports each missing key on its own, and names the key only in the message.
+        required: Any = error.validator_value
+        for key in [key for key in required if error.message.startswith(repr(key))]:
+            expected = _expect("a value", _rule_at(schema, (*path, key)))
+            yield Problem((*path, key), "missing key", expected, "Add the key.")
+    else:
+        yield Problem(path, *_value_problem(error, rule))
 
 
-def _check_list(value: list[Any], schema: Schema, root: Schema, path: KeyPath) -> Iterator[Problem]:
-    if len(value) < schema.get("minItems", 0):
-        yield Problem(path, f"has {len(value)} items, needs {schema['minItems']}{_hint(schema)}")
-    if schema.get("uniqueItems"):
-        twice = [item for index, item in enumerate(value) if item in value[:index]]
-        yield from (Problem(path, f"holds {item!r} more than once") for item in twice)
-    if "items" in schema:
-        for index, item in enumerate(value):
-            yield from _check(item, schema["items"], root, (*path, index))
+def _value_problem(error: ValidationError, rule: Schema) -> tuple[str, str, str]:
+    """Return what was found, what was expected and the remedy for one value."""
+    value: Any = error.instance
+    limit: Any = error.validator_value
+    change = "Change the value."
+    match error.validator:
+        case "type":
+            remedy = "Put the value in quotes." if _needs_quotes(value, limit) else change
+            return _describe(value), _expect(_type_names(limit), rule), remedy
+        case "enum":
+            choices = [str(choice) for choice in limit]
+            remedy = suggest(str(value), choices) or change
+            return repr(value), f"one of: {', '.join(choices)}", remedy
+        case "pattern":
+            return repr(value), _allowed(rule, limit), change
+        case "minimum":
+            return str(value), _expect(f"at least {limit}", rule), change
+        case "maximum":
+            return str(value), _expect(f"at most {limit}", rule), change
+        case "minItems":
+            return f"{len(value)} items", _expect(f"at least {limit}", rule), "Add an item."
+        case "uniqueItems":
+            repeated = next(item for index, item in enumerate(value) if item in value[:index])
+            return f"duplicate item {repeated!r}", "each item once", "Remove the duplicate."
+    return repr(value), f"a value that fits {error.validator}: {limit!r}", change
 
 
-def _check_mapping(
-    value: dict[Any, Any], schema: Schema, root: Schema, path: KeyPath
-) -> Iterator[Problem]:
-    properties = schema.get("properties", {})
-    extra = schema.get("additionalProperties", True)
-    for key, item in value.items():
-        here = (*path, str(key))
-        if key in properties:
-            yield from _check(item, properties[key], root, here)
-        elif extra is False:
-            yield Problem(
-                here,
-                f"is not a known key{nearest(str(key), properties)} "
-                f"(known: {', '.join(sorted(properties))})",
-            )
+def _rule_at(schema: Schema, path: KeyPath) -> Schema:
+    """Return the part of a schema that is in force at a key path of a document."""
+    rule = _resolve(schema, schema)
+    for part in path:
+        if isinstance(part, int):
+            inner = rule.get("items", {})
         else:
-            if "propertyNames" in schema:
-                yield from _check(key, schema["propertyNames"], root, here)
-            if isinstance(extra, Mapping):
-                yield from _check(item, extra, root, here)
-    for key in schema.get("required", ()):
-        if key not in value:
-            rule = _resolve(properties.get(key, {}), root)
-            yield Problem(path, f"lacks the key {key!r}{_hint(rule)}")
-
-
-def _refuse_unknown_keywords(schema: Schema) -> None:
-    understood = _ANNOTATIONS | {
-        "type", "enum", "pattern", "minimum", "maximum", "minItems", "uniqueItems", "items",
-        "properties", "required", "additionalProperties", "propertyNames", "$ref",
-    }  # fmt: skip
-    unknown = set(schema) - understood
-    if unknown:
-        raise NotImplementedError(f"schema keywords not understood: {', '.join(sorted(unknown))}")
+            inner = rule.get("properties", {}).get(part, rule.get("additionalProperties", {}))
+        rule = _resolve(inner, schema) if isinstance(inner, Mapping) else {}
+    return rule
 
 
 def _resolve(schema: Schema, root: Schema) -> Schema:
@@ -228,43 +245,51 @@ def _resolve(schema: Schema, root: Schema) -> Schema:
     return {**_resolve(target, root), **{k: v for k, v in schema.items() if k != "$ref"}}
 
 
-def _is_type(value: Any, expected: str | list[str]) -> bool:
+def _type_names(expected: str | list[str]) -> str:
     names = [expected] if isinstance(expected, str) else expected
-    return any(
-        isinstance(value, _TYPES[name]) and (name == "boolean" or not isinstance(value, bool))
-        for name in names
-    )
+    return " or ".join(_TYPE_NAMES[name] for name in names)
 
 
-def _words(expected: str | list[str]) -> str:
-    names = [expected] if isinstance(expected, str) else expected
-    return " or ".join(_TYPE_WORDS[name] for name in names)
+def _needs_quotes(value: Any, expected: str | list[str]) -> bool:
+    """Whether YAML made something else of a text that was written without quotes."""
+    return "string" in expected and isinstance(value, bool | int | float)
 
 
-def _found(value: Any) -> str:
+def _describe(value: Any) -> str:
+    """Return a value with its type, as YAML reads it."""
     if value is None:
         return "empty"
-    kind = next(name for name in _TYPES if _is_type(value, name))
-    return _TYPE_WORDS[kind] if kind in ("object", "array") else f"{_TYPE_WORDS[kind]} ({value!r})"
+    if isinstance(value, bool):
+        return str(value).lower()
+    for kinds, name in ((dict, "a mapping"), (list, "a list"), (str, f"the string {value!r}")):
+        if isinstance(value, kinds):
+            return name
+    return f"the number {value!r}"
 
 
-def _hint(schema: Schema) -> str:
-    description = schema.get("description")
-    return f" ({description})" if description else ""
+def _expect(expected: str, rule: Schema) -> str:
+    """Return what is expected, with the rule's description behind it."""
+    description = rule.get("description")
+    return f"{expected} ({description})" if description else expected
+
+
+def _allowed(rule: Schema, pattern: str) -> str:
+    """Return the rule's description, else the pattern that a text must match."""
+    return str(rule.get("description") or f"text that matches {pattern}")
 
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML with every key once and without dates: `2023-04-30` stays the text that was written."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a key that is given twice, of which YAML would silently keep the last."""
+        """Refuse a duplicate key, of which YAML would silently use the last."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 continue
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+                    None, None, f"duplicate key {key_node.value!r}", key_node.start_mark
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -281,10 +306,10 @@ def _line(node: yaml.Node | None, path: KeyPath) -> int:
     line = 1
     for part in path:
         if isinstance(node, yaml.MappingNode):
-            found = [(key, value) for key, value in node.value if key.value == part]
-            if not found:
+            entries = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not entries:
                 break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
+            line, node = entries[0][0].start_mark.line + 1, entries[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
             node = node.value[part]
             line = node.start_mark.line + 1

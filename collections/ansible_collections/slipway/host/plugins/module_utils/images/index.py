@@ -1,11 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host should hold of the catalogue, remembered between runs.
+"""The images that a host should hold, from a cache.
 
-Rendering and hashing every build context costs some 60 ms a host; the survey has that much for
-everything.  So the outcome is kept in the user's cache folder under a key over all that leads to
-it: the bytes of the whole catalogue, the code that turns it into builds, and what was asked for.
-Nothing about a host is remembered here.
+Rendering and hashing every build context takes about 60 ms a host, as long as the rest of a survey.
+So the result is stored in the user's cache folder.  Its key is a digest over the whole catalogue,
+the code that turns it into builds, and the request.  The cache has no data of hosts.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 
 Args = Mapping[str, Mapping[str, str]]
 
@@ -40,9 +41,9 @@ class Planned:
 
 @cache
 def fingerprint(folder: Path) -> str:
-    """Return a digest over the catalogue's files and the code; read once a process."""
+    """Return a digest over the catalogue's files and the code; computed once a process."""
     hashed = hashlib.sha256()
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(str(labels.__file__))]
     files += sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
     for path in files:
         if path.is_file():
@@ -58,8 +59,8 @@ def _cache_folder() -> Path:
     return Path(root).expanduser() / "slipway" / "catalogue"
 
 
-def _remember(file: Path, text: str) -> None:
-    """Write a cache entry, and forget old ones; a cache that cannot be written is none."""
+def _store(file: Path, text: str) -> None:
+    """Write a cache entry and remove old ones; ignore a cache that cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(f".{os.getpid()}")
@@ -72,8 +73,8 @@ def _remember(file: Path, text: str) -> None:
         return
 
 
-def _recall(file: Path) -> list[Planned] | None:
-    """Return what a cache entry holds, None where there is none that can be read."""
+def _load(file: Path) -> list[Planned] | None:
+    """Return a cache entry, None for an entry that is missing or cannot be read."""
     try:
         return [Planned(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
@@ -81,8 +82,8 @@ def _recall(file: Path) -> list[Planned] | None:
 
 
 @contextmanager
-def _one_at_a_time(file: Path) -> Iterator[None]:
-    """Let the processes that want the same entry, one for each host, make it only once."""
+def _lock(file: Path) -> Iterator[None]:
+    """Lock a cache entry, so that only one of the processes for the hosts makes it."""
     with ExitStack() as stack:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,26 +95,28 @@ def _one_at_a_time(file: Path) -> Iterator[None]:
 def planned(
     folder: str, names: Sequence[str], variant: str, base: str, args: Args
 ) -> list[Planned]:
-    """Return what a host should hold for the images NAMES, in build order.
+    """Return the images NAMES and the images below them as a host should hold them, in build order.
 
-    Raise DeclarationError where the catalogue or what is asked of it makes no sense.
+    Raise DeclarationError for a mistake in the catalogue or in the request.
     """
     path = Path(folder).resolve()
-    asked = json.dumps([fingerprint(path), list(names), variant, base, args], sort_keys=True)
-    file = _cache_folder() / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    found = _recall(file)
-    if found is None:
-        with _one_at_a_time(file):
-            found = _recall(file)
-            if found is None:
-                found = _made(path, names, variant, base, args)
-                _remember(file, json.dumps([asdict(entry) for entry in found]))
-    return found
+    request = json.dumps([fingerprint(path), list(names), variant, base, args], sort_keys=True)
+    file = _cache_folder() / f"{hashlib.sha256(request.encode()).hexdigest()}.json"
+    images = _load(file)
+    if images is None:
+        with _lock(file):
+            images = _load(file)
+            if images is None:
+                images = _read_images(path, names, variant, base, args)
+                _store(file, json.dumps([asdict(image) for image in images]))
+    return images
 
 
-def _made(path: Path, names: Sequence[str], variant: str, base: str, args: Args) -> list[Planned]:
-    """Read the catalogue and plan from it."""
-    # Imported late: with an entry in the cache, none of it is needed.
+def _read_images(
+    path: Path, names: Sequence[str], variant: str, base: str, args: Args
+) -> list[Planned]:
+    """Read the catalogue and return the images."""
+    # Imported late: not needed with an entry in the cache.
     from ansible_collections.slipway.host.plugins.module_utils.images import catalogue
 
     builds = catalogue.load_catalogue(path).builds(names, variant, base, args)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The job for the builder on a host: contexts, secrets, and the builder itself."""
+"""Packs the job for the builder on a host: contexts, secrets, and the builder itself."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
 from ansible_collections.slipway.host.plugins.module_utils.images import builder, smoke
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
-    ImageBuild,
-    context_tar,
-)
+from ansible_collections.slipway.host.plugins.module_utils.images.context import pack
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.ml import labels as ml_labels
 
 BUILDER = builder.__name__
-# What a build trusts unless told otherwise: what its host trusts.
+# By default, builds trust the certificates that their host trusts.
 HOST_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
-def _base(build: ImageBuild, mirror: str) -> dict[str, Any]:
-    """Return how the builder gets the base, and the tag it has on the host.
+def _base_entry(build: ImageBuild, mirror: str) -> dict[str, Any]:
+    """Return the sources of the base for the builder, and its tag on the host.
 
-    A base that was bootstrapped from a MIRROR has no apt sources, so it is another one.
+    A base that is bootstrapped from a MIRROR has no apt sources, so it gets another tag.
     """
     identity = build.root.identity + mirror
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
@@ -41,51 +40,51 @@ def _base(build: ImageBuild, mirror: str) -> dict[str, Any]:
 
 
 def _pip_conf(options: Mapping[str, Any]) -> str:
-    """Return the content of pip.conf for a build, with PyTorch's index added to it."""
-    given, index = options.get("pip_conf") or "", options.get("torch_index")
+    """Return the content of pip.conf for a build, with PyTorch's index if there is one."""
+    text, index = options.get("pip_conf") or "", options.get("torch_index")
     if not index:
-        return str(given)
+        return str(text)
     parser = configparser.RawConfigParser()
-    parser.read_string(given)
+    parser.read_string(text)
     if not parser.has_section("global"):
         parser.add_section("global")
     extra = parser.get("global", "extra-index-url", fallback="")
     parser.set("global", "extra-index-url", f"{extra} {index}".strip())
-    text = io.StringIO()
-    parser.write(text)
-    return text.getvalue()
+    written = io.StringIO()
+    parser.write(written)
+    return written.getvalue()
 
 
-def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
-    """Return a tar archive with everything the builder needs on the host.
+def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
+    """Return a tar archive with everything that the builder needs on the host.
 
-    OPTIONS is ``ml_images_build``.  The archive holds secrets, so it belongs into a folder that
-    only root can read.
+    OPTIONS is ``ml_images_build``.  The archive contains secrets: unpack it into a folder that only
+    root can read.
     """
-    given = {
+    contents = {
         "pip_conf": _pip_conf(options),
         "apt_conf": options.get("apt_conf"),
         "apt_sources": options.get("apt_sources"),
     }
-    lent = {name: str(content) for name, content in given.items() if content}
-    files = {f"secrets/{name}": content.encode() for name, content in lent.items()}
-    secrets = {name: f"secrets/{name}" for name in lent}
+    texts = {name: str(content) for name, content in contents.items() if content}
+    files = {f"secrets/{name}": text.encode() for name, text in texts.items()}
+    secrets = {name: f"secrets/{name}" for name in texts}
     ca_file = options.get("ca_file", HOST_CERTIFICATES)
     if ca_file:
         secrets["ca"] = ca_file
     entries = []
-    for number, build in enumerate(wanted):
+    for number, build in enumerate(builds):
         context = f"{number}.tar"
-        files[context] = context_tar(build)
+        files[context] = pack(build.files)
         entries.append(
             {
                 "name": build.name,
                 "reference": build.reference,
                 "digest": build.digest,
                 "parent": build.parent,
-                "base": _base(build, options.get("apt_mirror") or ""),
+                "base": _base_entry(build, options.get("apt_mirror") or ""),
                 "context": context,
-                "labels": {**build.labels, verify.LABEL_SMOKE: json.dumps(build.smoke)},
+                "labels": {**build.labels, labels.SMOKE: json.dumps(build.smoke)},
                 "smoke": list(build.smoke),
                 "smoke_timeout": build.smoke_timeout,
             }
@@ -101,4 +100,4 @@ def job(wanted: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "parallel": options.get("parallel") or 0,
     }
     files["job.json"] = json.dumps(description).encode()
-    return host_job.packed(files, (builder, host_job, smoke))
+    return host_job.packed(files, (builder, host_job, smoke, labels, ml_labels))

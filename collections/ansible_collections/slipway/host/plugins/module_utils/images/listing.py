@@ -13,30 +13,29 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils._owned import LABEL_DIGEST
-from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
-LABEL_IMAGE = "io.slipway.image"
 SEPARATOR = "-- records"
 
 QUESTION = f"""
-ids=$(docker image ls --quiet --no-trunc --filter label={LABEL_IMAGE} | sort -u)
+ids=$(docker image ls --quiet --no-trunc --filter label={labels.IMAGE} | sort -u)
 [ -z "$ids" ] && echo '[]' || docker image inspect $ids
-for record in /var/lib/slipway/images/*.json; do
+for record in {labels.BUILD_RECORDS}/*.json; do
     case "$record" in
     *'*'* | *.cdx.json) ;;
     *) echo '{SEPARATOR}' && cat "$record" && echo ;;
     esac
 done
 """
-"""A shell script for the host; `read_answer` reads what it writes."""
+"""A shell script for the host; `read_answer` parses its output."""
 
 CURRENT, OUTDATED, MISSING, UNKNOWN = "current", "outdated", "missing", "not in the catalogue"
 
 
 @dataclass(frozen=True)
 class Held:
-    """An image on a host: its digest label, its size in bytes, and when and what was proven."""
+    """An image on a host: its digest label, its size in bytes, and the record of its build."""
 
     reference: str
     digest: str
@@ -48,8 +47,8 @@ class Held:
 class Row:
     """One image of the catalogue or of the host, compared.
 
-    `added` is what it adds to the image it stands on, in bytes; both sizes are None where the host
-    does not hold it. `declared` says whether the host is to hold it.
+    `added` is its size without the image below it, in bytes; both sizes are None for an image that
+    is not on the host. `declared` says whether the host should hold the image.
     """
 
     reference: str
@@ -64,15 +63,15 @@ class Row:
 
 
 def read_answer(text: str) -> dict[str, Held]:
-    """Return the images that a host's answer to QUESTION tells of, by reference.
+    """Return the images in a host's answer to QUESTION, by reference.
 
-    Raise ValueError where it is not such an answer.
+    Raise ValueError for any other text.
     """
     inspected, *recorded = text.split(SEPARATOR)
     records = {record["digest"]: record for record in map(json.loads, recorded)}
     held = {}
     for image in json.loads(inspected):
-        digest = image["Config"]["Labels"].get(LABEL_DIGEST, "")
+        digest = image["Config"]["Labels"].get(labels.DIGEST, "")
         for reference in image.get("RepoTags") or ():
             held[reference] = Held(reference, digest, image["Size"], records.get(digest, {}))
     return held
@@ -84,9 +83,9 @@ def compare(
     declared: Collection[str],
     unfit: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Return what the catalogue's BUILDS are on a host, then what else it holds of Slipway.
+    """Return the state of the catalogue's BUILDS on a host, then other images of Slipway there.
 
-    DECLARED are the references that the host is to hold, UNFIT says of some why they do not run
+    DECLARED are the references that the host should hold; UNFIT has reasons why images do not run
     there.
     """
     rows = [_row(build, held, build.reference in declared, unfit) for build in builds]
@@ -138,10 +137,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def page(rows: Sequence[Row]) -> str:
-    """Return a table in Markdown of what the host holds of the catalogue: sizes, times, proofs."""
+    """Return a Markdown table of the catalogue's images on the host: sizes, times, smoke tests."""
     held = [row for row in rows if row.state in (CURRENT, OUTDATED)]
     lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in held)]
-    # What is to be on this one host is nothing for a page.
+    # The state on this one host does not belong on a page.
     return "\n".join(f"| {' | '.join([line[0], *line[2:]])} |" for line in lines)
 
 
@@ -167,7 +166,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def unneeded(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the references that a host holds and is not to hold, those on top of others first."""
+    """Yield the references of undeclared images on a host, in the order to remove them."""
     yield from (
         row.reference for row in reversed(rows) if row.size is not None and not row.declared
     )

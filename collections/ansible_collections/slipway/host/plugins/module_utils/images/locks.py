@@ -1,12 +1,12 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lock files of the catalogue: what they pin, what moved, and where PyTorch comes from.
+"""Lock files of the catalogue: their pins, their changes, and the source of PyTorch.
 
 PRIVATE to the collection. Runs on the controller.
 
-A lock is what `uv pip compile --universal --generate-hashes` writes: one pin a paragraph, with a
-marker where it does not hold everywhere. An image that stands on another of the catalogue locks
-only what it adds, so that a package has one pin in a line of images.
+`uv pip compile --universal --generate-hashes` writes a lock: one pin in each paragraph, with a
+marker where the pin is not for every platform. An image that is built on another image locks only
+the packages it adds, so that a package has one pin in a line of images.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 TORCH_FAMILY = frozenset({"torch", "torchvision", "torchaudio"})
-"""Compiled against each other: all of them from one index, or none works."""
+"""Compiled against each other, so all of them must come from one index."""
 
-# What PyPI's torch carries along, and CPU wheels have no use for.
+# Dependencies of PyPI's torch that CPU wheels do not need.
 _CUDA = re.compile(r"nvidia-|cuda-|triton$")
 _CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(-cu\d+)?$")
 _PIN = re.compile(
@@ -29,7 +29,7 @@ _PIN = re.compile(
 
 @dataclass(frozen=True)
 class Pin:
-    """One package of a lock: the version for where the marker holds, everywhere if it is empty."""
+    """One package of a lock; the version is for platforms that match the marker, if any."""
 
     name: str
     version: str
@@ -43,14 +43,14 @@ class Pin:
         return f"{self.name}=={self.version}{marker}"
 
 
-def normalised(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a project's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @lru_cache(maxsize=64)
 def read_pins(text: str) -> tuple[Pin, ...]:
-    """Return the pins of a lock, in its order; other lines are passed over."""
+    """Return the pins of a lock, in its order; other lines are ignored."""
     paragraphs: list[list[str]] = []
     for line in text.splitlines():
         if _PIN.match(line):
@@ -59,17 +59,17 @@ def read_pins(text: str) -> tuple[Pin, ...]:
             paragraphs[-1].append(line)
     pins = []
     for lines in paragraphs:
-        found = _PIN.match(lines[0])
-        assert found is not None
-        name, marker = normalised(found["name"]), found["marker"] or ""
-        pins.append(Pin(name, found["version"], marker, "\n".join(lines) + "\n"))
+        match = _PIN.match(lines[0])
+        assert match is not None
+        name, marker = normalise_name(match["name"]), match["marker"] or ""
+        pins.append(Pin(name, match["version"], marker, "\n".join(lines) + "\n"))
     return tuple(pins)
 
 
-def wished_names(text: str) -> Iterator[str]:
+def required_names(text: str) -> Iterator[str]:
     """Yield the normalised project name of each line of a `.in` file that requires one."""
     for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", text, flags=re.MULTILINE):
-        yield normalised(name)
+        yield normalise_name(name)
 
 
 def write_pins(pins: Iterable[Pin]) -> str:
@@ -77,17 +77,17 @@ def write_pins(pins: Iterable[Pin]) -> str:
     return "".join(pin.text for pin in pins)
 
 
-def additions(pins: Iterable[Pin], below: Iterable[Pin]) -> list[Pin]:
-    """Return the pins that the images below do not have already, word for word."""
-    there = {str(pin) for pin in below}
-    return [pin for pin in pins if str(pin) not in there]
+def added_pins(pins: Iterable[Pin], below: Iterable[Pin]) -> list[Pin]:
+    """Return the pins that the images below do not have."""
+    known = {str(pin) for pin in below}
+    return [pin for pin in pins if str(pin) not in known]
 
 
-def on_cpu_wheels(text: str, torch_lock: str) -> str:
+def use_cpu_wheels(text: str, torch_lock: str) -> str:
     """Return a lock in which PyTorch comes from `torch_lock` and CUDA is left out.
 
-    Members of PyTorch's family that `torch_lock` does not have are left out as well: built for
-    CUDA, they would not load. A lock that has nothing to do with PyTorch stays as it is.
+    Packages of PyTorch's family that `torch_lock` does not have are left out as well, because they
+    are built for CUDA. A lock without PyTorch is returned as it is.
     """
     pins = read_pins(text)
     kept = [p for p in pins if p.name not in TORCH_FAMILY and not _CUDA.match(p.name)]
@@ -120,15 +120,15 @@ def version_for(pins: Iterable[Pin], name: str, python: str) -> str | None:
 
 
 def cuda_release(pins: Iterable[Pin]) -> str | None:
-    """Return the release of CUDA that pinned packages bring along, such as `13.2`, or None."""
+    """Return the release of CUDA among pinned packages, such as `13.2`, or None."""
     for pin in pins:
         if _CUDA_RUNTIME.match(pin.name):
             return ".".join(pin.version.split(".")[:2])
     return None
 
 
-def moved(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
-    """Say what differs between two locks, a line for each package, in words."""
+def describe_changes(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
+    """Return the changes between two locks, a line for each package."""
     old, new = _versions(before), _versions(after)
     lines = []
     for name in sorted(old.keys() | new.keys()):
@@ -142,7 +142,7 @@ def moved(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
 
 
 def _versions(pins: Sequence[Pin]) -> Mapping[str, str]:
-    """Return the version, or versions, that a lock has of each package."""
+    """Return the version, or versions, of each package in a lock."""
     versions: dict[str, list[str]] = {}
     for pin in pins:
         versions.setdefault(pin.name, []).append(pin.version)

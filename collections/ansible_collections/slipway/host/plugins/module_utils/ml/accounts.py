@@ -1,10 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The caller's name in a container, which knows no account of the caller's number.
+"""The caller's account in a container.
 
-Without one, a prompt says "I have no name!", and ssh, and so git, refuse to work at all.  So a
-container gets the image's own /etc/passwd and /etc/group with the caller in them.  They are kept in
-the caller's cache for as long as image, name and groups stay the same.
+Without an account, a prompt shows "I have no name!", and ssh and git fail.  So a container gets the
+image's own /etc/passwd and /etc/group with the caller added.  Both files stay in the caller's cache
+as long as image, name and groups are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEEP_SECONDS = 30 * 24 * 3600
 
 @dataclass(frozen=True)
 class Accounts:
-    """Which lines go into which file of an image, by its id, and the folder for the outcome."""
+    """The lines to add to the account files of an image, which is given by its ID."""
 
     image: str
     passwd: tuple[str, ...]
@@ -34,15 +34,17 @@ class Accounts:
 
     @property
     def folder(self) -> Path:
-        """Return where the files are kept."""
+        """Return the folder of the merged files in the caller's cache."""
         key = "\n".join([self.image, *self.passwd, *self.group])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         return Path(root).expanduser() / "slipway" / "accounts" / name
 
 
-def of(image: str, home: str, name: str, uid: int, gid: int, groups: Sequence[int]) -> Accounts:
-    """Return the caller's accounts for an image whose HOME is known."""
+def accounts_for(
+    image: str, home: str, name: str, uid: int, gid: int, groups: Sequence[int]
+) -> Accounts:
+    """Return the account lines of the caller; HOME is the image's."""
     return Accounts(
         image=image,
         passwd=(f"{name}:x:{uid}:{gid}:{name}:{home or '/'}:{SHELL}",),
@@ -51,15 +53,15 @@ def of(image: str, home: str, name: str, uid: int, gid: int, groups: Sequence[in
 
 
 def group_name(gid: int) -> str:
-    """Return the name of a group, made up where it has none."""
+    """Return the name of a group, or group-GID for a group without a name."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return f"group-{gid}"
 
 
-def merged(own: str, lines: Sequence[str]) -> str:
-    """Return an image's OWN file with LINES in place of those of the same name or number."""
+def merge_accounts(own: str, lines: Sequence[str]) -> str:
+    """Return an image's OWN file with LINES instead of the lines with the same name or number."""
     taken = {line.split(":")[0] for line in lines} | {line.split(":")[2] for line in lines}
     kept = [
         line
@@ -69,10 +71,10 @@ def merged(own: str, lines: Sequence[str]) -> str:
     return "\n".join([*kept, *lines]) + "\n"
 
 
-def ensure(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]]) -> None:
-    """Make the files where they are missing; READ returns files of an image by path.
+def write_accounts(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]]) -> None:
+    """Write the merged files if they are missing; READ returns files of an image by path.
 
-    Raise MlError where they cannot be written.
+    Raise MlError where the files cannot be written.
     """
     folder = wanted.folder
     if all((folder / name).is_file() for name in FILES):
@@ -82,15 +84,15 @@ def ensure(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, lines in (("passwd", wanted.passwd), ("group", wanted.group)):
             fresh = folder / f".{name}.{os.getpid()}"
-            fresh.write_text(merged(own[f"/etc/{name}"], lines), encoding="utf-8")
+            fresh.write_text(merge_accounts(own[f"/etc/{name}"], lines), encoding="utf-8")
             fresh.replace(folder / name)
-        _forget_old(folder.parent)
+        _remove_old(folder.parent)
     except OSError as error:
-        raise MlError(f"{folder} cannot be written: {error}") from error
+        raise MlError(f"cannot write your account files to {folder}: {error}") from error
 
 
-def _forget_old(root: Path) -> None:
-    """Remove what was made long ago; containers that still have it keep it."""
+def _remove_old(root: Path) -> None:
+    """Remove old files; running containers keep theirs."""
     for file in root.glob("*/*"):
         if time.time() - file.stat().st_mtime > KEEP_SECONDS:
             file.unlink(missing_ok=True)

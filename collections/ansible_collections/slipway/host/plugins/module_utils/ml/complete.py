@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the shells offer after a tab.  They choose by what was typed; nothing: names of files."""
+"""Completion in shells: the words that may follow.  Without any, a shell offers file names."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ WITH_VALUE = {
 COMMANDS = ("commit", "gui", "list", "load", "logs", "push", "run", "save", "stop", "url")
 
 
-def candidates(
+def complete_words(
     words: Sequence[str],
     host: Host,
     own: Callable[[], list[str]],
     images: Callable[[], list[str]],
     gpus: Callable[[], list[str]],
 ) -> list[str]:
-    """Return what may stand in the place of the last of the WORDS, the first being the command.
+    """Return the candidates for the last of the WORDS; the first one is the command.
 
-    OWN, IMAGES and GPUS ask for the caller's containers, the images and the GPUs of this host,
-    which takes a while and so is done only where it is needed.
+    OWN, IMAGES and GPUS list the caller's containers, the images and the GPUs of this host.  They
+    are slow, so each is called only where its answer is needed.
     """
     command, *before = words[:-1] or [ML]
     current = words[-1] if len(words) > 1 else ""
     if command != ML:
-        return _of_alias(command, before, current, host, images, gpus)
+        return _complete_alias(command, before, current, host, images, gpus)
     if not before:
         return [*COMMANDS, "--help"]
     verb, *rest = before
     if verb in ("run", "gui"):
         if not rest:
             return sorted(host.aliases)
-        return _of_alias(rest[0], rest[1:], current, host, images, gpus)
+        return _complete_alias(rest[0], rest[1:], current, host, images, gpus)
     if verb in ("stop", "logs", "url"):
         options = {"stop": ["--all"], "logs": ["--follow"], "url": []}[verb]
         return [*own(), *options]
@@ -53,7 +53,7 @@ def candidates(
     return {"commit": own, "save": images, "push": images}.get(verb, list)()
 
 
-def _of_alias(
+def _complete_alias(
     name: str,
     before: Sequence[str],
     current: str,
@@ -61,7 +61,7 @@ def _of_alias(
     images: Callable[[], list[str]],
     gpus: Callable[[], list[str]],
 ) -> list[str]:
-    """Return what may follow an alias: its options, their values, and then any command."""
+    """Return the candidates after an alias: its options, then their values."""
     previous = before[-1] if before else ""
     if previous == "--gpus":
         return ["free", "all", "none", *gpus()]
@@ -76,7 +76,7 @@ def _of_alias(
 
 
 def _has_command(before: Sequence[str]) -> bool:
-    """Whether the words before hold the beginning of the command that runs inside."""
+    """Whether the command to run in the container begins in the words before."""
     value = False
     for word in before:
         if not value and not word.startswith("-"):

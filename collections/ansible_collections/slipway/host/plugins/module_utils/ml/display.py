@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A container's windows on the caller's display: X11, also by way of ssh -X, or Wayland."""
+"""Shows a container's windows on the caller's display: X11, also over ssh -X, or Wayland."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CHUNK = 1 << 16
 POLL_SECONDS = 0.05
 
 X11_COST = (
-    "X11 has no walls: until it ends, a program in this container can read every key that you "
-    "press and see every window of this display"
+    "warning: X11 does not isolate programs. A program in this container can read every key that "
+    "you press, and see every window of this display"
 )
 WAYLAND_COST = (
-    "a program in this container can open windows on your display and read the clipboard while "
-    "one of them has the focus"
+    "warning: a program in this container can open windows on your display, and read the clipboard "
+    "while one of them has the focus"
 )
 
 
@@ -46,16 +46,16 @@ class X11:
     number: int
 
 
-def x11(value: str) -> X11:
+def parse_display(value: str) -> X11:
     """Return the display of a DISPLAY variable.  Raise MlError where it names none."""
     match = re.match(r"(?P<host>[^:/]*):(?P<number>\d+)(\.\d+)?\Z", value)
     if not match:
-        raise MlError(f"DISPLAY is {value!r}, which names no display")
+        raise MlError(f"DISPLAY is {value!r}; expected a display such as :0 or localhost:10.0")
     host = "" if match["host"] == "unix" else match["host"]
     return X11(host, int(match["number"]))
 
 
-def cookie(authority: bytes, number: int, host: str = "") -> bytes:
+def select_cookie(authority: bytes, number: int, host: str = "") -> bytes:
     """Return an Xauthority file with the cookie of a display, for any address; empty for none.
 
     A home that several hosts share may have cookies of displays of the same number on each: those
@@ -63,7 +63,7 @@ def cookie(authority: bytes, number: int, host: str = "") -> bytes:
     The form is that of libXau: entries of a family and four texts with their lengths before them,
     address, number, name and data, all numbers in two bytes, the higher first.
     """
-    found, certain, position = b"", False, 0
+    entry, certain, position = b"", False, 0
     while position + 2 <= len(authority):
         position += 2
         texts = []
@@ -76,73 +76,77 @@ def cookie(authority: bytes, number: int, host: str = "") -> bytes:
         if name == COOKIE and display in (b"", str(number).encode()) and here >= certain:
             certain = here
             fields = (b"", str(number).encode(), name, data)
-            found = struct.pack(">H", ANY_FAMILY) + b"".join(
+            entry = struct.pack(">H", ANY_FAMILY) + b"".join(
                 struct.pack(">H", len(text)) + text for text in fields
             )
-    return found
+    return entry
 
 
 @contextmanager
-def forwarded(environment: Mapping[str, str], folder: Path) -> Iterator[tuple[list[str], str]]:
-    """Give the words for docker run that show windows, and what that costs in safety.
+def forward_display(
+    environment: Mapping[str, str], folder: Path
+) -> Iterator[tuple[list[str], str]]:
+    """Yield the options of docker run that show windows, and the security warning for the user.
 
-    FOLDER is private to the caller and kept as long as the container runs.  Raise MlError where
+    FOLDER is private to the caller and exists as long as the container runs.  Raise MlError where
     ENVIRONMENT names no display.
     """
     wayland, x = environment.get("WAYLAND_DISPLAY"), environment.get("DISPLAY")
     if not wayland and not x:
         raise MlError(
-            "there is no display to show windows on: neither WAYLAND_DISPLAY nor DISPLAY is set. "
-            "Over ssh, connect with: ssh -X"
+            "no display for windows: neither WAYLAND_DISPLAY nor DISPLAY is set. Over ssh, connect "
+            "with: ssh -X"
         )
     options = []
     if wayland:
-        options += _wayland(Path(environment.get("XDG_RUNTIME_DIR", "/"), wayland))
+        options += _wayland_options(Path(environment.get("XDG_RUNTIME_DIR", "/"), wayland))
     if not x:
         yield options, WAYLAND_COST
         return
-    display = x11(x)
+    display = parse_display(x)
     options += _x11_options(display, environment, folder)
-    with _x11_socket(display, folder) as found:
+    with _x11_socket(display, folder) as server_socket:
         target = PurePosixPath(X11_FOLDER / f"X{display.number}")
-        yield [*options, mount_option(Mounted(found, target))], X11_COST
+        yield [*options, mount_option(Mounted(server_socket, target))], X11_COST
 
 
 @contextmanager
 def _x11_socket(display: X11, folder: Path) -> Iterator[Path]:
-    """Give the socket of a display, one that leads there where the display is reached over TCP."""
+    """Yield the socket of a display; for a display over TCP, the socket of a relay."""
     if display.host:
         with _relay(display, folder / f"X{display.number}") as relayed:
             yield relayed
         return
-    found = X11_FOLDER / f"X{display.number}"
-    if not found.is_socket():
-        raise MlError(f"DISPLAY leads to {found}, which is no socket")
-    yield found
+    server_socket = X11_FOLDER / f"X{display.number}"
+    if not server_socket.is_socket():
+        raise MlError(f"no X11 server at {server_socket}, the socket that DISPLAY names")
+    yield server_socket
 
 
-def _wayland(found: Path) -> list[str]:
-    if not found.is_socket():
-        raise MlError(f"WAYLAND_DISPLAY leads to {found}, which is no socket")
+def _wayland_options(server_socket: Path) -> list[str]:
+    if not server_socket.is_socket():
+        raise MlError(
+            f"no Wayland server at {server_socket}, the socket that WAYLAND_DISPLAY names"
+        )
     target = INSIDE / "wayland"
-    return [mount_option(Mounted(found, target)), f"--env=WAYLAND_DISPLAY={target}"]
+    return [mount_option(Mounted(server_socket, target)), f"--env=WAYLAND_DISPLAY={target}"]
 
 
 def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> list[str]:
-    """Return the variables, and the cookie where there is one: a server may trust the user."""
+    """Return the variables and the mount of the cookie; a server may work without a cookie."""
     # Shared memory does not reach from the container to the server.
     options = [f"--env=DISPLAY=:{display.number}", "--env=QT_X11_NO_MITSHM=1"]
     source = Path(environment.get("XAUTHORITY") or Path("~/.Xauthority").expanduser())
     try:
-        found = cookie(source.read_bytes(), display.number, socket.gethostname())
+        authority = select_cookie(source.read_bytes(), display.number, socket.gethostname())
     except FileNotFoundError:
-        found = b""
+        authority = b""
     except (OSError, struct.error) as error:
-        raise MlError(f"{source} cannot be read: {error}") from error
-    if found:
+        raise MlError(f"cannot read {source}: {error}") from error
+    if authority:
         file = folder / "xauthority"
         file.touch(mode=0o600)
-        file.write_bytes(found)
+        file.write_bytes(authority)
         target = INSIDE / "xauthority"
         options += [mount_option(Mounted(file, target, read_only=True))]
         options += [f"--env=XAUTHORITY={target}"]
@@ -150,7 +154,7 @@ def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> 
 
 
 class _Connection(socketserver.BaseRequestHandler):
-    """One window system connection, handed on as it is in both directions."""
+    """One connection to a display, copied in both directions."""
 
     def handle(self) -> None:
         """Copy until both ends have closed."""
@@ -164,7 +168,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 class _Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """A socket in the file system that leads to a display that is reached over TCP."""
+    """A socket in the file system that forwards to a display over TCP."""
 
     daemon_threads = True
 
@@ -176,17 +180,17 @@ class _Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 def _copy(source: socket.socket, target: socket.socket) -> None:
     try:
         while chunk := source.recv(CHUNK):
-            # A program that closes its window must not end all of this by SIGPIPE, see main.
+            # A program that closes its window must not end this process by SIGPIPE, see main.
             target.sendall(chunk, socket.MSG_NOSIGNAL)
         target.shutdown(socket.SHUT_WR)
     except OSError:
-        # The other end is gone; whoever reads from it learns that by itself.
+        # The other end has closed; its reader notices that by itself.
         return
 
 
 @contextmanager
 def _relay(display: X11, path: Path) -> Iterator[Path]:
-    """Give a socket that leads to a display over TCP: containers do not reach the host's own."""
+    """Yield a socket that forwards to a display over TCP, which containers cannot reach."""
     with _Relay(path, (display.host, X11_PORT + display.number)) as relay:
         path.chmod(0o600)
         threading.Thread(target=relay.serve_forever, args=(POLL_SECONDS,), daemon=True).start()
@@ -197,5 +201,5 @@ def _relay(display: X11, path: Path) -> Iterator[Path]:
 
 
 def private_folder() -> str:
-    """Return where a folder for one start may be made: in memory, where the session has such."""
+    """Return the parent for the folder of one start: in memory, if the session has one."""
     return os.environ.get("XDG_RUNTIME_DIR") or "/tmp"

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Docker, asked by its own command, and its refusals in words for the person at the terminal."""
+"""Runs the docker command, and explains its errors to the person at the terminal."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from .errors import MlError
 
 GROUP = "docker"
 CDI_KIND = "nvidia.com/gpu"
-# Where the toolkit puts what it knows of the GPUs, for engines that read it themselves.
+# Folders of the CDI specifications that NVIDIA's toolkit writes.
 CDI_FOLDERS = (Path("/var/run/cdi"), Path("/etc/cdi"))
 
-LABEL_IMAGE = "io.slipway.image"
-# How docker says that nothing listens, up to and since version 28.
+# Docker's words for an engine that does not answer, before and from version 28.
 NO_ANSWER = ("Cannot connect to the Docker daemon", "failed to connect to the docker API")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What an alias must know of the engine.
+    """The properties of the engine that matter to an alias.
 
-    rootless: it runs as the user, who is root in its containers.
-    cdi: it hands out GPUs by itself, and containers keep them when systemd reloads.
+    rootless: the engine runs as the user, who is root in its containers.
+    cdi: the engine provides GPUs by CDI; containers keep them when systemd reloads.
     """
 
     rootless: bool
@@ -43,49 +42,49 @@ class Engine:
 
 @dataclass(frozen=True)
 class Docker:
-    """The docker command; CONTACT is whom people are told to ask."""
+    """The docker command; CONTACT is the person to tell about problems."""
 
     contact: str
 
     def run(self, *words: str) -> str:
-        """Run it and return what it wrote.  Raise MlError in words where it fails."""
+        """Run docker and return its output.  Raise MlError where it fails."""
         return self._run(words).decode("utf-8", "replace")
 
     def _run(self, words: Sequence[str]) -> bytes:
         try:
             done = subprocess.run(["docker", *words], capture_output=True, check=False)
         except FileNotFoundError:
-            raise MlError("there is no docker command on this host") from None
+            raise MlError(f"command docker not found on this host. Tell {self.contact}") from None
         if done.returncode != 0:
             raise MlError(self.explain(done.stderr.decode("utf-8", "replace")))
         return done.stdout
 
     def explain(self, said: str) -> str:
-        """Return what a person should know of what docker SAID when it failed."""
+        """Return the error of docker's output SAID, for the person at the terminal."""
         if "permission denied while trying to connect" in said:
-            return not_allowed(self.contact, *_membership())
+            return explain_permission(self.contact, *_membership())
         if any(words in said for words in NO_ANSWER):
-            return f"Docker does not answer on this host; tell {self.contact}"
+            return f"Docker does not answer on this host. Tell {self.contact}"
         lines = [line for line in said.strip().splitlines() if line] or ["docker failed"]
         return lines[-1].removeprefix("Error response from daemon: ")
 
     def engine(self) -> Engine:
-        """Ask what engine this is.  Raise MlError where the user may not use it or it is down."""
+        """Return the engine.  Raise MlError where the user may not use it or it does not answer."""
         info = json.loads(self.run("info", "--format", "{{json .}}"))
-        # The command may succeed where the engine does not answer, and say so here.
+        # docker info may succeed although the engine does not answer, and list the error here.
         for problem in info.get("ServerErrors") or ():
             raise MlError(self.explain(problem))
-        return from_info(info, has_cdi_spec(CDI_FOLDERS))
+        return parse_engine(info, has_cdi_spec(CDI_FOLDERS))
 
     def inspect(self, kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return its description of images or containers (KIND), all of which must be there."""
+        """Return docker's description of images or containers (KIND), all of which must exist."""
         if not names:
             return []
-        found: list[dict[str, Any]] = json.loads(self.run(kind, "inspect", *names))
-        return found
+        inspected: list[dict[str, Any]] = json.loads(self.run(kind, "inspect", *names))
+        return inspected
 
     def image(self, reference: str) -> dict[str, Any] | None:
-        """Return its description of an image, None where the host does not have it."""
+        """Return docker's description of an image, None for an image that is not on the host."""
         try:
             return self.inspect("image", [reference])[0]
         except MlError as error:
@@ -94,7 +93,7 @@ class Docker:
             raise
 
     def files_of(self, image: str, paths: Sequence[str]) -> dict[str, str]:
-        """Return the text of files of an image, by path, without running anything of it."""
+        """Return the text of files of an image, by path, without running the image."""
         container = self.run("container", "create", "--network=none", "--pull=never", image).strip()
         try:
             return {
@@ -112,21 +111,21 @@ def _untarred(archive: bytes) -> str:
         return stream.read().decode("utf-8", "replace") if stream else ""
 
 
-def not_allowed(contact: str, user: str, listed: bool) -> str:
-    """Return what a person who may not use Docker should do; LISTED: but will after a login."""
+def explain_permission(contact: str, user: str, listed: bool) -> str:
+    """Return the error for a user without access to Docker; LISTED: a new login gives access."""
     if listed:
         return (
-            f"{user} may use Docker, but this session is older than that: "
-            "log out and in again, or run: newgrp docker"
+            f"{user} may use Docker, but only in a new session. "
+            "Log out and in again, or run: newgrp docker"
         )
     return (
         f"{user} may not use Docker on {socket.gethostname()}. "
-        f"Ask {contact} to be listed with 'docker: true' in user_access_users"
+        f"Ask {contact} to set 'docker: true' for you in user_access_users"
     )
 
 
 def _membership() -> tuple[str, bool]:
-    """Return the user's name, and whether the group database lists the user for Docker."""
+    """Return the user's name, and whether the user is listed in the group docker."""
     user = user_name(os.getuid())
     try:
         return user, user in grp.getgrnam(GROUP).gr_mem
@@ -142,8 +141,8 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-def from_info(info: Mapping[str, Any], spec: bool) -> Engine:
-    """Return the engine of an answer to ``docker info``; SPEC: a CDI file names GPUs."""
+def parse_engine(info: Mapping[str, Any], spec: bool) -> Engine:
+    """Return the engine that ``docker info`` describes; SPEC: a CDI file describes GPUs."""
     return Engine(
         rootless=any("rootless" in option for option in info.get("SecurityOptions") or ()),
         cdi=spec and bool(info.get("CDISpecDirs")),

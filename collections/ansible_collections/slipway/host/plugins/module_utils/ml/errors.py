@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What goes wrong, in words for the person at the terminal."""
+"""The error that the person at the terminal reads."""
 
 from __future__ import annotations
 
 
 class MlError(Exception):
-    """Something a person has to know or do; the message says what."""
+    """A problem that the person has to solve; the message says how."""

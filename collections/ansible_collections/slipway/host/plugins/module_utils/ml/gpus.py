@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host's GPUs: which there are, who uses them, and which ones a container gets."""
+"""The host's GPUs: lists them and their users, and chooses GPUs for a container."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .errors import MlError
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or a part of one that was partitioned (MIG).
+    """A GPU, or a part of a partitioned GPU (MIG).
 
-    id: what docker and the toolkit call it, ``0`` or, for a part, ``0:1``.
+    id: its ID in docker and the toolkit, ``0`` or, for a part, ``0:1``.
     """
 
     id: str
@@ -27,32 +27,35 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Choice:
-    """The GPUs for a container, and what the person should know of the choice."""
+    """The GPUs for a container, with a note or a warning for the person."""
 
     ids: tuple[str, ...]
     note: str = ""
     warning: str = ""
 
 
-def parse_list(said: str) -> list[Gpu]:
-    """Return the GPUs that ``nvidia-smi -L`` lists; parts stand for the GPU they are of."""
-    found: dict[str, list[Gpu]] = {}
+def parse_gpus(said: str) -> list[Gpu]:
+    """Return the GPUs that ``nvidia-smi -L`` lists; a partitioned GPU is listed as its parts."""
+    parts_by_gpu: dict[str, list[Gpu]] = {}
     index = ""
     for line in said.splitlines():
         whole = re.match(r"GPU (\d+): (.+) \(UUID: (\S+)\)", line)
         part = re.match(r"\s+MIG (\S+)\s+Device\s+(\d+): \(UUID: (\S+)\)", line)
         if whole:
             index = whole[1]
-            found[index] = [Gpu(index, whole[2], whole[3])]
+            parts_by_gpu[index] = [Gpu(index, whole[2], whole[3])]
         elif part and index:
-            parent = found[index][0].name.partition(", MIG")[0]
-            parts = [gpu for gpu in found[index] if ":" in gpu.id]
-            found[index] = [*parts, Gpu(f"{index}:{part[2]}", f"{parent}, MIG {part[1]}", part[3])]
-    return [gpu for group in found.values() for gpu in group]
+            parent = parts_by_gpu[index][0].name.partition(", MIG")[0]
+            parts = [gpu for gpu in parts_by_gpu[index] if ":" in gpu.id]
+            parts_by_gpu[index] = [
+                *parts,
+                Gpu(f"{index}:{part[2]}", f"{parent}, MIG {part[1]}", part[3]),
+            ]
+    return [gpu for group in parts_by_gpu.values() for gpu in group]
 
 
-def _ask(*words: str) -> str:
-    """Return what nvidia-smi says, nothing where it is not there or has no driver to ask."""
+def _run_nvidia_smi(*words: str) -> str:
+    """Return the output of nvidia-smi; empty without nvidia-smi or without a driver."""
     try:
         done = subprocess.run(
             ["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=30
@@ -62,91 +65,95 @@ def _ask(*words: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def present() -> list[Gpu]:
-    """Return the GPUs of this host that a container can be given."""
-    return parse_list(_ask("-L"))
+def list_gpus() -> list[Gpu]:
+    """Return the GPUs of this host that a container can use."""
+    return parse_gpus(_run_nvidia_smi("-L"))
 
 
-def processes() -> dict[str, str]:
-    """Return who computes on which GPU, by UUID, in words."""
-    found: dict[str, str] = {}
-    said = _ask("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
+def list_processes() -> dict[str, str]:
+    """Return the process that computes on each GPU, by UUID, as text."""
+    processes: dict[str, str] = {}
+    said = _run_nvidia_smi("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
     for line in said.splitlines():
         uuid, _, pid = (word.strip() for word in line.partition(","))
-        found.setdefault(uuid, _describe(pid))
-    return found
+        processes.setdefault(uuid, _describe_process(pid))
+    return processes
 
 
-def _describe(pid: str) -> str:
+def _describe_process(pid: str) -> str:
     try:
         return f"{Path('/proc', pid).owner()}'s process {pid}"
     except (OSError, KeyError):
         return f"process {pid}"
 
 
-def users(
-    found: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
+def find_users(
+    gpus: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Return who uses which GPU, by id: a container that has it, else a process.
+    """Return the user of each GPU, by ID: a container that has the GPU, else a process.
 
-    COMPUTING is what :func:`processes` says, CLAIMED the GPUs of each running container by name.
+    COMPUTING is from :func:`list_processes`, CLAIMED are the GPUs of running containers by name.
     """
-    busy = {gpu.id: computing[gpu.uuid] for gpu in found if gpu.uuid in computing}
+    busy = {gpu.id: computing[gpu.uuid] for gpu in gpus if gpu.uuid in computing}
     for container, ids in claimed.items():
         busy.update(dict.fromkeys(ids, container))
     return busy
 
 
-def choose(
+def choose_gpus(
     wanted: str,
     variant: str,
-    found: Sequence[Gpu],
+    gpus: Sequence[Gpu],
     busy: Mapping[str, str],
     take: Callable[[str], bool],
 ) -> Choice:
-    """Return the GPUs for WANTED (see settings) of those FOUND.
+    """Return the GPUs for the setting WANTED among the host's GPUS.
 
-    VARIANT is the image's; BUSY says who uses which; TAKE reserves one and says whether it could.
-    Raise MlError where a GPU is asked for that is not there.
+    VARIANT is the image's; BUSY are the users by GPU; TAKE reserves a GPU and returns success.
+    Raise MlError for a GPU that does not exist.
     """
     if wanted == "none":
         return Choice(())
-    if not found:
-        return Choice((), note="no GPU on this host, so it runs without")
+    if not gpus:
+        return Choice((), note="no GPU on this host; the container runs without one")
     if variant != "gpu":
-        return Choice((), note="the image has no GPU build, so it runs without")
-    ids = [gpu.id for gpu in found]
+        return Choice((), note="the image has no gpu variant; the container runs without a GPU")
+    ids = [gpu.id for gpu in gpus]
     if wanted == "all":
         return Choice(tuple(ids))
     if wanted != "free":
-        return Choice(_named(wanted.split(","), ids), warning=_shared(wanted.split(","), busy))
+        return Choice(
+            _named_gpus(wanted.split(","), ids), warning=_warn_shared(wanted.split(","), busy)
+        )
     free = tuple(gpu for gpu in ids if gpu not in busy and take(gpu))
     if free:
         return Choice(free)
-    taken = ", ".join(f"{gpu}: {busy.get(gpu, 'being started')}" for gpu in ids)
+    taken = ", ".join(f"{gpu}: {busy.get(gpu, 'starting')}" for gpu in ids)
     return Choice(
-        (), warning=f"all GPUs are in use ({taken}), so it runs without; --gpus 0 would share one"
+        (),
+        warning=f"all GPUs are in use ({taken}); the container runs without one. To share a GPU, "
+        "add: --gpus 0",
     )
 
 
-def _named(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
-    """Return the ids WANTED by index; a partitioned GPU's index stands for all its parts."""
+def _named_gpus(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
+    """Return the IDs for indexes; the index of a partitioned GPU means all its parts."""
     chosen: list[str] = []
     for index in wanted:
         matching = [gpu for gpu in ids if gpu == index or gpu.startswith(f"{index}:")]
         if not matching:
-            raise MlError(f"there is no GPU {index}; this host has {', '.join(ids)}")
+            raise MlError(f"no GPU {index} on this host; expected one of: {', '.join(ids)}")
         chosen += matching
     return tuple(dict.fromkeys(chosen))
 
 
-def _shared(wanted: Sequence[str], busy: Mapping[str, str]) -> str:
+def _warn_shared(wanted: Sequence[str], busy: Mapping[str, str]) -> str:
     taken = [f"{gpu} with {busy[gpu]}" for gpu in wanted if gpu in busy]
-    return f"shares GPU {', '.join(taken)}" if taken else ""
+    return f"the container shares GPU {', '.join(taken)}" if taken else ""
 
 
-def options(ids: Sequence[str], cdi: bool) -> list[str]:
-    """Return the words by which docker run gets GPUs; CDI: the engine hands them out itself."""
+def gpu_options(ids: Sequence[str], cdi: bool) -> list[str]:
+    """Return the options of docker run for GPUs, by CDI or by NVIDIA's runtime."""
     if not ids:
         return []
     if cdi:

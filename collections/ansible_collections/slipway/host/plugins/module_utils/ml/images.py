@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Images on this host: which there are, and how they are carried, kept and pushed."""
+"""Images on this host: lists, saves, loads, commits and pushes them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import engine, launch
+from . import labels, launch
 from .engine import Docker
 from .errors import MlError
 from .settings import Host
 
-LABEL_VARIANT = "io.slipway.variant"
-LABEL_DIGEST = "io.slipway.digest"
-LABEL_FROM = "io.slipway.committed-from"
-LABEL_BY = "io.slipway.committed-by"
-LABEL_BASE_DIGEST = "io.slipway.committed-from-digest"
-# Tags of this name are the role's: what stands there was built and proven.
-OWN = "slipway/"
+# Tags with this prefix are the role's: their images were built and tested.
+RESERVED_PREFIX = "slipway/"
 # A file name that stands for standard input or output.
 STREAM = Path("-")
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image of the catalogue, or one made from it; size in bytes, digest of its context."""
+    """An image of the catalogue, or one committed from it; size in bytes, its context digest."""
 
     reference: str
     name: str
@@ -44,72 +39,72 @@ class Image:
     created: str
 
 
-def from_inspect(found: Mapping[str, Any]) -> list[Image]:
-    """Return an image once for each of its tags."""
-    labels = found["Config"].get("Labels") or {}
+def parse_images(inspected: Mapping[str, Any]) -> list[Image]:
+    """Return an image for each of its tags."""
+    found_labels = inspected["Config"].get("Labels") or {}
     return [
         Image(
             reference=reference,
-            name=labels.get(engine.LABEL_IMAGE, ""),
-            variant=labels.get(LABEL_VARIANT, ""),
-            id=found["Id"],
-            digest=labels.get(LABEL_DIGEST, ""),
-            size=found["Size"],
-            created=found["Created"],
+            name=found_labels.get(labels.IMAGE, ""),
+            variant=found_labels.get(labels.VARIANT, ""),
+            id=inspected["Id"],
+            digest=found_labels.get(labels.DIGEST, ""),
+            size=inspected["Size"],
+            created=inspected["Created"],
         )
-        for reference in found.get("RepoTags") or ()
+        for reference in inspected.get("RepoTags") or ()
     ]
 
 
-def present(docker: Docker) -> list[Image]:
-    """Return the tagged images on this host that are of the catalogue, by reference."""
-    label = f"label={engine.LABEL_IMAGE}"
+def list_images(docker: Docker) -> list[Image]:
+    """Return the tagged images of the catalogue on this host, by reference."""
+    label = f"label={labels.IMAGE}"
     listed = docker.run("image", "ls", "--quiet", "--no-trunc", "--filter", label)
     ids = sorted(set(listed.split()))
-    found = [image for entry in docker.inspect("image", ids) for image in from_inspect(entry)]
-    return sorted(found, key=lambda image: image.reference)
+    images = [image for entry in docker.inspect("image", ids) for image in parse_images(entry)]
+    return sorted(images, key=lambda image: image.reference)
 
 
-def resolve(docker: Docker, name: str, host: Host) -> dict[str, Any]:
+def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
     """Return docker's description of an image by its name in the catalogue, alias or reference.
 
-    Raise MlError where this host does not have it.
+    Raise MlError for an image that is not on this host.
     """
     alias = host.aliases.get(name)
     reference = host.images.get(alias.image if alias else name, name)
-    found = docker.image(reference)
-    if found is None:
+    inspected = docker.image(reference)
+    if inspected is None:
         known = ", ".join(sorted(host.images)) or "none"
-        raise MlError(f"there is no image {reference} on this host (of the catalogue: {known})")
-    return {**found, "reference": reference}
+        raise MlError(f"no image {reference} on this host. Images of the catalogue here: {known}")
+    return {**inspected, "reference": reference}
 
 
-def describe(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines by which an image on one host is compared with one on another."""
-    labels = found["Config"].get("Labels") or {}
-    lines = [f"image id        {found['Id']}"]
-    if labels.get(LABEL_DIGEST):
-        lines.append(f"context digest  {labels[LABEL_DIGEST]}")
+def describe_image(inspected: Mapping[str, Any]) -> list[str]:
+    """Return lines to compare an image with the same image on another host."""
+    found_labels = inspected["Config"].get("Labels") or {}
+    lines = [f"image id        {inspected['Id']}"]
+    if found_labels.get(labels.DIGEST):
+        lines.append(f"context digest  {found_labels[labels.DIGEST]}")
     return lines
 
 
 def save(reference: str, file: Path, force: bool) -> None:
     """Write an image to a zstd archive, whole or not at all; ``-`` is standard output.
 
-    Raise MlError where the file is there already and not to be replaced, or cannot be written.
+    Raise MlError where the file exists and FORCE is false, or cannot be written.
     """
     source = ("docker", "image", "save", reference)
     compress = ("zstd", "--quiet", "--threads=0")
     if file == STREAM:
         if sys.stdout.isatty():
-            raise MlError("an archive is nothing for a terminal: name a file, or pipe it on")
+            raise MlError("cannot write an archive to a terminal. Name a file, or pipe the output")
         _pipe(source, (*compress, "--stdout"), stdout=None)
         return
     if file.exists() and not force:
-        raise MlError(f"{file} is there already; --force replaces it")
+        raise MlError(f"file {file} already exists. To replace it, add: --force")
     if not file.parent.is_dir():
-        raise MlError(f"there is no folder {file.parent}")
-    # Beside the target, so that there is room for it once it is written.
+        raise MlError(f"folder {file.parent} does not exist")
+    # In the folder of the target: a rename replaces the target in one step.
     partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
         # A new file: in a folder that others can write, a link may have any name already.
@@ -118,7 +113,7 @@ def save(reference: str, file: Path, force: bool) -> None:
             _pipe(source, (*compress, "--stdout"), stdout=stream.fileno())
         partial.replace(file)
     except OSError as error:
-        raise MlError(f"{file} cannot be written: {error}") from error
+        raise MlError(f"cannot write {file}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -126,11 +121,11 @@ def save(reference: str, file: Path, force: bool) -> None:
 def load(file: Path) -> list[str]:
     """Load an archive, compressed or not, and return the references in it; ``-`` is stdin.
 
-    Raise MlError where it cannot be read or is damaged.
+    Raise MlError for an archive that cannot be read or is damaged.
     """
     if file != STREAM and not file.is_file():
-        raise MlError(f"there is no file {file}")
-    # With --force, zstd hands on what it did not compress.
+        raise MlError(f"file {file} does not exist")
+    # With --force, zstd passes on an archive that is not compressed.
     unpack = ("zstd", "--decompress", "--quiet", "--stdout", "--force")
     words = unpack if file == STREAM else (*unpack, "--", str(file))
     said = _pipe(words, ("docker", "image", "load", "--quiet"))
@@ -138,9 +133,9 @@ def load(file: Path) -> list[str]:
 
 
 def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subprocess.PIPE) -> str:
-    """Run FIRST | SECOND and return what came out, nothing where STDOUT leads elsewhere.
+    """Run FIRST | SECOND and return the output; empty where STDOUT leads elsewhere.
 
-    Raise MlError with their words where either fails.
+    Raise MlError with their output where either fails.
     """
     with tempfile.TemporaryFile("w+") as errors:
         try:
@@ -153,9 +148,9 @@ def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subp
                 text=True,
             )
         except FileNotFoundError as error:
-            raise MlError(f"there is no {error.filename} command on this host") from None
+            raise MlError(f"command {error.filename} not found on this host") from None
         assert head.stdout is not None  # it is a pipe
-        # So that the first one notices when the second one ends.
+        # So that the first program notices the end of the second.
         head.stdout.close()
         written, _ = tail.communicate()
         if head.wait() != 0 or tail.returncode != 0:
@@ -167,27 +162,28 @@ def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subp
 
 @dataclass(frozen=True)
 class Commit:
-    """What a container is kept as: the instructions for docker, and what is lost by it."""
+    """A prepared commit: the instructions for docker, and the differences to the container."""
 
     changes: tuple[str, ...]
     losses: tuple[str, ...]
 
 
-def commit_plan(container: Mapping[str, Any], image: Mapping[str, Any], user: str) -> Commit:
-    """Work out how to keep a container as an image of its own.
+def prepare_commit(container: Mapping[str, Any], image: Mapping[str, Any], user: str) -> Commit:
+    """Return the commit of a container as a new image.
 
-    CONTAINER and IMAGE are docker's descriptions.  The image keeps where it comes from; the
-    context digest, which it no longer is true to, becomes that of the image it was made from.
-    What belonged to the one start (its user, folder, variables, labels) goes back to the image's.
+    CONTAINER and IMAGE are docker's descriptions.  Labels of the new image name the image it comes
+    from.  Its context digest is empty, because its content no longer matches.  User, folder,
+    variables and labels of the one start are reset to those of the image.
     """
     ours, before = container["Config"], image["Config"]
-    labels = before.get("Labels") or {}
+    image_labels = before.get("Labels") or {}
     provenance = {
-        **{name: "" for name in ours.get("Labels") or {} if name not in labels},
-        LABEL_DIGEST: "",
-        LABEL_BASE_DIGEST: labels.get(LABEL_DIGEST) or labels.get(LABEL_BASE_DIGEST, ""),
-        LABEL_FROM: image["Id"],
-        LABEL_BY: user,
+        **{name: "" for name in ours.get("Labels") or {} if name not in image_labels},
+        labels.DIGEST: "",
+        labels.COMMITTED_FROM_DIGEST: image_labels.get(labels.DIGEST)
+        or image_labels.get(labels.COMMITTED_FROM_DIGEST, ""),
+        labels.COMMITTED_FROM: image["Id"],
+        labels.COMMITTED_BY: user,
     }
     own = set(before.get("Env") or ())
     names = [entry.partition("=")[0] for entry in ours.get("Env") or () if entry not in own]
@@ -200,44 +196,50 @@ def commit_plan(container: Mapping[str, Any], image: Mapping[str, Any], user: st
 
 
 def _losses(container: Mapping[str, Any], variables: Sequence[str]) -> Iterator[str]:
-    """Yield what an image does not have of the container that it was made from, in words."""
+    """Yield the differences between the committed image and the container, as sentences."""
     targets = sorted(mount["Destination"] for mount in container.get("Mounts") or ())
     mounted = [target for target in targets if not target.startswith(launch.OWN_TARGETS)]
     if mounted:
-        yield f"what lies in {', '.join(mounted)}: that stays on the host"
+        yield f"files in {', '.join(mounted)} are not in the image; they stay on the host"
     given = [name for name in variables if not name.startswith(launch.OWN_VARIABLES)]
     if given:
-        yield f"the variables {', '.join(given)}: they are empty in the image"
+        yield f"the variables {', '.join(given)} are empty in the image"
     yield (
-        "how it was made: nobody can build it again, as a folder in the catalogue could be "
+        "the image cannot be built again from sources, unlike an image of the catalogue "
         "(docs/add-an-image.md)"
     )
-    yield "its proof: no smoke test was run on it"
+    yield "no smoke test has run on the image"
 
 
 def commit(docker: Docker, name: str, reference: str, user: str) -> tuple[str, ...]:
-    """Keep a container as an image; return what is lost by it, in words.
+    """Commit a container as an image; return the differences to the container, as sentences.
 
-    Raise MlError where the reference is the role's, or docker refuses.
+    Raise MlError for a reference of the catalogue, and where docker fails.
     """
-    if reference.startswith(OWN):
-        raise MlError(f"{reference}: {OWN} is for images of the catalogue; take a name of your own")
+    if reference.startswith(RESERVED_PREFIX):
+        raise MlError(
+            f"{reference}: names with {RESERVED_PREFIX} are for images of the catalogue. "
+            "Choose another name, such as me/work:1"
+        )
     container = docker.inspect("container", [name])[0]
     image = docker.inspect("image", [container["Image"]])[0]
-    planned = commit_plan(container, image, user)
-    options = [f"--change={change}" for change in planned.changes]
+    prepared = prepare_commit(container, image, user)
+    options = [f"--change={change}" for change in prepared.changes]
     docker.run("container", "commit", *options, name, reference)
-    return planned.losses
+    return prepared.losses
 
 
 def push(docker: Docker, source: str, target: str) -> str:
     """Push an image under the name TARGET; return its digest in the registry.
 
-    Docker's progress goes to standard error.  Raise MlError where the registry does not take it;
-    the name is then as it was before. Raise it for a name that is the role's as well.
+    Docker's progress goes to standard error.  Raise MlError for a name of the catalogue, and where
+    the registry rejects the image; TARGET then names the same image as before.
     """
-    if source != target and target.startswith(OWN):
-        raise MlError(f"{target}: {OWN} is for images of the catalogue; take a name of your own")
+    if source != target and target.startswith(RESERVED_PREFIX):
+        raise MlError(
+            f"{target}: names with {RESERVED_PREFIX} are for images of the catalogue. "
+            "Choose another name, such as me/work:1"
+        )
     before = docker.image(target)
     docker.run("image", "tag", source, target)
     done = subprocess.run(
@@ -248,24 +250,26 @@ def push(docker: Docker, source: str, target: str) -> str:
         check=False,
     )
     if done.returncode == 0:
-        return _digest(target, docker.inspect("image", [target])[0].get("RepoDigests") or [])
+        return _registry_digest(
+            target, docker.inspect("image", [target])[0].get("RepoDigests") or []
+        )
     if before is None:
         docker.run("image", "rm", "--no-prune", target)
     else:
         docker.run("image", "tag", before["Id"], target)
-    raise MlError(refusal(target, docker.explain(done.stderr)))
+    raise MlError(explain_refusal(target, docker.explain(done.stderr)))
 
 
-def _digest(target: str, digests: Sequence[str]) -> str:
-    """Return which of an image's digests is that of the TARGET, empty where none is."""
+def _registry_digest(target: str, digests: Sequence[str]) -> str:
+    """Return the digest of an image in the registry of the TARGET, empty for none."""
     # The last colon begins the tag, unless it begins the port of a registry.
     name, colon, tag = target.rpartition(":")
     repository = name if colon and "/" not in tag else target
     return next((digest for digest in digests if digest.partition("@")[0] == repository), "")
 
 
-def refusal(target: str, why: str) -> str:
-    """Return WHY a registry did not take an image, and what to do about it."""
+def explain_refusal(target: str, why: str) -> str:
+    """Return WHY a registry rejected an image, and what to do."""
     if any(word in why for word in ("denied", "unauthorized", "no basic auth credentials")):
         first, slash, _rest = target.partition("/")
         registry = first if slash and ("." in first or ":" in first) else ""

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From an alias and its settings to the docker command that starts its container."""
+"""Assembles the docker command that starts the container of an alias."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import accounts, containers, engine, gpus, reserve, token
+from . import accounts, containers, engine, gpus, labels, reserve, token
 from .errors import MlError
 from .settings import Alias, Layer
 
 RUN = ("docker", "run")
 CONFINED = ("--cap-drop=ALL", "--security-opt=no-new-privileges")
-# What a start adds to the image by itself: mounts, and variables.
+# Mounts and variables that every start adds to the image.
 OWN_TARGETS = ("/etc/passwd", "/etc/group", "/run/slipway/", "/tmp/.X11-unix/")
 OWN_VARIABLES = (
     *("USER", "LOGNAME", "JUPYTER_TOKEN_FILE", "SLIPWAY_PORT_"),
     *("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "QT_X11_NO_MITSHM"),
 )
-# Servers listen on every address of the container; only this one of the host leads there.
+# Servers listen on every address of the container; only this address of the host reaches them.
 PUBLISHED_ON = reserve.LOCALHOST
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The person who starts a container; ``folder`` is where, ``groups`` are the further ones."""
+    """The person who starts a container; ``folder`` is the working folder."""
 
     name: str
     uid: int
@@ -44,12 +44,12 @@ class Caller:
 
 @dataclass(frozen=True)
 class Start:
-    """What is particular to one start.
+    """The options of one start.
 
-    terminal: whether the container gets a terminal, because a person sits at both ends.
-    workdir: a folder in the container that was asked for, empty where none was.
-    root: whether to be root inside, to install things; then nothing of the caller's is mounted.
-    options: further words for docker run.
+    terminal: whether the container gets a terminal, because input and output are a person's.
+    workdir: the folder in the container from the command line, else empty.
+    root: whether to run as root, to install software; then none of the caller's folders is mounted.
+    options: more options of docker run.
     """
 
     command: tuple[str, ...] = ()
@@ -61,10 +61,10 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a start depends on.
+class Situation:
+    """The state of the host that a start depends on.
 
-    image: docker's description of it.  names: of all containers.
+    image: docker's description.  names: of all containers.
     """
 
     caller: Caller
@@ -75,8 +75,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Reserve:
-    """How ports and names are reserved."""
+class Reservations:
+    """The functions that reserve ports and names."""
 
     port: Callable[[int], bool] = reserve.take_port
     name: Callable[[str], bool] = reserve.take
@@ -84,12 +84,11 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Launch:
-    """A start that is worked out.
+    """A container that is ready to start.
 
-    options: of docker run.  program: the image and what runs in it.  folders: to be made first, as
-    the caller.  urls: as of :class:`containers.Container`.  notes: what a person may want to know.
-    accounts: files with the caller's name, to be made first.  gpus: what was chosen, with what must
-    be known of it.
+    options: of docker run.  program: the image and its command.  folders: to create first, as the
+    caller.  urls: as of :class:`containers.Container`.  notes: sentences for the person.
+    accounts: files with the caller's account, to write first.  gpus: the chosen GPUs.
     """
 
     name: str
@@ -121,8 +120,8 @@ class Mounted:
     read_only: bool = False
 
 
-def caller() -> Caller:
-    """Return who runs this, and where."""
+def current_caller() -> Caller:
+    """Return the user of this process and its working folder."""
     uid, gid = os.getuid(), os.getgid()
     try:
         folder = Path.cwd()
@@ -138,32 +137,36 @@ def caller() -> Caller:
     )
 
 
-def plan(
-    alias: Alias, wanted: Layer, start: Start, found: Found, take: Reserve | None = None
+def assemble_launch(
+    alias: Alias,
+    wanted: Layer,
+    start: Start,
+    situation: Situation,
+    take: Reservations | None = None,
 ) -> Launch:
-    """Work out a start with the merged settings WANTED.  Raise MlError where it cannot be."""
-    take = take or Reserve()
-    who = found.caller
-    name = reserve.next_name(container_name(who.name, alias.name), found.names, take.name)
-    mounted, missing = mounts(() if start.root else wanted.get("mounts", ()), who)
+    """Return a start with the merged settings WANTED.  Raise MlError for impossible settings."""
+    take = take or Reservations()
+    who = situation.caller
+    name = reserve.next_name(container_name(who.name, alias.name), situation.names, take.name)
+    mounted, missing = resolve_mounts(() if start.root else wanted.get("mounts", ()), who)
     folder, folder_note = working_folder(start.workdir, wanted.get("workdir", ""), mounted, who)
-    ports, port_notes = host_ports(alias, wanted, take.port)
-    urls = addresses(alias, ports)
-    as_root = start.root or found.engine.rootless
-    # Who is root inside has a name there already.
-    named = None if as_root else _accounts(found)
+    ports, port_notes = reserve_ports(alias, wanted, take.port)
+    urls = port_urls(alias, ports)
+    as_root = start.root or situation.engine.rootless
+    # root has an account in the image already.
+    named = None if as_root else _caller_accounts(situation)
     options = (
         *("--rm", "--init", "--pull=never"),
         *_attachment(start),
         *(f"--name={name}", f"--hostname={alias.name.replace('_', '-')}"),
-        *_labels(alias, who, found.gpus.ids, urls),
+        *_labels(alias, who, situation.gpus.ids, urls),
         *_identity(who, as_root),
         *([f"--network={alias.network}"] if alias.network != "bridge" else ()),
         *_publication(alias, ports),
         *(mount_option(mount) for mount in [*mounted, *_account_mounts(named)]),
         *_token_options(urls),
         *([f"--workdir={folder}"] if folder else ()),
-        *gpus.options(found.gpus.ids, found.engine.cdi),
+        *gpus.gpu_options(situation.gpus.ids, situation.engine.cdi),
         *_limits(wanted),
         *_environment(who, ports, wanted.get("environment", {})),
         *(() if start.root else CONFINED),
@@ -178,22 +181,24 @@ def plan(
         accounts=named,
         urls=urls,
         notes=tuple(filter(None, (folder_note, *port_notes))),
-        gpus=found.gpus,
+        gpus=situation.gpus,
     )
 
 
 def container_name(user: str, alias: str) -> str:
-    """Return the name of a user's first container of an alias, in what docker accepts."""
+    """Return the name of a user's first container of an alias, as docker accepts it."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{user}-{alias}").lstrip("_.-")
 
 
-def mounts(entries: Sequence[Mapping[str, Any]], who: Caller) -> tuple[list[Mounted], list[Path]]:
-    """Return what is mounted, and the caller's folders that have to be made for it.
+def resolve_mounts(
+    entries: Sequence[Mapping[str, Any]], who: Caller
+) -> tuple[list[Mounted], list[Path]]:
+    """Return the mounts, and the caller's folders to create for them.
 
-    A folder below the caller's home is made where it is missing: docker would make it as root.
-    Raise MlError for another one that is missing and not optional.
+    A missing folder below the caller's home is created by the caller, because docker would create
+    it as root.  Raise MlError for any other missing folder that is not optional.
     """
-    found, missing = [], []
+    mounted, missing = [], []
     for entry in entries:
         source = Path(re.sub(r"^~(?=/|$)", str(who.home), str(entry["source"])))
         if not source.exists():
@@ -202,10 +207,13 @@ def mounts(entries: Sequence[Mapping[str, Any]], who: Caller) -> tuple[list[Moun
             elif entry.get("optional"):
                 continue
             else:
-                raise MlError(f"{source}, to be mounted at {entry['target']}, is not there")
+                raise MlError(
+                    f"folder {source} does not exist; it is the source of the mount at "
+                    f"{entry['target']}"
+                )
         target = PurePosixPath(entry["target"])
-        found.append(Mounted(source, target, bool(entry.get("read_only"))))
-    return found, missing
+        mounted.append(Mounted(source, target, bool(entry.get("read_only"))))
+    return mounted, missing
 
 
 def working_folder(
@@ -213,13 +221,12 @@ def working_folder(
 ) -> tuple[str, str]:
     """Return the folder in the container to start in, empty for the image's own, and a note.
 
-    That is the one ASKED for, else where the caller stands, if that is mounted, else the USUAL
-    one.  A folder that is missing in a mounted one gives way to the nearest one above it: docker
-    would make it as root.
+    The folder is ASKED, else the caller's working folder if it is mounted, else USUAL.  A folder
+    that does not exist is replaced by its nearest parent, because docker would create it as root.
     """
     if asked:
         return asked, ""
-    here = _inside(who.folder, mounted)
+    here = _path_inside(who.folder, mounted)
     if here:
         return str(here), ""
     target = PurePosixPath(usual)
@@ -229,99 +236,99 @@ def working_folder(
             while not there.is_dir() and there != mount.source:
                 there, target = there.parent, target.parent
     if str(target) != usual and usual:
-        return str(target), f"{usual} is not there yet, so it starts in {target}"
+        return str(target), f"folder {usual} does not exist yet; the container starts in {target}"
     return usual, ""
 
 
-def _inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
-    """Return where a folder of the host is found in the container, None where it is not."""
+def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
+    """Return the path of a host's folder in the container, None if it is not mounted."""
     deepest: tuple[int, PurePosixPath] | None = None
     for mount in mounted:
         source = mount.source.resolve()
         if folder == source or source in folder.parents:
-            found = len(source.parts), mount.target / folder.relative_to(source)
-            deepest = max(deepest or found, found)
+            candidate = len(source.parts), mount.target / folder.relative_to(source)
+            deepest = max(deepest or candidate, candidate)
     return deepest[1] if deepest else None
 
 
 def mount_option(mount: Mounted) -> str:
-    """Return the option of docker run, its fields quoted as docker reads them: as CSV."""
+    """Return the option of docker run; docker reads its fields as CSV."""
     fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields + ["readonly"] * mount.read_only)
     return f"--mount={line.getvalue()}"
 
 
-def host_ports(
+def reserve_ports(
     alias: Alias, wanted: Layer, take: Callable[[int], bool]
 ) -> tuple[dict[str, int], list[str]]:
-    """Return the host's port for each port that is published, and notes where it is another one.
+    """Return the host's port of each published port, and a note for each that differs.
 
-    Without a network there is nothing to publish, on the host's network no choice.
+    Without a network nothing is published; on the host's network there is no choice.
     """
     if alias.network == "none":
         return {}, []
     if alias.network == "host":
         return {name: alias.ports[name].inside for name in _published(alias, wanted)}, []
-    found, notes = {}, []
+    ports, notes = {}, []
     for name in _published(alias, wanted):
         usual = wanted["ports"][name]
-        found[name] = reserve.next_port(usual, take)
-        if found[name] != usual:
-            notes.append(f"port {usual} is taken, so {name} is at {found[name]}")
-    return found, notes
+        ports[name] = reserve.next_port(usual, take)
+        if ports[name] != usual:
+            notes.append(f"port {usual} is in use; {name} is at port {ports[name]}")
+    return ports, notes
 
 
 def _published(alias: Alias, wanted: Layer) -> list[str]:
-    """Return the names of the ports to publish; settings for all aliases may name others."""
+    """Return the names of the ports to publish that the image has."""
     return [name for name in wanted.get("ports", {}) if name in alias.ports]
 
 
-def addresses(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
-    """Return the address of each published port, a URL where there is a page."""
-    found = {}
+def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
+    """Return the address of each published port, a URL for a port with a page."""
+    urls = {}
     for name, port in ports.items():
         path = alias.ports[name].path
         address = f"{PUBLISHED_ON}:{port}"
-        found[name] = f"http://{address}{path}" if path else address
-    return found
+        urls[name] = f"http://{address}{path}" if path else address
+    return urls
 
 
 def _attachment(start: Start) -> list[str]:
     if start.detach:
-        # A shell without a terminal would end at once; with one it waits for docker attach.
+        # A shell without a terminal ends at once; with a terminal it waits for docker attach.
         return ["--detach"] if start.command else ["--detach", "--interactive", "--tty"]
     return ["--interactive", "--tty"] if start.terminal else ["--interactive"]
 
 
 def _labels(alias: Alias, who: Caller, ids: Sequence[str], urls: Mapping[str, str]) -> list[str]:
-    """Return what the other commands must know of the container."""
-    labels = {
-        containers.LABEL_ALIAS: alias.name,
-        containers.LABEL_USER: who.name,
-        containers.LABEL_UID: str(who.uid),
-        containers.LABEL_GPUS: ",".join(ids),
-        containers.LABEL_URLS: json.dumps(urls) if urls else "",
+    """Return the labels that ml list, url and stop read."""
+    values = {
+        labels.ALIAS: alias.name,
+        labels.USER: who.name,
+        labels.UID: str(who.uid),
+        labels.GPUS: ",".join(ids),
+        labels.URLS: json.dumps(urls) if urls else "",
     }
-    return [f"--label={name}={value}" for name, value in labels.items() if value]
+    return [f"--label={name}={value}" for name, value in values.items() if value]
 
 
 def _identity(who: Caller, as_root: bool) -> list[str]:
-    """Return whom the container runs as: the caller, with the groups that open shared folders.
+    """Return the user of the container: the caller, with the groups of shared folders.
 
-    A rootless engine runs as the caller already, who is root to its containers.
+    A rootless engine runs as the caller, who is root in its containers.
     """
     if as_root:
         return ["--user=0:0"]
     return [f"--user={who.uid}:{who.gid}", *(f"--group-add={group}" for group in who.groups)]
 
 
-def _accounts(found: Found) -> accounts.Accounts:
-    """Return the caller's name for the image."""
-    variables = dict(entry.split("=", 1) for entry in found.image["Config"].get("Env") or ())
-    who = found.caller
-    return accounts.of(
-        found.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
+def _caller_accounts(situation: Situation) -> accounts.Accounts:
+    """Return the caller's account files for the image."""
+    variables = dict(entry.split("=", 1) for entry in situation.image["Config"].get("Env") or ())
+    who = situation.caller
+    return accounts.accounts_for(
+        situation.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
     )
 
 
@@ -346,7 +353,7 @@ def _publication(alias: Alias, ports: Mapping[str, int]) -> list[str]:
 def _token_options(urls: Mapping[str, str]) -> list[str]:
     if not any(containers.TOKEN in url for url in urls.values()):
         return []
-    mount = Mounted(token.file(), PurePosixPath(token.INSIDE), read_only=True)
+    mount = Mounted(token.token_file(), PurePosixPath(token.INSIDE), read_only=True)
     return [mount_option(mount), f"--env=JUPYTER_TOKEN_FILE={token.INSIDE}"]
 
 
@@ -356,8 +363,8 @@ def _limits(wanted: Layer) -> list[str]:
 
 
 def _environment(who: Caller, ports: Mapping[str, int], further: Mapping[str, str]) -> list[str]:
-    """Return the variables: whom programs take the caller for, and the host's ports."""
-    # The image has no account of the caller's number; many programs ask for a name.
+    """Return the environment variables: the caller's name, the host's ports, and the settings."""
+    # Many programs read the name of the user here.
     variables = {"USER": who.name, "LOGNAME": who.name}
     for name, port in ports.items():
         variables["SLIPWAY_PORT_" + re.sub(r"\W", "_", name).upper()] = str(port)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What ``ml list`` shows: images, what runs, and who has which GPU."""
+"""The output of ``ml list``: images, running containers, and GPUs with their users."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .settings import Host
 SHORT = 12
 
 
-def size(count: int) -> str:
+def format_size(count: int) -> str:
     """Return a number of bytes as docker writes it: in decimal units."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
@@ -28,8 +28,8 @@ def size(count: int) -> str:
     return f"{value:.3g} TB"
 
 
-def age(since: str, now: datetime) -> str:
-    """Return how long ago a time of docker's was, in its largest unit; empty for none."""
+def format_age(since: str, now: datetime) -> str:
+    """Return the age of a time stamp of docker in its largest unit; empty for no time stamp."""
     # Docker writes nanoseconds, which Python 3.10 does not read.
     match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", since)
     if not match or since.startswith("0001"):
@@ -43,8 +43,8 @@ def age(since: str, now: datetime) -> str:
     return f"{seconds} s"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; the last column is as wide as it likes."""
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; the last column has no fixed width."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return [
         "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -52,14 +52,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def data(
+def collect_data(
     host: Host,
     images: Sequence[Image],
     running: Sequence[Container],
     gpus: Sequence[Gpu],
     busy: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return all that ``ml list`` knows, as data; no token is ever in it."""
+    """Return the data of ``ml list``; it never contains a token."""
     by_image: dict[str, list[str]] = {}
     for name, alias in host.aliases.items():
         by_image.setdefault(host.images.get(alias.image, ""), []).append(name)
@@ -79,7 +79,7 @@ def data(
             {
                 **vars(one),
                 "gpus": list(one.gpus),
-                "urls": {name: containers.plain(url) for name, url in one.urls.items()},
+                "urls": {name: containers.hide_token(url) for name, url in one.urls.items()},
             }
             for one in running
         ],
@@ -87,15 +87,15 @@ def data(
     }
 
 
-def text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
-    """Return the same for a person."""
+def format_text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
+    """Return the tables of ``ml list``."""
     now = now or datetime.now(timezone.utc)
     images = [
         [
             image["reference"],
             image["variant"],
-            size(image["size"]),
-            age(image["created"], now),
+            format_size(image["size"]),
+            format_age(image["created"], now),
             image["digest"][:SHORT] or "(changed)",
             " ".join(image["commands"]),
         ]
@@ -110,20 +110,20 @@ def text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
             one["user"] or "-",
             one["image"],
             ",".join(one["gpus"]) or "-",
-            age(one["started"], now),
+            format_age(one["started"], now),
             " ".join(f"{name} {url}" for name, url in one["urls"].items()),
         ]
         for one in listed["running"]
     ]
     blocks = [
-        table(["IMAGE", "VARIANT", "SIZE", "AGE", "DIGEST", "COMMANDS"], images)
+        format_table(["IMAGE", "VARIANT", "SIZE", "AGE", "DIGEST", "COMMANDS"], images)
         if images
         else ["no images of the catalogue on this host"],
-        table(["RUNNING", "USER", "IMAGE", "GPU", "SINCE", "ADDRESS"], running)
+        format_table(["RUNNING", "USER", "IMAGE", "GPU", "SINCE", "ADDRESS"], running)
         if running
-        else ["nothing runs"],
+        else ["no running containers"],
     ]
     if listed["gpus"]:
         rows = [[gpu["id"], gpu["name"], gpu["used_by"] or "free"] for gpu in listed["gpus"]]
-        blocks.append(table(["GPU", "MODEL", "USED BY"], rows))
+        blocks.append(format_table(["GPU", "MODEL", "USED BY"], rows))
     return "\n\n".join("\n".join(block) for block in blocks)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line of ``ml``; every alias is a link to the same program."""
+"""The command line of ``ml``; every alias is a link to this program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .engine import Docker
 from .errors import MlError
 from .settings import Host
 
-# As docker's own: what the started program returns is told apart from what never started.
+# As docker's own: the container was not started, so this is not its exit status.
 EXIT_NOT_STARTED = 125
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -28,7 +28,7 @@ COMPLETE = "--complete"
 
 def main(called: str, words: Sequence[str]) -> int:
     """Run the program under the name it was CALLED by; return the exit status."""
-    # Otherwise Python, and what it starts in its place, would not end with the reader of a pipe.
+    # Otherwise Python and the program that replaces it would not end with the reader of a pipe.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     name = Path(called).name
     try:
@@ -42,170 +42,190 @@ def main(called: str, words: Sequence[str]) -> int:
 
 def run_alias(name: str, words: Sequence[str]) -> int:
     """Start the container of an alias."""
-    host = settings.host()
+    host = settings.read_host()
     alias = host.alias(name)
-    given = start.parser(name, alias).parse_args(words)
+    given = start.build_parser(name, alias).parse_args(words)
     return start.start(Docker(host.contact), alias, given)
 
 
 def run_ml(words: Sequence[str]) -> int:
     """Run one of the commands of ``ml``."""
     if words and words[0] == COMPLETE:
-        return offer(words[1:])
-    host = settings.host()
-    arguments = parser(host).parse_args(words)
+        return print_candidates(words[1:])
+    host = settings.read_host()
+    arguments = build_parser(host).parse_args(words)
     return VERBS[arguments.verb](Docker(host.contact), host, arguments)
 
 
-def parser(host: Host) -> argparse.ArgumentParser:
+def build_parser(host: Host) -> argparse.ArgumentParser:
     """Return the parser of ``ml``."""
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=complete.ML,
-        description="Containers and images of this host's machine-learning catalogue.",
+        description="Start, list and stop containers of this host's images, and manage the images.",
         epilog=f"Aliases of this host: {', '.join(sorted(host.aliases)) or 'none'}. "
-        "Each explains itself with --help.",
+        "For the options of an alias, run: ALIAS --help",
         allow_abbrev=False,
     )
-    verbs = made.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
 
-    def verb(name: str, words: str) -> argparse.ArgumentParser:
-        description = f"{words[0].upper()}{words[1:]}."
-        return verbs.add_parser(name, help=words, description=description, allow_abbrev=False)
+    def add_verb(name: str, summary: str) -> argparse.ArgumentParser:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        return verbs.add_parser(name, help=summary, description=description, allow_abbrev=False)
 
-    one = "container or alias; not needed for an only one"
-    image = "name in the catalogue, alias, or reference"
-    further = "options and command, as after the alias itself"
+    _add_container_verbs(add_verb)
+    _add_image_verbs(add_verb)
+    return parser
 
-    added = verb("list", "images, what runs, whose, on which GPU and where")
-    added.add_argument("--json", action="store_true", help="as data")
 
-    for name, words in (
+AddVerb = Callable[[str, str], argparse.ArgumentParser]
+
+
+def _add_container_verbs(add_verb: AddVerb) -> None:
+    container = "container or alias; not needed if you have only one container"
+    verb = add_verb("list", "list images, running containers, and GPUs with their users")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    for name, summary in (
         ("run", "start the container of an alias"),
         ("gui", "start the container of an alias with your display, so that it can open windows"),
     ):
-        added = verb(name, words)
-        added.add_argument("alias")
-        added.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help=further)
+        verb = add_verb(name, summary)
+        verb.add_argument("alias")
+        words = "options and command, as for the alias"
+        verb.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help=words)
+    verb = add_verb("stop", "stop your containers")
+    verb.add_argument("names", nargs="*", metavar="NAME", help=container)
+    verb.add_argument("--all", action="store_true", help="stop all your containers")
+    verb = add_verb("logs", "show the output of one of your containers")
+    verb.add_argument("name", nargs="?", metavar="NAME", help=container)
+    verb.add_argument("-f", "--follow", action="store_true", help="follow the output")
+    verb = add_verb("url", "show the addresses of one of your containers, with your token")
+    verb.add_argument("name", nargs="?", metavar="NAME", help=container)
 
-    added = verb("stop", "stop your containers")
-    added.add_argument("names", nargs="*", metavar="NAME", help=one)
-    added.add_argument("--all", action="store_true", help="all of yours")
 
-    added = verb("logs", "what one of your containers has written")
-    added.add_argument("name", nargs="?", metavar="NAME", help=one)
-    added.add_argument("-f", "--follow", action="store_true", help="and what it goes on to write")
-
-    added = verb("url", "where one of your containers serves its pages, with your token")
-    added.add_argument("name", nargs="?", metavar="NAME", help=one)
-
-    added = verb("save", "write an image to a file, compressed with zstd")
-    added.add_argument("image", metavar="IMAGE", help=image)
-    added.add_argument("file", type=Path, metavar="FILE", help="- is standard output")
-    added.add_argument("--force", action="store_true", help="replace the file")
-
-    added = verb("load", "load an image from a file")
-    added.add_argument("file", type=Path, metavar="FILE", help="- is standard input")
-
-    added = verb("commit", "keep one of your containers as an image")
-    added.add_argument("name", metavar="NAME", help="container or alias")
-    added.add_argument("reference", metavar="REFERENCE", help="for example me/work:1")
-
-    added = verb("push", "push an image to a registry")
-    added.add_argument("image", metavar="IMAGE", help=image)
-    added.add_argument("target", metavar="TARGET", help="for example registry.lab/me/work:1")
-    return made
+def _add_image_verbs(add_verb: AddVerb) -> None:
+    image = "name in the catalogue, alias, or reference"
+    verb = add_verb("save", "write an image to a file, compressed with zstd")
+    verb.add_argument("image", metavar="IMAGE", help=image)
+    verb.add_argument("file", type=Path, metavar="FILE", help="file to write; - is standard output")
+    verb.add_argument("--force", action="store_true", help="replace an existing file")
+    verb = add_verb("load", "load an image from a file")
+    verb.add_argument("file", type=Path, metavar="FILE", help="file to read; - is standard input")
+    verb = add_verb("commit", "save one of your containers as a new image")
+    verb.add_argument("name", metavar="NAME", help="container or alias")
+    reference = "name of the new image, for example me/work:1"
+    verb.add_argument("reference", metavar="REFERENCE", help=reference)
+    verb = add_verb("push", "push an image to a registry")
+    verb.add_argument("image", metavar="IMAGE", help=image)
+    target = "name in the registry, for example registry.lab/me/work:1"
+    verb.add_argument("target", metavar="TARGET", help=target)
 
 
 def list_all(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show images, containers and GPUs."""
-    present = images.present(docker)
-    running = containers.running(docker)
-    found = gpus.present()
-    busy = gpus.users(found, gpus.processes() if found else {}, containers.claims(running))
-    listed = listing.data(host, present, running, found, busy)
-    print(json.dumps(listed, indent=2) if arguments.json else listing.text(listed))
+    present = images.list_images(docker)
+    running = containers.list_running(docker)
+    host_gpus = gpus.list_gpus()
+    busy = gpus.find_users(
+        host_gpus, gpus.list_processes() if host_gpus else {}, containers.gpus_by_container(running)
+    )
+    listed = listing.collect_data(host, present, running, host_gpus, busy)
+    print(json.dumps(listed, indent=2) if arguments.json else listing.format_text(listed))
     return 0
 
 
 def run(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Start an alias by its name."""
+    """Start the container of an alias."""
     alias = host.alias(arguments.alias)
-    return start.start(docker, alias, start.parser(alias.name, alias).parse_args(arguments.words))
+    return start.start(
+        docker, alias, start.build_parser(alias.name, alias).parse_args(arguments.words)
+    )
 
 
 def gui(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Start an alias with the caller's display, and clear up when it has ended."""
+    """Start the container of an alias with the caller's display; clean up at its end."""
     alias = host.alias(arguments.alias)
-    given = start.parser(alias.name, alias).parse_args(arguments.words)
+    given = start.build_parser(alias.name, alias).parse_args(arguments.words)
     if given.detach:
-        raise MlError("a container with your display ends with this command; leave out --detach")
+        raise MlError(
+            "--detach does not work with ml gui: the container ends with this command. "
+            "Remove --detach"
+        )
     with (
         tempfile.TemporaryDirectory(prefix="slipway-", dir=display.private_folder()) as folder,
-        display.forwarded(os.environ, Path(folder)) as (options, cost),
+        display.forward_display(os.environ, Path(folder)) as (options, cost),
     ):
         print(f"{complete.ML}: {cost}", file=sys.stderr)
         return start.start(docker, alias, given, options, replace=False)
 
 
 def stop(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Stop containers of the caller."""
-    running = containers.running(docker)
+    """Stop the caller's containers."""
+    running = containers.list_running(docker)
     if arguments.all:
         chosen = [container for container in running if container.mine]
     else:
         names = arguments.names or [None]
-        chosen = [containers.pick(running, name, "stop it") for name in names]
+        chosen = [containers.select_container(running, name, "stop it") for name in names]
     if chosen:
         print(docker.run("stop", *(container.name for container in chosen)), end="")
     return 0
 
 
 def logs(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Show what a container of the caller has written."""
-    one = containers.pick(containers.running(docker), arguments.name, "read what it says")
-    start.replace_by(["docker", "logs", *(["--follow"] if arguments.follow else []), one.name])
+    """Show the output of one of the caller's containers."""
+    one = containers.select_container(
+        containers.list_running(docker), arguments.name, "read its output"
+    )
+    start.replace_process(["docker", "logs", *(["--follow"] if arguments.follow else []), one.name])
 
 
 def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Show where a container of the caller serves its pages."""
-    one = containers.pick(containers.running(docker), arguments.name, "have its address")
-    print("\n".join(containers.url_lines(one)))
+    """Show the addresses of one of the caller's containers."""
+    one = containers.select_container(
+        containers.list_running(docker), arguments.name, "see its addresses"
+    )
+    print("\n".join(containers.format_urls(one)))
     return 0
 
 
 def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Write an image to a file."""
-    found = images.resolve(docker, arguments.image, host)
-    images.save(found["reference"], arguments.file, arguments.force)
-    # Standard output may be the archive.
-    print("\n".join([f"saved {found['reference']}", *images.describe(found)]), file=sys.stderr)
+    image = images.find_image(docker, arguments.image, host)
+    images.save(image["reference"], arguments.file, arguments.force)
+    # Standard output may contain the archive.
+    print(
+        "\n".join([f"saved {image['reference']}", *images.describe_image(image)]), file=sys.stderr
+    )
     return 0
 
 
 def load(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Load an image from a file."""
     for reference in images.load(arguments.file):
-        found = images.resolve(docker, reference, host)
-        print("\n".join([f"loaded {reference}", *images.describe(found)]))
+        image = images.find_image(docker, reference, host)
+        print("\n".join([f"loaded {reference}", *images.describe_image(image)]))
     return 0
 
 
 def commit(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Keep a container of the caller as an image, and say what is lost."""
-    running = containers.running(docker)
-    one = containers.pick(running, arguments.name, "keep it")
-    losses = images.commit(docker, one.name, arguments.reference, one.user)
-    how = f"{one.alias} --image" if one.alias else "docker run"
-    print(f"kept {one.name} as {arguments.reference}; start it with: {how} {arguments.reference}")
+    """Commit one of the caller's containers as an image, and print the differences."""
+    running = containers.list_running(docker)
+    container = containers.select_container(running, arguments.name, "commit it")
+    losses = images.commit(docker, container.name, arguments.reference, container.user)
+    how = f"{container.alias} --image" if container.alias else "docker run"
+    print(
+        f"committed {container.name} as {arguments.reference}. "
+        f"To start it, run: {how} {arguments.reference}"
+    )
     for loss in losses:
-        print(f"{complete.ML}: not kept: {loss}", file=sys.stderr)
+        print(f"{complete.ML}: note: {loss}", file=sys.stderr)
     return 0
 
 
 def push(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Push an image to a registry."""
-    found = images.resolve(docker, arguments.image, host)
-    print(images.push(docker, found["reference"], arguments.target))
+    image = images.find_image(docker, arguments.image, host)
+    print(images.push(docker, image["reference"], arguments.target))
     return 0
 
 
@@ -223,22 +243,22 @@ VERBS: Mapping[str, Callable[[Docker, Host, argparse.Namespace], int]] = {
 }
 
 
-def short(host: Host, image: images.Image) -> str:
-    """Return the shortest word for an image: its name, where that is not another one."""
+def short_name(host: Host, image: images.Image) -> str:
+    """Return the name of an image, or its reference where the name means another image."""
     return image.name if host.images.get(image.name) == image.reference else image.reference
 
 
-def offer(words: Sequence[str]) -> int:
-    """Print what may stand in the place of the last word, for a shell's completion."""
-    host = settings.host()
+def print_candidates(words: Sequence[str]) -> int:
+    """Print the candidates for the last word, for completion in shells."""
+    host = settings.read_host()
     docker = Docker(host.contact)
     words = [Path(words[0]).name, *words[1:]] if words else []
-    found = complete.candidates(
+    candidates = complete.complete_words(
         words,
         host,
-        own=lambda: [one.name for one in containers.running(docker) if one.mine],
-        images=lambda: [short(host, image) for image in images.present(docker)],
-        gpus=lambda: [gpu.id for gpu in gpus.present()],
+        own=lambda: [one.name for one in containers.list_running(docker) if one.mine],
+        images=lambda: [short_name(host, image) for image in images.list_images(docker)],
+        gpus=lambda: [gpu.id for gpu in gpus.list_gpus()],
     )
-    print("\n".join(found))
+    print("\n".join(candidates))
     return 0

@@ -1,11 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Names, ports and GPUs that two people must not take at the same moment.
+"""Reserves names, ports and GPUs, so that two people do not take the same one at the same time.
 
-Between the look whether a port is free and the moment when docker has it, somebody else may take
-it.  So it is reserved by a socket's name in the kernel's abstract namespace: the kernel gives each
-name once, it needs no file and no rights, and it is gone with the last process that holds it.  The
-socket is handed on to the docker command, and so kept as long as the container is attached.
+Somebody may take a free port before docker has it.  So a port is reserved by the name of a socket
+in the kernel's abstract namespace: the kernel gives each name only once, without files and rights,
+and frees it with the last process that holds it.  The docker command inherits the socket, and holds
+it as long as the container is attached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _held: list[socket.socket] = []
 
 
 def take(what: str) -> bool:
-    """Reserve WHAT on this host until this process and its successor end; False: it is taken."""
+    """Reserve WHAT on this host until this process and its successor end; False if it is taken."""
     holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         holder.bind(f"\0slipway/{what}")
@@ -35,14 +35,14 @@ def take(what: str) -> bool:
 
 
 def is_listening(port: int) -> bool:
-    """Whether something on this host already has a local TCP port."""
+    """Whether a program on this host listens on a local TCP port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # Connections that only just ended do not count.
+        # Connections that have just closed do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOCALHOST, port))
         except PermissionError:
-            # Below 1024 only the engine may; whether it can is its business.
+            # Ports below 1024 need root, as which the engine runs.
             return False
         except OSError:
             return True
@@ -50,17 +50,17 @@ def is_listening(port: int) -> bool:
 
 
 def take_port(port: int) -> bool:
-    """Reserve a local TCP port; False: somebody has it."""
+    """Reserve a local TCP port; False if it is in use."""
     return not is_listening(port) and take(f"port/{port}")
 
 
 def next_port(wanted: int, take_one: Callable[[int], bool] = take_port) -> int:
-    """Reserve the first free port from WANTED on.  Raise MlError where there is none near."""
+    """Reserve the first free port from WANTED on.  Raise MlError if PORTS_TRIED are in use."""
     last = min(wanted + PORTS_TRIED, 65536)
     for port in range(wanted, last):
         if take_one(port):
             return port
-    raise MlError(f"none of the ports {wanted} to {last - 1} is free; ml list shows who has them")
+    raise MlError(f"no free port from {wanted} to {last - 1}. To see who uses them, run: ml list")
 
 
 def next_name(wanted: str, used: Collection[str], take_one: Callable[[str], bool]) -> str:

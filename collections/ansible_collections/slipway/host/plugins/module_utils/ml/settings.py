@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How an alias starts its container: settings in layers, each over the one before.
+"""The settings of an alias, in layers; each layer overrides the one before.
 
 The layers are the project's defaults, the image, the host (for all aliases, then for one), the user
 (for all, then for one), and the command line.  A layer is a mapping with any of these keys:
@@ -9,8 +9,8 @@ The layers are the project's defaults, the image, the host (for all aliases, the
 key           value
 ============  =====================================================================================
 image         reference of another image to start
-gpus          ``free`` (all that nobody uses), ``all``, ``none``, or indexes such as ``0,1`` or,
-              of a partitioned GPU, ``0:1``
+gpus          ``free`` (every GPU that nobody uses), ``all``, ``none``, or indexes such as ``0,1``
+              or, of a partitioned GPU, ``0:1``
 workdir       folder in the container to start in
 ports         host port by the image's name of the port
 mounts        list of source, target, read_only?, optional?; a layer replaces by target
@@ -18,8 +18,8 @@ environment   variables
 shm_size      size of /dev/shm, for example ``8g``
 memory        the most memory, for example ``32g``
 cpus          processors, for example ``4`` or ``0.5``
-options       further words for docker run; a layer adds to them
-quiet         whether only what is unusual is said
+options       more options of docker run; a layer adds to them
+quiet         whether to print warnings only
 ============  =====================================================================================
 """
 
@@ -42,10 +42,11 @@ Layer = Mapping[str, Any]
 
 HOST_FILE = Path("/etc/slipway/aliases.json")
 USER_FILE = "slipway/aliases.ini"
-# The section of the user's file that goes for every alias.
+# The section of the user's file for all aliases.
 EVERY = "*"
 
-# Docker's own 64 MB for /dev/shm stop PyTorch's data loaders; this is a limit and takes nothing.
+# Docker's default of 64 MB for /dev/shm is too small for PyTorch's data loaders.  This is a limit;
+# it reserves no memory.
 DEFAULTS: Layer = {"gpus": "free", "shm_size": "8g"}
 
 GPUS = re.compile(r"(free|all|none|\d+(:\d+)?(,\d+(:\d+)?)*)\Z")
@@ -57,12 +58,12 @@ LINE = re.compile(r"[^\0\n]+\Z")
 YES = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 
 
-def _text(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str | None]:
-    """Return a check that a value is text of a form; a check returns what it should be."""
+def _text_check(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str | None]:
+    """Return a check that a value is text that matches; a check returns the expected value."""
     return lambda value: None if isinstance(value, str) and pattern.match(value) else meaning
 
 
-def _mapping(key: re.Pattern[str], fits: Callable[[Any], bool], meaning: str) -> Any:
+def _mapping_check(key: re.Pattern[str], fits: Callable[[Any], bool], meaning: str) -> Any:
     def check(value: Any) -> str | None:
         good = isinstance(value, Mapping) and all(
             isinstance(name, str) and key.match(name) and fits(inner)
@@ -77,8 +78,8 @@ def _is_port(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
 
 
-def _mounts(value: Any) -> str | None:
-    meaning = "a list of source, target, and, where wanted, read_only and optional"
+def _check_mounts(value: Any) -> str | None:
+    meaning = "a list of mounts, each with source, target, and optionally read_only and optional"
     if not isinstance(value, list):
         return meaning
     for entry in value:
@@ -88,54 +89,56 @@ def _mounts(value: Any) -> str | None:
         if not known or not {"source", "target"} <= set(entry):
             return meaning
         if not re.match(r"(/|~(/|\Z))", str(entry["source"])):
-            return "a list of mounts whose source is an absolute path or begins with ~"
+            return "mounts whose source is an absolute path or begins with ~"
         if not ABSOLUTE.match(str(entry["target"])):
-            return "a list of mounts whose target is an absolute path"
+            return "mounts whose target is an absolute path"
     return None
 
 
 CHECKS: Mapping[str, Callable[[Any], str | None]] = {
-    "image": _text(LINE, "a reference of an image"),
-    "gpus": _text(GPUS, "free, all, none, or indexes such as 0,1"),
-    "workdir": _text(ABSOLUTE, "an absolute path in the container"),
-    "ports": _mapping(LINE, _is_port, "a port of the host by the image's name of the port"),
-    "mounts": _mounts,
-    "environment": _mapping(VARIABLE, lambda value: isinstance(value, str), "texts by name"),
-    "shm_size": _text(SIZE, "a size such as 8g"),
-    "memory": _text(SIZE, "a size such as 32g"),
-    "cpus": _text(NUMBER, "a number of processors such as 4 or 0.5"),
+    "image": _text_check(LINE, "an image reference such as me/work:1"),
+    "gpus": _text_check(GPUS, "free, all, none, or indexes such as 0,1"),
+    "workdir": _text_check(ABSOLUTE, "an absolute path in the container"),
+    "ports": _mapping_check(LINE, _is_port, "port numbers of the host, by port name of the image"),
+    "mounts": _check_mounts,
+    "environment": _mapping_check(
+        VARIABLE, lambda value: isinstance(value, str), "text values, by variable name"
+    ),
+    "shm_size": _text_check(SIZE, "a size such as 8g"),
+    "memory": _text_check(SIZE, "a size such as 32g"),
+    "cpus": _text_check(NUMBER, "a number of processors such as 4 or 0.5"),
     "options": lambda value: (
         None
         if isinstance(value, list) and all(isinstance(word, str) for word in value)
-        else "a list of words for docker run"
+        else "a list of options of docker run"
     ),
     "quiet": lambda value: None if isinstance(value, bool) else "yes or no",
 }
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the known word that was probably meant, else at all of them."""
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return a sentence with the known word that was probably meant, else with all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(names) or 'none'}"
+    return f"Did you mean {near[0]}?" if near else f"Choose one of: {', '.join(names) or 'none'}"
 
 
-def check(layer: Layer, where: str, ports: Iterable[str] | None = None) -> None:
-    """Raise MlError where a layer says what cannot be; PORTS are the names the image has."""
+def check_layer(layer: Layer, where: str, ports: Iterable[str] | None = None) -> None:
+    """Raise MlError for an invalid setting in a layer; PORTS are the port names of the image."""
     for key, value in layer.items():
         if key not in CHECKS:
-            raise MlError(f"{where}: there is no setting {key}; {nearest(key, CHECKS)}")
-        should = CHECKS[key](value)
-        if should:
-            raise MlError(f"{where}: {key} is {value!r}, must be {should}")
+            raise MlError(f"{where}: unknown setting {key}. {suggest(key, CHECKS)}")
+        expected = CHECKS[key](value)
+        if expected:
+            raise MlError(f"{where}: {key} is {value!r}; expected {expected}")
     if ports is not None:
         for name in layer.get("ports", {}):
             if name not in set(ports):
-                raise MlError(f"{where}: there is no port {name}; {nearest(name, ports)}")
+                raise MlError(f"{where}: the image has no port {name}. {suggest(name, ports)}")
 
 
-def merge(*layers: Layer) -> dict[str, Any]:
-    """Return the settings that the layers, the weakest first, make together."""
+def merge_layers(*layers: Layer) -> dict[str, Any]:
+    """Return the merged settings of layers, the weakest first."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -155,7 +158,7 @@ def merge(*layers: Layer) -> dict[str, Any]:
 class Port:
     """A port of an image: its number in the container, and the path that a person opens there.
 
-    The path is empty where there is no page; ``{token}`` in it stands for the user's token.
+    The path is empty for a port without a page; ``{token}`` in it stands for the user's token.
     """
 
     inside: int
@@ -179,7 +182,7 @@ class Alias:
 
 @dataclass(frozen=True)
 class Host:
-    """What the host declares: whom to ask, its aliases by every name, its images by name."""
+    """The host's declaration: the contact person, aliases by every name, images by name."""
 
     contact: str
     aliases: Mapping[str, Alias]
@@ -188,12 +191,12 @@ class Host:
     def alias(self, name: str) -> Alias:
         """Return the alias of a name.  Raise MlError where there is none."""
         if name not in self.aliases:
-            raise MlError(f"there is no alias {name} on this host; {nearest(name, self.aliases)}")
+            raise MlError(f"no alias {name} on this host. {suggest(name, self.aliases)}")
         return self.aliases[name]
 
 
-def host(file: Path = HOST_FILE) -> Host:
-    """Read what the host declares.  Raise MlError where that cannot be."""
+def read_host(file: Path = HOST_FILE) -> Host:
+    """Read the host's declaration.  Raise MlError where it cannot be read."""
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
         return Host(
@@ -216,84 +219,86 @@ def host(file: Path = HOST_FILE) -> Host:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MlError(
-            f"{file} cannot be used ({error}); it is written by Slipway's role ml_aliases"
+            f"cannot read {file}: {error}. Slipway's role ml_aliases writes this file: run it again"
         ) from error
 
 
 def user_file() -> Path:
-    """Return where a user's own settings stand."""
+    """Return the path of the user's settings."""
     folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(folder).expanduser() / USER_FILE
 
 
-def user(alias: Alias, file: Path) -> dict[str, Any]:
-    """Return the user's layer for an alias; an absent file says nothing.
+def read_user_layer(alias: Alias, file: Path) -> dict[str, Any]:
+    """Return the user's layer for an alias; it is empty without a file.
 
-    Raise MlError where the file says what cannot be.
+    Raise MlError for a file that cannot be read and for invalid settings.
     """
     parser = configparser.RawConfigParser(delimiters=("=",), default_section="")
-    # Names of variables are told apart by their case.
+    # Names of variables are case-sensitive.
     parser.optionxform = str  # type: ignore[method-assign,assignment]
     try:
         parser.read(file, encoding="utf-8")
     except (OSError, ValueError, configparser.Error) as error:
-        raise MlError(f"{file} cannot be read: {error}") from error
+        raise MlError(f"cannot read {file}: {error}") from error
     layers = []
     for section in (EVERY, alias.name):
         if parser.has_section(section):
             where = f"{file}, section [{section}]"
-            layer = _from_ini(parser.items(section), where)
-            # What goes for every alias may name ports that only some of them have.
-            check(layer, where, alias.ports if section == alias.name else None)
+            layer = _parse_section(parser.items(section), where)
+            # The section for all aliases may name ports that only some of them have.
+            check_layer(layer, where, alias.ports if section == alias.name else None)
             layers.append(layer)
-    return merge(*layers)
+    return merge_layers(*layers)
 
 
-def _from_ini(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
+def _parse_section(items: Iterable[tuple[str, str]], where: str) -> dict[str, Any]:
     """Return a section as a layer: ``port.NAME``, ``env.NAME`` and ``/target`` are grouped."""
     layer: dict[str, Any] = {}
     for key, value in items:
         kind, dot, name = key.partition(".")
         if key.startswith("/"):
-            layer.setdefault("mounts", []).append(_located(where, mount, f"{value}:{key}"))
+            layer.setdefault("mounts", []).append(
+                _parse_value(where, parse_mount, f"{value}:{key}")
+            )
         elif dot and kind == "port":
             layer.setdefault("ports", {})[name] = int(value) if value.isdigit() else value
         elif dot and kind == "env":
             layer.setdefault("environment", {})[name] = value
         elif key == "options":
-            layer[key] = _located(where, shlex.split, value)
+            layer[key] = _parse_value(where, shlex.split, value)
         elif key == "quiet":
             layer[key] = YES.get(value.lower(), value)
         elif key in ("ports", "mounts", "environment"):
             raise MlError(
-                f"{where}: write port.NAME = NUMBER, env.NAME = VALUE and /TARGET = FOLDER "
-                f"instead of {key}"
+                f"{where}: {key} is not a setting of this file. "
+                "Write port.NAME = NUMBER, env.NAME = VALUE or /TARGET = FOLDER"
             )
         else:
             layer[key] = value
     return layer
 
 
-def _located(where: str, read: Callable[[str], Any], value: str) -> Any:
-    """Return what READ makes of a value; say WHERE it stands if that is nothing."""
+def _parse_value(where: str, read: Callable[[str], Any], value: str) -> Any:
+    """Return the result of READ for a value; name the place WHERE in its errors."""
     try:
         return read(value)
     except (MlError, ValueError) as error:
         raise MlError(f"{where}: {error}") from error
 
 
-def mount(spelled: str) -> dict[str, Any]:
-    """Return the mount that ``SOURCE[:ro]:TARGET`` or ``SOURCE:TARGET[:ro]`` says.
+def parse_mount(spelled: str) -> dict[str, Any]:
+    """Return the mount of ``SOURCE[:ro]:TARGET`` or ``SOURCE:TARGET[:ro]``.
 
-    Raise MlError for anything else.
+    Raise MlError for any other form.
     """
     words = spelled.split(":")
     read_only = "ro" in words[1:]
     paths = [word.strip() for word in words if word not in ("ro", "rw")]
     if len(paths) != 2:
-        raise MlError(f"a mount is written SOURCE:TARGET or SOURCE:TARGET:ro, and not {spelled!r}")
-    found = {"source": paths[0], "target": paths[1], "read_only": read_only}
-    should = _mounts([found])
-    if should:
-        raise MlError(f"{spelled!r} is not {should}")
-    return found
+        raise MlError(f"mount {spelled!r}; expected SOURCE:TARGET or SOURCE:TARGET:ro")
+    mount = {"source": paths[0], "target": paths[1], "read_only": read_only}
+    expected = _check_mounts([mount])
+    if expected:
+        raise MlError(f"mount {spelled!r}; expected {expected}")
+    return mount

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line of an alias: its options, its help, and the start itself."""
+"""The command line of an alias: its options, its help, and the start of its container."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import accounts, containers, engine, gpus, launch, reserve, settings, token
+from . import accounts, containers, engine, gpus, labels, launch, reserve, settings, token
 from .engine import Docker
 from .errors import MlError
 from .settings import Alias, Layer
 
 EPILOG = """\
-Without a command it runs: {command}
-A command runs inside instead, with this one's input, and its exit status is returned:
+Without a command, the container runs: {command}
+With a command, it runs that instead and returns its exit status:
   {name} python train.py --epochs 3        {name} --gpus 0 python train.py <input >output
 
-The container is removed when it ends. It runs as you, in the folder where you are if that is
-mounted. What is mounted: {mounts}
-Pages it serves are for this host alone, at the addresses that are shown at the start and by ml url.
+The container runs as you, and is removed when it ends. It starts in your current folder if that
+folder is mounted. Mounted folders: {mounts}
+Only this host can open its pages. Their addresses are shown at the start and by: ml url
 
 Your own settings: {file}
   [{name}]
@@ -36,61 +36,79 @@ Your own settings: {file}
   env.NAME = VALUE
   /target = ~/folder
   options = --ulimit memlock=-1
-A section [*] goes for every alias. Keys: gpus, image, workdir, shm_size, memory, cpus, quiet.
+Section [*] is for all aliases. Other keys: image, workdir, shm_size, memory, cpus, quiet.
 """
 
 
-def parser(name: str, alias: Alias) -> argparse.ArgumentParser:
-    """Return the parser for an alias, which also explains it."""
+def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
+    """Return the parser of an alias; its help explains the alias."""
     mounted = (
         f"{entry['source']} at {entry['target']}" for entry in alias.settings.get("mounts", ())
     )
-    made = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=name,
         description=f"{alias.description} (image {alias.settings['image']})",
         epilog=EPILOG.format(
             name=name,
-            command=shlex.join(alias.command) or "what the image runs by itself",
+            command=shlex.join(alias.command) or "the default command of the image",
             mounts=", ".join(mounted) or "nothing",
             file=settings.user_file(),
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_options(parser, alias)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, alias: Alias) -> None:
     ports = ", ".join(f"{name} ({port.inside})" for name, port in alias.ports.items())
-    made.add_argument(
-        "--gpus", metavar="GPUS", help="free (all that nobody uses), all, none, or such as 0,1"
+    parser.add_argument(
+        "--gpus",
+        metavar="GPUS",
+        help="free (every GPU that nobody uses), all, none, or numbers such as 0,1",
     )
-    made.add_argument("--image", metavar="IMAGE", help="start another image the same way")
-    made.add_argument(
+    parser.add_argument(
+        "--image",
+        metavar="IMAGE",
+        help="start a container of another image, with the same settings",
+    )
+    parser.add_argument(
         "-w", "--workdir", metavar="FOLDER", default="", help="folder in the container to start in"
     )
-    made.add_argument(
-        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable"
+    parser.add_argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="set an environment variable",
     )
-    made.add_argument(
+    parser.add_argument(
         "-v", "--volume", action="append", default=[], metavar="FOLDER:TARGET[:ro]",
-        help="mount a folder",
+        help="mount a folder of this host",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "--port", action="append", default=[], metavar="NAME=NUMBER",
-        help=f"this host's port; the image has: {ports or 'none'}",
+        help=f"port of this host for a port of the image: {ports or 'none'}",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "--root", action="store_true",
-        help="be root inside, to install things for ml commit; none of your folders are mounted",
+        help="run as root, to install software before ml commit; your folders are not mounted",
     )  # fmt: skip
-    made.add_argument("-d", "--detach", action="store_true", help="leave it in the background")
-    made.add_argument("-q", "--quiet", action="store_true", help="say only what is unusual")
-    made.add_argument(
-        "--print", action="store_true", dest="show", help="show the docker command, start nothing"
+    parser.add_argument("-d", "--detach", action="store_true", help="run in the background")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print warnings only")
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="print the docker command without running it",
     )
-    made.add_argument("command", nargs=argparse.REMAINDER, help="what runs inside")
-    return made
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="command to run in the container")
 
 
-def layer_of(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
-    """Return the settings that the command line says.  Raise MlError where they cannot be."""
+def command_line_layer(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
+    """Return the settings of the command line.  Raise MlError for invalid ones."""
     layer: dict[str, Any] = {}
     if arguments.gpus:
         layer["gpus"] = arguments.gpus
@@ -99,22 +117,22 @@ def layer_of(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
     if arguments.quiet:
         layer["quiet"] = True
     if arguments.volume:
-        layer["mounts"] = [_volume(spelled) for spelled in arguments.volume]
+        layer["mounts"] = [_parse_volume(spelled) for spelled in arguments.volume]
     if arguments.port:
-        layer["ports"] = dict(_port(spelled) for spelled in arguments.port)
-    settings.check(layer, "command line", alias.ports)
+        layer["ports"] = dict(_parse_port(spelled) for spelled in arguments.port)
+    settings.check_layer(layer, "command line", alias.ports)
     return layer
 
 
-def _volume(spelled: str) -> dict[str, Any]:
-    """Return a mount; what is relative is so to where the caller is."""
+def _parse_volume(spelled: str) -> dict[str, Any]:
+    """Return a mount; a relative source is relative to the caller's working folder."""
     source, colon, rest = spelled.partition(":")
     if source and not source.startswith("~"):
         source = str(Path(source).absolute())
-    return settings.mount(f"{source}{colon}{rest}")
+    return settings.parse_mount(f"{source}{colon}{rest}")
 
 
-def _port(spelled: str) -> tuple[str, Any]:
+def _parse_port(spelled: str) -> tuple[str, Any]:
     name, _, number = spelled.partition("=")
     return name, int(number) if number.isdigit() else number
 
@@ -126,50 +144,56 @@ def start(
     options: Sequence[str] = (),
     replace: bool = True,
 ) -> int:
-    """Start a container, with --print only show how; return the exit status.
+    """Start a container, with --print only print the command; return the exit status.
 
-    OPTIONS are further words for docker run.  With REPLACE it starts in place of this process:
-    input, signals and exit status are its own.
+    OPTIONS are more options of docker run.  With REPLACE, docker run replaces this process, and
+    gets its input and signals.
     """
-    wanted = merged(alias, arguments)
-    launched = work_out(docker, alias, arguments, wanted, options)
+    wanted = merge_settings(alias, arguments)
+    launched = prepare_launch(docker, alias, arguments, wanted, options)
     terminal = sys.stderr.isatty()
     if arguments.show:
-        tell(alias.name, messages(launched, terminal, wanted.get("quiet", False), containers.plain))
-        print(in_lines(launched))
+        print_messages(
+            alias.name,
+            start_messages(launched, terminal, wanted.get("quiet", False), containers.hide_token),
+        )
+        print(format_command(launched))
         return 0
-    prepare(docker, launched)
-    tell(alias.name, messages(launched, terminal, wanted.get("quiet", False), containers.full))
+    create_files(docker, launched)
+    print_messages(
+        alias.name,
+        start_messages(launched, terminal, wanted.get("quiet", False), containers.insert_token),
+    )
     if replace:
-        replace_by(launched.words)
-    return wait_for(launched.words)
+        replace_process(launched.words)
+    return run_to_end(launched.words)
 
 
-def merged(alias: Alias, arguments: argparse.Namespace) -> dict[str, Any]:
+def merge_settings(alias: Alias, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of a start from all layers."""
-    own = settings.user(alias, settings.user_file())
-    return settings.merge(alias.settings, own, layer_of(arguments, alias))
+    own = settings.read_user_layer(alias, settings.user_file())
+    return settings.merge_layers(alias.settings, own, command_line_layer(arguments, alias))
 
 
-def work_out(
+def prepare_launch(
     docker: Docker,
     alias: Alias,
     arguments: argparse.Namespace,
     wanted: Layer,
     options: Sequence[str] = (),
 ) -> launch.Launch:
-    """Ask what a start depends on, and work it out.  Raise MlError where it cannot be."""
+    """Return the start of a container on this host.  Raise MlError where it cannot start."""
     command = tuple(arguments.command)
     if command[:1] == ("--",):
         command = command[1:]
     image = docker.image(wanted["image"])
     if image is None:
-        raise MlError(f"the image {wanted['image']} is not on this host; tell {docker.contact}")
-    names, claimed = listed(docker)
-    found = gpus.present() if wanted["gpus"] != "none" else []
-    busy = gpus.users(found, gpus.processes() if found else {}, claimed)
-    choice = gpus.choose(
-        wanted["gpus"], alias.variant, found, busy, lambda gpu: reserve.take(f"gpu/{gpu}")
+        raise MlError(f"image {wanted['image']} is not on this host. Tell {docker.contact}")
+    names, claimed = list_containers(docker)
+    host_gpus = gpus.list_gpus() if wanted["gpus"] != "none" else []
+    busy = gpus.find_users(host_gpus, gpus.list_processes() if host_gpus else {}, claimed)
+    choice = gpus.choose_gpus(
+        wanted["gpus"], alias.variant, host_gpus, busy, lambda gpu: reserve.take(f"gpu/{gpu}")
     )
     person = sys.stdin.isatty() and sys.stdout.isatty()
     begin = launch.Start(
@@ -180,44 +204,49 @@ def work_out(
         root=arguments.root,
         options=(*options, *(f"--env={variable}" for variable in arguments.env)),
     )
-    situation = launch.Found(launch.caller(), docker.engine(), image, names, choice)
-    return launch.plan(alias, wanted, begin, situation)
+    situation = launch.Situation(launch.current_caller(), docker.engine(), image, names, choice)
+    return launch.assemble_launch(alias, wanted, begin, situation)
 
 
-def listed(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
+def list_containers(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of all containers, and the GPUs of the running ones by name."""
-    form = f'{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Label "{containers.LABEL_GPUS}"}}}}'
+    form = f'{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Label "{labels.GPUS}"}}}}'
     rows = [line.split("\t") for line in docker.run("ps", "--all", "--format", form).splitlines()]
     claimed = {name: ids.split(",") for name, state, ids in rows if ids and state == "running"}
     return [name for name, _state, _ids in rows], claimed
 
 
-def messages(
+def start_messages(
     launched: launch.Launch, terminal: bool, quiet: bool, show: Callable[[str], str]
 ) -> list[str]:
-    """Return what a person should know of a start.
+    """Return the lines for the person who starts a container.
 
-    What it runs as and where it is found goes to a TERMINAL alone: with the token in it, it must
-    not end up in a log.  SHOW writes an address for the person.
+    Its name and addresses are for a TERMINAL only: an address with a token must not be written to a
+    log.  SHOW formats an address.
     """
     lines = [launched.gpus.warning, "" if quiet else launched.gpus.note]
     if terminal and not quiet:
         ids = ", ".join(launched.gpus.ids)
-        lines += [f"runs as {launched.name}{f' on GPU {ids}' if ids else ''}", *launched.notes]
+        lines += [
+            f"starting container {launched.name}{f' on GPU {ids}' if ids else ''}",
+            *launched.notes,
+        ]
         lines += [f"{port} at {show(url)}" for port, url in launched.urls.items()]
         if launched.urls and "SSH_CONNECTION" in os.environ:
-            lines.append(f"from your own machine: {tunnel(launched.urls)}")
+            lines.append(
+                f"to open it on your own machine, run there: {tunnel_command(launched.urls)}"
+            )
     return [line for line in lines if line]
 
 
-def tell(name: str, lines: Sequence[str]) -> None:
-    """Write lines on standard error, under the name of the command."""
+def print_messages(name: str, lines: Sequence[str]) -> None:
+    """Print lines on standard error, each after the name of the command."""
     for line in lines:
         print(f"{name}: {line}", file=sys.stderr)
 
 
-def tunnel(urls: Mapping[str, str]) -> str:
-    """Return the ssh command that brings the addresses of this host to the person's own."""
+def tunnel_command(urls: Mapping[str, str]) -> str:
+    """Return the ssh command that forwards the ports of this host to the person's own machine."""
     ports = [
         url.removeprefix("http://").partition("/")[0].rpartition(":")[2] for url in urls.values()
     ]
@@ -225,37 +254,37 @@ def tunnel(urls: Mapping[str, str]) -> str:
     return f"ssh {' '.join(words)} {engine.user_name(os.getuid())}@{socket.gethostname()}"
 
 
-def in_lines(launched: launch.Launch) -> str:
-    """Return the docker command for a shell, an option a line."""
+def format_command(launched: launch.Launch) -> str:
+    """Return the docker command for a shell, one option a line."""
     lines = [list(launch.RUN)]
     for word in launched.options:
-        # An option of the host or the user may have its value as a word of its own.
+        # An option of the host or the user may have its value in the next word.
         lines.append([word]) if word.startswith("-") else lines[-1].append(word)
     return " \\\n    ".join(map(shlex.join, [*lines, launched.program]))
 
 
-def prepare(docker: Docker, launched: launch.Launch) -> None:
-    """Make what the container needs of the caller's: folders, which docker would make as root."""
+def create_files(docker: Docker, launched: launch.Launch) -> None:
+    """Create the folders, token and account files that the container needs, as the caller."""
     for folder in launched.folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MlError(f"{folder} cannot be made: {error}") from error
+            raise MlError(f"cannot create folder {folder}: {error}") from error
     if launched.needs_token:
-        token.ensure()
+        token.ensure_token()
     if launched.accounts:
-        accounts.ensure(launched.accounts, docker.files_of)
+        accounts.write_accounts(launched.accounts, docker.files_of)
 
 
-def replace_by(words: Sequence[str]) -> NoReturn:
-    """Become another program."""
+def replace_process(words: Sequence[str]) -> NoReturn:
+    """Replace this process by another program."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvp(words[0], list(words))
 
 
-def wait_for(words: Sequence[str]) -> int:
-    """Run another program to its end, which a key pressed by the person ends first."""
+def run_to_end(words: Sequence[str]) -> int:
+    """Run another program to its end; Ctrl-C reaches the program, not this process."""
     with subprocess.Popen(words) as process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

@@ -190,8 +190,8 @@ def check_known(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise AliasError where settings are for an alias that no image of the catalogue has."""
     for name in names:
         if name not in known:
-            hint = settings.nearest(name, known)
-            raise AliasError(f"ml_aliases_settings: no image has an alias {name}; {hint}")
+            hint = settings.suggest(name, known)
+            raise AliasError(f"ml_aliases_settings: no image has an alias {name}. {hint}")
 
 
 def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: Options) -> str:
@@ -250,14 +250,16 @@ def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[st
     )
     try:
         for where, layer, known in layers:
-            settings.check(layer, where, known)
+            settings.check_layer(layer, where, known)
     except MlError as error:
         raise AliasError(str(error)) from error
     image: dict[str, Any] = {"image": alias.image.reference, "ports": alias.declared["publish"]}
     for key in ("gpus", "workdir", "shm_size"):
         if alias.declared.get(key):
             image[key] = alias.declared[key]
-    return settings.merge(settings.DEFAULTS, image, *(layer for _where, layer, _known in layers))
+    return settings.merge_layers(
+        settings.DEFAULTS, image, *(layer for _where, layer, _known in layers)
+    )
 
 
 @cache

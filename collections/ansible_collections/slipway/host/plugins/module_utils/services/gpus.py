@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which project has which GPUs of a host, and how compose is told.
+"""Reserves the GPUs of a host for projects, and writes the reservation for compose.
 
-PRIVATE to the collection. A GPU is one project's alone unless the host says that they share: two
-programs that do not know of each other fill its memory until one of them fails.
+PRIVATE to the collection. Each GPU is reserved for one project unless the host shares GPUs: two
+programs on one GPU fill its memory until one of them fails.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 
 ALL = "all"
 # A GPU by its number, or a part of one (MIG) as `0:1`, as in CDI names.
-_NAMED = re.compile(r"\d+(:\d+)?")
+_GPU_ID = re.compile(r"\d+(:\d+)?")
 
 
 class GpuError(ValueError):
-    """A project asks for GPUs that it cannot have."""
+    """A project requests GPUs that it cannot get; the text says what to change."""
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """What a host has: how many GPUs, whether projects may share them, whether its engine has CDI.
+    """The GPUs of a host: how many, whether projects share them, whether its engine has CDI.
 
-    Without CDI the engine goes by NVIDIA's own runtime.
+    Without CDI the engine uses NVIDIA's own runtime.
     """
 
     count: int = 0
@@ -40,116 +40,123 @@ class Gpus:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What one project asks for; ``wanted`` is as the inventory says it, or None.
+class GpuRequest:
+    """The key ``gpus`` of a project, as the inventory has it, or None.
 
-    usable: whether its image is a build for GPUs.
+    usable: whether the project's image is a gpu build.
     """
 
     project: str
-    wanted: Any
+    gpus: Any
     usable: bool
 
+    def error(self, text: str) -> GpuError:
+        """Return an error of this request."""
+        return GpuError(f"project {self.project}: gpus: {text}")
 
-def reserve(wishes: Sequence[Wish], host: Gpus) -> dict[str, tuple[str, ...]]:
-    """Return the GPUs of each project that has some.
 
-    Those that are named go first; a project that wants a number of them gets what is left, in
-    order. ``all`` is all there are, which on a host without GPUs is none: the same inventory may
-    serve both kinds. Raise GpuError for GPUs that are not there or are another project's.
+def reserve_gpus(requests: Sequence[GpuRequest], host: Gpus) -> dict[str, tuple[str, ...]]:
+    """Return the GPUs of each project that gets some.
+
+    Named GPUs are reserved first; a project that requests a number of GPUs gets free ones, in
+    order. ``all`` on a host without GPUs is none, so that one inventory serves both kinds of hosts.
+    Raise GpuError for GPUs that do not exist or are reserved by another project.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    counted: list[tuple[Wish, int]] = []
-    for wish in wishes:
-        number = _number(wish.wanted)
-        if number is not None:
-            counted += [(wish, number)] if number else []
-        elif wish.wanted not in (None, "none"):
-            found[wish.project] = _named(wish, host)
+    reserved: dict[str, tuple[str, ...]] = {}
+    counted: list[tuple[GpuRequest, int]] = []
+    for request in requests:
+        count = _requested_count(request.gpus)
+        if count is not None:
+            counted += [(request, count)] if count else []
+        elif request.gpus not in (None, "none"):
+            reserved[request.project] = _named_gpus(request, host)
     if not host.shared:
-        _refuse_sharing(found)
-    for wish, number in counted:
-        found[wish.project] = _left(wish, number, found, host)
-    return {project: ids for project, ids in found.items() if ids}
+        _refuse_sharing(reserved)
+    for request, count in counted:
+        reserved[request.project] = _free_gpus(request, count, reserved, host)
+    return {project: ids for project, ids in reserved.items() if ids}
 
 
-def _number(wanted: Any) -> int | None:
-    """Return how many GPUs are wanted, None where that is not what was said."""
-    if isinstance(wanted, bool):
+def _requested_count(gpus: Any) -> int | None:
+    """Return the number of GPUs requested, None for a request of another form."""
+    if isinstance(gpus, bool):
         return None
-    if isinstance(wanted, int):
-        return wanted if wanted >= 0 else None
-    return int(wanted) if isinstance(wanted, str) and wanted.isdigit() else None
+    if isinstance(gpus, int):
+        return gpus if gpus >= 0 else None
+    return int(gpus) if isinstance(gpus, str) and gpus.isdigit() else None
 
 
-def _named(wish: Wish, host: Gpus) -> tuple[str, ...]:
-    if wish.wanted == ALL:
-        return host.ids if wish.usable else ()
-    if not isinstance(wish.wanted, Sequence) or isinstance(wish.wanted, str):
-        raise GpuError(
-            f"project {wish.project}: gpus is {wish.wanted!r}, must be all, none, how many, or a "
-            'list such as [0, 1] or, with parts of GPUs, ["0:1"]'
+def _named_gpus(request: GpuRequest, host: Gpus) -> tuple[str, ...]:
+    if request.gpus == ALL:
+        return host.ids if request.usable else ()
+    if not isinstance(request.gpus, Sequence) or isinstance(request.gpus, str):
+        raise request.error(
+            f"{request.gpus!r}; expected all, none, a number of GPUs, or a list such as [0, 1] or, "
+            'with parts of GPUs, ["0:1"]. Change the value.'
         )
-    ids = tuple(dict.fromkeys(str(one) for one in wish.wanted))
-    for one in ids:
-        if not _NAMED.fullmatch(one) or one.partition(":")[0] not in host.ids:
-            raise GpuError(f"project {wish.project}: there is no GPU {one}; {_has(host)}")
-    _refuse_unusable(wish)
+    ids = tuple(dict.fromkeys(map(str, request.gpus)))
+    for gpu in ids:
+        if not _GPU_ID.fullmatch(gpu) or gpu.partition(":")[0] not in host.ids:
+            raise request.error(f"GPU {gpu} does not exist; {_expect_ids(host)} Change the list.")
+    _refuse_unusable(request)
     return ids
 
 
-def _left(
-    wish: Wish, number: int, found: Mapping[str, Sequence[str]], host: Gpus
+def _free_gpus(
+    request: GpuRequest, count: int, reserved: Mapping[str, Sequence[str]], host: Gpus
 ) -> tuple[str, ...]:
-    """Return GPUs that nobody has, then, where projects share, those that the fewest have."""
-    _refuse_unusable(wish)
+    """Return GPUs without a reservation, then, where projects share, those with the fewest."""
+    _refuse_unusable(request)
     users = {
-        one: sum(any(_overlap(one, taken) for taken in ids) for ids in found.values())
-        for one in host.ids
+        gpu: sum(any(_overlap(gpu, taken) for taken in ids) for ids in reserved.values())
+        for gpu in host.ids
     }
-    fit = sorted((one for one in host.ids if host.shared or not users[one]), key=users.__getitem__)
-    if len(fit) < number:
-        left = f"{len(fit)} not reserved by others" if found else _has(host)
-        raise GpuError(f"project {wish.project}: wants {number} GPUs; {left}")
-    return tuple(sorted(fit[:number], key=int))
+    free = sorted((gpu for gpu in host.ids if host.shared or not users[gpu]), key=users.__getitem__)
+    if len(free) < count:
+        raise request.error(
+            f"{count} requested, {len(free)} of this host's {host.count} GPUs are free; expected "
+            "at most the free ones. Request fewer GPUs, or set ml_services_share_gpus: true."
+        )
+    return tuple(sorted(free[:count], key=int))
 
 
-def _refuse_unusable(wish: Wish) -> None:
-    if not wish.usable:
-        raise GpuError(f"project {wish.project}: its image has no build for GPUs; leave out gpus")
+def _refuse_unusable(request: GpuRequest) -> None:
+    if not request.usable:
+        raise request.error("the image has no gpu build; expected no GPUs. Remove the key gpus.")
 
 
-def _refuse_sharing(found: Mapping[str, Sequence[str]]) -> None:
+def _refuse_sharing(reserved: Mapping[str, Sequence[str]]) -> None:
     owners: list[tuple[str, str]] = []
-    for project, ids in found.items():
-        for one in ids:
+    for project, ids in reserved.items():
+        for gpu in ids:
             for other, owner in owners:
-                if owner != project and _overlap(one, other):
+                if owner != project and _overlap(gpu, other):
                     raise GpuError(
-                        f"projects {owner} and {project} both reserve GPU {one}; give one of them "
-                        "another, or set ml_services_share_gpus: true"
+                        f"projects {owner} and {project}: both reserve GPU {gpu}; expected one "
+                        "project for each GPU. Choose another GPU, or set "
+                        "ml_services_share_gpus: true."
                     )
-            owners.append((one, project))
+            owners.append((gpu, project))
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Whether two GPUs, or parts, have something in common: a GPU and any of its parts do."""
-    return one == other or other == one.partition(":")[0] or one == other.partition(":")[0]
+def _overlap(gpu: str, other: str) -> bool:
+    """Whether two GPUs, or parts, are the same or one is a part of the other."""
+    return gpu == other or other == gpu.partition(":")[0] or gpu == other.partition(":")[0]
 
 
-def _has(host: Gpus) -> str:
-    return f"this host has {', '.join(host.ids) or 'none'}"
+def _expect_ids(host: Gpus) -> str:
+    return f"expected one of: {', '.join(host.ids)}." if host.ids else "this host has no GPUs."
 
 
-def compose(ids: Sequence[str], host: Gpus) -> dict[str, Any]:
+def compose_reservation(ids: Sequence[str], host: Gpus) -> dict[str, Any]:
     """Return the part of a compose service that reserves GPUs.
 
-    By CDI the engine knows the devices, and a container keeps them when systemd reloads.
+    With CDI the engine knows the devices, and a container keeps them when systemd reloads.
     """
     if not ids:
         return {}
     if host.cdi:
-        device = {"driver": "cdi", "device_ids": [f"nvidia.com/gpu={one}" for one in ids]}
+        device = {"driver": "cdi", "device_ids": [f"nvidia.com/gpu={gpu}" for gpu in ids]}
     else:
         device = {"driver": "nvidia", "device_ids": list(ids)}
     device["capabilities"] = ["gpu"]

@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ports of a host that services are found at: who is in whose way, and who goes first.
+"""Ports of a host that services publish: which clash, and in which order to replace containers.
 
-PRIVATE to the collection; the standard library alone, since it runs on hosts as well. A place is an
-address and a port with a colon between, such as ``127.0.0.1:5000``.
+PRIVATE to the collection; standard library only, because it runs on hosts as well. A port is text:
+address and port with a colon between, such as ``127.0.0.1:5000``.
 """
 
 from __future__ import annotations
@@ -14,40 +14,44 @@ from typing import Any
 ANY_ADDRESS = ("", "0.0.0.0", "::", "[::]")
 
 
-def clash(one: str, other: str) -> bool:
-    """Whether both places cannot be had at once."""
-    (address, _, port), (second, _, its_port) = one.rpartition(":"), other.rpartition(":")
-    everywhere = address in ANY_ADDRESS or second in ANY_ADDRESS
-    return port == its_port and (everywhere or address.strip("[]") == second.strip("[]"))
+def clash(port: str, other: str) -> bool:
+    """Whether two containers cannot publish both ports at the same time."""
+    (address, _, number), (other_address, _, other_number) = (
+        port.rpartition(":"),
+        other.rpartition(":"),
+    )
+    everywhere = address in ANY_ADDRESS or other_address in ANY_ADDRESS
+    same_address = everywhere or address.strip("[]") == other_address.strip("[]")
+    return number == other_number and same_address
 
 
-def turns(
-    projects: Iterable[Mapping[str, Any]], held: Mapping[str, Sequence[str]]
+def order_replacements(
+    projects: Iterable[Mapping[str, Any]], published: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
-    """Yield projects so that each finds its ports free, and whose containers to stop before it.
+    """Yield each project with the projects whose containers must stop before it starts.
 
-    HELD is what the containers of each project have now. One that leaves a port goes before the one
-    that gets it, so that nobody is down for longer than it takes to replace a container; only where
-    they go round in a circle somebody has to be stopped.
+    PUBLISHED are the ports of each project's containers now. A project that frees a port comes
+    before the project that needs it, so that no service is down for longer than the replacement of
+    its container. Only where projects swap ports in a circle, one of them is stopped first.
     """
     waiting = list(projects)
     while waiting:
-        ways = [(project, _in_the_way(project, waiting, held)) for project in waiting]
-        project, stopped = next((way for way in ways if not way[1]), ways[0])
-        yield project, stopped
+        blocked = [(project, _blockers(project, waiting, published)) for project in waiting]
+        project, to_stop = next((entry for entry in blocked if not entry[1]), blocked[0])
+        yield project, to_stop
         waiting.remove(project)
-        held = {name: places for name, places in held.items() if name not in stopped}
+        published = {name: ports for name, ports in published.items() if name not in to_stop}
 
 
-def _in_the_way(
+def _blockers(
     project: Mapping[str, Any],
     others: Iterable[Mapping[str, Any]],
-    held: Mapping[str, Sequence[str]],
+    published: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    """Return the names of the others whose containers have a port that a project wants."""
+    """Return the names of the other projects that publish a port of this project."""
     return [
         other["name"]
         for other in others
         if other["name"] != project["name"]
-        and any(clash(a, b) for a in project["ports"] for b in held.get(other["name"], ()))
+        and any(clash(a, b) for a in project["ports"] for b in published.get(other["name"], ()))
     ]

@@ -1,0 +1,256 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes Docker's daemon.json on a host: merged, validated by dockerd, replaced in one step.
+
+Standard library only, for hosts.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
+    DaemonJsonError,
+    Merge,
+    plan_merge,
+)
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_record import (
+    OwnedKey,
+    read_record,
+    update_record,
+)
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_text import (
+    decode,
+    mask_credentials,
+    parse,
+    render,
+)
+from ansible_collections.slipway.host.plugins.module_utils.docker.dockerd_flags import (
+    find_conflicts,
+    list_environment_files,
+    read_unit_flags,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import paths
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+VALIDATE = "dockerd --validate --config-file %s"
+
+
+class DaemonJsonFile:
+    """daemon.json on this host, with the parameters of the module ``daemon_json``."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params: dict[str, Any] = module.params
+        # Renaming a file onto a link would replace the link.
+        self.target = Path(os.path.realpath(self.params["path"]))
+        if self.params["mode"] is None:
+            self.params["mode"] = f"{self.safe_mode():04o}"
+        self.notes: list[str] = []
+        self.result: dict[str, Any] = {"changed": False, "path": str(self.target)}
+
+    def run(self) -> dict[str, Any]:
+        """Merge the settings into the file, in check mode only report it; return the result."""
+        text = self.read()
+        record_text, record = self.read_record()
+        merge = plan_merge(
+            text, self.params["settings"], self.params["absent"], record, str(self.target)
+        )
+        if not merge.plain:
+            self.notes.append(
+                f"{self.target} is empty or starts with a byte order mark. Engines before 23.0 "
+                "do not start with such a file. It is written as plain JSON."
+            )
+        self.refuse_conflicts(merge)
+        new_record = update_record(record_text, self.params["path"], merge.record)
+        if merge.changed:
+            self.replace_content(text, merge, new_record)
+        else:
+            self.repair_attributes(text, new_record)
+        return self.result | {
+            "settings": parse(mask_credentials(render(merge.after))),
+            "differences": merge.differences,
+            "restart_required": merge.restart_required,
+            "reload_required": merge.reload_required,
+            "notes": self.notes,
+        }
+
+    def safe_mode(self) -> int:
+        """Return the mode of the file, limited to 0644."""
+        mode = self.target.stat().st_mode if self.target.is_file() else 0o644
+        return mode & 0o644 | 0o600
+
+    def read(self) -> str | None:
+        """Return the file's text, None where there is no file."""
+        try:
+            return decode(self.target.read_bytes(), str(self.target))
+        except FileNotFoundError:
+            return None
+
+    def read_record(self) -> tuple[str, tuple[OwnedKey, ...]]:
+        """Return the record's text and its entries; an invalid record counts as a missing one."""
+        path = Path(self.params["record"])
+        try:
+            text = decode(path.read_bytes(), "the record")
+            return text, read_record(text, self.params["path"])
+        except FileNotFoundError:
+            pass
+        except DaemonJsonError as error:
+            self.notes.append(
+                f"The record {path} is invalid ({error}) and is started again. Keys that were set "
+                "before now count as the user's own."
+            )
+        return "", ()
+
+    def refuse_conflicts(self, merge: Merge) -> None:
+        """Fail where the unit sets a key of the file too; only warn if the file is unchanged."""
+        for key, flag in find_conflicts(merge.after, self.read_unit_flags()):
+            message = (
+                f"{key} is set twice: in {self.target} and by {flag} on dockerd's command line in "
+                f"{self.params['unit']}; expected once, because Docker does not start with both. "
+                f"Remove {key} from {self.target} or from the settings, or remove {flag} from the "
+                f"unit (systemctl edit {self.params['unit']}: an empty ExecStart=, then one "
+                f"without {flag})."
+            )
+            if merge.changed:
+                self.module.fail_json(msg=message)
+            self.module.warn(message)
+
+    def read_unit_flags(self) -> dict[str, str]:
+        """Return the keys that dockerd's command line sets, with their flags."""
+        systemctl = self.module.get_bin_path("systemctl")
+        if not self.params["unit"] or systemctl is None:
+            return {}
+        properties = "--property=ExecStart,Environment,EnvironmentFiles"
+        rc, unit, _ = self.module.run_command([systemctl, "show", properties, self.params["unit"]])
+        if rc != 0:
+            return {}
+        files = [Path(name) for name in list_environment_files(unit)]
+        texts = [file.read_text("utf-8", "replace") for file in files if file.is_file()]
+        return read_unit_flags(unit, texts)
+
+    def replace_content(self, text: str | None, merge: Merge, record: str) -> None:
+        """Replace the file's content, or in check mode only validate the new content."""
+        content = render(merge.after)
+        self.result["changed"] = True
+        if self.module._diff:
+            self.result["diff"] = {
+                "before_header": str(self.target),
+                "before": mask_credentials(text or ""),
+                "after_header": str(self.target),
+                "after": mask_credentials(content),
+            }
+        if self.module.check_mode:
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                self.validate(file.name)
+            return
+
+        def prepare(file: Path) -> None:
+            self.set_attributes(file)
+            self.validate(str(file))
+            if self.params["backup"] and text is not None:
+                self.result["backup_file"] = self.module.backup_local(str(self.target))
+            # Before the file: if the run ends between the two, the record has values that are not
+            # in the file, which is harmless.  The other way round, the project's own values would
+            # look like the user's.
+            self.write_record(record)
+
+        replace_file(self.target, content, prepare)
+
+    def repair_attributes(self, text: str | None, record: str) -> None:
+        """Repair the mode and the owner of a file whose content is correct."""
+        if text is not None:
+            attributes: dict[str, Any] = {}
+            self.result["changed"] = self.set_attributes(self.target, attributes)
+            if self.module._diff and attributes:
+                self.result["diff"] = attributes
+        if not self.module.check_mode:
+            self.write_record(record)
+
+    def set_attributes(self, file: Path, diff: dict[str, Any] | None = None) -> bool:
+        """Set mode and owner; return whether they differed."""
+        arguments = self.module.load_file_common_arguments(self.params, path=str(file))
+        return bool(
+            self.module.set_fs_attributes_if_different(arguments, False, diff, expand=False)
+        )
+
+    def validate(self, file: str) -> None:
+        """Validate a file by dockerd; fail if dockerd rejects it, add a note where it cannot."""
+        command: str = self.params["validate"]
+        if not command:
+            return
+        try:
+            program, *words = shlex.split(command)
+        except ValueError as error:
+            self.module.fail_json(
+                msg=f"validate: {command!r}; expected a command: {error}. Correct it."
+            )
+        if "%s" not in command:
+            self.module.fail_json(
+                msg=f"validate: {command!r}; expected %s in the place of the file. Add %s."
+            )
+        executable = self.module.get_bin_path(program)
+        if executable is None:
+            if command != VALIDATE:
+                self.module.fail_json(
+                    msg=f"validate: program {program} not found on this host. Install it."
+                )
+            self.notes.append("Not validated: this host has no dockerd yet.")
+            return
+        rc, out, err = self.module.run_command(
+            [executable, *(word.replace("%s", file) for word in words)], expand_user_and_vars=False
+        )
+        if rc == 0:
+            return
+        if "unknown flag: --validate" in err:
+            self.notes.append(
+                "Not validated: this host's dockerd is older than 23.0 and cannot validate."
+            )
+            return
+        message = mask_credentials((err or out).strip().replace(file, str(self.target)))
+        self.module.fail_json(
+            msg=f"{program} rejected the new content of {self.target}: {message}. Correct the "
+            "settings or the file. The file was not changed.",
+            rc=rc,
+        )
+
+    def write_record(self, text: str) -> None:
+        """Write the record if it differs; remove it if its new text is empty."""
+        path = Path(self.params["record"])
+        if not text:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.read_bytes() != text.encode():
+            replace_file(path, text)
+
+
+def replace_file(path: Path, text: str, prepare: Callable[[Path], None] | None = None) -> None:
+    """Replace a file in one step that survives a power cut; its mode is 0600 at first.
+
+    ``prepare`` is called with the complete new file before it replaces the old one.  If it raises,
+    the old file stays.
+    """
+    with paths.opened_parent(str(path), make=True) as (folder, name):
+        # The opened folder, whatever becomes of its name; also for the program that validates.
+        opened_folder = f"/proc/{os.getpid()}/fd/{folder.descriptor}"
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=opened_folder)
+        new = Path(temporary)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if prepare is not None:
+                prepare(new)
+            os.rename(new.name, name, src_dir_fd=folder.descriptor, dst_dir_fd=folder.descriptor)
+        finally:
+            folder.remove(new.name)
+        os.fsync(folder.descriptor)

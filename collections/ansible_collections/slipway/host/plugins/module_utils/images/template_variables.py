@@ -1,0 +1,118 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The variables of images/Dockerfile.j2 for one build.
+
+PRIVATE to the collection. Runs on the controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.locks import Pin, version_for
+from ansible_collections.slipway.host.plugins.module_utils.images.types import (
+    Base,
+    CatalogueError,
+    Image,
+    ImageBuild,
+    Python,
+    lock_file,
+)
+
+OLDEST_PYTHON = (3, 11)
+"""The oldest release of Python that locks are made for."""
+
+_GPU_ENVIRONMENT = {
+    "NVIDIA_VISIBLE_DEVICES": "all",
+    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+}
+
+
+def template_variables(
+    image: Image,
+    variant: str,
+    root: Base,
+    parent: ImageBuild | None,
+    args: Mapping[str, str],
+    pins: Sequence[Pin],
+) -> dict[str, Any]:
+    """Return the variables of a template; images/Dockerfile.j2 says what each is."""
+    settings = image.settings
+    requirements = image.requirements_file(variant)
+    build_requirements = image.build_requirements_file
+    packages = _apt_packages(settings["packages"], variant)
+    if requirements or build_requirements:
+        python = _require_python(image, root)
+        if not (parent and parent.pins):
+            packages = [*python.packages, *packages]
+    return {
+        "name": image.name,
+        "variant": variant,
+        "image": settings,
+        "root": root,
+        "reference": parent.reference if parent else root.reference,
+        "packages": packages,
+        "lock": lock_file(requirements) if requirements else None,
+        "build_lock": lock_file(build_requirements) if build_requirements else None,
+        "args": {
+            name: args.get(name, argument["default"]) for name, argument in settings["args"].items()
+        },
+        "environment": {
+            **(_GPU_ENVIRONMENT if variant == "gpu" else {}),
+            **settings["environment"],
+        },
+        "start": labels.START,
+        "labels": _labels(settings) | {labels.OCI_VERSION: _version(image, root, pins)},
+    }
+
+
+def _apt_packages(packages: Any, variant: str) -> list[str]:
+    """Return the apt packages of a variant: one list for all variants, or a list for each."""
+    if isinstance(packages, list):
+        return packages
+    return [*packages.get("all", []), *packages.get(variant, [])]
+
+
+def _require_python(image: Image, root: Base) -> Python:
+    """Return the base's Python; raise CatalogueError where locks do not fit it."""
+    python = root.python
+    if python is None or tuple(map(int, python.version.split("."))) < OLDEST_PYTHON:
+        present = f"Python {python.version}" if python else "no Python"
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        raise CatalogueError(
+            f"{image.file}: requirements: base {root.name} has {present}; expected Python "
+            f"{oldest} or newer. Choose another base, or apt packages."
+        )
+    return python
+
+
+def _labels(settings: Mapping[str, Any]) -> dict[str, str]:
+    values = {
+        labels.OCI_TITLE: settings["title"],
+        labels.OCI_DESCRIPTION: " ".join(settings["description"].split()),
+        labels.OCI_LICENSES: settings["licence"],
+        labels.OCI_SOURCE: settings["source"],
+        labels.END_OF_LIFE: settings["end_of_life"],
+        labels.SUCCESSOR: settings["successor"],
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _version(image: Image, root: Base, pins: Sequence[Pin]) -> str:
+    """Return an image's version: as declared, or for `lock:NAME` that of a locked package."""
+    declared: str = image.settings["version"]
+    kind, _, name = declared.partition(":")
+    if kind != "lock":
+        return declared
+    python = root.python.version if root.python else ""
+    # Some frameworks publish their CPU builds under a name of their own.
+    candidates = (version_for(pins, package, python) for package in (name, f"{name}-cpu"))
+    version = next(filter(None, candidates), None)
+    if version is None:
+        raise CatalogueError(
+            f"{image.file}: version: {declared!r}, but no lock of the image pins {name!r}; "
+            "expected a locked package. Correct the name, or write the version itself."
+        )
+    return version

@@ -1,0 +1,130 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A project of ``ml_services_projects`` with its image, and the checks of its declaration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.images.declaration import suggest
+from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
+from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
+
+FOLDER = "/etc/slipway/services"
+COMPOSE_FILE = "compose.yaml"
+SECRETS_FOLDER = "secrets"
+# What compose accepts as the name of a project.
+PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# What docker accepts as a size.
+SIZE = re.compile(r"\d+(\.\d+)?([bkmgt]|[kmgt]i?b)?", re.IGNORECASE)
+
+
+class ServiceError(ValueError):
+    """A project is declared in a way that cannot work; the text says what to change."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host's part: its name for others, the address that ports are bound to, its GPUs."""
+
+    name: str = "localhost"
+    publish: str = "127.0.0.1"
+    gpus: services_gpus.Gpus = field(default_factory=services_gpus.Gpus)
+
+
+@dataclass(frozen=True)
+class Project:
+    """An entry of ``ml_services_projects``, with its image as the host should hold it.
+
+    args: the names of the build arguments that this host sets for any image.
+    """
+
+    declared: Mapping[str, Any]
+    build: Planned
+    args: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """Return the name of the project."""
+        return str(self.declared["name"])
+
+    @property
+    def service(self) -> Mapping[str, Any]:
+        """Return the image's service that the project runs: the named one, or the first."""
+        services = self.build.image.get("services") or {}
+        if not services:
+            raise self.error(
+                f"image {self.build.name} declares no service; expected one under services in its "
+                "image.yml. Choose another image, or declare a service."
+            )
+        name = str(self.declared.get("service") or next(iter(services)))
+        if name not in services:
+            raise self.unknown("service", name, services)
+        service: Mapping[str, Any] = services[name]
+        return service
+
+    def error(self, text: str) -> ServiceError:
+        """Return an error of this project."""
+        return ServiceError(f"project {self.name}: {text}")
+
+    def unknown(self, what: str, name: str, known_names: Iterable[str]) -> ServiceError:
+        """Return the error that the image declares nothing of that name."""
+        names = sorted(known_names)
+        return self.error(
+            f"image {self.build.name} has no {what} {name!r}; expected one of: "
+            f"{', '.join(names) or 'none'}. {suggest(name, names) or 'Correct the name.'}"
+        )
+
+    @property
+    def folder(self) -> str:
+        """Return the folder of the project's files on the host."""
+        return f"{FOLDER}/{self.name}"
+
+    @property
+    def user(self) -> tuple[int, int]:
+        """Return uid and gid of the service: those of the project, or else the image's own."""
+        own = self.build.image["user"]
+        # Templates make text of numbers.
+        uid, gid = (
+            None if self.declared.get(key) is None else int(self.declared[key])
+            for key in ("uid", "gid")
+        )
+        if uid is None:
+            return own["uid"], own["gid"] if gid is None else gid
+        return uid, uid if gid is None else gid
+
+
+def check_project(project: Project) -> None:
+    """Raise ServiceError for mistakes that no later step would notice."""
+    if not PROJECT_NAME.fullmatch(project.name):
+        raise project.error(
+            "invalid name; expected lower-case letters, digits, - and _, a letter or digit first. "
+            "Rename the project."
+        )
+    if project.user[0] == 0:
+        raise project.error("uid: 0; expected another uid than root's. Change uid.")
+    for key in ("memory", "shm_size"):
+        size = project.declared.get(key)
+        if size is not None and not SIZE.fullmatch(str(size)):
+            raise project.error(f"{key}: {size!r}; expected a size such as 8g. Change the value.")
+    for name, value in (project.declared.get("environment") or {}).items():
+        if not VARIABLE_NAME.fullmatch(str(name)):
+            raise project.error(
+                f"environment: name {name!r}; expected letters, digits and _. Rename the variable."
+            )
+        # The value may be a secret, so it is not shown.
+        if value is not None and not isinstance(value, str | int | float):
+            raise project.error(
+                f"environment.{name}: not text and not a number; expected one of the two. "
+                "Change the value."
+            )
+    for arg in project.service["args"]:
+        if arg not in project.args:
+            raise project.error(
+                f"the service of image {project.build.name} needs build argument {arg}; expected a "
+                "value in ml_catalogue_args. Set it there."
+            )
