@@ -35,9 +35,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe  # noqa: E402
-from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
-from ansible_collections.slipway.host.plugins.plugin_utils import _ask  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.state import (  # noqa: E402
+    containers,
+    report,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host  # noqa: E402
 
 from lab.host_spec import HostSpec  # noqa: E402
 from lab.hosts import Group, Host  # noqa: E402
@@ -79,7 +81,7 @@ class Bench:
         self.container = self._container()
 
     def _container(self) -> str:
-        for container in _probe.docker("/containers/json"):
+        for container in containers.ask_engine("/containers/json"):
             networks = container["NetworkSettings"]["Networks"].values()
             if any(network["IPAddress"] == self.host.address for network in networks):
                 return str(container["Id"])
@@ -87,7 +89,9 @@ class Bench:
 
     def host_cpu(self) -> float:
         """Return the CPU seconds that the host has used so far."""
-        stats = _probe.docker(f"/containers/{self.container}/stats?stream=false&one-shot=true")
+        stats = containers.ask_engine(
+            f"/containers/{self.container}/stats?stream=false&one-shot=true"
+        )
         return float(stats["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
 
     def inventory(self, hosts: int) -> str:
@@ -256,8 +260,8 @@ def files(bench: Bench) -> str:
     on(bench.host, "mkdir -p /srv/bench; cd /srv/bench; seq 5000 | xargs -n 500 touch")
     lines = []
     for count in (0, 50, 500, 5000):
-        question = json.dumps({"files": [f"/srv/bench/{number}" for number in range(1, count + 1)]})
-        script = f"{_ask.PROBE}print(json.dumps(answer(json.loads({question!r}))))\n"
+        files = [f"/srv/bench/{number}" for number in range(1, count + 1)]
+        script = ask_host.script({"files": files} if files else {})
         script += "import resource; u = resource.getrusage(resource.RUSAGE_SELF)\n"
         script += "print(u.ru_utime + u.ru_stime)\n"
         command = bench.host.ssh_command("sudo", "/usr/bin/python3", "-I", "-S", "-")

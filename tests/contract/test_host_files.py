@@ -40,10 +40,6 @@ REASONS: dict[str, tuple[str, str]] = {
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .read_text .rename .unlink .write_text shutil.rmtree",
     ),
-    "module_utils/_files.py": (
-        "sets an ACL on a folder that state.paths opened",
-        "os.getxattr os.setxattr",
-    ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
     "module_utils/gpu/cuda_bundle.py": ("writes a new temporary file", ".write_bytes"),
     "module_utils/gpu/cuda_check.py": ("reads sysfs", ".iterdir .read_text"),
@@ -55,7 +51,7 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "module_utils/host/job.py": (
         "works in /var/lib/slipway, which only root can write",
-        ".mkdir .open .read_bytes .rename .write_text",
+        ".mkdir .open .read_bytes .read_text .rename .write_text",
     ),
     "module_utils/ml/accounts.py": (
         CALLERS_OWN,
@@ -82,10 +78,6 @@ REASONS: dict[str, tuple[str, str]] = {
         ".chmod .glob .mkdir .rename .unlink os.link shutil.copy shutil.rmtree "
         "tempfile.TemporaryDirectory",
     ),
-    "module_utils/_probe.py": (
-        "reads system files by path, declared paths by state.paths",
-        ".open open os.getxattr os.listdir os.open os.readlink",
-    ),
     "module_utils/host/sessions.py": ("reads procfs", ".glob .read_text"),
     "module_utils/images/smoke.py": (
         "reads the engine's folders of CDI files, which only root can write",
@@ -99,6 +91,20 @@ REASONS: dict[str, tuple[str, str]] = {
         "writes within a folder that state.paths opened",
         ".read_bytes .read_text .set_fs_attributes_if_different .unlink os.rename "
         "tempfile.NamedTemporaryFile tempfile.mkstemp",
+    ),
+    "module_utils/state/apply_files.py": (
+        "sets an ACL on a folder that state.paths opened",
+        "os.getxattr os.setxattr",
+    ),
+    "module_utils/state/files.py": ("reads an ACL of a trusted path", "os.getxattr"),
+    "module_utils/state/links.py": ("reads links in an opened or trusted folder", "os.readlink"),
+    "module_utils/state/reading.py": (
+        "reads system files by path, declared paths by state.paths",
+        "open os.listdir os.open os.readlink",
+    ),
+    "module_utils/state/trees.py": (
+        "reads files within an opened tree",
+        ".open open os.open os.readlink",
     ),
     "modules/links.py": ("reads a link in a folder that state.paths opened", "os.readlink"),
     "modules/nvidia_module.py": ("reads sysfs, procfs and /lib/modules", ".read_text"),

@@ -11,10 +11,11 @@ import sys
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 
 from tests.contract.owned_state import PLATFORMS
 from tests.contract.tree import ROOT, load
+from tests.unit import survey
 
 Statements = dict[str, dict[str, dict[str, Any]]]
 SURVEYED: list[str] = load(ROOT / "vars/roles.yml")["slipway_roles"]
@@ -39,20 +40,20 @@ def statements() -> Statements:
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_a_statement_is_understood(statements: Statements, platform: str, role: str) -> None:
     owned = statements[platform][role]
-    _owned.check(role, owned)
+    survey.check(role, owned)
     assert not owned.get("refused")
     # What was templated as text where data belongs would be asked for letter by letter.
     for entries in owned.values():
         assert isinstance(entries, list)
         assert all(isinstance(entry, dict) for entry in entries)
-    assert _owned.question([owned])
+    assert survey.question([owned])
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_no_two_roles_own_the_same(statements: Statements, platform: str) -> None:
     owners: dict[tuple[str, str], str] = {}
     for role, owned in statements[platform].items():
-        for kind, entries in _owned.stated(owned):
+        for kind, entries in engine.entries_of(owned):
             for entry in entries:
-                thing = kind, str(entry[_owned.KINDS[kind].by])
+                thing = kind, str(entry[kinds.ALL[kind].by])
                 assert owners.setdefault(thing, role) == role, f"{thing} has two owners"

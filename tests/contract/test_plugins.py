@@ -205,7 +205,7 @@ def foreign(file: Path) -> list[str]:
 
 
 HOST_CODE = [PLUGINS / f"modules/{name}.py" for name in MODULES]
-HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("_probe", "images/builder")]
+HOST_CODE += [PLUGINS / f"module_utils/{name}.py" for name in ("state/kinds", "images/builder")]
 HOST_CODE += sorted((PLUGINS / "module_utils/ml").glob("*.py"))
 HOST_CODE += sorted((PLUGINS / "module_utils/gpu").glob("cuda_*.py"))
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_bundle,
     cuda_check,
@@ -28,11 +27,15 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     nvidia_smi,
     proof,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    containers as state_containers,
+)
 from ansible_collections.slipway.host.plugins.modules import gpu_info
 
 from tests.conftest import STAND_IN_GPUS
 from tests.gpu import containers
 from tests.gpu.conftest import Record
+from tests.unit import survey
 from tests.unit.conftest import RunModule, on_a_host, run_module  # noqa: F401
 
 pytestmark = pytest.mark.gpu
@@ -172,7 +175,7 @@ def test_a_container_of_docker_computes(expected: list[str], record: Record) -> 
     if not shutil.which(proof.TOOLKIT):
         pytest.skip("NVIDIA's container toolkit is not installed")
     try:
-        _probe.docker("/version")
+        state_containers.ask_engine("/version")
     except (OSError, ValueError) as error:
         pytest.skip(f"the Docker Engine does not answer: {error}")
     result = proof.in_container(len(expected), reload=False)
@@ -196,7 +199,7 @@ def driver_version() -> str:
 
 def test_the_survey_finds_the_gpus(expected: list[str], record: Record) -> None:
     need_real_driver()
-    facts = _probe.answer({})["facts"]
+    facts = survey.answer({})["facts"]
     gpu = facts["gpu"]
     record("GPU facts of the survey", gpu)
     record("distribution", f"{facts['distribution']} {facts['distribution_version']}")

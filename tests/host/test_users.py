@@ -187,7 +187,7 @@ def test_a_shared_folder_that_is_a_link_is_refused_and_kept(site: People) -> Non
     site.people(user_access_shared=[{"group": "lab", "path": "/mnt/elsewhere"}])
     run = site.run()
     assert run.status == "failed"
-    assert "/mnt/elsewhere has to be a folder and is a link" in said(run)
+    assert "/mnt/elsewhere: found a link; expected a folder" in said(run)
     assert run.changed() == set()
     site.on("rm /mnt/elsewhere")
     site.people()

@@ -16,8 +16,7 @@ import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils import _probe
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import facts, paths, reading
 
 from lab.commands import Commands
 
@@ -59,7 +58,7 @@ def run_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunModule:
 def only_root_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every folder for one that only root can write, as those of a host's system are."""
     monkeypatch.setattr(paths, "is_trusted", lambda _info: True)
-    monkeypatch.setattr(_probe, "trusted", lambda _folder: True)
+    monkeypatch.setattr(reading, "is_trusted_folder", lambda _folder: True)
 
 
 @pytest.fixture
@@ -89,5 +88,5 @@ def daemon(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def installed_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """State an engine package in the facts of this machine, which may have none."""
-    read = _probe.host_facts
-    monkeypatch.setattr(_probe, "host_facts", lambda: {**read(), "docker_package": "docker.io"})
+    read = facts.ask_host
+    monkeypatch.setattr(facts, "ask_host", lambda: {**read(), "docker_package": "docker.io"})

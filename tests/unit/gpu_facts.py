@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 
 from lab import pci_tree
 
@@ -48,7 +48,7 @@ OTHERS = {
 @cache
 def _devices(model: str) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        return _probe.gpu_facts(str(pci_tree.build(Path(folder), pci_tree.MODELS[model])))
+        return gpu_facts.ask_gpus(str(pci_tree.build(Path(folder), pci_tree.MODELS[model])))
 
 
 def facts(

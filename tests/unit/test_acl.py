@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.state import acl
+from ansible_collections.slipway.host.plugins.module_utils.state import files as state_files
 from ansible_collections.slipway.host.plugins.modules import files
 
 from tests.unit.conftest import RunModule
@@ -65,8 +65,8 @@ def test_what_is_no_acl_is_refused(text: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return where a folder may be on a file system that keeps ACLs."""
-    if _probe.default_acl(str(tmp_path)) is None:
-        pytest.skip("the file system of the tests' folder keeps no POSIX ACLs")
+    if state_files.ask_acl(str(tmp_path)) is None:
+        pytest.skip("the file system of the tests' folder does not support POSIX ACLs")
     return tmp_path / "shared"
 
 
@@ -77,7 +77,7 @@ def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
     assert run_module(files, check=True, files=wanted)["changed"] and not folder.exists()
     assert run_module(files, files=wanted)["changed"]
     assert not run_module(files, files=wanted)["changed"]
-    assert _probe.default_acl(str(folder)) == TEAM
+    assert state_files.ask_acl(str(folder)) == TEAM
     umask = os.umask(0o077)
     try:
         (folder / "file").touch()
@@ -87,7 +87,7 @@ def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
     os.removexattr(folder, acl.ATTRIBUTE)
     again = run_module(files, files=wanted)
     assert "no default ACL, should be new files: owner rwx" in again["diff"][0]["prepared"]
-    assert _probe.default_acl(str(folder)) == TEAM
+    assert state_files.ask_acl(str(folder)) == TEAM
     assert (folder / "file").exists()
 
 
@@ -95,7 +95,7 @@ def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
 def test_a_link_in_the_place_of_such_a_folder_is_kept(run_module: RunModule, folder: Path) -> None:
     folder.symlink_to("/elsewhere")
     result = run_module(files, files=declared(folder, state="directory", default_acl="0770"))
-    assert result["failed"] and "has to be a folder and is a link" in result["msg"]
+    assert result["failed"] and "found a link; expected a folder" in result["msg"]
     assert folder.is_symlink()
 
 
@@ -103,7 +103,7 @@ def test_a_file_system_without_acls_is_told_of(
     run_module: RunModule, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.mkdir()
-    monkeypatch.setattr(_probe, "default_acl", lambda _path: None)
+    monkeypatch.setitem(state_files.ASKS, "acls", lambda paths, _reply: dict.fromkeys(paths))
     result = run_module(files, files=declared(folder, state="directory", default_acl="0770"))
-    assert result["failed"] and "keeps no POSIX ACLs" in result["msg"]
+    assert result["failed"] and "does not support POSIX ACLs" in result["msg"]
     assert "acl: false" in result["msg"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.ml import settings
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
@@ -21,6 +20,7 @@ from ansible_collections.slipway.host.plugins.module_utils.roles.ml_aliases impo
     Options,
 )
 
+from tests.unit import survey
 from tests.unit.role_options import options
 
 CATALOGUE = Path(__file__).parents[1] / "fixtures/catalogue"
@@ -76,7 +76,7 @@ def test_every_name_of_an_alias_is_a_link_to_the_program() -> None:
         }
     ]
     assert {"path": "/usr/bin/tool2"} in owned["unhidden"]
-    _owned.check("ml_aliases", owned)
+    survey.check("ml_aliases", owned)
 
 
 def test_an_image_without_aliases_leaves_the_command_for_the_rest() -> None:
@@ -229,7 +229,7 @@ def test_numbers_may_be_written_without_quotes() -> None:
 def test_nothing_stays_of_a_role_that_is_absent() -> None:
     owned = ml_aliases.removed()
     present = ml_aliases.owned([IMAGE], PLAIN)
-    _owned.check("ml_aliases", owned)
+    survey.check("ml_aliases", owned)
     assert owned["links"][0]["names"] == []
     removed = [entry["path"] for entry in owned["files"]]
     for entry in present["files"]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, run
+from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
 from ansible_collections.slipway.host.plugins.modules import held_packages
 
 from tests.unit.conftest import RunModule
@@ -314,7 +314,7 @@ def apt(
 
     In the script $count says how often it has been called before.
     """
-    monkeypatch.setattr(_probe, "dpkg", dict.fromkeys)
+    monkeypatch.setattr(state_packages, "ask_packages", dict.fromkeys)
     monkeypatch.setattr(run, "RETRIES", (0, 0))
     monkeypatch.setattr(run, "LOCK_PAUSE", 0)
     monkeypatch.setattr(run, "lock_holder", str)
@@ -474,7 +474,9 @@ def test_what_was_interrupted_is_finished_before_anything_is_planned(
     run_module: RunModule, apt: Apt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = iter(["interrupted", "installed"])
-    monkeypatch.setattr(_probe, "dpkg", lambda names: {"a": ["hold", next(states), "1"]})
+    monkeypatch.setattr(
+        state_packages, "ask_packages", lambda names: {"a": ["hold", next(states), "1"]}
+    )
     calls = apt("exit 0")
     result = run_module(held_packages, packages=[{"name": "a", "hold": True}])
     # Not installed anew, which would take the newest.
@@ -540,7 +542,7 @@ def test_a_version_that_is_still_to_come_is_not_taken_for_one_that_is_gone(
 def test_what_came_with_a_package_goes_with_it(
     run_module: RunModule, apt: Apt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "dpkg", lambda names: dict.fromkeys(names, HELD))
+    monkeypatch.setattr(state_packages, "ask_packages", lambda names: dict.fromkeys(names, HELD))
     calls = apt(
         """case "$*" in *--simulate*purge*) printf 'Purg %s [1]\\n' a needs-a ;; esac
         case "$*" in *--auto-remove*) printf 'Purg %s [1]\\n' came idle ;; esac
@@ -559,7 +561,9 @@ def test_what_fails_half_way_is_held_nevertheless(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        _probe, "dpkg", lambda names: {name: ["install", "unpacked", "1"] for name in names}
+        state_packages,
+        "ask_packages",
+        lambda names: {name: ["install", "unpacked", "1"] for name in names},
     )
     program("apt-mark", f'echo "$*" >{tmp_path}/marked')
     apt("case $* in *install*) echo 'E: Sub-process failed'; exit 100 ;; esac")

@@ -26,7 +26,6 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.action import datasets
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import (
     bound,
     checkout,
@@ -37,10 +36,12 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data
+from ansible_collections.slipway.host.plugins.module_utils.state import trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import UnsafePathError
 
 from tests.fixtures.data_server import DataServer, serving
 from tests.fixtures.data_sets import Course, git, sha256, tar
+from tests.unit import survey
 from tests.unit.role_options import options
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: attacks what root does")
@@ -102,7 +103,7 @@ class Host:
         """Return what the survey finds in the way."""
         owned = self.planned(*items, code=code)["owned"]
         owned = {kind: owned[kind] for kind in datasets.KINDS}
-        answer = json.loads(json.dumps(_probe.answer(_owned.question([owned]))))
+        answer = json.loads(json.dumps(survey.answer(survey.question([owned]))))
         return datasets.compared(owned, answer)[1]
 
     def state(self) -> list[tuple[str, int, int, bytes]]:
@@ -256,7 +257,7 @@ def test_a_folder_that_is_swapped_with_a_link_all_the_while(host: Host) -> None:
 def test_a_stage_that_is_swapped_all_the_while(host: Host) -> None:
     code = host.mine("code")
     (code / "link").symlink_to(host.precious)
-    with swapping(code, _probe.STAGES, "link"):
+    with swapping(code, trees.STAGES, "link"):
         for number in range(ROUNDS):
             to = f"{code}/pets{number}"
             host.settle(host.pets(name=f"pets{number}", to=to))
@@ -344,14 +345,14 @@ def test_a_folder_of_roots_that_is_renamed_to_be_a_stage_keeps_its_content(host:
     backup = host.home / "backup"
     (backup / "2026").mkdir(parents=True)
     (backup / "2026/dump").write_text("all")
-    backup.rename(host.home / _probe.STAGES)
+    backup.rename(host.home / trees.STAGES)
     failed = host.settle(host.pets())
     assert "found dump in it" in next(iter(failed.values()))
-    assert (host.home / _probe.STAGES / "2026/dump").read_text() == "all"
+    assert (host.home / trees.STAGES / "2026/dump").read_text() == "all"
 
 
 def test_a_stage_of_a_user_is_refused(host: Host) -> None:
-    host.mine(_probe.STAGES)
+    host.mine(trees.STAGES)
     assert "expected a folder that only root can write" in host.settle(host.pets())["pets"]
 
 
@@ -384,7 +385,7 @@ def test_a_note_of_the_user_is_none(host: Host) -> None:
 def test_a_note_of_any_content_is_read_without_harm(host: Host, text: str) -> None:
     assert host.settle(host.pets()) == {}
     (host.home / "pets/.slipway/record.json").write_text(text)
-    found = _probe.tree(str(host.home / "pets"))
+    found = trees.ask_tree(str(host.home / "pets"))
     assert found and found["record"] is None
 
 
@@ -393,10 +394,10 @@ def test_names_from_a_tree_move_no_cursor(host: Host, course: Course) -> None:
     assert host.settle(declared, code=True) == {}
     head = host.home / "course/.git/HEAD"
     head.write_text("ref: refs/heads/\x1b[2Jx\r\n")
-    found = _probe.tree(str(host.home / "course"))
+    found = trees.ask_tree(str(host.home / "course"))
     assert found and found["git"]["branch"] == r"\x1b[2Jx"
     head.write_text("ref: refs/heads/../../../../../../etc/shadow\n")
-    found = _probe.tree(str(host.home / "course"))
+    found = trees.ask_tree(str(host.home / "course"))
     assert found and found["git"]["head"] == ""
 
 
@@ -670,7 +671,7 @@ def test_an_archive_that_grows_a_thousandfold_is_stopped(
     assert "cannot unpack pets: found more than 33.6 MB" in why
     assert "no size is declared" in why and "declare what it takes unpacked" in why
     assert len(written) <= 33, "it was stopped while it was written"
-    assert {file.name for file in host.home.iterdir()} <= {_probe.STAGES}
+    assert {file.name for file in host.home.iterdir()} <= {trees.STAGES}
     if kind != "sparse":
         # 50 MiB are declared, and there are more.
         assert "its declared size is 52.4 MB" in host.settle(host.pets(content, size="50M"))["pets"]
@@ -756,7 +757,7 @@ def test_an_archive_of_a_user_is_the_one_whose_checksum_was_compared(
     swap_when(monkeypatch, download, "digest", lambda: file.write_bytes(other))
     assert host.settle({**declared, "checksum": sha256(PETS)}) == {}
     assert (host.base / "pets/README").read_text() == "hello\n"
-    assert not (host.base / _probe.STAGES).exists()
+    assert not (host.base / trees.STAGES).exists()
 
 
 def test_what_is_swapped_twice_is_not_lost(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -788,10 +789,10 @@ def test_the_surveys_walk_is_that_of_the_worker(host: Host) -> None:
     host.mine("folder")
     for path in ("link/x", "folder/x", "../bob/x"):
         full = f"{host.home}/{path}"
-        answer = _probe.tree(full) or {}
+        answer = trees.ask_tree(full) or {}
         try:
             with place.opened_tree(full) as folder:
                 assert folder is None and answer == {}
         except UnsafePathError as error:
             assert ".." in path or answer["obstacle"] == str(error)
-    assert "circle" in (_probe.tree(f"{host.base}/circle/x") or {})["obstacle"]
+    assert "circle" in (trees.ask_tree(f"{host.base}/circle/x") or {})["obstacle"]

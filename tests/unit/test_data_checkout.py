@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import checkout
+from ansible_collections.slipway.host.plugins.module_utils.state import model, trees
 
 from tests.fixtures.data_sets import ENVIRONMENT, Course, commit, git, publish
 from tests.unit.test_data_worker import Host, host
@@ -101,13 +101,13 @@ def test_a_branch_is_moved_by_who_works_on_it(host: Host, course: Course) -> Non
 def test_a_reference_is_found_packed_too(host: Host, course: Course) -> None:
     host.settle(course.at("main"), code=True)
     git(tree(host), "pack-refs", "--all")
-    found = _probe.tree(str(tree(host)))
+    found = trees.ask_tree(str(tree(host)))
     assert found and found["git"] == {
         "head": course.second,
         "branch": "main",
         "url": str(course.path),
     }
-    other = _probe.tree(str(host.code))
+    other = trees.ask_tree(str(host.code))
     assert other and other["git"] is None
 
 
@@ -170,7 +170,7 @@ def test_somebodys_own_clone_is_taken_over_and_kept(host: Host, course: Course) 
 def test_a_clone_of_something_else_is_in_the_way(host: Host, course: Course) -> None:
     host.code.mkdir()
     git(host.code, "init", "-q", "course")
-    with pytest.raises(_owned.ConflictError, match="was not made from this declaration"):
+    with pytest.raises(model.ConflictError, match="was not made from this declaration"):
         host.differences(host.plan(course.at("v1"), code=True))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data
 from ansible_collections.slipway.host.plugins.module_utils.roles.ml_data import DataError
 
 from tests.contract.tree import ROOT
+from tests.unit import survey
 from tests.unit.role_options import options
 
 URL = "https://data.example.org/pets.tar.gz"
@@ -92,7 +92,7 @@ def test_what_is_owned_of_both_kinds() -> None:
             }
         ],
     }
-    _owned.check("ml_data", owned)
+    survey.check("ml_data", owned)
 
 
 def test_only_a_whole_commit_is_known_without_git() -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import (
     checkout,
     download,
@@ -30,10 +29,13 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data
+from ansible_collections.slipway.host.plugins.module_utils.state import model as state_model
+from ansible_collections.slipway.host.plugins.module_utils.state import trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import UnsafePathError
 
 from tests.fixtures.data_server import DataServer, serving
 from tests.fixtures.data_sets import sha256, tar
+from tests.unit import survey
 from tests.unit.role_options import options
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -74,9 +76,9 @@ class Host:
 
     def differences(self, planned: Mapping[str, Any]) -> list[str]:
         owned = {key: planned["owned"][key] for key in ("folders", "datasets", "checkouts")}
-        answer = _probe.answer(_owned.question([owned]))
+        answer = survey.answer(survey.question([owned]))
         return [
-            f"{one.found}, should be {one.expected}" for one in _owned.differences(owned, answer)
+            f"{one.found}, should be {one.expected}" for one in survey.differences(owned, answer)
         ]
 
     def settle(self, *items: Mapping[str, Any], code: bool = False) -> dict[str, str]:
@@ -218,7 +220,7 @@ def test_a_server_that_always_cuts_is_outlasted(host: Host) -> None:
 
 
 def unfinished(host: Host) -> Path:
-    return host.data / _probe.STAGES / "pets" / download.PART
+    return host.data / trees.STAGES / "pets" / download.PART
 
 
 def leave_half(host: Host, declared: Mapping[str, Any], content: bytes) -> None:
@@ -556,11 +558,11 @@ def test_what_is_not_the_roles_is_never_touched(host: Host) -> None:
     host.tree.mkdir(parents=True)
     (host.tree / "mine").write_text("mine")
     assert host.differences(host.plan({"name": "pets", "state": "absent"})) == []
-    with pytest.raises(_owned.ConflictError, match="was not made from this declaration"):
+    with pytest.raises(state_model.ConflictError, match="was not made from this declaration"):
         host.differences(host.plan(host.pets(tar(CONTENT))))
     host.tree.rename(host.data / "other")
     host.tree.symlink_to(host.data / "other")
-    with pytest.raises(_owned.ConflictError, match="is in no folder of ml_data_disks"):
+    with pytest.raises(state_model.ConflictError, match="is in no folder of ml_data_disks"):
         host.differences(host.plan(host.pets(tar(CONTENT))))
 
 
@@ -593,9 +595,9 @@ def test_an_optional_one_is_left_out_where_its_address_does_not_give_it(host: Ho
     host.server.status = 503
     planned = host.plan(declared)
     assert host.differences(planned) == []
-    answer = _probe.answer(_owned.question([planned["owned"]]))
-    (sentence,) = _owned.left_out(answer)
-    assert sentence.startswith(f"{host.tree} is optional and left out") and "503" in sentence
+    answer = survey.answer(survey.question([planned["owned"]]))
+    (sentence,) = trees.skipped_trees(answer)
+    assert sentence.startswith(f"Skipped optional {host.tree}") and "503" in sentence
     host.server.status = 0
     assert host.differences(planned) == ["missing, should be unpacked"]
     assert host.settle(declared) == {}
@@ -673,7 +675,7 @@ def test_a_forged_note_moves_nothing_elsewhere(host: Host) -> None:
     note = host.tree / ".slipway/record.json"
     forged = {**json.loads(note.read_text()), "names": ["../odd", "README"]}
     note.write_text(json.dumps(forged))
-    found = _probe.tree(str(host.tree))
+    found = trees.ask_tree(str(host.tree))
     assert found and found["missing"] == []
     (host.tree / "README").unlink()
     assert host.settle(declared) == {}
@@ -692,7 +694,7 @@ def test_a_note_that_is_none_makes_the_tree_somebodys_own(host: Host, what: str)
         note.symlink_to("/dev/zero")
     elif what != "nothing":
         note.write_text({"words": "{", "list": "[]"}[what])
-    with pytest.raises(_owned.ConflictError, match="was not made from this declaration"):
+    with pytest.raises(state_model.ConflictError, match="was not made from this declaration"):
         host.differences(host.plan(declared))
 
 
@@ -717,7 +719,7 @@ def test_a_link_in_a_trees_place_is_not_followed(host: Host, tmp_path: Path) -> 
 
 def test_a_stage_that_is_not_roots_is_refused(host: Host) -> None:
     host.data.mkdir()
-    (host.data / _probe.STAGES).symlink_to("/tmp")
+    (host.data / trees.STAGES).symlink_to("/tmp")
     why = host.settle(host.pets(tar(CONTENT)))["pets"]
     assert why.endswith(
         "found a symbolic link to /tmp, owned by root; expected a folder. Move it out of the way, "

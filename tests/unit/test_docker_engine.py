@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
 
+from tests.unit import survey
 from tests.unit.role_options import options
 
 KEY = "https://download.docker.com/linux/debian/gpg"
@@ -122,7 +122,7 @@ def test_the_engine_is_restarted_after_its_settings_changed() -> None:
 
 def test_the_statement_is_one_that_the_survey_understands() -> None:
     for source in ("docker", "distribution"):
-        _owned.check("docker_engine", plan(source=source)["owned"])
+        survey.check("docker_engine", plan(source=source)["owned"])
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    kernel_modules,
+    packages,
+    reading,
+)
 
 from lab import pci_tree
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
@@ -34,10 +39,10 @@ def test_both_readings_lead_to_the_same_driver(tmp_path: Path, model: str) -> No
 
 
 def test_what_the_probe_knows_of_baseboards_is_what_the_tables_say() -> None:
-    assert {int(number, 16) for number in _probe.NVLINK5_GPUS} == data.NVLINK5_BASEBOARD_GPUS
-    assert _probe.NVLINK5_BASEBOARD == data.NVLINK5_BASEBOARD_SIZE
-    assert int(_probe.NVIDIA, 16) == data.VENDOR_NVIDIA
-    assert int(_probe.MELLANOX, 16) == data.VENDOR_MELLANOX
+    assert {int(number, 16) for number in gpu_facts.NVLINK5_GPUS} == data.NVLINK5_BASEBOARD_GPUS
+    assert gpu_facts.NVLINK5_BASEBOARD == data.NVLINK5_BASEBOARD_SIZE
+    assert int(gpu_facts.NVIDIA, 16) == data.VENDOR_NVIDIA
+    assert int(gpu_facts.MELLANOX, 16) == data.VENDOR_MELLANOX
 
 
 @pytest.mark.parametrize(
@@ -50,22 +55,22 @@ def test_bridges_are_looked_for_only_where_they_matter(
     server, gpus, nics = functions[:2], functions[2:10], functions[10:]
     # The first bridge stands behind the server's own devices, the GPUs and eight other adapters.
     tree = pci_tree.build(tmp_path, (*server, *gpus[:count], *nics[8:9], *nics[:8]))
-    found = _probe.gpu_facts(str(tree))
+    found = gpu_facts.ask_gpus(str(tree))
     assert tuple(found.get("bridges", ())) == (bridges and (f"0000:{count + 3:02x}:00.0",))
 
 
 def test_a_host_without_nvidia_tells_nothing_more(tmp_path: Path) -> None:
-    assert _probe.gpu_facts(str(pci_tree.build(tmp_path, pci_tree.MODELS["none"]))) == {
+    assert gpu_facts.ask_gpus(str(pci_tree.build(tmp_path, pci_tree.MODELS["none"]))) == {
         "devices": []
     }
-    assert _probe.gpu_facts(str(tmp_path / "no bus")) == {"devices": []}
+    assert gpu_facts.ask_gpus(str(tmp_path / "no bus")) == {"devices": []}
 
 
 def test_a_vgpu_is_told_by_its_configuration_and_others_send_none(tmp_path: Path) -> None:
     (vgpu,) = gpu_host.host_facts(facts("vgpu")).gpus
     assert (vgpu.virtual, vgpu.virtual_host_driver) == (True, pci_tree.VGPU_HOST_DRIVER)
     tree = pci_tree.build(tmp_path, pci_tree.MODELS["t4"])
-    assert [device[-1] for device in _probe.gpu_facts(str(tree))["devices"]] == [""]
+    assert [device[-1] for device in gpu_facts.ask_gpus(str(tree))["devices"]] == [""]
 
 
 @pytest.mark.parametrize(
@@ -152,8 +157,8 @@ Version: 570.1-1
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the probe finds what it reads of the system."""
-    read = _probe.read
-    monkeypatch.setattr(_probe, "read", lambda path: read(f"{tmp_path}{path}"))
+    read = reading.read_file
+    monkeypatch.setattr(reading, "read_file", lambda path: read(f"{tmp_path}{path}"))
     return tmp_path
 
 
@@ -165,13 +170,13 @@ def write(root: Path, path: str, text: str | bytes) -> None:
 
 def test_installed_packages_of_a_kind(root: Path) -> None:
     write(root, "/var/lib/dpkg/status", STATUS)
-    assert _probe.installed_like(("nvidia-utils", "linux-image-")) == {
+    assert packages.installed_packages(("nvidia-utils", "linux-image-")) == {
         "nvidia-utils-580-server": "580.178.04-0ubuntu0.24.04.1",
         "linux-image-generic": "6.8.0-149.149",
         "linux-image-6.8.0-149-generic": "6.8.0-149.149",
         "linux-image-unsigned-6.8.0-31-generic": "6.8.0-31.31",
     }
-    assert _probe.installed_like(("nvidia-driver",)) == {}
+    assert packages.installed_packages(("nvidia-driver",)) == {}
 
 
 def test_a_gpu_hosts_driver_packages_and_kernels(
@@ -180,8 +185,8 @@ def test_a_gpu_hosts_driver_packages_and_kernels(
     write(root, "/var/lib/dpkg/status", STATUS)
     for name, text in {"vendor": "0x10de", "device": "0x1eb8", "class": "0x030200"}.items():
         write(root, f"/bus/0000:01:00.0/{name}", f"{text}\n")
-    monkeypatch.setattr(_probe, "names_in", lambda path: ["0000:01:00.0"] * (path == "/bus"))
-    found = _probe.gpu_facts("/bus")
+    monkeypatch.setattr(reading, "list_names", lambda path: ["0000:01:00.0"] * (path == "/bus"))
+    found = gpu_facts.ask_gpus("/bus")
     assert found["packages"] == {"nvidia-utils-580-server": "580.178.04-0ubuntu0.24.04.1"}
     assert found["kernel_metas"] == ["generic"]
 
@@ -190,8 +195,8 @@ def test_which_areas_of_the_archive_a_host_uses(tmp_path: Path) -> None:
     write(tmp_path, "sources.list", "deb http://mirror noble main restricted\n# deb x y universe\n")
     write(tmp_path, "sources.list.d/a.sources", "Components: main contrib\n#Components: non-free\n")
     write(tmp_path, "sources.list.d/slipway-nvidia-driver.sources", "Components: non-free\n")
-    assert _probe.apt_components(str(tmp_path)) == ["contrib", "restricted"]
-    assert _probe.apt_components(str(tmp_path / "none")) == []
+    assert gpu_facts.read_apt_components(str(tmp_path)) == ["contrib", "restricted"]
+    assert gpu_facts.read_apt_components(str(tmp_path / "none")) == []
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_secure_boot(
     variable: bytes | None,
     expected: bool | None,
 ) -> None:
-    monkeypatch.setattr(_probe, "EFI", str(tmp_path))
+    monkeypatch.setattr(gpu_facts, "EFI", str(tmp_path))
     names = {
         "MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23": shim,
         "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c": variable,
@@ -219,15 +224,15 @@ def test_secure_boot(
     for name, content in names.items():
         if content is not None:
             write(tmp_path, f"efivars/{name}", content)
-    assert _probe.secure_boot() is expected
+    assert gpu_facts.read_secure_boot() is expected
 
 
 def test_a_host_that_booted_without_uefi_has_no_secure_boot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "EFI", str(tmp_path / "none"))
-    assert _probe.secure_boot() is False
+    monkeypatch.setattr(gpu_facts, "EFI", str(tmp_path / "none"))
+    assert gpu_facts.read_secure_boot() is False
 
 
 def test_modules_that_are_loaded_tell_their_version() -> None:
-    assert _probe.modules(["no_such_module"]) == {"no_such_module": None}
+    assert kernel_modules.ask_modules(["no_such_module"]) == {"no_such_module": None}

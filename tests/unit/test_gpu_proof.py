@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_judge
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, packages
+from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 from ansible_collections.slipway.host.plugins.modules import verify
 
 from lab import pci_tree, stand_in_cuda
@@ -100,11 +102,11 @@ def gpu_host(
     program("nvidia-smi", f"printf '{listing(2)}'")
     program("nvidia-ctk", "exit 0")
     tree = pci_tree.build(tmp_path / "sys", pci_tree.MODELS["k80"])
-    read = _probe.gpu_facts
-    monkeypatch.setattr(_probe, "gpu_facts", lambda: read(str(tree)))
+    read = gpu_facts.ask_gpus
+    monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: read(str(tree)))
     installed = ["install", "installed", "28.5.2"]
     monkeypatch.setattr(
-        _probe, "dpkg", lambda names: {**dict.fromkeys(names), "docker.io": installed}
+        packages, "ask_packages", lambda names: {**dict.fromkeys(names), "docker.io": installed}
     )
     found = GpuHost(
         tmp_path,
@@ -116,7 +118,7 @@ def gpu_host(
             "/images/json": [],
         },
     )
-    monkeypatch.setattr(_probe, "docker", lambda path: answer(found, path))
+    monkeypatch.setattr(containers, "ask_engine", lambda path: answer(found, path))
     found.sees(listing(2))
     for in_container in (False, True):
         found.computes(PASSED, in_container)
@@ -314,13 +316,13 @@ def test_what_is_not_installed_is_not_missed(
 def test_a_host_without_gpus_proves_none(
     gpu_host: GpuHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "gpu_facts", lambda: {"devices": []})
+    monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {"devices": []})
     assert list(prove(gpu_host)) == ["engine"]
 
 
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
     tree = pci_tree.build(tmp_path / "vfio", pci_tree.MODELS["vfio-part"])
-    facts = {**_probe.host_facts(), "gpu": _probe.gpu_facts(str(tree))}
+    facts = {**state_facts.ask_host(), "gpu": gpu_facts.ask_gpus(str(tree))}
     assert len(gpu_proof.mine(facts)) == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _left_by_root, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import docker_folder
 from ansible_collections.slipway.host.plugins.modules import left_by_root
 
 from tests.unit.conftest import RunModule
@@ -39,7 +39,7 @@ def owners(folder: Path) -> set[int]:
 
 
 def test_all_of_it_is_given_back_once(run_module: RunModule, home: Path) -> None:
-    assert _probe.left_by_root("ada") == [".", "buildx", "config.json"]
+    assert docker_folder.ask_left_by_root("ada") == [".", "buildx", "config.json"]
     would = run_module(left_by_root, check=True, users=["ada"])
     assert would["users"] == ["ada"] and owners(home / ".docker") == {0}
     done = run_module(left_by_root, users=["ada"])
@@ -50,9 +50,9 @@ def test_all_of_it_is_given_back_once(run_module: RunModule, home: Path) -> None
 
 
 def test_nobody_and_nothing_there_is_no_difference(run_module: RunModule, home: Path) -> None:
-    assert _probe.left_by_root("nobody-of-this-name") is None
+    assert docker_folder.ask_left_by_root("nobody-of-this-name") is None
     (home / ".docker").rename(home / "away")
-    assert _probe.left_by_root("ada") == []
+    assert docker_folder.ask_left_by_root("ada") == []
     assert not run_module(left_by_root, users=["ada", "nobody-of-this-name"])["changed"]
 
 
@@ -60,12 +60,12 @@ def test_links_are_not_followed(home: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     (secret / "inner").mkdir(parents=True)
     (home / ".docker/there").symlink_to(secret)
-    _left_by_root.give_back(str(home), ADA, ADA)
+    docker_folder.give_back(str(home), ADA, ADA)
     assert owners(secret) == {0}
     (home / ".docker").rename(home / "away")
     (home / ".docker").symlink_to(secret)
-    assert _probe.left_by_root("ada") == []
-    _left_by_root.give_back(str(home), ADA, ADA)
+    assert docker_folder.ask_left_by_root("ada") == []
+    docker_folder.give_back(str(home), ADA, ADA)
     assert owners(secret) == {0}
 
 
@@ -78,16 +78,16 @@ def test_a_file_with_a_further_name_and_a_third_persons_are_left_alone(
     (home / ".docker/eves").touch()
     os.chown(home / ".docker/eves", EVE, EVE)
     os.mkfifo(home / ".docker/pipe")
-    found = _probe.left_by_root("ada")
+    found = docker_folder.ask_left_by_root("ada")
     assert found == [".", "buildx", "config.json"]
-    _left_by_root.give_back(str(home), ADA, ADA)
+    docker_folder.give_back(str(home), ADA, ADA)
     assert other.stat().st_uid == 0
     assert (home / ".docker/eves").stat().st_uid == EVE
-    assert _probe.left_by_root("ada") == []
+    assert docker_folder.ask_left_by_root("ada") == []
 
 
 def test_a_home_that_is_not_the_users_is_not_looked_into(home: Path) -> None:
     os.chown(home, 0, 0)
-    assert _probe.left_by_root("ada") == []
-    _left_by_root.give_back(str(home), ADA, ADA)
+    assert docker_folder.ask_left_by_root("ada") == []
+    docker_folder.give_back(str(home), ADA, ADA)
     assert owners(home / ".docker") == {0}

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import links as state_links
+from ansible_collections.slipway.host.plugins.module_utils.state import model
 from ansible_collections.slipway.host.plugins.modules import links
+
+from tests.unit import survey
 
 TARGET = "/usr/local/lib/slipway/ml"
 ENTRY = {"folder": "/bin", "target": TARGET, "names": ["ml", "lab"]}
@@ -19,7 +22,7 @@ ENTRY = {"folder": "/bin", "target": TARGET, "names": ["ml", "lab"]}
 
 def changes(found: dict[str, str] | None) -> list[tuple[str, str]]:
     answer = {"engine": None, "links": {"/bin": found}}
-    return [(d.found, d.expected) for d in _owned.differences({"links": [ENTRY]}, answer)]
+    return [(d.found, d.expected) for d in survey.differences({"links": [ENTRY]}, answer)]
 
 
 @pytest.mark.parametrize(
@@ -48,26 +51,26 @@ def test_what_differs(found: dict[str, str] | None, differences: list[tuple[str,
 
 @pytest.mark.parametrize(("leads", "words"), [("", "is no link"), ("/x", "is a link to /x")])
 def test_what_is_in_the_way_is_for_a_person_to_decide(leads: str, words: str) -> None:
-    with pytest.raises(_owned.ConflictError) as caught:
+    with pytest.raises(model.ConflictError) as caught:
         changes({"ml": TARGET, "lab": leads})
     assert f"/bin/lab is there and {words}, but has to be a link to {TARGET}" in str(caught.value)
 
 
 def test_a_command_that_would_be_hidden_is_for_a_person_to_decide() -> None:
     owned = {"unhidden": [{"path": "/usr/bin/lab"}]}
-    assert _owned.question([owned]) == {"files": ["/usr/bin/lab"]}
-    assert not _owned.differences(owned, {"files": {"/usr/bin/lab": None}})
+    assert survey.question([owned]) == {"files": ["/usr/bin/lab"]}
+    assert not survey.differences(owned, {"files": {"/usr/bin/lab": None}})
     found = ["file", "0755", "root", "root", "0"]
-    with pytest.raises(_owned.ConflictError, match="/usr/bin/lab is a command of this host"):
-        _owned.differences(owned, {"files": {"/usr/bin/lab": found}})
+    with pytest.raises(model.ConflictError, match="hide the existing command /usr/bin/lab"):
+        survey.differences(owned, {"files": {"/usr/bin/lab": found}})
 
 
 def test_the_probe_says_where_names_lead(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("/anywhere")
-    assert _probe.links(str(tmp_path)) == {"file": "", "link": "/anywhere"}
-    assert _probe.links(str(tmp_path / "none")) is None
-    answer = _probe.answer({"links": [str(tmp_path)]})
+    assert state_links.ask_links(str(tmp_path)) == {"file": "", "link": "/anywhere"}
+    assert state_links.ask_links(str(tmp_path / "none")) is None
+    answer = survey.answer({"links": [str(tmp_path)]})
     assert answer["links"] == {str(tmp_path): {"file": "", "link": "/anywhere"}}
 
 
@@ -132,5 +135,5 @@ def test_nothing_changes_where_a_name_is_taken(
     )
     assert failed["failed"]
     assert failed["msg"].endswith("Nothing was changed.")
-    assert ("mine is there" if taken == "name" else "command of this host") in failed["msg"]
+    assert ("mine is there" if taken == "name" else "hide the existing command") in failed["msg"]
     assert sorted(folder.iterdir()) == before

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts
+from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
 from ansible_collections.slipway.host.plugins.modules import (
     apt_keyring,
     files,
@@ -225,7 +226,7 @@ def test_units_are_changed_once_and_a_refusal_is_told(
 
 
 def members(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
-    monkeypatch.setattr(_probe, "groups", lambda names: dict.fromkeys(names, found))
+    monkeypatch.setattr(accounts, "ask_groups", lambda names: dict.fromkeys(names, found))
 
 
 @pytest.mark.parametrize(
@@ -271,9 +272,9 @@ def test_members_for_the_sake_of_devices(
     members(monkeypatch, [44, []])
     program("gpasswd", "true")
     asked: dict[str, Any] = {"group": "video", "users": ["alice"], "devices": ["/dev/nvidia"]}
-    monkeypatch.setattr(_probe, "devices", lambda _beginning: {"render": "/dev/nvidia0"})
+    monkeypatch.setattr(accounts, "ask_devices", lambda _beginning: {"render": "/dev/nvidia0"})
     assert run_module(group_members, **asked)["added"] == []
-    monkeypatch.setattr(_probe, "devices", lambda _beginning: {"video": "/dev/nvidia0"})
+    monkeypatch.setattr(accounts, "ask_devices", lambda _beginning: {"video": "/dev/nvidia0"})
     assert run_module(group_members, **asked)["added"] == ["alice"]
 
 
@@ -283,7 +284,9 @@ def test_a_program_with_the_groups_of_before_is_warned_of(
     members(monkeypatch, [998, ["eve"]])
     program("gpasswd", "true")
     numbered = {"alice": [1500, 1500, "", ""], "eve": [1501, 1501, "", ""]}
-    monkeypatch.setattr(_probe, "users", lambda names: {name: numbered[name] for name in names})
+    monkeypatch.setattr(
+        accounts, "ask_users", lambda names: {name: numbered[name] for name in names}
+    )
     running = [(1500, frozenset({100})), (1501, frozenset({998}))]
     monkeypatch.setattr(sessions, "processes", lambda: running)
     asked: dict[str, Any] = {"group": "docker", "users": ["alice"], "exclusive": True}
@@ -367,7 +370,7 @@ def told(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> C
     """Return a function that tells what apt was told; its index is missing until it is updated."""
     for name in ("apt-get", "apt-mark", "apt-cache"):
         program(name, APT.format(folder=tmp_path))
-    monkeypatch.setattr(_probe, "dpkg", dict.fromkeys)
+    monkeypatch.setattr(state_packages, "ask_packages", dict.fromkeys)
     file = tmp_path / "told"
 
     def read() -> list[str]:
@@ -418,7 +421,9 @@ def test_what_is_as_declared_is_left_alone(
     run_module: RunModule, told: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        _probe, "dpkg", lambda names: {name: ["hold", "installed", "1"] for name in names}
+        state_packages,
+        "ask_packages",
+        lambda names: {name: ["hold", "installed", "1"] for name in names},
     )
     result = run_module(held_packages, packages=ENGINE)
     assert not result["changed"]

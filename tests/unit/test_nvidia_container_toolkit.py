@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
 from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit as toolkit,
 )
 
 from lab import nvidia_packages
+from tests.unit import survey
 from tests.unit.gpu_facts import facts
 from tests.unit.role_options import options
 
@@ -39,7 +39,7 @@ def plan(
         state=state,
     )
     found = toolkit.plan(given, asked)
-    _owned.check("nvidia_container_toolkit", found["owned"])
+    survey.check("nvidia_container_toolkit", found["owned"])
     return found
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
 from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_driver
 
 from lab import pci_tree
+from tests.unit import survey
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
 from tests.unit.role_options import options
 
@@ -25,7 +25,7 @@ MIRROR = {"url": "http://mirror/x", "key_url": "http://mirror/key", "fingerprint
 def plan(given: Mapping[str, Any], **variables: Any) -> dict[str, Any]:
     """Return the plan of a host for the role's defaults and these VARIABLES."""
     found = nvidia_driver.plan(given, options("nvidia_driver", **variables))
-    _owned.check("nvidia_driver", found["owned"])
+    survey.check("nvidia_driver", found["owned"])
     return found
 
 

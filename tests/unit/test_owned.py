@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+import sys
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
-from ansible_collections.slipway.host.plugins.module_utils._owned import Difference
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    containers as state_containers,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import kinds, model
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
+
+from tests.unit import survey
 
 Changes = list[tuple[str, str]]
 
@@ -22,9 +30,9 @@ FINGERPRINT = hashlib.sha1(b"\x99\x00\x01\x04").hexdigest().upper()
 
 def differences(kind: str, entry: dict[str, Any], found: Any, **answer: Any) -> Changes:
     """Return the changes of one ENTRY where the probe FOUND this of what the entry names."""
-    how = _owned.KINDS[kind]
+    how = kinds.ALL[kind]
     answer = {"engine": None, how.asks: {entry[how.by]: found}, **answer}
-    result = _owned.differences({kind: [entry]}, answer)
+    result = survey.differences({kind: [entry]}, answer)
     assert all((one.kind, one.name) == (kind, entry[how.by]) for one in result)
     return [(one.found, one.expected) for one in result]
 
@@ -116,8 +124,8 @@ def secret(content: str = "s3cret", mode: str = "0600", uid: int = 7, gid: int =
 def test_secrets(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     stated = {"path": "/etc/x", "owner": "7", "group": "8", **entry}
     answer = {"files": {"/etc/x": found, "/root/s": secret("from there", uid=0)}}
-    assert "/root/s" in _owned.question([{"secrets": [stated]}])["files"] or not entry.get("source")
-    differences = _owned.differences({"secrets": [stated]}, answer)
+    assert "/root/s" in survey.question([{"secrets": [stated]}])["files"] or not entry.get("source")
+    differences = survey.differences({"secrets": [stated]}, answer)
     assert [(one.found, one.expected) for one in differences] == changes
     assert "s3cret" not in str(differences)
 
@@ -127,8 +135,8 @@ def test_secrets(entry: dict[str, Any], found: Any, changes: Changes) -> None:
 )
 def test_a_secret_cannot_be_a_copy_of_nothing(source: Any, words: str) -> None:
     stated = {"path": "/etc/x", "owner": "7", "group": "8", "source": "/root/s"}
-    with pytest.raises(_owned.ConflictError, match=f"/root/s, .* is {words}"):
-        _owned.differences({"secrets": [stated]}, {"files": {"/etc/x": None, "/root/s": source}})
+    with pytest.raises(model.ConflictError, match=f"/root/s, .* is {words}"):
+        survey.differences({"secrets": [stated]}, {"files": {"/etc/x": None, "/root/s": source}})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,7 @@ def test_mounts(found: Any, changes: Changes) -> None:
 def test_what_is_only_read_has_to_be_there() -> None:
     entry = {"path": "/srv/x", "owner": "7", "group": "8", "read_only": True}
     assert differences("mounts", entry, FOLDER) == []
-    with pytest.raises(_owned.ConflictError, match="/srv/x, which a service is to read, is miss"):
+    with pytest.raises(model.ConflictError, match="/srv/x, which a service is to read, is miss"):
         differences("mounts", entry, None)
 
 
@@ -225,7 +233,7 @@ def test_keyrings(fingerprint: str, found: Any, changes: Changes) -> None:
 def test_derived(made: float | None, changes: Changes) -> None:
     entry = {"path": "/boot/initrd", "since": ["/etc/a", "/etc/b", "/etc/none"]}
     times = {"/boot/initrd": made, "/etc/a": 1.0, "/etc/b": 2.5, "/etc/none": None}
-    found = _owned.differences({"derived": [entry]}, {"mtimes": times})
+    found = survey.differences({"derived": [entry]}, {"mtimes": times})
     assert [(one.found, one.expected) for one in found] == changes
 
 
@@ -335,7 +343,7 @@ def test_keys_where_nobody_looks_stop_with_what_to_do() -> None:
     entry = {"path": "/home/alice/.ssh/authorized_keys", "lines": ["k"], "user": "alice"}
     further = {"users": {"alice": [*ALICE[:2], "/data/alice", *ALICE[3:]]}}
     assert differences("lines", entry, "k\n") == []
-    with pytest.raises(_owned.ConflictError, match="declare it with 'home: /data/alice'"):
+    with pytest.raises(model.ConflictError, match="Set 'home: /data/alice'"):
         differences("lines", {**entry, "home": "/home/alice"}, None, **further)
     new = {"users": {"alice": None}}
     assert differences("lines", {**entry, "home": "/home/alice"}, "k\n", **new) == []
@@ -364,7 +372,7 @@ def test_members(entry: dict[str, Any], found: Any, changes: Changes) -> None:
 def test_a_group_of_others_has_to_be_there() -> None:
     entry = {"group": "video", "users": ["alice", "bob"], "foreign": True}
     assert differences("members", entry, [44, ["alice", "bob"]]) == []
-    with pytest.raises(_owned.ConflictError, match="no group video for alice, bob: declare it in"):
+    with pytest.raises(model.ConflictError, match="no group video for alice, bob: declare it in"):
         differences("members", entry, None)
 
 
@@ -375,9 +383,9 @@ OUTDATED = (f"context digest {OLD[:12]}", NEW[:12])
 @pytest.mark.parametrize(
     ("found", "engine", "changes"),
     [
-        (["sha256:1", {_owned.LABEL_DIGEST: NEW}], None, []),
+        (["sha256:1", {docker_labels.DIGEST: NEW}], None, []),
         (
-            ["sha256:1", {_owned.LABEL_DIGEST: OLD}],
+            ["sha256:1", {docker_labels.DIGEST: OLD}],
             None,
             [(f"context digest {OLD[:12]}", NEW[:12])],
         ),
@@ -393,7 +401,7 @@ def test_images(found: Any, engine: str | None, changes: Changes) -> None:
 
 def test_images_of_an_engine_that_did_not_answer_at_all() -> None:
     owned = {"images": [{"reference": "slipway/x:cpu", "digest": NEW}]}
-    (found,) = _owned.differences(owned, {"engine": "connection refused"})
+    (found,) = survey.differences(owned, {"engine": "connection refused"})
     assert found.found == "Docker does not answer"
 
 
@@ -441,9 +449,9 @@ def test_a_container_must_have_read_its_secrets(changed: float, stale: bool) -> 
             {"name": "api", "services": [{"name": "web", "config": "c1"}], "since": ["/etc/s"]}
         ]
     }
-    assert _owned.question([owned])["mtimes"] == ["/etc/s"]
+    assert survey.question([owned])["mtimes"] == ["/etc/s"]
     answer = {"engine": None, "projects": {"api": [container()]}, "mtimes": {"/etc/s": changed}}
-    found = [one.found for one in _owned.differences(owned, answer)]
+    found = [one.found for one in survey.differences(owned, answer)]
     assert found == (["web was made before a secret changed"] if stale else [])
 
 
@@ -456,8 +464,8 @@ def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -
     ("there", "containers", "built", "missing"),
     [
         (None, [], [], True),
-        (["sha256:1", {_owned.LABEL_DIGEST: OLD}], [], [], True),
-        (["sha256:1", {_owned.LABEL_DIGEST: NEW}], [], [], False),
+        (["sha256:1", {docker_labels.DIGEST: OLD}], [], [], True),
+        (["sha256:1", {docker_labels.DIGEST: NEW}], [], [], False),
         (None, [], [{"reference": "slipway/web:cpu", "digest": NEW}], False),
         # Somebody removed the image of what runs.
         (None, [container()], [], False),
@@ -472,14 +480,14 @@ def test_a_project_needs_an_image(
         {"projects": [{"name": "api", "services": [service]}]},
         {"images": built},
     ]
-    question = _owned.question(owned)
+    question = survey.question(owned)
     assert question["images"] == ["slipway/web:cpu"]
     answer = {
         "engine": None,
         "images": {"slipway/web:cpu": there},
         "projects": {"api": containers},
     }
-    found = _owned.without_image(owned, answer)
+    found = state_containers.without_image(owned, answer)
     assert [one.partition(",")[0] for one in found] == (
         ["project api needs the image slipway/web:cpu"] if missing else []
     )
@@ -488,18 +496,18 @@ def test_a_project_needs_an_image(
 def test_a_host_that_builds_no_image_gets_its_engine_first() -> None:
     service = {"name": "web", "config": "c1", "image": NEW, "reference": "slipway/web:cpu"}
     owned = [{"projects": [{"name": "api", "services": [service]}]}]
-    assert _owned.without_image(owned, {"engine": "no such file"}) == []
+    assert state_containers.without_image(owned, {"engine": "no such file"}) == []
     other = {"images": [{"reference": "slipway/other:cpu", "digest": NEW}]}
-    assert _owned.without_image([*owned, other], {"engine": "no such file"}) != []
+    assert state_containers.without_image([*owned, other], {"engine": "no such file"}) != []
 
 
 # All kinds together.
 
 
-def test_every_kind_is_documented() -> None:
-    assert _owned.__doc__ is not None
-    rows = {line.split()[0] for line in _owned.__doc__.splitlines() if line[:1].isalpha()}
-    assert set(_owned.KINDS) <= rows
+@pytest.mark.parametrize("kind", kinds.ALL.values(), ids=lambda kind: kind.name)
+def test_every_kind_is_documented_in_its_file(kind: model.Kind) -> None:
+    documentation = sys.modules[kind.compare.__module__].__doc__ or ""
+    assert re.search(rf"(^|of ){kind.name}( \(``\?``: optional\))?:", documentation, re.MULTILINE)
 
 
 def test_one_question_covers_all_statements_each_thing_once() -> None:
@@ -513,7 +521,7 @@ def test_one_question_covers_all_statements_each_thing_once() -> None:
         "members": [{"group": "docker", "users": []}],
         "groups": [{"name": "docker"}, {"name": "lab"}],
     }
-    assert _owned.question([one, other]) == {
+    assert survey.question([one, other]) == {
         "groups": ["docker", "lab"],
         "mtimes": ["/etc/docker/daemon.json"],
         "texts": ["/etc/apt/keyrings/x.asc", "/etc/docker/daemon.json"],
@@ -521,10 +529,8 @@ def test_one_question_covers_all_statements_each_thing_once() -> None:
     }
 
 
-def test_the_probe_answers_every_kind_of_question() -> None:
-    assert _probe.__doc__ is not None
-    for how in _owned.KINDS.values():
-        assert f"``{how.asks}``" in _probe.__doc__
+def test_every_question_of_a_kind_has_an_answer() -> None:
+    assert {kind.asks for kind in kinds.ALL.values()} <= set(kinds.ASKS)
 
 
 def test_differences_come_in_the_order_in_which_they_are_stated() -> None:
@@ -533,25 +539,25 @@ def test_differences_come_in_the_order_in_which_they_are_stated() -> None:
         "packages": [{"name": "c"}],
     }
     answer = {"groups": {"a": None, "b": None}, "packages": {"c": None}}
-    assert [one.name for one in _owned.differences(owned, answer)] == ["b", "a", "c"]
+    assert [one.name for one in survey.differences(owned, answer)] == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(
     ("owned", "problem"),
     [
-        ({"pakages": []}, "role web states owned 'pakages', which is none of .*packages"),
-        ({"packages": [{"version": "1"}]}, "role web: a packages entry lacks 'name'"),
-        ({"images": [{"digest": "d"}]}, "role web: a images entry lacks 'reference'"),
+        ({"pakages": []}, "unknown kind 'pakages' of owned state; expected one of .*packages"),
+        ({"packages": [{"version": "1"}]}, "role web: an entry of packages lacks 'name'"),
+        ({"images": [{"digest": "d"}]}, "role web: an entry of images lacks 'reference'"),
     ],
 )
 def test_a_statement_of_another_form_is_refused(owned: dict[str, Any], problem: str) -> None:
-    with pytest.raises(_owned.OwnedStateError, match=problem):
-        _owned.check("web", owned)
+    with pytest.raises(model.OwnedStateError, match=problem):
+        survey.check("web", owned)
 
 
 def test_a_sound_statement_is_accepted() -> None:
     sound: dict[str, Any] = {"packages": [{"name": "a"}], "refused": ["because"]}
-    _owned.check("web", sound)
+    survey.check("web", sound)
 
 
 @pytest.mark.parametrize(
@@ -617,12 +623,12 @@ def test_obstacles_stop_with_what_to_do() -> None:
     entry = {"path": "/proc/sys/x", "holds": "0", "why": "switch it on"}
     assert differences("obstacles", entry, None) == []
     assert differences("obstacles", entry, "10\n") == []
-    with pytest.raises(_owned.ConflictError, match="switch it on"):
+    with pytest.raises(model.ConflictError, match="switch it on"):
         differences("obstacles", entry, "0\n")
 
 
 def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
-    asked = _owned.question(
+    asked = survey.question(
         [
             {
                 "files": [{"path": "/srv/a", "default_acl": "0770"}, {"path": "/etc/b"}],
@@ -670,14 +676,14 @@ def test_what_a_user_put_in_the_way_is_a_difference_of_that_entry(kind: str) -> 
         "files": {"/home/b/.ssh/k": None, "/srv/x": None},
         "unsafe": UNSAFE,
     }
-    first, second = _owned.differences({kind: [entry, other]}, answer)
+    first, second = survey.differences({kind: [entry, other]}, answer)
     assert (first.name, first.found, first.expected) == ("/home/b/.ssh/k", *IN_THE_WAY)
     assert (second.name, second.found.endswith("missing")) == ("/srv/x", True)
 
 
 def test_what_is_to_be_absent_is_removed_as_a_name() -> None:
     entry = {"path": "/home/b/.ssh/k", "state": "absent"}
-    (found,) = _owned.differences({"files": [entry]}, {"files": {}, "unsafe": UNSAFE})
+    (found,) = survey.differences({"files": [entry]}, {"files": {}, "unsafe": UNSAFE})
     assert (found.found, found.expected) == ("present", "absent")
 
 
@@ -693,11 +699,11 @@ def test_what_is_to_be_absent_is_removed_as_a_name() -> None:
 def test_keys_that_others_can_change(mode: str, owner: str, words: str | None) -> None:
     entry = {"path": "/h/.ssh/k", "lines": ["x"], "user": "b"}
     files = {"/h/.ssh": ["directory", mode, owner, owner, None, 7, 7], "/h/.ssh/k": None}
-    found = _owned.differences({"lines": [entry]}, {"texts": {"/h/.ssh/k": "x\n"}, "files": files})
+    found = survey.differences({"lines": [entry]}, {"texts": {"/h/.ssh/k": "x\n"}, "files": files})
     assert [one.found for one in found] == ([words] if words else [])
 
 
 def test_lines_in_another_encoding_are_seen() -> None:
     text = "base64:" + base64.b64encode(b"# J\xf6rg\nkey\n").decode()
     entry = {"path": "/h/k", "lines": ["key"]}
-    assert _owned.differences({"lines": [entry]}, {"texts": {"/h/k": text}}) == []
+    assert survey.differences({"lines": [entry]}, {"texts": {"/h/k": text}}) == []

@@ -7,13 +7,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, package_record
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import (
     Before,
     Record,
     Return,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
 
 KERNEL = "6.8.0-149-generic"
 RECORD = Record(
@@ -56,13 +57,13 @@ def test_a_broken_record_is_told(text: str) -> None:
 
 
 def test_the_probe_reads_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert package_record.FILE == _probe.UPGRADE_RECORD
+    assert package_record.FILE == state_facts.UPGRADE_RECORD
     record = Record(package_record.RETURNED, left={"a": ("2", "1")})
-    monkeypatch.setattr(_probe, "read", lambda _path: record.to_json().encode())
-    assert _probe.rolled_back() == {"a": ["2", "1"]}
+    monkeypatch.setattr(reading, "read_file", lambda _path: record.to_json().encode())
+    assert state_facts._read_rolled_back() == {"a": ["2", "1"]}
     for broken in (None, b"{", b"[]", b'{"left": []}'):
-        monkeypatch.setattr(_probe, "read", lambda _path, text=broken: text)
-        assert _probe.rolled_back() == {}
+        monkeypatch.setattr(reading, "read_file", lambda _path, text=broken: text)
+        assert state_facts._read_rolled_back() == {}
 
 
 def test_an_upgrade_that_goes_on_keeps_the_first_way_back() -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _files, _probe
 from ansible_collections.slipway.host.plugins.module_utils.apt import package_record, run
 from ansible_collections.slipway.host.plugins.module_utils.apt import package_set as apt_package_set
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import Before, Record
+from ansible_collections.slipway.host.plugins.module_utils.state import apply_files
+from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
 from ansible_collections.slipway.host.plugins.modules import package_set
 
 from tests.unit.conftest import RunModule
@@ -41,8 +42,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(apt_package_set, "ARCHIVES", archives)
     monkeypatch.setattr(apt_package_set, "PROC", tmp_path / "proc")
     state = ["hold", "installed", "1"]
-    monkeypatch.setattr(_probe, "dpkg", lambda names: dict.fromkeys(names, state))
-    monkeypatch.setattr(_files, "settle", settle)
+    monkeypatch.setattr(state_packages, "ask_packages", lambda names: dict.fromkeys(names, state))
+    monkeypatch.setattr(apply_files, "settle", settle)
     return tmp_path
 
 

@@ -26,9 +26,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    accounts,
+    containers,
+    files,
+    kinds,
+    loader,
+    packages,
+    paths,
+    reading,
+    trees,
+    units,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
+from ansible_collections.slipway.host.plugins.module_utils.state import rootless as state_rootless
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
+
+from tests.unit import survey
 
 STATUS = """\
 Package: docker.io
@@ -52,14 +67,14 @@ DEBIAN_13 = 'ID=debian\nVERSION_ID="13"\nVERSION_CODENAME=trixie\n'
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder in which the probe finds what it reads of the system."""
-    monkeypatch.setattr(_probe, "read", read_below(tmp_path))
+    monkeypatch.setattr(reading, "read_file", read_below(tmp_path))
     write(tmp_path, "/var/lib/dpkg/status", STATUS)
     write(tmp_path, "/etc/os-release", DEBIAN_13)
     return tmp_path
 
 
 def read_below(root: Path) -> Any:
-    read = _probe.read
+    read = reading.read_file
     return lambda path: read(f"{root}{path}")
 
 
@@ -70,7 +85,7 @@ def write(root: Path, path: str, text: str) -> None:
 
 
 def test_packages_are_found_by_their_whole_name(root: Path) -> None:
-    assert _probe.dpkg(["docker.io", "docker.io-doc", "iptables", "docker"]) == {
+    assert packages.ask_packages(["docker.io", "docker.io-doc", "iptables", "docker"]) == {
         "docker.io": ["hold", "installed", "26.1.5+dfsg1-9+b9"],
         "docker.io-doc": ["deinstall", "config-files", "1.0"],
         "iptables": ["install", "installed", "1.8.11-2"],
@@ -84,9 +99,9 @@ def test_what_dpkg_was_doing_when_it_was_interrupted(
     # Its database still says that the package is installed.
     write(root, "/var/lib/dpkg/updates/0001", "Package: docker.io\nStatus: hold ok unpacked\n")
     write(root, "/var/lib/dpkg/updates/tmp.i", "#padding\n" * 3)
-    names_in = _probe.names_in
-    monkeypatch.setattr(_probe, "names_in", lambda path: names_in(f"{root}{path}"))
-    assert _probe.dpkg(["docker.io", "iptables", "new"]) == {
+    names_in = reading.list_names
+    monkeypatch.setattr(reading, "list_names", lambda path: names_in(f"{root}{path}"))
+    assert packages.ask_packages(["docker.io", "iptables", "new"]) == {
         "docker.io": ["hold", "interrupted", "26.1.5+dfsg1-9+b9"],
         "iptables": ["install", "installed", "1.8.11-2"],
         "new": None,
@@ -95,7 +110,7 @@ def test_what_dpkg_was_doing_when_it_was_interrupted(
 
 def test_a_host_without_dpkg_has_no_packages(tmp_path: Path, root: Path) -> None:
     (root / "var/lib/dpkg/status").unlink()
-    assert _probe.dpkg(["bash"]) == {"bash": None}
+    assert packages.ask_packages(["bash"]) == {"bash": None}
 
 
 @pytest.mark.usefixtures("only_root_writes")
@@ -108,17 +123,17 @@ def test_files(tmp_path: Path) -> None:
     me, mine = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(folder.stat().st_gid).gr_name
     digest = hashlib.sha256(b"text").hexdigest()
     ids = [os.geteuid(), os.getegid()]
-    assert _probe.file_state(str(file)) == ["file", "0640", me, mine, digest, *ids]
-    assert _probe.file_state(str(folder)) == ["directory", "0750", me, mine, None, *ids]
-    assert (_probe.file_state(str(link)) or [])[0] == "link"
-    assert _probe.file_state(str(tmp_path / "none")) is None
-    assert _probe.file_state("/dev/null") == ["other", "0666", "root", "root", None, 0, 0]
+    assert files.ask_state(str(file)) == ["file", "0640", me, mine, digest, *ids]
+    assert files.ask_state(str(folder)) == ["directory", "0750", me, mine, None, *ids]
+    assert (files.ask_state(str(link)) or [])[0] == "link"
+    assert files.ask_state(str(tmp_path / "none")) is None
+    assert files.ask_state("/dev/null") == ["other", "0666", "root", "root", None, 0, 0]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to somebody unknown")
 def test_an_unknown_owner_is_told_by_number(tmp_path: Path) -> None:
     os.chown(tmp_path, 54321, 54322)
-    assert (_probe.file_state(str(tmp_path)) or [])[2:4] == ["54321", "54322"]
+    assert (files.ask_state(str(tmp_path)) or [])[2:4] == ["54321", "54322"]
 
 
 def test_names_times_and_texts(tmp_path: Path) -> None:
@@ -126,14 +141,14 @@ def test_names_times_and_texts(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\x00")
     os.utime(tmp_path / "b", (1.5, 1.5))
     missing = str(tmp_path / "none")
-    assert _probe.names_in(str(tmp_path)) == ["a", "b"]
-    assert _probe.names_in(missing) is None
-    assert _probe.mtime(str(tmp_path / "b")) == 1.5
-    assert _probe.mtime(missing) is None
-    assert _probe.text(str(tmp_path / "b")) == "ä"
-    assert _probe.text(str(tmp_path / "a")) == "base64:" + base64.b64encode(b"\xff\x00").decode()
-    assert _probe.text(missing) is None
-    assert _probe.text(str(tmp_path)) is None
+    assert reading.list_names(str(tmp_path)) == ["a", "b"]
+    assert reading.list_names(missing) is None
+    assert files.ask_time(str(tmp_path / "b")) == 1.5
+    assert files.ask_time(missing) is None
+    assert files.ask_text(str(tmp_path / "b")) == "ä"
+    assert files.ask_text(str(tmp_path / "a")) == "base64:" + base64.b64encode(b"\xff\x00").decode()
+    assert files.ask_text(missing) is None
+    assert files.ask_text(str(tmp_path)) is None
 
 
 def test_what_stands_in_the_place_of_a_file_is_not_opened(tmp_path: Path) -> None:
@@ -141,9 +156,9 @@ def test_what_stands_in_the_place_of_a_file_is_not_opened(tmp_path: Path) -> Non
     (tmp_path / "device").symlink_to("/dev/null")
     (tmp_path / "linked").symlink_to(tmp_path / "file")
     (tmp_path / "file").write_text("text")
-    assert _probe.read(str(tmp_path / "pipe")) is None
-    assert _probe.read(str(tmp_path / "device")) is None
-    assert _probe.read(str(tmp_path / "linked")) == b"text"
+    assert reading.read_file(str(tmp_path / "pipe")) is None
+    assert reading.read_file(str(tmp_path / "device")) is None
+    assert reading.read_file(str(tmp_path / "linked")) == b"text"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make devices")
@@ -162,15 +177,15 @@ def test_devices_that_are_open_to_a_group_alone(tmp_path: Path) -> None:
         (tmp_path / name).chmod(mode)
         os.chown(tmp_path / name, 0, group)
     (tmp_path / "nvidia-folder").mkdir()
-    found = _probe.devices(f"{tmp_path}/nvidia")
+    found = accounts.ask_devices(f"{tmp_path}/nvidia")
     assert set(found) == {"video", "root"}
     assert found["video"].removeprefix(f"{tmp_path}/") in ("nvidia0", "nvidia1")
-    assert _probe.devices(f"{tmp_path}/none/nvidia") == {}
+    assert accounts.ask_devices(f"{tmp_path}/none/nvidia") == {}
 
 
 def test_an_acl_of_what_is_no_folder(tmp_path: Path) -> None:
-    assert _probe.default_acl(str(tmp_path / "none")) is None
-    assert _probe.default_acl("/proc/sys") is None
+    assert files.ask_acl(str(tmp_path / "none")) is None
+    assert files.ask_acl("/proc/sys") is None
 
 
 @pytest.mark.parametrize(
@@ -184,39 +199,39 @@ def test_an_acl_of_what_is_no_folder(tmp_path: Path) -> None:
 )
 def test_subordinate_ids(root: Path, text: str, count: int) -> None:
     write(root, "/etc/subuid", text)
-    assert _probe.subordinate_ids("/etc/subuid", "ada", 1500) == count
+    assert state_rootless._count_subordinate_ids("/etc/subuid", "ada", 1500) == count
 
 
 def test_since_when_a_socket_answers(tmp_path: Path) -> None:
     path = str(tmp_path / "docker.sock")
-    assert _probe.answering_since(path) == 0
+    assert state_rootless._answering_since(path) == 0
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
-        assert _probe.answering_since(path) == 0, "nobody listens yet"
+        assert state_rootless._answering_since(path) == 0, "nobody listens yet"
         server.listen()
-        assert _probe.answering_since(path) == Path(path).stat().st_mtime
-    assert _probe.answering_since(path) == 0, "its file is still there"
+        assert state_rootless._answering_since(path) == Path(path).stat().st_mtime
+    assert state_rootless._answering_since(path) == 0, "its file is still there"
 
 
 def test_an_engine_of_ones_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = types.SimpleNamespace(pw_uid=1500, pw_dir="/home/ada")
     monkeypatch.setattr(pwd, "getpwnam", {"ada": entry}.__getitem__)
-    assert _probe.rootless("nobody") is None
-    assert _probe.rootless("ada") == [False, 0, 0, "", 0.0]
+    assert state_rootless.ask_rootless("nobody") is None
+    assert state_rootless.ask_rootless("ada") == [False, 0, 0, "", 0.0]
     for path in ("/etc/subuid", "/etc/subgid"):
         write(root, path, "ada:100000:65536\n")
-    context = f"/home/ada/{_probe.CONTEXT_FILE}"
+    context = f"/home/ada/{state_rootless.CONTEXT_FILE}"
     for text in ("[]", "{", '{"Endpoints": 1}', '{"Endpoints": {"docker": {}}}'):
         write(root, context, text)
-        assert _probe.rootless("ada") == [False, 65536, 65536, "", 0.0]
+        assert state_rootless.ask_rootless("ada") == [False, 65536, 65536, "", 0.0]
     write(root, context, '{"Endpoints": {"docker": {"Host": "unix:///x"}}}')
-    assert _probe.rootless("ada") == [False, 65536, 65536, "unix:///x", 0.0]
+    assert state_rootless.ask_rootless("ada") == [False, 65536, 65536, "unix:///x", 0.0]
 
 
 def test_the_context_is_where_docker_keeps_it() -> None:
-    digest = hashlib.sha256(_probe.CONTEXT.encode()).hexdigest()
-    assert f".docker/contexts/meta/{digest}/meta.json" == _probe.CONTEXT_FILE
-    assert _probe.CONTEXT == rootless.CONTEXT
+    digest = hashlib.sha256(state_rootless.CONTEXT.encode()).hexdigest()
+    assert f".docker/contexts/meta/{digest}/meta.json" == state_rootless.CONTEXT_FILE
+    assert state_rootless.CONTEXT == rootless.CONTEXT
 
 
 # systemctl answers in its own order of properties, and in blocks parted by an empty line.
@@ -242,7 +257,7 @@ def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command.write_text(SYSTEMCTL)
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    found = _probe.units(["docker.service", "none.service"])
+    found = units.ask_units(["docker.service", "none.service"])
     assert found["docker.service"][:4] == ["loaded", "enabled", "active", False]
     booted = time.time() - time.monotonic()
     assert found["docker.service"][4] == pytest.approx(booted + 2.5, abs=1)
@@ -253,16 +268,16 @@ def test_a_host_without_systemd_has_no_units(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _probe.units(["docker.service"]) == {"docker.service": None}
+    assert units.ask_units(["docker.service"]) == {"docker.service": None}
 
 
 def test_users_and_groups_of_this_machine() -> None:
     root = pwd.getpwnam("root")
-    assert _probe.users(["root", "nobody-has-this-name"]) == {
+    assert accounts.ask_users(["root", "nobody-has-this-name"]) == {
         "root": [0, 0, root.pw_dir, root.pw_shell, root.pw_gecos],
         "nobody-has-this-name": None,
     }
-    groups = _probe.groups(["root", "nobody-has-this-name"])
+    groups = accounts.ask_groups(["root", "nobody-has-this-name"])
     assert groups["root"][0] == 0
     assert groups["nobody-has-this-name"] is None
 
@@ -312,7 +327,7 @@ class Engine(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Engine]]:
     address = str(tmp_path / "docker.sock")
-    monkeypatch.setattr(_probe, "DOCKER_SOCKET", address)
+    monkeypatch.setattr(containers, "DOCKER_SOCKET", address)
     monkeypatch.setattr(Engine, "asked", [])
     with socketserver.UnixStreamServer(address, Engine) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -323,14 +338,14 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Eng
 
 
 def test_images_are_found_by_any_of_their_tags(engine: type[Engine]) -> None:
-    assert _probe.images(["slipway/iris-api:cpu", "slipway/none:cpu"]) == {
+    assert containers.ask_images(["slipway/iris-api:cpu", "slipway/none:cpu"]) == {
         "slipway/iris-api:cpu": ["sha256:1", {"io.slipway.digest": "d1"}],
         "slipway/none:cpu": None,
     }
 
 
 def test_containers_of_all_projects_come_by_one_question(engine: type[Engine]) -> None:
-    found = _probe.projects(["iris-api", "other"])
+    found = containers.ask_projects(["iris-api", "other"])
     assert found["other"] == []
     assert [entry[:3] for entry in found["iris-api"]] == [
         ["iris-api", "running", "healthy"],
@@ -349,8 +364,8 @@ def test_containers_of_all_projects_come_by_one_question(engine: type[Engine]) -
 def test_an_engine_that_is_not_there_is_told_and_the_rest_is_answered(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_probe, "DOCKER_SOCKET", str(root / "none.sock"))
-    answer = _probe.answer({"images": ["a"], "projects": ["b"], "packages": ["iptables"]})
+    monkeypatch.setattr(containers, "DOCKER_SOCKET", str(root / "none.sock"))
+    answer = survey.answer({"images": ["a"], "projects": ["b"], "packages": ["iptables"]})
     assert "No such file" in answer["engine"]
     assert answer["packages"] == {"iptables": ["install", "installed", "1.8.11-2"]}
 
@@ -359,7 +374,7 @@ def test_an_engine_that_refuses_is_told(
     engine: type[Engine], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "answers", {})
-    assert _probe.answer({"images": ["a"]})["engine"] == "Docker answered 500"
+    assert survey.answer({"images": ["a"]})["engine"] == "Docker answered 500"
 
 
 # What the host is.
@@ -381,7 +396,7 @@ def test_an_engine_that_refuses_is_told(
 )
 def test_what_the_host_is(root: Path, release: str, expected: tuple[str, ...]) -> None:
     write(root, "/etc/os-release", release)
-    facts = _probe.host_facts()
+    facts = state_facts.ask_host()
     keys = ("", "_version", "_major_version", "_release")
     assert tuple(facts[f"distribution{key}"] for key in keys) == expected
     assert facts["architecture"] == os.uname().machine
@@ -400,7 +415,7 @@ def test_what_the_host_is(root: Path, release: str, expected: tuple[str, ...]) -
 )
 def test_which_package_holds_the_engine(root: Path, status: str, package: str) -> None:
     write(root, "/var/lib/dpkg/status", status)
-    assert _probe.host_facts()["docker_package"] == package
+    assert state_facts.ask_host()["docker_package"] == package
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
@@ -435,18 +450,18 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_servers_answer_counts_and_a_proxys_refusal_does_not(
     web: str, status: int, reached: bool
 ) -> None:
-    assert _probe.reachable([f"{web}/{status}"], 5) == {f"{web}/{status}": reached}
+    assert state_facts.ask_reachable([f"{web}/{status}"], 5) == {f"{web}/{status}": reached}
 
 
 def test_what_does_not_answer_is_out_of_reach() -> None:
     urls = ["http://127.0.0.1:1/", "file:///does/not/exist", "no address"]
     urls += ["http://mirror:port/gpg", "http://a mirror/gpg"]
-    assert _probe.reachable(urls, 1) == dict.fromkeys(urls, False)
+    assert state_facts.ask_reachable(urls, 1) == dict.fromkeys(urls, False)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://mirror:port/", "http://a b/"])
 def test_why_an_address_gives_nothing(url: str) -> None:
-    found = _probe.offers([["/data", url, "1", "{}", "{}"]], {"/data": None})
+    found = trees.ask_offers([["/data", url, "1", "{}", "{}"]], {"trees": {"/data": None}})
     assert found["/data"].startswith("out of reach: ")
 
 
@@ -462,20 +477,20 @@ def test_why_an_address_gives_nothing(url: str) -> None:
 )
 def test_an_address_is_asked_with_its_headers(web: str, path: str, headers: str, why: str) -> None:
     asked = ["/data", f"{web}{path}", "1", "{}", headers]
-    assert _probe.offers([asked], {"/data": None}) == {"/data": why}
+    assert trees.ask_offers([asked], {"trees": {"/data": None}}) == {"/data": why}
 
 
 def test_addresses_are_tried_only_where_no_engine_is_installed(root: Path, web: str) -> None:
     url = f"{web}/200?{{distribution}}"
-    assert "reachable" not in _probe.answer({"reach": [url]})["facts"]
+    assert "reachable" not in survey.answer({}, [url])["facts"]
     write(root, "/var/lib/dpkg/status", "")
-    reachable = _probe.answer({"reach": [f"{web}/404"]})["facts"]["reachable"]
+    reachable = survey.answer({}, [f"{web}/404"])["facts"]["reachable"]
     assert reachable == {f"{web}/404": True}
 
 
 def test_an_address_may_name_the_distribution(root: Path) -> None:
     write(root, "/var/lib/dpkg/status", "")
-    facts = _probe.answer({"reach": ["file:///no/{distribution}"]})["facts"]
+    facts = survey.answer({}, ["file:///no/{distribution}"])["facts"]
     assert list(facts["reachable"]) == ["file:///no/debian"]
 
 
@@ -483,10 +498,7 @@ def test_an_address_may_name_the_distribution(root: Path) -> None:
 
 
 def test_it_answers_as_a_script_without_the_sites_packages() -> None:
-    assert _probe.__file__ is not None
-    source = Path(_probe.__file__).read_text()
-    question = {"users": ["root"], "files": ["/"]}
-    script = f"{source}\nprint(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
+    script = ask_host.script({"users": ["root"], "files": ["/"]})
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-"], input=script, capture_output=True, text=True, check=True
     )
@@ -497,12 +509,51 @@ def test_it_answers_as_a_script_without_the_sites_packages() -> None:
 
 
 def test_what_is_not_asked_is_not_looked_at(root: Path) -> None:
-    assert set(_probe.answer({})) == {"facts", "engine", "unsafe"}
+    assert set(survey.answer({})) == {"facts", "engine", "unsafe"}
 
 
-def test_it_can_be_read_by_the_oldest_python_of_a_host() -> None:
-    assert _probe.__file__ is not None
-    ast.parse(Path(_probe.__file__).read_text(), feature_version=(3, 9))
+def sent() -> list[str]:
+    """Return the modules that may be sent to a host."""
+    always = [module.__name__ for module in (loader, *ask_host.ALWAYS)]
+    return sorted({*always, *kinds.MODULE_OF_KEY.values()})
+
+
+@pytest.mark.parametrize("module", sent())
+def test_what_is_sent_can_be_read_by_the_oldest_python_of_a_host(module: str) -> None:
+    ast.parse(ask_host.source_of(module), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("module", sent())
+def test_what_is_sent_imports_only_what_is_sent(module: str) -> None:
+    tree = ast.parse(ask_host.source_of(module))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    typing = {id(node) for block in blocks for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in typing:
+            source = node.module or ""
+            if source.startswith("ansible_collections."):
+                assert {f"{source}.{alias.name}" for alias in node.names} <= set(sent())
+            else:
+                assert source.partition(".")[0] in sys.stdlib_module_names
+
+
+def test_a_question_is_sent_with_the_modules_that_it_needs_alone() -> None:
+    text = ask_host.script({"users": ["root"]})
+    assert "def ask_users" in text
+    assert "def ask_projects" not in text
+    assert "def compare_users" not in text
+
+
+def test_every_key_is_answered_by_the_script() -> None:
+    question: dict[str, list[Any]] = {key: [] for key in kinds.ASKS}
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-"],
+        input=ask_host.script(question),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(question) <= set(json.loads(done.stdout))
 
 
 # What lies below folders that others can write.
@@ -524,7 +575,7 @@ def home() -> Iterator[Path]:
 
 def asked(path: Path) -> tuple[Any, Any, Any]:
     """Return what an answer says of a path as a file, as a text, and what is in its way."""
-    answer = _probe.answer({"files": [str(path)], "texts": [str(path)]})
+    answer = survey.answer({"files": [str(path)], "texts": [str(path)]})
     return *(answer[kind][str(path)] for kind in ("files", "texts")), answer["unsafe"]
 
 
@@ -551,7 +602,7 @@ def test_what_is_in_the_place_of_a_users_file_is_not_read(home: Path, kind: str)
         "hard link": "a file with 2 names (hard links), owned by root",
         "pipe": "a named pipe, owned by root",
         "device": "a character device, owned by root",
-        "endless": f"more than {_probe.LARGEST} bytes",
+        "endless": f"more than {reading.MAX_BYTES} bytes",
     }
     assert unsafe[str(file)][1] == words[kind]
 
@@ -564,7 +615,7 @@ def test_no_question_follows_a_users_link(home: Path) -> None:
     place = str(home / "link")
     kinds = ("folders", "links", "texts", "files", "acls")
     for path in (place, f"{place}/name"):
-        answer = _probe.answer({kind: [path] for kind in kinds})
+        answer = survey.answer({kind: [path] for kind in kinds})
         assert [answer[kind][path] for kind in kinds] == [None] * 5
         assert answer["unsafe"][path][0] == place
 
@@ -584,13 +635,12 @@ def test_roots_own_links_are_followed_and_a_users_behind_them_are_not(home: Path
 
 @NEEDS_ROOT
 def test_the_script_answers_as_the_module_does(home: Path) -> None:
-    """On hosts, state.paths is not imported but follows as text."""
     (home / "file").symlink_to("/etc/shadow")
     question = {"texts": [str(home / "file")], "files": [str(home)], "left": ["nobody"]}
-    script = f"{ask_host.PROBE}print(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
+    script = ask_host.script(question)
     command = ["/usr/bin/python3", "-I", "-S", "-"]
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
-    answer, here = json.loads(done.stdout), _probe.answer(question)
+    answer, here = json.loads(done.stdout), survey.answer(question)
     assert {key: answer[key] for key in ("texts", "files", "left", "unsafe")} == {
         key: here[key] for key in ("texts", "files", "left", "unsafe")
     }
@@ -612,7 +662,7 @@ def test_a_home_that_root_may_not_enter_is_read_as_its_owner(
         used.append(name)
         return work()
 
-    monkeypatch.setattr(_probe, "owner_on_the_way", lambda _path: "bob")
-    monkeypatch.setattr(_probe.paths(), "as_user", as_user)
-    assert _probe.guarded(look, str(home / "file")) == "text"
+    monkeypatch.setattr(reading, "_last_visible_owner", lambda _path: "bob")
+    monkeypatch.setattr(paths, "as_user", as_user)
+    assert reading.read_guarded(look, str(home / "file")) == "text"
     assert used == ["bob"]

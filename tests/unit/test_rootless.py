@@ -13,10 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
 from ansible_collections.slipway.host.plugins.modules import rootless_docker
 
+from tests.unit import survey
 from tests.unit.conftest import RunModule
 
 Program = Callable[[str, str], None]
@@ -63,8 +64,10 @@ def machine(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -
     )
     entry = SimpleNamespace(pw_uid=54321, pw_gid=54321, pw_dir="/home/ada")
     monkeypatch.setattr(pwd, "getpwnam", {"ada": entry}.__getitem__)
-    monkeypatch.setattr(_probe, "answer", machine.answer)
-    monkeypatch.setattr(_probe, "word", lambda _path: "eve:100000:65536\n")
+    monkeypatch.setattr(
+        rootless_docker.HERE, "look", lambda owned: machine.answer(survey.question([owned]))
+    )
+    monkeypatch.setattr(reading, "read_word", lambda _path: "eve:100000:65536\n")
     monkeypatch.setattr(rootless, "FOLDER", str(tmp_path / "rootless"))
     return machine
 

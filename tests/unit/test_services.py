@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slipway.host.plugins.module_utils import _owned
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import with_defaults
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_services
 from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
 
 from tests.contract.tree import ROOT
-from tests.unit import gpu_facts
+from tests.unit import gpu_facts, survey
 from tests.unit.role_options import options
 
 IMAGES = ROOT / "images"
@@ -127,7 +127,7 @@ def test_a_service_that_publishes_nothing_has_no_address_and_no_proof() -> None:
     found = project(image(services={"api": {}}))
     assert "ports" not in compose(found)
     assert found["projects"][0]["urls"] == {}
-    assert set(compose(found)["labels"]) == {_owned.LABEL_CONFIG}
+    assert set(compose(found)["labels"]) == {docker_labels.CONFIG}
 
 
 def test_a_service_with_several_pages_has_an_address_for_each() -> None:
@@ -141,7 +141,7 @@ def test_a_service_with_several_pages_has_an_address_for_each() -> None:
 
 
 def test_the_proof_stands_on_the_container() -> None:
-    proof = json.loads(compose(project())["labels"][_owned.LABEL_PROOF])
+    proof = json.loads(compose(project())["labels"][docker_labels.PROOF])
     assert proof == {"port": 5000, "path": "/predict", "post": {"a": 1}, "expect": {"b": 2}}
 
 
@@ -185,7 +185,7 @@ def test_an_image_may_have_several_services() -> None:
 def test_the_survey_is_told_what_the_compose_file_says() -> None:
     found = project()
     (owned,) = found["projects"]
-    config = compose(found)["labels"][_owned.LABEL_CONFIG]
+    config = compose(found)["labels"][docker_labels.CONFIG]
     assert owned["services"] == [
         {"name": "tool", "config": config, "image": DIGEST, "reference": "slipway/tool:cpu"}
     ]
@@ -198,7 +198,7 @@ def test_the_survey_is_told_what_the_compose_file_says() -> None:
 def test_the_role_owns_what_its_projects_do_and_nothing_else_in_its_folder() -> None:
     found = plan(CLOSED, {}, {"ports": {"api": 5001}})
     owned = found["owned"]
-    _owned.check("ml_services", owned)
+    survey.check("ml_services", owned)
     assert owned["folders"][0] == {"path": found["folder"], "entries": ["tool", "second"]}
     assert {"path": "/etc/slipway/services/tool/secrets", "entries": ["token"]} in owned["folders"]
     assert [entry["name"] for entry in owned["projects"]] == ["tool", "second"]
@@ -309,7 +309,7 @@ def test_people_are_told_where_the_token_is() -> None:
     assert found["projects"][0]["urls"] == {"tool": f"http://127.0.0.1:5000/lab (token: {TOKEN})"}
     labels = compose(found)["labels"]
     assert labels["io.slipway.token"] == TOKEN
-    assert json.loads(labels[_owned.LABEL_PROOF])["secret"] == TOKEN
+    assert json.loads(labels[docker_labels.PROOF])["secret"] == TOKEN
 
 
 def test_an_address_may_ask_something_else() -> None:

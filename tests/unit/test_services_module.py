@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.modules import services
 
 from tests.unit.conftest import RunModule
@@ -96,7 +96,9 @@ def host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
 ) -> Host:
     made = Host(tmp_path)
-    monkeypatch.setattr(_probe, "projects", lambda names: dict.fromkeys(names, made.containers))
+    monkeypatch.setattr(
+        containers, "ask_projects", lambda names: dict.fromkeys(names, made.containers)
+    )
     program("docker", f'echo "$*" >>{made.log}')
     return made
 

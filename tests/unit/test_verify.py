@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    containers as state_containers,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import packages
 from ansible_collections.slipway.host.plugins.modules import verify
 
 from tests.unit.conftest import RunModule
@@ -72,7 +76,9 @@ def port() -> Iterator[int]:
 def install_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the host have an engine, whatever the machine has that runs the test."""
     monkeypatch.setattr(
-        _probe, "dpkg", lambda names: {**dict.fromkeys(names), "docker.io": ENGINE_PACKAGE}
+        packages,
+        "ask_packages",
+        lambda names: {**dict.fromkeys(names), "docker.io": ENGINE_PACKAGE},
     )
 
 
@@ -86,8 +92,8 @@ def engine(
         "/images/json": images or [],
         "/containers/json?all=1": containers or [],
     }
-    monkeypatch.setattr(_probe, "docker", answers.__getitem__)
-    monkeypatch.setattr(_probe, "gpu_facts", lambda: {"devices": []})
+    monkeypatch.setattr(state_containers, "ask_engine", answers.__getitem__)
+    monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {"devices": []})
 
 
 def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, Any]:
@@ -266,7 +272,7 @@ def test_a_smoke_test_without_end_fails(program: Program) -> None:
 
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     install_engine(monkeypatch)
-    monkeypatch.setattr(_probe, "DOCKER_SOCKET", "/does/not/exist")
+    monkeypatch.setattr(state_containers, "DOCKER_SOCKET", "/does/not/exist")
     (check,) = host_verify.checks(smoke=True, daemon_reload=True)
     assert not check["ok"]
     assert "No such file" in check["seen"]

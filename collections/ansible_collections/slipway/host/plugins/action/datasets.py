@@ -10,20 +10,10 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe, data, state
-from ansible_collections.slipway.host.plugins.module_utils.data import (
-    bound,
-    checkout,
-    download,
-    place,
-    progress,
-    record,
-    standing,
-    unpack,
-    worker,
-)
+from ansible_collections.slipway.host.plugins.module_utils.data import worker
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, model
+from ansible_collections.slipway.host.plugins.module_utils.state import trees as state_trees
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, detached_job
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -34,11 +24,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 WORK = "/var/lib/slipway/data"
 KINDS = ("folders", "datasets", "checkouts")
-# What the worker consists of.
-MODULES = (
-    *(data, host_job, _probe, state, paths),
-    *(bound, checkout, download, place, progress, record, standing, unpack, worker),
-)
 
 display = Display()
 
@@ -57,9 +42,9 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         owned = {kind: arguments["owned"].get(kind, []) for kind in KINDS}
-        answer = ask_host.ask(self, _owned.question([owned]))
+        answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
         differing, conflicts = compared(owned, answer)
-        for sentence in _owned.left_out(answer):
+        for sentence in state_trees.skipped_trees(answer):
             display.warning(f"{(task_vars or {}).get('inventory_hostname')}: {sentence}")
         paths = {difference.name for difference in differing}
         trees = [tree for tree in arguments["trees"] if tree["path"] in paths]
@@ -77,15 +62,15 @@ class ActionModule(ActionBase):
 
 def compared(
     owned: Mapping[str, Sequence[Mapping[str, Any]]], answer: Mapping[str, Any]
-) -> tuple[list[_owned.Difference], list[str]]:
+) -> tuple[list[model.Difference], list[str]]:
     """Return what differs, and what stands in the way of single entries."""
-    differing: list[_owned.Difference] = []
+    differing: list[model.Difference] = []
     conflicts: list[str] = []
     for kind, entries in owned.items():
         for entry in entries:
             try:
-                differing += _owned.differences({kind: [entry]}, answer)
-            except _owned.ConflictError as error:
+                differing += engine.differences({kind: [entry]}, answer, kinds.ALL)
+            except model.ConflictError as error:
                 conflicts.append(str(error))
     return differing, conflicts
 
@@ -104,4 +89,7 @@ def job(
         "environment": arguments["environment"],
     }
     # By way of str, since Ansible's strings are more than strings.
-    return host_job.packed({"job.json": json.dumps(description, default=str).encode()}, MODULES)
+    return host_job.packed(
+        {"job.json": json.dumps(description, default=str).encode()},
+        host_job.required_modules(worker),
+    )

@@ -8,9 +8,9 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     catalogue_builds,
@@ -44,8 +44,8 @@ class ActionModule(ActionBase):
         builds = catalogue_builds.Builds(arguments).of(arguments["names"])
         entries = [{"reference": build.reference, "digest": build.digest} for build in builds]
         owned = {"images": entries}
-        answer = ask_host.ask(self, _owned.question([owned]))
-        differing = _owned.differences(owned, answer)
+        answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
+        differing = engine.differences(owned, answer, kinds.ALL)
         names = {difference.name for difference in differing}
         outdated = [build for build in builds if build.reference in names]
         unfit = cuda_fit.misfits(outdated, answer["facts"])

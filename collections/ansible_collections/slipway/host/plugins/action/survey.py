@@ -16,9 +16,15 @@ from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
-from ansible_collections.slipway.host.plugins.module_utils import _owned
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
 from ansible_collections.slipway.host.plugins.module_utils.images import index
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    containers,
+    engine,
+    kinds,
+    model,
+    trees,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role_plans, roles
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -68,12 +74,12 @@ class ActionModule(ActionBase):
         self._check_input(names, variables, remembered)
         facts, owned, answer = self._look(names, variables, remembered)
         try:
-            drift = {name: _owned.differences(owned[name], answer) for name in names}
-        except (daemon_json.DaemonJsonError, _owned.ConflictError) as error:
+            drift = {name: engine.differences(owned[name], answer, kinds.ALL) for name in names}
+        except (daemon_json.DaemonJsonError, model.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
-        if missing := _owned.without_image(list(owned.values()), answer):
+        if missing := containers.without_image(list(owned.values()), answer):
             raise AnsibleActionFail("; ".join(missing) + ". Nothing was changed.")
-        for sentence in _owned.left_out(answer):
+        for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["settled"]:
             expect_no_drift(drift)
@@ -111,7 +117,7 @@ class ActionModule(ActionBase):
 
     def _look(
         self, names: list[str], variables: Vars, facts: Any
-    ) -> tuple[Mapping[str, Any], Plans, _owned.Answer]:
+    ) -> tuple[Mapping[str, Any], Plans, model.Answer]:
         """Return the facts of the host, the owned state of each role and the host's answer.
 
         FACTS are those remembered from an earlier run. Owned state depends on facts, so a host
@@ -121,16 +127,15 @@ class ActionModule(ActionBase):
         for _attempt in range(ATTEMPTS):
             if facts is None:
                 remembered = False
-                facts = ask_host.ask(self, {"reach": self._reachable_urls(names, variables)})[
-                    "facts"
-                ]
+                urls = self._reachable_urls(names, variables)
+                facts = ask_host.ask(self, {}, urls)["facts"]
             owned = self._owned(names, variables, facts)
             if remembered and any(statement.get("refused") for statement in owned.values()):
                 # The reason may be gone since.
                 facts = None
                 continue
             refuse_unsupported(owned)
-            answer = ask_host.ask(self, _owned.question(list(owned.values())))
+            answer = ask_host.ask(self, engine.question(list(owned.values()), kinds.ALL))
             known = facts
             if same_host(answer["facts"], known):
                 break
@@ -204,10 +209,10 @@ def refuse_unsupported(owned: Plans) -> None:
     if reasons:
         raise AnsibleActionFail("; ".join(reasons) + ". Nothing was changed.")
     for name, statement in owned.items():
-        _owned.check(name, statement)
+        engine.check(name, statement, kinds.ALL)
 
 
-def expect_no_drift(drift: Mapping[str, list[_owned.Difference]]) -> None:
+def expect_no_drift(drift: Mapping[str, list[model.Difference]]) -> None:
     """Fail where the roles ran and something still differs."""
     left = [f"{name}: {difference}" for name, found in drift.items() for difference in found]
     if left:

@@ -70,7 +70,8 @@ command:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import files
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "derived": {
@@ -92,13 +93,11 @@ def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     owned = {"derived": module.params["derived"]}
 
-    def outdated() -> list[_owned.Difference]:
-        return _owned.differences(owned, _probe.answer(_owned.question([owned])))
-
-    found = outdated()
+    here = Here(files)
+    found = here.differences(owned)
     if not found:
         module.exit_json(changed=False)
-    diff = {"prepared": "".join(f"{difference}\n" for difference in found)}
+    diff = diff_of(found)
     commands = module.params["commands"]
     command = next((words for words in commands if module.get_bin_path(words[0])), commands[0])
     if not module.check_mode:
@@ -106,7 +105,7 @@ def main() -> None:
         said = (err or out).strip() or "nothing"
         if status != 0:
             module.fail_json(msg=f"{' '.join(command)} failed: {said}")
-        if left := outdated():
+        if left := here.differences(owned):
             module.fail_json(
                 msg=f"{' '.join(command)} ran, but {left[0].name} is {left[0].found}; it said: "
                 f"{said}"

@@ -103,8 +103,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apply_files,
+    files,
+    model,
+    paths,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "files": {
@@ -135,10 +140,10 @@ def stated(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def shown(path: Path, entry: Mapping[str, Any], found: list[_owned.Difference]) -> dict[str, str]:
+def shown(path: Path, entry: Mapping[str, Any], found: list[model.Difference]) -> dict[str, str]:
     """Return the diff of one entry."""
     if entry["secret"] or entry["content"] is None or entry["state"] != "file":
-        return {"prepared": "".join(f"{difference}\n" for difference in found)}
+        return diff_of(found)
     try:
         before = paths.read_file(str(path)).decode("utf-8", "replace")
     except (OSError, paths.UnsafePathError):
@@ -170,20 +175,22 @@ def main() -> None:
     changed: list[str] = []
     refused: list[str] = []
     diff: list[dict[str, str]] = []
+    here = Here(files)
     for entry in module.params["files"]:
         path = entry["path"]
         try:
-            answer = _probe.files_answer(path)
+            owned = {"files": [stated(entry)]}
+            answer = here.look(owned)
             if path in answer["unsafe"] and entry["state"] != "absent":
                 raise paths.UnsafePathError(*answer["unsafe"][path])
-            found = _owned.differences({"files": [stated(entry)]}, answer)
+            found = here.differences(owned, answer)
             if not found:
                 continue
             check(module, entry)
             shown_before = shown(Path(path), entry, found)
-            act = _files.check if module.check_mode else _files.settle
+            act = apply_files.check if module.check_mode else apply_files.settle
             act(entry)
-        except _owned.ConflictError as error:
+        except model.ConflictError as error:
             refused.append(f"{error}.")
         except paths.UnsafePathError as error:
             refused.append(str(error))

@@ -68,8 +68,8 @@ removed:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "group": {"type": "str", "required": True},
@@ -81,15 +81,15 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 def numbers(names: list[str]) -> dict[int, str]:
     """Return names by user number, of those users who are there."""
-    return {found[0]: name for name, found in _probe.users(names).items() if found}
+    return {found[0]: name for name, found in accounts.ask_users(names).items() if found}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     group, devices = module.params["group"], module.params["devices"]
-    found = _probe.groups([group])[group]
-    serves = devices is None or any(group in _probe.devices(one) for one in devices)
+    found = accounts.ask_groups([group])[group]
+    serves = devices is None or any(group in accounts.ask_devices(one) for one in devices)
     wanted = set(module.params["users"]) if serves else set()
     if found is None and wanted and not module.check_mode:
         module.fail_json(msg=f"there is no group {group} to add {', '.join(sorted(wanted))} to")

@@ -107,13 +107,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     Apt,
     AptError,
     describe,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import packages
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "packages": {
@@ -171,7 +171,7 @@ def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     wanted = module.params["packages"]
     names = [entry["name"] for entry in wanted]
-    known = _probe.dpkg(names)
+    known = packages.ask_packages(names)
     actions = changes.plan(wanted, known)
     changed = actions.changes
     apt = Apt(module, module.params["lock_timeout"])
@@ -179,7 +179,7 @@ def main() -> None:
         try:
             if left := changes.unfinished(known):
                 apt.finish(left)
-            actions = change(apt, module, _probe.dpkg(names))
+            actions = change(apt, module, packages.ask_packages(names))
         except AptError as error:
             # Whatever was reached: what is held stays held.
             held = [entry["name"] for entry in wanted if entry["hold"]]

@@ -58,7 +58,7 @@ ansible_facts:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import facts
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "reach": {"type": "list", "elements": "str", "default": []},
@@ -69,8 +69,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    facts = _probe.answer({key: module.params[key] for key in ARGUMENT_SPEC})
-    module.exit_json(changed=False, ansible_facts={"slipway": facts["facts"]})
+    known = facts.ask_facts(module.params["reach"], module.params["timeout"])
+    module.exit_json(changed=False, ansible_facts={"slipway": known})
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ import pwd
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _left_by_root, _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import docker_folder
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "users": {"type": "list", "elements": "str", "required": True},
@@ -60,16 +61,15 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     owned = {"left_by_root": [{"user": name} for name in module.params["users"]]}
-    answer = {"left": {name: _probe.left_by_root(name) for name in module.params["users"]}}
-    found = _owned.differences(owned, answer)
+    found = Here(docker_folder).differences(owned)
     users = [difference.name for difference in found]
     if not module.check_mode:
         for entry in map(pwd.getpwnam, users):
-            _left_by_root.give_back(entry.pw_dir, entry.pw_uid, entry.pw_gid)
+            docker_folder.give_back(entry.pw_dir, entry.pw_uid, entry.pw_gid)
     module.exit_json(
         changed=bool(users),
         users=users,
-        diff={"prepared": "".join(f"{difference}\n" for difference in found)},
+        diff=diff_of(found),
     )
 
 

@@ -84,8 +84,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import files, links, model, paths
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "links": {
@@ -122,10 +122,11 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     owned = {"unhidden": module.params["unhidden"], "links": module.params["links"]}
-    answer = _probe.answer(_owned.question([owned]))
+    here = Here(links, files)
+    answer = here.look(owned)
     try:
-        found = _owned.differences(owned, answer)
-    except _owned.ConflictError as error:
+        found = here.differences(owned, answer)
+    except model.ConflictError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     made: list[str] = []
     removed: list[str] = []
@@ -149,7 +150,7 @@ def main() -> None:
         changed=bool(found),
         made=made,
         removed=removed,
-        diff={"prepared": "".join(f"{difference}\n" for difference in found)},
+        diff=diff_of(found),
     )
 
 

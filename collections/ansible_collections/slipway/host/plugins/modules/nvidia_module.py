@@ -104,11 +104,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import kernel_module
 from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import Situation, Step
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import installed_module
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, files, reading
 
 PROC, SYS, MODULES = Path("/proc"), Path("/sys"), Path("/lib/modules")
 SESSIONS = Path("/run/systemd/sessions")
@@ -167,7 +167,7 @@ class Host:
         )
 
     def _other_kernels(self, kernel: str) -> list[str]:
-        names = [name for name in _probe.names_in(str(MODULES)) or [] if name != kernel]
+        names = [name for name in reading.list_names(str(MODULES)) or [] if name != kernel]
         return [name for name in names if detect.module_files(MODULES, name)]
 
     def _boot_id(self) -> str:
@@ -175,15 +175,17 @@ class Host:
 
     def _containers(self) -> list[str]:
         try:
-            running = _probe.docker("/containers/json")
+            running = containers.ask_engine("/containers/json")
         except (OSError, ValueError):
             return []
         names = ", ".join(container["Names"][0].lstrip("/") for container in running)
         return [f"containers run: {names}"] if running else []
 
     def _terminals(self) -> list[str]:
-        names = _probe.names_in(str(SESSIONS)) or []
-        texts = [_probe.text(str(SESSIONS / name)) for name in names if not name.endswith(".ref")]
+        names = reading.list_names(str(SESSIONS)) or []
+        texts = [
+            files.ask_text(str(SESSIONS / name)) for name in names if not name.endswith(".ref")
+        ]
         return kernel_module.terminals(text for text in texts if text)
 
     def load(self, names: list[str], also: Sequence[str] = (), stuck: str = "") -> None:

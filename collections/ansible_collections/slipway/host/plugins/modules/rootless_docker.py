@@ -94,8 +94,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    accounts,
+    files,
+    model,
+    reading,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import rootless as rootless_state
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
+
+HERE = Here(rootless_state, accounts, files)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "engines": {
@@ -149,7 +158,7 @@ class Engine:
     def set_up(self, state: rootless.State, restart: bool) -> None:
         """Bring it from STATE to an engine that answers; RESTART: its files changed."""
         if min(state.uids, state.gids) < rootless.SUBORDINATE_IDS:
-            texts = [_probe.word(path) for path in ("/etc/subuid", "/etc/subgid")]
+            texts = [reading.read_word(path) for path in ("/etc/subuid", "/etc/subgid")]
             ids = "-".join(str(number) for number in rootless.free_range(texts))
             self.root("usermod", "--add-subuids", ids, "--add-subgids", ids, self.name)
         if not state.lingers:
@@ -203,13 +212,13 @@ class Engine:
             self.root("systemctl", "stop", f"user@{self.uid}.service")
 
 
-def set_up_all(module: AnsibleModule) -> list[_owned.Difference]:
+def set_up_all(module: AnsibleModule) -> list[model.Difference]:
     """Set up the engines that lack something; return what they lack."""
-    lacking: list[_owned.Difference] = []
+    lacking: list[model.Difference] = []
     for entry in module.params["engines"]:
         owned = {"rootless": [entry]}
-        answer = _probe.answer(_owned.question([owned]))
-        found = _owned.differences(owned, answer)
+        answer = HERE.look(owned)
+        found = HERE.differences(owned, answer)
         lacking += found
         if found and not module.check_mode:
             try:
@@ -226,13 +235,13 @@ def is_stale(entry: Mapping[str, Any], answer: Mapping[str, Any], state: rootles
     return any((answer["mtimes"][path] or 0) > state.began for path in entry["since"])
 
 
-def take_down_others(module: AnsibleModule) -> list[_owned.Difference]:
+def take_down_others(module: AnsibleModule) -> list[model.Difference]:
     """Take down the engines of those who are not listed; return what was there."""
     listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
     folder = Path(rootless.FOLDER)
     owned = {"folders": [{"path": str(folder), "entries": [Path(file).name for file in listed]}]}
-    names = _probe.names_in(str(folder))
-    found = _owned.differences(owned, {"folders": {str(folder): names}})
+    names = reading.list_names(str(folder))
+    found = HERE.differences(owned, {"folders": {str(folder): names}})
     for file in sorted(folder.glob("*.json")) if found and not module.check_mode else ():
         if str(file) not in listed:
             try:
@@ -248,10 +257,10 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     obstacles = {"obstacles": module.params["obstacles"]}
-    texts = {entry["path"]: _probe.text(entry["path"]) for entry in module.params["obstacles"]}
+    texts = {entry["path"]: files.ask_text(entry["path"]) for entry in module.params["obstacles"]}
     try:
-        _owned.differences(obstacles, {"texts": texts})
-    except _owned.ConflictError as error:
+        HERE.differences(obstacles, {"texts": texts})
+    except model.ConflictError as error:
         module.fail_json(msg=f"{error}.")
     act = set_up_all if module.params["state"] == "present" else take_down_others
     found = act(module)

@@ -132,9 +132,18 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _files, _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.services import ports
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apply_files,
+    containers,
+    files,
+    model,
+    paths,
+    service_files,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
+
+HERE = Here(files, service_files, containers)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -236,7 +245,7 @@ def remove(module: AnsibleModule, folder: Path) -> None:
     if PROJECT_NAME.fullmatch(folder.name):
         # By its name alone: what became of the compose file does not matter.
         docker(module, "compose", "--project-name", folder.name, "down", "--remove-orphans")
-    _files.settle({"path": str(folder), "state": "absent"})
+    apply_files.settle({"path": str(folder), "state": "absent"})
 
 
 def new_content(secret: Mapping[str, Any]) -> str | None:
@@ -256,7 +265,7 @@ def settle_secrets(module: AnsibleModule, project: Project) -> None:
     for secret in project["secrets"]:
         place = {key: secret[key] for key in ("path", "owner", "group")}
         content = new_content(secret)
-        _files.settle({**place, "mode": _owned.SECRET_MODE, "content": content})
+        apply_files.settle({**place, "mode": service_files.SECRET_MODE, "content": content})
         # Whatever a program says from now on, this is not shown.
         module.no_log_values.add(read(secret["path"]).strip())
 
@@ -276,7 +285,7 @@ def make_mount(mount: Mapping[str, Any], check: bool = False) -> bool:
             return False
     if not check:
         place = {key: mount[key] for key in ("path", "owner", "group")}
-        _files.settle({**place, "state": "directory", "mode": "0750"})
+        apply_files.settle({**place, "state": "directory", "mode": "0750"})
     return True
 
 
@@ -300,8 +309,8 @@ def settle_mounts(
 def settle_folders(project: Project) -> None:
     """Remove what is in a project's folders and is not declared."""
     for folder in project["folders"]:
-        for name in set(_probe.folder_names(folder["path"]) or ()) - set(folder["entries"]):
-            _files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
+        for name in set(files.ask_names(folder["path"]) or ()) - set(folder["entries"]):
+            apply_files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
 
 
 def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
@@ -327,14 +336,14 @@ def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
 def settle(module: AnsibleModule, project: Project, anew: bool) -> None:
     """Make a project as declared; ANEW says that its containers have to be others in any case."""
     for file in project["files"]:
-        _files.settle(file)
+        apply_files.settle(file)
     settle_secrets(module, project)
     settle_folders(project)
     for volume in project["volumes"]:
         docker(module, "volume", "create", volume)
     containers = {"projects": project["projects"]}
     # A secret that was written just now is newer than the container that has the old one.
-    if anew or _owned.differences(containers, _probe.answer(_owned.question([containers]))):
+    if anew or HERE.differences(containers):
         up(module, project)
 
 
@@ -368,15 +377,15 @@ def hindrances(project: Project) -> Iterator[str]:
 
 def compared(
     module: AnsibleModule, projects: Sequence[Project]
-) -> tuple[dict[str, list[_owned.Difference]], list[str]]:
+) -> tuple[dict[str, list[model.Difference]], list[str]]:
     """Return where each project differs, and the names of folders that nobody declares."""
     root = module.params["folder"]
     declared = {"folders": [{"path": root, "entries": [one["name"] for one in projects]}]}
-    answer = _probe.answer(_owned.question([declared, *map(owned, projects)]))
+    answer = HERE.look(declared, *map(owned, projects))
     strays = set(answer["folders"][root] or ()) - {project["name"] for project in projects}
     try:
-        found = {one["name"]: _owned.differences(owned(one), answer) for one in projects}
-    except _owned.ConflictError as error:
+        found = {one["name"]: HERE.differences(owned(one), answer) for one in projects}
+    except model.ConflictError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     return {name: differences for name, differences in found.items() if differences}, sorted(strays)
 

@@ -70,7 +70,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
+from ansible_collections.slipway.host.plugins.module_utils.state import units
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "units": {
@@ -112,15 +113,16 @@ def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     done: list[str] = []
     diff: list[dict[str, str]] = []
+    here = Here(units)
     for entry in module.params["units"]:
         owned = {"units": [entry]}
-        answer = _probe.answer(_owned.question([owned]))
-        found = _owned.differences(owned, answer)
+        answer = here.look(owned)
+        found = here.differences(owned, answer)
         if not found:
             continue
         name = entry["name"]
         state = answer["units"][name]
-        diff.append({"prepared": "".join(f"{difference}\n" for difference in found)})
+        diff.append(diff_of(found))
         stale = any((answer["mtimes"][path] or 0) > (state or [0])[-1] for path in entry["since"])
         for verb in actions(entry, state, stale):
             done.append(f"{verb} {name}")

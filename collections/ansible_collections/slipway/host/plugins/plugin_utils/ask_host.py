@@ -1,56 +1,91 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Put the probe's question to a host from an action plugin: one round trip, no module transfer."""
+"""Put the question of the survey to a host: one round trip, no module transfer.
+
+The script that travels is put together from the files of ``module_utils/state`` and
+``gpu/facts.py``: of the file of a kind only the part above MARKER, which asks on the host.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
-from ansible_collections.slipway.host.plugins.module_utils import _probe
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    facts,
+    kinds,
+    loader,
+    packages,
+    paths,
+    probe,
+    reading,
+)
 
-# As text, so that only a host with a folder that others can write compiles it.
-PATHS = Path(paths.__file__).read_text(encoding="utf-8")
-PROBE = f"{Path(_probe.__file__).read_text(encoding='utf-8')}\nPATHS = {PATHS!r}\n"
+MARKER = "# --- Nothing below is sent to hosts with the survey. ---"
+# Files that every question needs, or may need.
+ALWAYS = (facts, gpu_facts, packages, paths, probe, reading)
 DEFAULT_INTERPRETER = "/usr/bin/python3"
 
 
 def interpreter(action: ActionBase) -> str:
-    """Return the Python of the host that ACTION runs for."""
+    """Return the path of Python on the host that ACTION runs for."""
     variables = action._templar.available_variables or {}
     return str(variables.get("ansible_python_interpreter") or DEFAULT_INTERPRETER)
 
 
-def ask(action: ActionBase, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the host's answer to QUESTION, see :mod:`_probe`.
+@cache
+def source_of(module: str) -> str:
+    """Return the part of a module's source that is sent to hosts."""
+    file = Path(str(import_module(module).__file__))
+    return file.read_text(encoding="utf-8").partition(MARKER)[0]
 
-    Raise AnsibleConnectionFailure where the host cannot be reached, AnsibleActionFail where it
-    cannot answer or not as root.
+
+def script(question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()) -> str:
+    """Return the Python script that prints the answer of the host it runs on as JSON."""
+    modules = {key: kinds.MODULE_OF_KEY[key] for key in question}
+    names = dict.fromkeys([*(module.__name__ for module in ALWAYS), *modules.values()])
+    sources = {name: source_of(name) for name in names}
+    data = json.dumps([modules, question, list(reach)])
+    return (
+        f"{source_of(loader.__name__)}\n"
+        f"SOURCES = {sources!r}\n"
+        f"import json\nrun(SOURCES, *json.loads({data!r}))\n"
+    )
+
+
+def ask(
+    action: ActionBase, question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the answer of a host, with its ``facts``.
+
+    REACH are URLs, see :func:`facts.ask_facts`. Raise AnsibleConnectionFailure if the host cannot
+    be reached, AnsibleActionFail if it cannot answer or does not run the script as root.
     """
-    script = f"{PROBE}print(json.dumps(answer(json.loads({json.dumps(question)!r}))))\n"
     python = interpreter(action)
-    # -I -S: neither the user's nor the site's packages, which only cost time.
+    # -I -S: packages of the user and of the site only cost time.
     reply = action._low_level_execute_command(
-        f"{python} -I -S -", in_data=script.encode(), sudoable=True
+        f"{python} -I -S -", in_data=script(question, reach).encode(), sudoable=True
     )
     try:
         answer: dict[str, Any] = json.loads(reply["stdout"])
     except ValueError:
-        words = (reply["stderr"] or reply["stdout"]).strip() or "no answer"
+        output = (reply["stderr"] or reply["stdout"]).strip() or "no answer"
         if reply["rc"] == 255:
-            raise AnsibleConnectionFailure(words) from None
+            raise AnsibleConnectionFailure(output) from None
         raise AnsibleActionFail(
-            f"the host could not be surveyed: {words[-600:]}. It needs {python}, and the user "
-            "needs root rights (ansible_become)."
+            f"The survey failed on the host: {output[-600:]}; expected {python}, and root rights "
+            "of the user (ansible_become)."
         ) from None
     if not answer["facts"]["root"]:
         raise AnsibleActionFail(
-            "the host must be asked as root: set ansible_become: true (and --ask-become-pass "
-            "where sudo asks for a password)"
+            "The survey needs root: set ansible_become: true (and --ask-become-pass if sudo asks "
+            "for a password)."
         )
     return answer

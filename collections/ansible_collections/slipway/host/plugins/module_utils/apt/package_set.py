@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _files, _probe
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, package_record
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import Before, Record
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
@@ -29,6 +28,12 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import users_of_gpus
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apply_files,
+    facts,
+    files,
+    packages,
+)
 
 PROC = Path("/proc")
 ARCHIVES = Path("/var/cache/apt/archives")
@@ -77,7 +82,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.folder = Path(package_record.FOLDER)
-        self.record = package_record.parse(_probe.text(package_record.FILE) or "")
+        self.record = package_record.parse(files.ask_text(package_record.FILE) or "")
         for entry in self.record.packages.values():
             # Somebody may have made room.
             entry.file = entry.file if (self.folder / entry.file).is_file() else ""
@@ -88,7 +93,7 @@ class Kept:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         content = self.record.to_json()
-        _files.settle({"path": package_record.FILE, "content": content})
+        apply_files.settle({"path": package_record.FILE, "content": content})
 
     def tidy(self) -> None:
         """Remove kept packages that the record does not need any more."""
@@ -149,7 +154,7 @@ class PackageSet:
     def go_back(self, role: str | None) -> Result:
         """Return to the recorded set; packages of ROLE wait for the GPUs where that is asked."""
         record = self.kept.record
-        kernel = _probe.host_facts()["kernel"]
+        kernel = facts.ask_host()["kernel"]
         known = self._settled(list(record.packages))
         back = package_record.way_back(record, known, kernel)
         if back.stays:
@@ -245,12 +250,12 @@ class PackageSet:
 
     def _settled(self, names: list[str]) -> dict[str, changes.Known]:
         """Return what dpkg knows of the packages, after finishing what it had left."""
-        known: dict[str, changes.Known] = _probe.dpkg(names)
+        known: dict[str, changes.Known] = packages.ask_packages(names)
         left = changes.unfinished(known)
         self.finished = self.finished or bool(left)
         if left and not self.module.check_mode:
             self.apt.finish(left)
-            known = _probe.dpkg(names)
+            known = packages.ask_packages(names)
         return known
 
     def _simulated(
@@ -323,7 +328,7 @@ class PackageSet:
             self.kept.record = Record(began=now())
         record = self.kept.record
         record.state, record.left = package_record.UPGRADING, {}
-        known = _probe.dpkg([move.name for move in moves])
+        known = packages.ask_packages([move.name for move in moves])
         before = {}
         for move in moves:
             held = (known[move.name] or ("",))[0] == "hold"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes
+from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
 
 # Seconds to wait before a half-synchronised mirror is tried again.
 RETRIES = (5, 20, 60)
@@ -43,7 +43,7 @@ class AptError(Exception):
 def lock_holder(files: tuple[str, ...] = LOCKS) -> str:
     """Return in words which process holds one of apt's lock FILES, empty where none does."""
     holders = {}
-    for line in (_probe.read("/proc/locks") or b"").decode("ascii").splitlines():
+    for line in (reading.read_file("/proc/locks") or b"").decode("ascii").splitlines():
         # A process that waits for a lock stands there too, behind an arrow.
         words = line.split()
         if words[1] != "->":
@@ -275,7 +275,7 @@ class Apt:
 
         Without WAIT, somebody's lock is no reason to stay: apt has waited for it before.
         """
-        known = _probe.dpkg(sorted(names))
+        known = packages.ask_packages(sorted(names))
         there = [name for name, entry in known.items() if entry and entry[1] != "not-installed"]
         if there:
             self.run([*changes.HOLD, *there], lock_timeout=self.lock_timeout if wait else 0)

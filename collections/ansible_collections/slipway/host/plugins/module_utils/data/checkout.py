@@ -25,7 +25,6 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import place
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import (
     HEARTBEAT,
@@ -33,7 +32,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data.progress import 
     amount,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import paths, trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
     Folder,
     UnsafePathError,
@@ -316,7 +315,7 @@ def move(tree: Tree, secret: Tree, folder: Folder, progress: Progress) -> None:
     """Bring an opened work tree to the declared revision; refuse where work would be lost."""
     git = Git(folder)
     _refuse_to_move(git)
-    noted = _probe.noted(folder.descriptor, _probe.GIT_RECORD) or {}
+    noted = trees.read_record(folder.descriptor, trees.GIT_RECORD) or {}
     if noted.get("version") != tree["version"] or not git.knows(noted.get("commit", "")):
         progress.say(f"{tree['name']}: cloning {tree['from']}")
         limit = Limit(tree, progress)
@@ -385,7 +384,7 @@ def _settle(git: Git, tree: Tree) -> dict[str, Any]:
 def _write_note(tree: Folder, note: Mapping[str, Any]) -> None:
     """Replace the note; whoever has the tree cannot lead it elsewhere by a link."""
     info = tree.info()
-    name = _probe.GIT_RECORD.rpartition("/")[2]
+    name = trees.GIT_RECORD.rpartition("/")[2]
     with tree.entered(".git") as folder:
         content = json.dumps(note, indent=1).encode()
         folder.replace(name, content, 0o644, info.st_uid, info.st_gid)

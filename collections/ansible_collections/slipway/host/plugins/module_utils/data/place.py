@@ -21,9 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import WorkError, amount
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import paths, trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
     Folder,
     UnsafePathError,
@@ -36,7 +35,7 @@ PART, PART_NOTE = "archive", "archive.json"
 CONTENTS = (TREE, LINK, OLD, PART, PART_NOTE)
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
 # The folder of the role's own notes in a tree.
-NOTES = _probe.TREE_RECORD.split("/")[1]
+NOTES = trees.TREE_RECORD.split("/")[1]
 # No disk is filled to its end: other programs of the host need room on it.
 RESERVED_SHARE, RESERVED_BYTES = 20, 1 << 30
 
@@ -180,7 +179,7 @@ class Stage:
         """PATH is where the tree goes, on the same disk."""
         self.place = path
         folder, self.name = posixpath.split(path)
-        self.stages = f"{folder}/{_probe.STAGES}"
+        self.stages = f"{folder}/{trees.STAGES}"
         self.path = f"{self.stages}/{self.name}"
         # The opened folder that holds the tree, while the stage is entered.
         self.above: Folder | None = None
@@ -190,7 +189,7 @@ class Stage:
         """Make the stage the working folder; what is unfinished is removed before and after."""
         with (
             paths.opened_parent(self.place, make=True) as (above, name),
-            _private(above, _probe.STAGES, make=True) as stages,
+            _private(above, trees.STAGES, make=True) as stages,
             _private(stages, name, make=True) as stage,
             working(stage.descriptor),
         ):
@@ -243,7 +242,7 @@ class Stage:
         with ExitStack() as stack:
             try:
                 above, name = stack.enter_context(paths.opened_parent(self.place))
-                stages = stack.enter_context(_private(above, _probe.STAGES))
+                stages = stack.enter_context(_private(above, trees.STAGES))
                 stage = stack.enter_context(_private(stages, name))
             except FileNotFoundError:
                 return 0

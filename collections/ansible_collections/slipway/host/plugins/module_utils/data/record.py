@@ -16,10 +16,9 @@ import stat
 import zlib
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import place
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import WorkError
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import paths, trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
     Folder,
     UnsafePathError,
@@ -45,7 +44,7 @@ def _seen(name: str, above: Folder) -> Seen:
 
 def read(tree: Folder) -> dict[str, Any] | None:
     """Return what was noted of a data set, None where nothing was noted by root."""
-    found = _probe.noted(tree.descriptor, _probe.TREE_RECORD)
+    found = trees.read_record(tree.descriptor, trees.TREE_RECORD)
     return found if found and found["owner"] in (0, os.geteuid()) else None
 
 

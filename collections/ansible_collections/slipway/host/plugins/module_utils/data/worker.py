@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.data import (
     bound,
     checkout,
@@ -40,7 +39,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data.progress import 
 )
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import paths, trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
     Folder,
     UnsafePathError,
@@ -151,7 +150,7 @@ class Worker:
             if folder is None or place.identity(folder.info()) != shown.tree:
                 return
             if tree["kind"] == "checkouts":
-                if not _probe.noted(folder.descriptor, _probe.GIT_RECORD):
+                if not trees.read_record(folder.descriptor, trees.GIT_RECORD):
                     return
                 checkout.refuse_to_remove(folder)
             elif record.read(folder) is None:
@@ -192,8 +191,8 @@ class Worker:
 
     def is_displaced(self, tree: Tree, folder: Folder) -> bool:
         """Return whether an opened work tree is elsewhere than declared; refuse one of others."""
-        git = _probe.checkout(folder.descriptor)
-        noted = _probe.noted(folder.descriptor, _probe.GIT_RECORD) if git else None
+        git = trees.read_checkout(folder.descriptor)
+        noted = trees.read_record(folder.descriptor, trees.GIT_RECORD) if git else None
         if git is None or (noted is None and git["url"] != tree["from"]):
             raise UnsafePathError(
                 folder.path, "a folder that was not made from this declaration", "its work tree"

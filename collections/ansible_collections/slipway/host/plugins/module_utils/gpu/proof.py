@@ -26,11 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils import _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_bundle, cuda_judge
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import skip_reason
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 # By this what an interrupted proof left is known; its container ends by itself.
 LABEL = f"{labels.PROOF}=gpu"
@@ -132,7 +132,7 @@ def in_container(wanted: int, reload: bool) -> str:
     """Say how a container sees the GPUs, before and after a RELOAD; raise ValueError where not."""
     if not (shutil.which(SMI) and shutil.which(TOOLKIT)):
         return "not tried: driver and container toolkit are not both installed"
-    info = _probe.docker("/info")
+    info = containers.ask_engine("/info")
     by_cdi = bool(info.get("CDISpecDirs"))
     way = BY_CDI if by_cdi else BY_HOOK
     told = f"{'CDI' if by_cdi else '--gpus'} on engine {info['ServerVersion']}, cgroup driver "
@@ -197,9 +197,9 @@ def _listed(prefix: Sequence[str]) -> tuple[int, str]:
 def _in_danger() -> list[str]:
     """Return the running containers that lose their GPUs when systemd is told to reload."""
     found = []
-    for running in _probe.docker("/containers/json"):
+    for running in containers.ask_engine("/containers/json"):
         try:
-            host = _probe.docker(f"/containers/{running['Id']}/json")["HostConfig"]
+            host = containers.ask_engine(f"/containers/{running['Id']}/json")["HostConfig"]
         except ValueError:
             # It has ended meanwhile, and is gone.
             continue

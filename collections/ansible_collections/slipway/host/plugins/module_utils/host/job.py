@@ -4,22 +4,25 @@
 
 The controller packs a job, unpacks it into a folder on the host and starts a program of the job
 there, detached; it then follows ``progress`` until ``result.json`` appears, see
-:mod:`plugin_utils._detached`.  So a lost connection ends nothing, and a second run waits for the
+:mod:`plugin_utils.detached_job`.  So a lost connection ends nothing, and a second run waits for the
 first instead of doing the same.
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import io
 import json
+import sys
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
 Result = dict[str, Any]
+PACKAGE = __name__.partition("module_utils.")[0]
 
 
 class Progress:
@@ -32,6 +35,28 @@ class Progress:
         """Tell LINE at once."""
         self.stream.write(line + "\n")
         self.stream.flush()
+
+
+def required_modules(program: ModuleType) -> list[ModuleType]:
+    """Return a module of this collection with all of the collection that it imports."""
+    found = {program.__name__: program}
+    pending = [program]
+    while pending:
+        for name in _imported_names(pending.pop()):
+            module = sys.modules.get(name)
+            if name.startswith(PACKAGE) and module is not None and name not in found:
+                found[name] = module
+                pending.append(module)
+    return list(found.values())
+
+
+def _imported_names(module: ModuleType) -> Iterator[str]:
+    """Yield the names of all modules that a module may import."""
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def packed(files: Mapping[str, bytes], modules: Iterable[ModuleType]) -> bytes:

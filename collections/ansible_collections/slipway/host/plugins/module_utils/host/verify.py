@@ -20,10 +20,11 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from ansible_collections.slipway.host.plugins.module_utils import _owned, _probe
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 SMOKE_TIMEOUT = 1800
 GPUS, COMPUTATION, GPUS_IN_CONTAINERS = "GPUs", "GPU computation", "GPUs in containers"
@@ -48,7 +49,7 @@ def attempt(what: str, act: Callable[[], str]) -> Check:
 
 
 def _engine() -> str:
-    version = _probe.docker("/version")
+    version = containers.ask_engine("/version")
     return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
 
 
@@ -139,7 +140,7 @@ def _refuses(url: str) -> None:
 def _images(smoke: bool) -> Iterator[Check]:
     if not smoke:
         return
-    for image in _probe.docker("/images/json"):
+    for image in containers.ask_engine("/images/json"):
         image_labels = image.get("Labels") or {}
         if labels.SMOKE not in image_labels:
             continue
@@ -151,10 +152,10 @@ def _images(smoke: bool) -> Iterator[Check]:
 
 
 def _services() -> Iterator[Check]:
-    for container in _probe.docker("/containers/json?all=1"):
+    for container in containers.ask_engine("/containers/json?all=1"):
         container_labels = container.get("Labels") or {}
         name = container_labels.get("com.docker.compose.service")
-        once = container_labels.get(_owned.LABEL_ONE_OFF) == "True"
+        once = container_labels.get(containers.ONE_OFF) == "True"
         if not name or once or labels.PROOF not in container_labels:
             continue
         proof = json.loads(container_labels[labels.PROOF])
@@ -168,7 +169,7 @@ def checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
     read its units anew while a container holds the GPUs.  A host that is to have no engine has
     nothing to prove but its GPUs.
     """
-    facts = _probe.host_facts()
+    facts = state_facts.ask_host()
     gpus = gpu_proof.mine(facts)
     found = [attempt(GPUS, partial(gpu_proof.on_host, len(gpus)))] if gpus else []
     if gpus and found[0].ok:

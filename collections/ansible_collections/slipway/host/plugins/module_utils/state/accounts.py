@@ -1,0 +1,157 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Users, groups and the members of groups.
+
+Keys of an entry (``?``: optional):
+
+groups: name, gid?.
+
+users: name, uid?, comment?, shell?, home?, state?.
+
+members: group, users, exclusive? (nobody else may be a member), foreign? (the group must exist
+already), devices?: beginnings of paths; the users are members only where such a device belongs to
+the group and is not open to everybody.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+        Answer,
+        Change,
+        Entry,
+    )
+
+    Json = dict[str, Any]
+
+
+def ask_users(names: list[str]) -> Json:
+    """Return ``[uid, gid, home, shell, comment]`` of each user."""
+    import pwd
+
+    found: Json = dict.fromkeys(names)
+    for name in names:
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        found[name] = [entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell, entry.pw_gecos]
+    return found
+
+
+def ask_groups(names: list[str]) -> Json:
+    """Return ``[gid, [members]]`` of each group."""
+    import grp
+
+    found: Json = dict.fromkeys(names)
+    for name in names:
+        try:
+            entry = grp.getgrnam(name)
+        except KeyError:
+            continue
+        found[name] = [entry.gr_gid, sorted(entry.gr_mem)]
+    return found
+
+
+def ask_devices(beginning: str) -> Json:
+    """Return the groups that may open devices which not everybody may, each with one such path."""
+    import grp
+    import stat
+
+    folder, _, start = beginning.rpartition("/")
+    found: Json = {}
+    for name in reading.list_names(folder) or []:
+        if not name.startswith(start):
+            continue
+        try:
+            info = os.lstat(f"{folder}/{name}")
+            if stat.S_ISCHR(info.st_mode) and info.st_mode & 0o066 == 0o060:
+                found.setdefault(grp.getgrgid(info.st_gid).gr_name, f"{folder}/{name}")
+        except (OSError, KeyError):
+            continue
+    return found
+
+
+ASKS = {
+    "users": lambda names, _reply: ask_users(names),
+    "groups": lambda names, _reply: ask_groups(names),
+    "devices": reading.each(ask_devices),
+}
+
+
+# --- Nothing below is sent to hosts with the survey. ---
+from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    MISSING,
+    ConflictError,
+    Kind,
+)
+
+
+def compare_groups(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the differences of a group."""
+    found = answer["groups"][entry["name"]]
+    if found is None:
+        yield MISSING, "a group"
+    elif entry.get("gid") is not None and found[0] != entry["gid"]:
+        yield f"gid {found[0]}", str(entry["gid"])
+
+
+def compare_users(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the differences of a user."""
+    found = answer["users"][entry["name"]]
+    if entry.get("state", "present") == "absent":
+        if found is not None:
+            yield "present", "absent"
+        return
+    if found is None:
+        yield MISSING, "a user"
+        return
+    for what, was in (
+        ("uid", found[0]),
+        ("comment", found[4]),
+        ("home", found[2]),
+        ("shell", found[3]),
+    ):
+        should = entry.get(what)
+        if should is not None and should != was:
+            yield f"{what} {was}", str(should)
+
+
+def compare_members(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the missing and undeclared members of a group."""
+    found = answer["groups"][entry["group"]]
+    if found is None and entry.get("foreign", False):
+        raise ConflictError(
+            f"there is no group {entry['group']} for {', '.join(entry['users'])}: declare it in "
+            "user_access_groups, or take it off their groups"
+        )
+    members = set(found[1]) if found else set()
+    if "devices" in entry and not any(
+        entry["group"] in answer["devices"][beginning] for beginning in entry["devices"]
+    ):
+        return
+    wanted = set(entry["users"])
+    for user in sorted(wanted - members):
+        yield f"{user} is not a member", "a member"
+    if entry.get("exclusive", False):
+        for user in sorted(members - wanted):
+            yield f"{user} is a member", "no member, because nobody listed it"
+
+
+def _devices_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "devices", entry.get("devices", ())
+
+
+KINDS = (
+    Kind("groups", "name", "groups", compare_groups),
+    Kind("users", "name", "users", compare_users),
+    Kind("members", "group", "groups", compare_members, _devices_of),
+)

@@ -1,0 +1,108 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The facts of a host that owned state depends on."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
+
+
+def _read_rolled_back() -> Json:
+    """Return what the last rollback changed, see apt.package_record; empty for a broken record."""
+    try:
+        left = json.loads(reading.read_file(UPGRADE_RECORD) or b"{}").get("left", {})
+    except (ValueError, AttributeError):
+        return {}
+    return left if isinstance(left, dict) else {}
+
+
+def ask_facts(reach: list[str], timeout: float = 5) -> Json:
+    """Return the facts of the host.
+
+    If no engine is installed, ``reachable`` says for each URL of REACH whether a server answers
+    within TIMEOUT seconds; ``{distribution}`` in a URL stands for ``debian`` or ``ubuntu``.
+    """
+    facts = ask_host()
+    if not facts["docker_package"]:
+        distribution = facts["distribution"].lower()
+        urls = [url.replace("{distribution}", distribution) for url in reach]
+        facts["reachable"] = ask_reachable(urls, timeout)
+    return facts
+
+
+def ask_host() -> Json:
+    """Return the facts that need no network.
+
+    The first ones have the names and values of Ansible's own facts. ``docker_package`` is the
+    installed package of the engine (``docker-ce``, ``docker.io``) or empty, ``docker_version`` its
+    version, ``gpu`` what :func:`gpu_facts.ask_gpus` returns, ``rolled_back`` the packages that the
+    last rollback changed.
+    """
+    release: dict[str, str] = {}
+    for line in (
+        (reading.read_file("/etc/os-release") or b"").decode("utf-8", "replace").splitlines()
+    ):
+        key, _, value = line.partition("=")
+        release[key] = value.strip().strip("\"'")
+    system = os.uname()
+    version = release.get("VERSION_ID", "")
+    # Debian's testing and unstable have no VERSION_ID; their base-files says trixie/sid or so.
+    codename = release.get("VERSION_CODENAME", "")
+    installed = packages.ask_packages(["docker-ce", "docker.io"])
+    docker_package = next(
+        (
+            name
+            for name in ("docker-ce", "docker.io")
+            if installed[name] and installed[name][1] == "installed"
+        ),
+        "",
+    )
+    return {
+        "distribution": {"debian": "Debian", "ubuntu": "Ubuntu"}.get(
+            release.get("ID", ""), release.get("ID", "")
+        ),
+        "distribution_version": version or codename,
+        "distribution_major_version": version.split(".")[0] or codename,
+        "distribution_release": codename,
+        "architecture": system.machine,
+        # As procfs has it, which is what is read of a simulated host as well.
+        "kernel": reading.read_word("/proc/sys/kernel/osrelease") or system.release,
+        "docker_package": docker_package,
+        "docker_version": installed[docker_package][2] if docker_package else "",
+        "docker_snap": os.path.isdir("/snap/docker/current"),
+        "systemd": os.path.isdir("/run/systemd/system"),
+        "root": os.geteuid() == 0,
+        "gpu": gpu_facts.ask_gpus(),
+        "rolled_back": _read_rolled_back(),
+    }
+
+
+def ask_reachable(urls: list[str], timeout: float) -> Json:
+    """Return for each URL whether a server answers at all within TIMEOUT seconds."""
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    found: Json = {}
+    for url in urls:
+        try:
+            urlopen(url, timeout=timeout).close()
+            found[url] = True
+        except HTTPError as error:
+            # A proxy that refuses answers 403 in the name of the server.
+            found[url] = error.code not in (403, 407, 502, 503, 504)
+        except (OSError, ValueError, HTTPException):
+            found[url] = False
+    return found

@@ -1,0 +1,251 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files and folders: type, mode, owner, group, content, default ACL, and the names in a folder.
+
+Keys of an entry (``?``: optional):
+
+files: path, content?, mode?, owner?, group?, state? (``file``, ``directory``, ``absent``),
+default_acl?. A file without content may have any content. Owner and group are names, or numbers in
+digits. default_acl is the mode of new files in a folder, whatever the umask; such a folder belongs
+to people, so nothing in its place is replaced.
+
+folders: path, entries: the names that may be in the folder, and no others.
+
+unhidden: path of a command of the system that a command of ours would hide; it must be absent.
+
+obstacles: path, holds, why: a file with this content prevents the role from working, and WHY says
+what to do.
+
+derived: path, since: files that it was made from and that must not be newer, required?.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+        Answer,
+        Change,
+        Entry,
+    )
+
+    Json = dict[str, Any]
+
+
+def ask_state(path: str) -> list[Any] | None:
+    """Return ``[type, mode, owner, group, sha256, uid, gid]``; the digest is of files only."""
+    found: list[Any] | None = reading.read_guarded(_read_state, path)
+    return found
+
+
+def _read_state(path: str) -> list[Any] | None:
+    import hashlib
+
+    if reading.is_trusted_folder(path.rpartition("/")[0]):
+        try:
+            info = os.lstat(path)
+        except OSError:
+            return None
+        content = reading.read_file(path) if info.st_mode & 0o170000 == 0o100000 else None
+    else:
+        with reading.safe_paths().opened_parent(path) as (folder, name):
+            info = folder.lstat(name)
+            if info is None:
+                return None
+            kind = info.st_mode & 0o170000
+            if kind not in (0o040000, 0o100000):
+                raise folder.refuse(name, info, "a file or a folder")
+            content = reading.read_untrusted(path) if kind == 0o100000 else None
+    digest = None if content is None else hashlib.sha256(content).hexdigest()
+    return [*reading.ownership(info), digest, info.st_uid, info.st_gid]
+
+
+def ask_time(path: str) -> float | None:
+    """Return when a file's content last changed, seconds since 1970, None where there is none."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None
+
+
+def ask_names(path: str) -> list[str] | None:
+    """Return the names in a folder of a path; None if there is no folder."""
+    found: list[str] | None = reading.read_guarded(_read_names, path)
+    return found
+
+
+def _read_names(path: str) -> list[str] | None:
+    if reading.is_trusted_path(path):
+        return reading.list_names(path)
+    with reading.safe_paths().opened_folder(path) as folder:
+        names: list[str] = folder.names()
+        return names
+
+
+def ask_text(path: str) -> str | None:
+    """Return a file's content as text, marked ``base64:`` where it is binary."""
+    found: str | None = reading.read_guarded(_read_text, path)
+    return found
+
+
+def _read_text(path: str) -> str | None:
+    content = (
+        reading.read_file(path) if reading.is_trusted_path(path) else reading.read_untrusted(path)
+    )
+    if content is None:
+        return None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        import base64
+
+        return "base64:" + base64.b64encode(content).decode("ascii")
+
+
+def ask_acl(path: str) -> str | None:
+    """Return a folder's default ACL as the kernel writes it, in hexadecimal.
+
+    It is empty where there is none, null where the file system keeps none, or there is no folder.
+    """
+    found: str | None = reading.read_guarded(_read_acl, path)
+    return found
+
+
+def _read_acl(path: str) -> str | None:
+    if not reading.is_trusted_path(path):
+        with reading.safe_paths().opened_parent(path) as (folder, name):
+            opened_path = f"/proc/self/fd/{folder.descriptor}/{name}"
+            return _acl_of(opened_path)
+    return _acl_of(path)
+
+
+def _acl_of(path: str) -> str | None:
+    """Return the default ACL of a folder that is not behind a link."""
+    import errno
+
+    try:
+        return os.getxattr(path, "system.posix_acl_default", follow_symlinks=False).hex()
+    except OSError as error:
+        return "" if error.errno == errno.ENODATA else None
+
+
+ASKS = {
+    "files": reading.each(ask_state),
+    "acls": reading.each(ask_acl),
+    "mtimes": reading.each(ask_time),
+    "folders": reading.each(ask_names),
+    "texts": reading.each(ask_text),
+}
+
+
+# --- Nothing below is sent to hosts with the survey. ---
+import hashlib
+
+from ansible_collections.slipway.host.plugins.module_utils.state import acl
+from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    MISSING,
+    ConflictError,
+    Kind,
+)
+
+
+def compare_files(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the differences of a file or folder."""
+    state = entry.get("state", "file")
+    found = answer["files"][entry["path"]]
+    if state == "absent":
+        if found is not None:
+            yield "present", "absent"
+        return
+    if found is None:
+        yield MISSING, f"a {state}"
+        return
+    kind, mode, owner, group, digest, uid, gid = found
+    default_acl = entry.get("default_acl")
+    if kind != state and default_acl:
+        raise ConflictError(
+            f"{entry['path']}: found a {kind}; expected a folder. Declare the target of the link, "
+            "or move it out of the way"
+        )
+    if kind != state:
+        yield f"a {kind}", f"a {state}"
+        return
+    content = entry.get("content")
+    if content is not None and digest != hashlib.sha256(content.encode()).hexdigest():
+        yield "content differs", "as declared"
+    default_mode = "0755" if state == "directory" else "0644"
+    for what, was, should in (
+        ("mode", (mode,), entry.get("mode", default_mode)),
+        ("owner", (owner, str(uid)), entry.get("owner", "root")),
+        ("group", (group, str(gid)), entry.get("group", "root")),
+    ):
+        if should not in was:
+            yield f"{what} {was[0]}", should
+    if default_acl:
+        yield from _compare_acl(entry["path"], default_acl, answer["acls"][entry["path"]])
+
+
+def _compare_acl(path: str, mode: str, found: str | None) -> Iterator[Change]:
+    if found is None:
+        raise ConflictError(
+            f"{path}: its file system does not support POSIX ACLs, which give new files to a team; "
+            "expected a file system with ACLs. Mount it with ACLs, or declare the folder with "
+            "'acl: false'"
+        )
+    change = acl.difference(mode, found)
+    if change:
+        yield change
+
+
+def compare_folders(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the undeclared names in a folder."""
+    for name in sorted(set(answer["folders"][entry["path"]] or ()) - set(entry["entries"])):
+        yield f"{name} is there", "removed"
+
+
+def compare_unhidden(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Raise ConflictError if the command exists."""
+    if answer["files"][entry["path"]] is not None:
+        raise ConflictError(
+            f"An alias would hide the existing command {entry['path']}. Rename the alias in "
+            "image.yml, or disable it in ml_aliases_settings"
+        )
+    return iter(())
+
+
+def compare_obstacles(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Raise ConflictError if the file has the obstructing content."""
+    if (answer["texts"][entry["path"]] or "").strip() == entry["holds"]:
+        raise ConflictError(entry["why"])
+    return iter(())
+
+
+def compare_derived(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the files that are newer than the derived one."""
+    made = answer["mtimes"][entry["path"]]
+    if made is None and entry.get("required"):
+        yield MISSING, "there"
+    for path in entry["since"] if made is not None else ():
+        if (answer["mtimes"][path] or 0) > made:
+            yield f"older than {path}", "made after it"
+
+
+def _acls_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    if entry.get("default_acl"):
+        yield "acls", [entry["path"]]
+
+
+KINDS = (
+    Kind("files", "path", "files", compare_files, _acls_of),
+    Kind("folders", "path", "folders", compare_folders),
+    Kind("unhidden", "path", "files", compare_unhidden),
+    Kind("obstacles", "path", "texts", compare_obstacles),
+    Kind("derived", "path", "mtimes", compare_derived),
+)

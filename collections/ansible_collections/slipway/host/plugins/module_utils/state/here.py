@@ -1,0 +1,37 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compare owned state with the very host that a module runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, files
+from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    Answer,
+    Difference,
+)
+
+
+class Here:
+    """The kinds that one module works on, asked and compared on this host."""
+
+    def __init__(self, *modules: ModuleType) -> None:
+        self.kinds = engine.by_name(*(module.KINDS for module in modules))
+        # Any kind may ask for the times of files that went into something.
+        self.asks = {key: ask for module in (files, *modules) for key, ask in module.ASKS.items()}
+
+    def look(self, *owned: engine.Owned) -> Answer:
+        """Return the answer of this host about owned state."""
+        return engine.look(owned, self.kinds, self.asks)
+
+    def differences(self, owned: engine.Owned, answer: Answer | None = None) -> list[Difference]:
+        """Return where this host differs; ask it unless its ANSWER is given."""
+        found = self.look(owned) if answer is None else answer
+        return engine.differences(owned, found, self.kinds)
+
+
+def diff_of(differences: Iterable[Difference]) -> dict[str, str]:
+    """Return differences as Ansible's diff mode shows them."""
+    return {"prepared": "".join(f"{difference}\n" for difference in differences)}

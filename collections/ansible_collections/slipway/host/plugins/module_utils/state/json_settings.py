@@ -1,0 +1,53 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keys in a JSON file that others own too.
+
+Keys of an entry of json (``?``: optional): path, settings: the keys that the role owns, absent?:
+keys that must be absent, record?: where the module daemon_json records what it set, so that a
+dropped key is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
+from ansible_collections.slipway.host.plugins.module_utils.state import files
+from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    MISSING,
+    Answer,
+    Change,
+    Entry,
+    Kind,
+)
+
+ASKS = files.ASKS
+
+
+def compare_json(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the differing keys of a JSON file."""
+    text = answer["texts"][entry["path"]]
+    if text is None:
+        if entry["settings"]:
+            yield MISSING, "a file with the declared keys"
+        return
+    noted = answer["texts"].get(entry.get("record"))
+    try:
+        record = daemon_json.read_record(noted or "", entry["path"])
+    except daemon_json.DaemonJsonError:
+        record = ()  # a broken record counts as a lost one, as in the module
+    # A broken file raises: somebody must look at it before anything is changed.
+    lines = daemon_json.owned_difference(
+        text, entry["settings"], entry.get("absent", ()), record, name=entry["path"]
+    )
+    for line in lines:
+        yield line, "as declared"
+
+
+def _record_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    if entry.get("record"):
+        yield "texts", [entry["record"]]
+
+
+KINDS = (Kind("json", "path", "texts", compare_json, _record_of),)

@@ -1,0 +1,35 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All kinds of owned things. A new kind is a file with ASKS and KINDS, and its name here."""
+
+from __future__ import annotations
+
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    accounts,
+    containers,
+    docker_folder,
+    engine,
+    files,
+    json_settings,
+    kernel_modules,
+    keyrings,
+    lines,
+    links,
+    packages,
+    rootless,
+    service_files,
+    trees,
+    units,
+)
+
+# Those that answer questions themselves come first.
+_ASKING = (
+    *(accounts, containers, docker_folder, files, kernel_modules, links, packages),
+    *(rootless, trees, units),
+)
+_OTHERS = (json_settings, keyrings, lines, service_files)
+
+ALL = engine.by_name(*(module.KINDS for module in (*_ASKING, *_OTHERS)))
+# Which file of this package answers a key of a question.
+MODULE_OF_KEY = {key: module.__name__ for module in _ASKING for key in module.ASKS}
+ASKS = {key: ask for module in _ASKING for key, ask in module.ASKS.items()}

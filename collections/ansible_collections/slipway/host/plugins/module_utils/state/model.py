@@ -1,0 +1,63 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all kinds of owned things share: how a kind is described, and how drift is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Entry: TypeAlias = Mapping[str, Any]
+Answer: TypeAlias = Mapping[str, Any]
+Change: TypeAlias = "tuple[str, str]"
+Ask: TypeAlias = "Callable[[list[Any], dict[str, Any]], Any]"
+
+MISSING = "missing"
+
+
+class OwnedStateError(ValueError):
+    """The owned state of a role has an unknown form."""
+
+
+class ConflictError(ValueError):
+    """Something that the role does not own is in the way: a person must decide."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One owned thing that differs from the declared state.
+
+    ``kind`` is the list that declares it, ``name`` identifies it, ``found`` and ``expected`` are
+    for people. Neither ever has the content of a file.
+    """
+
+    kind: str
+    name: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        """Return the difference as one line for a person."""
+        return f"{self.kind} {self.name}: {self.found}, should be {self.expected}"
+
+
+def no_further(_entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Ask for nothing beside the name of an entry."""
+    return iter(())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of owned thing: what is asked for on the host and how it is compared.
+
+    ``name`` is the list in the owned state, ``by`` the key of an entry that names it and goes into
+    the question ``asks``. ``compare`` yields pairs of what was found and what was expected.
+    ``further`` yields further questions with their names.
+    """
+
+    name: str
+    by: str
+    asks: str
+    compare: Callable[[Entry, Answer], Iterator[Change]]
+    further: Callable[[Entry], Iterator[tuple[str, Iterable[Any]]]] = no_further

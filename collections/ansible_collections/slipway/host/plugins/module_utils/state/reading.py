@@ -1,0 +1,229 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the survey reads files on a host: it never waits, and follows no link that users can make."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Json = dict[str, Any]
+
+# Seconds to wait for a look into a home with the rights of its user.
+USER_TIMEOUT = 5
+# Bytes of the largest file that is read: a sparse file in a home may have any size.
+MAX_BYTES = 1 << 25
+# Folder to whether only root can change a name on the way to it or in it.
+TRUSTED: Json = {}
+# Path that was not read, to [path of the obstacle, what was found, what was expected].
+UNSAFE: Json = {}
+
+
+def reset() -> None:
+    """Forget what earlier questions found."""
+    TRUSTED.clear()
+    UNSAFE.clear()
+
+
+def each(ask: Callable[[str], Any]) -> Callable[[list[str], Json], Json]:
+    """Return the function that answers a question for each of several names."""
+    return lambda names, _reply: {name: ask(name) for name in names}
+
+
+def safe_paths() -> Any:
+    """Return the module state.paths, loaded only if a path is below a folder others can write."""
+    from ansible_collections.slipway.host.plugins.module_utils.state import paths
+
+    return paths
+
+
+def is_trusted_folder(folder: str) -> bool:
+    """Return whether only root can change a name on the way to a folder, or in it."""
+    if folder in TRUSTED:
+        return bool(TRUSTED[folder])
+    # Until it is known; this also ends a circle of links.
+    TRUSTED[folder] = False
+    above = folder.rpartition("/")[0]
+    if folder and (".." in folder.split("/") or not is_trusted_folder(above)):
+        return False
+    try:
+        info = os.lstat(folder or "/")
+    except OSError:
+        TRUSTED[folder] = True  # Only root can create it.
+    else:
+        kind = info.st_mode & 0o170000
+        if kind == 0o120000:
+            # Only root can have made this link.
+            target = os.readlink(folder)
+            path = target if target.startswith("/") else f"{above}/{target}"
+            TRUSTED[folder] = is_trusted_folder(path)
+        else:
+            TRUSTED[folder] = info.st_uid == 0 and info.st_mode & 0o022 == 0
+    return bool(TRUSTED[folder])
+
+
+def is_trusted_path(path: str) -> bool:
+    """Return whether only root decides what a path refers to."""
+    return is_trusted_folder(path.rpartition("/")[0]) and not os.path.islink(path)
+
+
+def read_guarded(look: Any, path: str) -> Any:
+    """Return what LOOK finds at a path; note an obstacle in UNSAFE and return None for it.
+
+    Root may have no rights in a home on a network file system. Then the owner's rights are used.
+    """
+    try:
+        try:
+            return look(path)
+        except PermissionError:
+            value, refused = safe_paths().as_user(
+                _last_visible_owner(path), lambda: _look_as_user(look, path), USER_TIMEOUT
+            )
+            if refused:
+                UNSAFE[path] = refused
+            return value
+    except (OSError, KeyError):
+        return None
+    except ValueError as error:
+        where: Any = error
+        if not hasattr(error, "found"):
+            raise
+        UNSAFE[path] = [where.path, where.found, where.expected]
+        return None
+
+
+def _look_as_user(look: Any, path: str) -> tuple[Any, list[str] | None]:
+    """Return what LOOK finds at a path, and the obstacle if there is one."""
+    try:
+        return look(path), None
+    except OSError:
+        return None, None
+    except ValueError as error:
+        where: Any = error
+        return None, [where.path, where.found, where.expected]
+
+
+def _last_visible_owner(path: str) -> str:
+    """Return the owner of the last folder on the way to a path that can be seen."""
+    import pwd
+
+    while path:
+        path = path.rpartition("/")[0]
+        try:
+            return pwd.getpwuid(os.lstat(path).st_uid).pw_name
+        except PermissionError:
+            continue
+    raise KeyError(path)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file and nothing else.
+
+    Opening a pipe would stop the survey, and opening a device may have effects.
+    """
+    seen = os.open(path, os.O_PATH)
+    try:
+        info = os.fstat(seen)
+        if info.st_mode & 0o170000 != 0o100000 or info.st_size > MAX_BYTES:
+            raise OSError(f"{path}: not a regular file, or too large")
+        return os.open(f"/proc/self/fd/{seen}", flags)
+    finally:
+        os.close(seen)
+
+
+def read_file(path: str) -> bytes | None:
+    """Return the content of a regular file, None if it cannot be read."""
+    try:
+        with open(path, "rb", opener=_open_regular) as stream:
+            return stream.read()
+    except OSError:
+        return None
+
+
+def read_untrusted(path: str) -> bytes:
+    """Return the content of a file below a folder that others can write."""
+    content: bytes = safe_paths().read_file(path, MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise safe_paths().UnsafePathError(path, f"more than {MAX_BYTES} bytes", "a smaller file")
+    return content
+
+
+def ownership(info: os.stat_result) -> list[Any]:
+    """Return ``[type, mode, owner, group]``; an ID without a name stays a number."""
+    import grp
+    import stat
+
+    kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}.get(
+        stat.S_IFMT(info.st_mode), "other"
+    )
+    owner = user_name(info.st_uid)
+    try:
+        group = grp.getgrgid(info.st_gid).gr_name
+    except KeyError:
+        group = str(info.st_gid)
+    return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group]
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user ID, the number if it has no name."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def list_names(path: str) -> list[str] | None:
+    """Return the sorted names in a folder, None if there is no folder."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return None
+
+
+def run_command(command: list[str]) -> str:
+    """Return the output of a command; raise OSError if there is no such command.
+
+    Without subprocess: its import costs more than the command.
+    """
+    reading, writing = os.pipe()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    actions = [(os.POSIX_SPAWN_DUP2, writing, 1), (os.POSIX_SPAWN_DUP2, nowhere, 2)]
+    try:
+        process = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
+    except OSError:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+        os.close(nowhere)
+    with open(reading, encoding="utf-8", errors="replace") as stream:
+        text = stream.read()
+    os.waitpid(process, 0)
+    return text
+
+
+def escape_control(text: str) -> str:
+    """Return a text with control characters escaped, so that a terminal only shows it."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def read_word(path: str) -> str:
+    """Return the text of a file without surrounding white space, empty if there is no file."""
+    return (read_file(path) or b"").decode("utf-8", "replace").strip()
+
+
+def read_link_name(path: str) -> str:
+    """Return the last component of the target of a link, empty if there is no link."""
+    try:
+        return os.readlink(path).rsplit("/", 1)[-1]
+    except OSError:
+        return ""

@@ -1,0 +1,68 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files of services: secrets, and folders that containers mount.
+
+Keys of an entry (``?``: optional):
+
+secrets: path, owner, group, content? or source?: another file of the host that it is a copy of.
+Without these it may have any content, but must not be empty.
+
+mounts: path, owner, group, read_only?: a folder that containers mount. An existing folder is not
+changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.state import files
+from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    MISSING,
+    Answer,
+    Change,
+    ConflictError,
+    Entry,
+    Kind,
+)
+
+ASKS = files.ASKS
+SECRET_MODE = "0600"
+NOTHING = hashlib.sha256().hexdigest()
+
+
+def compare_secrets(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the differences of a secret."""
+    source = entry.get("source")
+    origin = answer["files"][source] if source else None
+    if source and (origin is None or origin[4] in (None, NOTHING)):
+        what = "empty" if origin and origin[4] else f"a {origin[0]}" if origin else MISSING
+        raise ConflictError(f"{source}, which {entry['path']} is to be a copy of, is {what}")
+    file = {**entry, "mode": SECRET_MODE}
+    yield from files.compare_files(file, answer)
+    found = answer["files"][entry["path"]]
+    digest = found[4] if found else None
+    if origin and digest and digest != origin[4]:
+        yield f"differs from {source}", "the same"
+    elif digest == NOTHING:
+        yield "empty", "a secret"
+
+
+def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
+    """Yield the missing folder of a mount."""
+    if answer["files"][entry["path"]] is None:
+        if entry.get("read_only"):
+            raise ConflictError(f"{entry['path']}, which a service is to read, is {MISSING}")
+        yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
+
+
+def _source_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    if entry.get("source"):
+        yield "files", [entry["source"]]
+
+
+KINDS = (
+    Kind("secrets", "path", "files", compare_secrets, _source_of),
+    Kind("mounts", "path", "files", compare_mounts),
+)
