@@ -1,0 +1,88 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Long work apart from its connection, with a shell of this machine in place of a host."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail
+from ansible_collections.slipway.host.plugins.plugin_utils import detached_job
+
+DONE = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+(folder / "progress").write_text("half\\nall\\n")
+(folder / "new").write_text(json.dumps({"built": [str(folder.stat().st_mode & 0o777)]}))
+(folder / "new").rename(folder / "result.json")
+"""
+KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+def shell(command: str, in_data: bytes = b"", **_: Any) -> dict[str, Any]:
+    """Run a command as a connection does."""
+    done = subprocess.run(["/bin/sh", "-c", command], input=in_data, capture_output=True)
+    return {
+        "rc": done.returncode,
+        "stdout": done.stdout.decode(),
+        "stderr": done.stderr.decode(),
+    }
+
+
+def carry_out(folder: Path, program: str) -> dict[str, Any]:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        member = tarfile.TarInfo("program.py")
+        member.size = len(program)
+        archive.addfile(member, io.BytesIO(program.encode()))
+    variables = {"inventory_hostname": "gpu01", "ansible_python_interpreter": sys.executable}
+    action: Any = SimpleNamespace(
+        _templar=SimpleNamespace(available_variables=variables), _low_level_execute_command=shell
+    )
+    return detached_job.carry_out(action, str(folder / "work"), "program", stream.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detached_job, "PACE", 0.05)
+
+
+def test_the_result_and_the_progress_come_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = carry_out(tmp_path, DONE)
+    # The folder is root's alone: jobs have secrets.
+    assert result == {"built": [str(0o700)]}
+    assert "gpu01: half" in capsys.readouterr().out
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_work_that_was_killed_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AnsibleActionFail, match="killed"):
+        carry_out(tmp_path, KILLED)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_jobs_of_controllers_that_went_away_are_removed_after_a_week(tmp_path: Path) -> None:
+    for name, days in (("old", 8), ("new", 1)):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        subprocess.run(["touch", "-d", f"{days} days ago", tmp_path / "work" / name], check=True)
+    carry_out(tmp_path, DONE)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["new"]
+
+
+def test_a_host_that_fails_is_told_with_its_words() -> None:
+    reply = {"rc": 1, "stdout": "", "stderr": "No space left on device"}
+    action: Any = SimpleNamespace(
+        _templar=SimpleNamespace(available_variables={}),
+        _low_level_execute_command=lambda *_, **__: reply,
+    )
+    with pytest.raises(AnsibleActionFail, match="No space left on device"):
+        detached_job.carry_out(action, "/nowhere", "program", b"")

@@ -1,0 +1,203 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action of the survey, with what a host answers in place of a host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.task import Task
+from ansible.template import Templar
+from ansible_collections.slipway.host.plugins.action import survey
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
+
+from tests.unit.gpu_facts import facts
+
+ALICE = {"name": "alice", "uid": 1500, "home": "/home/alice"}
+ABSENT = "user_access: users alice: missing, should be a user"
+HOST = {**facts("none"), "root": True, "docker_package": "docker.io", "docker_version": "26.1.5"}
+SNAP = {**HOST, "docker_snap": True}
+
+
+class Host:
+    """Answers questions as a host does on which nothing declared is there."""
+
+    def __init__(self, *known: dict[str, Any]) -> None:
+        self.known = list(known)
+        self.asked: list[tuple[set[str], list[str]]] = []
+        self.users: dict[str, Any] = {}
+
+    def __call__(self, _action: Any, question: dict[str, Any], reach: Any = ()) -> Any:
+        self.asked.append((set(question), list(reach)))
+        found = self.known[min(len(self.asked), len(self.known)) - 1]
+        answer = {key: dict.fromkeys(map(str, names)) for key, names in question.items()}
+        answer["users"] = {name: self.users.get(name) for name in question.get("users", ())}
+        return {"facts": found, "engine": None, "unsafe": {}, **answer}
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host(HOST)
+    monkeypatch.setattr(ask_host, "ask", host)
+
+    def add_group(_self: Any, name: str, parent_group_names: list[str]) -> None:
+        assert (name, parent_group_names) == ("slipway_drift", ["all"])
+
+    # ansible-core 2.21 and later; it needs a running task.
+    monkeypatch.setattr(survey.ActionModule, "add_group", add_group, raising=False)
+    return host
+
+
+@pytest.fixture
+def run(host: Host) -> Run:
+    """Return the function that surveys the host for variables and arguments of the task."""
+
+    def run(remembered: Any = None, **given: Any) -> dict[str, Any]:
+        arguments = {key: given.pop(key) for key in ("settled", "enabled") if key in given}
+        task = Task()
+        task.args = {"roles": given.pop("roles", ["user_access"]), **arguments}
+        variables = {"inventory_hostname": "gpu01", "user_access_users": [ALICE], **given}
+        if remembered:
+            variables["ansible_facts"] = {"slipway": remembered}
+        templar = Templar(loader=DataLoader(), variables=variables)
+        connection: Any = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), has_pipelining=True)
+        nothing: Any = None
+        action = survey.ActionModule(task, connection, nothing, nothing, templar, nothing)
+        result: dict[str, Any] = action.run(None, variables)
+        return result
+
+    return run
+
+
+def test_drift_is_told_by_role_and_the_host_joins_the_group(run: Run) -> None:
+    result = run()
+    assert result["drift"] == ["user_access"]
+    assert {"kind": "users", "name": "alice", "found": "missing", "expected": "a user"} in (
+        result["differences"]["user_access"]
+    )
+    assert result["add_group"] == "slipway_drift"
+    assert result["ansible_facts"] == {"slipway": HOST}
+    assert not result["changed"]
+
+
+def test_a_host_without_drift_joins_no_group(run: Run, host: Host) -> None:
+    result = run(user_access_users=[], user_access_docker_exclusive=False)
+    assert (result["drift"], result["differences"]) == ([], {})
+    assert "add_group" not in result
+
+
+def test_with_remembered_facts_one_question_is_enough(run: Run, host: Host) -> None:
+    run(remembered=HOST)
+    assert len(host.asked) == 1
+    assert "users" in host.asked[0][0]
+
+
+def test_without_remembered_facts_the_host_is_asked_for_them_first(run: Run, host: Host) -> None:
+    run(roles=["docker_engine"])
+    (keys, reach), (_keys, nowhere) = host.asked
+    assert keys == set()
+    assert len(reach) == 1 and reach[0].endswith("/gpg")
+    assert nowhere == []
+
+
+def test_facts_that_are_no_longer_true_are_asked_for_again(run: Run, host: Host) -> None:
+    old = {**HOST, "kernel": "5.15.0-1-amd64"}
+    result = run(remembered=old)
+    assert result["ansible_facts"]["slipway"] == HOST
+    assert len(host.asked) == 3
+
+
+def test_a_host_that_changes_all_the_time_is_not_asked_for_ever(run: Run, host: Host) -> None:
+    host.known = [{**HOST, "kernel": str(number)} for number in range(20)]
+    run()
+    assert len(host.asked) == 2 * survey.ATTEMPTS
+
+
+def test_what_a_role_refuses_ends_the_run_before_a_change(run: Run, host: Host) -> None:
+    host.known = [SNAP]
+    with pytest.raises(AnsibleActionFail) as caught:
+        run(roles=["docker_engine"])
+    assert str(caught.value).startswith("docker_engine: Docker is installed as a snap")
+    assert str(caught.value).endswith("Nothing was changed.")
+    # Nothing was asked but facts.
+    assert [keys for keys, _reach in host.asked] == [set()]
+
+
+def test_a_refusal_from_remembered_facts_is_asked_again(run: Run, host: Host) -> None:
+    """The reason may be gone since the facts were remembered."""
+    result = run(remembered=SNAP, roles=["docker_engine"])
+    assert result["ansible_facts"]["slipway"] == HOST
+    assert [bool(keys) for keys, _reach in host.asked] == [False, True]
+
+
+def test_after_the_roles_nothing_may_differ(run: Run, host: Host) -> None:
+    with pytest.raises(AnsibleActionFail, match="still differs") as caught:
+        run(settled=True)
+    assert ABSENT in str(caught.value)
+    run(settled=True, user_access_users=[], user_access_docker_exclusive=False)
+
+
+def test_without_the_comparison_every_role_runs(run: Run) -> None:
+    result = run(enabled=False, user_access_users=[], user_access_docker_exclusive=False)
+    assert result["drift"] == ["user_access"]
+    assert result["add_group"] == "slipway_drift"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"user_access_usres": []}, "did you mean user_access_users"),
+        ({"user_access_users": "alice"}, "user_access_users must be a list"),
+        ({"user_access_users": [{"name": "root", "state": "absent"}]}, "root cannot be removed"),
+    ],
+)
+def test_impossible_settings_end_the_run(
+    run: Run, host: Host, variables: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(AnsibleActionFail, match=words):
+        run(remembered=HOST, **variables)
+    assert host.asked == []
+
+
+def test_a_conflict_ends_the_run(run: Run, host: Host) -> None:
+    host.users = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk a"
+    with pytest.raises(AnsibleActionFail, match="Set 'home: /elsewhere/alice'"):
+        run(user_access_users=[{"name": "alice", "keys": [key]}])
+
+
+# The question on its way to the host.
+
+
+def ask(reply: dict[str, Any]) -> Any:
+    action: Any = SimpleNamespace(
+        _templar=SimpleNamespace(available_variables={}),
+        _low_level_execute_command=lambda *_, **__: {"stderr": "", "rc": 0, **reply},
+    )
+    return ask_host.ask(action, {})
+
+
+def test_an_answer_needs_root() -> None:
+    answer = {"facts": {"root": True}}
+    assert ask({"stdout": json.dumps(answer)}) == answer
+    with pytest.raises(AnsibleActionFail, match="ansible_become"):
+        ask({"stdout": json.dumps({"facts": {"root": False}})})
+
+
+def test_a_host_that_cannot_be_reached_is_unreachable() -> None:
+    with pytest.raises(AnsibleConnectionFailure, match="no route"):
+        ask({"stdout": "", "stderr": "no route to host", "rc": 255})
+
+
+def test_a_host_that_cannot_answer_fails() -> None:
+    with pytest.raises(AnsibleActionFail, match="no python3 here"):
+        ask({"stdout": "no python3 here", "rc": 127})
