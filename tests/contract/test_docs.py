@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -145,7 +146,7 @@ def broken_examples(page: str) -> Iterator[str]:
             if language == "yaml":
                 yaml.safe_load(block)
             else:
-                compile(block, "example", "exec")
+                compile(textwrap.dedent(block), "example", "exec")
         except (yaml.YAMLError, SyntaxError) as error:
             yield f"{language}: {error}"
 
