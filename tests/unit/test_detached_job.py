@@ -19,7 +19,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import detached_job
 DONE = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
-(folder / "progress").write_text("half\\nall\\n")
+(folder / "progress").write_text("half\\n\\x1b[2Jall\\n")
 (folder / "new").write_text(json.dumps({"built": [str(folder.stat().st_mode & 0o777)]}))
 (folder / "new").rename(folder / "result.json")
 """
@@ -60,7 +60,10 @@ def test_the_result_and_the_progress_come_back(
     result = carry_out(tmp_path, DONE)
     # The folder is root's alone: jobs have secrets.
     assert result == {"built": [str(0o700)]}
-    assert "gpu01: half" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "gpu01: half" in shown
+    # A host cannot clear the screen.
+    assert "gpu01: \\x1b[2Jall" in shown
     assert list((tmp_path / "work").iterdir()) == []
 
 

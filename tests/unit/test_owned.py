@@ -707,3 +707,10 @@ def test_lines_in_another_encoding_are_seen() -> None:
     text = "base64:" + base64.b64encode(b"# J\xf6rg\nkey\n").decode()
     entry = {"path": "/h/k", "lines": ["key"]}
     assert survey.differences({"lines": [entry]}, {"texts": {"/h/k": text}}) == []
+
+
+def test_words_of_a_host_cannot_act_on_a_terminal() -> None:
+    owned = {"packages": [{"name": "a", "version": "1"}]}
+    answer = {"packages": {"a": ["install", "installed", "2\x1b]0;owned\x07\n"]}}
+    (difference,) = survey.differences(owned, answer)
+    assert str(difference) == "packages a: version 2\\x1b]0;owned\\x07\\n, should be 1"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.plugins.callback import CallbackBase
 from ansible_collections.slipway.host.plugins.module_utils.state import report
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 DOCUMENTATION = r"""
 name: summary
@@ -151,4 +152,4 @@ class CallbackModule(CallbackBase):
 def first_line(result: Mapping[str, Any]) -> str:
     """Return the line that says what went wrong."""
     words = str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
-    return next(iter(words.strip().splitlines()), "see above")
+    return escape_control(next(iter(words.strip().splitlines()), "see above"))

@@ -13,6 +13,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
 
 # Seconds between two looks at the progress.
@@ -52,7 +53,7 @@ def carry_out(action: ActionBase, work: str, program: str, job: bytes) -> dict[s
             outcome, _, news = _command(action, look % (told + 1)).partition("----\n")
             told += len(news.encode())
             for line in news.splitlines():
-                display.display(f"{host}: {line}")
+                display.display(f"{host}: {escape_control(line)}")
             if outcome.strip():
                 done: dict[str, Any] = json.loads(outcome)
                 if "killed" in done:

@@ -21,6 +21,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Kind,
     OwnedStateError,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 Owned: TypeAlias = "Mapping[str, Sequence[Entry]]"
 Kinds: TypeAlias = "Mapping[str, Kind]"
@@ -77,7 +78,8 @@ def differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
     the rest of the host from being compared.
     """
     return [
-        Difference(name, str(entry[kinds[name].by]), found, expected)
+        # A host may answer with anything; a terminal must only show it.
+        Difference(name, *map(escape_control, (str(entry[kinds[name].by]), found, expected)))
         for name, entries in entries_of(owned)
         for entry in entries
         for found, expected in _obstacles(entry, kinds[name], answer)
