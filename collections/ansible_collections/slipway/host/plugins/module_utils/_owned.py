@@ -697,8 +697,8 @@ def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: A
         return []
     return [
         f"project {project['name']} needs the image {reference}, which the host does not have as "
-        "it is declared: add it to ml_images_names, load it, or take the project off "
-        "ml_services_projects"
+        "it is declared: add it to ml_images_present, load it, or take the project off "
+        "ml_services_instances"
         for owned in statements
         for project in owned.get("projects", ())
         for service in project["services"]
