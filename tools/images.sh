@@ -10,7 +10,7 @@
 #   load    load images from such an archive
 #   push    push images to a registry (-e ml_images_registry=HOST/PATH; run docker login first)
 #   prune   remove undeclared Slipway images and old build cache
-# Default for NAME: the images declared for each host (ml_images_names). Examples:
+# Default for NAME: the images declared for each host (ml_images_present). Examples:
 #   ./slipway images build pytorch --limit gpu01
 #   ./slipway images save pytorch fastai -e ml_images_archive=/srv/images.tar
 set -eu
@@ -35,5 +35,6 @@ while [ $# -gt 0 ]; do
     *) names="$names${names:+,}\"$1\"" && shift ;;
     esac
 done
-[ -z "$names" ] || set -- -e "{\"ml_images_names\": [$names]}" "$@"
+# An inventory may still use the old name ml_images_names: clear it, or the run would stop.
+[ -z "$names" ] || set -- -e "{\"ml_images_present\": [$names], \"ml_images_names\": null}" "$@"
 exec ansible-playbook "playbooks/images_$verb.yml" "$@"

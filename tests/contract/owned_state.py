@@ -34,8 +34,8 @@ INVENTORY: dict[str, Any] = {
         {"name": "alice", "docker": True, "keys": ["ssh-ed25519 AAAA a"]},
         {"name": "carol", "docker": "rootless"},
     ],
-    "user_access_shared": [{"group": "lab"}],
-    "user_access_limits": [{"who": "@lab", "memlock": "unlimited"}],
+    "user_access_shared_folders": [{"group": "lab"}],
+    "user_access_limits": [{"applies_to": "@lab", "memlock": "unlimited"}],
     "ml_data_archives": [{"name": "pets", "url": "http://a.example.org/pets", "optional": True}],
     "ml_data_repositories": [
         {"name": "course", "url": "git@a.example.org:course", "revision": "v1"},

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tests.contract.tree import ROLE_IDS, ROLES, ROOT, Task, load, role_tasks
 from tools import role_readme
@@ -138,6 +141,38 @@ def specification(role: Path) -> Iterator[str]:
     yield from _undescribed(options)
 
 
+def schema(role: Path) -> Iterator[str]:
+    """The argument spec fits the schema of ansible-lint, which does not know `aliases`."""
+    folder = importlib.resources.files("ansiblelint") / "schemas" / "role-arg-spec.json"
+    validator = Draft202012Validator(json.loads(folder.read_text(encoding="utf-8")))
+    spec = _without_aliases(load(role / "meta/argument_specs.yml"))
+    yield from (f"{error.json_path}: {error.message}" for error in validator.iter_errors(spec))
+
+
+def _without_aliases(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_aliases(entry) for entry in value]
+    if isinstance(value, dict):
+        is_option = "description" in value
+        return {
+            key: _without_aliases(entry)
+            for key, entry in value.items()
+            if not (is_option and key == "aliases")
+        }
+    return value
+
+
+def renamed(role: Path) -> Iterator[str]:
+    """Tasks read a renamed option from the role's plan, which also knows its old name."""
+    spec = load(role / "meta/argument_specs.yml")["argument_specs"]
+    options = {name: option for entry in spec.values() for name, option in entry["options"].items()}
+    for name in (name for name, option in options.items() if option.get("aliases")):
+        for file in sorted([*role.glob("vars/*.yml"), *role.glob("tasks/*.yml")]):
+            expression = rf"(\{{\{{|when:|that:)[^\n]*\b{name}\b"
+            if re.search(expression, file.read_text(encoding="utf-8")):
+                yield f"{file.name}: '{name}' has an old name: read the plan instead"
+
+
 def _undescribed(options: dict[str, Any]) -> Iterator[str]:
     for name, option in options.items():
         if not option.get("description"):
@@ -173,7 +208,7 @@ def readme(role: Path) -> Iterator[str]:
 
 RULES = (
     *(documentation, entry_point, size, plain_tasks, commands, facts),
-    *(names, comments, specification, truths, readme),
+    *(names, comments, specification, schema, renamed, truths, readme),
 )
 Rule = Callable[[Path], Iterator[str]]
 
@@ -288,6 +323,18 @@ TASK = "---\n- name: Set sail\n  ansible.builtin.debug:\n"
             "meta/argument_specs.yml",
             "argument_specs: {main: {options: {sail_count: {options: {a: {}}}}}}\n",
             "'a' has no description",
+        ),
+        (
+            schema,
+            "meta/argument_specs.yml",
+            "argument_specs: {main: {options: {sail_a: {description: A., tpye: str}}}}\n",
+            "Additional properties are not allowed ('tpye' was unexpected)",
+        ),
+        (
+            renamed,
+            "meta/argument_specs.yml",
+            "argument_specs: {main: {options: {sail_up: {aliases: [sail_mast]}}}}\n",
+            "main.yml: 'sail_up' has an old name",
         ),
         (truths, "vars/main.yml", "__sail_a: '{{ f(sail_up) }}'\n", "'sail_up' lacks | bool"),
         (truths, "tasks/main.yml", TASK + "  when: not sail_up\n", "'sail_up' lacks | bool"),

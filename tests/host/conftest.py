@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GROUP = "-".join(filter(None, ("pytest-site", os.environ.get("PYTEST_XDIST_WORKER"))))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk alice"
 DECLARED: dict[str, Any] = {
-    "ml_services_publish": "0.0.0.0",
+    "ml_services_bind_address": "0.0.0.0",
     "user_access_groups": [{"name": "research"}],
     "user_access_users": [
         {"name": "alice", "docker": True, "groups": ["research"], "keys": [KEY]},

@@ -56,8 +56,8 @@ class Lab(Site):
         self.declare(
             **{
                 "ml_catalogue_folder": str(self.catalogue),
-                "ml_images_names": ["testlab"],
-                "ml_services_projects": [],
+                "ml_images_present": ["testlab"],
+                "ml_services_instances": [],
                 "ml_aliases_contact": "Dana (dana@lab.example)",
                 "user_access_groups": [{"name": "research"}],
                 "user_access_users": [
@@ -491,7 +491,7 @@ def test_a_command_of_somebody_else_is_never_hidden_or_replaced(
 
 
 def test_commands_of_an_image_that_is_dropped_go_away(lab: Lab) -> None:
-    lab.people(ml_images_names=[])
+    lab.people(ml_images_present=[])
     run = lab.converge()
     assert {task.partition(":")[0] for task in run.changed()} == {"ml_aliases"}
     assert lab.on("ls /usr/local/bin") == "ml"
@@ -535,7 +535,7 @@ def other(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactor
     """A host whose aliases are there before their image, and whose engine hands out GPUs."""
     other = Lab(hosts.ensure(HostSpec("lab-2")), tmp_path_factory.mktemp("lab-2"), catalogue)
     other.people(
-        ml_images_names=[],
+        ml_images_present=[],
         ml_aliases_images=["testlab"],
         docker_engine_extra_settings={"features": {"cdi": True}},
     )

@@ -120,7 +120,7 @@ class Attacked(People):
         """Declare users with keys, and a shared folder."""
         users = [{"name": name, "keys": list(keys), "groups": ["lab"]} for name in names]
         groups, shared = [{"name": "lab"}], [{"group": "lab"}]
-        declared = {"user_access_groups": groups, "user_access_shared": shared}
+        declared = {"user_access_groups": groups, "user_access_shared_folders": shared}
         self.declare(**{**declared, "user_access_users": users, **changes})
 
     def play(self, *tasks: dict[str, Any], **keywords: Any) -> Run:
@@ -217,7 +217,7 @@ def test_a_link_on_the_way_to_a_shared_folder_or_volume_is_refused(site: Attacke
     before = guarded(site)
     site.home("etc", "ln -s /etc /srv/team/inner")
     site.declare_users(
-        ["dave"], KEY, user_access_shared=[{"group": "lab", "path": "/srv/team/inner/new"}]
+        ["dave"], KEY, user_access_shared_folders=[{"group": "lab", "path": "/srv/team/inner/new"}]
     )
     words = "/srv/team/inner: found a symbolic link to /etc, owned by etc; expected a folder"
     run = site.play()

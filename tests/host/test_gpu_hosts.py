@@ -487,7 +487,7 @@ def driver_of(site: GpuSite) -> tuple[str, str, str]:
 
 
 def test_a_version_that_is_gone_stops_the_run_before_a_package_changes(h100: GpuSite) -> None:
-    h100.declare(nvidia_driver_version=BETWEEN, nvidia_driver_version_gone="fail")
+    h100.declare(nvidia_driver_version=BETWEEN, nvidia_driver_version_fallback="none")
     before = h100.on("dpkg-query --show '*'")
     run = h100.run("site.yml")
     assert run.status == "failed"
@@ -507,7 +507,7 @@ def test_or_the_newest_of_its_branch_comes_and_that_is_told(h100: GpuSite) -> No
 
 
 def test_an_exact_version_brings_the_whole_set_back(h100: GpuSite) -> None:
-    h100.declare(nvidia_driver_version=upstream(OLD), nvidia_driver_version_gone="fail")
+    h100.declare(nvidia_driver_version=upstream(OLD), nvidia_driver_version_fallback="none")
     h100.converge()
     assert driver_of(h100) == (upstream(OLD),) * 3
     assert h100.plan() == (0, set())

@@ -61,7 +61,7 @@ class Project:
         """Build images on the host, which must succeed."""
         run = self.site.run(
             "playbooks/images_build.yml",
-            ml_images_names=list(names),
+            ml_images_present=list(names),
             ml_catalogue_folder=str(self.images),
         )
         assert run.status == "successful", run.output
@@ -142,7 +142,7 @@ def test_what_changes_is_built_again_with_what_stands_on_it_and_nothing_else(
 def test_a_smoke_test_is_run_again_where_the_image_is(project: Project) -> None:
     run = project.site.run(
         "playbooks/images_smoke.yml",
-        ml_images_names=["tabular"],
+        ml_images_present=["tabular"],
         ml_catalogue_folder=str(project.images),
     )
     assert run.status == "successful", run.output

@@ -84,8 +84,8 @@ class Services(Site):
     def serve(self, *projects: dict[str, Any], **more: Any) -> None:
         """Declare these projects."""
         self.declare(
-            ml_images_names=["iris-api", "jupyter", "tensorboard"],
-            ml_services_projects=list(projects),
+            ml_images_present=["iris-api", "jupyter", "tensorboard"],
+            ml_services_instances=list(projects),
             user_access_users=[{"name": "alice", "docker": True}],
             # What images do is proven elsewhere; what services do is, each time.
             host_verify_smoke=False,
@@ -346,10 +346,10 @@ def test_a_service_that_is_unwell_is_made_anew(lab: Services) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown key": ({"volume": {}}, "unknown key ml_services_projects.volume"),
+    "an unknown key": ({"volume": {}}, "unknown key ml_services_instances.volume"),
     "an unknown key of a secret": (
         {"secrets": [{"name": "jupyter_token", "contents": "x"}]},
-        "unknown key ml_services_projects.secrets.contents",
+        "unknown key ml_services_instances.secrets.contents",
     ),
     "an unknown volume": ({"volumes": {"wrok": "/srv"}}, "Did you mean 'work'?"),
     "an unknown service": ({"service": "lab"}, "has no service 'lab'"),
@@ -365,7 +365,7 @@ def test_what_cannot_be_is_refused_before_the_first_change(
 ) -> None:
     before = lab.on(f"docker ps --quiet --no-trunc; ls -lR --time-style=full-iso {FOLDER}")
     projects = [{"name": "iris-api"}, {**NOTEBOOKS, **keys}, SCRATCH, BOARD]
-    run = lab.run("site.yml", ml_services_projects=projects)
+    run = lab.run("site.yml", ml_services_instances=projects)
     assert run.status == "failed"
     assert words in run.output
     assert "Traceback" not in run.output
@@ -468,9 +468,9 @@ def test_a_project_gets_the_gpus_that_it_reserved(gpu_lab: Services) -> None:
     ]
     declared = {
         "ml_catalogue_folder": str(ROOT / "tests/fixtures/catalogue"),
-        "ml_images_names": ["testlab"],
+        "ml_images_present": ["testlab"],
     }
-    gpu_lab.declare(**declared, ml_services_projects=projects)
+    gpu_lab.declare(**declared, ml_services_instances=projects)
     gpu_lab.converge()
     for name, numbers in (("first", "1 3"), ("second", "0 2"), ("third", "")):
         seen = gpu_lab.on(
@@ -483,6 +483,6 @@ def test_a_project_gets_the_gpus_that_it_reserved(gpu_lab: Services) -> None:
     gpu_lab.on("docker exec first-first-1 sh -c 'echo x >/dev/stand-in1'")
     assert gpu_lab.converge(slipway_survey=False).changed() == set()
     both = [{**projects[0], "gpus": "all"}, projects[1]]
-    run = gpu_lab.run("site.yml", ml_services_projects=both)
+    run = gpu_lab.run("site.yml", ml_services_instances=both)
     assert run.status == "failed"
     assert "project second: wants 2 GPUs; 0 not reserved by others" in run.output

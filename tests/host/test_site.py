@@ -159,12 +159,12 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "a wrong type": ({"docker_engine_hold": "perhaps"}, "docker_engine_hold"),
     "an impossible choice": ({"ml_catalogue_variant": "xpu"}, "must be one of: auto, cpu, gpu"),
     "a service without its image": (
-        {"ml_services_projects": [{"name": "tensorboard"}]},
+        {"ml_services_instances": [{"name": "tensorboard"}]},
         "project tensorboard needs the image slipway/tensorboard:cpu",
     ),
-    "an unknown image": ({"ml_images_names": ["iris-apu"]}, "Did you mean 'iris-api'"),
+    "an unknown image": ({"ml_images_present": ["iris-apu"]}, "Did you mean 'iris-api'"),
     "an unknown port": (
-        {"ml_services_projects": [{"name": "iris-api", "ports": {"htp": 80}}]},
+        {"ml_services_instances": [{"name": "iris-api", "ports": {"htp": 80}}]},
         "no port named htp; it has api",
     ),
     "docker as a plain group": (

@@ -47,8 +47,8 @@ class People(Site):
         settings = {"exec-opts": ["native.cgroupdriver=cgroupfs"], "features": {"cdi": True}}
         self.declare(
             **{
-                "ml_images_names": [],
-                "ml_services_projects": [],
+                "ml_images_present": [],
+                "ml_services_instances": [],
                 "ml_aliases_contact": CONTACT,
                 "user_access_groups": [{"name": "lab"}],
                 "user_access_users": [
@@ -56,8 +56,8 @@ class People(Site):
                     {"name": "bob", "keys": [key], "groups": ["lab"]},
                     *(others or [{"name": "carol", "keys": [key], "docker": "rootless"}]),
                 ],
-                "user_access_shared": [{"group": "lab"}],
-                "user_access_limits": [{"who": "@lab", "memlock": 4096, "nofile": 4096}],
+                "user_access_shared_folders": [{"group": "lab"}],
+                "user_access_limits": [{"applies_to": "@lab", "memlock": 4096, "nofile": 4096}],
                 "user_access_rootless_settings": settings,
                 **changes,
             }
@@ -176,7 +176,7 @@ def test_whom_somebody_else_named_in_the_acl_stays_there(site: People) -> None:
 
 
 def test_a_dropped_shared_folder_keeps_what_is_in_it(site: People) -> None:
-    site.people(user_access_shared=[])
+    site.people(user_access_shared_folders=[])
     assert site.plan() == (0, set())
     site.on("test -d /srv/shared")
     site.people()
@@ -184,7 +184,7 @@ def test_a_dropped_shared_folder_keeps_what_is_in_it(site: People) -> None:
 
 def test_a_shared_folder_that_is_a_link_is_refused_and_kept(site: People) -> None:
     site.on("ln -s /srv /mnt/elsewhere")
-    site.people(user_access_shared=[{"group": "lab", "path": "/mnt/elsewhere"}])
+    site.people(user_access_shared_folders=[{"group": "lab", "path": "/mnt/elsewhere"}])
     run = site.run()
     assert run.status == "failed"
     assert "/mnt/elsewhere: found a link; expected a folder" in said(run)
@@ -206,7 +206,7 @@ def test_a_limit_that_would_lock_people_out_is_refused(site: People) -> None:
     if int(effective, 16) >> 24 & 1:
         pytest.skip("this machine may raise any limit (it has CAP_SYS_RESOURCE)")
     before = site.on(f"cat {LIMITS}")
-    site.people(user_access_limits=[{"who": "*", "memlock": "unlimited"}])
+    site.people(user_access_limits=[{"applies_to": "*", "memlock": "unlimited"}])
     run = site.run()
     assert run.status == "failed"
     assert f"{LIMITS} was not written, since this host refuses" in said(run)

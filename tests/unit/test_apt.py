@@ -496,14 +496,14 @@ def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
         esac"""
     )
     wanted = [{"name": "a", "version": "2"}]
-    result = run_module(held_packages, packages=wanted, version_gone="newest")
+    result = run_module(held_packages, packages=wanted, version_fallback="newest")
     assert calls() == ["apt-get install a=2", "apt-get update", "apt-get install a=2"]
     assert result["failed"]
     assert "no source that could be read has version 2; nothing was changed." in result["msg"]
     assert "The source http://m/dists/noble/InRelease could not be fetched" in result["msg"]
 
 
-@pytest.mark.parametrize("gone", ["newest", "fail"])
+@pytest.mark.parametrize("gone", ["newest", "none"])
 @pytest.mark.parametrize(
     ("wanted", "candidate", "too_new"),
     [
@@ -532,7 +532,7 @@ def test_a_version_that_is_still_to_come_is_not_taken_for_one_that_is_gone(
         esac"""
     )
     result = run_module(
-        held_packages, packages=[{"name": "a", "version": wanted}], version_gone=gone
+        held_packages, packages=[{"name": "a", "version": wanted}], version_fallback=gone
     )
     assert ("apt-get install a" in calls()) == (gone == "newest" and not too_new)
     words = f"no source has version {wanted.removesuffix('-*')} yet: the newest a is {candidate}"

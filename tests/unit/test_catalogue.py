@@ -82,6 +82,36 @@ def build(folder: Path, name: str = "tool", variant: str = "cpu", **choices: Any
     return load_catalogue(folder).builds([name], variant, **choices)[-1]
 
 
+SECRET = {"ports": {"web": 80}, "services": {"a": {"secrets": {"token": {"variable": "T"}}}}}
+
+
+def test_an_old_key_is_accepted_with_a_warning(folder: Path, write: Write) -> None:
+    image = write(**SECRET)
+    catalogue = load_catalogue(folder)
+    secret = catalogue.images["tool"].settings["services"]["a"]["secrets"]["token"]
+    assert secret == {"path_variable": "T", "otherwise": "generated"}
+    (warning,) = catalogue.warnings
+    assert warning.startswith(f"{image}/image.yml:")
+    assert warning.endswith(
+        ": services.a.secrets.token.variable is now named path_variable. The old name is accepted "
+        "until version 0.3."
+    )
+
+
+def test_an_old_key_beside_its_new_name_is_refused(folder: Path, write: Write) -> None:
+    secrets = {"token": {"variable": "T", "path_variable": "T"}}
+    write(ports={"web": 80}, services={"a": {"secrets": secrets}})
+    assert (
+        "services.a.secrets.token.variable: set beside path_variable, its new name; expected only "
+        "path_variable. Remove variable."
+    ) in refusal(folder)
+
+
+def test_an_unknown_key_is_not_answered_with_an_old_one(folder: Path, write: Write) -> None:
+    write(services={"a": {"secrets": {"token": {"path_variable": "T", "x": 1}}}})
+    assert "token.x: unknown key; expected one of: otherwise, path_variable." in refusal(folder)
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(DeclarationError) as caught:
         load_catalogue(folder)
@@ -280,7 +310,7 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
                 "services": {
                     "a": {
                         "endpoint": {"port": "web", "secret": "tokn"},
-                        "secrets": {"token": {"variable": "T"}},
+                        "secrets": {"token": {"path_variable": "T"}},
                     }
                 },
             },
@@ -297,7 +327,7 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
                 "services": {
                     "a": {
                         "endpoint": {"port": "web", "secret": "token"},
-                        "secrets": {"token": {"variable": "T", "otherwise": "omitted"}},
+                        "secrets": {"token": {"path_variable": "T", "otherwise": "omitted"}},
                     }
                 },
             },
@@ -403,17 +433,17 @@ def test_the_default_base_must_exist(folder: Path) -> None:
         pytest.param({"args": {"tol": {}}}, ["unknown image 'tol'"], id="image of an argument"),
         pytest.param(
             {"args": {"tool": {"VERSION": "1\nRUN x"}}},
-            ["ml_catalogue_args: tool.VERSION is '1\\nRUN x'; expected text on one line"],
+            ["ml_catalogue_build_args: tool.VERSION is '1\\nRUN x'; expected text on one line"],
             id="argument of two lines",
         ),
         pytest.param(
             {"args": {"tool": None}},
-            ["ml_catalogue_args: tool is None; expected a mapping"],
+            ["ml_catalogue_build_args: tool is None; expected a mapping"],
             id="nothing",
         ),
         pytest.param(
             {"args": {"tool": {"VERSION": 2}}},
-            ["ml_catalogue_args: tool.VERSION is 2; expected text on one line"],
+            ["ml_catalogue_build_args: tool.VERSION is 2; expected text on one line"],
             id="number",
         ),
     ],

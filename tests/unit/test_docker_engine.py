@@ -40,7 +40,7 @@ def plan(known: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         "repository": REPOSITORY,
         "hold": True,
         "settings": {"log-driver": "local"},
-        "nvidia": False,
+        "gpu_access": False,
         "state": "present",
         **changes,
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, index
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import (
     DeclarationError,
@@ -64,6 +65,23 @@ def test_what_is_remembered_is_what_was_worked_out(
     # With an entry there, the catalogue is not even read.
     monkeypatch.delattr(catalogue, "load_catalogue")
     assert plan() == first
+
+
+def test_a_warning_is_displayed_in_each_run(
+    images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declaration = images / "iris-api" / "image.yml"
+    text = declaration.read_text(encoding="utf-8")
+    service = "services:\n  api:\n"
+    assert service in text
+    secret = "    secrets:\n      token: { variable: TOKEN_FILE }\n"
+    declaration.write_text(text.replace(service, service + secret), encoding="utf-8")
+    displayed: list[str] = []
+    monkeypatch.setattr(Display, "warning", lambda _self, text: displayed.append(text))
+    plan()
+    plan()
+    assert len(displayed) == 2 and displayed[0] == displayed[1]
+    assert "services.api.secrets.token.variable is now named path_variable." in displayed[0]
 
 
 def test_hosts_that_ask_at_the_same_time_make_it_once(

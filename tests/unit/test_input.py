@@ -90,7 +90,9 @@ def test_a_value_that_is_refused_is_not_shown() -> None:
 
 ROLES = [
     role(),
-    role("ml_images", {"ml_images_names": {}, "ml_images_build": {}}),
+    role(
+        "ml_images", {"ml_images_present": {"aliases": ["ml_images_names"]}, "ml_images_build": {}}
+    ),
     role("user_access", {"user_access_users": {}, "user_access_docker_exclusive": {}}),
 ]
 
@@ -100,18 +102,28 @@ ROLES = [
     [
         ("ml_images_nmaes", "role ml_images has no variable ml_images_nmaes; did you mean"),
         ("user_access_colour", "role user_access has no variable user_access_colour"),
-        ("ml_image_names", "no role has a variable ml_image_names; did you mean ml_images_names"),
+        ("ml_image_names", "no role has a variable ml_image_names; did you mean ml_images_present"),
         ("user_acess_users", "did you mean user_access_users"),
         ("users_access_users", "did you mean user_access_users"),
     ],
 )
 def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
-    (found,) = roles.misspelt([name, "ml_images_names"], ROLES)
+    (found,) = roles.misspelt([name, "ml_images_present"], ROLES)
     assert words in found
 
 
 @pytest.mark.parametrize(
-    "name", ["ml_images_names", "ml_models", "ml_images", "user", "users", "user_name", "crewing"]
+    "name",
+    [
+        "ml_images_present",
+        "ml_images_names",
+        "ml_models",
+        "ml_images",
+        "user",
+        "users",
+        "user_name",
+        "crewing",
+    ],
 )
 def test_other_names_are_the_inventorys_own(name: str) -> None:
     assert list(roles.misspelt([name], ROLES)) == []

@@ -198,7 +198,7 @@ def test_the_engines_role_writes_the_keys_for_both(
         source="distribution",
         repository=repository,
         settings={"debug": True},
-        nvidia=nvidia,
+        gpu_access=nvidia,
         state=state,
     )
     owned = docker_engine.plan(given, asked)["owned"]
@@ -217,7 +217,7 @@ def engine(mine: Mapping[str, Any], model: str = "t4", version: str = "26.1.5") 
         source="distribution",
         repository=REPOSITORY,
         settings=mine,
-        nvidia=True,
+        gpu_access=True,
     )
     owned: dict[str, Any] = docker_engine.plan(given, asked)["owned"]
     return owned

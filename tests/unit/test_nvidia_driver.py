@@ -327,17 +327,17 @@ def test_the_set_stays_at_the_version_that_most_of_it_has(
         ({}, "", "newest", None),
         ({}, "580.173.02", "newest", "580.173.02-*"),
         (installed(OLD), "580.178.04", "newest", "580.178.04-*"),
-        (installed(OLD), "580.178.04", "fail", "580.178.04-*"),
+        (installed(OLD), "580.178.04", "none", "580.178.04-*"),
         # A later one took the place of a version that was gone.
         (installed(NEW), "580.173.02", "newest", None),
-        (installed(NEW), "580.173.02", "fail", "580.173.02-*"),
-        (installed(NEW), "", "fail", None),
+        (installed(NEW), "580.173.02", "none", "580.173.02-*"),
+        (installed(NEW), "", "none", None),
     ],
 )
 def test_a_wished_version(
     present: dict[str, str], wish: str, gone: str, expected: str | None
 ) -> None:
-    found = plan(facts("t4", packages=present), version=wish, version_gone=gone)
+    found = plan(facts("t4", packages=present), version=wish, version_fallback=gone)
     named = packages(found)
     assert named["nvidia-utils-580-server"].get("version") == expected
     assert "version" not in named["linux-modules-nvidia-580-server-open-generic"]

@@ -489,7 +489,7 @@ def test_a_project_needs_an_image(
     }
     found = state_containers.without_image(owned, answer)
     assert [one.partition(",")[0] for one in found] == (
-        ["project api needs the image slipway/web:cpu"] if missing else []
+        ["ml_services_instances: service api needs image slipway/web:cpu"] if missing else []
     )
 
 

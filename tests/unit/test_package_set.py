@@ -72,7 +72,7 @@ def told(host: Path, word: str) -> list[str]:
 
 
 def upgrade(run_module: RunModule, check: bool = False, **more: Any) -> dict[str, Any]:
-    parameters = {"state": "newest", "role": "x", "packages": WANTED, **more}
+    parameters = {"state": "upgraded", "role": "x", "packages": WANTED, **more}
     return run_module(package_set, check=check, **parameters)
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_work_is_refused(
     assert not told(host, "apt-mark")
 
 
-@pytest.mark.parametrize("gone", ["newest", "fail"])
+@pytest.mark.parametrize("gone", ["newest", "none"])
 def test_a_version_that_is_still_to_come_changes_nothing(
     run_module: RunModule,
     host: Path,
@@ -152,7 +152,7 @@ def test_a_version_that_is_still_to_come_changes_nothing(
     program("apt-cache", "printf 'driver:\\n  Candidate: 2-1\\n'")
     program("dpkg", 'exec /usr/bin/dpkg "$@"')
     wanted = [{"name": "driver", "version": "3-*", "hold": True}]
-    result = upgrade(run_module, packages=wanted, version_gone=gone)
+    result = upgrade(run_module, packages=wanted, version_fallback=gone)
     assert "no source has version 3 yet: the newest driver is 2-1" in result["msg"]
     assert not (host / "upgrade").exists()
 
@@ -218,14 +218,14 @@ def write(record: Record) -> None:
 
 def test_a_proven_upgrade_is_closed_once(run_module: RunModule, host: Path) -> None:
     write(Record(package_record.UPGRADING, packages={"driver": Before("x", "1")}))
-    assert run_module(package_set, check=True, state="proven")["open"]
-    assert run_module(package_set, state="proven")["changed"]
-    again = run_module(package_set, state="proven")
+    assert run_module(package_set, check=True, state="verified")["open"]
+    assert run_module(package_set, state="verified")["changed"]
+    again = run_module(package_set, state="verified")
     assert (again["changed"], again["open"]) == (False, False)
 
 
 def test_a_host_without_a_record_has_no_way_back(run_module: RunModule, host: Path) -> None:
-    result = run_module(package_set, state="previous")
+    result = run_module(package_set, state="rolled_back")
     assert not result["changed"]
     assert "no upgrade is recorded here" in result["slipway_note"]
 
@@ -241,7 +241,7 @@ def test_a_way_back_that_the_archive_lost_changes_nothing(
     program("apt-get", f'case "$*" in *install*) echo "{gone}"; exit 100 ;; esac')
     # Its file was removed by somebody.
     write(Record(package_record.PROVEN, packages={"driver": Before("x", "0.9", file="gone.deb")}))
-    result = run_module(package_set, state="previous")
+    result = run_module(package_set, state="rolled_back")
     assert result["failed"]
     assert "The archive must still have driver 0.9. Nothing was changed." in result["msg"]
 
@@ -249,6 +249,6 @@ def test_a_way_back_that_the_archive_lost_changes_nothing(
 def test_a_role_that_was_removed_leaves_no_packages(run_module: RunModule, host: Path) -> None:
     write(Record(packages={"driver": Before("x", "1", file="driver_1_amd64.deb")}))
     (host / "upgrade/driver_1_amd64.deb").touch()
-    assert not run_module(package_set, state="forgotten", role="y")["changed"]
-    assert run_module(package_set, state="forgotten", role="x")["changed"]
+    assert not run_module(package_set, state="unrecorded", role="y")["changed"]
+    assert run_module(package_set, state="unrecorded", role="x")["changed"]
     assert not (host / "upgrade").exists()

@@ -13,8 +13,8 @@ import pytest
 
 from tests.contract.tree import ROOT
 
-CLEAN = '{"a": {"status": "as declared", "differences": {}, "urls": {}, "notes": []}}'
-DOWN = '{"a": {"status": "unreachable", "differences": {}, "urls": {}, "notes": [], "error": "no"}}'
+CLEAN = '{"a": {"state": "no_drift", "differences": {}, "urls": {}, "notes": []}}'
+DOWN = '{"a": {"state": "unreachable", "differences": {}, "urls": {}, "notes": [], "error": "no"}}'
 Program = Callable[[str, str], None]
 
 
@@ -33,7 +33,7 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("echo broken inventory >&2; exit 4", "{}", 1, "broken inventory\n"),
         (f"echo '{CLEAN}' >$SLIPWAY_REPORT; echo crash >&2; exit 250", CLEAN, 1, "crash\n"),
     ],
-    ids=["as declared", "unreachable", "no host", "no run", "a run that broke off"],
+    ids=["no drift", "unreachable", "no host", "no run", "a run that broke off"],
 )
 def test_json_is_json_whatever_happened(
     program: Program, script: str, report: str, status: int, words: str
@@ -51,7 +51,7 @@ def test_a_warning_is_passed_on_beside_the_plan(program: Program) -> None:
     )
     done = plan()
     assert (done.returncode, done.stderr) == (0, f"{warning}\n")
-    assert "as declared" in done.stdout
+    assert "no drift" in done.stdout
 
 
 def test_who_stops_reading_sees_no_traceback(program: Program) -> None:

@@ -14,11 +14,11 @@ GROUP = {"kind": "groups", "name": "lab", "found": "missing", "expected": "a gro
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    return {"status": "as declared", "differences": {}, "urls": {}, "notes": [], **changes}
+    return {"state": "no_drift", "differences": {}, "urls": {}, "notes": [], **changes}
 
 
-DRIFT = entry(status="drift", differences={"docker_engine": [UNIT], "user_access": [GROUP, GROUP]})
-DOWN = entry(status="unreachable", error="ssh: connect to host gpu02: timed out")
+DRIFT = entry(state="drift", differences={"docker_engine": [UNIT], "user_access": [GROUP, GROUP]})
+DOWN = entry(state="unreachable", error="ssh: connect to host gpu02: timed out")
 
 
 def lines(*text: str) -> str:
@@ -28,7 +28,7 @@ def lines(*text: str) -> str:
 def test_the_plan_has_a_row_for_each_difference_in_the_order_of_hosts() -> None:
     assert state_report.plan({"gpu02": DOWN, "gpu01": DRIFT, "a": entry()}) == lines(
         "HOST   ROLE           WHAT WOULD CHANGE",
-        "a      -              as declared",
+        "a      -              no drift",
         "gpu01  docker_engine  units docker.service: inactive -> active",
         "gpu01  user_access    groups lab: missing -> a group",
         "gpu01  user_access    groups lab: missing -> a group",
@@ -40,7 +40,7 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     report = {
         "gpu01": {
             **DRIFT,
-            "status": "changed",
+            "state": "changed",
             "urls": {"iris-api": "http://gpu01:5000/predict"},
             "notes": ["reboot when you like"],
         },
@@ -49,7 +49,7 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     }
     assert state_report.summary(report) == lines(
         "HOST   RESULT       WHERE IT DIFFERED BEFORE",
-        "a      as declared  -",
+        "a      no drift     -",
         "gpu01  changed      docker_engine (1), user_access (2)",
         "gpu02  unreachable  ssh: connect to host gpu02: timed out",
         "gpu01: reboot when you like",
@@ -79,12 +79,32 @@ def test_an_address_that_only_its_host_can_reach_says_so() -> None:
         ({"a": entry()}, state_report.EXIT_CLEAN),
         ({"a": entry(), "b": DRIFT}, state_report.EXIT_DRIFT),
         ({"a": DRIFT, "b": DOWN}, state_report.EXIT_ERROR),
-        ({"a": entry(status="failed", error="no")}, state_report.EXIT_ERROR),
+        ({"a": entry(state="failed", error="no")}, state_report.EXIT_ERROR),
     ],
-    ids=["no host", "as declared", "drift", "unreachable", "failed"],
+    ids=["no host", "no drift", "drift", "unreachable", "failed"],
 )
 def test_exit_status(report: dict[str, Any], status: int) -> None:
     assert state_report.exit_status(report) == status
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("no_drift", "as declared"),
+        ("drift", "drift"),
+        ("changed", "changed"),
+        ("would_change", "changed"),
+        ("failed", "failed"),
+        ("unreachable", "unreachable"),
+    ],
+)
+def test_a_report_keeps_the_old_name_of_a_state(state: str, status: str) -> None:
+    written = state_report.with_old_status({"a": entry(state=state)})
+    assert (written["a"]["state"], written["a"]["status"]) == (state, status)
+
+
+def test_a_table_has_no_underscore_in_a_state() -> None:
+    assert "would change" in state_report.summary({"a": entry(state="would_change")})
 
 
 def test_the_last_column_runs_free() -> None:

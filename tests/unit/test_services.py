@@ -48,7 +48,7 @@ PUBLISHED = serving(
 CLOSED = serving(
     urls={"api": "/lab?token={token}"},
     endpoint={"port": "api", "secret": "token"},
-    secrets={"token": {"variable": "TOKEN_FILE"}},
+    secrets={"token": {"path_variable": "TOKEN_FILE"}},
 )
 
 
@@ -107,12 +107,12 @@ def test_a_service_runs_what_was_proven_here_with_the_least_rights() -> None:
     ("declared", "ports", "url"),
     [
         ({}, ["127.0.0.1:5000:5000"], "http://127.0.0.1:5000/predict"),
-        ({"publish": "0.0.0.0"}, ["0.0.0.0:5000:5000"], "http://gpu01:5000/predict"),
-        ({"publish": "192.0.2.7"}, ["192.0.2.7:5000:5000"], "http://192.0.2.7:5000/predict"),
+        ({"bind_address": "0.0.0.0"}, ["0.0.0.0:5000:5000"], "http://gpu01:5000/predict"),
+        ({"bind_address": "192.0.2.7"}, ["192.0.2.7:5000:5000"], "http://192.0.2.7:5000/predict"),
         ({"ports": {"api": 8080}}, ["127.0.0.1:8080:5000"], "http://127.0.0.1:8080/predict"),
         ({"ports": {"api": "8080"}}, ["127.0.0.1:8080:5000"], "http://127.0.0.1:8080/predict"),
-        ({"publish": "::1"}, ["[::1]:5000:5000"], "http://[::1]:5000/predict"),
-        ({"publish": "::"}, ["[::]:5000:5000"], "http://gpu01:5000/predict"),
+        ({"bind_address": "::1"}, ["[::1]:5000:5000"], "http://[::1]:5000/predict"),
+        ({"bind_address": "::"}, ["[::]:5000:5000"], "http://gpu01:5000/predict"),
     ],
     ids=["by default", "everywhere", "one address", "another port", "text", "IPv6", "any IPv6"],
 )
@@ -211,7 +211,7 @@ def test_another_setting_is_another_configuration_and_the_same_is_the_same() -> 
 
     assert config() == config()
     different = [
-        *(config(), config(memory="1g"), config(publish="0.0.0.0"), config(cpus=2)),
+        *(config(), config(memory="1g"), config(bind_address="0.0.0.0"), config(cpus=2)),
         *(config(uid=7), config(volumes={"work": "/srv"}), config(volumes={"work": "/srv:ro"})),
     ]
     assert len(set(different)) == len(different)
@@ -329,13 +329,13 @@ def test_a_secret_may_be_given() -> None:
 
 
 def test_a_host_may_add_secrets() -> None:
-    added = {"name": "hub", "file": "/root/hub", "variable": "HUB_TOKEN_FILE"}
+    added = {"name": "hub", "file": "/root/hub", "path_variable": "HUB_TOKEN_FILE"}
     found = project(CLOSED, secrets=[added])
     assert compose(found)["secrets"] == ["token", "hub"]
     assert compose(found)["environment"]["HUB_TOKEN_FILE"] == "/run/secrets/hub"
 
 
-KEYS = {"variable": "KEYS_FILE"}
+KEYS = {"path_variable": "KEYS_FILE"}
 
 
 def test_a_secret_that_is_not_given_may_be_left_out() -> None:
@@ -375,7 +375,11 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (PUBLISHED, {"volumes": {"work": "/srv:rw"}}, "with :ro at the end"),
         (PUBLISHED, {"ports": {"api": "web"}}, "ports.api: 'web'; expected a number from 1 to"),
         (PUBLISHED, {"ports": {"api": 70000}}, "ports.api: 70000; expected a number from 1 to"),
-        (PUBLISHED, {"publish": "everywhere"}, "publish: 'everywhere'; expected an address"),
+        (
+            PUBLISHED,
+            {"bind_address": "everywhere"},
+            "bind_address: 'everywhere'; expected an address",
+        ),
         (PUBLISHED, {"memory": "lots"}, "memory: 'lots'; expected a size such as 8g"),
         (PUBLISHED, {"shm_size": "8 GB"}, "shm_size: '8 GB'; expected a size such as 8g"),
         (PUBLISHED, {"environment": {"A B": "x"}}, "environment: name 'A B'; expected letters"),
@@ -389,7 +393,7 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (PUBLISHED, {"ports": {"api": 70000}}, "ports.api: 70000; expected a number from 1"),
         (PUBLISHED, {"ports": {"api": 0}}, "expected a number from 1"),
         (PUBLISHED, {"ports": {"api": None}}, "ports.api: None; expected a number"),
-        (PUBLISHED, {"publish": "eth0"}, "publish: 'eth0'; expected an address"),
+        (PUBLISHED, {"bind_address": "eth0"}, "bind_address: 'eth0'; expected an address"),
         (PUBLISHED, {"memory": "a lot"}, "memory: 'a lot'; expected a size"),
         (PUBLISHED, {"name": "My Tool"}, "expected lower-case letters"),
         (PUBLISHED, {"name": "../../root"}, "expected lower-case letters"),
@@ -398,7 +402,7 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (CLOSED, {"secrets": [{"name": "token"}]}, "expected either content or file"),
         (
             CLOSED,
-            {"secrets": [{"name": "../x", "content": "x", "variable": "X"}]},
+            {"secrets": [{"name": "../x", "content": "x", "path_variable": "X"}]},
             "expected lower-case letters",
         ),
         (CLOSED, {"secrets": [{"name": "token", "content": "x", "file": "/y"}]}, "either"),
@@ -422,9 +426,9 @@ def test_a_refusal_never_tells_a_secret() -> None:
     [
         ({}, {}, True),
         ({}, {"ports": {"api": 5001}}, False),
-        ({"publish": "192.0.2.1"}, {"publish": "192.0.2.2"}, False),
-        ({"publish": "192.0.2.1"}, {"publish": "0.0.0.0"}, True),
-        ({"publish": "::"}, {}, True),
+        ({"bind_address": "192.0.2.1"}, {"bind_address": "192.0.2.2"}, False),
+        ({"bind_address": "192.0.2.1"}, {"bind_address": "0.0.0.0"}, True),
+        ({"bind_address": "::"}, {}, True),
     ],
 )
 def test_a_port_of_the_host_is_one_projects(
@@ -525,8 +529,8 @@ def test_how_compose_is_told_of_gpus(cdi: bool, device: dict[str, Any]) -> None:
 
 
 def filtered(*projects: dict[str, Any], args: Any = None, **changes: Any) -> list[Plan]:
-    asked = options("ml_services", projects=list(projects), **changes)
-    asked["ml_catalogue_args"] = args or {}
+    asked = options("ml_services", instances=list(projects), **changes)
+    asked["ml_catalogue_build_args"] = args or {}
     facts = {**gpu_facts.facts("none"), "address": "gpu01"}
     found = ml_services.plan(facts, asked)["projects"]
     assert isinstance(found, list)
@@ -537,7 +541,7 @@ def test_the_image_is_named_like_the_project_unless_it_is_given() -> None:
     named, by_image = filtered(
         {"name": "iris-api"},
         {"name": "second", "image": "iris-api", "ports": {"api": 5001}},
-        publish="0.0.0.0",
+        bind_address="0.0.0.0",
     )
     assert named["projects"][0]["urls"] == {"iris-api": "http://gpu01:5000/predict"}
     assert by_image["projects"][0]["urls"] == {"second": "http://gpu01:5001/predict"}
@@ -564,14 +568,16 @@ def test_an_impossible_project_is_refused(entry: dict[str, Any], problem: str) -
 def test_the_engine_decides_how_gpus_are_handed_out(engine: str, driver: str) -> None:
     facts = gpu_facts.facts("8xh100", docker_version=engine)
     project = {"name": "lab", "image": "jupyter", "gpus": [7]}
-    found = ml_services.plan(facts, options("ml_services", projects=[project]))
+    found = ml_services.plan(facts, options("ml_services", instances=[project]))
     (device,) = compose(found["projects"][0])["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == driver
 
 
 def test_rstudio_is_only_where_the_image_is_built_with_it() -> None:
     project = {"name": "rstudio", "image": "deepdocker", "service": "rstudio"}
-    with pytest.raises(ml_services.ServiceError, match="expected a value in ml_catalogue_args"):
+    with pytest.raises(
+        ml_services.ServiceError, match="expected a value in ml_catalogue_build_args"
+    ):
         filtered(project)
     args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
     assert compose(filtered(project, args=args)[0])["command"] == ["run_all.sh", "rstudio"]

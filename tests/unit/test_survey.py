@@ -62,7 +62,7 @@ def run(host: Host) -> Run:
     """Return the function that surveys the host for variables and arguments of the task."""
 
     def run(remembered: Any = None, **given: Any) -> dict[str, Any]:
-        arguments = {key: given.pop(key) for key in ("settled", "enabled") if key in given}
+        arguments = {key: given.pop(key) for key in ("expect_no_drift", "compare") if key in given}
         task = Task()
         task.args = {"roles": given.pop("roles", ["user_access"]), **arguments}
         variables = {"inventory_hostname": "gpu01", "user_access_users": [ALICE], **given}
@@ -141,13 +141,13 @@ def test_a_refusal_from_remembered_facts_is_asked_again(run: Run, host: Host) ->
 
 def test_after_the_roles_nothing_may_differ(run: Run, host: Host) -> None:
     with pytest.raises(AnsibleActionFail, match="still differs") as caught:
-        run(settled=True)
+        run(expect_no_drift=True)
     assert ABSENT in str(caught.value)
-    run(settled=True, user_access_users=[], user_access_docker_exclusive=False)
+    run(expect_no_drift=True, user_access_users=[], user_access_docker_exclusive=False)
 
 
 def test_without_the_comparison_every_role_runs(run: Run) -> None:
-    result = run(enabled=False, user_access_users=[], user_access_docker_exclusive=False)
+    result = run(compare=False, user_access_users=[], user_access_docker_exclusive=False)
     assert result["drift"] == ["user_access"]
     assert result["add_group"] == "slipway_drift"
 

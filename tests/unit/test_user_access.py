@@ -42,7 +42,7 @@ def owned(
         users=users,
         groups=groups,
         docker_exclusive=docker_exclusive,
-        shared=shared,
+        shared_folders=shared,
         limits=limits,
         rootless_settings=rootless_settings,
     )
@@ -224,8 +224,8 @@ def test_a_shared_folder_may_do_without_an_acl() -> None:
 
 def test_limits_become_lines_and_are_tried_before_they_are_written() -> None:
     limits = [
-        {"who": "@lab", "memlock": "unlimited", "nofile": 65536},
-        {"who": "alice", "memlock": 8192, "nofile": 4096},
+        {"applies_to": "@lab", "memlock": "unlimited", "nofile": 65536},
+        {"applies_to": "alice", "memlock": 8192, "nofile": 4096},
     ]
     found = file(owned([], LAB, True, (), limits), LIMITS)
     assert found["content"].splitlines()[1:] == [
@@ -241,7 +241,7 @@ def test_limits_become_lines_and_are_tried_before_they_are_written() -> None:
     assert found["validate"][1] == f"--memlock={8192 * 1024}:{8192 * 1024}"
 
 
-@pytest.mark.parametrize("limits", [[], [{"who": "*"}]])
+@pytest.mark.parametrize("limits", [[], [{"applies_to": "*"}]])
 def test_no_limits_leave_no_file(limits: list[dict[str, Any]]) -> None:
     assert file(owned([], [], True, (), limits), LIMITS) == {"path": LIMITS, "state": "absent"}
 
@@ -346,13 +346,13 @@ def test_what_root_left_is_sought_for_everybody_who_is_there() -> None:
         ({"shared": [{"group": "lab", "path": "srv"}]}, "has to be an absolute path"),
         ({"shared": [{"group": "lab"}, {"group": "lab"}]}, "/srv/shared is declared 2 times"),
         ({"shared": [{"group": "staff"}]}, "staff, which has to be in user_access_groups"),
-        ({"limits": [{"who": "@"}]}, "the limits of '@' are of nobody"),
-        ({"limits": [{"who": "the lab"}]}, "are of nobody"),
-        ({"limits": [{"who": "*", "memlock": "1g"}]}, "it is KiB, or 'unlimited'"),
-        ({"limits": [{"who": "*", "memlock": True}]}, "it is KiB, or 'unlimited'"),
-        ({"limits": [{"who": "*", "nofile": "unlimited"}]}, "nobody can log in"),
-        ({"limits": [{"who": "*", "nofile": 1048577}]}, "nobody can log in"),
-        ({"limits": [{"who": "*", "nofile": 10}]}, "a number from 1024"),
+        ({"limits": [{"applies_to": "@"}]}, "the limits of '@' are of nobody"),
+        ({"limits": [{"applies_to": "the lab"}]}, "are of nobody"),
+        ({"limits": [{"applies_to": "*", "memlock": "1g"}]}, "it is KiB, or 'unlimited'"),
+        ({"limits": [{"applies_to": "*", "memlock": True}]}, "it is KiB, or 'unlimited'"),
+        ({"limits": [{"applies_to": "*", "nofile": "unlimited"}]}, "nobody can log in"),
+        ({"limits": [{"applies_to": "*", "nofile": 1048577}]}, "nobody can log in"),
+        ({"limits": [{"applies_to": "*", "nofile": 10}]}, "a number from 1024"),
         ({"users": [{"name": "root", "docker": "rootless"}]}, "root cannot have an engine"),
     ],
 )

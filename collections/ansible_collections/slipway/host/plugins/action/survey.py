@@ -29,8 +29,8 @@ from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str"},
-    "enabled": {"type": "bool"},
-    "settled": {"type": "bool", "default": False},
+    "compare": {"type": "bool"},
+    "expect_no_drift": {"type": "bool", "default": False},
 }
 GROUP = "slipway_drift"
 # Facts that differ between two questions belong to a host that is changing right now.
@@ -81,9 +81,9 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("; ".join(missing) + ". Nothing was changed.")
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
-        if arguments["settled"]:
+        if arguments["expect_no_drift"]:
             expect_no_drift(drift)
-        acting = [name for name in names if drift[name] or not arguments["enabled"]]
+        acting = [name for name in names if drift[name] or not arguments["compare"]]
         if acting:
             self._join_group(result)
         result.update(
@@ -103,10 +103,10 @@ class ActionModule(ActionBase):
         """Return the task's arguments; those not given come from variables."""
         given = {
             name: role_plans.evaluate(variable, variables[variable], self._templar.template)
-            for name, variable in (("roles", "slipway_roles"), ("enabled", "slipway_survey"))
+            for name, variable in (("roles", "slipway_roles"), ("compare", "slipway_survey"))
             if variable in variables
         }
-        self._task.args = {"enabled": True, **given, **self._task.args}
+        self._task.args = {"compare": True, **given, **self._task.args}
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         if arguments["roles"] is None:
             raise AnsibleActionFail(
@@ -182,11 +182,13 @@ class ActionModule(ActionBase):
         problems = list(roles.misspelt(variables, loaded))
         checked: set[str] = set()
         for role in loaded:
-            # What several roles inherit is wrong once.
-            given = [name for name in role.options if name in variables and name not in checked]
-            checked.update(given)
+            # Several roles can inherit the same option: check it once.
+            unchecked = [name for name in role.options if name not in checked]
+            checked.update(unchecked)
             template = self._template(role.name, variables, facts)
-            values = {name: role_plans.evaluate(name, variables[name], template) for name in given}
+            values, findings = role_plans.set_options(role, unchecked, variables, template)
+            role_plans.display_warnings(findings)
+            problems += findings.errors
             problems += roles.wrong(role, values) if values else []
         if problems:
             raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + ". Nothing was changed.")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.plugins.callback import CallbackBase
 from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
@@ -18,7 +19,7 @@ name: summary
 type: aggregate
 short_description: One table at the end of a run
 description:
-  - Prints for each host that was surveyed whether it was as declared, where it differed, and the
+  - Prints for each host that was surveyed whether it had drift, where it differed, and the
     addresses of its services.
   - Where C(SLIPWAY_REPORT) names a file, the same goes there as JSON, and nothing is printed.
 options:
@@ -77,7 +78,7 @@ class CallbackModule(CallbackBase):
         self.items: dict[tuple[str, str], str] = {}
 
     def _entry(self, host: str) -> dict[str, Any]:
-        fresh = {"status": "as declared", "differences": {}, "urls": {}, "notes": []}
+        fresh = {"state": report.NO_DRIFT, "differences": {}, "urls": {}, "notes": []}
         return self.report.setdefault(host, fresh)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
@@ -104,7 +105,7 @@ class CallbackModule(CallbackBase):
             entry["differences"] = answer["differences"]
             entry["urls"] = answer["urls"]
             if answer["differences"]:
-                entry["status"] = "drift"
+                entry["state"] = report.DRIFT
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
 
@@ -116,27 +117,28 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Take the first error of a host."""
         if not ignore_errors:
-            self._failed(result, "failed")
+            self._failed(result, report.FAILED)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Take why a host could not be reached."""
-        self._failed(result, "unreachable")
+        self._failed(result, report.UNREACHABLE)
 
-    def _failed(self, result: Any, status: str) -> None:
+    def _failed(self, result: Any, state: str) -> None:
         entry = self._entry(result.host.name)
-        entry["status"] = status
+        entry["state"] = state
         item = self.items.get((result.host.name, result.task._uuid))
         entry.setdefault("error", item or first_line(result.result))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
         for host, entry in self.report.items():
-            # Also of a host that was as declared: an upgrade changes what it had.
-            if entry["status"] in ("drift", "as declared") and stats.summarize(host)["changed"]:
-                entry["status"] = "changed"
+            # A host without drift can change as well, by an upgrade.
+            surveyed = entry["state"] in (report.DRIFT, report.NO_DRIFT)
+            if surveyed and stats.summarize(host)["changed"]:
+                entry["state"] = report.WOULD_CHANGE if in_check_mode() else report.CHANGED
         file = self.get_option("report")
         if file:
-            Path(file).write_text(json.dumps(self.report), encoding="utf-8")
+            Path(file).write_text(json.dumps(report.with_old_status(self.report)), encoding="utf-8")
         elif self.report:
             self._display.display("\n" + report.summary(self.report))
         if self.no_hosts:
@@ -147,6 +149,11 @@ class CallbackModule(CallbackBase):
         if self.no_hosts or not all(self.had_tasks.values()):
             # For Ansible that is success, and a script with a wrong -i or --tags would not notice.
             raise SystemExit(1)
+
+
+def in_check_mode() -> bool:
+    """Return whether the run only predicts changes."""
+    return bool(context.CLIARGS.get("check"))
 
 
 def first_line(result: Mapping[str, Any]) -> str:

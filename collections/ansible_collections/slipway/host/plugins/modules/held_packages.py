@@ -53,14 +53,14 @@ options:
     description: Refresh the package index first, because a source was added.
     type: bool
     default: false
-  version_gone:
+  version_fallback:
     description:
       - What happens where no source has a wanted version any more. V(newest) takes the newest of
-        the whole set that the sources have; V(fail) changes nothing.
+        the whole set that the sources have; V(none) changes nothing.
       - Nothing is changed either where the wanted version is newer than what the sources have.
     type: str
-    choices: [fail, newest]
-    default: fail
+    choices: [none, newest]
+    default: none
   lock_timeout:
     description: Seconds to wait for another apt or dpkg, such as a first boot's upgrades.
     type: int
@@ -130,7 +130,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         },
     },
     "refresh": {"type": "bool", "default": False},
-    "version_gone": {"type": "str", "choices": ["fail", "newest"], "default": "fail"},
+    "version_fallback": {"type": "str", "choices": ["none", "newest"], "default": "none"},
     "lock_timeout": {"type": "int", "default": 300},
 }
 
@@ -159,7 +159,7 @@ def change(apt: Apt, module: AnsibleModule, known: Mapping[str, changes.Known]) 
         actions.install += apt.known(actions.optional)
         actions.install += apt.followers(wanted, known)
     for command in changes.commands(actions):
-        if gone := apt.change(command, module.params["version_gone"]):
+        if gone := apt.change(command, module.params["version_fallback"]):
             actions.install = changes.newest(wanted, known)
             apt.change(changes.commands(actions)[0])
             apt.notes.append(f"no source has version {', '.join(gone)}: took the newest instead")

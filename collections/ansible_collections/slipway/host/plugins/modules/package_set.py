@@ -14,23 +14,23 @@ description:
   - Before the first change everything is fetched, room is made sure of, and the packages that are
     there now are kept beside the record, since archives drop old versions. They are taken from
     apt's cache, or else fetched from the archive; which of them nobody has any more is told.
-  - The record stands in C(/var/lib/slipway/upgrade). It stays open until O(state=proven); an
+  - The record stands in C(/var/lib/slipway/upgrade). It stays open until O(state=verified); an
     upgrade that failed and is run again adds to it.
   - Nothing outside the set is removed. Where that cannot be avoided, nothing is changed.
 options:
   state:
     description:
-      - V(newest) upgrades O(packages) and records the way back.
-      - V(proven) closes the record, so that the next upgrade begins a new one.
-      - V(previous) returns to the set that is recorded.
-      - V(forgotten) drops what the record has of O(role), and the packages kept for it.
+      - V(upgraded) upgrades O(packages) and records the way back.
+      - V(verified) closes the record, so that the next upgrade begins a new one.
+      - V(rolled_back) returns to the set that is recorded.
+      - V(unrecorded) drops what the record has of O(role), and the packages kept for it.
     type: str
-    choices: [newest, proven, previous, forgotten]
+    choices: [upgraded, verified, rolled_back, unrecorded]
     required: true
   role:
     description:
-      - Whose set it is; needed where O(state) is V(newest) or V(forgotten). Where it is
-        V(previous), the role that O(gpus_free) is about.
+      - Whose set it is; needed where O(state) is V(upgraded) or V(unrecorded). Where it
+        is V(rolled_back), the role that O(gpus_free) is about.
     type: str
   packages:
     description:
@@ -81,11 +81,11 @@ options:
       hold:
         description: Whether the package is held.
         type: bool
-  version_gone:
+  version_fallback:
     description: As in M(slipway.host.held_packages).
     type: str
-    choices: [fail, newest]
-    default: fail
+    choices: [none, newest]
+    default: none
   gpus_free:
     description:
       - Change nothing while a process other than the driver's own daemons holds a GPU, because the
@@ -111,7 +111,7 @@ author:
 EXAMPLES = r"""
 - name: Upgrade the engine
   slipway.host.package_set:
-    state: newest
+    state: upgraded
     role: docker_engine
     packages:
       - {name: docker.io, hold: true}
@@ -119,11 +119,11 @@ EXAMPLES = r"""
 
 - name: Mark the upgrade as verified
   slipway.host.package_set:
-    state: proven
+    state: verified
 
 - name: Go back
   slipway.host.package_set:
-    state: previous
+    state: rolled_back
 """
 
 RETURN = r"""
@@ -159,7 +159,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptErr
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {
         "type": "str",
-        "choices": ["newest", "proven", "previous", "forgotten"],
+        "choices": ["upgraded", "verified", "rolled_back", "unrecorded"],
         "required": True,
     },
     "role": {"type": "str"},
@@ -183,7 +183,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "default": [],
         "options": {"name": {"type": "str", "required": True}, "hold": {"type": "bool"}},
     },
-    "version_gone": {"type": "str", "choices": ["fail", "newest"], "default": "fail"},
+    "version_fallback": {"type": "str", "choices": ["none", "newest"], "default": "none"},
     "gpus_free": {"type": "bool", "default": False},
     "lock_timeout": {"type": "int", "default": 300},
 }
@@ -191,13 +191,13 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 def run(packages: PackageSet, parameters: dict[str, Any]) -> Result:
     """Do what O(state) says."""
-    if parameters["state"] == "newest":
-        role, gone = parameters["role"], parameters["version_gone"]
+    if parameters["state"] == "upgraded":
+        role, gone = parameters["role"], parameters["version_fallback"]
         sets = (parameters["first"], parameters["packages"])
         return combined([packages.upgrade(role, one, gone) for one in sets if one])
-    if parameters["state"] == "previous":
+    if parameters["state"] == "rolled_back":
         return packages.go_back(parameters["role"])
-    if parameters["state"] == "forgotten":
+    if parameters["state"] == "unrecorded":
         return packages.forget(parameters["role"])
     return packages.prove()
 
@@ -207,7 +207,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENT_SPEC,
         supports_check_mode=True,
-        required_if=[("state", "newest", ["role"]), ("state", "forgotten", ["role"])],
+        required_if=[("state", "upgraded", ["role"]), ("state", "unrecorded", ["role"])],
     )
     packages = PackageSet(module, module.params["lock_timeout"], module.params["gpus_free"])
     try:

@@ -232,8 +232,8 @@ def up(module: AnsibleModule, project: Project) -> None:
         # Most often an image that a project stands on and that nobody asked to be built.
         if missing := re.search(r"No such image: (\S+)", err):
             raise ProjectError(
-                f"project {name}: the host has no image {missing[1]}; add it to ml_images_names, "
-                "or take the project off ml_services_projects"
+                f"project {name}: the host has no image {missing[1]}; add it to ml_images_present, "
+                "or take the project off ml_services_instances"
             )
         _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
         why = (err or out).strip()[-800:]

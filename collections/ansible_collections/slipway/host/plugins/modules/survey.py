@@ -22,12 +22,12 @@ options:
       - By default those of the variable C(slipway_roles).
     type: list
     elements: str
-  enabled:
+  compare:
     description:
       - When false, every role counts as drifted, so that the roles themselves decide.
       - By default the variable C(slipway_survey), and true where there is none.
     type: bool
-  settled:
+  expect_no_drift:
     description: Fail where anything differs, because the roles have just run.
     type: bool
     default: false

@@ -9,18 +9,21 @@ the role's own tasks (lookup ``slipway.host.role_plan``) both reach it here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.slipway.host.plugins.plugin_utils import roles
+from ansible.utils.display import Display
+from ansible_collections.slipway.host.plugins.plugin_utils import old_names, roles
 
 PACKAGE = "ansible_collections.slipway.host.plugins.module_utils.roles"
 Vars = roles.Vars
 Template = Callable[[Any], Any]
+
+display = Display()
 
 
 def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any) -> Vars:
@@ -34,7 +37,8 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     module = load_module(name)
     options = read_options(role, variables, template)
     for shared in getattr(module, "SHARED_OPTIONS", ()):
-        options[shared] = evaluate(shared, variables.get(shared), template)
+        owner = roles.load(roles.owner(shared))
+        options[shared] = accept_set_options(owner, [shared], variables, template).get(shared)
     address = variables.get("ansible_host") or variables.get("inventory_hostname", "localhost")
     known = {
         **(facts or {}),
@@ -75,12 +79,46 @@ def read_options(role: roles.Role, variables: Mapping[str, Any], template: Templ
     evaluated or has the wrong type.
     """
     defaults = _plain_defaults(role)
-    given = {
-        name: evaluate(name, variables.get(name, role.defaults.get(name)), template)
-        for name in role.options
-        if name in variables or name not in defaults
-    }
+    given = accept_set_options(role, role.options, variables, template)
+    for name in role.options:
+        if name not in given and name not in defaults:
+            given[name] = evaluate(name, role.defaults.get(name), template)
     return {**defaults, **_converted(role, given)}
+
+
+def accept_set_options(
+    role: roles.Role, names: Iterable[str], variables: Mapping[str, Any], template: Template
+) -> Vars:
+    """Return what `set_options` does, display its warnings and raise its errors."""
+    values, findings = set_options(role, names, variables, template)
+    if findings.errors:
+        raise AnsibleActionFail(f"{'; '.join(findings.errors)}. Nothing was changed.")
+    display_warnings(findings)
+    return values
+
+
+def display_warnings(findings: old_names.Findings) -> None:
+    """Display each warning; Ansible displays equal warnings once in a run."""
+    for warning in dict.fromkeys(findings.warnings):
+        display.warning(warning)
+
+
+def set_options(
+    role: roles.Role, names: Iterable[str], variables: Mapping[str, Any], template: Template
+) -> tuple[Vars, old_names.Findings]:
+    """Return the values of those options NAMES of a role that VARIABLES set, by their new names.
+
+    The values are evaluated, not converted. The findings are about old names in use.
+    """
+    findings = old_names.Findings()
+    values: Vars = {}
+    for name in names:
+        option = role.options[name]
+        set_name = old_names.find_set_name(name, option, variables, role.defaults, findings)
+        if set_name is not None:
+            value = evaluate(set_name, variables[set_name], template)
+            values[name] = old_names.to_new_name(name, set_name, option, value, findings)
+    return values, findings
 
 
 @cache

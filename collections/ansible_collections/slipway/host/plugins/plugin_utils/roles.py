@@ -17,6 +17,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import UnsupportedError
 from ansible.parsing.dataloader import DataLoader
+from ansible_collections.slipway.host.plugins.plugin_utils import old_names
 
 Vars = dict[str, Any]
 
@@ -82,6 +83,12 @@ def all_names() -> list[str]:
     return sorted(file.parent.parent.name for file in found)
 
 
+@cache
+def owner(option: str) -> str:
+    """Return the role that declares an option: the one with whose name the option begins."""
+    return max((name for name in all_names() if option.startswith(f"{name}_")), key=len)
+
+
 def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
     """Yield a sentence for each of VARIABLES that is named like a role's but is none of its own.
 
@@ -92,20 +99,21 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
     for role in list(owners.values()):
         owners.update({need: load(need) for need in role.dependencies})
     prefixes = tuple(f"{role}_" for role in owners)
-    options = [option for role in owners.values() for option in role.options]
+    accepted = {name: old_names.new_names(role.options) for name, role in owners.items()}
+    new_names = {old: new for names in accepted.values() for old, new in names.items()}
     beginnings = tuple({prefix[:2] for prefix in prefixes})
     for name in sorted(name for name in variables if name.startswith(beginnings)):
         if not name.startswith(prefixes):
             # As near as one or two letters; who has such a name for something else is rare.
-            if near := difflib.get_close_matches(name, options, n=1, cutoff=0.92):
-                yield f"no role has a variable {name}; did you mean {near[0]}"
+            if near := difflib.get_close_matches(name, new_names, n=1, cutoff=0.92):
+                yield f"no role has a variable {name}; did you mean {new_names[near[0]]}"
             continue
         owner = max((role for role in owners if name.startswith(f"{role}_")), key=len)
-        if name in owners[owner].options:
+        if name in accepted[owner]:
             continue
-        near = difflib.get_close_matches(name, owners[owner].options, n=1)
+        near = difflib.get_close_matches(name, accepted[owner], n=1)
         known = ", ".join(sorted(owners[owner].options))
-        hint = f"did you mean {near[0]}" if near else f"it has {known}"
+        hint = f"did you mean {new_names[near[0]]}" if near else f"it has {known}"
         yield f"role {owner} has no variable {name}; {hint}"
 
 

@@ -243,12 +243,12 @@ class Apt:
         return status, output
 
     def change(
-        self, command: Sequence[str], version_gone: str = "fail", doing: str = ""
+        self, command: Sequence[str], version_fallback: str = "none", doing: str = ""
     ) -> list[str]:
         """Run a changing COMMAND, as :meth:`attempt` does; raise AptError where it fails.
 
         DOING is what it does, in words; without them, the command's own are told.  Return the
-        wanted versions that no source has, where VERSION_GONE says that this is no failure.
+        wanted versions that no source has, where VERSION_FALLBACK says that this is no failure.
         """
         status, output = self.attempt(command)
         if status == 0:
@@ -264,7 +264,7 @@ class Apt:
                 + " ".join(unread)
             )
         self.refuse_unborn(command, gone)
-        if version_gone == "fail":
+        if version_fallback == "none":
             raise AptError(
                 f"no source has version {versions} any more; nothing was changed. Name another one."
             )

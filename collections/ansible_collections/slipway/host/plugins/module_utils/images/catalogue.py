@@ -47,6 +47,8 @@ class Catalogue:
     images: Mapping[str, Image]
     torch_lock: str | None = field(default=None, repr=False)
     """The text of TORCH_LOCK where that file exists."""
+    warnings: tuple[str, ...] = ()
+    """A sentence for each old key in an image.yml."""
 
     def lineage(self, name: str) -> list[Image]:
         """Return an image and the images below it, itself first; raise CatalogueError for none."""
@@ -94,8 +96,8 @@ class Catalogue:
         image = self._find_image(name)
         if not isinstance(args, Mapping):
             raise CatalogueError(
-                f"ml_catalogue_args: {name} is {args!r}; expected a mapping of build arguments. "
-                "Write ARGUMENT: VALUE below the image's name."
+                f"ml_catalogue_build_args: {name} is {args!r}; expected a mapping of build "
+                "arguments. Write ARGUMENT: VALUE below the image's name."
             )
         for arg, value in args.items():
             if arg not in image.settings["args"]:
@@ -103,8 +105,8 @@ class Catalogue:
                 raise CatalogueError(describe_unknown(what, arg, image.settings["args"]))
             if not isinstance(value, str) or not value or "\n" in value:
                 raise CatalogueError(
-                    f"ml_catalogue_args: {name}.{arg} is {value!r}; expected text on one line. "
-                    "Change the value, in quotes."
+                    f"ml_catalogue_build_args: {name}.{arg} is {value!r}; expected text on one "
+                    "line. Change the value, in quotes."
                 )
         return args
 
@@ -117,8 +119,9 @@ def load_catalogue(folder: Path, check_locks: bool = True) -> Catalogue:
     are about to be made.
     """
     default_base, bases = read_bases(folder)
-    images = read_images(folder, bases)
+    warnings: list[str] = []
+    images = read_images(folder, bases, warnings)
     check_images(images, check_locks)
     torch_lock = folder / TORCH_LOCK
     text = torch_lock.read_text(encoding="utf-8") if torch_lock.exists() else None
-    return Catalogue(folder, default_base, bases, images, text)
+    return Catalogue(folder, default_base, bases, images, text, tuple(warnings))

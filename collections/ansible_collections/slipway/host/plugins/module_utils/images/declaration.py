@@ -37,6 +37,10 @@ _TYPE_NAMES: Mapping[str, str] = {
 }
 
 
+# The first version that does not accept keys with `renamedTo` (decision 0035).
+OLD_KEYS_UNTIL = "0.3"
+
+
 class DeclarationError(ValueError):
     """A declaration that cannot be used. The text names the file, the key and what is allowed."""
 
@@ -68,9 +72,10 @@ def suggest(word: str, known_words: Iterable[str]) -> str:
     return f"Did you mean {matches[0]!r}?" if matches else ""
 
 
-def load(path: Path, schema: Schema) -> dict[str, Any]:
+def load(path: Path, schema: Schema, warnings: list[str] | None = None) -> dict[str, Any]:
     """Read a YAML mapping and validate it; the schema's defaults are not filled in.
 
+    An old key, declared in the schema with `renamedTo`, gets its new name and adds to `warnings`.
     Raise DeclarationError for a file that cannot be read or is not YAML, for a duplicate key, and
     for everything the schema forbids.  The error lists all problems, each with its line.
     """
@@ -85,13 +90,60 @@ def load(path: Path, schema: Schema) -> dict[str, Any]:
         raise DeclarationError(f"{path}:{line}: invalid YAML: {error.problem}.") from error
     except yaml.YAMLError as error:
         raise DeclarationError(f"{path}: invalid YAML: {error}.") from error
-    located = [(_line(node, problem.path), problem) for problem in validate(document, schema)]
+    renamed: list[KeyPath] = []
+    conflicts: list[Problem] = []
+    document = _rename_old_keys(document, schema, schema, (), renamed, conflicts)
+    problems = [*conflicts, *validate(document, schema)]
+    located = [(_line(node, problem.path), problem) for problem in problems]
     if located:
         located.sort(key=lambda entry: entry[0])
         raise DeclarationError("\n".join(f"{path}:{line}: {problem}" for line, problem in located))
     if not isinstance(document, dict):
         raise DeclarationError(f"{path}:1: {_describe(document)}; expected a mapping.")
+    if warnings is not None:
+        warnings += [
+            f"{path}:{_line(node, key)}: {key_path(key)} is now named "
+            f"{_rule_at(schema, key)['renamedTo']}. The old name is accepted until version "
+            f"{OLD_KEYS_UNTIL}."
+            for key in renamed
+        ]
     return dict(document)
+
+
+def _rename_old_keys(
+    value: Any,
+    schema: Schema,
+    root: Schema,
+    path: KeyPath,
+    renamed: list[KeyPath],
+    conflicts: list[Problem],
+) -> Any:
+    """Return a value with new names for its old keys; add the old keys to `renamed`.
+
+    A mapping with the old and the new key adds a problem to `conflicts`.
+    """
+    rule = _resolve(schema, root) if isinstance(schema, Mapping) else {}
+    if isinstance(value, list):
+        items = rule.get("items", {})
+        return [
+            _rename_old_keys(entry, items, root, (*path, index), renamed, conflicts)
+            for index, entry in enumerate(value)
+        ]
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for key, entry in value.items():
+        inner = rule.get("properties", {}).get(key, rule.get("additionalProperties", {}))
+        new_key = inner.get("renamedTo", key) if isinstance(inner, Mapping) else key
+        inner_path = (*path, str(key))
+        if new_key != key:
+            if new_key in value:
+                found = f"set beside {new_key}, its new name"
+                conflicts.append(Problem(inner_path, found, f"only {new_key}", f"Remove {key}."))
+                continue
+            renamed.append(inner_path)
+        result[new_key] = _rename_old_keys(entry, inner, root, inner_path, renamed, conflicts)
+    return result
 
 
 def validate(document: Any, schema: Schema) -> Iterator[Problem]:
@@ -185,7 +237,7 @@ def _problems(error: ValidationError, schema: Schema) -> Iterator[Problem]:
         known = rule.get("properties", {})
         for key in [key for key in value if key not in known]:
             remedy = suggest(str(key), known) or "Rename or remove the key."
-            names = ", ".join(sorted(known))
+            names = ", ".join(sorted(k for k, rule in known.items() if "renamedTo" not in rule))
             yield Problem((*path, str(key)), "unknown key", f"one of: {names}", remedy)
     elif error.validator == "required":
         # jsonschema reports each missing key on its own, and names the key only in the message.

@@ -73,11 +73,20 @@ def _store(file: Path, text: str) -> None:
         return
 
 
-def _load(file: Path) -> list[Planned] | None:
+@dataclass(frozen=True)
+class _Entry:
+    """A cache entry: images, and warnings about the catalogue that each run displays."""
+
+    images: list[Planned]
+    warnings: list[str]
+
+
+def _load(file: Path) -> _Entry | None:
     """Return a cache entry, None for an entry that is missing or cannot be read."""
     try:
-        return [Planned(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return _Entry([Planned(**image) for image in stored["images"]], stored["warnings"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -102,22 +111,32 @@ def planned(
     path = Path(folder).resolve()
     request = json.dumps([fingerprint(path), list(names), variant, base, args], sort_keys=True)
     file = _cache_folder() / f"{hashlib.sha256(request.encode()).hexdigest()}.json"
-    images = _load(file)
-    if images is None:
+    entry = _load(file)
+    if entry is None:
         with _lock(file):
-            images = _load(file)
-            if images is None:
-                images = _read_images(path, names, variant, base, args)
-                _store(file, json.dumps([asdict(image) for image in images]))
-    return images
+            entry = _load(file)
+            if entry is None:
+                entry = _read_images(path, names, variant, base, args)
+                _store(file, json.dumps(asdict(entry)))
+    _display(entry.warnings)
+    return entry.images
 
 
-def _read_images(
-    path: Path, names: Sequence[str], variant: str, base: str, args: Args
-) -> list[Planned]:
+def _display(warnings: Sequence[str]) -> None:
+    """Display warnings; Ansible displays equal warnings once in a run."""
+    if warnings:
+        from ansible.utils.display import Display
+
+        for warning in warnings:
+            Display().warning(warning)
+
+
+def _read_images(path: Path, names: Sequence[str], variant: str, base: str, args: Args) -> _Entry:
     """Read the catalogue and return the images."""
     # Imported late: not needed with an entry in the cache.
     from ansible_collections.slipway.host.plugins.module_utils.images import catalogue
 
-    builds = catalogue.load_catalogue(path).builds(names, variant, base, args)
-    return [Planned(b.name, b.variant, b.reference, b.digest, dict(b.image)) for b in builds]
+    loaded = catalogue.load_catalogue(path)
+    builds = loaded.builds(names, variant, base, args)
+    images = [Planned(b.name, b.variant, b.reference, b.digest, dict(b.image)) for b in builds]
+    return _Entry(images, list(loaded.warnings))

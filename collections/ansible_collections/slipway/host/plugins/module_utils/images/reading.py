@@ -48,10 +48,15 @@ def read_bases(folder: Path) -> tuple[str, dict[str, Base]]:
     return document["default"], bases
 
 
-def read_images(folder: Path, bases: Iterable[str]) -> dict[str, Image]:
-    """Return the images of all folders below the catalogue's folder, by name."""
+def read_images(
+    folder: Path, bases: Iterable[str], warnings: list[str] | None = None
+) -> dict[str, Image]:
+    """Return the images of all folders below the catalogue's folder, by name.
+
+    Add a sentence to `warnings` for each old key.
+    """
     schema = _read_schema(folder / "image.schema.json")
-    declarations = _load_declarations(folder, schema)
+    declarations = _load_declarations(folder, schema, warnings)
     for name, declaration in declarations.items():
         _check_base(folder / name / "image.yml", name, declaration, {*bases}, declarations)
     return {
@@ -85,7 +90,9 @@ def _base(name: str, declared: Mapping[str, Any]) -> Base:
     )
 
 
-def _load_declarations(folder: Path, schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _load_declarations(
+    folder: Path, schema: Mapping[str, Any], warnings: list[str] | None
+) -> dict[str, dict[str, Any]]:
     declarations = {}
     name_rule = schema["$defs"]["name"]
     for entry in sorted(folder.iterdir()):
@@ -101,7 +108,7 @@ def _load_declarations(folder: Path, schema: Mapping[str, Any]) -> dict[str, dic
                 f"{entry}: image.yml is missing; every folder of the catalogue is an image. "
                 "Add image.yml, or begin the folder's name with an underscore."
             )
-        declarations[entry.name] = load(entry / "image.yml", schema)
+        declarations[entry.name] = load(entry / "image.yml", schema, warnings)
     return declarations
 
 

@@ -172,7 +172,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     ]
     keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
     toolkit_removed = options["nvidia_container_toolkit_state"] == "absent"
-    wants_gpus = options["docker_engine_nvidia"] and not toolkit_removed
+    wants_gpus = options["docker_engine_gpu_access"] and not toolkit_removed
     for_gpus = _toolkit.engine_settings(facts) if wants_gpus else {}
     return {
         "source": chosen,

@@ -31,7 +31,7 @@ FISH_COMPLETION = "/etc/fish/conf.d/slipway.fish"
 
 PACKAGES = ("bash-completion", "zstd")
 # Options of other roles that the plan reads.
-SHARED_OPTIONS = ("ml_data_disks", "ml_images_names")
+SHARED_OPTIONS = ("ml_data_disks", "ml_images_present")
 
 # Names that a shell or a script takes for something else: the words and builtins of bash, zsh and
 # fish, the utilities of POSIX, and what scripts call whether or not it is installed here.

@@ -45,12 +45,12 @@ def choose_build(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Build:
     if base == AUTO:
         base = BASES.get(facts["distribution"], DEFAULT_BASE)
     folder = options["ml_catalogue_folder"] or f"{facts['role_path']}/../../images"
-    return Build(str(folder), variant, base, options["ml_catalogue_args"])
+    return Build(str(folder), variant, base, options["ml_catalogue_build_args"])
 
 
 def image_names(options: Mapping[str, Any]) -> list[str]:
     """Return the names of the images that a host holds."""
-    names = options["ml_images_names"]
+    names = options["ml_images_present"]
     return list(options["ml_catalogue_images"] if names is None else names)
 
 

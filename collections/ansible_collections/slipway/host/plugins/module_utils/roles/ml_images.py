@@ -24,6 +24,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         "catalogue": build.catalogue,
         "variant": build.variant,
         "base": build.base,
+        "args": build.args,
         "owned": {
             "images": [{"reference": image.reference, "digest": image.digest} for image in images]
         },

@@ -43,7 +43,7 @@ __all__ = ["Host", "Project", "ServiceError", "plan"]
 # The image that runs as a service where nobody declares projects.
 DEFAULT = "iris-api"
 # Options of other roles that the plan reads.
-SHARED_OPTIONS = ("ml_images_names",)
+SHARED_OPTIONS = ("ml_images_present",)
 OWNED = ("files", "folders", "secrets", "mounts", "projects")
 
 
@@ -63,13 +63,13 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         projects.append(Project(declared, build.images([image])[-1], arguments))
     reserves = any(project.declared.get("gpus") for project in projects)
     gpus = _gpus(facts, options["ml_services_share_gpus"]) if reserves else services_gpus.Gpus()
-    host = Host(facts.get("address", "localhost"), options["ml_services_publish"], gpus)
+    host = Host(facts.get("address", "localhost"), options["ml_services_bind_address"], gpus)
     return assemble_projects(projects, host)
 
 
 def _declared(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the declared projects; by default iris-api, where the host holds that image."""
-    projects: Sequence[Mapping[str, Any]] | None = options["ml_services_projects"]
+    projects: Sequence[Mapping[str, Any]] | None = options["ml_services_instances"]
     if projects is not None:
         return projects
     return [{"name": DEFAULT} for name in ml_catalogue.image_names(options) if name == DEFAULT]

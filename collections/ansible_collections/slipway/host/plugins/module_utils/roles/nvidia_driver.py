@@ -141,6 +141,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     if options["nvidia_driver_state"] == "absent":
         return _removal(present, host)
     source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
+    fallback = options["nvidia_driver_version_fallback"]
     hold, hold_kernel = options["nvidia_driver_hold"], options["nvidia_driver_hold_kernel"]
     try:
         wanted = _wanted(host, options)
@@ -157,7 +158,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         where = _repository(facts, host, decision, options["nvidia_driver_repository"])
     except _Refused as problem:
         return _result(Decision(False, str(problem)), refused=[str(problem).rstrip(".")])
-    chosen = _set_version(decision, present, version, options["nvidia_driver_version_gone"])
+    chosen = _set_version(decision, present, version, fallback)
     packages = [
         *_packages(decision, present, chosen, chosen == version, hold),
         *(
@@ -209,6 +210,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         managed=True,
         first=pin,
         newest=_newest(packages, version),
+        version_fallback=fallback,
         key_url=where.key_url if where else "",
     )
 
@@ -221,6 +223,7 @@ def _result(
     refused: Iterable[str] = (),
     first: Iterable[Mapping[str, Any]] = (),
     newest: Iterable[Mapping[str, Any]] = (),
+    version_fallback: str = "none",
     key_url: str = "",
 ) -> dict[str, Any]:
     return {
@@ -234,6 +237,7 @@ def _result(
         "key_url": key_url,
         "first": list(first),
         "newest": list(newest),
+        "version_fallback": version_fallback,
         "owned": dict(owned or {"refused": list(refused)}),
     }
 

@@ -124,7 +124,7 @@ def _is_systems(path: str) -> bool:
 
 
 def _check_limit(limit: Entry) -> None:
-    who = limit["who"]
+    who = limit["applies_to"]
     if who != "*" and not NAME.match(who.removeprefix("@")):
         raise UserAccessError(
             f"the limits of '{who}' are of nobody: name a user, a group as '@lab', or everybody "
@@ -196,7 +196,7 @@ def _shared_folder(entry: Entry) -> dict[str, Any]:
 
 def _limits_file(limits: Sequence[Entry]) -> dict[str, Any]:
     set_limits = [
-        (limit["who"], what, limit[what])
+        (limit["applies_to"], what, limit[what])
         for limit in limits
         for what in ("memlock", "nofile")
         if limit.get(what) is not None
@@ -244,7 +244,7 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
     are the role's options. Raise UserAccessError for a declaration that cannot be applied.
     """
     users, groups = options["user_access_users"], options["user_access_groups"]
-    shared, limits = options["user_access_shared"], options["user_access_limits"]
+    shared, limits = options["user_access_shared_folders"], options["user_access_limits"]
     _check_names("user", users)
     _check_names("group", groups)
     for user in users:

@@ -51,7 +51,7 @@ def compose_service(
     }
     environment = {
         **image_service["environment"],
-        **{secret.variable: f"{SECRETS_INSIDE}/{secret.name}" for secret in secrets},
+        **{secret.path_variable: f"{SECRETS_INSIDE}/{secret.name}" for secret in secrets},
         **(declared.get("environment") or {}),
     }
     optional: dict[str, Any] = {

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A project of ``ml_services_projects`` with its image, and the checks of its declaration."""
+"""A project of ``ml_services_instances`` with its image, and the checks of its declaration."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Host:
     """The host's part: its name for others, the address that ports are bound to, its GPUs."""
 
     name: str = "localhost"
-    publish: str = "127.0.0.1"
+    bind_address: str = "127.0.0.1"
     gpus: services_gpus.Gpus = field(default_factory=services_gpus.Gpus)
 
 
 @dataclass(frozen=True)
 class Project:
-    """An entry of ``ml_services_projects``, with its image as the host should hold it.
+    """An entry of ``ml_services_instances``, with its image as the host should hold it.
 
     args: the names of the build arguments that this host sets for any image.
     """
@@ -126,5 +126,5 @@ def check_project(project: Project) -> None:
         if arg not in project.args:
             raise project.error(
                 f"the service of image {project.build.name} needs build argument {arg}; expected a "
-                "value in ml_catalogue_args. Set it there."
+                "value in ml_catalogue_build_args. Set it there."
             )

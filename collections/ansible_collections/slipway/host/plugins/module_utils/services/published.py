@@ -52,13 +52,13 @@ def published_ports(project: Project, host: Host) -> list[PublishedPort]:
 
 
 def _bind_address(project: Project, host: Host) -> str:
-    address = project.declared.get("publish") or host.publish
+    address = project.declared.get("bind_address") or host.bind_address
     try:
         # In brackets, as compose wants addresses with colons of their own.
         form = "[{}]" if ipaddress.ip_address(address.strip("[]")).version == 6 else "{}"
     except ValueError:
         raise project.error(
-            f"publish: {address!r}; expected an address of the host, such as 127.0.0.1, or "
+            f"bind_address: {address!r}; expected an address of the host, such as 127.0.0.1, or "
             "0.0.0.0. Change the address."
         ) from None
     return form.format(address.strip("[]"))

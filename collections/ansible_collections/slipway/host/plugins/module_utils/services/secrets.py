@@ -28,7 +28,7 @@ class Secret:
 
     name: str
     path: str
-    variable: str
+    path_variable: str
     origin: Mapping[str, str]
 
 
@@ -46,12 +46,12 @@ def project_secrets(project: Project) -> list[Secret]:
         if name not in provided and declared[name]["otherwise"] == "omitted":
             continue
         entry = provided.get(name, {})
-        variable = entry.get("variable") or declared.get(name, {}).get("variable")
-        if not variable:
+        path_variable = entry.get("path_variable") or declared.get(name, {}).get("path_variable")
+        if not path_variable:
             raise project.error(
                 f"secret {name} is not declared by image {project.build.name}; expected the key "
-                "variable: the environment variable with the path of the secret's file. "
-                + (suggest(name, declared) or "Add variable.")
+                "path_variable: the environment variable with the path of the secret's file. "
+                + (suggest(name, declared) or "Add path_variable.")
             )
         if not SECRET_NAME.fullmatch(name):
             raise project.error(
@@ -59,7 +59,7 @@ def project_secrets(project: Project) -> list[Secret]:
                 "Rename the secret."
             )
         path = f"{project.folder}/{SECRETS_FOLDER}/{name}"
-        secrets.append(Secret(name, path, variable, _origin(project, name, entry)))
+        secrets.append(Secret(name, path, path_variable, _origin(project, name, entry)))
     return secrets
 
 

@@ -174,9 +174,9 @@ def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: A
     if answer["engine"] and not built:
         return []
     return [
-        f"project {project['name']} needs the image {reference}, which the host does not have as "
-        "it is declared: add it to ml_images_names, load it, or take the project off "
-        "ml_services_projects"
+        f"ml_services_instances: service {project['name']} needs image {reference}, which is "
+        "missing or outdated on this host. Add it to ml_images_present, load it, or remove the "
+        "service"
         for owned in statements
         for project in owned.get("projects", ())
         for service in project["services"]

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a run found and did, as data, and the tables that a person reads.
 
-A report is a mapping of host name to a mapping with ``status`` (``as declared``, ``drift``,
-``changed``, ``failed`` or ``unreachable``), ``differences`` (role to a list of mappings with kind,
-name, found and expected), ``urls`` (service to address), ``notes`` (lines) and ``error``.
+A report is a mapping of host name to a mapping with ``state`` (``no_drift``, ``drift``,
+``changed``, ``would_change`` in check mode, ``failed`` or ``unreachable``), ``differences`` (role
+to a list of mappings with kind, name, found and expected), ``urls`` (service to address), ``notes``
+(lines) and ``error``. Until version 0.3 it also has ``status``, with the old names of the states.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Report = Mapping[str, Mapping[str, Any]]
+
+NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
+FAILED, UNREACHABLE = "failed", "unreachable"
+OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
 
 # What an address begins with that nobody but the host can reach.
 LOOPBACK = ("//127.", "//[::1]")
@@ -29,6 +34,19 @@ def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
     )
 
 
+def with_old_status(report: Report) -> dict[str, dict[str, Any]]:
+    """Return a report that also has the key ``status``, which version 0.3 removes."""
+    return {
+        host: {**entry, "status": OLD_STATES.get(entry["state"], entry["state"])}
+        for host, entry in report.items()
+    }
+
+
+def _phrase(state: str) -> str:
+    """Return a state as tables show it."""
+    return state.replace("_", " ")
+
+
 def _why(differences: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[tuple[str, str]]:
     for role, found in differences.items():
         for one in found:
@@ -40,10 +58,10 @@ def plan(report: Report) -> str:
     rows: list[tuple[str, str, str]] = []
     for host, entry in sorted(report.items()):
         if entry.get("error"):
-            rows.append((host, entry["status"], entry["error"]))
+            rows.append((host, _phrase(entry["state"]), entry["error"]))
             continue
         found = [(host, role, why) for role, why in _why(entry["differences"])]
-        rows.extend(found or [(host, "-", "as declared")])
+        rows.extend(found or [(host, "-", _phrase(NO_DRIFT))])
     return table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
 
 
@@ -53,7 +71,7 @@ def summary(report: Report) -> str:
     after = []
     for host, entry in sorted(report.items()):
         counts = ", ".join(f"{role} ({len(found)})" for role, found in entry["differences"].items())
-        rows.append((host, entry["status"], entry.get("error") or counts or "-"))
+        rows.append((host, _phrase(entry["state"]), entry.get("error") or counts or "-"))
         after += [f"{host}: {note}" for note in entry["notes"]]
         after += [
             f"{service}: {url}"
@@ -65,7 +83,7 @@ def summary(report: Report) -> str:
 
 def exit_status(report: Report) -> int:
     """Return 1 where a host could not be surveyed, else 2 where one has drift, else 0."""
-    if any(entry["status"] in ("failed", "unreachable") for entry in report.values()):
+    if any(entry["state"] in (FAILED, UNREACHABLE) for entry in report.values()):
         return EXIT_ERROR
     if any(entry["differences"] for entry in report.values()):
         return EXIT_DRIFT
