@@ -160,7 +160,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "an impossible choice": ({"ml_catalogue_variant": "xpu"}, "must be one of: auto, cpu, gpu"),
     "a service without its image": (
         {"ml_services_instances": [{"name": "tensorboard"}]},
-        "project tensorboard needs the image slipway/tensorboard:cpu",
+        "service tensorboard needs image slipway/tensorboard:cpu",
     ),
     "an unknown image": ({"ml_images_present": ["iris-apu"]}, "Did you mean 'iris-api'"),
     "an unknown port": (
