@@ -339,8 +339,9 @@ def _refuse_foreign_driver(facts: Mapping[str, Any], present: Mapping[str, str])
     keep = f"or set nvidia_driver_source to {KEEP} to keep it"
     if gpu_host.gpu_facts(facts)["run_installer"]:
         raise _SettingsError(
-            "the driver was installed by NVIDIA's .run installer; expected packages, which would "
-            f"overwrite parts of it. Remove the driver first (nvidia-uninstall), {keep}"
+            "the driver was installed by NVIDIA's .run installer; expected a driver from packages, "
+            "because packages would overwrite parts of the installed one. Remove the driver first "
+            f"(nvidia-uninstall), {keep}"
         )
     loaded = gpu_host.loaded(facts)
     if loaded and not present:
@@ -356,8 +357,8 @@ def _refuse_desktop_flavour(present: Mapping[str, str]) -> None:
     if desktop_packages and _installed(present) is None:
         raise _SettingsError(
             f"{desktop_packages[-1]} with desktop parts is installed; expected the -server "
-            f"flavour, which has none. Set nvidia_driver_source to {DISTRIBUTION} to replace the driver, or "
-            f"to {KEEP} to keep it"
+            f"flavour, which has none. Set nvidia_driver_source to {DISTRIBUTION} to replace the "
+            f"driver, or to {KEEP} to keep it"
         )
 
 
