@@ -20,7 +20,7 @@ from tests.host.conftest import Site
 pytestmark = pytest.mark.host
 
 GROUP = "pytest-bases"
-UNREACHED = "has no packages of its own with BuildKit and compose v2"
+UNREACHED = "has no packages of BuildKit and compose v2"
 
 
 class BaseSite(Site):

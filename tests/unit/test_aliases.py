@@ -170,7 +170,7 @@ def test_an_alias_can_be_left_out() -> None:
         pytest.param(
             with_alias(names=["python"]),
             PLAIN,
-            "alias 'python' of image tool would hide what shells and scripts call python",
+            "alias 'python' of image tool would hide the shell command python",
             id="hides a command",
         ),
         pytest.param(with_alias(names=["cd"]), PLAIN, "alias 'cd'", id="hides a builtin"),
@@ -178,13 +178,13 @@ def test_an_alias_can_be_left_out() -> None:
         pytest.param(
             IMAGE,
             Options("", settings={"tool": {"enabled": "no"}}),
-            "enabled is 'no', must be true or false",
+            "enabled is 'no'; expected true or false",
             id="enabled",
         ),
         pytest.param(
             IMAGE,
             Options("", settings={"tool": None}),  # type: ignore[dict-item]
-            "ml_aliases_settings.tool must be settings by their names",
+            "ml_aliases_settings.tool: not a mapping; expected settings by name",
             id="no settings",
         ),
         pytest.param(
@@ -306,7 +306,10 @@ def test_filter_gives_the_aliases_of_the_images_named() -> None:
 
 
 def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
-    with pytest.raises(ml_aliases.AliasError, match=r"no image has an alias testlap. Did you mean"):
+    with pytest.raises(
+        ml_aliases.AliasError,
+        match=r"unknown alias testlap; expected an alias of an image. Did you mean",
+    ):
         planned_state(settings={"testlap": {"gpus": "none"}})
 
 

@@ -179,24 +179,24 @@ def test_sizes(size: str, expected: int) -> None:
 @pytest.mark.parametrize(
     ("archive", "words"),
     [
-        ({"name": "../pets"}, "a name has letters"),
-        ({"name": ""}, "an item without a name: a name has letters"),
-        ({"to": "pets"}, "pets must be an absolute path"),
-        ({"to": "/srv/../etc/x"}, "must be an absolute path"),
-        ({"to": "/srv"}, "below a folder of /"),
-        ({"url": ""}, "declare either url or path"),
-        ({"path": "/srv/pets.zip"}, "declare either url or path"),
-        ({"url": "", "path": "pets.zip"}, "pets.zip must be an absolute path"),
-        ({"url": "ftp://data.example.org/x"}, "url begins with http:// or https://"),
-        ({"checksum": "sha256:abc"}, "must be one of md5, sha1, sha256, sha512"),
-        ({"checksum": "a" * 64}, "must be one of md5, sha1, sha256, sha512"),
-        ({"checksum": "md5:" + "x" * 32}, "as many hexadecimal digits"),
-        ({"strip": -1}, "strip is -1, must be a number from 0"),
-        ({"strip": "one"}, "strip is 'one', must be a number from 0"),
-        ({"mode": 493}, "mode is 493, must be four octal digits in quotes"),
+        ({"name": "../pets"}, "invalid name; expected letters"),
+        ({"name": ""}, "an entry without a name: invalid name"),
+        ({"to": "pets"}, "path pets; expected an absolute path"),
+        ({"to": "/srv/../etc/x"}, "expected an absolute path"),
+        ({"to": "/srv"}, "at least two levels below /"),
+        ({"url": ""}, "url and path are both set or both missing"),
+        ({"path": "/srv/pets.zip"}, "url and path are both set or both missing"),
+        ({"url": "", "path": "pets.zip"}, "path pets.zip; expected an absolute"),
+        ({"url": "ftp://data.example.org/x"}, "expected http:// or https://"),
+        ({"checksum": "sha256:abc"}, "one of md5, sha1, sha256, sha512"),
+        ({"checksum": "a" * 64}, "one of md5, sha1, sha256, sha512"),
+        ({"checksum": "md5:" + "x" * 32}, "all its hexadecimal digits"),
+        ({"strip": -1}, "strip is -1; expected a number from 0"),
+        ({"strip": "one"}, "strip is 'one'; expected a number from 0"),
+        ({"mode": 493}, "mode is 493; expected four octal digits in quotes"),
         ({"mode": "755"}, "four octal digits"),
-        ({"size": "much"}, "size is 'much', must be a number and K, M, G or T"),
-        ({"url": "", "path": "/srv/pets.zip", "optional": True}, "can be optional"),
+        ({"size": "much"}, "size is 'much'; expected a number and K, M, G or T"),
+        ({"url": "", "path": "/srv/pets.zip", "optional": True}, "Remove optional"),
     ],
 )
 def test_a_bad_archive_is_named(archive: dict[str, Any], words: str) -> None:
@@ -207,16 +207,16 @@ def test_a_bad_archive_is_named(archive: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("repository", "words"),
     [
-        ({"url": ""}, "declare url and revision"),
-        ({"revision": ""}, "declare url and revision"),
-        ({"revision": "--upload-pack=x"}, "is no commit, tag or branch"),
-        ({"revision": "main~1"}, "is no commit, tag or branch"),
-        ({"url": "--upload-pack=x"}, "is no commit, tag or branch"),
-        ({"url": "https://a/x.git?key=1"}, "has no question mark"),
-        ({"url": "https://[a/x.git"}, "its url is none"),
-        ({"headers": {"X": "y"}}, "headers are for http and https alone"),
-        ({"optional": True}, "only what comes by http or https can be optional"),
-        ({"mode": "2775"}, "git would run their hooks as root; declare an owner who is not root"),
+        ({"url": ""}, "url or revision is missing"),
+        ({"revision": ""}, "url or revision is missing"),
+        ({"revision": "--upload-pack=x"}, "invalid revision '--upload-pack=x'"),
+        ({"revision": "main~1"}, "expected a commit, tag or branch"),
+        ({"url": "--upload-pack=x"}, "expected a commit, tag or branch"),
+        ({"url": "https://a/x.git?key=1"}, "url contains a question mark"),
+        ({"url": "https://[a/x.git"}, "invalid url"),
+        ({"headers": {"X": "y"}}, "Remove headers"),
+        ({"optional": True}, "Remove optional"),
+        ({"mode": "2775"}, "git would run their hooks as root; expected an owner other than root"),
     ],
 )
 def test_a_bad_repository_is_named(repository: dict[str, Any], words: str) -> None:
@@ -228,9 +228,9 @@ def test_a_bad_repository_is_named(repository: dict[str, Any], words: str) -> No
     ("archive", "repository", "words"),
     [
         ({"name": "course"}, {}, "course is declared twice"),
-        ({"to": "/srv/code/course/data"}, {}, "would lie in each other"),
-        ({"to": "/srv/code"}, {}, "would lie in each other"),
-        ({"to": "/srv/code/course"}, {}, "would lie in each other"),
+        ({"to": "/srv/code/course/data"}, {}, "contain each other"),
+        ({"to": "/srv/code"}, {}, "contain each other"),
+        ({"to": "/srv/code/course"}, {}, "contain each other"),
     ],
 )
 def test_trees_are_apart(archive: dict[str, Any], repository: dict[str, Any], words: str) -> None:
@@ -239,12 +239,12 @@ def test_trees_are_apart(archive: dict[str, Any], repository: dict[str, Any], wo
 
 
 def test_a_disk_is_a_folder_on_it() -> None:
-    with pytest.raises(DataError, match="ml_data_disks: /mnt must be an absolute path below"):
+    with pytest.raises(DataError, match="ml_data_disks: path /mnt; expected an absolute path"):
         planned({}, disks=("/mnt",))
 
 
 def test_an_incomplete_data_set_is_refused() -> None:
-    with pytest.raises(DataError, match="ml_data_archives: pets: declare either"):
+    with pytest.raises(DataError, match="ml_data_archives: pets: url and path"):
         plan([{"name": "pets"}], [])
 
 

@@ -128,19 +128,19 @@ def test_the_statement_is_one_that_the_survey_understands() -> None:
 @pytest.mark.parametrize(
     ("known", "source", "problem"),
     [
-        ({"systemd": False}, "distribution", "does not run systemd"),
+        ({"systemd": False}, "distribution", "not systemd"),
         ({"docker_snap": True}, "distribution", "snap remove docker"),
         (
             {"distribution_major_version": "12"},
             "distribution",
-            "Debian 12 has no packages of its own with BuildKit",
+            "Debian 12 has no packages of BuildKit",
         ),
         (
             {"distribution_major_version": "12", "docker_package": "docker.io"},
             "auto",
             "because docker.io is installed. Set docker_engine_source to docker",
         ),
-        ({"distribution": "fedora"}, "docker", "does not serve fedora 13"),
+        ({"distribution": "fedora"}, "docker", "docker on fedora 13"),
     ],
 )
 def test_what_cannot_work_is_refused(known: dict[str, Any], source: str, problem: str) -> None:

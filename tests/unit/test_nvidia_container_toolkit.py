@@ -82,10 +82,10 @@ def test_a_version_that_was_rolled_back_comes_again_only_by_an_upgrade(
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        ("1.20", "'1.20', which is no version like"),
-        ("latest", "'latest', which is no version"),
-        (1.2, "1.2, which is no version like"),
-        ("1.17.7", "versions before 1.17.8 let a container take over"),
+        ("1.20", "'1.20'; expected a version such as"),
+        ("latest", "'latest'; expected a version"),
+        (1.2, "1.2; expected a version such as"),
+        ("1.17.7", "expected at least 1.17.8"),
         ("1.17.8", None),
         ("1.20.1", None),
     ],

@@ -116,19 +116,19 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
     ("model", "more", "variables", "words"),
     [
         ("v100-b200", {}, {}, "No one driver serves all GPUs"),
-        ("t4", {}, {"branch": "newest"}, "'newest', which is neither auto nor a number"),
-        ("t4", {}, {"version": "580"}, "'580', which is no driver version"),
+        ("t4", {}, {"branch": "newest"}, "'newest'; expected auto or a number"),
+        ("t4", {}, {"version": "580"}, "'580'; expected a version"),
         (
             "t4",
             {},
             {"version": 580.95},
-            "nvidia_driver_version is the number 580.95: put it into quotes",
+            "nvidia_driver_version is the number 580.95; expected text",
         ),
-        ("t4", {}, {"version": "580.1.1", "branch": 595}, "580.1.1 is of branch 580, but"),
+        ("t4", {}, {"version": "580.1.1", "branch": 595}, "580.1.1 belongs to branch 580, but"),
         ("t4", {}, {"branch": "390"}, "Branch 390 is too old for"),
         ("8xv100", {}, {"modules": "open"}, "Open kernel modules cannot drive"),
         ("t4", {"run_installer": True}, {}, ".run installer"),
-        ("t4", {"loaded": "575.1.1"}, {}, "575.1.1 is loaded and no package owns it"),
+        ("t4", {"loaded": "575.1.1"}, {}, "575.1.1 is loaded, but no package owns it"),
         ("t4", {}, {"source": "keep"}, "no NVIDIA driver is loaded"),
         ("8xb200", {"loaded": "550.1.1"}, {"source": "keep"}, "Branch 550 is too old for"),
         ("8xb200", {"secure_boot": True}, {}, "Secure Boot is on"),
@@ -170,7 +170,7 @@ def test_what_is_only_named_like_the_driver_is_left_alone(variables: dict[str, A
 
 def test_a_cuda_toolkit_does_not_own_a_driver() -> None:
     (why,) = plan(facts("t4", packages=NAMESAKES, loaded="580.1.1"))["owned"]["refused"]
-    assert "580.1.1 is loaded and no package owns it" in why
+    assert "580.1.1 is loaded, but no package owns it" in why
 
 
 DESKTOP = {
@@ -186,7 +186,7 @@ DESKTOP = {
 def test_a_driver_with_its_desktop_parts_is_not_replaced_unasked(branch: str) -> None:
     present = {name.replace("580", branch): version for name, version in DESKTOP.items()}
     (why,) = plan(facts("t4", packages=present))["owned"]["refused"]
-    assert f"nvidia-driver-{branch}-open is installed" in why
+    assert f"nvidia-driver-{branch}-open with desktop parts is installed" in why
     assert "nvidia_driver_source to distribution" in why
 
 
@@ -240,7 +240,7 @@ def test_what_is_installed_stays_where_it_fits(
 
 def test_what_stays_against_the_choice_is_told() -> None:
     found = plan(facts("t4", packages=installed(f"595.91.07-{REVISION}", 595)))
-    assert "That is what is installed, and it stays" in found["reason"]
+    assert "This driver is installed and is kept" in found["reason"]
     assert "it stays" not in plan(facts("t4", packages=installed()))["reason"]
 
 

@@ -13,8 +13,8 @@ import yaml
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
 from ansible_collections.slipway.host.plugins.module_utils.roles import user_access
 from ansible_collections.slipway.host.plugins.module_utils.roles.user_access import (
+    DEFAULT_SHARED_FOLDER,
     LIMITS,
-    SHARED,
     UserAccessError,
 )
 
@@ -120,23 +120,23 @@ def test_who_is_gone_keeps_no_membership_and_no_keys() -> None:
 @pytest.mark.parametrize(
     ("users", "groups", "problem"),
     [
-        ([{"name": "Alice"}], [], "'Alice' cannot be a user name"),
-        ([{"name": "1st"}], [], "'1st' cannot be a user name"),
-        ([{"name": "a\n"}], [], "cannot be a user name"),
-        ([{"name": "a" * 33}], [], "cannot be a user name"),
-        ([], [{"name": "the lab"}], "'the lab' cannot be a group name"),
-        ([{"name": "a"}, {"name": "a"}], [], "the user a is declared 2 times"),
-        ([], [{"name": "g"}, {"name": "g"}], "the group g is declared 2 times"),
-        ([{"name": "a", "groups": ["docker"]}], [], "write 'docker: true'"),
-        ([{"name": "root", "state": "absent"}], [], "root cannot be removed"),
-        ([{"name": "a", "uid": -5}], [], "uid is -5, must be a number from 1"),
-        ([{"name": "a", "uid": 0}], [], "uid is 0, must be a number from 1"),
-        ([{"name": "a", "home": "data/a"}], [], "home is 'data/a', must be an absolute path"),
-        ([{"name": "a", "shell": "zsh"}], [], "shell is 'zsh', must be an absolute path"),
-        ([{"name": "a", "comment": "a:b"}], [], "a comment is one line without ':'"),
-        ([{"name": "a", "keys": [K1, "alice.pub"]}], [], r"keys\[1\] is no SSH public key"),
-        ([{"name": "a", "keys": ["ssh-ed25519 AAAA... a@b"]}], [], "is no SSH public key"),
-        ([{"name": "a", "keys": [f"{K1}\ncropped"]}], [], "is no SSH public key"),
+        ([{"name": "Alice"}], [], "invalid user name 'Alice'"),
+        ([{"name": "1st"}], [], "invalid user name '1st'"),
+        ([{"name": "a\n"}], [], "invalid user name"),
+        ([{"name": "a" * 33}], [], "invalid user name"),
+        ([], [{"name": "the lab"}], "invalid group name 'the lab'"),
+        ([{"name": "a"}, {"name": "a"}], [], "user a is declared 2 times"),
+        ([], [{"name": "g"}, {"name": "g"}], "group g is declared 2 times"),
+        ([{"name": "a", "groups": ["docker"]}], [], "Set 'docker: true'"),
+        ([{"name": "root", "state": "absent"}], [], "Root cannot be removed"),
+        ([{"name": "a", "uid": -5}], [], "uid is -5; expected a number from 1"),
+        ([{"name": "a", "uid": 0}], [], "uid is 0; expected a number from 1"),
+        ([{"name": "a", "home": "data/a"}], [], "home is 'data/a'; expected an absolute path"),
+        ([{"name": "a", "shell": "zsh"}], [], "shell is 'zsh'; expected an absolute path"),
+        ([{"name": "a", "comment": "a:b"}], [], "expected one line without ':'"),
+        ([{"name": "a", "keys": [K1, "alice.pub"]}], [], r"keys\[1\] is not an SSH public key"),
+        ([{"name": "a", "keys": ["ssh-ed25519 AAAA... a@b"]}], [], "is not an SSH public key"),
+        ([{"name": "a", "keys": [f"{K1}\ncropped"]}], [], "is not an SSH public key"),
     ],
 )
 def test_what_cannot_be_carried_out_is_refused(
@@ -194,8 +194,8 @@ def test_a_shared_folder_is_its_groups_and_where_the_aliases_look_for_it() -> No
         {"group": "lab", "path": "/data/open", "readable": True},
     ]
     state = owned([], LAB, True, shared)
-    assert file(state, SHARED) == {
-        "path": SHARED,
+    assert file(state, DEFAULT_SHARED_FOLDER) == {
+        "path": DEFAULT_SHARED_FOLDER,
         "state": "directory",
         "group": "lab",
         "mode": "2770",
@@ -204,12 +204,12 @@ def test_a_shared_folder_is_its_groups_and_where_the_aliases_look_for_it() -> No
     other = file(state, "/data/open")
     assert (other["mode"], other["default_acl"]) == ("2775", "0775")
     aliases = yaml.safe_load((ROOT / "roles/ml_aliases/defaults/main.yml").read_text())
-    assert SHARED in [mount["source"] for mount in aliases["ml_aliases_mounts"]]
+    assert DEFAULT_SHARED_FOLDER in [mount["source"] for mount in aliases["ml_aliases_mounts"]]
 
 
 @pytest.mark.parametrize("path", ["/", "//", "/etc", "/./etc/", "/usr/share/lab", "/srv/../etc"])
 def test_a_folder_of_the_system_is_no_teams(path: str) -> None:
-    with pytest.raises(UserAccessError, match="is the system's"):
+    with pytest.raises(UserAccessError, match="is a system folder"):
         owned([], LAB, True, [{"group": "lab", "path": path}])
 
 
@@ -219,7 +219,9 @@ def test_a_folder_beside_the_systems_may_be_a_teams(path: str) -> None:
 
 
 def test_a_shared_folder_may_do_without_an_acl() -> None:
-    assert "default_acl" not in file(owned([], LAB, True, [{"group": "lab", "acl": False}]), SHARED)
+    assert "default_acl" not in file(
+        owned([], LAB, True, [{"group": "lab", "acl": False}]), DEFAULT_SHARED_FOLDER
+    )
 
 
 def test_limits_become_lines_and_are_tried_before_they_are_written() -> None:
@@ -343,17 +345,32 @@ def test_what_root_left_is_sought_for_everybody_who_is_there() -> None:
 @pytest.mark.parametrize(
     ("declared", "problem"),
     [
-        ({"shared": [{"group": "lab", "path": "srv"}]}, "has to be an absolute path"),
+        ({"shared": [{"group": "lab", "path": "srv"}]}, "path is 'srv'; expected an absolute path"),
         ({"shared": [{"group": "lab"}, {"group": "lab"}]}, "/srv/shared is declared 2 times"),
-        ({"shared": [{"group": "staff"}]}, "staff, which has to be in user_access_groups"),
-        ({"limits": [{"applies_to": "@"}]}, "the limits of '@' are of nobody"),
-        ({"limits": [{"applies_to": "the lab"}]}, "are of nobody"),
-        ({"limits": [{"applies_to": "*", "memlock": "1g"}]}, "it is KiB, or 'unlimited'"),
-        ({"limits": [{"applies_to": "*", "memlock": True}]}, "it is KiB, or 'unlimited'"),
-        ({"limits": [{"applies_to": "*", "nofile": "unlimited"}]}, "nobody can log in"),
-        ({"limits": [{"applies_to": "*", "nofile": 1048577}]}, "nobody can log in"),
-        ({"limits": [{"applies_to": "*", "nofile": 10}]}, "a number from 1024"),
-        ({"users": [{"name": "root", "docker": "rootless"}]}, "root cannot have an engine"),
+        (
+            {"shared": [{"group": "staff"}]},
+            "group staff of folder /srv/shared is not",
+        ),
+        ({"limits": [{"applies_to": "@"}]}, "applies_to is '@'; expected a user"),
+        ({"limits": [{"applies_to": "the lab"}]}, "expected a user, '@group'"),
+        (
+            {"limits": [{"applies_to": "*", "memlock": "1g"}]},
+            "expected a number of KiB",
+        ),
+        (
+            {"limits": [{"applies_to": "*", "memlock": True}]},
+            "expected a number of KiB",
+        ),
+        (
+            {"limits": [{"applies_to": "*", "nofile": "unlimited"}]},
+            "expected a number from 1024",
+        ),
+        (
+            {"limits": [{"applies_to": "*", "nofile": 1048577}]},
+            "expected a number from 1024",
+        ),
+        ({"limits": [{"applies_to": "*", "nofile": 10}]}, "blocks logins"),
+        ({"users": [{"name": "root", "docker": "rootless"}]}, "Root has no rootless engine"),
     ],
 )
 def test_what_would_do_harm_is_refused(declared: dict[str, Any], problem: str) -> None:

@@ -1,3 +1,3 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What each role owns: one pure function per role, from host facts and options."""
+"""The plan of each role: one pure function per role, from host facts and options."""

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role docker_engine: where the engine comes from, and what that makes."""
+"""The plan of the role docker_engine: the source of the engine and the owned state."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit as _toolkit,
 )
 
-# Packages that give an engine, a BuildKit client and compose v2, by distribution and major version.
-# Debian 12 is not among them: it packages neither of the latter two.  Names are those of the
-# distributions' own indexes, November 2026; forky is Debian's testing.
+# Packages of the engine, a BuildKit client and compose v2, by distribution and major version.
+# Debian 12 has no packages of BuildKit and compose v2. The names are from the indexes of the
+# distributions in November 2026; forky is Debian testing.
 _DEBIAN = ("docker.io", "docker-cli", "docker-buildx", "docker-compose", "iptables")
 _UBUNTU = ("docker.io", "docker-buildx", "docker-compose-v2")
 DISTRIBUTION_PACKAGES: Mapping[str, Sequence[str]] = {
@@ -31,15 +31,15 @@ VENDOR_PACKAGES = (
     "docker-buildx-plugin",
     "docker-compose-plugin",
 )
-# Stays where the engine goes: firewalls use it too, and would go with it.
-SHARED = frozenset({"iptables"})
-# Distributions that Docker's own repository serves.
+# Packages to keep when the engine is removed: firewalls use them, and apt would remove those too.
+SHARED_PACKAGES = frozenset({"iptables"})
+# Distributions with packages in Docker's repository.
 VENDOR_DISTRIBUTIONS = ("Debian", "Ubuntu")
 
 KEYRING = "/etc/apt/keyrings/docker.asc"
 SOURCES = "/etc/apt/sources.list.d/docker.sources"
-# The same repository, trusted by another key file, is an error that stops apt altogether: the names
-# that Docker's older instructions and Ansible's apt_repository give it.
+# Files of older Docker instructions and of Ansible's apt_repository. apt fails on every command if
+# two files declare the same repository with different key files.
 STALE_LISTS = ("docker.list", "download_docker_com_linux_{distribution}.list")
 DAEMON_JSON = "/etc/docker/daemon.json"
 # The default of the module daemon_json.
@@ -47,66 +47,71 @@ DAEMON_JSON_RECORD = "/var/lib/slipway/daemon_json.json"
 
 
 def platform(facts: Mapping[str, Any]) -> str:
-    """Return a host's release as the tables here spell it, for example ``Ubuntu 24``."""
+    """Return the release of a host as a key of DISTRIBUTION_PACKAGES, such as ``Ubuntu 24``."""
     return f"{facts['distribution']} {facts['distribution_major_version']}"
 
 
-def address(template: str, facts: Mapping[str, Any]) -> str:
-    """Return a repository's address with ``{distribution}`` filled in, ``debian`` or ``ubuntu``."""
+def fill_in_distribution(template: str, facts: Mapping[str, Any]) -> str:
+    """Return a URL with ``{distribution}`` replaced by ``debian`` or ``ubuntu``."""
     return template.replace("{distribution}", facts["distribution"].lower())
 
 
-def choose_source(wanted: str, facts: Mapping[str, Any], key_url: str) -> str:
-    """Return ``docker`` or ``distribution`` for what a host WANTED, which may be ``auto``.
+def choose_source(declared_source: str, facts: Mapping[str, Any], key_url: str) -> str:
+    """Return ``docker`` or ``distribution`` for a declared source, which may be ``auto``.
 
-    An engine that is there keeps its source; a fresh host takes Docker's repository if it was
-    reached (``facts['reachable']``) and the distribution's packages otherwise.
+    ``auto`` keeps the source of an installed engine. On a fresh host it selects Docker's repository
+    if the host can reach it (``facts['reachable']``), else the packages of the distribution.
     """
-    if wanted != "auto":
-        return wanted
+    if declared_source != "auto":
+        return declared_source
     installed = {"docker-ce": "docker", "docker.io": "distribution"}.get(facts["docker_package"])
     if installed:
         return installed
     return "docker" if facts.get("reachable", {}).get(key_url) else "distribution"
 
 
-def _refusals(facts: Mapping[str, Any], source: str, repository: Mapping[str, Any]) -> list[str]:
-    found = []
+def _errors(facts: Mapping[str, Any], source: str, repository: Mapping[str, Any]) -> list[str]:
+    """Return why the role cannot install an engine from this source on the host."""
+    errors = []
     if not facts["systemd"]:
-        found.append("the host does not run systemd, which Docker's packages need")
+        errors.append("init system: not systemd; expected systemd, which Docker's packages need")
     if facts["docker_snap"]:
-        found.append(
-            "Docker is installed as a snap, which cannot use GPUs and would fight with this role's "
-            "engine. Remove it first: snap remove docker"
+        errors.append(
+            "Docker is installed as a snap, which cannot use GPUs and conflicts with the engine of "
+            "this role; expected no snap. Remove it first: snap remove docker"
         )
-    known = ", ".join(DISTRIBUTION_PACKAGES)
+    known_platforms = ", ".join(DISTRIBUTION_PACKAGES)
     if source == "distribution" and platform(facts) not in DISTRIBUTION_PACKAGES:
-        what_to_do = (
+        remedy = (
             "is not used, because docker.io is installed. Set docker_engine_source to docker to "
-            "have its engine in the place of that one"
+            "replace docker.io"
             if facts["docker_package"] == "docker.io"
-            else "is not used or not reachable. Make it reachable, or name a mirror in "
+            else "is not used or not reachable. Make it reachable, or set a mirror in "
             "docker_engine_repository"
         )
-        found.append(
-            f"{platform(facts)} has no packages of its own with BuildKit and compose v2 (known: "
-            f"{known}), and Docker's repository {address(repository['url'], facts)} {what_to_do}"
+        errors.append(
+            f"{platform(facts)} has no packages of BuildKit and compose v2; expected one of: "
+            f"{known_platforms}. Docker's repository "
+            f"{fill_in_distribution(repository['url'], facts)} {remedy}"
         )
     if source == "docker" and facts["distribution"] not in VENDOR_DISTRIBUTIONS:
-        found.append(f"Docker's repository does not serve {platform(facts)}")
-    return found
+        errors.append(
+            f"docker_engine_source: docker on {platform(facts)}; expected one of: "
+            f"{', '.join(VENDOR_DISTRIBUTIONS)}. Docker's repository has no packages for others"
+        )
+    return errors
 
 
-def _cdi_refusals(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """Return why SETTINGS keep a host's GPUs from its containers, which get them by CDI."""
+def _cdi_errors(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return why containers cannot get the GPUs of a host by CDI with these SETTINGS."""
     features = settings.get("features")
-    switched_off = isinstance(features, Mapping) and features.get("cdi") is False
-    if not (switched_off and _toolkit.has_cdi(facts)):
+    is_disabled = isinstance(features, Mapping) and features.get("cdi") is False
+    if not (is_disabled and _toolkit.has_cdi(facts)):
         return []
     return [
         "features.cdi is false in docker_engine_extra_settings or docker_engine_settings, but "
-        "containers get the GPUs of this host by CDI. Take that key out, or, where containers are "
-        "to have no GPUs, set nvidia_container_toolkit_state: absent"
+        "containers get the GPUs of this host by CDI; expected true or no such key. Remove the "
+        "key, or set nvidia_container_toolkit_state: absent if containers need no GPUs"
     ]
 
 
@@ -114,21 +119,21 @@ def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> st
     return (
         "# Written by Slipway's role docker_engine.\n"
         "Types: deb\n"
-        f"URIs: {address(repository['url'], facts)}\n"
+        f"URIs: {fill_in_distribution(repository['url'], facts)}\n"
         f"Suites: {facts['distribution_release']}\n"
         f"Components: {repository.get('channel', 'stable')}\n"
         f"Signed-By: {KEYRING}\n"
     )
 
 
-def _stale(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = (address(name, facts) for name in STALE_LISTS)
+def _stale_lists(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = (fill_in_distribution(name, facts) for name in STALE_LISTS)
     return [{"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"} for name in names]
 
 
-def _removed(name: str) -> dict[str, Any]:
-    """Return a package as it is where the engine was removed."""
-    if name in SHARED:
+def _removed_package(name: str) -> dict[str, Any]:
+    """Return the owned state of a package of a removed engine."""
+    if name in SHARED_PACKAGES:
         return {"name": name, "optional": True, "hold": False}
     return {"name": name, "state": "absent"}
 
@@ -139,15 +144,15 @@ SHARED_OPTIONS = ("nvidia_container_toolkit_state",)
 
 def _combined(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return SETTINGS with EXTRA merged in, objects key by key."""
-    found = dict(settings)
+    combined = dict(settings)
     for key, value in extra.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = _combined(found[key], value) if both else value
-    return found
+        both = isinstance(value, Mapping) and isinstance(combined.get(key), Mapping)
+        combined[key] = _combined(combined[key], value) if both else value
+    return combined
 
 
 def reachable_urls(options: Mapping[str, Any]) -> list[str]:
-    """Return the URLs whose reachability is a host fact where no engine is installed yet."""
+    """Return the URLs that a host without an engine tries to reach when it gathers facts."""
     return [options["docker_engine_repository"]["key_url"]]
 
 
@@ -159,7 +164,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     """
     repository, hold = options["docker_engine_repository"], options["docker_engine_hold"]
     settings = _combined(options["docker_engine_settings"], options["docker_engine_extra_settings"])
-    key_url = address(repository["key_url"], facts)
+    key_url = fill_in_distribution(repository["key_url"], facts)
     chosen = choose_source(options["docker_engine_source"], facts, key_url)
     present = options["docker_engine_state"] == "present"
     use_repository = present and chosen == "docker"
@@ -167,7 +172,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         VENDOR_PACKAGES if chosen == "docker" else DISTRIBUTION_PACKAGES.get(platform(facts), ())
     )
     packages = [
-        {"name": name, "state": "present", "hold": hold} if present else _removed(name)
+        {"name": name, "state": "present", "hold": hold} if present else _removed_package(name)
         for name in names
     ]
     keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
@@ -179,8 +184,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         "key_url": key_url,
         "owned": {
             "refused": [
-                *_refusals(facts, chosen, repository),
-                *(_cdi_refusals(facts, settings) if for_gpus else ()),
+                *_errors(facts, chosen, repository),
+                *(_cdi_errors(facts, settings) if for_gpus else ()),
             ]
             if present
             else [],
@@ -189,7 +194,11 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 {"path": SOURCES, "content": _sources_file(facts, repository)}
                 if use_repository
                 else {"path": SOURCES, "state": "absent"},
-                *([{"path": KEYRING, "state": "absent"}] if not use_repository else _stale(facts)),
+                *(
+                    [{"path": KEYRING, "state": "absent"}]
+                    if not use_repository
+                    else _stale_lists(facts)
+                ),
             ],
             "packages": packages,
             "json": [

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role ml_aliases: commands that start containers of the catalogue."""
+"""The plan of the role ml_aliases: commands that start containers of the catalogue."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PROGRAM = f"{LIBRARY}/{complete.ML}"
 PACKAGE = "slipway_ml"
 COMMANDS = "/usr/local/bin"
 DECLARATION = str(settings.HOST_FILE)
-# What is found first or after COMMANDS, and so would be hidden by a command there.
+# Other folders of PATH: a command in COMMANDS must not hide a command in one of these.
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/bin", "/snap/bin")
-# bash-completion loads what is in this folder for every shell, zsh and fish do so themselves.
+# bash-completion loads this file in every bash; zsh and fish load the other two themselves.
 BASH_COMPLETION = "/etc/bash_completion.d/slipway"
 ZSH_COMPLETION = "/usr/local/share/zsh/site-functions/_slipway"
 FISH_COMPLETION = "/etc/fish/conf.d/slipway.fish"
@@ -33,8 +33,8 @@ PACKAGES = ("bash-completion", "zstd")
 # Options of other roles that the plan reads.
 SHARED_OPTIONS = ("ml_data_disks", "ml_images_present")
 
-# Names that a shell or a script takes for something else: the words and builtins of bash, zsh and
-# fish, the utilities of POSIX, and what scripts call whether or not it is installed here.
+# Names that no alias may have, because shells and scripts use them: keywords and builtins of bash,
+# zsh and fish, utilities of POSIX, and common programs, installed on the host or not.
 RESERVED_WORDS = (
     "alias and argparse at autoload awk basename bc begin bg bind block break builtin caller case "
     "cat cd chdir chgrp chmod chown cksum cmp comm command commandline compgen complete compopt "
@@ -56,12 +56,12 @@ RESERVED = frozenset(RESERVED_WORDS.split())
 
 
 class AliasError(ValueError):
-    """An alias is declared in a way that cannot be carried out."""
+    """The declaration of an alias cannot be applied."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The role's variables; see its defaults."""
+    """The settings of aliases from the role's options; see its defaults."""
 
     contact: str
     mounts: Sequence[Mapping[str, Any]] = ()
@@ -79,18 +79,18 @@ class Alias:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return every name it has, the main one first."""
+        """Return all names of the alias, the main name first."""
         return self.name, *self.declared["names"]
 
 
-def of_images(images: Sequence[Planned]) -> list[Alias]:
-    """Return the aliases of the IMAGES that a host holds, by name."""
-    found = [
+def aliases_of_images(images: Sequence[Planned]) -> list[Alias]:
+    """Return the aliases that images declare, sorted by name."""
+    aliases = [
         Alias(name, image, declared)
         for image in images
         for name, declared in (image.image.get("aliases") or {}).items()
     ]
-    return sorted(found, key=lambda alias: alias.name)
+    return sorted(aliases, key=lambda alias: alias.name)
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     build = ml_catalogue.choose_build(facts, options)
     names = options["ml_aliases_images"]
     images = build.images(ml_catalogue.image_names(options) if names is None else names)
-    if unknown := set(settings) - {alias.name for alias in of_images(images)}:
+    if unknown := set(settings) - {alias.name for alias in aliases_of_images(images)}:
         check_known(sorted(map(str, unknown)), _all_aliases(build.catalogue))
     mounts += options["ml_aliases_mounts"]
     chosen = Options(options["ml_aliases_contact"], mounts, options["ml_aliases_common"], settings)
@@ -115,8 +115,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _all_aliases(catalogue: str) -> list[str]:
-    """Return the aliases of the whole catalogue: hosts that differ may share settings."""
-    # Imported late: read only where settings name an alias that this host does not have.
+    """Return the aliases of all images: settings may be shared by hosts with different images."""
+    # Imported late: needed only for settings of an alias that this host does not have.
     from ansible_collections.slipway.host.plugins.module_utils.images import catalogue as images
 
     loaded = images.load_catalogue(Path(catalogue).resolve())
@@ -124,14 +124,17 @@ def _all_aliases(catalogue: str) -> list[str]:
 
 
 def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[str, Any]]]:
-    """Return the owned state for a host that holds the IMAGES.
+    """Return the owned state of a host with these images.
 
-    Raise AliasError where an alias hides what belongs to the system, or a setting cannot be.
+    Raise AliasError for an alias that hides a system command, and for an invalid setting.
     """
-    for name, its in options.settings.items():
-        if not isinstance(its, Mapping):
-            raise AliasError(f"ml_aliases_settings.{name} must be settings by their names")
-    aliases = [alias for alias in of_images(images) if _is_wanted(alias.name, options)]
+    for name, alias_settings in options.settings.items():
+        if not isinstance(alias_settings, Mapping):
+            raise AliasError(
+                f"ml_aliases_settings.{name}: not a mapping; expected settings by name, such as "
+                "{gpus: all}. Change the value"
+            )
+    aliases = [alias for alias in aliases_of_images(images) if _is_enabled(alias.name, options)]
     for alias in aliases:
         _check_names(alias)
     names = sorted(name for alias in aliases for name in alias.names)
@@ -154,9 +157,9 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
 
 
 def removed() -> dict[str, list[dict[str, Any]]]:
-    """Return the owned state of a host that is to have nothing of this role.
+    """Return the owned state of a host without this role.
 
-    The packages stay: others may use them.
+    The packages are kept, because other programs may use them.
     """
     paths = (LIBRARY, DECLARATION, BASH_COMPLETION, ZSH_COMPLETION, FISH_COMPLETION)
     return {
@@ -167,35 +170,38 @@ def removed() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _is_wanted(name: str, options: Options) -> bool:
-    wanted = options.settings.get(name, {}).get("enabled", True)
-    if not isinstance(wanted, bool):
+def _is_enabled(name: str, options: Options) -> bool:
+    enabled = options.settings.get(name, {}).get("enabled", True)
+    if not isinstance(enabled, bool):
         raise AliasError(
-            f"ml_aliases_settings.{name}: enabled is {wanted!r}, must be true or false"
+            f"ml_aliases_settings.{name}: enabled is {enabled!r}; expected true or false. "
+            "Change the value"
         )
-    return wanted
+    return enabled
 
 
 def _check_names(alias: Alias) -> None:
     for name in alias.names:
         if name in RESERVED:
             raise AliasError(
-                f"alias '{name}' of image {alias.image.name} would hide what shells and scripts "
-                f"call {name}; give it another name in images/{alias.image.name}/image.yml, or "
-                f"leave it out here with ml_aliases_settings: {{{alias.name}: {{enabled: false}}}}"
+                f"alias '{name}' of image {alias.image.name} would hide the shell command {name}; "
+                f"expected another name. Rename the alias in images/{alias.image.name}/image.yml, "
+                f"or set ml_aliases_settings: {{{alias.name}: {{enabled: false}}}}"
             )
 
 
 def check_known(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise AliasError where settings are for an alias that no image of the catalogue has."""
+    """Raise AliasError for settings of an alias that no image of the catalogue declares."""
     for name in names:
         if name not in known:
             hint = settings.suggest(name, known)
-            raise AliasError(f"ml_aliases_settings: no image has an alias {name}. {hint}")
+            raise AliasError(
+                f"ml_aliases_settings: unknown alias {name}; expected an alias of an image. {hint}"
+            )
 
 
 def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: Options) -> str:
-    """Return what the program reads on the host, as JSON text."""
+    """Return the declaration that the program reads on the host, as JSON."""
     declared = {
         "about": HEADER,
         "contact": options.contact,
@@ -224,21 +230,22 @@ def _entry(alias: Alias, options: Options) -> dict[str, Any]:
 
 
 def _as_text(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a layer with texts for the numbers that YAML makes of `gpus: 0` and `cpus: 4`."""
+    """Return a layer with text for numbers: YAML reads `gpus: 0` and `cpus: 4` as numbers."""
 
     def text(value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return str(value) if number else value
 
-    found = {key: text(value) for key, value in layer.items()}
-    if isinstance(found.get("environment"), Mapping):
-        found["environment"] = {name: text(value) for name, value in found["environment"].items()}
-    return found
+    converted = {key: text(value) for key, value in layer.items()}
+    environment = converted.get("environment")
+    if isinstance(environment, Mapping):
+        converted["environment"] = {name: text(value) for name, value in environment.items()}
+    return converted
 
 
 def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Return the settings of all layers up to the host's, checked."""
-    own = {
+    """Return the checked and merged settings of all layers up to the host's."""
+    alias_settings = {
         key: value
         for key, value in options.settings.get(alias.name, {}).items()
         if key != "enabled"
@@ -246,7 +253,7 @@ def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[st
     layers = (
         ("ml_aliases_mounts", {"mounts": list(options.mounts)}, None),
         ("ml_aliases_common", _as_text(options.common), None),
-        (f"ml_aliases_settings.{alias.name}", _as_text(own), ports),
+        (f"ml_aliases_settings.{alias.name}", _as_text(alias_settings), ports),
     )
     try:
         for where, layer, known in layers:
@@ -264,16 +271,16 @@ def _merged(alias: Alias, ports: Mapping[str, Any], options: Options) -> dict[st
 
 @cache
 def program_sources() -> tuple[tuple[str, str], ...]:
-    """Return the program's modules, name and content; read once a process."""
+    """Return name and content of the program's modules; each process reads them once."""
     folder = Path(settings.__file__).parent
     return tuple((f.name, f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.py")))
 
 
 def _program_files() -> Iterator[dict[str, Any]]:
-    """Yield the program: a package, and the file that runs it whatever the user's environment."""
+    """Yield the files of the program: a package, and a launcher that starts it."""
     for name, content in program_sources():
         yield {"path": f"{LIBRARY}/{PACKAGE}/{name}", "content": content}
-    # Isolated: neither the user's PYTHONPATH nor the folder where the user stands lends a module.
+    # -I: Python ignores PYTHONPATH and the current folder when it imports modules.
     launcher = (
         "#!/usr/bin/python3 -IB\n"
         f"# {HEADER}\n"

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which catalogue, variant and base image a host uses; the image roles share this choice."""
+"""The catalogue, variant and base image of a host, for all image roles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.images import index
 
 AUTO = "auto"
-# The default base image by distribution: names of images/bases.yml.
+# The default base image by distribution: a name in images/bases.yml.
 BASES = {"Ubuntu": "ubuntu-24.04"}
 DEFAULT_BASE = "debian-13"
 
@@ -21,7 +21,7 @@ class Build:
     """How images of the catalogue are built for one host.
 
     catalogue: folder on the controller. variant: ``cpu`` or ``gpu``. base: a name of
-    images/bases.yml. args: build arguments by image and argument.
+    images/bases.yml. args: build arguments by image and name.
     """
 
     catalogue: str
@@ -30,7 +30,7 @@ class Build:
     args: Mapping[str, Mapping[str, str]]
 
     def images(self, names: Sequence[str]) -> list[index.Planned]:
-        """Return the images NAMES and those they are built on, in build order.
+        """Return the images NAMES and their base images of the catalogue, in build order.
 
         Raise DeclarationError for a broken catalogue or an unknown image.
         """
@@ -49,7 +49,7 @@ def choose_build(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Build:
 
 
 def image_names(options: Mapping[str, Any]) -> list[str]:
-    """Return the names of the images that a host holds."""
+    """Return the names of the images declared for a host."""
     names = options["ml_images_present"]
     return list(options["ml_catalogue_images"] if names is None else names)
 
@@ -57,7 +57,7 @@ def image_names(options: Mapping[str, Any]) -> list[str]:
 def _has_gpu(facts: Mapping[str, Any]) -> bool:
     if not facts.get("gpu", {}).get("devices"):
         return False
-    # Imported late: the tables of GPUs are not needed on hosts without NVIDIA devices.
+    # Imported late: the GPU tables are needed only for hosts with NVIDIA devices.
     from ansible_collections.slipway.host.plugins.module_utils.gpu import host
 
     return host.has_gpu(facts)

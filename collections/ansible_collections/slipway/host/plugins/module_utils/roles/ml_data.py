@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the variables of the role ml_data to what it owns and to what a host has to be told.
+"""The plan of the role ml_data: data sets and git repositories of a host.
 
-What may be secret (the whole of an address, and headers) is kept apart from the rest, so that the
-rest can be shown.
+Values that may be secret (complete URLs and headers) are separate from the rest, so that the rest
+can be logged.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MODE = re.compile(r"[0-7]{4}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B?")
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-# Beside a tree, for the unfinished one; _probe.py knows it too.
+# Folder beside a tree for its unfinished version; _probe.py has the same name.
 STAGES = ".slipway-unfinished"
 
 
 class DataError(ValueError):
-    """A declaration cannot be carried out; the message says which and why."""
+    """A declaration cannot be applied; the message names the entry and the reason."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where something comes from.
+    """The source of a tree.
 
-    url: without user and password; secret, since what follows a question mark may be a key.
-    shown: fit for people and logs.
-    headers: sent along; secret.
+    url: without user and password; secret, because its query may contain a key.
+    shown: the URL for messages and logs, without secrets.
+    headers: request headers; secret.
     """
 
     url: str
@@ -49,15 +49,18 @@ class Address:
 
 
 def address(where: str, url: str, headers: Mapping[str, str]) -> Address:
-    """Return an address without the user and the password in URL, which become a header."""
+    """Return the address of a URL; user and password in it become a header."""
     if not url.startswith(("http://", "https://")):
         if headers:
-            raise DataError(f"{where}: headers are for http and https alone")
+            raise DataError(
+                f"{where}: headers are set for a URL that is not http; expected http:// or "
+                "https://. Remove headers or change url"
+            )
         return Address(url, re.sub(r"//([^/@:]*):[^/@]*@", r"//\1@", url), {})
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise DataError(f"{where}: its url is none: {error}") from None
+        raise DataError(f"{where}: invalid url: {error}. Change url") from None
     user, at, host = parts.netloc.rpartition("@")
     sent = {str(name): str(value) for name, value in headers.items()}
     if at:
@@ -71,29 +74,29 @@ def address(where: str, url: str, headers: Mapping[str, str]) -> Address:
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``owned`` state, the ``trees`` and their ``secrets``.
 
-    OPTIONS are the role's options; FACTS are not used. ``trees`` is for the module ``datasets``;
+    OPTIONS are the role's options; FACTS are unused. ``trees`` is for the module ``datasets``;
     ``secrets`` maps the name of a tree to its ``{url, headers}``. Raise DataError for a declaration
     that cannot be applied.
     """
     disks, environment = options["ml_data_disks"], options["ml_data_environment"]
     for disk in disks:
         _check_path("ml_data_disks", disk)
-    found = [
+    sources = [
         *(_dataset(item, options["ml_data_folder"], disks) for item in options["ml_data_archives"]),
         *(
             _checkout(item, options["ml_data_code_folder"], disks)
             for item in options["ml_data_repositories"]
         ),
     ]
-    trees = [tree for tree, _address in found]
+    trees = [tree for tree, _address in sources]
     _check_apart(trees)
     secrets = {
         tree["name"]: {"url": address.url, "headers": dict(address.headers)}
-        for tree, address in found
+        for tree, address in sources
         if address
     }
-    asked = _offers(trees, secrets, environment)
-    return {"owned": _owned(trees, asked, disks), "trees": trees, "secrets": secrets}
+    offers = _offers(trees, secrets, environment)
+    return {"owned": _owned(trees, offers, disks), "trees": trees, "secrets": secrets}
 
 
 def _dataset(
@@ -104,7 +107,10 @@ def _dataset(
     if tree["state"] == "absent":
         return tree, None
     if bool(item.get("url")) == bool(item.get("path")):
-        raise DataError(f"{where}: declare either url or path, a file on the host")
+        raise DataError(
+            f"{where}: url and path are both set or both missing; expected one of the two. Set "
+            "url, or path for a file on the host"
+        )
     checksum = _checksum(where, item.get("checksum") or "")
     source = _source(where, item)
     _check_optional(where, tree, source.url if source else "")
@@ -114,7 +120,7 @@ def _dataset(
         "checksum": checksum,
         "from": shown,
         "local": not source,
-        "strip": _number(where, "strip", item.get("strip", 0)),
+        "strip": _count(where, "strip", item.get("strip", 0)),
         "unpack": item.get("unpack", True),
     }
     return tree, source
@@ -127,7 +133,10 @@ def _source(where: str, item: Item) -> Address | None:
         return None
     url = str(item["url"])
     if not url.startswith(("http://", "https://")):
-        raise DataError(f"{where}: url begins with http:// or https://; a file on the host is path")
+        raise DataError(
+            f"{where}: url has another scheme; expected http:// or https://. Change url, or set "
+            "path for a file on the host"
+        )
     return address(where, url, item.get("headers") or {})
 
 
@@ -140,15 +149,24 @@ def _checkout(
         return tree, None
     url, revision = str(item.get("url") or ""), str(item.get("revision") or "")
     if not url or not revision:
-        raise DataError(f"{where}: declare url and revision: a commit, a tag or a branch")
+        raise DataError(
+            f"{where}: url or revision is missing; expected both. Set url, and a commit, tag or "
+            "branch as revision"
+        )
     if "?" in url:
-        raise DataError(f"{where}: the url of a repository has no question mark")
+        raise DataError(
+            f"{where}: url contains a question mark; expected the URL of a git repository. "
+            "Change url"
+        )
     if re.search(r"^-|\s|\.\.|[~^:?*\[\\]", revision) or url.startswith("-"):
-        raise DataError(f"{where}: {revision!r} is no commit, tag or branch")
+        raise DataError(
+            f"{where}: invalid revision {revision!r}; expected a commit, tag or branch. "
+            "Change revision"
+        )
     if tree["owner"] == "root" and int(tree["mode"], 8) & 0o022:
         raise DataError(
-            f"{where}: mode {tree['mode']} lets others write a repository of root's, and git would "
-            "run their hooks as root; declare an owner who is not root"
+            f"{where}: mode {tree['mode']} lets other users write a repository that root owns, and "
+            "git would run their hooks as root; expected an owner other than root. Set owner"
         )
     source = address(where, url, item.get("headers") or {})
     _check_optional(where, tree, url)
@@ -164,16 +182,21 @@ def _checkout(
 def _common(
     variable: str, item: Item, folder: str, disks: Sequence[str]
 ) -> tuple[dict[str, Any], str]:
-    """Return what both kinds of trees have, and how an error names this one."""
+    """Return the keys common to both kinds of trees, and the name of the entry in errors."""
     name = str(item.get("name") or "")
-    where = f"{variable}: {name or 'an item without a name'}"
+    where = f"{variable}: {name or 'an entry without a name'}"
     if not NAME.fullmatch(name):
-        raise DataError(f"{where}: a name has letters, digits, dots, dashes and underscores")
+        raise DataError(
+            f"{where}: invalid name; expected letters, digits, dots, hyphens and underscores, a "
+            "letter or digit first. Rename the entry"
+        )
     path = str(item.get("to") or posixpath.join(folder, name))
     _check_path(where, path)
     mode = item.get("mode", "0755")
     if not isinstance(mode, str) or not MODE.fullmatch(mode):
-        raise DataError(f"{where}: mode is {mode!r}, must be four octal digits in quotes")
+        raise DataError(
+            f"{where}: mode is {mode!r}; expected four octal digits in quotes. Change mode"
+        )
     tree = {
         "name": name,
         "path": path,
@@ -190,25 +213,36 @@ def _common(
 
 def _check_optional(where: str, tree: Item, url: str) -> None:
     if tree["optional"] and not url.startswith(("http://", "https://")):
-        raise DataError(f"{where}: only what comes by http or https can be optional")
+        raise DataError(
+            f"{where}: optional is set for a source that is not http; expected http:// or "
+            "https://. Remove optional"
+        )
 
 
 def _check_path(where: str, path: str) -> None:
     if not path.startswith("/") or posixpath.normpath(path) != path or path.count("/") < 2:
-        raise DataError(f"{where}: {path} must be an absolute path below a folder of /, without ..")
+        raise DataError(
+            f"{where}: path {path}; expected an absolute path at least two levels below /, without "
+            "'..'. Change the path"
+        )
 
 
 def _check_apart(trees: Sequence[Item]) -> None:
-    """Raise DataError where two trees have one name, or one lies in another."""
+    """Raise DataError for two trees with the same name, or with one inside the other."""
     names: dict[str, str] = {}
     for tree in trees:
         if tree["name"] in names:
-            raise DataError(f"{tree['name']} is declared twice; the names of all trees differ")
+            raise DataError(
+                f"ml_data: {tree['name']} is declared twice; expected each name once. Rename one"
+            )
         for name, path in names.items():
             if f"{path}/".startswith(f"{tree['path']}/") or f"{tree['path']}/".startswith(
                 f"{path}/"
             ):
-                raise DataError(f"{tree['name']} and {name} would lie in each other at {path}")
+                raise DataError(
+                    f"ml_data: the folders of {tree['name']} and {name} contain each other, at "
+                    f"{path}; expected separate folders. Change one of the paths"
+                )
         names[tree["name"]] = tree["path"]
 
 
@@ -218,30 +252,31 @@ def _checksum(where: str, declared: str) -> str:
     kind, _, digits = declared.lower().partition(":")
     if CHECKSUMS.get(kind) != len(digits) or re.search(r"[^0-9a-f]", digits):
         raise DataError(
-            f"{where}: checksum is {declared!r}, must be one of {', '.join(sorted(CHECKSUMS))}, "
-            "a colon, and as many hexadecimal digits as it has"
+            f"{where}: checksum is {declared!r}; expected ALGORITHM:DIGITS with one of "
+            f"{', '.join(sorted(CHECKSUMS))} and all its hexadecimal digits. Change checksum"
         )
     return f"{kind}:{digits}"
 
 
-def _number(where: str, what: str, value: Any) -> int:
+def _count(where: str, key: str, value: Any) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError):
         number = -1
     if number < 0:
-        raise DataError(f"{where}: {what} is {value!r}, must be a number from 0")
+        raise DataError(f"{where}: {key} is {value!r}; expected a number from 0. Change {key}")
     return number
 
 
 def _size(where: str, text: str) -> int:
-    """Return the bytes that TEXT such as 30G says, 0 where it says nothing."""
+    """Return the number of bytes of a size such as 30G, 0 for an empty text."""
     if not text:
         return 0
     match = SIZE.fullmatch(text.strip())
     if not match:
         raise DataError(
-            f"{where}: size is {text!r}, must be a number and K, M, G or T, such as 30G"
+            f"{where}: size is {text!r}; expected a number and K, M, G or T, such as 30G. "
+            "Change size"
         )
     return int(float(match[1]) * 1024 ** UNITS[match[2]])
 
@@ -249,19 +284,21 @@ def _size(where: str, text: str) -> int:
 def _offers(
     trees: Sequence[Item], secrets: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """Return what the survey asks the address of each optional tree, by the tree's name."""
-    found: dict[str, list[str]] = {}
-    by_way_of = json.dumps({str(name): str(value) for name, value in environment.items()})
+    """Return the survey's request to the source of each optional tree, by name of the tree."""
+    offers: dict[str, list[str]] = {}
+    download_environment = json.dumps(
+        {str(name): str(value) for name, value in environment.items()}
+    )
     for tree in trees:
         if tree["optional"] and tree["name"] in secrets:
             url, headers = (secrets[tree["name"]][part] for part in ("url", "headers"))
-            # What git asks first.
-            asked = f"{url}/info/refs?service=git-upload-pack" if "revision" in tree else url
-            found[tree["name"]] = [
-                *(tree["path"], asked, tree["version"], by_way_of),
+            # The first request of git.
+            request_url = f"{url}/info/refs?service=git-upload-pack" if "revision" in tree else url
+            offers[tree["name"]] = [
+                *(tree["path"], request_url, tree["version"], download_environment),
                 json.dumps(headers),
             ]
-    return found
+    return offers
 
 
 def _owned(
@@ -272,13 +309,13 @@ def _owned(
     for tree in trees:
         kinds[tree["kind"]].append(_entry(tree, offers.get(tree["name"])))
     present = [tree for tree in trees if tree["state"] != "absent"]
-    wanted = {tree["kind"] for tree in present}
+    present_kinds = {tree["kind"] for tree in present}
     stages: dict[str, set[str]] = {disk: {tree["name"] for tree in present} for disk in disks}
     for tree in trees:
         folder, name = posixpath.split(tree["path"])
         stages.setdefault(folder, set()).update([name] if tree in present else [])
     return {
-        "packages": [{"name": name} for name in _packages(trees, wanted)],
+        "packages": [{"name": name} for name in _packages(trees, present_kinds)],
         "folders": [
             {"path": f"{folder}/{STAGES}", "entries": sorted(names)}
             for folder, names in sorted(stages.items())
@@ -287,10 +324,10 @@ def _owned(
     }
 
 
-def _packages(trees: Sequence[Item], wanted: set[str]) -> Iterator[str]:
-    if wanted:
+def _packages(trees: Sequence[Item], present_kinds: set[str]) -> Iterator[str]:
+    if present_kinds:
         yield "ca-certificates"
-    if "checkouts" in wanted:
+    if "checkouts" in present_kinds:
         yield "git"
     if any(tree.get("from", "").endswith((".zst", ".tzst")) for tree in trees):
         yield "zstd"

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role ml_images: images of the catalogue by their context digest."""
+"""The plan of the role ml_images: images of the catalogue by their context digest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catal
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``names``, ``catalogue``, ``variant`` and ``base`` of images, and ``owned`` state.
+    """Return names, catalogue, variant, base and args of images, and the ``owned`` state.
 
     FACTS is ``ansible_facts['slipway']``, OPTIONS the options of the role and of ml_catalogue.
     Raise DeclarationError for a broken catalogue or an unknown image.

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role ml_services: one compose project for each declared project."""
+"""The plan of the role ml_services: one compose project for each declared service."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from ansible_collections.slipway.host.plugins.module_utils.services.secrets impo
 
 __all__ = ["Host", "Project", "ServiceError", "plan"]
 
-# The image that runs as a service where nobody declares projects.
-DEFAULT = "iris-api"
+# The image that runs as a service if ml_services_instances is not set.
+DEFAULT_IMAGE = "iris-api"
 # Options of other roles that the plan reads.
 SHARED_OPTIONS = ("ml_images_present",)
 OWNED = ("files", "folders", "secrets", "mounts", "projects")
@@ -52,7 +52,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 
     FACTS is ``ansible_facts['slipway']`` with the ``address`` of the host, OPTIONS the options of
     the role and of ml_catalogue. Raise ServiceError, GpuError or DeclarationError for a project
-    that cannot be run.
+    that cannot run.
     """
     build = ml_catalogue.choose_build(facts, options)
     arguments = frozenset(name for values in build.args.values() for name in values)
@@ -68,16 +68,20 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _declared(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the declared projects; by default iris-api, where the host holds that image."""
+    """Return the declared projects; by default iris-api, if the host has that image."""
     projects: Sequence[Mapping[str, Any]] | None = options["ml_services_instances"]
     if projects is not None:
         return projects
-    return [{"name": DEFAULT} for name in ml_catalogue.image_names(options) if name == DEFAULT]
+    return [
+        {"name": DEFAULT_IMAGE}
+        for name in ml_catalogue.image_names(options)
+        if name == DEFAULT_IMAGE
+    ]
 
 
 def _gpus(facts: Mapping[str, Any], shared: bool) -> services_gpus.Gpus:
-    """Return the GPUs of the host and whether its engine knows CDI."""
-    # Imported late: not needed where no project reserves GPUs.
+    """Return the GPUs of the host and whether its engine supports CDI."""
+    # Imported late: needed only if a project reserves GPUs.
     from ansible_collections.slipway.host.plugins.module_utils.gpu import host
     from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_container_toolkit
 
@@ -87,7 +91,7 @@ def _gpus(facts: Mapping[str, Any], shared: bool) -> services_gpus.Gpus:
 def assemble_projects(projects: Sequence[Project], host: Host) -> dict[str, Any]:
     """Return the ``folder``, the ``projects`` for the module and the ``owned`` state of the role.
 
-    Raise ServiceError or GpuError where a project is declared in a way that cannot work.
+    Raise ServiceError or GpuError for a declaration that cannot work.
     """
     for project in projects:
         check_project(project)
@@ -101,7 +105,7 @@ def assemble_projects(projects: Sequence[Project], host: Host) -> dict[str, Any]
     gpus = services_gpus.reserve_gpus(requests, host.gpus)
     entries = [_project_entry(project, gpus.get(project.name, ()), host) for project in projects]
     share_writers_mounts(entries)
-    owned = {kind: [owned for entry in entries for owned in entry[kind]] for kind in OWNED}
+    owned = {kind: [item for entry in entries for item in entry[kind]] for kind in OWNED}
     owned["folders"].insert(0, {"path": FOLDER, "entries": [entry["name"] for entry in entries]})
     return {"folder": FOLDER, "projects": entries, "owned": owned}
 

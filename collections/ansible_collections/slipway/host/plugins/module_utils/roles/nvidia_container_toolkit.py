@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role nvidia_container_toolkit, and what the engine must know of it.
+"""The plan of the role nvidia_container_toolkit, and the engine's settings for GPU access.
 
 Private to the collection.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import asked_again
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host
 
-# From 1.18.0 on the four depend on each other by exact versions, and apt does not resolve a pinned
-# one by itself (NVIDIA/nvidia-container-toolkit#1091): all four are named, or none.
+# From 1.18.0 these packages depend on each other by exact versions. apt cannot install one pinned
+# package without the others (NVIDIA/nvidia-container-toolkit#1091), so each command names all four.
 PACKAGES = (
     "nvidia-container-toolkit",
     "nvidia-container-toolkit-base",
@@ -24,31 +24,31 @@ PACKAGES = (
     "libnvidia-container1",
 )
 REVISION = "-1"
-# The oldest without CVE-2025-23266 and CVE-2025-23267, by which a container takes over the host.
-FLOOR = (1, 17, 8)
-# The first whose packages keep the CDI specification current by themselves.
-REFRESHES_SINCE = (1, 18, 0)
+# The first version without CVE-2025-23266 and CVE-2025-23267 (a container takes over the host).
+MINIMUM_VERSION = (1, 17, 8)
+# The first version whose packages update the CDI specification automatically.
+FIRST_WITH_CDI_REFRESH = (1, 18, 0)
 
 KEYRING = "/etc/apt/keyrings/nvidia-container-toolkit.asc"
 SOURCES = "/etc/apt/sources.list.d/nvidia-container-toolkit.sources"
 PREFERENCES = "/etc/apt/preferences.d/slipway-nvidia-container-toolkit.pref"
 UNATTENDED = "/etc/apt/apt.conf.d/60slipway-nvidia-container-toolkit"
 WRITTEN_BY = "# Written by Slipway's role nvidia_container_toolkit.\n"
-# The same repository, trusted by another key file, is an error that stops apt altogether.
+# apt fails on every command if two files declare the same repository with different key files.
 STALE_LISTS = (
     "libnvidia-container.list",
     "nvidia-container-runtime.list",
     "nvidia-container-toolkit.list",
     "nvidia-docker.list",
 )
-# The specification that the package's units write anew at each boot and for each driver, and one
-# that somebody wrote by hand once: both are read, and an old one breaks every container.
+# The first file is written by the package's units at each boot and after each driver change, the
+# second by hand with nvidia-ctk. The engine reads both; an outdated file breaks every container.
 CDI_SPECIFICATION = "/var/run/cdi/nvidia.yaml"
 STALE_SPECIFICATION = "/etc/cdi/nvidia.yaml"
 SETTINGS = "/etc/nvidia-container-runtime"
 
-# dpkg writes these whenever it installs the package; files in packages keep the time of their
-# build. The engine looks for the hooks of the first two when it starts.
+# The modification time of these files is the time of installation; files in packages have the time
+# of their build. The engine searches the hooks of the first two packages when it starts.
 _DPKG_LIST = "/var/lib/dpkg/info/{}.list"
 HOOKS_INSTALLED = tuple(_DPKG_LIST.format(name) for name in PACKAGES[:2])
 RUNTIME: Mapping[str, Any] = {"nvidia": {"path": "nvidia-container-runtime", "args": []}}
@@ -56,11 +56,11 @@ RUNTIME: Mapping[str, Any] = {"nvidia": {"path": "nvidia-container-runtime", "ar
 
 @dataclass(frozen=True)
 class EngineRule:
-    """How containers keep their GPUs on engines from a version on.
+    """Engine settings with which containers keep their GPUs, from an engine version on.
 
-    ``systemctl daemon-reload`` takes the devices from a container that got them behind the
-    engine's back (NVIDIA/nvidia-container-toolkit#48). Those that come by CDI are known to the
-    engine and stay.
+    ``systemctl daemon-reload`` removes devices that a container got from the nvidia runtime without
+    the engine (NVIDIA/nvidia-container-toolkit#48). The engine manages devices that come by CDI, so
+    these remain.
     """
 
     since: tuple[int, int]
@@ -70,46 +70,46 @@ class EngineRule:
 
 CDI_SINCE = (25, 0)
 
-# The newest first. Sources: moby/moby 4cecce03f6 (CDI on by default from 28.2 on), Docker's
+# Newest first. Sources: moby/moby 4cecce03f6 (CDI on by default from 28.2 on), Docker's
 # reference of daemon.json (features.cdi), NVIDIA's troubleshooting page (cgroupfs).
 ENGINE_RULES = (
     EngineRule(
         CDI_SINCE,
         {"features": {"cdi": True}},
-        "CDI has to be switched on, and from 28.2 on somebody may have switched it off",
+        "CDI must be enabled before 28.2, and may have been disabled later",
     ),
     EngineRule(
         (0, 0),
         {"exec-opts": ["native.cgroupdriver=cgroupfs"]},
-        "there is no CDI: systemd must not manage the containers' devices",
+        "the engine has no CDI, so systemd must not manage the devices of containers",
     ),
 )
 
 
 def parse(version: str) -> tuple[int, ...] | None:
-    """Return a toolkit version such as ``1.20.1`` as numbers, None where it is none."""
-    # YAML takes 1.20 for a number.
+    """Return a toolkit version such as ``1.20.1`` as numbers, None for other text."""
+    # YAML reads 1.20 as a number.
     match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(version))
     return tuple(int(part) for part in match.groups()) if match else None
 
 
 def engine_version(facts: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return major and minor version of the installed engine, None where none is installed."""
+    """Return major and minor version of the installed engine, None without one."""
     match = re.match(r"(?:\d+:)?(\d+)\.(\d+)", facts.get("docker_version", ""))
     return (int(match[1]), int(match[2])) if match else None
 
 
 def has_cdi(facts: Mapping[str, Any]) -> bool:
-    """Whether containers get GPUs by CDI; so they will where no engine is installed yet."""
+    """Return whether containers get GPUs by CDI; true if no engine is installed yet."""
     version = engine_version(facts)
     return version is None or version >= CDI_SINCE
 
 
 def engine_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of daemon.json with which containers get GPUs on this host, and keep them.
+    """Return the keys of daemon.json for GPU access on this host, none on a host without GPUs.
 
-    FACTS is ``ansible_facts['slipway']``. Empty where no GPU is there. The nvidia runtime is not
-    the default one: any image could then ask for all GPUs by a variable of its own.
+    FACTS is ``ansible_facts['slipway']``. The nvidia runtime is not the default runtime: with it,
+    every image could request all GPUs by an environment variable.
     """
     if not host.has_gpu(facts):
         return {}
@@ -132,16 +132,16 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     if not host.has_gpu(facts):
         return {"needed": False, "key_url": "", "owned": {"refused": []}}
     number = parse(version)
-    refusal = _refusal(version, number)
-    if number is None or refusal:
-        return {"needed": True, "key_url": "", "owned": {"refused": [refusal]}}
-    refreshes = number >= REFRESHES_SINCE
+    error = _version_error(version, number)
+    if number is None or error:
+        return {"needed": True, "key_url": "", "owned": {"refused": [error]}}
+    refreshes = number >= FIRST_WITH_CDI_REFRESH
     packages = [{"name": name, "version": version + REVISION, "hold": hold} for name in PACKAGES]
-    variables = "nvidia_container_toolkit_version"
+    variable_name = "nvidia_container_toolkit_version"
     owned = {
         "refused": []
         if options["nvidia_container_toolkit_upgrade"]
-        else asked_again(facts, packages, variables),
+        else asked_again(facts, packages, variable_name),
         "keyrings": [{"path": KEYRING, "fingerprint": repository["fingerprint"]}],
         "files": [
             {"path": SOURCES, "content": _sources(facts, repository)},
@@ -170,14 +170,18 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     return {"needed": True, "key_url": repository["key_url"], "owned": owned}
 
 
-def _refusal(version: str, number: tuple[int, ...] | None) -> str:
+def _version_error(version: str, number: tuple[int, ...] | None) -> str:
     if number is None:
-        return f"nvidia_container_toolkit_version is {version!r}, which is no version like 1.20.1"
-    if number < FLOOR:
-        floor = ".".join(str(part) for part in FLOOR)
         return (
-            f"nvidia_container_toolkit_version is {version}, but versions before {floor} let a "
-            "container take over the host (CVE-2025-23266, CVE-2025-23267)"
+            f"nvidia_container_toolkit_version is {version!r}; expected a version such as 1.20.1. "
+            "Change the version, in quotes"
+        )
+    if number < MINIMUM_VERSION:
+        minimum = ".".join(str(part) for part in MINIMUM_VERSION)
+        return (
+            f"nvidia_container_toolkit_version is {version}; expected at least {minimum}: with "
+            "older versions a container can take over the host (CVE-2025-23266, CVE-2025-23267). "
+            "Change the version"
         )
     return ""
 
@@ -189,9 +193,9 @@ def _sources(facts: Mapping[str, Any], repository: Mapping[str, str]) -> str:
 
 
 def _preferences(version: str) -> str:
-    """Return apt preferences that keep the four at one version, wherever else some of them are.
+    """Return apt preferences that pin all four packages to one version.
 
-    Ubuntu 26.04 has two of them as well, of another version.
+    The archive of Ubuntu 26.04 has other versions of two of these packages.
     """
     return (
         f"{WRITTEN_BY}Package: {' '.join(PACKAGES)}\n"

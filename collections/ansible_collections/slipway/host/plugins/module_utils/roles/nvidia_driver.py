@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role nvidia_driver: which driver a host has, and what that makes.
+"""The plan of the role nvidia_driver: the driver of a host and the owned state.
 
-The choice itself is ``gpu.decision``'s.  Here it becomes packages with versions and holds, the
-repository they come from, and the files that keep them as they are.
+``gpu.decision`` selects the driver. This file turns the decision into packages with versions and
+holds, their repository, and the files that protect them from other changes.
 
 Private to the collection.
 """
@@ -48,13 +48,12 @@ WRITTEN_BY = "# Written by Slipway's role nvidia_driver.\n"
 # The version of a driver package up to its revision: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
 _PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)-")
 _DRIVER_VERSION = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
-# Not the 149 of linux-signatures-nvidia-6.8.0-149-generic, which is a kernel's.
+# Not the 149 of linux-signatures-nvidia-6.8.0-149-generic: that is a kernel version.
 _NAMED_BRANCH = re.compile(r"(?<!\.\d)-(\d{3})(?=-|$)")
-# As that of firmware: several versions of it can be installed beside each other.
+# In names of firmware packages, for example: several versions can be installed together.
 _NAMED_VERSION = re.compile(r"-(\d{3}\.\d+(?:\.\d+)?)$")
-# Packages of the driver that some distribution versions apart from it, or that have no version of
-# the driver at all.
-_OWN_PACE = frozenset(
+# Driver packages whose version is not that of the driver, in at least one distribution.
+_SEPARATE_VERSIONS = frozenset(
     {
         *("nvidia-settings", "nvidia-modprobe", "nvidia-persistenced", "nvidia-prime"),
         *("nvidia-xconfig", "nvidia-support", "nvidia-installer-cleanup", "nvidia-legacy-check"),
@@ -62,18 +61,18 @@ _OWN_PACE = frozenset(
     }
 )
 
-# The flavour of Ubuntu's driver that is not for servers, by what people install of it.
-_OTHER_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
+# Packages that install Ubuntu's driver with desktop parts, which is not the -server flavour.
+_DESKTOP_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
 _BOTH_FLAVOURS = ("nvidia-fabricmanager-", "libnvidia-nscq-", "libnvsdm-", "nvidia-imex-")
 
-# Packages of a driver as apt_preferences(5) names them. The last one spares libnvidia-container.
+# Driver packages as patterns of apt_preferences(5). The last one excludes libnvidia-container.
 _APT_PATTERNS = (
     "cuda-drivers* libcuda1 libnvcuvid1 libnvsdm* nvidia-alternative* nvidia-compute-utils* "
     "nvidia-dkms* nvidia-driver* nvidia-fabricmanager* nvidia-firmware* nvidia-headless* "
     "nvidia-kernel* nvidia-modprobe nvidia-open* nvidia-persistenced nvidia-smi nvidia-utils* "
     "/^libnvidia-([^c]|c[^o]|co[^n])/"
 )
-# The same for unattended-upgrades, which matches the beginning of a name (Python's re).
+# The same for unattended-upgrades: Python regular expressions for the beginning of a name.
 _UNATTENDED_PATTERNS = (
     "nvidia-(?!container)",
     "libnvidia-(?!container)",
@@ -89,10 +88,10 @@ _UNATTENDED_PATTERNS = (
 
 @dataclass(frozen=True)
 class Repository:
-    """Where packages come from.
+    """An apt repository.
 
-    ``fingerprint`` is that of the key at ``key_url``; without them the distribution's own
-    ``keyring`` is trusted, a path on the host.
+    ``fingerprint`` belongs to the key at ``key_url``. Without both, apt trusts ``keyring``, the
+    path of the distribution's keyring on the host.
     """
 
     url: str
@@ -106,7 +105,7 @@ class Repository:
 _CUDA_URL = "https://developer.download.nvidia.com/compute/cuda/repos"
 _CUDA_ARCHITECTURES = {"amd64": "x86_64", "arm64": "sbsa"}
 _CUDA_KEY_2022 = ("3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC")
-# Folder, name and fingerprint of the key; each folder is signed by the key that lies in it.
+# Folder of the repository, and file name and fingerprint of the key in this folder.
 _CUDA_KEYS: Mapping[tuple[str, str], tuple[str, str, str]] = {
     ("ubuntu", "22.04"): ("ubuntu2204", *_CUDA_KEY_2022),
     ("ubuntu", "24.04"): ("ubuntu2404", *_CUDA_KEY_2022),
@@ -118,13 +117,13 @@ _CUDA_KEYS: Mapping[tuple[str, str], tuple[str, str, str]] = {
     ("debian", "12"): ("debian12", *_CUDA_KEY_2022),
     ("debian", "13"): ("debian13", "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
 }
-# What NVIDIA's cuda-keyring package leaves: the same repository, trusted by another file, is an
-# error to apt.
+# Files of NVIDIA's package cuda-keyring. apt fails if two files declare the same repository with
+# different key files.
 _CUDA_LISTS = ("cuda.list", "cuda-{folder}-{architecture}.list")
 
 
-class _Refused(Exception):
-    """The role's variables, or the host, rule each other out; the message is a sentence."""
+class _SettingsError(Exception):
+    """The options conflict with each other or with the host; the message is a sentence."""
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,18 +144,18 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     hold, hold_kernel = options["nvidia_driver_hold"], options["nvidia_driver_hold_kernel"]
     try:
         wanted = _wanted(host, options)
-        decision = _adopting(host, wanted, present)
+        decision = _decide_with_installed(host, wanted, present)
         if not decision.needed:
             return _result(decision)
         if source == KEEP:
-            return _kept(facts, host)
+            return _unmanaged(facts, host)
         _refuse_foreign_driver(facts, present)
         if source == AUTO:
-            _refuse_other_flavour(present)
+            _refuse_desktop_flavour(present)
         if not decision.supported:
-            raise _Refused(decision.reason)
+            raise _SettingsError(decision.reason)
         where = _repository(facts, host, decision, options["nvidia_driver_repository"])
-    except _Refused as problem:
+    except _SettingsError as problem:
         return _result(Decision(False, str(problem)), refused=[str(problem).rstrip(".")])
     chosen = _set_version(decision, present, version, fallback)
     packages = [
@@ -209,7 +208,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         owned,
         managed=True,
         first=pin,
-        newest=_newest(packages, version),
+        newest=_upgrade_packages(packages, version),
         version_fallback=fallback,
         key_url=where.key_url if where else "",
     )
@@ -242,7 +241,7 @@ def _result(
     }
 
 
-# --- the choice --------------------------------------------------------------------------------
+# --- decision -----------------------------------------------------------------------------------
 
 
 def _wanted(host: HostFacts, options: Mapping[str, Any]) -> Wanted:
@@ -250,42 +249,46 @@ def _wanted(host: HostFacts, options: Mapping[str, Any]) -> Wanted:
     source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
     modules = options["nvidia_driver_modules"]
     if version and not isinstance(version, str):
-        raise _Refused(f"nvidia_driver_version is the number {version}: put it into quotes")
-    if version and not _DRIVER_VERSION.fullmatch(version):
-        raise _Refused(
-            f"nvidia_driver_version is {version!r}, which is no driver version like 580.178.04"
+        raise _SettingsError(
+            f"nvidia_driver_version is the number {version}; expected text. Put the version in "
+            "quotes"
         )
-    number = _number(options["nvidia_driver_branch"])
+    if version and not _DRIVER_VERSION.fullmatch(version):
+        raise _SettingsError(
+            f"nvidia_driver_version is {version!r}; expected a version such as 580.178.04. Change "
+            "the version"
+        )
+    number = _branch_number(options["nvidia_driver_branch"])
     if version:
-        its_branch = int(version.split(".")[0])
-        if number not in (None, its_branch):
-            raise _Refused(
-                f"nvidia_driver_version {version} is of branch {its_branch}, but "
-                f"nvidia_driver_branch is {number}"
+        version_branch = int(version.split(".")[0])
+        if number not in (None, version_branch):
+            raise _SettingsError(
+                f"nvidia_driver_version {version} belongs to branch {version_branch}, but "
+                f"nvidia_driver_branch is {number}; expected the same branch. Remove one of the two"
             )
-        number = its_branch
-    # What is kept was chosen by somebody else, from wherever it came.
-    chosen = {AUTO: AUTO, KEEP: AUTO, DISTRIBUTION: host.distribution}.get(source, source)
+        number = version_branch
+    # A driver that Slipway does not manage can have any source.
+    source_choice = {AUTO: AUTO, KEEP: AUTO, DISTRIBUTION: host.distribution}.get(source, source)
     return Wanted(
-        chosen, number, None if modules == AUTO else modules, options["nvidia_driver_video"]
+        source_choice, number, None if modules == AUTO else modules, options["nvidia_driver_video"]
     )
 
 
-def _number(branch: int | str) -> int | None:
+def _branch_number(branch: int | str) -> int | None:
     if str(branch) == AUTO:
         return None
     if re.fullmatch(r"\d{3}", str(branch)):
         return int(branch)
-    raise _Refused(
-        f"nvidia_driver_branch is {branch!r}, which is neither auto nor a number like 580"
+    raise _SettingsError(
+        f"nvidia_driver_branch is {branch!r}; expected auto or a number such as 580. Change the "
+        "branch"
     )
 
 
-def _adopting(host: HostFacts, wanted: Wanted, present: Mapping[str, str]) -> Decision:
-    """Decide, taking what is installed for what is wanted where nothing else is said.
+def _decide_with_installed(host: HostFacts, wanted: Wanted, present: Mapping[str, str]) -> Decision:
+    """Decide with the source, branch and modules of the installed driver as defaults.
 
-    So a host keeps its branch when the project's choice moves on: another one comes when its
-    owner asks for it.
+    So a host keeps its branch when the project's default changes, until an option names another.
     """
     fresh = decide(host, wanted)
     installed = _installed(present)
@@ -304,13 +307,13 @@ def _adopting(host: HostFacts, wanted: Wanted, present: Mapping[str, str]) -> De
         return fresh
     return replace(
         adopted,
-        reason=f"{adopted.reason} That is what is installed, and it stays: another comes when "
-        "nvidia_driver_source, nvidia_driver_branch or nvidia_driver_modules asks for it.",
+        reason=f"{adopted.reason} This driver is installed and is kept, unless "
+        "nvidia_driver_source, nvidia_driver_branch or nvidia_driver_modules selects another.",
     )
 
 
 def _installed(present: Mapping[str, str]) -> Wanted | None:
-    """Return source, branch and module flavour of a set like those this role installs."""
+    """Return source, branch and modules of an installed driver that this role can manage."""
     for name in present:
         if match := re.fullmatch(r"nvidia-headless-no-dkms-(\d{3})-server(-open)?", name):
             flavour = data.OPEN if match[2] else data.PROPRIETARY
@@ -332,45 +335,47 @@ def _installed(present: Mapping[str, str]) -> Wanted | None:
 
 
 def _refuse_foreign_driver(facts: Mapping[str, Any], present: Mapping[str, str]) -> None:
-    """Refuse to install over a driver that apt knows nothing of."""
-    keep = f"or set nvidia_driver_source to {KEEP} to leave it as it is"
+    """Refuse to install over a driver that was not installed by apt."""
+    keep = f"or set nvidia_driver_source to {KEEP} to keep it"
     if gpu_host.gpu_facts(facts)["run_installer"]:
-        raise _Refused(
-            "the driver was installed by NVIDIA's .run installer, and packages would overwrite "
-            f"parts of it. Remove it first (nvidia-uninstall), {keep}"
+        raise _SettingsError(
+            "the driver was installed by NVIDIA's .run installer; expected a driver from packages, "
+            "because packages would overwrite parts of the installed one. Remove the driver first "
+            f"(nvidia-uninstall), {keep}"
         )
     loaded = gpu_host.loaded(facts)
     if loaded and not present:
-        raise _Refused(
-            f"driver {loaded.version} is loaded and no package owns it. Remove it first, {keep}"
+        raise _SettingsError(
+            f"driver {loaded.version} is loaded, but no package owns it; expected a driver from "
+            f"packages. Remove the driver first, {keep}"
         )
 
 
-def _refuse_other_flavour(present: Mapping[str, str]) -> None:
-    """Refuse to take away, unasked, a driver that came with its desktop parts."""
-    others = [name for name in sorted(present) if _OTHER_FLAVOUR.fullmatch(name)]
-    if others and _installed(present) is None:
-        raise _Refused(
-            f"{others[-1]} is installed, whose parts for desktops would go: this role installs the "
-            f"-server flavour without them. Set nvidia_driver_source to {DISTRIBUTION} to have it "
-            f"replaced, or to {KEEP} to leave it as it is"
+def _refuse_desktop_flavour(present: Mapping[str, str]) -> None:
+    """Refuse to replace a driver with desktop parts, unless an option selects the source."""
+    desktop_packages = [name for name in sorted(present) if _DESKTOP_FLAVOUR.fullmatch(name)]
+    if desktop_packages and _installed(present) is None:
+        raise _SettingsError(
+            f"{desktop_packages[-1]} with desktop parts is installed; expected the -server "
+            f"flavour, which has none. Set nvidia_driver_source to {DISTRIBUTION} to replace the "
+            f"driver, or to {KEEP} to keep it"
         )
 
 
-def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
-    """Return the state of a host whose driver is somebody else's: it is there and it fits."""
+def _unmanaged(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
+    """Return the plan of a host whose driver Slipway does not manage, but checks."""
     loaded = gpu_host.loaded(facts)
     if loaded is None:
         why = (
-            f"nvidia_driver_source is {KEEP}, but no NVIDIA driver is loaded. Install and load "
-            "one, or let this role do it by another value"
+            f"nvidia_driver_source is {KEEP}, but no NVIDIA driver is loaded; expected a loaded "
+            "driver. Install and load a driver, or set another nvidia_driver_source"
         )
         return _result(Decision(False, why), refused=[why])
     branch = int(loaded.version.split(".")[0])
     if misfit := driver_misfit(host.gpus, branch, loaded.modules):
         return _result(Decision(False, misfit), refused=[misfit.rstrip(".")])
     flavour = f" with {loaded.modules} kernel modules" if loaded.modules else ""
-    reason = f"Driver {loaded.version}{flavour} is there and is kept as it is."
+    reason = f"Driver {loaded.version}{flavour} is loaded; Slipway does not change it."
     decision = Decision(True, reason, source=KEEP, branch=branch, modules=loaded.modules)
     return _result(decision, {"refused": [], "modules": [{"name": "nvidia"}]})
 
@@ -379,24 +384,27 @@ def _kept(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
 
 
 def _driver_packages(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the installed packages of the driver with their versions."""
     packages: Mapping[str, str] = gpu_host.gpu_facts(facts).get("packages", {})
-    return {name: version for name, version in packages.items() if _is_part(name, version)}
+    return {
+        name: version for name, version in packages.items() if _is_driver_package(name, version)
+    }
 
 
-def _is_part(name: str, version: str) -> bool:
-    """Whether an installed package is the driver's, and not a CUDA toolkit's or somebody else's.
+def _is_driver_package(name: str, version: str) -> bool:
+    """Return whether an installed package belongs to the driver, not to a CUDA toolkit.
 
-    Their names begin alike; what has no version of a driver has to be known.
+    The names begin alike. A driver package has the version of a driver, or a known name.
     """
-    known = name in _OWN_PACE or name.startswith(("linux-", "nvidia-driver-pinning-"))
+    known = name in _SEPARATE_VERSIONS or name.startswith(("linux-", "nvidia-driver-pinning-"))
     return bool(DRIVER_PACKAGE.match(name)) and (known or bool(_upstream(version)))
 
 
 def _carries_version(name: str) -> bool:
-    """Whether a package of the driver has the driver's version and must have the set's."""
+    """Return whether a package must have the version of the set."""
     return bool(
         DRIVER_PACKAGE.match(name)
-        and name not in _OWN_PACE
+        and name not in _SEPARATE_VERSIONS
         and not _NAMED_VERSION.search(name)
         and not name.startswith(("linux-", "nvidia-driver-pinning-"))
     )
@@ -412,7 +420,7 @@ def _order(version: str) -> tuple[int, ...]:
 
 
 def _common_version(present: Mapping[str, str]) -> str | None:
-    """Return the driver version that most of the installed set has, the older one of two."""
+    """Return the most frequent driver version of the installed set; of two, the older one."""
     counts = Counter(
         upstream
         for name, version in present.items()
@@ -423,31 +431,33 @@ def _common_version(present: Mapping[str, str]) -> str | None:
     return min(counts, key=lambda version: (-counts[version], _order(version)))
 
 
-def _leftover(name: str, decision: Decision, version: str | None = None) -> bool:
-    """Whether an installed package belongs to another branch, source or VERSION than the set."""
+def _is_leftover(name: str, decision: Decision, version: str | None = None) -> bool:
+    """Return whether an installed package has another branch, source or VERSION than the set."""
     branch, exact = _NAMED_BRANCH.search(name), _NAMED_VERSION.search(name)
     if branch and int(branch[1]) != decision.branch:
         return True
     if exact and version and exact[1] != version:
         return True
-    # Ubuntu's archive has each branch twice; only these are for both.
+    # Ubuntu's archive has two flavours of each branch; only these packages serve both.
     if decision.source == data.UBUNTU and branch and not name.startswith(_BOTH_FLAVOURS):
         return "-server" not in name
     return decision.source == data.CUDA and "-server" in name
 
 
 def _set_version(
-    decision: Decision, present: Mapping[str, str], wish: str, gone: str
+    decision: Decision, present: Mapping[str, str], declared_version: str, fallback: str
 ) -> str | None:
-    """Return the version that the set is to have, None where any will do.
+    """Return the version that the set must have, None for any version.
 
-    Without a WISH the set stays at the version that most of it has.  Where a wished version may be
-    GONE from the archive, any later one of the branch counts as that.
+    Without a declared version, the set keeps its most frequent version. With the fallback
+    ``newest``, any later version of the branch counts as the declared version.
     """
-    mine = {name: version for name, version in present.items() if not _leftover(name, decision)}
-    current = _common_version(mine)
-    reached = current and gone == "newest" and wish and _order(current) >= _order(wish)
-    return current if not wish or reached else wish
+    kept = {name: version for name, version in present.items() if not _is_leftover(name, decision)}
+    current = _common_version(kept)
+    if not declared_version:
+        return current
+    is_later = current and _order(current) >= _order(declared_version)
+    return current if fallback == "newest" and is_later else declared_version
 
 
 def _has_version(name: str, present: Mapping[str, str], version: str) -> bool:
@@ -457,33 +467,35 @@ def _has_version(name: str, present: Mapping[str, str], version: str) -> bool:
 def _packages(
     decision: Decision, present: Mapping[str, str], version: str | None, pinned: bool, hold: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield the set as owned packages: what was chosen, what came with it, and what has to go.
+    """Yield the set as owned packages: selected packages, their dependencies, and leftovers.
 
-    What came with it is held as well: a library that moves on alone is as bad as a driver that
-    does.  All of it is to have VERSION; where that is not PINNED, only what lacks it is told so.
+    Dependencies are held as well, because a library with another version breaks the driver. All
+    packages must have VERSION. Unless it is PINNED, only those with another version state it.
     """
     rest = [name for name in sorted(present) if name not in decision.packages]
     for name in (*decision.packages, *rest):
-        if name in rest and _leftover(name, decision, version):
+        if name in rest and _is_leftover(name, decision, version):
             yield {"name": name, "state": "absent"}
             continue
-        entry: dict[str, Any] = {"name": name, **_at(name, version)}
+        entry: dict[str, Any] = {"name": name, **_version_keys(name, version)}
         if not pinned and version and _has_version(name, present, version):
             entry.pop("version", None)
         if DRIVER_PACKAGE.match(name):
             entry["hold"] = hold
         if name in decision.running_kernel_packages:
-            # An archive drops those of older kernels: then the newest kernel and a reboot help.
+            # Archives drop the modules of older kernels. The newest kernel and a reboot help then.
             entry["optional"] = True
         yield entry
 
 
-def _newest(packages: Iterable[Mapping[str, Any]], wish: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the set as an upgrade takes it: at no version, unless one is a WISH.
+def _upgrade_packages(
+    packages: Iterable[Mapping[str, Any]], declared_version: str
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the set for an upgrade: without versions, unless a version is declared.
 
-    That is asked for again where a later one took its place: what pins it would not let the set
-    move otherwise, should an archive have it. Packages that bear a version in their name have no
-    newer ones: others come in their place.
+    The declared version is requested again even if a later one replaced it, because its apt pin
+    blocks other versions once an archive has it. Packages with a version in their name have no
+    newer versions: other packages replace them.
     """
     for entry in packages:
         if entry.get("state") == "absent":
@@ -491,15 +503,15 @@ def _newest(packages: Iterable[Mapping[str, Any]], wish: str) -> Iterator[Mappin
         elif _NAMED_VERSION.search(entry["name"]):
             yield {**entry, "replaced": True}
         else:
-            free = {k: v for k, v in entry.items() if k not in ("follows", "version")}
-            yield {**free, **_at(entry["name"], wish)}
+            unversioned = {k: v for k, v in entry.items() if k not in ("follows", "version")}
+            yield {**unversioned, **_version_keys(entry["name"], declared_version)}
 
 
-def _at(name: str, version: str | None) -> dict[str, str]:
-    """Return the keys of a package that has to go with a VERSION of the driver."""
+def _version_keys(name: str, version: str | None) -> dict[str, str]:
+    """Return the keys that bind a package to a VERSION of the driver."""
     if version and _carries_version(name):
         return {"version": f"{version}-*"}
-    # Ready-made modules have the kernel's version, and depend on one of the driver.
+    # Prebuilt modules have the version of the kernel, and depend on a version of the driver.
     if version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
         return {"follows": version}
     return {}
@@ -514,27 +526,28 @@ def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict
     ]
 
 
-# --- the repository ----------------------------------------------------------------------------
+# --- repository -------------------------------------------------------------------------------
 
 
 def _repository(
-    facts: Mapping[str, Any], host: HostFacts, decision: Decision, given: Mapping[str, str]
+    facts: Mapping[str, Any], host: HostFacts, decision: Decision, mirror: Mapping[str, str]
 ) -> Repository | None:
-    """Return the repository that has to be declared, None where the host's own ones do."""
+    """Return the repository to add to the host, None if the host's repositories suffice."""
     own = _cuda(host) if decision.source == data.CUDA else _archive(facts, host, decision)
-    if not given.get("url"):
+    if not mirror.get("url"):
         return own
-    if not (given.get("key_url") and given.get("fingerprint")):
-        raise _Refused(
-            "nvidia_driver_repository names a url without the key_url and fingerprint of its key"
+    if not (mirror.get("key_url") and mirror.get("fingerprint")):
+        raise _SettingsError(
+            "nvidia_driver_repository: url is set without the key_url and fingerprint of its key; "
+            "expected all three. Add the missing keys"
         )
     suites = own.suites if own else _suites(facts, host)
     return Repository(
-        given["url"],
+        mirror["url"],
         suites,
         () if suites == ("/",) else decision.components,
-        given["key_url"],
-        given["fingerprint"],
+        mirror["key_url"],
+        mirror["fingerprint"],
     )
 
 
@@ -545,18 +558,22 @@ def _cuda(host: HostFacts) -> Repository:
 
 
 def _archive(facts: Mapping[str, Any], host: HostFacts, decision: Decision) -> Repository | None:
-    """Return the distribution's own archive with those areas that the host does not use yet."""
-    there = gpu_host.gpu_facts(facts).get("components", ())
-    lacking = tuple(area for area in decision.components if area not in there)
-    if not lacking:
+    """Return the archive of the distribution with the components that the host does not use."""
+    used_components = gpu_host.gpu_facts(facts).get("components", ())
+    missing = tuple(area for area in decision.components if area not in used_components)
+    if not missing:
         return None
     if host.distribution == "debian":
         url, keyring = "http://ftp.debian.org/debian", "debian-archive-keyring.gpg"
     else:
-        main = host.architecture == "amd64"
-        url = "http://archive.ubuntu.com/ubuntu" if main else "http://ports.ubuntu.com/ubuntu-ports"
+        is_amd64 = host.architecture == "amd64"
+        url = (
+            "http://archive.ubuntu.com/ubuntu"
+            if is_amd64
+            else "http://ports.ubuntu.com/ubuntu-ports"
+        )
         keyring = "ubuntu-archive-keyring.gpg"
-    return Repository(url, _suites(facts, host), lacking, keyring=f"/usr/share/keyrings/{keyring}")
+    return Repository(url, _suites(facts, host), missing, keyring=f"/usr/share/keyrings/{keyring}")
 
 
 def _suites(facts: Mapping[str, Any], host: HostFacts) -> tuple[str, ...]:
@@ -597,10 +614,10 @@ def _sources(where: Repository) -> str:
 
 
 def _preferences(decision: Decision, version: str) -> str:
-    """Return apt preferences by which the driver has one source, and one version if wished."""
+    """Return apt preferences that limit the driver to one source, and to a declared version."""
     is_cuda = decision.source == data.CUDA
     stanzas = [
-        "# One source for the driver: that of the other would be newer and would not fit.\n"
+        "# One source for the driver: versions of the other source may be newer and do not fit.\n"
         f"Package: {_APT_PATTERNS}\n"
         "Pin: release l=NVIDIA CUDA\n"
         f"Pin-Priority: {600 if is_cuda else -1}\n"
@@ -608,7 +625,7 @@ def _preferences(decision: Decision, version: str) -> str:
     if version:
         stanzas.insert(
             0,
-            "# nvidia_driver_version; above 1000, so that apt also goes back to it.\n"
+            "# nvidia_driver_version; above 1000, so that apt also downgrades to it.\n"
             f"Package: {_APT_PATTERNS}\n"
             f"Pin: version {version}-*\n"
             "Pin-Priority: 1001\n",
@@ -617,10 +634,10 @@ def _preferences(decision: Decision, version: str) -> str:
 
 
 def _unattended(host: HostFacts, decision: Decision, hold_kernel: bool) -> str:
-    """Return the apt.conf by which unattended-upgrades leaves the set alone.
+    """Return the apt.conf that excludes the set from unattended-upgrades.
 
-    Where modules come ready-made with each kernel, a kernel that moves on without them leaves the
-    host without its GPUs at the next boot: so kernels wait as well.
+    With prebuilt modules, kernels are excluded as well: after a kernel upgrade without its modules,
+    the host has no GPUs at the next boot.
     """
     patterns = list(_UNATTENDED_PATTERNS)
     if decision.build == PREBUILT and hold_kernel:
@@ -639,14 +656,14 @@ def _modprobe() -> str:
 
 
 def _modules_load(decision: Decision) -> str:
-    """Return what is loaded at boot, before container runtimes look for the device files."""
+    """Return the modules to load at boot, before container runtimes search the device files."""
     return WRITTEN_BY + "".join(f"{name}\n" for name in decision.kernel_modules)
 
 
 def _persistence() -> str:
-    """Return the drop-in that makes Ubuntu's daemon do what its name says.
+    """Return the drop-in that enables persistence mode in Ubuntu's daemon.
 
-    Its unit starts it with --no-persistence-mode and stops it when nothing else needs it.
+    Ubuntu's unit starts the daemon with --no-persistence-mode and stops it when unneeded.
     """
     return (
         f"{WRITTEN_BY}[Unit]\nStopWhenUnneeded=no\n\n[Service]\nExecStart=\n"
@@ -659,7 +676,7 @@ def _persistence() -> str:
 
 
 def _removal(present: Mapping[str, str], host: HostFacts) -> dict[str, Any]:
-    """Return the state of a host from which everything that this role brings is gone."""
+    """Return the plan of a host without the driver and the files of this role."""
     paths = (KEYRING, SOURCES, PREFERENCES, UNATTENDED, MODPROBE, MODULES_LOAD, PERSISTENCE)
     owned = {
         "refused": [],

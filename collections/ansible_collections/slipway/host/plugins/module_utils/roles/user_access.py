@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of the role user_access, from the people that the inventory names."""
+"""The owned state of the role user_access: groups, users, their access and shared folders."""
 
 from __future__ import annotations
 
@@ -17,126 +17,149 @@ from ansible_collections.slipway.host.plugins.module_utils.roles import (
 
 Entry: TypeAlias = Mapping[str, Any]
 
-# What useradd accepts everywhere: its NAME_REGEX default, and the kernel's utmp field of 32.
+# Names that every useradd accepts: the default of its NAME_REGEX, at most the 32 bytes of utmp.
 NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 DOCKER_GROUP = "docker"
 ROOTLESS = "rootless"
 
-# Where a shared folder is if nobody says: the one that ml_aliases mounts.
-SHARED = "/srv/shared"
+# The default shared folder; ml_aliases mounts it.
+DEFAULT_SHARED_FOLDER = "/srv/shared"
 LIMITS = "/etc/security/limits.d/slipway.conf"
-# fs.nr_open of the kernel. Where a higher limit cannot be set, nobody can log in any more.
-MOST_FILES = 1048576
+# The default of the kernel's fs.nr_open. Nobody can log in with a limit that the kernel refuses.
+MAX_OPEN_FILES = 1048576
 UNLIMITED = "unlimited"
 
-# Nothing in these folders is a team's, and these themselves are not.
-SYSTEMS_OWN = (
+# System folders: no shared folder may be one of these or below one of these.
+SYSTEM_TREES = (
     *("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "root", "run", "sbin", "sys"),
     "usr",
 )
-SYSTEMS = ("home", "opt", "srv", "tmp", "var")
-# One less than what the kernel takes for nobody.
-HIGHEST_ID = 2**32 - 2
-# Options may come before the type; what comes after it is read by sshd alone.
-KEY = re.compile(r"(^|\s)(ssh-|ecdsa-|sk-ssh-|sk-ecdsa-)\S+\s+AAAA[A-Za-z0-9+/]*={0,3}(\s|$)")
+# Shared folders may be below these folders, but not one of them.
+SYSTEM_PARENTS = ("home", "opt", "srv", "tmp", "var")
+# The kernel uses the next number for "no user".
+MAX_ID = 2**32 - 2
+# Options may precede the type of a key. sshd checks the rest of the line.
+PUBLIC_KEY = re.compile(
+    r"(^|\s)(ssh-|ecdsa-|sk-ssh-|sk-ecdsa-)\S+\s+AAAA[A-Za-z0-9+/]*={0,3}(\s|$)"
+)
 
-# Devices that some drivers' settings open to a group alone, and that group.
+# By group, the GPU devices that some drivers make accessible only to this group.
 DEVICES = {"render": ["/dev/dri/renderD"], "video": ["/dev/nvidia"]}
 
 
 class UserAccessError(ValueError):
-    """The inventory names people in a way that cannot be carried out."""
+    """A declaration of groups, users, shared folders or limits cannot be applied."""
 
 
-def _check_names(what: str, entries: Sequence[Entry]) -> None:
+def _check_names(kind: str, entries: Sequence[Entry]) -> None:
     names = [entry["name"] for entry in entries]
     for name in names:
         if not NAME.match(name):
             raise UserAccessError(
-                f"'{name}' cannot be a {what} name: at most 32 lower-case letters, digits, "
-                "'_' and '-', not beginning with a digit or '-'"
+                f"invalid {kind} name '{name}'; expected at most 32 lower-case letters, digits, "
+                f"'_' and '-', a letter or '_' first. Rename the {kind}"
             )
         if names.count(name) > 1:
-            raise UserAccessError(f"the {what} {name} is declared {names.count(name)} times")
+            raise UserAccessError(
+                f"{kind} {name} is declared {names.count(name)} times; expected one entry. "
+                "Merge the entries"
+            )
 
 
 def _check_user(user: Entry) -> None:
     if DOCKER_GROUP in (user.get("groups") or ()):
         raise UserAccessError(
-            f"user {user['name']}: membership in '{DOCKER_GROUP}' is as good as root, so it is "
-            "asked for by name: write 'docker: true' instead of listing it in groups"
+            f"user {user['name']}: groups contains '{DOCKER_GROUP}', which gives access equivalent "
+            "to root; expected the key docker. Set 'docker: true' and remove the group"
         )
     if user["name"] == "root" and user.get("state") == "absent":
-        raise UserAccessError("root cannot be removed")
-    if user["name"] == "root" and user.get("docker") == ROOTLESS:
-        raise UserAccessError("root cannot have an engine without root")
-    # Numbers may be spelled as text in an inventory.
-    uid = None if user.get("uid") is None else int(user["uid"])
-    if uid is not None and user["name"] != "root" and not 0 < uid <= HIGHEST_ID:
         raise UserAccessError(
-            f"user {user['name']}: uid is {uid}, must be a number from 1 to {HIGHEST_ID}"
+            "user root: state is absent; expected present. Root cannot be removed"
+        )
+    if user["name"] == "root" and user.get("docker") == ROOTLESS:
+        raise UserAccessError(
+            "user root: docker is rootless; expected another user. Root has no rootless engine"
+        )
+    # Templates return numbers as text.
+    uid = None if user.get("uid") is None else int(user["uid"])
+    if uid is not None and user["name"] != "root" and not 0 < uid <= MAX_ID:
+        raise UserAccessError(
+            f"user {user['name']}: uid is {uid}; expected a number from 1 to {MAX_ID}. Change uid"
         )
     for key in ("home", "shell"):
         if user.get(key) and not user[key].startswith("/"):
             raise UserAccessError(
-                f"user {user['name']}: {key} is '{user[key]}', must be an absolute path"
+                f"user {user['name']}: {key} is '{user[key]}'; expected an absolute path. "
+                f"Change {key}"
             )
     if re.search(r"[:\n]", str(user.get("comment") or "")):
-        raise UserAccessError(f"user {user['name']}: a comment is one line without ':'")
+        raise UserAccessError(
+            f"user {user['name']}: comment contains ':' or a line break; expected one line without "
+            "':'. Change comment"
+        )
     for number, key in enumerate(user.get("keys") or ()):
-        if not all(KEY.search(line) for line in _key_lines(key)):
+        if not all(PUBLIC_KEY.search(line) for line in _key_lines(key)):
             raise UserAccessError(
-                f"user {user['name']}: keys[{number}] is no SSH public key, such as the line of "
-                "~/.ssh/id_ed25519.pub"
+                f"user {user['name']}: keys[{number}] is not an SSH public key; expected a line "
+                "such as that of ~/.ssh/id_ed25519.pub. Change the key"
             )
 
 
 def _key_lines(key: str) -> list[str]:
-    """Return the keys in what may be a whole file, with comments and more than one."""
+    """Return the keys of a text, which may be a whole file with comments and several keys."""
     lines = (line.strip() for line in key.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _check_shared(shared: Sequence[Entry], groups: Sequence[Entry]) -> None:
-    paths = [entry.get("path") or SHARED for entry in shared]
+    paths = [entry.get("path") or DEFAULT_SHARED_FOLDER for entry in shared]
     for entry in shared:
-        path = entry.get("path") or SHARED
+        path = entry.get("path") or DEFAULT_SHARED_FOLDER
         if not path.startswith("/"):
-            raise UserAccessError(f"the shared folder {path} has to be an absolute path")
-        if _is_systems(path):
             raise UserAccessError(
-                f"the shared folder {path} is the system's; its owner and mode are not for a team. "
-                "Name one that is the team's alone, such as /srv/shared"
+                f"user_access_shared_folders: path is '{path}'; expected an absolute path. "
+                "Change path"
+            )
+        if _is_system_folder(path):
+            raise UserAccessError(
+                f"user_access_shared_folders: {path} is a system folder; expected a folder that "
+                "only the team uses, such as /srv/shared. Change path"
             )
         if paths.count(path) > 1:
-            raise UserAccessError(f"the shared folder {path} is declared {paths.count(path)} times")
+            raise UserAccessError(
+                f"user_access_shared_folders: {path} is declared {paths.count(path)} times; "
+                "expected one entry. Merge the entries"
+            )
         if entry["group"] not in [group["name"] for group in groups]:
             raise UserAccessError(
-                f"the shared folder {path} is of the group {entry['group']}, which has to be in "
-                "user_access_groups"
+                f"user_access_shared_folders: group {entry['group']} of folder {path} is not in "
+                "user_access_groups. Add the group there"
             )
 
 
-def _is_systems(path: str) -> bool:
+def _is_system_folder(path: str) -> bool:
     clean = re.sub(r"/(\./)*/*", "/", path + "/").rstrip("/")
     top, *below = clean.split("/")[1:] or [""]
-    return ".." in below or not top or top in SYSTEMS_OWN or (top in SYSTEMS and not below)
+    return ".." in below or not top or top in SYSTEM_TREES or (top in SYSTEM_PARENTS and not below)
 
 
 def _check_limit(limit: Entry) -> None:
-    who = limit["applies_to"]
-    if who != "*" and not NAME.match(who.removeprefix("@")):
+    subject = limit["applies_to"]
+    if subject != "*" and not NAME.match(subject.removeprefix("@")):
         raise UserAccessError(
-            f"the limits of '{who}' are of nobody: name a user, a group as '@lab', or everybody "
-            "but root as '*'"
+            f"user_access_limits: applies_to is '{subject}'; expected a user, '@group', or '*' for "
+            "all users except root. Change applies_to"
         )
     memlock, nofile = limit.get("memlock"), limit.get("nofile")
     if memlock is not None and memlock != UNLIMITED and not _is_count(memlock):
-        raise UserAccessError(f"memlock of {who} is {memlock}; it is KiB, or '{UNLIMITED}'")
-    if nofile is not None and not (_is_count(nofile) and 1024 <= nofile <= MOST_FILES):
         raise UserAccessError(
-            f"nofile of {who} is {nofile}; it is a number from 1024 to {MOST_FILES}, since nobody "
-            "can log in where the kernel refuses it"
+            f"user_access_limits: memlock of {subject} is {memlock}; expected a number of KiB or "
+            f"'{UNLIMITED}'. Change memlock"
+        )
+    if nofile is not None and not (_is_count(nofile) and 1024 <= nofile <= MAX_OPEN_FILES):
+        raise UserAccessError(
+            f"user_access_limits: nofile of {subject} is {nofile}; expected a number from 1024 to "
+            f"{MAX_OPEN_FILES}. Change nofile: a limit that the kernel refuses blocks logins"
         )
 
 
@@ -144,10 +167,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _given(entry: Entry, *keys: str) -> dict[str, Any]:
-    """Return what an entry says of KEYS; numbers may be spelled as text in an inventory."""
-    found = {key: entry[key] for key in keys if entry.get(key) is not None}
-    return {key: int(value) if key in ("uid", "gid") else value for key, value in found.items()}
+def _select_keys(entry: Entry, *keys: str) -> dict[str, Any]:
+    """Return the KEYS that an entry sets; IDs as numbers, which templates return as text."""
+    selected = {key: entry[key] for key in keys if entry.get(key) is not None}
+    return {key: int(value) if key in ("uid", "gid") else value for key, value in selected.items()}
 
 
 def _members(
@@ -157,38 +180,38 @@ def _members(
     for user in users:
         for group in user.get("groups") or ():
             members.setdefault(group, []).append(user["name"])
-    # Who gets an account gets a group of the same name with it.
-    made = {entry["name"] for entry in (*groups, *users)}
+    # Each created user gets a group of the same name.
+    created = {entry["name"] for entry in (*groups, *users)}
     for group, names in members.items():
         if names:
-            foreign = {} if group in made else {"foreign": True}
+            foreign = {} if group in created else {"foreign": True}
             yield {"group": group, "users": names, **foreign}
     docker_users = [user["name"] for user in users if user.get("docker") is True]
     yield {"group": DOCKER_GROUP, "users": docker_users, "exclusive": docker_exclusive}
-    # Whoever may use Docker may use the devices anyway.
-    names = [u["name"] for u in users if u.get("gpu", u.get("docker") is True)]
-    if names and facts and host.has_gpu(facts):
+    # Default: users of the host's engine, who can access the devices by a container anyway.
+    gpu_users = [u["name"] for u in users if u.get("gpu", u.get("docker") is True)]
+    if gpu_users and facts and host.has_gpu(facts):
         for group, devices in DEVICES.items():
-            yield {"group": group, "users": names, "devices": devices}
+            yield {"group": group, "users": gpu_users, "devices": devices}
 
 
 def _keys(user: Entry) -> Iterator[dict[str, Any]]:
-    """Yield which lines of authorized_keys are a user's, if any."""
+    """Yield the lines of authorized_keys that the role owns for a user, if any."""
     lines = [line for key in user.get("keys") or () for line in _key_lines(key)]
-    usual = "/root" if user["name"] == "root" else f"/home/{user['name']}"
-    home = user.get("home") or usual
+    default_home = "/root" if user["name"] == "root" else f"/home/{user['name']}"
+    home = user.get("home") or default_home
     if lines:
-        found = {"user": user["name"], "path": f"{home}/.ssh/authorized_keys", "lines": lines}
-        yield found if user.get("home") else {**found, "home": home}
+        entry = {"user": user["name"], "path": f"{home}/.ssh/authorized_keys", "lines": lines}
+        yield entry if user.get("home") else {**entry, "home": home}
 
 
 def _shared_folder(entry: Entry) -> dict[str, Any]:
     others = 5 if entry.get("readable") else 0
     folder = {
-        "path": entry.get("path") or SHARED,
+        "path": entry.get("path") or DEFAULT_SHARED_FOLDER,
         "state": "directory",
         "group": entry["group"],
-        # With setgid, what is made there is the group's and not its maker's.
+        # setgid: new files get the group of the folder, not the group of their creator.
         "mode": f"277{others}",
     }
     return folder if entry.get("acl") is False else {**folder, "default_acl": f"077{others}"}
@@ -196,31 +219,31 @@ def _shared_folder(entry: Entry) -> dict[str, Any]:
 
 def _limits_file(limits: Sequence[Entry]) -> dict[str, Any]:
     set_limits = [
-        (limit["applies_to"], what, limit[what])
+        (limit["applies_to"], item, limit[item])
         for limit in limits
-        for what in ("memlock", "nofile")
-        if limit.get(what) is not None
+        for item in ("memlock", "nofile")
+        if limit.get(item) is not None
     ]
     if not set_limits:
         return {"path": LIMITS, "state": "absent"}
-    lines = "".join(f"{who} - {what} {value}\n" for who, what, value in set_limits)
+    lines = "".join(f"{subject} - {item} {value}\n" for subject, item, value in set_limits)
     highest: dict[str, float] = {}
-    for _who, what, value in set_limits:
-        highest[what] = max(highest.get(what, 0), _for_prlimit(what, value))
-    options = [f"--{what}={most}:{most}" for what, most in sorted(highest.items())]
+    for _subject, item, value in set_limits:
+        highest[item] = max(highest.get(item, 0), _prlimit_value(item, value))
+    options = [f"--{item}={limit}:{limit}" for item, limit in sorted(highest.items())]
     return {
         "path": LIMITS,
         "content": f"# Written by Slipway's role user_access.\n{lines}",
-        # A limit that cannot be set locks everybody out whom it is for.
+        # A limit that the kernel refuses locks out every user whom the limit applies to.
         "validate": ["prlimit", *(o.replace("inf", UNLIMITED) for o in options), "true"],
     }
 
 
-def _for_prlimit(what: str, value: Any) -> float:
-    """Return a limit as prlimit counts: in bytes, where limits.conf counts memory in KiB."""
+def _prlimit_value(item: str, value: Any) -> float:
+    """Return a limit in the unit of prlimit: bytes for memory, where limits.conf uses KiB."""
     if value == UNLIMITED:
         return float("inf")
-    return int(value) * 1024 if what == "memlock" else int(value)
+    return int(value) * 1024 if item == "memlock" else int(value)
 
 
 def _engine_files(names: Sequence[str], settings: Entry, facts: Entry) -> list[dict[str, Any]]:
@@ -260,9 +283,9 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
     packages = docker_rootless.packages(known.get("docker_package", "")) if rootless else []
     owned = {
         "obstacles": [dict(obstacle) for obstacle in docker_rootless.OBSTACLES] if rootless else [],
-        "groups": [_given(group, "name", "gid") for group in groups],
+        "groups": [_select_keys(group, "name", "gid") for group in groups],
         "users": [
-            _given(user, "name", "uid", "comment", "home", "shell", "state") for user in users
+            _select_keys(user, "name", "uid", "comment", "home", "shell", "state") for user in users
         ],
         "members": list(_members(present, groups, docker_exclusive, known)),
         "lines": [lines for user in present for lines in _keys(user)],
