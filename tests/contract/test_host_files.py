@@ -23,7 +23,9 @@ CONTROLLER = (
     *("action/", "callback/", "lookup/", "plugin_utils/", "doc_fragments/", "module_utils/roles/"),
     *(
         f"module_utils/images/{name}.py"
-        for name in "assembly catalogue checks context declaration index job locks reading".split()
+        for name in (
+            "assembly catalogue checks context declaration index job locks reading released".split()
+        )
     ),
 )
 # The role ml_data has rules of its own, see tests/unit/test_data_worker.py.

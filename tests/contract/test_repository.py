@@ -128,7 +128,7 @@ def test_an_unknown_role_is_named() -> None:
 def verbs() -> set[str]:
     """Return the verbs of ./slipway, as its help lists them."""
     shown = subprocess.run(["./slipway", "--help"], cwd=ROOT, capture_output=True, text=True)
-    return set(re.findall(r"^  ([a-z]+)  ", shown.stdout, flags=re.M))
+    return set(re.findall(r"^  ([a-z-]+)  ", shown.stdout, flags=re.M))
 
 
 def commands(page: str) -> Iterator[str]:
@@ -150,6 +150,8 @@ def wrong(command: str, known: set[str]) -> str:
             return f"{command}: ./slipway has no verb {verb}"
     if words[0] == "ansible-playbook":
         playbook = next((word for word in words[1:] if word.endswith(".yml")), "")
+        if installed := re.match(r"slipway\.host\.(\w+)$", words[1]):
+            playbook = "site.yml" if installed[1] == "site" else f"playbooks/{installed[1]}.yml"
         if not (ROOT / playbook).is_file():
             return f"{command}: there is no playbook {playbook}"
     for word in words:
@@ -191,8 +193,13 @@ def test_the_readme_names_every_role(role: str) -> None:
         ("```sh\n./slipway sail\n```\n", "./slipway has no verb sail"),
         ("```sh\n# no\nansible-playbook nowhere.yml -v  # yes\n```\n", "no playbook nowhere.yml"),
         ("```sh\nsh tests/nothing.sh\n```\n", "there is no tests/nothing.sh"),
+        (
+            "```sh\nansible-playbook slipway.host.sail -i a.yml\n```\n",
+            "there is no playbook playbooks/sail.yml",
+        ),
         ("Run `./slipway sail` now.\n", "./slipway has no verb sail"),
         ("```sh\n./slipway site --check\nansible-playbook site.yml\n```\n", ""),
+        ("```sh\nansible-playbook slipway.host.plan -i a.yml\n```\n", ""),
         ("```yaml\n./slipway: sail\n```\n", ""),
     ],
 )
@@ -203,7 +210,7 @@ def test_a_command_that_does_not_exist_is_named(page: str, problem: str) -> None
 
 def test_the_help_lists_every_verb() -> None:
     script = text(ROOT / "slipway")
-    (accepted,) = re.findall(r"^([a-z |]+)\) ;;$", script, flags=re.M)[:1]
+    (accepted,) = re.findall(r"^([a-z |-]+)\) ;;$", script, flags=re.M)[:1]
     assert verbs() == set(accepted.replace("|", " ").split())
 
 

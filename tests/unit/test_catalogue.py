@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import jsonschema
 import pytest
 import yaml
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
-from ansible_collections.slipway.host.plugins.module_utils.images import declaration
+from ansible_collections.slipway.host.plugins.module_utils.images import declaration, released
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     Catalogue,
     load_catalogue,
@@ -1034,23 +1036,47 @@ def test_a_keyword_without_words_of_its_own_is_still_enforced() -> None:
     assert str(problem) == "a: 'long'; expected a value that fits maxLength: 2. Change the value."
 
 
-def test_without_jsonschema_declarations_are_read_with_a_warning(
+@pytest.fixture
+def no_jsonschema(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    declaration._validator_class.cache_clear()
+    yield
+    declaration._validator_class.cache_clear()
+
+
+@pytest.mark.usefixtures("no_jsonschema")
+def test_without_jsonschema_a_catalogue_of_ones_own_is_refused(folder: Path, write: Write) -> None:
+    write()
+    message = refusal(folder)
+    assert "bases.yml: cannot validate the file" in message
+    assert "pip install jsonschema" in message
+
+
+@pytest.mark.usefixtures("no_jsonschema")
+def test_without_jsonschema_an_unchanged_catalogue_of_the_collection_is_read(
     folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warnings: list[str] = []
-    monkeypatch.setattr(
-        "ansible.utils.display.Display.warning", lambda _, text: warnings.append(text)
-    )
-    monkeypatch.setitem(sys.modules, "jsonschema", None)
-    for cached in (declaration._validator_class, declaration._warn_not_validated):
-        cached.cache_clear()
-    write(title="two\nlines")
-    assert load_catalogue(folder).images["tool"].settings["title"] == "two\nlines"
-    (warning,) = warnings
-    assert "pip install jsonschema" in warning
-    (folder / "tool/image.yml").write_text("- a\n")
-    assert ":1: a list; expected a mapping" in refusal(folder)
-    declaration._validator_class.cache_clear()
+    file = write() / "image.yml"
+    collection = folder.parent
+    entries = [
+        {
+            "name": str(path.relative_to(collection)),
+            "chksum_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in (folder / "bases.yml", file)
+    ]
+    (collection / "FILES.json").write_text(json.dumps({"files": entries}))
+    check = partial(released.is_released, collection=collection.resolve())
+    monkeypatch.setattr(released, "is_released", check)
+    assert load_catalogue(folder).images["tool"].settings["title"] == TOOL["title"]
+    file.write_text(f"{file.read_text()}# changed\n")
+    released._read_digests.cache_clear()
+    assert f"{file}: cannot validate the file" in refusal(folder)
+
+
+def test_the_source_tree_has_no_released_files() -> None:
+    assert not released.is_released(IMAGES / "bases.yml")
+    assert not released.is_released(Path(released.__file__))
 
 
 def test_jsonschema_is_imported_only_to_read_a_catalogue() -> None:

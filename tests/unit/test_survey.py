@@ -157,7 +157,7 @@ def test_without_the_comparison_every_role_runs(run: Run) -> None:
     [
         ({"user_access_usres": []}, "did you mean user_access_users"),
         ({"user_access_users": "alice"}, "user_access_users must be a list"),
-        ({"user_access_users": [{"name": "root", "state": "absent"}]}, "root cannot be removed"),
+        ({"user_access_users": [{"name": "root", "state": "absent"}]}, "Root cannot be removed"),
     ],
 )
 def test_impossible_settings_end_the_run(

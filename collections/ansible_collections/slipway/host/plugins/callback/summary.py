@@ -1,18 +1,9 @@
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The callback slipway.host.summary: one table at the end of a run."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from ansible import context
-from ansible.plugins.callback import CallbackBase
-from ansible_collections.slipway.host.plugins.module_utils.state import report
-from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 DOCUMENTATION = r"""
 name: summary
@@ -31,6 +22,16 @@ options:
 requirements:
   - enabled in ansible.cfg
 """
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+from ansible_collections.slipway.host.plugins.module_utils.state import report
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 _IMAGE_PLAYS = (
     "Build images on the hosts",

@@ -1,14 +1,9 @@
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lookup slipway.host.role_plan."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ansible.plugins.lookup import LookupBase
-from ansible_collections.slipway.host.plugins.plugin_utils import role_plans
 
 DOCUMENTATION = r"""
 name: role_plan
@@ -39,6 +34,12 @@ _raw:
   type: list
   elements: dict
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.slipway.host.plugins.plugin_utils import role_plans
 
 
 class LookupModule(LookupBase):

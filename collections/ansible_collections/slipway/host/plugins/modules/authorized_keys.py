@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.authorized_keys."""
 
@@ -48,7 +49,7 @@ attributes:
     description: Shows each file before and after.
     support: full
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -96,7 +97,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
         },
     },
 }
-FOLDER_MODE, FILE_MODE = 0o700, 0o600
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
 WRITABLE_BY_OTHERS = 0o022
 # sshd reads a line at a time; far more than any person's keys.
 MOST_BYTES = 1 << 20

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.daemon_json, the only writer of Docker's daemon.json."""
 
@@ -10,7 +11,7 @@ module: daemon_json
 short_description: Merge settings into Docker's daemon.json
 version_added: 0.1.0
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 description:
   - Merges the declared settings into Docker's C(daemon.json) and keeps every other key as it is, in
     its place.

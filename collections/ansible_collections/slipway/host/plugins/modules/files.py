@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.files."""
 
@@ -69,7 +70,7 @@ attributes:
     description: Shows the content before and after, except of secret files.
     support: full
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

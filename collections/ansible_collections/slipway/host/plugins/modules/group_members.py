@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.group_members."""
 
@@ -41,7 +42,7 @@ attributes:
     description: Shows the members before and after.
     support: full
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

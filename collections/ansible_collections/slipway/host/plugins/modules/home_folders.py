@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.home_folders."""
 
@@ -26,7 +27,7 @@ attributes:
     description: Changes nothing.
     support: none
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.nvidia_module."""
 
@@ -55,7 +56,7 @@ attributes:
     description: Shows which version is loaded, before and after.
     support: full
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -110,7 +111,9 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module imp
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import installed_module
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, files, reading
 
-PROC, SYS, MODULES = Path("/proc"), Path("/sys"), Path("/lib/modules")
+PROC = Path("/proc")
+SYS = Path("/sys")
+MODULES = Path("/lib/modules")
 SESSIONS = Path("/run/systemd/sessions")
 SPECIFICATION = "nvidia-cdi-refresh.service"
 

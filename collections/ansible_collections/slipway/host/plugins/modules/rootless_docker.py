@@ -1,5 +1,6 @@
 #!/usr/bin/python
 # Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The module slipway.host.rootless_docker."""
 
@@ -64,7 +65,7 @@ attributes:
     description: Says what each engine lacks.
     support: full
 author:
-  - Slipway contributors
+  - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -22,7 +22,21 @@ from ansible_collections.slipway.host.plugins.plugin_utils import old_names
 Vars = dict[str, Any]
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-ROLES_PATH: list[str] = C.config.get_config_value("DEFAULT_ROLES_PATH")
+# The installed collection, or its source in the project.
+COLLECTION = Path(__file__).resolve().parents[2]
+
+
+def find_roles_path(collection: Path = COLLECTION) -> list[str]:
+    """Return the folders with roles: those of the project, then Ansible's setting ``roles_path``.
+
+    An installed collection contains the roles. In the project they are beside ``collections/``.
+    """
+    roots = (collection, *collection.parents[3:4])
+    own = [str(root / "roles") for root in roots if (root / "vars/roles.yml").is_file()]
+    return [*own[:1], *C.config.get_config_value("DEFAULT_ROLES_PATH", variables=vars(C))]
+
+
+ROLES_PATH = find_roles_path()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +71,8 @@ def load(name: str) -> Role:
             break
     else:
         raise AnsibleActionFail(
-            f"there is no role '{name}' in {', '.join(ROLES_PATH)}. The project's own are "
-            "found where its ansible.cfg is read: run in its folder, or set ANSIBLE_CONFIG."
+            f"role '{name}' not found in {', '.join(ROLES_PATH)}; expected a role of Slipway. "
+            "Correct the name."
         )
 
     def read(file: Path) -> Vars:
