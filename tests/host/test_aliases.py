@@ -545,7 +545,7 @@ def other(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_an_image_is_carried_to_another_host_and_is_the_same(lab: Lab, other: Lab) -> None:
     missing = other.try_as("alice", "testlab true")
-    assert f"the image {IMAGE} is not on this host. Tell Dana (dana@lab" in missing.stderr
+    assert f"image {IMAGE} is not on this host. Tell Dana (dana@lab" in missing.stderr
     assert "missing" in other.as_user("alice", "ml list")
     with subprocess.Popen(
         [*lab.ssh("alice"), "ml save testlab -"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

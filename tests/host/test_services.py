@@ -485,4 +485,4 @@ def test_a_project_gets_the_gpus_that_it_reserved(gpu_lab: Services) -> None:
     both = [{**projects[0], "gpus": "all"}, projects[1]]
     run = gpu_lab.run("site.yml", ml_services_instances=both)
     assert run.status == "failed"
-    assert "project second: wants 2 GPUs; 0 not reserved by others" in run.output
+    assert "project second: gpus: 2 requested, 0 of this host's 8 GPUs are free" in run.output

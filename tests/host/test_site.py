@@ -165,7 +165,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown image": ({"ml_images_present": ["iris-apu"]}, "Did you mean 'iris-api'"),
     "an unknown port": (
         {"ml_services_instances": [{"name": "iris-api", "ports": {"htp": 80}}]},
-        "no port named htp; it has api",
+        "image iris-api has no port 'htp'; expected one of: api",
     ),
     "docker as a plain group": (
         {"user_access_users": [{"name": "a", "groups": ["docker"]}]},
