@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Containers for the CUDA check without an image: files of the machine, and the GPUs by hand.
 
-The root file system is that of the proof (``_gpu_proof.root``). Device files and the driver's
+The root file system is that of the proof (``gpu.proof.pack_root``). Device files and the driver's
 libraries are bind mounts, which is what a CDI specification asks an engine for.
 """
 
@@ -54,7 +54,7 @@ def driver_files(library: str) -> dict[str, str]:
 def unpack_root(folder: Path) -> Path:
     """Unpack the proof's root file system into a FOLDER; return its path."""
     root = folder / "root"
-    with tarfile.open(fileobj=io.BytesIO(proof.root())) as tar:
+    with tarfile.open(fileobj=io.BytesIO(proof.pack_root())) as tar:
         tar.extractall(root, filter="tar")
     return root
 
@@ -73,7 +73,7 @@ def environment() -> dict[str, str]:
 
 def command(options: Sequence[str]) -> list[str]:
     """Return the command of the CUDA check in the container."""
-    return [proof.python(), "-I", "-S", proof.CHECK, "--container", *options]
+    return [proof.container_python(), "-I", "-S", proof.CHECK, "--container", *options]
 
 
 def oci_config(root: Path, binds: dict[str, str], program: Sequence[str]) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def test_a_missing_gpu_fails_the_count_alone(tmp_path: Path, expected: list[str]
 
 
 def test_the_proof_of_host_verify_computes(expected: list[str], record: Record) -> None:
-    assert proof.on_host(len(expected)) == f"nvidia-smi sees {len(expected)} of {len(expected)}"
-    result = proof.computed_on_host(expected)
+    assert proof.check_host(len(expected)) == f"nvidia-smi lists {len(expected)} of {len(expected)}"
+    result = proof.compute_on_host(expected)
     record("proof of host_verify", result)
     assert f"{len(expected)} computed correctly with" in result
 
@@ -178,7 +178,7 @@ def test_a_container_of_docker_computes(expected: list[str], record: Record) -> 
         state_containers.ask_engine("/version")
     except (OSError, ValueError) as error:
         pytest.skip(f"the Docker Engine does not answer: {error}")
-    result = proof.in_container(len(expected), reload=False)
+    result = proof.check_container(len(expected), reload=False)
     record("proof of host_verify in a container", result)
     assert "computed correctly" in result
 
@@ -208,7 +208,7 @@ def test_the_survey_finds_the_gpus(expected: list[str], record: Record) -> None:
     assert driver_version() in gpu["banner"]
     assert gpu["loaded"] in ("", driver_version())
     assert set(expected) <= {device[0] for device in gpu["devices"]}
-    assert proof.mine(facts) == expected
+    assert proof.own_gpus(facts) == expected
 
 
 def test_gpu_info_describes_the_gpus(

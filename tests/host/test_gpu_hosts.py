@@ -87,7 +87,7 @@ EXPECTED: dict[str, Expected] = {
         "2x NVIDIA Tesla K80 (Kepler): driver branch 470 with proprietary kernel modules",
         ("nvidia-dkms-470-server", "nvidia-utils-470-server"),
     ),
-    "v100-b200": Expected(UBUNTU, "No one driver serves all GPUs of this host"),
+    "v100-b200": Expected(UBUNTU, "No driver supports all GPUs of this host"),
 }
 DRIVEN = [model for model, expected in EXPECTED.items() if expected.packages]
 REFUSED = "v100-b200"
@@ -261,7 +261,7 @@ def test_the_plan_is_clean(fleet: Fleet, first: Run, model: str) -> None:
 # device files that it can open.
 
 VERIFY = "playbooks/verify.yml"
-KEPT = "and still does after systemctl daemon-reload"
+KEPT = "also after systemctl daemon-reload"
 LEFT = "docker ps --all --quiet; docker image ls --all --quiet"
 # As it happens to containers that got their devices behind the engine's back: they are gone from
 # them once systemd has read its units anew.
@@ -288,7 +288,7 @@ def test_the_first_run_ends_with_a_container_that_keeps_the_gpus(
 ) -> None:
     gpus = fleet.sites[model].on("ls /dev/nvidia[0-9] | wc -l")
     engine = fleet.sites[model].on("docker version --format '{{.Server.Version}}'")
-    proof = f"a container sees {gpus} of {gpus} by CDI on engine {engine}"
+    proof = f"a container lists {gpus} of {gpus} by CDI on engine {engine}"
     (proven,) = (line for line in reported(first, model) if proof in line)
     assert proven.startswith("ok  GPUs in containers: ")
     assert proven.endswith(KEPT)
@@ -332,7 +332,7 @@ def test_gpus_that_are_lost_fail_the_proof(t4: GpuSite, forgetful: None) -> None
     run = t4.run(VERIFY)
     assert run.status == "failed"
     assert (
-        "after systemctl daemon-reload the same container sees 0 of 1 GPUs (Failed to initialize "
+        "after systemctl daemon-reload the same container lists 0 of 1 GPUs (Failed to initialize "
         "NVML: Unknown Error); expected all of them"
     ) in told(run, "t4")
     assert t4.on(LEFT) == ""
@@ -341,14 +341,14 @@ def test_gpus_that_are_lost_fail_the_proof(t4: GpuSite, forgetful: None) -> None
 def test_the_reload_can_be_switched_off(t4: GpuSite, forgetful: None) -> None:
     run = t4.run(VERIFY, host_verify_daemon_reload=False)
     assert run.status == "successful", run.output
-    assert "systemctl daemon-reload was not tried" in run.output
+    assert "skipped systemctl daemon-reload" in run.output
 
 
 def test_somebodys_training_keeps_its_gpus(t4: GpuSite, forgetful: None) -> None:
     t4.on(TRAINING)
     run = t4.run(VERIFY)
     assert run.status == "successful", run.output
-    assert "it would take the GPUs from training" in run.output
+    assert "containers training, started with --gpus, would lose" in run.output
     t4.on("docker rm --force training; docker image rm stand-in/training")
 
 
@@ -553,7 +553,7 @@ def test_a_driver_that_the_kernel_keeps_waits_and_says_for_what(h100: GpuSite) -
     # The kernel of a throwaway host is that of the machine which Ansible runs on.
     run = h100.run("site.yml", nvidia_driver_reboot="always")
     assert run.status == "failed"
-    assert "does not let go of nvidia_uvm" in run.output
+    assert "cannot unload kernel module nvidia_uvm" in run.output
     assert "Ansible runs on this machine: reboot it yourself" in run.output
     h100.on("rm /run/stand-in.stuck")
     h100.converge()
@@ -564,6 +564,6 @@ def test_nouveau_is_not_unloaded_under_a_running_host(h100: GpuSite) -> None:
     h100.on("mkdir /sys/module/nouveau")
     assert h100.plan() == (2, {(DRIVER, "modules", "nouveau")})
     run = h100.run("site.yml")
-    assert "nouveau holds the GPUs until the next boot" in run.output
+    assert "nouveau uses the GPUs until the next boot" in run.output
     h100.on("rmdir /sys/module/nouveau")
     assert h100.plan() == (0, set())

@@ -254,7 +254,7 @@ def test_a_driver_that_the_kernel_does_not_take_fails_the_upgrade(
     site.on("rm /run/broken; touch /run/stand-in.stuck")
     run = site.run(UPGRADE)
     assert run.status == "failed"
-    assert "does not let go of nvidia_uvm" in told(run)
+    assert "cannot unload kernel module nvidia_uvm" in told(run)
     assert "./slipway rollback --limit up-1" in told(run)
     assert site.record()["state"] == "upgrading"
     site.on("rm /run/stand-in.stuck")

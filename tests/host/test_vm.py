@@ -117,7 +117,7 @@ def test_a_host_that_must_not_reboot_waits(rebooting: GuestSite) -> None:
     assert rebooting.loaded("nouveau")
     run = rebooting.run("site.yml", nvidia_driver_reboot="never")
     assert run.status == "failed"
-    assert "nouveau holds the GPUs until the next boot. Reboot the host" in run.output
+    assert "nouveau uses the GPUs until the next boot. Reboot the host" in run.output
     assert rebooting.boot_id() == before
     # All but the reboot is done: DKMS built the module for the kernel that runs.
     kernel, version = rebooting.on("uname -r; modinfo -F version nvidia").split()
@@ -134,7 +134,7 @@ def test_the_next_run_reboots_it_goes_on_and_finishes(rebooting: GuestSite) -> N
     assert not rebooting.loaded("nouveau")
     assert rebooting.on("cat /sys/module/nvidia/version") == dkms_driver.VERSION
     rebooting.on("systemctl is-active nvidia-persistenced; test -c /dev/nvidia0; id alice")
-    assert "nvidia-smi sees 1 of 1" in run.output
+    assert "nvidia-smi lists 1 of 1" in run.output
 
 
 def test_after_it_nothing_moves(rebooting: GuestSite) -> None:

@@ -7,18 +7,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
     Decision,
     decide,
-    driver_misfit,
-    summary,
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
+    DriverRequest,
     HostFacts,
     PciDevice,
-    Wanted,
 )
+from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import driver_misfit, summary
 
 K80, M40, P40, V100, T4 = 0x102D, 0x17FD, 0x1B38, 0x1DB6, 0x1EB8
 A100, L40S, H100, H200, GH200 = 0x20B2, 0x26B9, 0x2330, 0x2335, 0x2342
@@ -28,11 +27,13 @@ FERMI, RUBIN, FUTURE, THOR = 0x1091, 0x3002, 0x3A00, 0x2B00
 
 def gpu(device: int, position: int = 1, **more: object) -> PciDevice:
     address = f"0000:{position:02x}:00.0"
-    return PciDevice(address, data.VENDOR_NVIDIA, device, 0x030200, **more)  # type: ignore[arg-type]
+    return PciDevice(address, tables.VENDOR_NVIDIA, device, 0x030200, **more)  # type: ignore[arg-type]
 
 
 def switch(device: int = 0x22A3, driver: str | None = None) -> PciDevice:
-    return PciDevice("0000:80:00.0", data.VENDOR_NVIDIA, device, data.CLASS_NVSWITCH, driver=driver)
+    return PciDevice(
+        "0000:80:00.0", tables.VENDOR_NVIDIA, device, tables.CLASS_NVSWITCH, driver=driver
+    )
 
 
 NOBLE = HostFacts("ubuntu", "24.04", "6.8.0-149-generic", kernel_metas=("generic",))
@@ -45,7 +46,7 @@ SID = HostFacts("debian", "sid", "6.17.8+deb14-amd64")
 
 def choose(host: HostFacts, *devices: int, **wanted: object) -> Decision:
     gpus = tuple(gpu(device, position) for position, device in enumerate(devices, 1))
-    return decide(replace(host, gpus=gpus), Wanted(**wanted))  # type: ignore[arg-type]
+    return decide(replace(host, gpus=gpus), DriverRequest(**wanted))  # type: ignore[arg-type]
 
 
 # --- one kind of card --------------------------------------------------------------------------
@@ -178,34 +179,34 @@ def test_mixed_hosts_that_no_driver_serves_are_refused(devices: tuple[int, ...])
     assert not decision.supported
     assert decision.needed
     assert decision.packages == ()
-    assert decision.reason.startswith("No one driver serves all GPUs of this host: NVIDIA ")
+    assert decision.reason.startswith("No driver supports all GPUs of this host: NVIDIA ")
     assert "Move one kind to another host" in decision.reason
 
 
 def test_a_refusal_names_the_two_kinds_that_differ() -> None:
     decision = choose(NOBLE, T4, V100, B200)
     assert decision.reason == (
-        "No one driver serves all GPUs of this host: NVIDIA Tesla V100 PCIe 32GB (Volta) needs"
-        " proprietary kernel modules of a branch from 470 to 580, but NVIDIA B200 (Blackwell)"
-        " needs open kernel modules of branch 570 or newer. Move one kind to another host, or hand"
-        " it to virtual machines (vfio-pci)."
+        "No driver supports all GPUs of this host: NVIDIA Tesla V100 PCIe 32GB (Volta) needs"
+        " proprietary kernel modules of a branch from 470 to 580, but NVIDIA B200"
+        " (Blackwell) needs open kernel modules of branch 570 or newer. Move one kind to another"
+        " host, or assign it to virtual machines (vfio-pci)."
     )
 
 
 def test_a_card_handed_to_virtual_machines_does_not_count() -> None:
     host = replace(NOBLE, gpus=(gpu(V100, 1, driver="vfio-pci"), gpu(RTX_PRO, 2)))
-    decision = decide(host, Wanted())
+    decision = decide(host, DriverRequest())
     assert (decision.supported, decision.modules) == (True, "open")
     assert decision.warnings == (
-        "NVIDIA Tesla V100 PCIe 32GB (Volta) at 0000:01:00.0 is bound to vfio-pci for a virtual"
-        " machine and is left alone.",
+        "NVIDIA Tesla V100 PCIe 32GB (Volta) at 0000:01:00.0 is skipped: bound to vfio-pci for a"
+        " virtual machine.",
     )
 
 
 @pytest.mark.parametrize(
     ("gpus", "words"),
     [
-        ((), "No NVIDIA GPU is in this host"),
+        ((), "This host has no NVIDIA GPU"),
         ((gpu(L40S, driver="vfio-pci"),), "bound to vfio-pci"),
         ((gpu(FERMI, driver="pci-stub"),), "bound to pci-stub"),
         ((gpu(L40S, virtual_function=True),), "virtual function"),
@@ -214,7 +215,7 @@ def test_a_card_handed_to_virtual_machines_does_not_count() -> None:
 def test_hosts_without_a_gpu_of_their_own_need_no_driver(
     gpus: tuple[PciDevice, ...], words: str
 ) -> None:
-    decision = decide(replace(NOBLE, gpus=gpus), Wanted(branch=470))
+    decision = decide(replace(NOBLE, gpus=gpus), DriverRequest(branch=470))
     assert (decision.supported, decision.needed, decision.packages) == (True, False, ())
     assert words in decision.reason
 
@@ -225,13 +226,13 @@ def test_hosts_without_a_gpu_of_their_own_need_no_driver(
 @pytest.mark.parametrize(
     ("host", "device", "words"),
     [
-        (NOBLE, FERMI, "too old: branch 390 is its last"),
+        (NOBLE, FERMI, "too old: its last driver branch is 390"),
         (NOBLE, RUBIN, "needs open kernel modules of branch 616 or newer"),
         (NOBLE, THOR, "JetPack"),
         (RESOLUTE, K80, "Ubuntu's archive for Ubuntu 26.04 has branches 580, 595 and 615, but"),
         (RESOLUTE, K80, "CUDA repository for Ubuntu 26.04 has branches 595, 610 and 615, but"),
         (TRIXIE, K80, "needs proprietary kernel modules of branch 470"),
-        (HostFacts("ubuntu", "20.04", "5.4.0-1-generic"), T4, "Supported are Debian 12"),
+        (HostFacts("ubuntu", "20.04", "5.4.0-1-generic"), T4, "Supported releases: Debian 12"),
         (HostFacts("fedora", "43", "6.17.1-300.fc43.x86_64"), T4, "for Fedora 43"),
     ],
 )
@@ -242,20 +243,21 @@ def test_refusals_say_what_is_wrong(host: HostFacts, device: int, words: str) ->
 
 
 @pytest.mark.parametrize(
-    ("version", "words"), [("550.90.05", "(its driver is 550.90.05)"), (None, "hands out. It")]
+    ("version", "words"),
+    [("550.90.05", "of a hypervisor with driver 550.90.05"), (None, "is a vGPU. It")],
 )
 def test_a_vgpu_is_refused_with_the_version_it_must_match(version: str | None, words: str) -> None:
     slice_ = gpu(0x2236, virtual=True, virtual_host_driver=version)
-    decision = decide(replace(NOBLE, gpus=(slice_,)), Wanted())
+    decision = decide(replace(NOBLE, gpus=(slice_,)), DriverRequest())
     assert not decision.supported
     assert words in decision.reason
     assert "licensed guest driver" in decision.reason
 
 
 def test_an_unreadable_vgpu_state_is_admitted() -> None:
-    decision = decide(replace(NOBLE, gpus=(gpu(0x2236, virtual=None),)), Wanted())
+    decision = decide(replace(NOBLE, gpus=(gpu(0x2236, virtual=None),)), DriverRequest())
     assert decision.supported
-    assert "Only root can tell a vGPU" in decision.warnings[0]
+    assert "vGPU detection was skipped" in decision.warnings[0]
 
 
 # --- Secure Boot -------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ def test_secure_boot_allows_signed_modules_alone(
     decision = choose(replace(host, secure_boot=True), device, **wanted)
     assert decision.supported == supported
     if not supported:
-        assert "Secure Boot is on, and" in decision.reason
+        assert "Secure Boot is on. " in decision.reason
     assert choose(host, device, **wanted).supported
 
 
@@ -325,7 +327,7 @@ def test_fabric(
 
 
 def test_fewer_gpus_than_a_baseboard_are_taken_for_a_share() -> None:
-    assert "taken for a share of a baseboard" in choose(NOBLE, B200).warnings[0]
+    assert "assuming part of a baseboard" in choose(NOBLE, B200).warnings[0]
 
 
 def test_an_nvlink5_baseboard_needs_the_repository_that_has_its_subnet_manager() -> None:
@@ -382,20 +384,30 @@ def test_overrides_that_can_work_are_taken(
 @pytest.mark.parametrize(
     ("host", "devices", "wanted", "words"),
     [
-        (NOBLE, [V100], {"branch": 595}, "no longer drives NVIDIA Tesla V100 PCIe 32GB (Volta)"),
-        (NOBLE, [V100], {"modules": "open"}, "lacks the system processor (GSP)"),
+        (NOBLE, [V100], {"branch": 595}, "does not support NVIDIA Tesla V100 PCIe 32GB (Volta)"),
+        (NOBLE, [V100], {"modules": "open"}, "has no system processor (GSP)"),
         (NOBLE, [RTX_PRO], {"modules": "proprietary"}, "needs open ones"),
         (NOBLE, [GH200], {"modules": "proprietary"}, "needs open ones"),
         (NOBLE, [RTX_PRO], {"branch": 550}, "Branch 550 is too old for NVIDIA RTX PRO 6000"),
         (NOBLE, [0x3182], {"branch": 570}, "needs open kernel modules of branch 580 or newer"),
         (NOBLE, [T4], {"branch": 615, "modules": "proprietary"}, "Branch 615 has no proprietary"),
         (NOBLE, [T4], {"branch": 470, "modules": "open"}, "Branch 470 has no open"),
-        (NOBLE, [T4], {"branch": 535, "source": "ubuntu"}, "install 580 instead. Ask for 580."),
+        (
+            NOBLE,
+            [T4],
+            {"branch": 535, "source": "ubuntu"},
+            "install 580 instead. Set nvidia_driver_branch to 580.",
+        ),
         (NOBLE, [T4], {"branch": 610, "source": "ubuntu"}, "install 615 instead"),
         (NOBLE, [T4], {"branch": 575, "source": "cuda"}, "has no branch 575; it has 580, 590"),
         (NOBLE, [T4], {"branch": 630, "source": "ubuntu"}, "has no branch 630"),
-        (NOBLE, [T4], {"source": "debian"}, "does not serve Ubuntu 24.04; its driver sources are"),
-        (TRIXIE, [T4], {"source": "ubuntu"}, "does not serve Debian 13"),
+        (
+            NOBLE,
+            [T4],
+            {"source": "debian"},
+            "has no packages for Ubuntu 24.04. Driver sources of this release:",
+        ),
+        (TRIXIE, [T4], {"source": "ubuntu"}, "has no packages for Debian 13"),
         (SID, [T4], {"source": "cuda"}, "is not known to have driver packages"),
         (RESOLUTE, [V100], {"source": "cuda"}, "but NVIDIA Tesla V100 PCIe 32GB (Volta) needs"),
         (NOBLE, [T4, V100], {"modules": "open"}, "cannot drive NVIDIA Tesla V100"),
@@ -419,14 +431,14 @@ def test_the_reason_reads_as_sentences() -> None:
     assert choose(host, *[A100] * 8).reason == (
         "8x NVIDIA A100 SXM4 80GB (Ampere): driver branch 580 with open kernel modules (prebuilt"
         " and signed) from Ubuntu's archive for Ubuntu 24.04. NVIDIA maintains this long-term"
-        " support branch until June 2028. For its NVSwitches the fabric manager of the same"
-        " version comes in."
+        " support branch until June 2028. The fabric manager of the same version"
+        " is installed for the NVSwitches."
     )
     assert choose(NOBLE, V100, T4).reason == (
         "NVIDIA Tesla V100 PCIe 32GB (Volta) and NVIDIA Tesla T4 (Turing): driver branch 580 with"
         " proprietary kernel modules (prebuilt and signed) from Ubuntu's archive for Ubuntu 24.04."
-        " NVIDIA maintains this long-term support branch until June 2028. It is the last that"
-        " drives NVIDIA Tesla V100 PCIe 32GB (Volta). Only proprietary modules drive NVIDIA Tesla"
+        " NVIDIA maintains this long-term support branch until June 2028. It is the last branch"
+        " for NVIDIA Tesla V100 PCIe 32GB (Volta). Only proprietary modules drive NVIDIA Tesla"
         " V100 PCIe 32GB (Volta)."
     )
 
@@ -434,16 +446,20 @@ def test_the_reason_reads_as_sentences() -> None:
 def test_an_unlisted_card_is_named_by_number_and_called_a_guess() -> None:
     decision = choose(NOBLE, FUTURE)
     assert decision.reason.startswith("NVIDIA GPU 10de:3a00 (unknown, Turing or newer")
-    assert "is a guess to be verified" in decision.warnings[0]
+    assert "was chosen by its ID range" in decision.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("devices", "wanted", "words"),
     [
         ([K80], {}, "NVIDIA no longer maintains branch 470."),
-        ([V100], {}, "CUDA 12 is the newest whose toolkit builds for the oldest GPU here"),
-        ([T4], {"source": "cuda", "branch": 640}, "Branch 640 is newer than any checked here."),
-        ([GB200], {}, "IMEX is not set up here"),
+        ([V100], {}, "The newest CUDA version for the oldest GPU of this host is 12"),
+        (
+            [T4],
+            {"source": "cuda", "branch": 640},
+            "Branch 640 is newer than any branch that Slipway knows.",
+        ),
+        ([GB200], {}, "Slipway does not set up IMEX"),
     ],
 )
 def test_cautions(devices: list[int], wanted: dict[str, object], words: str) -> None:
@@ -453,9 +469,9 @@ def test_cautions(devices: list[int], wanted: dict[str, object], words: str) -> 
 
 def test_nouveau_is_named() -> None:
     host = replace(NOBLE, gpus=(gpu(T4, driver="nouveau"),))
-    assert decide(host, Wanted()).warnings == (
-        "nouveau holds NVIDIA Tesla T4 (Turing) at 0000:01:00.0; it gives way to the NVIDIA driver"
-        " at the next boot.",
+    assert decide(host, DriverRequest()).warnings == (
+        "nouveau uses NVIDIA Tesla T4 (Turing) at 0000:01:00.0; the NVIDIA driver"
+        " replaces it at the next boot.",
     )
 
 
@@ -492,7 +508,7 @@ def test_summary_counts_kinds_in_order() -> None:
         (T4, 580, None, None),
         (V100, 580, "proprietary", None),
         (FUTURE, 470, "proprietary", None),
-        (V100, 595, "proprietary", "no longer drives"),
+        (V100, 595, "proprietary", "does not support"),
         (V100, 580, "open", "cannot drive"),
         (RTX_PRO, 580, "proprietary", "cannot drive"),
         (RTX_PRO, 550, "open", "too old"),

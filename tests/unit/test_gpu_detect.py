@@ -236,9 +236,9 @@ def test_headers_and_reboot_request(tmp_path: Path) -> None:
     (tmp_path / "6.8").mkdir()
     (tmp_path / "6.8/build").symlink_to("../headers")
     assert detect.headers_present(tmp_path, "6.8")
-    assert not detect.reboot_asked_for(tmp_path)
+    assert not detect.is_reboot_required(tmp_path)
     write(tmp_path / "reboot-required", "*** System restart required ***\n")
-    assert detect.reboot_asked_for(tmp_path)
+    assert detect.is_reboot_required(tmp_path)
 
 
 # --- the driver --------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
-from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest, HostFacts
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     kernel_modules,
     packages,
@@ -35,14 +35,16 @@ def test_both_readings_lead_to_the_same_driver(tmp_path: Path, model: str) -> No
         nvswitches=found.nvswitches,
         nvlink_bridges=found.nvlink_bridges,
     )
-    assert decide(gpu_host.host_facts(facts(model)), Wanted()) == decide(host, Wanted())
+    assert decide(gpu_host.host_facts(facts(model)), DriverRequest()) == decide(
+        host, DriverRequest()
+    )
 
 
 def test_what_the_probe_knows_of_baseboards_is_what_the_tables_say() -> None:
-    assert {int(number, 16) for number in gpu_facts.NVLINK5_GPUS} == data.NVLINK5_BASEBOARD_GPUS
-    assert gpu_facts.NVLINK5_BASEBOARD == data.NVLINK5_BASEBOARD_SIZE
-    assert int(gpu_facts.NVIDIA, 16) == data.VENDOR_NVIDIA
-    assert int(gpu_facts.MELLANOX, 16) == data.VENDOR_MELLANOX
+    assert {int(number, 16) for number in gpu_facts.NVLINK5_GPUS} == tables.NVLINK5_BASEBOARD_GPUS
+    assert gpu_facts.NVLINK5_BASEBOARD == tables.NVLINK5_BASEBOARD_SIZE
+    assert int(gpu_facts.NVIDIA, 16) == tables.VENDOR_NVIDIA
+    assert int(gpu_facts.MELLANOX, 16) == tables.VENDOR_MELLANOX
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils.gpu.model import Wanted
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import (
-    Places,
+    HostPaths,
     Run,
     report,
 )
@@ -29,8 +29,8 @@ PROPRIETARY_595 = "NVIDIA UNIX x86_64 Kernel Module  595.71.05  Thu May  2 14:37
 HEADLESS = {"nvidia-headless-no-dkms-580-server-open": "580.178.04-0ubuntu0.24.04.1"}
 
 
-def places(options: dict[str, str]) -> Places:
-    return Places(
+def places(options: dict[str, str]) -> HostPaths:
+    return HostPaths(
         pci=Path(options["pci_root"]),
         proc=Path(options["proc_root"]),
         sys=Path(options["sys_root"]),
@@ -90,7 +90,7 @@ def test_simulated_hosts(
     modules: str | None,
     fabric: str,
 ) -> None:
-    answer = report(places(write_host_files(tmp_path, model)), Wanted(), None, NOTHING_RUNS)
+    answer = report(places(write_host_files(tmp_path, model)), DriverRequest(), None, NOTHING_RUNS)
     driver = answer["driver"]
     assert (driver["supported"], driver["needed"]) == (supported, needed), driver["reason"]
     assert (driver["source"], driver["branch"], driver["modules"]) == (source, branch, modules)
@@ -104,7 +104,9 @@ def test_every_model_is_tested_above() -> None:
 
 
 def test_what_is_said_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
-    answer = report(places(write_host_files(tmp_path, "workstation")), Wanted(), None, NOTHING_RUNS)
+    answer = report(
+        places(write_host_files(tmp_path, "workstation")), DriverRequest(), None, NOTHING_RUNS
+    )
     assert answer["gpus"] == [
         {
             "address": "0000:01:00.0",
@@ -133,7 +135,7 @@ def test_what_is_said_of_the_host(tmp_path: Path) -> None:
         secure_boot=True,
     )
     (Path(options["run_root"]) / "reboot-required").touch()
-    answer = report(places(options), Wanted(), None, NOTHING_RUNS)
+    answer = report(places(options), DriverRequest(), None, NOTHING_RUNS)
     assert answer["host"] == {
         "distribution": "ubuntu",
         "release": "24.04",
@@ -157,7 +159,9 @@ def with_module(options: dict[str, str]) -> None:
 
 
 def test_no_driver(tmp_path: Path) -> None:
-    answer = report(places(write_host_files(tmp_path, "t4")), Wanted(), "nvidia-smi", NOTHING_RUNS)
+    answer = report(
+        places(write_host_files(tmp_path, "t4")), DriverRequest(), "nvidia-smi", NOTHING_RUNS
+    )
     assert answer["present"] == {
         "branch": None,
         "loaded": None,
@@ -174,7 +178,7 @@ def test_an_upgraded_driver_that_still_runs_its_old_module(tmp_path: Path) -> No
     options = write_host_files(tmp_path, "t4", loaded=OPEN_580, packages=HEADLESS)
     with_module(options)
     run = answering(version=(0, "580.178.04\n", ""), license=(0, "Dual MIT/GPL\n", ""))
-    present = report(places(options), Wanted(), None, run)["present"]
+    present = report(places(options), DriverRequest(), None, run)["present"]
     path = str(
         Path(options["modules_root"], "6.8.0-149-generic/kernel/nvidia-580srv-open/nvidia.ko")
     )
@@ -190,28 +194,28 @@ def test_an_installed_driver_of_the_wrong_flavour(tmp_path: Path) -> None:
     options = write_host_files(tmp_path, "rtx-pro-6000")
     with_module(options)
     run = answering(version=(0, "580.178.04\n", ""), license=(0, "NVIDIA\n", ""))
-    present = report(places(options), Wanted(), None, run)["present"]
+    present = report(places(options), DriverRequest(), None, run)["present"]
     assert "Proprietary kernel modules cannot drive NVIDIA RTX PRO 6000" in present["misfit"]
     assert not present["stale"]
 
 
 def test_a_loaded_driver_that_no_longer_drives_the_gpu(tmp_path: Path) -> None:
     options = write_host_files(tmp_path, "8xv100", loaded=PROPRIETARY_595)
-    present = report(places(options), Wanted(), None, NOTHING_RUNS)["present"]
-    assert "Branch 595 no longer drives NVIDIA Tesla V100" in present["misfit"]
+    present = report(places(options), DriverRequest(), None, NOTHING_RUNS)["present"]
+    assert "Branch 595 does not support NVIDIA Tesla V100" in present["misfit"]
 
 
 def test_a_module_that_modinfo_cannot_read_is_not_installed(tmp_path: Path) -> None:
     options = write_host_files(tmp_path, "t4")
     with_module(options)
     run = answering(modinfo=(127, "", "No such file or directory"))
-    assert report(places(options), Wanted(), None, run)["present"]["installed"] is None
+    assert report(places(options), DriverRequest(), None, run)["present"]["installed"] is None
 
 
 def test_nouveau(tmp_path: Path) -> None:
     options = write_host_files(tmp_path, "nouveau")
     (Path(options["sys_root"]) / "module/nouveau").mkdir(parents=True)
-    assert report(places(options), Wanted(), None, NOTHING_RUNS)["present"]["nouveau"]
+    assert report(places(options), DriverRequest(), None, NOTHING_RUNS)["present"]["nouveau"]
 
 
 # --- nvidia-smi --------------------------------------------------------------------------------
@@ -221,7 +225,7 @@ def test_nvidia_smi_is_matched_to_gpus_by_address(tmp_path: Path) -> None:
     options = write_host_files(tmp_path, "8xa100", loaded=OPEN_580)
     sample = (SAMPLES / "535-a100-mig.xml").read_text().replace(":01:00.0", ":03:00.0")
     answer = report(
-        places(options), Wanted(), "/usr/bin/nvidia-smi", answering(smi=(0, sample, ""))
+        places(options), DriverRequest(), "/usr/bin/nvidia-smi", answering(smi=(0, sample, ""))
     )
     assert answer["mig"]
     assert answer["smi"] == {"driver_version": "535.54.03", "cuda_version": "12.2", "error": None}
@@ -238,15 +242,15 @@ def test_nvidia_smi_is_matched_to_gpus_by_address(tmp_path: Path) -> None:
             (9, "", "couldn't communicate with the NVIDIA driver"),
             "exited with 9: the NVIDIA driver",
         ),
-        ((124, "", ""), "did not answer in time"),
-        ((0, "No devices were found", ""), "wrote no XML"),
+        ((124, "", ""), "time limit reached"),
+        ((0, "No devices were found", ""), "expected XML"),
     ],
 )
 def test_nvidia_smi_that_fails_is_reported_not_raised(
     tmp_path: Path, result: tuple[int, str, str], words: str
 ) -> None:
     options = write_host_files(tmp_path, "t4", loaded=OPEN_580)
-    answer = report(places(options), Wanted(), "/usr/bin/nvidia-smi", answering(smi=result))
+    answer = report(places(options), DriverRequest(), "/usr/bin/nvidia-smi", answering(smi=result))
     assert words in answer["smi"]["error"]
     assert answer["driver"]["supported"]
 
@@ -259,7 +263,10 @@ def test_nvidia_smi_is_asked_within_a_time_limit(tmp_path: Path) -> None:
         return 124, "", ""
 
     report(
-        places(write_host_files(tmp_path, "t4", loaded=OPEN_580)), Wanted(), "/opt/nvidia-smi", run
+        places(write_host_files(tmp_path, "t4", loaded=OPEN_580)),
+        DriverRequest(),
+        "/opt/nvidia-smi",
+        run,
     )
     assert asked == [["timeout", "--kill-after=5", "60", "/opt/nvidia-smi", "-q", "-x"]]
 
@@ -334,7 +341,7 @@ def test_the_documentation_states_the_options_and_the_answer(tmp_path: Path) -> 
         for name, row in options.items()
     }
     assert documented == gpu_info.ARGUMENT_SPEC
-    answer = report(places(write_host_files(tmp_path, "t4")), Wanted(), None, NOTHING_RUNS)
+    answer = report(places(write_host_files(tmp_path, "t4")), DriverRequest(), None, NOTHING_RUNS)
     returned = yaml.safe_load(gpu_info.RETURN)
     assert set(returned) == set(answer)
     for key in ("driver", "present"):

@@ -127,7 +127,7 @@ def gpu_host(
     script.write_text(f'#!/bin/sh\necho "python $*" >>"$LOG"\ncat {tmp_path}/computed-on-host\n')
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(gpu_proof, "python", lambda: PYTHON)
+    monkeypatch.setattr(gpu_proof, "container_python", lambda: PYTHON)
     return found
 
 
@@ -147,8 +147,8 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
     check = prove(gpu_host)["GPUs in containers"]
     assert check["ok"], check["seen"]
     assert check["seen"] == (
-        f"a container sees 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd: {SUMMARY}, and "
-        "still does after systemctl daemon-reload"
+        f"a container lists 2 of 2 by CDI on engine 28.5.2, cgroup driver systemd: {SUMMARY}, "
+        "also after systemctl daemon-reload"
     )
     run = f"docker run --rm --detach --network none --label {gpu_proof.LABEL}"
     limits = "--memory-mib 64 --timeout 300"
@@ -169,7 +169,7 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
 
 
 @pytest.mark.parametrize(
-    ("after", "seen"), [(f"{LOST}\n", f"sees 0 of 2 GPUs ({LOST})"), (listing(1), "sees 1 of 2")]
+    ("after", "seen"), [(f"{LOST}\n", f"lists 0 of 2 GPUs ({LOST})"), (listing(1), "lists 1 of 2")]
 )
 def test_gpus_that_the_reload_took_are_told_with_what_to_do(
     gpu_host: GpuHost, after: str, seen: str
@@ -181,7 +181,7 @@ def test_gpus_that_the_reload_took_are_told_with_what_to_do(
     assert f"after systemctl daemon-reload the same container {seen}" in check["seen"]
     assert "expected all of them" in check["seen"]
     assert "by --gpus on engine 26.1.5, cgroup driver systemd" in check["seen"]
-    assert "features.cdi has to be true in /etc/docker/daemon.json" in check["seen"]
+    assert "set features.cdi to true in /etc/docker/daemon.json" in check["seen"]
     assert gpu_host.called()[-2:] == ["docker rm --force c1", "docker image rm sha256:image"]
 
 
@@ -194,7 +194,7 @@ def test_an_engine_before_cdi_gives_them_by_the_hook(gpu_host: GpuHost) -> None:
 def test_without_the_reload_the_container_is_asked_once(gpu_host: GpuHost) -> None:
     check = prove(gpu_host, reload=False)["GPUs in containers"]
     assert check["ok"]
-    assert "systemctl daemon-reload was not tried" in check["seen"]
+    assert "skipped systemctl daemon-reload" in check["seen"]
     assert "systemctl daemon-reload" not in gpu_host.called()
 
 
@@ -217,7 +217,7 @@ def test_nobody_elses_container_loses_its_gpus_by_the_proof(
     gpu_host.answers.update(running(**host_config))
     check = prove(gpu_host)["GPUs in containers"]
     assert check["ok"]
-    assert "it would take the GPUs from training" in check["seen"]
+    assert "containers training, started with --gpus, would lose" in check["seen"]
     assert "systemctl daemon-reload" not in gpu_host.called()
 
 
@@ -257,7 +257,7 @@ def test_a_gpu_that_the_driver_lost_is_told_and_no_container_is_tried(
 ) -> None:
     program("nvidia-smi", f"printf '{listing(1)}'")
     proof = prove(gpu_host)
-    assert proof["GPUs"]["seen"].startswith("nvidia-smi sees 1 of 2 GPUs; expected all")
+    assert proof["GPUs"]["seen"].startswith("nvidia-smi lists 1 of 2 GPUs; expected all")
     assert "GPUs in containers" not in proof
     program("nvidia-smi", "echo 'stand-in: the driver is not loaded' >&2; exit 9")
     assert "(stand-in: the driver is not loaded)" in prove(gpu_host)["GPUs"]["seen"]
@@ -294,13 +294,13 @@ def test_slices_of_a_gpu_are_not_counted(
 ) -> None:
     sliced = listing(2) + "  MIG 1g.10gb     Device  0: (UUID: MIG-0)\n"
     program("nvidia-smi", f"printf '{sliced}'")
-    assert prove(gpu_host)["GPUs"]["seen"] == "nvidia-smi sees 2 of 2"
+    assert prove(gpu_host)["GPUs"]["seen"] == "nvidia-smi lists 2 of 2"
 
 
 @pytest.mark.parametrize(
     ("missing", "what", "seen"),
     [
-        ("nvidia-ctk", "GPUs in containers", "not tried: driver and container toolkit"),
+        ("nvidia-ctk", "GPUs in containers", "skipped: driver and container toolkit"),
         ("nvidia-smi", "GPUs", "no driver is installed"),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_host_without_gpus_proves_none(
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
     tree = pci_tree.build(tmp_path / "vfio", pci_tree.MODELS["vfio-part"])
     facts = {**state_facts.ask_host(), "gpu": gpu_facts.ask_gpus(str(tree))}
-    assert len(gpu_proof.mine(facts)) == 1
+    assert len(gpu_proof.own_gpus(facts)) == 1
 
 
 def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_the_module_tells_the_table_and_spares_the_reload_in_check_mode(
 ) -> None:
     result = run_module(verify, smoke=False)
     assert not result["changed"]
-    assert result["slipway_note"].endswith("and still does after systemctl daemon-reload")
+    assert result["slipway_note"].endswith("also after systemctl daemon-reload")
     assert any(line.startswith("ok  GPUs in containers: ") for line in result["report"])
     checked = run_module(verify, check=True, smoke=False)
-    assert checked["slipway_note"].endswith("systemctl daemon-reload was not tried")
+    assert checked["slipway_note"].endswith("skipped systemctl daemon-reload")

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    branches,
+    driver_files,
+    driver_repository,
+)
 from ansible_collections.slipway.host.plugins.module_utils.roles import nvidia_driver
 
 from lab import pci_tree
@@ -115,14 +119,14 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "more", "variables", "words"),
     [
-        ("v100-b200", {}, {}, "No one driver serves all GPUs"),
-        ("t4", {}, {"branch": "newest"}, "'newest'; expected auto or a number"),
-        ("t4", {}, {"version": "580"}, "'580'; expected a version"),
+        ("v100-b200", {}, {}, "No driver supports all GPUs"),
+        ("t4", {}, {"branch": "newest"}, "found 'newest'; expected 'auto' or a number"),
+        ("t4", {}, {"version": "580"}, "found '580'; expected a driver version"),
         (
             "t4",
             {},
             {"version": 580.95},
-            "nvidia_driver_version is the number 580.95; expected text",
+            "nvidia_driver_version: found the number 580.95; expected a string",
         ),
         ("t4", {}, {"version": "580.1.1", "branch": 595}, "580.1.1 belongs to branch 580, but"),
         ("t4", {}, {"branch": "390"}, "Branch 390 is too old for"),
@@ -132,7 +136,7 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
         ("t4", {}, {"source": "keep"}, "no NVIDIA driver is loaded"),
         ("8xb200", {"loaded": "550.1.1"}, {"source": "keep"}, "Branch 550 is too old for"),
         ("8xb200", {"secure_boot": True}, {}, "Secure Boot is on"),
-        ("t4", {}, {"repository": {"url": "http://mirror"}}, "without the key_url and fingerprint"),
+        ("t4", {}, {"repository": {"url": "http://mirror"}}, "without key_url and fingerprint"),
         ("t4", {"distribution_version": "20.04"}, {}, "No driver packages are known for"),
     ],
 )
@@ -429,11 +433,11 @@ def test_a_driver_that_was_rolled_back_comes_again_only_by_an_upgrade(
 def test_every_release_that_the_cuda_repository_serves_has_its_key() -> None:
     served = {
         (distribution, release)
-        for source, distribution, release in data.OFFERS
-        if source == data.CUDA
+        for source, distribution, release in branches.OFFERS
+        if source == branches.CUDA
     }
-    assert set(nvidia_driver._CUDA_KEYS) == served
-    for _folder, name, fingerprint in nvidia_driver._CUDA_KEYS.values():
+    assert set(driver_repository.CUDA_KEYS) == served
+    for _folder, name, fingerprint in driver_repository.CUDA_KEYS.values():
         assert re.fullmatch(r"[0-9A-F]{40}", fingerprint)
         # NVIDIA names the file by the end of the fingerprint.
         assert fingerprint.endswith(name.removesuffix(".pub").upper())
@@ -444,7 +448,7 @@ def test_the_cuda_repository_by_the_key_of_its_release() -> None:
     assert found["key_url"].endswith("/debian13/x86_64/8793F200.pub")
     (keyring,) = found["owned"]["keyrings"]
     assert keyring["fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
-    sources = content(found, nvidia_driver.SOURCES) or ""
+    sources = content(found, driver_repository.SOURCES) or ""
     assert "Suites: /\n" in sources and "Components" not in sources
     assert content(found, "/etc/apt/sources.list.d/cuda-debian13-x86_64.list") is None
     assert [entry["name"] for entry in found["first"]] == ["nvidia-driver-pinning-580"]
@@ -464,13 +468,13 @@ def test_areas_of_the_archive_are_added_where_they_lack(
     host: dict[str, str], there: list[str], components: str | None
 ) -> None:
     found = plan(facts("t4", host, components=there))
-    sources = content(found, nvidia_driver.SOURCES)
+    sources = content(found, driver_repository.SOURCES)
     assert (sources is None) == (components is None)
     if sources and components:
         assert f"Components: {components}\n" in sources
         assert "archive-keyring.gpg\n" in sources
     assert found["owned"]["keyrings"] == [] and found["key_url"] == ""
-    assert content(found, nvidia_driver.KEYRING) is None
+    assert content(found, driver_repository.KEYRING) is None
 
 
 @pytest.mark.parametrize(
@@ -486,7 +490,7 @@ def test_a_mirror_takes_the_place_of_the_source(
     model: str, host: dict[str, str], suites: str
 ) -> None:
     found = plan(facts(model, host), repository=MIRROR)
-    sources = content(found, nvidia_driver.SOURCES) or ""
+    sources = content(found, driver_repository.SOURCES) or ""
     assert "URIs: http://mirror/x\n" in sources
     assert f"Suites: {suites}\n" in sources
     assert ("Components" in sources) == (suites != "/")
@@ -518,7 +522,7 @@ def apt_matches(pattern: str, name: str) -> bool:
     ("name", "mine"), [*((n, True) for n in DRIVERS), *((n, False) for n in OTHERS)]
 )
 def test_the_pin_is_for_the_driver_and_for_nothing_else(name: str, mine: bool) -> None:
-    text = content(plan(facts("t4")), nvidia_driver.PREFERENCES) or ""
+    text = content(plan(facts("t4")), driver_files.PREFERENCES) or ""
     (names,) = re.findall(r"^Package: (.*)$", text, re.M)
     assert any(apt_matches(pattern, name) for pattern in names.split()) == mine
 
@@ -527,14 +531,14 @@ def test_the_pin_is_for_the_driver_and_for_nothing_else(name: str, mine: bool) -
     ("model", "priority"), [("t4", "-1"), ("8xb200", "600")], ids=["archive", "cuda"]
 )
 def test_the_driver_has_one_source(model: str, priority: str) -> None:
-    text = content(plan(facts(model)), nvidia_driver.PREFERENCES) or ""
+    text = content(plan(facts(model)), driver_files.PREFERENCES) or ""
     assert re.findall(r"^Pin: (.*)\nPin-Priority: (.*)$", text, re.M) == [
         ("release l=NVIDIA CUDA", priority)
     ]
 
 
 def test_a_wished_version_is_pinned() -> None:
-    text = content(plan(facts("t4"), version="580.173.02"), nvidia_driver.PREFERENCES) or ""
+    text = content(plan(facts("t4"), version="580.173.02"), driver_files.PREFERENCES) or ""
     assert re.findall(r"^Pin: (.*)\nPin-Priority: (.*)$", text, re.M)[0] == (
         "version 580.173.02-*",
         "1001",
@@ -555,30 +559,30 @@ def test_a_wished_version_is_pinned() -> None:
     ],
 )
 def test_unattended_upgrades_leave_the_set_alone(name: str, kept: bool) -> None:
-    text = content(plan(facts("t4")), nvidia_driver.UNATTENDED) or ""
+    text = content(plan(facts("t4")), driver_files.UNATTENDED) or ""
     patterns = re.findall(r'^    "(.*)";$', text, re.M)
     assert any(re.match(pattern, name) for pattern in patterns) == kept
 
 
 def test_without_a_hold_they_may_take_it() -> None:
-    assert content(plan(facts("t4"), hold=False), nvidia_driver.UNATTENDED) is None
+    assert content(plan(facts("t4"), hold=False), driver_files.UNATTENDED) is None
 
 
 def test_the_daemon_is_made_persistent_where_it_is_not() -> None:
-    dropin = content(plan(facts("t4")), nvidia_driver.PERSISTENCE) or ""
+    dropin = content(plan(facts("t4")), driver_files.PERSISTENCE) or ""
     assert "\nExecStart=\nExecStart=/usr/bin/nvidia-persistenced" in dropin
     assert "--no-persistence-mode" not in dropin
-    assert content(plan(facts("8xb200")), nvidia_driver.PERSISTENCE) is None
+    assert content(plan(facts("8xb200")), driver_files.PERSISTENCE) is None
 
 
 def test_what_is_loaded_early_and_what_never() -> None:
     found = plan(facts("8xb200"))
-    early = (content(found, nvidia_driver.MODULES_LOAD) or "").splitlines()
+    early = (content(found, driver_files.MODULES_LOAD) or "").splitlines()
     assert early[1:] == ["nvidia-uvm", "ib_umad"]
-    never = content(found, nvidia_driver.MODPROBE) or ""
+    never = content(found, driver_files.MODPROBE) or ""
     assert {"blacklist nouveau", "blacklist nova_core"} <= set(never.splitlines())
     (derived,) = found["owned"]["derived"]
-    assert derived["since"] == [nvidia_driver.MODPROBE]
+    assert derived["since"] == [driver_files.MODPROBE]
 
 
 # --- removal -----------------------------------------------------------------------------------

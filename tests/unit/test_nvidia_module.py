@@ -46,13 +46,13 @@ FINE = Situation("6.8.0-149-generic", NEW, NEW)
         (
             replace(FINE, loaded=OLD, holders=[DAEMON, PYTHON]),
             Step.WAIT,
-            "process 4711 (python3) in container c0ffeec0ffee holds /dev/nvidia0",
+            "process 4711 (python3) in container c0ffeec0ffee uses /dev/nvidia0",
         ),
-        (replace(FINE, loaded=None, unwanted=["nouveau"]), Step.REBOOT, "nouveau holds the GPUs"),
+        (replace(FINE, loaded=None, unwanted=["nouveau"]), Step.REBOOT, "nouveau uses the GPUs"),
         (
             replace(FINE, loaded=None, unwanted=["nouveau"], users=["containers run: web"]),
             Step.WAIT,
-            "the host is busy: containers run: web",
+            "the host is in use: containers run: web",
         ),
         (
             replace(FINE, installed=None, other_kernels=["6.8.0-150-generic"]),
@@ -99,7 +99,7 @@ def test_a_module_that_the_kernel_keeps_needs_a_reboot() -> None:
     assert kernel_module.after_failed_unload(found, "idle", "nvidia")[0] is Step.REBOOT
     step, reason = kernel_module.after_failed_unload(found, "never", "nvidia")
     assert step is Step.WAIT
-    assert "does not let go of nvidia" in reason
+    assert "cannot unload kernel module nvidia" in reason
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_what_the_kernel_keeps_is_loaded_again_and_waits(
     assert "rmmod nvidia" not in kernel.commands
     assert "modprobe nvidia_uvm" in kernel.commands
     assert (result["changed"], result["pending"], result["reboot"]) == (False, True, False)
-    assert "does not let go of nvidia_drm" in result["slipway_note"]
+    assert "cannot unload kernel module nvidia_drm" in result["slipway_note"]
 
 
 def test_somebodys_module_that_does_not_come_again_is_told(

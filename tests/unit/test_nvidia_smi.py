@@ -135,10 +135,10 @@ def test_addresses_are_spelt_as_sysfs_does(bus_id: str, address: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "no XML .* but: nothing"),
-        ("No devices were found", "but: No devices were found"),
-        ("<nvidia_smi_log><gpu>", "no XML"),
-        ("<html/>", "wrote <html>, expected <nvidia_smi_log>"),
+        ("", "found nothing; expected XML"),
+        ("No devices were found", "found No devices were found"),
+        ("<nvidia_smi_log><gpu>", "expected XML"),
+        ("<html/>", "found <html>; expected <nvidia_smi_log>"),
     ],
 )
 def test_other_output_is_named(text: str, words: str) -> None:
@@ -152,8 +152,8 @@ def test_other_output_is_named(text: str, words: str) -> None:
         (9, "", "nvidia-smi exited with 9: the NVIDIA driver is not loaded"),
         (15, "Unable to determine\n the device handle", "fallen off the bus .*Unable to determine"),
         (18, "Driver/library version mismatch", "differ in version"),
-        (124, "", "did not answer in time"),
-        (77, "odd", r"exited with 77: it failed \(odd\)"),
+        (124, "", "time limit reached"),
+        (77, "odd", r"exited with 77: unknown cause \(odd\)"),
     ],
 )
 def test_exit_codes_name_their_cause(code: int, output: str, words: str) -> None:

@@ -194,7 +194,9 @@ def test_who_holds_a_gpu_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     apt()
-    monkeypatch.setattr(apt_package_set, "users_of_gpus", lambda _holders: ["process 7 (train)"])
+    monkeypatch.setattr(
+        apt_package_set, "describe_gpu_users", lambda _holders: ["process 7 (train)"]
+    )
     assert "The GPUs are in use: process 7 (train)" in upgrade(run_module, gpus_free=True)["msg"]
     checked = upgrade(run_module, check=True, gpus_free=True)
     assert "process 7 (train)" in checked["slipway_note"]

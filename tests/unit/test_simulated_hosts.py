@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_facts
-from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, Wanted
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest, HostFacts
 
 from lab import gpu_host, nvidia_packages
 from tests.unit.gpu_facts import facts
@@ -38,7 +38,7 @@ def test_what_the_decision_asks_for_is_in_the_stand_in_archives(model: str) -> N
     )  # fmt: skip
     archive = {package.name for package in nvidia_packages.ubuntu(kernel=kernel)}
     cuda = {package.name for package in nvidia_packages.cuda_ubuntu()}
-    assert set(decide(host, Wanted()).packages) <= archive | cuda
+    assert set(decide(host, DriverRequest()).packages) <= archive | cuda
 
 
 def test_a_grace_hopper_runs_the_kernel_of_its_pages() -> None:

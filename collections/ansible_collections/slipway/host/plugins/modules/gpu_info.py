@@ -290,20 +290,20 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
-from ansible_collections.slipway.host.plugins.module_utils.gpu.model import AUTO, Wanted
-from ansible_collections.slipway.host.plugins.module_utils.gpu.report import Places, report
+from ansible_collections.slipway.host.plugins.module_utils.gpu import branches
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import AUTO, DriverRequest
+from ansible_collections.slipway.host.plugins.module_utils.gpu.report import HostPaths, report
 
 DEFAULT_PCI_ROOT = "/sys/bus/pci/devices"
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "source": {
         "type": "str",
-        "choices": [AUTO, data.UBUNTU, data.DEBIAN, data.CUDA],
+        "choices": [AUTO, branches.UBUNTU, branches.DEBIAN, branches.CUDA],
         "default": AUTO,
     },
     "branch": {"type": "int"},
-    "modules": {"type": "str", "choices": [data.OPEN, data.PROPRIETARY]},
+    "modules": {"type": "str", "choices": [branches.OPEN, branches.PROPRIETARY]},
     "video": {"type": "bool", "default": False},
     "query": {"type": "bool", "default": True},
     "nvidia_smi": {"type": "path"},
@@ -340,7 +340,7 @@ def main() -> None:
             return 127, "", str(problem)
         return code, output, error
 
-    places = Places(
+    paths = HostPaths(
         pci=pci_root,
         proc=Path(params["proc_root"]),
         sys=Path(params["sys_root"]),
@@ -349,8 +349,8 @@ def main() -> None:
         os_release=Path(params["os_release"]),
         dpkg_status=Path(params["dpkg_status"]),
     )
-    wanted = Wanted(params["source"], params["branch"], params["modules"], params["video"])
-    module.exit_json(changed=False, **report(places, wanted, smi, run))
+    request = DriverRequest(params["source"], params["branch"], params["modules"], params["video"])
+    module.exit_json(changed=False, **report(paths, request, smi, run))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     mount_point,
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
-from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import users_of_gpus
+from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import (
+    describe_gpu_users,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     facts,
@@ -222,7 +224,7 @@ class PackageSet:
 
     def _wait_for_gpus(self) -> None:
         """Fail, or in check mode note, where somebody holds a GPU who is not to be disturbed."""
-        users = users_of_gpus(detect.holders(PROC).processes) if self.gpus_free else []
+        users = describe_gpu_users(detect.holders(PROC).processes) if self.gpus_free else []
         if not users:
             return
         why = f"The GPUs are in use: {'; '.join(users)}. Let them end, and run again."

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compute on every NVIDIA GPU with nothing but the driver, and print the verdict as JSON.
+"""Compute on every NVIDIA GPU with only the driver, and print the result as JSON.
 
 Usage: python3 cuda_check.py [--expect NUMBER|ADDRESSES] [--memory-mib N] [--timeout S]
                              [--container] [--all-pairs]
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 if not __package__ and Path(__file__).is_file():
-    # Run as a script: the package is found from the collections folder. Site packages may hold
-    # another ansible_collections, and nothing of them is needed.
+    # Run as a script: add the collections folder, remove site packages. These may contain another
+    # ansible_collections, and the check needs none of them.
     _file = Path(__file__).resolve()
     _kept = [path for path in sys.path if not path.endswith("-packages")]
     sys.path[:] = [str(_file.parents[6]), *(path for path in _kept if path != str(_file.parent))]
@@ -38,7 +38,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
 
 PCI = Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY_CLASSES = "0x10de", ("0x030000", "0x030200")
-# Drivers that hold a GPU for a virtual machine.
+# Drivers that reserve a GPU for a virtual machine.
 PASSTHROUGH = ("vfio-pci", "pci-stub", "pciback", "nvgrace-gpu-vfio-pci")
 # A process that waits for the hardware cannot be killed; the parent leaves it after this time.
 KILL_SECONDS = 5
@@ -50,17 +50,17 @@ SET = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_CACHE_DISABLE": "1"}
 
 def bus_addresses(pci: Path = PCI) -> list[str]:
     """Return the PCI addresses of the NVIDIA GPUs that belong to the host itself."""
-    found = []
+    addresses = []
     for device in sorted(pci.iterdir()) if pci.is_dir() else ():
         try:
             identity = [(device / name).read_text().strip() for name in ("vendor", "class")]
         except OSError:
             continue
-        holder = (device / "driver").resolve().name
+        driver = (device / "driver").resolve().name
         is_gpu = identity[0] == NVIDIA and identity[1] in DISPLAY_CLASSES
-        if is_gpu and holder not in PASSTHROUGH and not (device / "physfn").is_symlink():
-            found.append(device.name)
-    return found
+        if is_gpu and driver not in PASSTHROUGH and not (device / "physfn").is_symlink():
+            addresses.append(device.name)
+    return addresses
 
 
 def supervise(options: cuda_run.Options, timeout: float) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Collected:
         elif kind == "copy":
             self.copies.append(content)
         elif kind == "error":
-            self.error = content["words"]
+            self.error = content["message"]
         elif kind == "end":
             self.complete = True
 
@@ -131,7 +131,7 @@ def _work(writer: int, options: cuda_run.Options, timeout: float) -> None:
     """Run the checks and send their messages; does not return."""
     status = 1
     try:
-        # Ends this process also if its parent was killed.
+        # Also ends this process if its parent was killed.
         signal.alarm(int(timeout) + KILL_SECONDS)
         for name in REMOVED:
             os.environ.pop(name, None)
@@ -144,7 +144,7 @@ def _work(writer: int, options: cuda_run.Options, timeout: float) -> None:
     except BrokenPipeError:
         pass
     finally:
-        # Without the exit handlers of the parent, whose copy this process is.
+        # Skip the exit handlers of the parent: this process is a copy of it.
         os._exit(status)
 
 
@@ -153,7 +153,7 @@ def _guarded(options: cuda_run.Options) -> Iterator[cuda_run.Message]:
     try:
         yield from cuda_run.messages(options)
     except Exception as error:
-        yield "error", {"words": f"{type(error).__name__}: {error}"}
+        yield "error", {"message": f"{type(error).__name__}: {error}"}
 
 
 def _collect(reader: int, collected: Collected, deadline: float) -> bool:
@@ -172,7 +172,7 @@ def _collect(reader: int, collected: Collected, deadline: float) -> bool:
 
 
 def _stop(child: int, kill: bool) -> int:
-    """Wait for the CHILD, after a KILL if wanted; return its exit status, minus its signal."""
+    """Wait for the CHILD, or KILL it first; return its exit status, or minus its signal."""
     if kill:
         os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + KILL_SECONDS
@@ -217,8 +217,8 @@ def main(arguments: Sequence[str]) -> int:
         number = options.expect.isdigit()
         expected = int(options.expect) if number else options.expect.lower().split(",")
     memory = options.memory_mib << 20
-    wanted = cuda_run.Options(expected, memory, options.container, options.all_pairs)
-    report = supervise(wanted, options.timeout)
+    checks = cuda_run.Options(expected, memory, options.container, options.all_pairs)
+    report = supervise(checks, options.timeout)
     print(json.dumps(report, indent=2))
     return 0 if report["ok"] else 1
 

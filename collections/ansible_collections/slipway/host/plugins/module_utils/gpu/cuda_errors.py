@@ -79,12 +79,12 @@ CUDA_ERRORS: Mapping[int, CudaError] = {
     46: CudaError(
         "CUDA_ERROR_DEVICE_UNAVAILABLE",
         "the GPU is busy or is in an exclusive compute mode",
-        "Stop the program that holds the GPU (nvidia-smi), or set nvidia-smi "
+        "Stop the program that uses the GPU (nvidia-smi), or set nvidia-smi "
         "--compute-mode=DEFAULT.",
     ),
     100: CudaError(
         "CUDA_ERROR_NO_DEVICE",
-        "the driver serves no GPU",
+        "the driver supports no GPU",
         f"Compare with lspci -d 10de:. {KERNEL_LOG} A GPU in MIG mode needs at least one "
         "instance (nvidia-smi mig -lgi).",
         f"The container has no GPU device file, or may not open it. {NEW_CONTAINER}",
@@ -106,7 +106,7 @@ CUDA_ERRORS: Mapping[int, CudaError] = {
     209: CudaError(
         "CUDA_ERROR_NO_BINARY_FOR_GPU",
         "the driver has no code for this GPU",
-        "Install the driver branch that serves the GPU (ansible-doc slipway.host.gpu_info).",
+        "Install the driver branch that supports the GPU (ansible-doc slipway.host.gpu_info).",
     ),
     214: CudaError(
         "CUDA_ERROR_ECC_UNCORRECTABLE",
@@ -205,7 +205,7 @@ CUDA_ERRORS: Mapping[int, CudaError] = {
         "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
         "the loaded kernel module and libcuda have different versions",
         SAME_DRIVER,
-        f"The container holds the libraries of another driver. {NEW_CONTAINER}",
+        f"The container contains the libraries of another driver. {NEW_CONTAINER}",
     ),
     804: CudaError(
         "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",

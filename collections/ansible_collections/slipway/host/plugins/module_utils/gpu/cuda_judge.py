@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_errors
 
-# The number of the report's format; a field that changes its meaning makes it grow.
+# Version of the report's format. Increase it when the meaning of a field changes.
 SCHEMA = 1
 
 LIBRARY, INIT, COUNT = "cuda-library", "cuda-init", "gpu-count"
@@ -137,9 +137,9 @@ def judge_result(check: str, gpu: str, offset: int, expected: bytes, result: byt
     if offset < 0:
         return Check(check, True, f"{size} bytes as computed on the CPU", "the same", gpu=gpu)
     remedy = {MEMORY: BAD_MEMORY, COPY: BAD_COPY, PEER_COPY: BAD_COPY}.get(check, BAD_ARITHMETIC)
-    wanted, actual = (data[offset : offset + 4].hex() for data in (expected, result))
+    correct, actual = (data[offset : offset + 4].hex() for data in (expected, result))
     where = f"{actual or 'nothing'} at byte {offset}"
-    return Check(check, False, f"{wanted or 'nothing'} at byte {offset}", where, remedy, gpu)
+    return Check(check, False, f"{correct or 'nothing'} at byte {offset}", where, remedy, gpu)
 
 
 def judge_end(
@@ -147,15 +147,15 @@ def judge_end(
 ) -> Check:
     """Return the failed check of a process that did not finish.
 
-    It was stopped at its LIMIT in seconds, or ended by an ERROR of its own or with a STATUS, which
-    is minus the number of a signal.
+    It was stopped at its LIMIT in seconds, or ended by its own ERROR or with a STATUS: an exit
+    status, or minus the number of a signal.
     """
     where = f"during {step}" + (f" on GPU {gpu}" if gpu else "")
     if limit is not None:
         return Check(TIME_LIMIT, False, f"an end within {limit:g} s", f"no end {where}", HANG, gpu)
     if error:
-        words = f"{error} {where}"
-        return Check(PROCESS, False, "a complete run", words, cuda_errors.REPORT_BUG, gpu)
+        details = f"{error} {where}"
+        return Check(PROCESS, False, "a complete run", details, cuda_errors.REPORT_BUG, gpu)
     ended = f"signal {-status}" if status < 0 else f"exit status {status}"
     return Check(PROCESS, False, "a complete run", f"{ended} {where}", HANG, gpu)
 
@@ -163,9 +163,9 @@ def judge_end(
 def not_run(checks: Sequence[Check], gpus: Sequence[Gpu]) -> list[dict[str, str | None]]:
     """Return the checks, with their GPU, that an earlier failure prevented."""
     ran = {(check.id, check.gpu) for check in checks}
-    wanted: list[tuple[str, str | None]] = [(name, None) for name in DRIVER_CHECKS]
-    wanted += [(name, gpu.address) for gpu in gpus for name in GPU_CHECKS]
-    return [{"id": name, "gpu": gpu} for name, gpu in wanted if (name, gpu) not in ran]
+    planned: list[tuple[str, str | None]] = [(name, None) for name in DRIVER_CHECKS]
+    planned += [(name, gpu.address) for gpu in gpus for name in GPU_CHECKS]
+    return [{"id": name, "gpu": gpu} for name, gpu in planned if (name, gpu) not in ran]
 
 
 def report(
@@ -191,12 +191,12 @@ def report(
     }
 
 
-def failures(found: Mapping[str, Any]) -> list[str]:
+def failures(results: Mapping[str, Any]) -> list[str]:
     """Return the failed checks of a report as sentences."""
     return [
         f"{check['id']}{' of GPU ' + check['gpu'] if check['gpu'] else ''}: {check['found']}; "
         f"expected {check['expected']}. {check['remedy']}"
-        for check in found["checks"]
+        for check in results["checks"]
         if not check["ok"]
     ]
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The kernels of the CUDA check as PTX text, and the results that the CPU expects.
 
-PTX 3.1 for sm_30 is the oldest text that serves every GPU of ``gpu.tables``: Kepler, the oldest
+PTX 3.1 for sm_30 is the oldest text that works on every GPU of ``gpu.tables``: Kepler, the oldest
 architecture there, starts at sm_30, and a driver compiles PTX for any GPU from its target on.
-Drivers accept every older PTX version: branch 470 knows PTX up to 7.4, and the compiler of CUDA
-13.0 was tried with this text for sm_75, sm_80, sm_90, sm_100 and sm_120.
+Drivers accept every older PTX version: branch 470 supports PTX up to 7.4, and the compiler of CUDA
+13.0 was tested with this text for sm_75, sm_80, sm_90, sm_100 and sm_120.
 
 All arithmetic is exact (32-bit integers, or floats that hold small integers), so results are
 compared byte by byte. Runs on Python 3.8 and newer.

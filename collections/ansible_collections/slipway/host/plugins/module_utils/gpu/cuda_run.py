@@ -88,19 +88,19 @@ def _driver(driver: Driver, options: Options) -> Iterator[Message]:
     yield _check(Check(cuda_judge.INIT, True, "cuInit returns 0", f"CUDA {version}"), started)
     yield _step(cuda_judge.COUNT)
     started = time.monotonic()
-    found = []
+    described = []
     try:
         devices = [driver.device(number) for number in range(driver.device_count())]
-        found = [(describe(number, device), device) for number, device in enumerate(devices)]
+        described = [(describe(number, device), device) for number, device in enumerate(devices)]
     except CudaCallError as error:
         yield _check(_failure(cuda_judge.COUNT, error, options), started)
         return
-    for gpu, _ in found:
+    for gpu, _ in described:
         yield "gpu", asdict(gpu)
-    gpus = [gpu for gpu, _ in found]
+    gpus = [gpu for gpu, _ in described]
     yield _check(cuda_judge.judge_count(gpus, options.expected, options.in_container), started)
     opened: list[Opened] = []
-    for gpu, device in found:
+    for gpu, device in described:
         yield from _gpu(Opened(gpu, device), options, opened)
     yield from _pairs(opened, options)
     for entry in opened:
@@ -203,11 +203,11 @@ def _compute(
     return cuda_judge.judge_result(check, entry.gpu.address, offset, expected, result)
 
 
-def _memory(entry: Opened, wanted: int) -> Check:
-    """Write and read patterns over WANTED bytes, or half of the free memory if that is less."""
+def _memory(entry: Opened, requested: int) -> Check:
+    """Write and read patterns over REQUESTED bytes, or half of the free memory if that is less."""
     device, address = entry.device, entry.gpu.address
     free = max(device.free_bytes() - RESERVED_BYTES, 2 * BLOCK_BYTES)
-    blocks = max(1, min(wanted, free // 2) // BLOCK_BYTES)
+    blocks = max(1, min(requested, free // 2) // BLOCK_BYTES)
     size = blocks * BLOCK_BYTES
     words = size // cuda_kernels.WORD_BYTES
     pointer = device.allocate(size)
@@ -311,9 +311,11 @@ def _peer_copy(source: Opened, target: Opened, size: int) -> tuple[Check, dict[s
     offset = cuda_kernels.first_difference(data, result)
     check = cuda_judge.judge_result(cuda_judge.PEER_COPY, here, offset, data, result)
     if offset < 0:
-        way = "directly" if direct else "through the host"
-        words = f"the same on GPU {there}, {speed:.1f} GB/s {way}"
-        check = Check(**{**asdict(check), "expected": f"{size} bytes unchanged", "found": words})
+        path = "directly" if direct else "through the host"
+        comparison = f"the same on GPU {there}, {speed:.1f} GB/s {path}"
+        check = Check(
+            **{**asdict(check), "expected": f"{size} bytes unchanged", "found": comparison}
+        )
     copy = {"from": here, "to": there, "gigabytes_per_second": speed, "direct": direct}
     return check, copy
 
@@ -360,9 +362,9 @@ def _failure(check: str, error: CudaCallError, options: Options, gpu: str | None
     )
 
 
-def _library_failure(words: str, in_container: bool) -> Check:
+def _library_failure(message: str, in_container: bool) -> Check:
     remedy = cuda_judge.NO_LIBRARY_IN_CONTAINER if in_container else cuda_judge.NO_LIBRARY
-    return Check(cuda_judge.LIBRARY, False, "libcuda.so.1", words, remedy)
+    return Check(cuda_judge.LIBRARY, False, "libcuda.so.1", message, remedy)
 
 
 def _step(name: str, gpu: str | None = None) -> Message:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What sysfs, procfs and a few files say of a host's GPUs and their driver.
 
-Every function takes the folder or file it reads, so that a copied or made-up tree serves as well
-as a real host. Nothing here needs a tool on the host. What cannot be read counts as absent,
-except where the difference matters; there the answer is None.
+Every function has the folder or file to read as an argument, so that tests can use a copied or
+artificial tree. No function runs a program. A file that cannot be read counts as absent; functions
+whose caller needs the difference return None.
 
 Private to the collection.
 """
@@ -16,19 +16,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu.branches import OPEN, PROPRIETARY
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import PciDevice
 
-# Bytes of PCI configuration space that a caller without root gets to see.
+# Bytes of PCI configuration space that are readable without root.
 _UNPRIVILEGED_CONFIG = 64
 _DRIVER_VERSION = re.compile(r"\s(\d{3}\.\d+(?:\.\d+)?)\s")
-# What belongs to a driver, by the beginning of its name. The container toolkit does not.
+# Names of driver packages start like this; those of the container toolkit are excluded.
 DRIVER_PACKAGE = re.compile(
     r"((lib|firmware-)?nvidia|linux-(modules|objects|signatures)-nvidia)-(?!container)|"
     r"cuda-drivers|libcuda1$|libnv(sdm|cuvid1)|nvlsm$|nvlink5"
 )
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
-# Module files of Ubuntu and NVIDIA, then of Debian, which keeps several beside each other.
+# Module files of Ubuntu and NVIDIA, then of Debian, which can have several installed.
 _MODULE_FILE = re.compile(r"(nvidia(?:-(?:tesla-\d+-)?current(?:-open)?)?)\.ko(?:\.(?:xz|zst|gz))?")
 
 
@@ -64,7 +65,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Holders:
-    """GPU-holding processes; ``complete`` is False where some could not be looked into."""
+    """Processes that use GPUs; ``complete`` is False if some processes could not be read."""
 
     processes: tuple[Holder, ...] = ()
     complete: bool = True
@@ -72,7 +73,7 @@ class Holders:
 
 @dataclass(frozen=True)
 class Dpkg:
-    """Installed packages by name, and dpkg's own architecture."""
+    """Versions of installed packages by name, and the architecture of dpkg."""
 
     architecture: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class Dpkg:
         return tuple(name for name in names if not re.match(r"\d|unsigned-", name))
 
     def driver(self) -> dict[str, str]:
-        """Return the packages that belong to an NVIDIA driver, with their versions."""
+        """Return the NVIDIA driver packages with their versions."""
         return {
             name: version for name, version in self.versions.items() if DRIVER_PACKAGE.match(name)
         }
@@ -94,25 +95,25 @@ class Dpkg:
 
 
 def inventory(pci_root: Path) -> Inventory:
-    """Read NVIDIA's devices below ``/sys/bus/pci/devices`` or a tree of that shape.
+    """Read NVIDIA's devices below ``/sys/bus/pci/devices`` or a tree of the same form.
 
-    Matching is by numeric vendor and class alone, so it needs no list of names: those of an LTS
-    release are years older than the cards it meets.
+    Devices are identified by numeric vendor and class. The name lists of an LTS release would be
+    too old for new cards.
     """
     gpus, nvswitches, audio, nics = [], [], [], []
     for folder in _children(pci_root):
         vendor, class_code = _number(folder / "vendor"), _number(folder / "class")
-        if vendor == data.VENDOR_NVIDIA and class_code in data.CLASS_GPU:
+        if vendor == tables.VENDOR_NVIDIA and class_code in tables.CLASS_GPU:
             gpus.append(_device(folder, look_for_vgpu=True))
-        elif vendor == data.VENDOR_NVIDIA and class_code == data.CLASS_NVSWITCH:
+        elif vendor == tables.VENDOR_NVIDIA and class_code == tables.CLASS_NVSWITCH:
             nvswitches.append(_device(folder))
-        elif vendor == data.VENDOR_NVIDIA and class_code >> 8 == data.CLASS_AUDIO:
+        elif vendor == tables.VENDOR_NVIDIA and class_code >> 8 == tables.CLASS_AUDIO:
             audio.append(_device(folder))
-        elif vendor == data.VENDOR_MELLANOX and class_code >> 16 == data.CLASS_NETWORK:
+        elif vendor == tables.VENDOR_MELLANOX and class_code >> 16 == tables.CLASS_NETWORK:
             nics.append(_device(folder))
     bridges: list[PciDevice] = []
-    # Vital product data is slow to read, so only where it can matter.
-    if any(gpu.device in data.NVLINK5_BASEBOARD_GPUS for gpu in gpus):
+    # Vital product data is slow to read, so read it only on hosts with such a baseboard.
+    if any(gpu.device in tables.NVLINK5_BASEBOARD_GPUS for gpu in gpus):
         bridges = [nic for nic in nics if b"SW_MNG" in _bytes(pci_root / nic.address / "vpd")]
     return Inventory(tuple(gpus), tuple(nvswitches), tuple(audio), tuple(nics), tuple(bridges))
 
@@ -137,11 +138,11 @@ def _device(folder: Path, look_for_vgpu: bool = False) -> PciDevice:
 
 
 def vgpu(config: bytes) -> tuple[bool | None, str | None]:
-    """Tell from PCI configuration space whether a GPU is a vGPU, and its host driver's version.
+    """Return whether PCI configuration space is of a vGPU, and its host driver's version.
 
-    A vGPU carries a vendor-specific capability signed ``VF``, whose record 0 holds the driver
-    version of the hypervisor (as NVIDIA's k8s-device-plugin reads it, internal/vgpu). None means
-    that the part which would tell is hidden from this user.
+    A vGPU has a vendor-specific capability with the signature ``VF``; its record 0 contains the
+    driver version of the hypervisor (see NVIDIA's k8s-device-plugin, internal/vgpu). None means
+    that this user cannot read the capabilities.
     """
     if 0 < len(config) <= _UNPRIVILEGED_CONFIG:
         return None, None
@@ -180,7 +181,7 @@ def _host_driver(capability: bytes) -> str | None:
 
 
 def os_release(path: Path) -> tuple[str, str]:
-    """Return ID and VERSION_ID of an os-release file; ``sid`` for a Debian that states none."""
+    """Return ID and VERSION_ID of an os-release file; ``sid`` for Debian without VERSION_ID."""
     fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', _text(path), re.MULTILINE))
     distribution = fields.get("ID", "unknown")
     return distribution, fields.get("VERSION_ID") or ("sid" if distribution == "debian" else "")
@@ -207,15 +208,15 @@ def running_kernel(proc_root: Path) -> str:
 
 
 def headers_present(modules_root: Path, kernel: str) -> bool:
-    """Say whether the headers of a kernel are there for a module to be built against."""
+    """Return whether the headers of a kernel are installed, so that modules can be built."""
     return (modules_root / kernel / "build" / "Makefile").exists()
 
 
 def secure_boot(sys_root: Path) -> bool | None:
-    """Say whether the kernel demands signed modules, None if the firmware's word is hidden.
+    """Return whether the kernel requires signed modules, None if the firmware cannot be read.
 
-    A host that booted without UEFI has no Secure Boot. Validation switched off in the shim
-    (``mokutil --disable-validation``) counts as off, as it does for the kernel.
+    A host that booted without UEFI has no Secure Boot. Validation disabled in the shim
+    (``mokutil --disable-validation``) counts as off, because the kernel treats it so.
     """
     if not (sys_root / "firmware/efi").is_dir():
         return False
@@ -226,8 +227,8 @@ def secure_boot(sys_root: Path) -> bool | None:
     return value[-1:] == b"\x01" if value else None
 
 
-def reboot_asked_for(run_root: Path) -> bool:
-    """Say whether a package asked for a reboot that has not happened."""
+def is_reboot_required(run_root: Path) -> bool:
+    """Return whether a package requires a reboot since the last boot."""
     return (run_root / "reboot-required").exists()
 
 
@@ -235,16 +236,16 @@ def reboot_asked_for(run_root: Path) -> bool:
 
 
 def loaded(proc_root: Path, sys_root: Path) -> KernelModule | None:
-    """Return version and flavour of the NVIDIA module in the kernel, None if there is none."""
+    """Return version and flavour of the loaded NVIDIA kernel module, None if none is loaded."""
     banner = _text(proc_root / "driver/nvidia/version").split("\n")[0]
     return loaded_module(_text(sys_root / "module/nvidia/version").strip(), banner)
 
 
 def loaded_module(version: str, banner: str) -> KernelModule | None:
-    """Return the module that the kernel's own words tell of.
+    """Return version and flavour of the loaded module.
 
-    VERSION is what sysfs says, BANNER the first line of /proc/driver/nvidia/version; either may
-    be empty.
+    VERSION is the content of the file in sysfs, BANNER the first line of
+    /proc/driver/nvidia/version; either may be empty.
     """
     if not version:
         match = _DRIVER_VERSION.search(f"{banner} ")
@@ -253,39 +254,39 @@ def loaded_module(version: str, banner: str) -> KernelModule | None:
         version = match[1]
     modules = None
     if banner:
-        modules = data.OPEN if "Open Kernel Module" in banner else data.PROPRIETARY
+        modules = OPEN if "Open Kernel Module" in banner else PROPRIETARY
     return KernelModule(version, modules)
 
 
 def module_files(modules_root: Path, kernel: str) -> tuple[Path, ...]:
     """Return the files of the NVIDIA module that are registered for a kernel."""
-    found = []
+    files = []
     for line in _text(modules_root / kernel / "modules.dep").splitlines():
         relative = line.split(":")[0]
         if _MODULE_FILE.fullmatch(relative.rsplit("/", 1)[-1]):
-            found.append(modules_root / kernel / relative)
-    return tuple(found)
+            files.append(modules_root / kernel / relative)
+    return tuple(files)
 
 
 def flavour_of_license(text: str) -> str | None:
-    """Tell the flavour of a module by the license it states (``modinfo -F license``)."""
+    """Return the flavour of a module by its license (``modinfo -F license``)."""
     text = text.strip()
     if not text:
         return None
-    return data.PROPRIETARY if text == "NVIDIA" else data.OPEN
+    return PROPRIETARY if text == "NVIDIA" else OPEN
 
 
 def is_loaded(sys_root: Path, module: str) -> bool:
-    """Say whether a kernel module is loaded."""
+    """Return whether a kernel module is loaded."""
     return (sys_root / "module" / module).is_dir()
 
 
 def holders(proc_root: Path) -> Holders:
     """Return the processes that have an NVIDIA device file open.
 
-    Command lines may hold secrets, so the command is the kernel's short name for the process.
+    Command lines may contain secrets, so the command is the kernel's short name of the process.
     """
-    found, complete = [], True
+    processes, complete = [], True
     for folder in _children(proc_root):
         if not folder.name.isdigit():
             continue
@@ -295,7 +296,7 @@ def holders(proc_root: Path) -> Holders:
             complete = False
             continue
         if devices:
-            found.append(
+            processes.append(
                 Holder(
                     int(folder.name),
                     _text(folder / "comm").strip(),
@@ -303,11 +304,11 @@ def holders(proc_root: Path) -> Holders:
                     container_of(_text(folder / "cgroup")),
                 )
             )
-    return Holders(tuple(sorted(found, key=lambda holder: holder.pid)), complete)
+    return Holders(tuple(sorted(processes, key=lambda holder: holder.pid)), complete)
 
 
 def container_of(cgroup: str) -> str | None:
-    """Return the container ID that a process's cgroup file names, if any."""
+    """Return the container ID in a process's cgroup file, None if there is none."""
     match = _CONTAINER_ID.search(cgroup)
     return match[0] if match else None
 
@@ -320,7 +321,7 @@ def _open_devices(folder: Path) -> tuple[str, ...]:
             if target.startswith("/dev/nvidia"):
                 devices.add(target)
     except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
-        # The process ended meanwhile.
+        # The process ended in the meantime.
         return ()
     return tuple(sorted(devices))
 
@@ -347,7 +348,7 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int:
-    """Read a hexadecimal number as sysfs writes it; 0 where there is none."""
+    """Return the hexadecimal number in a sysfs file, 0 if there is none."""
     try:
         return int(_text(path), 16)
     except ValueError:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the host facts say of GPUs, in the words of the decision.
 
-The facts carry raw lines of sysfs and dpkg (``_probe.gpu_facts``), because the probe is one file
-that is sent to the host.  Here they become the types that ``gpu.decision`` works on.
+The facts contain raw lines of sysfs and dpkg (``gpu.facts``), because the probe is one file
+that is sent to the host. This module converts them into the input of ``gpu.decision``.
 
 Private to the collection.
 """
@@ -14,22 +14,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
-from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import skip_reason
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, PciDevice
+from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
 
 _DPKG_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 NOTHING: Mapping[str, Any] = {"devices": []}
 
 
 def gpu_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of the host FACTS that tells of GPUs."""
-    found: Mapping[str, Any] = facts.get("gpu") or NOTHING
-    return found
+    """Return the part of the host FACTS about GPUs."""
+    gpu: Mapping[str, Any] = facts.get("gpu") or NOTHING
+    return gpu
 
 
 def host_facts(facts: Mapping[str, Any]) -> HostFacts:
-    """Return what the decision depends on from FACTS, which is ``ansible_facts['slipway']``."""
+    """Return the input of the decision from FACTS, which is ``ansible_facts['slipway']``."""
     gpu = gpu_facts(facts)
     devices = [_device(*function) for function in gpu["devices"]]
     distribution = facts["distribution"].lower()
@@ -43,27 +43,29 @@ def host_facts(facts: Mapping[str, Any]) -> HostFacts:
         architecture=_DPKG_ARCHITECTURES.get(facts["architecture"], facts["architecture"]),
         kernel_metas=tuple(gpu.get("kernel_metas", ())),
         secure_boot=gpu.get("secure_boot", False),
-        gpus=tuple(device for device in devices if device.class_code in data.CLASS_GPU),
-        nvswitches=tuple(device for device in devices if device.class_code == data.CLASS_NVSWITCH),
+        gpus=tuple(device for device in devices if device.class_code in tables.CLASS_GPU),
+        nvswitches=tuple(
+            device for device in devices if device.class_code == tables.CLASS_NVSWITCH
+        ),
         nvlink_bridges=tuple(
-            PciDevice(address, data.VENDOR_MELLANOX, 0, data.CLASS_NETWORK << 16)
+            PciDevice(address, tables.VENDOR_MELLANOX, 0, tables.CLASS_NETWORK << 16)
             for address in gpu.get("bridges", ())
         ),
     )
 
 
 def has_gpu(facts: Mapping[str, Any]) -> bool:
-    """Whether a GPU is the business of this host itself, and not of a virtual machine on it."""
+    """Return whether this host itself uses a GPU, not only a virtual machine on it."""
     return count(facts) > 0
 
 
 def count(facts: Mapping[str, Any]) -> int:
-    """Return how many GPUs are the business of this host itself."""
+    """Return how many GPUs this host itself uses."""
     return sum(skip_reason(gpu) is None for gpu in host_facts(facts).gpus)
 
 
 def loaded(facts: Mapping[str, Any]) -> detect.KernelModule | None:
-    """Return the NVIDIA module in the kernel, None if there is none."""
+    """Return the loaded NVIDIA kernel module, None if none is loaded."""
     gpu = gpu_facts(facts)
     return detect.loaded_module(gpu.get("loaded", ""), gpu.get("banner", ""))
 
@@ -74,7 +76,7 @@ def _device(
     virtual, host_driver = detect.vgpu(bytes.fromhex(config))
     return PciDevice(
         address=address,
-        vendor=data.VENDOR_NVIDIA,
+        vendor=tables.VENDOR_NVIDIA,
         device=int(device or "0", 16),
         class_code=int(class_code or "0", 16),
         driver=driver or None,

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plain types that detection, decision and package sets share.
+"""Types that detection, decision and package sets share.
 
 Private to the collection.
 """
@@ -18,16 +18,16 @@ NVLINK5 = "nvlink5"
 
 
 class Refusal(Exception):
-    """The host or the wish cannot be served; the message is a sentence for the host's owner."""
+    """The host or the request is not supported; the message is a sentence for the host's owner."""
 
 
 @dataclass(frozen=True)
 class PciDevice:
-    """One PCI function as sysfs shows it; the numbers are those of the files there.
+    """One PCI function, with the numbers of its files in sysfs.
 
-    ``virtual`` says whether a GPU is a vGPU, a slice that a hypervisor hands out, and is None
-    where only root may read that; ``virtual_host_driver`` is the hypervisor's driver version.
-    ``virtual_function`` marks an SR-IOV function of a card whose physical function is here.
+    ``virtual`` says whether a GPU is a vGPU of a hypervisor; it is None if reading that needs root.
+    ``virtual_host_driver`` is the hypervisor's driver version. ``virtual_function`` marks an SR-IOV
+    function of a card whose physical function belongs to this host.
     """
 
     address: str
@@ -44,13 +44,13 @@ class PciDevice:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the decision depends on.
+    """Facts of a host that the decision depends on.
 
-    ``distribution`` and ``release`` are ID and VERSION_ID of os-release (``sid`` where Debian
-    states none); ``architecture`` is dpkg's; ``kernel`` is the running release (``uname -r``);
+    ``distribution`` and ``release`` are ID and VERSION_ID of os-release (``sid`` if Debian has no
+    VERSION_ID). ``architecture`` is dpkg's. ``kernel`` is the running release (``uname -r``).
     ``kernel_metas`` are the X of installed packages ``linux-image-X`` that follow a kernel
-    flavour; ``secure_boot`` is None where it could not be read. ``nvlink_bridges`` are the
-    network functions through which NVSwitches of the fifth NVLink generation are managed.
+    flavour. ``secure_boot`` is None if it could not be read. ``nvlink_bridges`` are the network
+    functions that manage NVSwitches of the fifth NVLink generation.
     """
 
     distribution: str
@@ -64,14 +64,14 @@ class HostFacts:
     nvlink_bridges: tuple[PciDevice, ...] = ()
 
     @property
-    def place(self) -> str:
-        """Distribution and release as a sentence names them."""
+    def release_name(self) -> str:
+        """Distribution and release for a sentence: ``Ubuntu 24.04``."""
         return f"{self.distribution.capitalize()} {self.release}"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the host's owner asks for: overrides, and video codecs for containers."""
+class DriverRequest:
+    """Overrides by the host's owner, and whether containers need video codecs."""
 
     source: str = AUTO
     branch: int | None = None
@@ -81,7 +81,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Choice:
-    """Source, branch, module flavour and fabric for a host, before packages are named."""
+    """Source, branch, module flavour and fabric chosen for a host, without packages."""
 
     host: HostFacts
     source: str
@@ -91,8 +91,8 @@ class Choice:
     video: bool = False
 
 
-def listed(items: Iterable[str]) -> str:
-    """Join words as a sentence does: ``a, b and c``."""
+def join_words(items: Iterable[str]) -> str:
+    """Join words for a sentence: ``a, b and c``."""
     words = list(items)
     if len(words) < 2:
         return "".join(words)

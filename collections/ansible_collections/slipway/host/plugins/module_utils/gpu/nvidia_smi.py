@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What ``nvidia-smi -q -x`` says, of drivers 470 to 620.
 
-The human table is never parsed: its words change. The XML keeps its shape, with fields added and,
-in 615, ``driver_version`` and ``cuda_version`` renamed to ``kmd_version`` and
+Only the XML is parsed: the text table changes between versions. Versions of the XML differ in added
+fields; 615 renamed ``driver_version`` and ``cuda_version`` to ``kmd_version`` and
 ``cuda_umd_version``. A field that is missing, empty or not applicable is None.
 
 Private to the collection.
@@ -14,28 +14,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-# Words that stand for "nothing to report", in lower case.
+# Values that mean "nothing to report", in lower case.
 _NOTHING = frozenset(
     {"", "n/a", "none", "not found", "requested functionality has been deprecated"}
 )
-# Exit codes of nvidia-smi that name a cause (its manual; 18 is NVML's own code for a mismatch).
+# Exit codes of nvidia-smi with a known cause (its manual; 18 is NVML's code for a mismatch).
 _CAUSES = {
     6: "a query found no device",
-    8: "a GPU has its external power cables not attached",
+    8: "the external power cables of a GPU are not attached",
     9: "the NVIDIA driver is not loaded",
     10: "the kernel detected an interrupt problem with a GPU",
     12: "the NVML library could not be found or loaded",
-    13: "the driver does not know this query",
+    13: "the driver does not support this query",
     14: "the information store of a GPU is corrupted",
     15: "a GPU has fallen off the bus or is otherwise unreachable",
     18: "the loaded kernel module and the installed libraries differ in version",
-    124: "it did not answer in time",
-    137: "it did not answer in time and had to be killed",
+    124: "time limit reached",
+    137: "time limit reached; the process was killed",
 }
 
 
 class SmiError(ValueError):
-    """The output is not what ``nvidia-smi -q -x`` writes."""
+    """The text is not output of ``nvidia-smi -q -x``."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SmiProcess:
 
 @dataclass(frozen=True)
 class SmiGpu:
-    """One GPU as the driver sees it; ``address`` is spelt as sysfs does, memory is in MiB."""
+    """One GPU as the driver reports it; ``address`` has the form of sysfs, memory is in MiB."""
 
     address: str
     name: str | None = None
@@ -70,7 +70,7 @@ class SmiGpu:
 
 @dataclass(frozen=True)
 class SmiReport:
-    """The driver's version, the newest CUDA version it serves, and its GPUs."""
+    """The driver's version, the newest CUDA version it supports, and its GPUs."""
 
     driver_version: str | None
     cuda_version: str | None
@@ -78,14 +78,18 @@ class SmiReport:
 
 
 def parse(text: str) -> SmiReport:
-    """Parse the output of ``nvidia-smi -q -x``. Raises SmiError if it is something else."""
+    """Parse the output of ``nvidia-smi -q -x``; raise SmiError if the text has another form."""
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
         beginning = " ".join(text.split())[:120] or "nothing"
-        raise SmiError(f"nvidia-smi -q -x wrote no XML ({error}) but: {beginning}") from error
+        raise SmiError(
+            f"cannot parse nvidia-smi -q -x ({error}): found {beginning}; expected XML"
+        ) from error
     if root.tag != "nvidia_smi_log":
-        raise SmiError(f"nvidia-smi -q -x wrote <{root.tag}>, expected <nvidia_smi_log>")
+        raise SmiError(
+            f"cannot parse nvidia-smi -q -x: found <{root.tag}>; expected <nvidia_smi_log>"
+        )
     return SmiReport(
         _value(root, "kmd_version", "driver_version"),
         _value(root, "cuda_umd_version", "cuda_version"),
@@ -94,14 +98,14 @@ def parse(text: str) -> SmiReport:
 
 
 def failure(code: int, output: str) -> str:
-    """Put an exit code of nvidia-smi, with what it wrote, into a sentence."""
-    said = " ".join(output.split())
-    cause = _CAUSES.get(code, "it failed")
-    return f"nvidia-smi exited with {code}: {cause}{f' ({said})' if said else ''}"
+    """Return a sentence with an exit code of nvidia-smi, its cause and its output."""
+    details = " ".join(output.split())
+    cause = _CAUSES.get(code, "unknown cause")
+    return f"nvidia-smi exited with {code}: {cause}{f' ({details})' if details else ''}"
 
 
 def sysfs_address(bus_id: str) -> str:
-    """Turn ``00000000:0C:00.0`` into ``0000:0c:00.0``, the name sysfs uses."""
+    """Convert ``00000000:0C:00.0`` to the form of sysfs, ``0000:0c:00.0``."""
     domain, _, rest = bus_id.lower().partition(":")
     try:
         return f"{int(domain, 16):04x}:{rest}"
@@ -130,16 +134,17 @@ def _gpu(node: ElementTree.Element) -> SmiGpu:
 
 
 def _processes(node: ElementTree.Element) -> list[SmiProcess]:
-    found = []
+    processes = []
     for entry in node.findall("processes/process_info"):
         pid = _value(entry, "pid")
         if pid and pid.isdigit():
-            found.append(SmiProcess(int(pid), _value(entry, "process_name"), _value(entry, "type")))
-    return found
+            name, kind = _value(entry, "process_name"), _value(entry, "type")
+            processes.append(SmiProcess(int(pid), name, kind))
+    return processes
 
 
 def _value(node: ElementTree.Element, *paths: str) -> str | None:
-    """Return the first of several fields that says something."""
+    """Return the first of several fields that has a value."""
     for path in paths:
         text = (node.findtext(path) or "").strip()
         if text.lower() not in _NOTHING:

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Prove that the host and a container compute on all GPUs, also after `systemctl daemon-reload`.
 
-The computation is the CUDA check of the package ``gpu``. The reload takes the GPUs from containers
-that got them without the engine's knowledge, so it happens while a container of this module holds
-them. That container consists of files of the host: the Python that runs this module, and what
-nvidia-smi links to. It needs no image and no registry. The driver's libraries come with the GPUs.
+The computation is the CUDA check of the package ``gpu``. `systemctl daemon-reload` removes the GPUs
+from containers whose engine does not know the devices. So the check reloads systemd while its own
+container uses the GPUs. That container consists of files of the host: the Python that runs this
+module, and the libraries of nvidia-smi. It needs no image and no registry. The container runtime
+adds the driver's libraries together with the GPUs.
 
 Private to the collection.
 """
@@ -29,10 +30,10 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_bundle, cuda_judge
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import skip_reason
+from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
-# By this what an interrupted proof left is known; its container ends by itself.
+# Marks the container and the image of an interrupted check; the container ends by itself.
 LABEL = f"{labels.PROOF}=gpu"
 LIFETIME = "600"
 TIMEOUT = 120
@@ -44,54 +45,51 @@ BY_CDI = ("--device", "nvidia.com/gpu=all")
 # A list of capabilities is one quoted field of the option, which is read as CSV.
 BY_HOOK = ("--gpus", 'all,"capabilities=compute,utility"')
 ADVICE: Mapping[tuple[str, ...], str] = {
-    BY_CDI: "Have the specification written anew (systemctl restart nvidia-cdi-refresh), see that "
-    "`nvidia-ctk cdi list` names nvidia.com/gpu=all, and run again",
-    BY_HOOK: "Let the engine give them by CDI: features.cdi has to be true in "
-    "/etc/docker/daemon.json from engine 25.0 on. Before, there is native.cgroupdriver=cgroupfs",
+    BY_CDI: "Regenerate the CDI specification: systemctl restart nvidia-cdi-refresh. Check that "
+    "`nvidia-ctk cdi list` shows nvidia.com/gpu=all, then run again",
+    BY_HOOK: "With Docker Engine 25.0 or newer, set features.cdi to true in "
+    "/etc/docker/daemon.json; with an older engine, set native.cgroupdriver=cgroupfs",
 }
-# The CUDA check: its file in the container, the memory to test per GPU in MiB, the limit in s.
+# The CUDA check: its file in the container, memory to test per GPU in MiB, time limit in s.
 CHECK = "/slipway/cuda_check.pyz"
 CHECK_MEMORY_MIB = 64
 CHECK_SECONDS = 300
 # Folders of the standard library that the CUDA check never imports.
 UNUSED = ("__pycache__", "dist-packages", "site-packages", "test", "tests", "idlelib", "ensurepip")
-# A merged /usr is a matter of these links.
+# On hosts with a merged /usr, these are symbolic links.
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64")
 
 
-def mine(facts: Mapping[str, Any]) -> list[str]:
-    """Return the PCI addresses of the GPUs that the host's own driver serves.
-
-    FACTS are those of the probe.
-    """
+def own_gpus(facts: Mapping[str, Any]) -> list[str]:
+    """Return the PCI addresses of the GPUs that the host itself uses, from the probe's FACTS."""
     gpus = gpu_host.host_facts(facts).gpus
     return [gpu.address for gpu in gpus if skip_reason(gpu) is None]
 
 
-def on_host(wanted: int) -> str:
-    """Say which GPUs the driver tells of on the host; raise ValueError unless it is WANTED."""
+def check_host(expected: int) -> str:
+    """Check that nvidia-smi lists the EXPECTED number of GPUs; raise ValueError if not."""
     if not shutil.which(SMI):
         return "no driver is installed"
-    seen, words = _listed([])
-    if seen != wanted:
+    count, details = _count_gpus([])
+    if count != expected:
         raise ValueError(
-            f"{SMI} sees {seen} of {wanted} GPUs{words}; expected all of them. The kernel's log "
-            "says why: journalctl -k --grep 'NVRM|Xid'"
+            f"{SMI} lists {count} of {expected} GPUs{details}; expected all of them. See the "
+            "kernel's log: journalctl -k --grep 'NVRM|Xid'"
         )
-    return f"{SMI} sees {seen} of {wanted}"
+    return f"{SMI} lists {count} of {expected}"
 
 
-def computed_on_host(addresses: Sequence[str]) -> str:
+def compute_on_host(addresses: Sequence[str]) -> str:
     """Compute on the GPUs with these PCI ADDRESSES; raise ValueError if a check fails."""
     if not shutil.which(SMI):
         return "not run: no driver is installed"
     with tempfile.NamedTemporaryFile(suffix=".pyz") as program:
         program.write(cuda_bundle.bundle())
         program.flush()
-        return _computed([sys.executable, "-I", "-S", program.name], ",".join(addresses))
+        return _run_cuda_check([sys.executable, "-I", "-S", program.name], ",".join(addresses))
 
 
-def _computed(command: Sequence[str], expected: str, *options: str) -> str:
+def _run_cuda_check(command: Sequence[str], expected: str, *options: str) -> str:
     """Run the CUDA check by a COMMAND; return its result, raise ValueError if a check fails.
 
     EXPECTED is the number of GPUs, or their PCI addresses.
@@ -109,8 +107,8 @@ def _computed(command: Sequence[str], expected: str, *options: str) -> str:
     try:
         report = json.loads(done.stdout)
     except ValueError:
-        words = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
-        raise ValueError(f"The CUDA check wrote no report: {words}") from None
+        output = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        raise ValueError(f"The CUDA check wrote no report: {output}") from None
     if not report["ok"]:
         raise ValueError(" ".join(cuda_judge.failures(report)))
     return summary(report)
@@ -128,55 +126,59 @@ def summary(report: Mapping[str, Any]) -> str:
     )
 
 
-def in_container(wanted: int, reload: bool) -> str:
-    """Say how a container sees the GPUs, before and after a RELOAD; raise ValueError where not."""
+def check_container(expected: int, reload: bool) -> str:
+    """Check the GPUs in a container, also after a RELOAD; raise ValueError if one is missing."""
     if not (shutil.which(SMI) and shutil.which(TOOLKIT)):
-        return "not tried: driver and container toolkit are not both installed"
+        return "skipped: driver and container toolkit are not both installed"
     info = containers.ask_engine("/info")
     by_cdi = bool(info.get("CDISpecDirs"))
-    way = BY_CDI if by_cdi else BY_HOOK
-    told = f"{'CDI' if by_cdi else '--gpus'} on engine {info['ServerVersion']}, cgroup driver "
-    told += str(info["CgroupDriver"])
-    in_danger = _in_danger() if reload and info["CgroupDriver"] == "systemd" else []
-    with _container(way) as container:
-        _expect_all(container, wanted, "a new container", told, way)
-        result = _computed_in(container, wanted, told, way)
-        seen = f"a container sees {wanted} of {wanted} by {told}: {result}"
+    options = BY_CDI if by_cdi else BY_HOOK
+    method = f"{'CDI' if by_cdi else '--gpus'} on engine {info['ServerVersion']}, cgroup driver "
+    method += str(info["CgroupDriver"])
+    affected = _containers_with_hook() if reload and info["CgroupDriver"] == "systemd" else []
+    with _container(options) as container:
+        _expect_all_gpus(container, expected, "a new container", method, options)
+        result = _compute_in_container(container, expected, method, options)
+        summary = f"a container lists {expected} of {expected} by {method}: {result}"
         if not reload:
-            return f"{seen}; systemctl daemon-reload was not tried"
-        if in_danger:
+            return f"{summary}; skipped systemctl daemon-reload"
+        if affected:
             return (
-                f"{seen}; systemctl daemon-reload was not tried, for it would take the GPUs from "
-                f"{', '.join(in_danger)}, started with --gpus: start them anew with {' '.join(way)}"
+                f"{summary}; skipped systemctl daemon-reload: containers {', '.join(affected)}, "
+                f"started with --gpus, would lose their GPUs. Restart them with {' '.join(options)}"
             )
         _run(["systemctl", "daemon-reload"])
         after = "after systemctl daemon-reload the same container"
-        _expect_all(container, wanted, after, told, way)
-    return f"{seen}, and still does after systemctl daemon-reload"
+        _expect_all_gpus(container, expected, after, method, options)
+    return f"{summary}, also after systemctl daemon-reload"
 
 
-def _expect_all(container: str, wanted: int, who: str, told: str, way: tuple[str, ...]) -> None:
-    seen, words = _listed(["docker", "exec", container])
-    if seen != wanted:
+def _expect_all_gpus(
+    container: str, expected: int, description: str, method: str, options: tuple[str, ...]
+) -> None:
+    count, details = _count_gpus(["docker", "exec", container])
+    if count != expected:
         raise ValueError(
-            f"{who} sees {seen} of {wanted} GPUs{words}; expected all of them. They came by "
-            f"{told}. {ADVICE[way]}"
+            f"{description} lists {count} of {expected} GPUs{details}; expected all of them. GPUs "
+            f"are added by {method}. {ADVICE[options]}"
         )
 
 
-def _computed_in(container: str, wanted: int, told: str, way: tuple[str, ...]) -> str:
+def _compute_in_container(
+    container: str, expected: int, method: str, options: tuple[str, ...]
+) -> str:
     """Compute on the GPUs of a CONTAINER; raise ValueError if a check fails."""
-    program = ["docker", "exec", container, python(), "-I", "-S", CHECK]
+    program = ["docker", "exec", container, container_python(), "-I", "-S", CHECK]
     try:
-        return _computed(program, str(wanted), "--container")
+        return _run_cuda_check(program, str(expected), "--container")
     except ValueError as error:
         raise ValueError(
-            f"a new container cannot compute: {error} The GPUs came by {told}. {ADVICE[way]}"
+            f"a new container cannot compute: {error} GPUs are added by {method}. {ADVICE[options]}"
         ) from None
 
 
-def _listed(prefix: Sequence[str]) -> tuple[int, str]:
-    """Return how many GPUs nvidia-smi lists, and what else it says, run behind PREFIX."""
+def _count_gpus(prefix: Sequence[str]) -> tuple[int, str]:
+    """Run nvidia-smi with a command PREFIX; return the number of GPUs and its other messages."""
     done = subprocess.run(
         [*prefix, SMI, "-L"],
         capture_output=True,
@@ -186,7 +188,7 @@ def _listed(prefix: Sequence[str]) -> tuple[int, str]:
         check=False,
     )
     lines = (done.stdout + done.stderr).strip().splitlines()
-    # A slice of a GPU (MIG) is listed below it, and indented.
+    # A slice of a GPU (MIG) is listed below its GPU, indented.
     gpus = [line for line in lines if re.match(r"GPU \d+:", line)]
     others = [line.strip() for line in lines if not re.match(r"GPU \d+:|\s+MIG ", line)]
     if done.returncode != 0:
@@ -194,40 +196,40 @@ def _listed(prefix: Sequence[str]) -> tuple[int, str]:
     return len(gpus), f" ({'; '.join(others)})" if others else ""
 
 
-def _in_danger() -> list[str]:
-    """Return the running containers that lose their GPUs when systemd is told to reload."""
-    found = []
+def _containers_with_hook() -> list[str]:
+    """Return the running containers that lose their GPUs when systemd reloads."""
+    affected = []
     for running in containers.ask_engine("/containers/json"):
         try:
             host = containers.ask_engine(f"/containers/{running['Id']}/json")["HostConfig"]
         except ValueError:
-            # It has ended meanwhile, and is gone.
+            # The container was removed in the meantime.
             continue
         by_hook = any(map(_is_for_hook, host.get("DeviceRequests") or ()))
         if by_hook or host.get("Runtime") == "nvidia":
-            found.append(running["Names"][0].lstrip("/"))
-    return found
+            affected.append(running["Names"][0].lstrip("/"))
+    return affected
 
 
 def _is_for_hook(request: Mapping[str, Any]) -> bool:
-    """Whether a container's REQUEST for devices is one of `--gpus`."""
-    together = request.get("Capabilities") or ()
-    return request.get("Driver") != "cdi" and any("gpu" in names for names in together)
+    """Return whether a container's device REQUEST comes from the option --gpus."""
+    capability_sets = request.get("Capabilities") or ()
+    return request.get("Driver") != "cdi" and any("gpu" in names for names in capability_sets)
 
 
 # --- the container -----------------------------------------------------------------------------
 
 
 @contextmanager
-def _container(way: Sequence[str]) -> Iterator[str]:
-    """Run a container that does nothing but have the GPUs; remove it and its image after."""
-    image = _run(["docker", "import", "--change", f"LABEL {LABEL}", "-"], root())
+def _container(gpu_options: Sequence[str]) -> Iterator[str]:
+    """Run an idle container with the GPUs; remove container and image afterwards."""
+    image = _run(["docker", "import", "--change", f"LABEL {LABEL}", "-"], pack_root())
     try:
-        options = ["--rm", "--detach", "--network", "none", "--label", LABEL, *way]
+        options = ["--rm", "--detach", "--network", "none", "--label", LABEL, *gpu_options]
         try:
             container = _run(["docker", "run", *options, image, HOLDER, LIFETIME])
         except ValueError as error:
-            raise ValueError(f"{error}. {ADVICE[tuple(way)]}") from None
+            raise ValueError(f"{error}. {ADVICE[tuple(gpu_options)]}") from None
         try:
             yield container
         finally:
@@ -237,30 +239,30 @@ def _container(way: Sequence[str]) -> Iterator[str]:
 
 
 def _run(command: Sequence[str], stdin: bytes = b"") -> str:
-    """Run a COMMAND and return what it wrote; raise ValueError with its words where it fails."""
+    """Run a COMMAND and return its output; raise ValueError with its errors if it fails."""
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=TIMEOUT, check=False)
     if done.returncode != 0:
-        words = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
-        raise ValueError(f"{' '.join(command[:2])} failed: {words}")
+        details = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
+        raise ValueError(f"{' '.join(command[:2])} failed: {details}")
     return done.stdout.decode("utf-8", "replace").strip()
 
 
-def python() -> str:
-    """Return the Python of the container, which is the one that runs this module."""
+def container_python() -> str:
+    """Return the path of the Python that runs this module; it is copied into the container."""
     return str(Path(sys.executable).resolve())
 
 
-def root() -> bytes:
+def pack_root() -> bytes:
     """Return the container's files as a tar archive."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name in ROOT_LINKS:
-            if Path("/", name).is_symlink():
-                tar.add(f"/{name}", arcname=name, recursive=False)
+        for link in ROOT_LINKS:
+            if Path("/", link).is_symlink():
+                tar.add(f"/{link}", arcname=link, recursive=False)
         for path in sorted(set(_files())):
-            # As itself, whatever it leads to: `sleep` may be a name of a program for many things.
-            place = Path(path).parent.resolve() / Path(path).name
-            info = tar.gettarinfo(str(Path(path).resolve()), arcname=str(place)[1:])
+            # Keep the name of a link: `sleep` may be a link to a program with many functions.
+            name = Path(path).parent.resolve() / Path(path).name
+            info = tar.gettarinfo(str(Path(path).resolve()), arcname=str(name)[1:])
             with Path(path).open("rb") as content:
                 tar.addfile(info, content)
         program = cuda_bundle.bundle()
@@ -271,9 +273,9 @@ def root() -> bytes:
 
 
 def _files() -> Iterable[str]:
-    """Yield the programs of the container, what they and nvidia-smi link to, and Python's."""
+    """Yield the container's files: programs, their libraries and the standard library of Python."""
     holder, smi = (shutil.which(name) or name for name in (HOLDER, SMI))
-    programs = [holder, python(), *_interpreter(smi)]
+    programs = [holder, container_python(), *_interpreter(smi)]
     yield from programs
     for program in (*programs, smi, *_ctypes()):
         yield from _libraries(program)
@@ -291,7 +293,7 @@ def _standard_library(folder: Path) -> Iterable[str]:
 
 
 def _ctypes() -> list[str]:
-    """Return the file of the extension module _ctypes, none where Python has it built in."""
+    """Return the file of the extension module _ctypes, none if it is built into Python."""
     import _ctypes
 
     file = getattr(_ctypes, "__file__", None)
@@ -299,7 +301,7 @@ def _ctypes() -> list[str]:
 
 
 def _interpreter(program: str) -> list[str]:
-    """Return what runs a PROGRAM that is a script, nothing where it is none."""
+    """Return the interpreter of a PROGRAM that is a script, none for a binary."""
     with Path(program).open("rb") as stream:
         first = stream.readline(256)
     return first[2:].decode("ascii", "replace").split()[:1] if first.startswith(b"#!") else []

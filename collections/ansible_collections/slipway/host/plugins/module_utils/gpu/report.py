@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything known of a host's GPUs, read and decided, as one answer of plain data.
+"""Everything known of a host's GPUs, read and decided, as one answer of plain tables.
 
 Private to the collection.
 """
@@ -14,31 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
-from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables as data
-from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
-    decide,
-    driver_misfit,
-    skip_reason,
-)
+from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi, tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
+    DriverRequest,
     HostFacts,
     PciDevice,
-    Wanted,
+)
+from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import (
+    driver_misfit,
+    skip_reason,
 )
 
 # Runs a command and returns its exit code, standard output and standard error.
 Run = Callable[[list[str]], tuple[int, str, str]]
 
-# A GPU off the bus can block nvidia-smi for minutes.
+# A GPU that is off the bus can block nvidia-smi for minutes.
 SMI_SECONDS = 60
 
 _DPKG_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the host is read; a test points them at a tree of its own."""
+class HostPaths:
+    """Paths of the host's files; tests set them to a temporary tree."""
 
     pci: Path
     proc: Path
@@ -49,27 +48,27 @@ class Places:
     dpkg_status: Path
 
 
-def report(places: Places, wanted: Wanted, smi: str | None, run: Run) -> dict[str, Any]:
+def report(paths: HostPaths, request: DriverRequest, smi: str | None, run: Run) -> dict[str, Any]:
     """Read a host and decide its driver.
 
-    ``smi`` is the path of nvidia-smi, None where it is not to be asked. It is asked only while
-    the driver is loaded, because it would load the driver otherwise.
+    SMI is the path of nvidia-smi, None to skip it. It runs only while the driver is loaded,
+    because otherwise it would load the driver.
     """
-    found = detect.inventory(places.pci)
-    packages = detect.dpkg(places.dpkg_status)
-    host = _host_facts(places, found, packages)
-    loaded = detect.loaded(places.proc, places.sys)
-    installed = installed_module(places.modules, host.kernel, run)
-    holders = detect.holders(places.proc) if loaded else detect.Holders()
-    live, smi_error = _ask_smi(smi, run) if smi and loaded else (None, None)
+    inventory = detect.inventory(paths.pci)
+    packages = detect.dpkg(paths.dpkg_status)
+    host = _host_facts(paths, inventory, packages)
+    loaded = detect.loaded(paths.proc, paths.sys)
+    installed = installed_module(paths.modules, host.kernel, run)
+    holders = detect.holders(paths.proc) if loaded else detect.Holders()
+    live, smi_error = _read_smi(smi, run) if smi and loaded else (None, None)
     by_address = {gpu.address: gpu for gpu in live.gpus} if live else {}
     return {
-        "gpus": [_gpu(gpu, by_address.get(gpu.address)) for gpu in found.gpus],
-        "nvswitches": [_device(device) for device in found.nvswitches],
-        "audio": [_device(device) for device in found.audio],
-        "nics": [_device(device) for device in found.nics],
-        "driver": asdict(decide(host, wanted)),
-        "present": _present(places, host, loaded, installed, packages),
+        "gpus": [_gpu(gpu, by_address.get(gpu.address)) for gpu in inventory.gpus],
+        "nvswitches": [_device(device) for device in inventory.nvswitches],
+        "audio": [_device(device) for device in inventory.audio],
+        "nics": [_device(device) for device in inventory.nics],
+        "driver": asdict(decide(host, request)),
+        "present": _present(paths, host, loaded, installed, packages),
         "holders": [asdict(holder) for holder in holders.processes],
         "holders_complete": holders.complete,
         "mig": any(gpu.mig for gpu in by_address.values()),
@@ -84,31 +83,31 @@ def report(places: Places, wanted: Wanted, smi: str | None, run: Run) -> dict[st
             "architecture": host.architecture,
             "kernel": host.kernel,
             "kernel_metas": host.kernel_metas,
-            "headers": detect.headers_present(places.modules, host.kernel),
+            "headers": detect.headers_present(paths.modules, host.kernel),
             "secure_boot": host.secure_boot,
         },
-        "reboot_required": detect.reboot_asked_for(places.run),
+        "reboot_required": detect.is_reboot_required(paths.run),
     }
 
 
-def _host_facts(places: Places, found: detect.Inventory, packages: detect.Dpkg) -> HostFacts:
-    distribution, release = detect.os_release(places.os_release)
+def _host_facts(paths: HostPaths, inventory: detect.Inventory, packages: detect.Dpkg) -> HostFacts:
+    distribution, release = detect.os_release(paths.os_release)
     machine = platform.machine()
     return HostFacts(
         distribution=distribution,
         release=release,
-        kernel=detect.running_kernel(places.proc),
+        kernel=detect.running_kernel(paths.proc),
         architecture=packages.architecture or _DPKG_ARCHITECTURES.get(machine, machine),
         kernel_metas=packages.kernel_metas(),
-        secure_boot=detect.secure_boot(places.sys),
-        gpus=found.gpus,
-        nvswitches=found.nvswitches,
-        nvlink_bridges=found.nvlink_bridges,
+        secure_boot=detect.secure_boot(paths.sys),
+        gpus=inventory.gpus,
+        nvswitches=inventory.nvswitches,
+        nvlink_bridges=inventory.nvlink_bridges,
     )
 
 
 def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModule | None:
-    """Return the NVIDIA module that a KERNEL would load next, by modinfo.
+    """Return the installed NVIDIA module of a KERNEL, read by modinfo.
 
     MODULES is the folder with the modules of each kernel.
     """
@@ -121,8 +120,8 @@ def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModul
     return None
 
 
-def _ask_smi(smi: str, run: Run) -> tuple[nvidia_smi.SmiReport | None, str | None]:
-    """Return what nvidia-smi reports, or why it does not."""
+def _read_smi(smi: str, run: Run) -> tuple[nvidia_smi.SmiReport | None, str | None]:
+    """Return the report of nvidia-smi, or why it failed."""
     code, output, error = run(["timeout", "--kill-after=5", str(SMI_SECONDS), smi, "-q", "-x"])
     if code != 0:
         return None, nvidia_smi.failure(code, error or output)
@@ -133,13 +132,13 @@ def _ask_smi(smi: str, run: Run) -> tuple[nvidia_smi.SmiReport | None, str | Non
 
 
 def _present(
-    places: Places,
+    paths: HostPaths,
     host: HostFacts,
     loaded: detect.KernelModule | None,
     installed: detect.KernelModule | None,
     packages: detect.Dpkg,
 ) -> dict[str, Any]:
-    """Describe the driver that is there, against what the GPUs need."""
+    """Describe the present driver, and whether it fits the GPUs."""
     effective = loaded or installed
     branch = int(effective.version.split(".")[0]) if effective else None
     return {
@@ -152,7 +151,9 @@ def _present(
             if effective and branch is not None
             else None
         ),
-        "nouveau": any(detect.is_loaded(places.sys, name) for name in sorted(data.NOUVEAU_DRIVERS)),
+        "nouveau": any(
+            detect.is_loaded(paths.sys, name) for name in sorted(tables.NOUVEAU_DRIVERS)
+        ),
         "packages": packages.driver(),
     }
 
@@ -169,8 +170,8 @@ def _device(device: PciDevice) -> dict[str, Any]:
 
 def _gpu(gpu: PciDevice, live: nvidia_smi.SmiGpu | None) -> Mapping[str, Any]:
     return _device(gpu) | {
-        "name": data.name_of(gpu.device),
-        "architecture": data.architecture_of(gpu.device).name,
+        "name": tables.name_of(gpu.device),
+        "architecture": tables.architecture_of(gpu.device).name,
         "skipped": skip_reason(gpu),
         "vgpu": gpu.virtual,
         "smi": asdict(live) if live else None,

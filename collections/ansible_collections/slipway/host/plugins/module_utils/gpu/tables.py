@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is known of NVIDIA's GPUs, driver branches and packages, as tables.
+"""Tables of NVIDIA's GPUs, package sources and kernels; driver branches are in ``gpu.branches``.
 
-A new GPU, branch or release is a row here; the rules that read the rows are in ``gpu.decision``.
-Each row names where it was read in ``SOURCES``; a row without certainty says so in its comment.
+Support for a new GPU or release is a new row; ``gpu.needs`` and ``gpu.decision`` read the rows.
+Each row names its document in ``SOURCES``; the comment of a row says if it is uncertain.
 
 Private to the collection.
 """
@@ -11,11 +11,18 @@ Private to the collection.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
-OPEN = "open"
-PROPRIETARY = "proprietary"
+from ansible_collections.slipway.host.plugins.module_utils.gpu.branches import (
+    CUDA,
+    DEBIAN,
+    NEWEST_PRODUCTION,
+    OPEN,
+    PROPRIETARY,
+    UBUNTU,
+)
+
 BOTH = frozenset({OPEN, PROPRIETARY})
 
 SOURCES: Mapping[str, str] = MappingProxyType(
@@ -45,12 +52,12 @@ SOURCES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Architecture:
-    """A GPU generation: the driver branches and kernel-module flavours that drive it.
+    """A GPU generation: the driver branches and kernel module flavours that drive it.
 
-    ``first`` is the oldest branch offered anywhere below that drives it, not the oldest that
-    NVIDIA ever released for it; ``last`` is None while NVIDIA keeps it in current branches.
-    ``cuda`` is the newest CUDA major version whose toolkit still builds for it, None for all.
-    ``certain`` is False for a guess by the number alone, which an override may overrule.
+    ``first`` is the oldest branch in ``gpu.branches`` that drives it, not the oldest that NVIDIA
+    released for it. ``last`` is None while current branches drive it. ``cuda`` is the newest CUDA
+    major version whose toolkit supports it, None for all. ``certain`` is False for a guess by the
+    device ID, which an override can replace.
     """
 
     name: str
@@ -62,7 +69,7 @@ class Architecture:
     certain: bool = True
 
 
-# Fermi and older end with branch 390: no release offers a maintained driver for them.
+# Branch 390 is the last for Fermi and older: no release has a maintained driver for them.
 TOO_OLD = Architecture("Fermi or older", 0, 390, frozenset({PROPRIETARY}), "driver-lists")
 KEPLER = Architecture("Kepler", 470, 470, frozenset({PROPRIETARY}), "driver-lists", 11)
 MAXWELL = Architecture("Maxwell", 470, 580, frozenset({PROPRIETARY}), "driver-lists", 12)
@@ -72,14 +79,14 @@ TURING = Architecture("Turing", 470, None, BOTH, "open-modules")
 AMPERE = Architecture("Ampere", 470, None, BOTH, "open-modules")
 ADA = Architecture("Ada Lovelace", 535, None, BOTH, "driver-lists")
 HOPPER = Architecture("Hopper", 535, None, BOTH, "driver-lists")
-# Blackwell is in no list of 550; which 570 release came first for which card was not checked.
+# Blackwell is not in the lists of 550. The first 570 release for each card was not checked.
 BLACKWELL = Architecture("Blackwell", 570, None, frozenset({OPEN}), "nvidia-open-blog")
 BLACKWELL_ULTRA = Architecture("Blackwell Ultra", 580, None, frozenset({OPEN}), "eks-ami")
-# In pci.ids but in no driver's list up to 615; that it wants open modules is an assumption.
+# In pci.ids, but not in the driver lists up to 615. That it needs open modules is an assumption.
 RUBIN = Architecture("Rubin", 616, None, frozenset({OPEN}), "pci.ids")
 
-# Device IDs outside every range. NVIDIA gives IDs out in rising blocks, and over the 534 IDs of
-# the driver lists two borders hold without exception: Maxwell starts at 1340, Turing at 1E00.
+# Device IDs outside every range. NVIDIA assigns IDs in ascending blocks. For all 534 IDs of the
+# driver lists, Maxwell starts at 1340 and Turing at 1E00.
 UNKNOWN_LEGACY = Architecture(
     "unknown, Maxwell to Volta by its number",
     470,
@@ -89,10 +96,9 @@ UNKNOWN_LEGACY = Architecture(
     cuda=12,
     certain=False,
 )
-# The newest production branch, because a card newer than the tables is most likely in that.
 UNKNOWN_CURRENT = Architecture(
     "unknown, Turing or newer by its number",
-    595,
+    NEWEST_PRODUCTION,
     None,
     frozenset({OPEN}),
     "driver-lists",
@@ -131,7 +137,7 @@ ID_RANGES: tuple[IdRange, ...] = (
     IdRange(0x2414, 0x25FB, AMPERE),
     IdRange(0x2681, 0x28F8, ADA),
     IdRange(0x2900, 0x2DF9, BLACKWELL),
-    # GB10 (DGX Spark) and its siblings came with branch 580.
+    # GB10 (DGX Spark) and related chips: since branch 580.
     IdRange(0x2E02, 0x2E2A, BLACKWELL_ULTRA, "open-modules"),
     IdRange(0x2F04, 0x2F58, BLACKWELL),
     IdRange(0x3000, 0x30FF, RUBIN),
@@ -141,7 +147,7 @@ ID_RANGES: tuple[IdRange, ...] = (
 
 @dataclass(frozen=True)
 class DeviceRule:
-    """Where one device ID differs from its architecture. ``refusal`` ends every search."""
+    """Differences of one device ID from its architecture; ``refusal`` says why it has no driver."""
 
     source: str
     first: int | None = None
@@ -149,7 +155,7 @@ class DeviceRule:
     refusal: str | None = None
 
 
-_JETSON = "its driver belongs to NVIDIA's JetPack image, not to any package set here"
+_JETSON = "its driver is part of NVIDIA's JetPack image, not of a package source"
 
 DEVICE_RULES: Mapping[int, DeviceRule] = MappingProxyType(
     {
@@ -165,116 +171,29 @@ DEVICE_RULES: Mapping[int, DeviceRule] = MappingProxyType(
     }
 )
 
-# HGX baseboards with fifth-generation NVLink: their NVSwitches are no PCI devices of the host but
-# are managed through ConnectX-7 bridges (nvidia-fabric).
+# HGX baseboards with fifth-generation NVLink: the host sees no NVSwitches on its PCI bus and
+# manages them through ConnectX-7 bridges (nvidia-fabric).
 NVLINK5_BASEBOARD_GPUS = frozenset({0x2901, 0x2909, 0x290A, 0x3182})
-# Such a baseboard carries this many GPUs; fewer in a virtual machine share the host's fabric.
+# GPUs of such a baseboard. A virtual machine with fewer uses the fabric of its host.
 NVLINK5_BASEBOARD_SIZE = 8
-# GB200 and GB300: the NVSwitches sit in the rack's switch trays (eks-ami).
+# GB200 and GB300: the NVSwitches are in the rack's switch trays (eks-ami).
 OFF_HOST_FABRIC_GPUS = frozenset({0x2941, 0x31C2, 0x31C3})
 
 VENDOR_NVIDIA = 0x10DE
 VENDOR_MELLANOX = 0x15B3
-# The driver binds exactly these display classes, and takes any NVIDIA device of class 0680 for an
-# NVSwitch (open-modules: nv-pci-table.c, linux_nvswitch.c).
+# The driver binds exactly these display classes, and treats every NVIDIA device of class 0680 as
+# an NVSwitch (open-modules: nv-pci-table.c, linux_nvswitch.c).
 CLASS_GPU = frozenset({0x030000, 0x030200})
 CLASS_NVSWITCH = 0x068000
 CLASS_AUDIO = 0x0403
 CLASS_NETWORK = 0x02
 
-# Drivers that hold a GPU for a virtual machine.
+# Drivers that reserve a GPU for a virtual machine.
 PASSTHROUGH_DRIVERS = frozenset({"vfio-pci", "pci-stub", "pciback", "nvgrace-gpu-vfio-pci"})
 NOUVEAU_DRIVERS = frozenset({"nouveau", "nova_core", "nova"})
 
 
-@dataclass(frozen=True)
-class Branch:
-    """A driver branch: NVIDIA's support class and its newest CUDA major version.
-
-    ``until`` says how long NVIDIA maintains it, where published; ``ended`` that it no longer does.
-    """
-
-    number: int
-    support: str
-    cuda: int
-    source: str
-    until: str = ""
-    ended: bool = False
-
-
-BRANCHES: Mapping[int, Branch] = MappingProxyType(
-    {
-        row.number: row
-        for row in (
-            Branch(470, "legacy", 11, "nvidia-branches", ended=True),
-            Branch(535, "long-term support", 12, "nvidia-branches", "June 2026", ended=True),
-            Branch(550, "production", 12, "nvidia-branches", ended=True),
-            Branch(580, "long-term support", 13, "nvidia-branches", "June 2028"),
-            Branch(590, "new-feature", 13, "nvidia-branches", ended=True),
-            Branch(595, "production", 13, "nvidia-branches", "March 2027"),
-            Branch(610, "new-feature", 13, "nvidia-branches", "August 2026", ended=True),
-            Branch(615, "new-feature", 13, "nvidia-branches"),
-        )
-    }
-)
-NEWEST_BRANCH = max(BRANCHES)
-
-# Open modules exist since 515 and are NVIDIA's default since 560 (nvidia-open-blog); before that
-# they are of beta quality on workstation cards. Proprietary ones end with 610: of 615, Ubuntu has
-# open alone, and the guide to 620 says 'Proprietary Kernel Modules Removed' (ubuntu).
-OPEN_SINCE = 515
-OPEN_PREFERRED_SINCE = 560
-OPEN_ONLY_SINCE = 615
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What one package source has for one release.
-
-    ``branches`` is in the order in which they are chosen; ``replaced`` maps a branch whose
-    packages are empty shells to the branch that they install. ``components`` are the archive
-    areas a branch needs beyond the source's own.
-    """
-
-    branches: tuple[int, ...]
-    source: str
-    replaced: Mapping[int, int] = field(default_factory=dict)
-    components: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-
-
-UBUNTU = "ubuntu"
-DEBIAN = "debian"
-CUDA = "cuda"
-
-_SHELLS = MappingProxyType({535: 580, 550: 580, 565: 580, 570: 580, 575: 580, 590: 595, 610: 615})
-_RESTRICTED = ("restricted",)
-_MULTIVERSE = ("restricted", "multiverse")
-_BEFORE_2604 = MappingProxyType(
-    # Which area holds 470-server was not checked, so both are asked for.
-    {580: _RESTRICTED, 595: _MULTIVERSE, 615: _MULTIVERSE, 470: _MULTIVERSE}
-)
-_SINCE_2604 = MappingProxyType({580: _RESTRICTED, 595: _RESTRICTED, 615: _MULTIVERSE})
-_NON_FREE = ("contrib", "non-free", "non-free-firmware")
-
-# Keys: source, distribution, release. 580 is first wherever it exists: long-term support, and the
-# only branch that reaches from Maxwell to Blackwell.
-OFFERS: Mapping[tuple[str, str, str], Offer] = MappingProxyType(
-    {
-        (UBUNTU, "ubuntu", "22.04"): Offer((580, 595, 615, 470), "ubuntu", _SHELLS, _BEFORE_2604),
-        (UBUNTU, "ubuntu", "24.04"): Offer((580, 595, 615, 470), "ubuntu", _SHELLS, _BEFORE_2604),
-        (UBUNTU, "ubuntu", "26.04"): Offer((580, 595, 615), "ubuntu", _SHELLS, _SINCE_2604),
-        (CUDA, "ubuntu", "22.04"): Offer((580, 595, 615, 610, 590), "cuda-repo"),
-        (CUDA, "ubuntu", "24.04"): Offer((580, 595, 615, 610, 590), "cuda-repo"),
-        # One report: nothing older than 595 is there.
-        (CUDA, "ubuntu", "26.04"): Offer((595, 615, 610), "cuda-repo"),
-        (CUDA, "debian", "12"): Offer((580, 595, 615, 610, 590), "cuda-repo"),
-        (CUDA, "debian", "13"): Offer((580, 595, 615, 610, 590), "cuda-repo"),
-        (DEBIAN, "debian", "12"): Offer((535, 470), "debian"),
-        (DEBIAN, "debian", "13"): Offer((550,), "debian"),
-        (DEBIAN, "debian", "sid"): Offer((550, 470), "debian"),
-    }
-)
-# In the order in which `auto` tries them: the distribution's own archive first.
+# In the order of `auto`: the distribution's own archive first.
 SOURCES_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"ubuntu": (UBUNTU, CUDA), "debian": (DEBIAN, CUDA)}
 )
@@ -286,26 +205,22 @@ SOURCE_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# Ubuntu: kernel flavours with prebuilt, signed NVIDIA modules, and the branches built for them
-# (ubuntu). Prebuilt 470 stopped years ago; a flavour's 64 KiB page variant counts with it.
+# Ubuntu: kernel flavours with prebuilt, signed NVIDIA modules (ubuntu), including their variants
+# with 64 KiB pages.
 PREBUILT_FLAVOURS = frozenset(
     {"generic", "lowlatency", "aws", "azure", "gcp", "ibm", "nvidia", "oracle"}
 )
-PREBUILT_BRANCHES = frozenset({580, 595, 615})
-# The series of the kernel a release came with; a newer one of these flavours is the `hwe` kernel.
+# Kernel series at the time of the release; a newer series of these flavours is the `hwe` kernel.
 RELEASE_KERNEL: Mapping[str, str] = MappingProxyType(
     {"22.04": "5.15", "24.04": "6.8", "26.04": "7.0"}
 )
 HWE_FLAVOURS = frozenset({"generic", "lowlatency", "nvidia"})
-# 22.04 builds its newer kernels with gcc-12 while its default is 11; DKMS wants the kernel's.
+# 22.04 builds its newer kernels with gcc-12, although its default is gcc-11. DKMS needs the
+# compiler of the kernel.
 HWE_COMPILER: Mapping[str, str] = MappingProxyType({"22.04": "gcc-12"})
 
-# NVIDIA's CUDA repository: from these branches on, package names lose the branch.
-CUDA_FABRIC_UNSUFFIXED_SINCE = 580
-CUDA_UNSUFFIXED_SINCE = 590
-
 _GEFORCE = "GeForce RTX"
-# Product names by device ID, for sentences only; nothing is decided by them (pci.ids).
+# Product names by device ID, only for messages (pci.ids).
 NAMES: Mapping[int, str] = MappingProxyType(
     {
         0x1021: "Tesla K20Xm",
@@ -447,8 +362,8 @@ NAMES: Mapping[int, str] = MappingProxyType(
 def architecture_of(device_id: int) -> Architecture:
     """Return the architecture of a GPU by its PCI device ID (16 bits).
 
-    An ID outside every range gets one of three rows by the borders 1340 and 1E00, so that an
-    older list than the hardware still leads somewhere sensible.
+    The borders 1340 and 1E00 classify an ID outside every range, so that hardware newer than the
+    table still gets a driver.
     """
     for row in ID_RANGES:
         if row.first <= device_id <= row.last:
@@ -459,7 +374,7 @@ def architecture_of(device_id: int) -> Architecture:
 
 
 def name_of(device_id: int) -> str:
-    """Return the product name of a GPU, or its numeric ID where the table has none."""
+    """Return the product name of a GPU, or its numeric ID if the table has no name."""
     product = NAMES.get(device_id)
     if product:
         return f"NVIDIA {product}"

@@ -170,10 +170,10 @@ def checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
     nothing to prove but its GPUs.
     """
     facts = state_facts.ask_host()
-    gpus = gpu_proof.mine(facts)
-    found = [attempt(GPUS, partial(gpu_proof.on_host, len(gpus)))] if gpus else []
+    gpus = gpu_proof.own_gpus(facts)
+    found = [attempt(GPUS, partial(gpu_proof.check_host, len(gpus)))] if gpus else []
     if gpus and found[0].ok:
-        found.append(attempt(COMPUTATION, partial(gpu_proof.computed_on_host, gpus)))
+        found.append(attempt(COMPUTATION, partial(gpu_proof.compute_on_host, gpus)))
     healthy = all(check.ok for check in found)
     if not facts["docker_package"]:
         found.append(Check("engine", True, "none is installed"))
@@ -182,7 +182,7 @@ def checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
     found.append(engine)
     if engine.ok:
         if gpus and healthy:
-            held = partial(gpu_proof.in_container, len(gpus), daemon_reload)
+            held = partial(gpu_proof.check_container, len(gpus), daemon_reload)
             found.append(attempt(GPUS_IN_CONTAINERS, held))
         found += [*_images(smoke), *_services()]
     return [asdict(check) for check in found]
