@@ -47,6 +47,7 @@ COVERED = (
     "images/fastai/jupyter-on-gpu",
     "images/legacy-torch7/build-nn",
     "collections/*/galaxy.yml",
+    "collections/*/plugins/module_utils/gpu/*.py",
     "collections/*/plugins/module_utils/roles/*.py",
     "collections/*/plugins/plugin_utils/old_names.py",
     "collections/*/slipway/host/README.md",
