@@ -357,11 +357,11 @@ def test_the_connection_may_go_while_it_works(site: DataSite) -> None:
         start_new_session=True,
     ) as running:
         site.on(
-            "for try in $(seq 900); do ! pgrep -f '[_]data.worker' >/dev/null || exit 0; sleep 0.2;"
+            "for try in $(seq 900); do ! pgrep -f '[.]data[.]worker' >/dev/null || exit 0; sleep 0.2;"
             "done; exit 1"
         )
         os.killpg(running.pid, signal.SIGKILL)
-    while site.on("pgrep -fc '[_]data.worker' || true") != "0":
+    while site.on("pgrep -fc '[.]data[.]worker' || true") != "0":
         time.sleep(0.5)
     assert site.on(f"ls {DATA}") == "pets\nslow"
     assert site.plan() == (0, set())
