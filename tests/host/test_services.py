@@ -337,7 +337,8 @@ def test_a_service_that_is_unwell_is_made_anew(lab: Services) -> None:
     lab.on(
         "init=$(docker inspect --format '{{.State.Pid}}' iris-api-iris-api-1);"
         " server=$(pgrep --parent $init); kill -STOP $server $(pgrep --parent $server);"
-        " for i in $(seq 240); do docker ps | grep -q unhealthy && exit; sleep 1; done; exit 1"
+        " unwell='docker ps --quiet --filter name=iris-api --filter health=unhealthy';"
+        " for i in $(seq 240); do $unwell | grep -q . && exit; sleep 1; done; exit 1"
     )
     assert lab.plan() == (2, {project_of("iris-api")})
     lab.converge()
