@@ -48,7 +48,7 @@ PLAYBOOK = """\
       loop_control: {{loop_var: role}}
     - slipway.host.survey:
         roles: "{{{{ slipway_roles }}}}"
-        expect_no_drift: "{{{{ not ansible_check_mode }}}}"
+        settled: "{{{{ not ansible_check_mode }}}}"
 """
 PETS = tar({"pets/README": b"hello\n", "pets/train/cat.png": b"cat", "pets/train/dog.png": b"dog"})
 # Does not compress, and has no room in the small disk.
@@ -357,8 +357,8 @@ def test_the_connection_may_go_while_it_works(site: DataSite) -> None:
         start_new_session=True,
     ) as running:
         site.on(
-            "for try in $(seq 900); do ! pgrep -f '[.]data[.]worker' >/dev/null || exit 0; sleep "
-            "0.2; done; exit 1"
+            "for try in $(seq 900); do ! pgrep -f '[.]data[.]worker' >/dev/null || exit 0;"
+            " sleep 0.2; done; exit 1"
         )
         os.killpg(running.pid, signal.SIGKILL)
     while site.on("pgrep -fc '[.]data[.]worker' || true") != "0":

@@ -271,6 +271,23 @@ def test_a_folder_that_was_taken_away_is_made_anew_and_so_is_the_container(
     assert len(host.told) == 1
 
 
+def test_a_shared_folder_that_was_taken_away_replaces_the_containers_of_all_its_projects(
+    run_module: RunModule, host: Host
+) -> None:
+    reader = {**page(host, "reader", 8080), "mounts": host.project()["mounts"]}
+    # The one container of this host stands for that of each project.
+    reader["projects"] = [{"name": "reader", "services": [{"name": "lab", "config": "c1"}]}]
+    projects = (host.project(), reader)
+    run(run_module, host, *projects)
+    host.runs()
+    assert not run(run_module, host, *projects)["changed"]
+    assert host.told
+    host.data.rmdir()
+    assert run(run_module, host, *projects)["changed"]
+    started = [line for line in host.told if " up " in line]
+    assert ["/lab/" in line or "/reader/" in line for line in started] == [True, True], started
+
+
 def test_a_source_that_is_not_there_changes_nothing(run_module: RunModule, host: Host) -> None:
     result = run(run_module, host, host.project(source="/does/not/exist"))
     assert result["failed"]

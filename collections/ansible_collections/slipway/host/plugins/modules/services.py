@@ -301,10 +301,12 @@ def settle_mounts(
         for mount in project["mounts"]:
             with noted(failed, name):
                 if make_mount(mount, check):
-                    made.add(name)
+                    made.add(mount["path"])
         if len(failed) > before:
             refused.add(name)
-    return made, refused
+    # Projects may share a folder, and each of their containers keeps the one that was taken away.
+    missing = {one["name"] for one in projects if any(m["path"] in made for m in one["mounts"])}
+    return missing, refused
 
 
 def settle_folders(project: Project) -> None:
