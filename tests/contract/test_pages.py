@@ -71,6 +71,7 @@ def test_the_role_of_the_page_works(copy: Path) -> None:
     found = blocks("add-a-role.md")
     assert len(found) >= 9
     for path, content in found:
+        assert max(map(len, content.splitlines())) <= 100, path
         path = path.replace("module_utils", MODULE_UTILS) if path.startswith("module_") else path
         file = copy / path
         file.parent.mkdir(parents=True, exist_ok=True)

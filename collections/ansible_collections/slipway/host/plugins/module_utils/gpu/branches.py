@@ -1,8 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Facts per branch of the NVIDIA driver: support for a new branch is one new row of ``BRANCHES``.
+"""Facts per branch of the NVIDIA driver: support for a new branch is one new row of ``_ROWS``.
 
-``SOURCES`` in ``gpu.tables`` lists the documents that the field ``source`` names.
+Also check the first branches of new architectures in ``gpu.tables``, and add the branch to the
+packages of simulated hosts in ``lab/nvidia_packages/versions.py``. ``SOURCES`` in ``gpu.tables``
+lists the documents that the field ``source`` names.
 
 Private to the collection.
 """
