@@ -467,8 +467,8 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/usr/bin/testtool", "is a command of this host, which ours of that name would hide"),
-        ("/usr/local/bin/testtool", "is there and is no link"),
+        ("/usr/bin/testtool", "would hide the existing command /usr/bin/testtool"),
+        ("/usr/local/bin/testtool", "/usr/local/bin/testtool is there and is no link"),
     ],
 )
 def test_a_command_of_somebody_else_is_never_hidden_or_replaced(
@@ -482,7 +482,7 @@ def test_a_command_of_somebody_else_is_never_hidden_or_replaced(
         for extra in ({}, {"slipway_survey": False}):
             run = lab.run("site.yml", **extra)
             assert run.status == "failed"
-            assert f"{path} {words}" in run.output.replace("\n", " ").replace("  ", " ")
+            assert words in run.output.replace("\n", " ").replace("  ", " ")
             assert run.changed() == set()
         assert lab.on(f"cat {path}") == "mine"
     finally:

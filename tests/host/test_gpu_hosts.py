@@ -55,7 +55,7 @@ EXPECTED: dict[str, Expected] = {
     ),
     "8xv100": Expected(
         UBUNTU,
-        "It is the last that drives these GPUs. Only proprietary modules drive these GPUs.",
+        "It is the last branch for these GPUs. Only proprietary modules drive these GPUs.",
         ("linux-modules-nvidia-580-server-generic", "nvidia-utils-580-server"),
     ),
     "8xh100": Expected(
@@ -358,7 +358,7 @@ def test_without_cdi_the_proof_says_what_to_switch_on(t4: GpuSite) -> None:
     run = t4.run(VERIFY)
     assert run.status == "failed"
     # The stand-in for the hook gives nothing.
-    assert "features.cdi has to be true in /etc/docker/daemon.json" in told(run, "t4")
+    assert "set features.cdi to true in /etc/docker/daemon.json" in told(run, "t4")
     assert t4.on(LEFT) == ""
     t4.on("cp /root/daemon.json /etc/docker; systemctl restart docker")
 

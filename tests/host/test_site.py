@@ -169,7 +169,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "docker as a plain group": (
         {"user_access_users": [{"name": "a", "groups": ["docker"]}]},
-        "write 'docker: true'",
+        "Set 'docker: true'",
     ),
 }
 
