@@ -48,7 +48,7 @@ PLAYBOOK = """\
       loop_control: {{loop_var: role}}
     - slipway.host.survey:
         roles: "{{{{ slipway_roles }}}}"
-        settled: "{{{{ not ansible_check_mode }}}}"
+        expect_no_drift: "{{{{ not ansible_check_mode }}}}"
 """
 PETS = tar({"pets/README": b"hello\n", "pets/train/cat.png": b"cat", "pets/train/dog.png": b"dog"})
 # Does not compress, and has no room in the small disk.
