@@ -99,8 +99,8 @@ class Source:
 def fetch(source: Source, name: str, declared: int, progress: Progress) -> None:
     """Bring the file to ``PART`` in the working folder, going on where an earlier try ended.
 
-    DECLARED is what it takes unpacked, 0 where nobody said so. The download ends where it is
-    larger, where the server sends more than it said, and before the disk is full.
+    DECLARED is the declared unpacked size in bytes, 0 if none is declared. The download stops if it
+    exceeds this size or the size that the server announced, and before the disk is full.
 
     Raise WorkError where it does not come, OSError where the disk is full.
     """

@@ -30,7 +30,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
 
 # In a stage: the unfinished tree, a link to a tree on another disk, and what was replaced.
 TREE, LINK, OLD = "tree", "link", "old"
-# In a stage: what there is of a download, and what is noted of it.
+# Files in a stage: the downloaded part of an archive, and the record of this download.
 PART, PART_NOTE = "archive", "archive.json"
 CONTENTS = (TREE, LINK, OLD, PART, PART_NOTE)
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
@@ -204,8 +204,8 @@ class Stage:
     def show(self, what: str, replaced: Identity | None = None) -> None:
         """Put WHAT of the stage in the tree's place; what was there comes into the stage.
 
-        Whoever looks sees the old tree or the new one. REPLACED is the identity of what is to be
-        replaced, None where nothing is there. Raise WorkError where something else is there by now.
+        A reader sees the complete old tree or the complete new one. REPLACED is the identity of the
+        old tree, None if there is none. Raise WorkError if another file or folder has its path now.
         """
         above = self._opened_above()
         new = identity(os.lstat(what))
@@ -255,7 +255,7 @@ class Stage:
         return self.above
 
     def _compare(self, name: str, expected: Identity) -> None:
-        """Rename what came into the stage back where it is not what was checked before."""
+        """Undo a rename into the stage if another file or folder than the checked one was moved."""
         if identity(os.lstat(name)) != expected:
             self._put_back(name)
             raise self._swapped()

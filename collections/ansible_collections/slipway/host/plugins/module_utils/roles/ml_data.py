@@ -26,7 +26,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MODE = re.compile(r"[0-7]{4}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B?")
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-# Folder beside a tree for its unfinished version; _probe.py has the same name.
+# Folder beside a tree for its unfinished version; state/trees.py has the same name.
 STAGES = ".slipway-unfinished"
 
 

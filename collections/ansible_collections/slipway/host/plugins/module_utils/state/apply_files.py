@@ -16,7 +16,7 @@ FILE_MODE, FOLDER_MODE = "0644", "0755"
 
 
 def settle(entry: Mapping[str, Any]) -> None:
-    """Make one entry of owned ``files`` true; see :mod:`_owned` for its keys.
+    """Make one entry of owned ``files`` true; see :mod:`files` for its keys.
 
     In a folder that only root can write, whatever has the name is replaced. In a folder that
     others can write, something of another type is refused, and so is a file of somebody else.
