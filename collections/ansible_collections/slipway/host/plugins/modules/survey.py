@@ -10,10 +10,10 @@ DOCUMENTATION = r"""
 module: survey
 short_description: Ask a host one question and say where it differs from its owned state
 description:
-  - Reads what each role states as its owned state (C(__ROLE_owned) in its C(vars/main.yml)), asks
-    the host for all of it in one round trip, and compares.
-  - Compares what is really there (file digests, dpkg's status, unit states, image labels), never a
-    stamp.
+  - Calls the plan of each role, asks the host for all of its owned state in one round trip, and
+    compares.
+  - Compares file digests, the status of dpkg, unit states and image labels. It does not compare
+    the content of an image with its label.
   - A host with drift joins the group C(slipway_drift) for the plays that follow.
   - Runs the host's Python without a module transfer, so it costs about as much as C(raw).
 options:
