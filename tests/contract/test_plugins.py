@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.contract.tree import PLUGINS, ROOT, tasks
+from tests.contract.tree import PLUGINS, ROLES, ROOT, load, tasks
 
 COLLECTION = "slipway.host"
 PACKAGE = "ansible_collections.slipway.host.plugins"
@@ -223,3 +223,49 @@ def test_a_foreign_import_is_named(tmp_path: Path) -> None:
     )
     # By way of the catalogue, which reads YAML and renders templates.
     assert {"context.py: jinja2", "declaration.py: yaml"} <= set(foreign(file))
+
+
+def test_every_module_sets_the_environment_of_hosts() -> None:
+    """Modules without code of their own have an action plugin, which runs commands by itself."""
+    without = {
+        name
+        for name in MODULES
+        if "HostModule(" not in (PLUGINS / f"modules/{name}.py").read_text()
+        and not (PLUGINS / f"action/{name}.py").exists()
+    }
+    direct = {
+        file.stem
+        for file in PLUGINS.rglob("*.py")
+        if "AnsibleModule(" in file.read_text() and file.name != "module.py"
+    }
+    assert (without, direct) == (set(), set())
+
+
+def test_every_detached_program_sets_the_environment_of_hosts() -> None:
+    programs = [
+        file for file in PLUGINS.rglob("*.py") if "carry_out(folder, LOCK" in file.read_text()
+    ]
+    assert programs
+    assert [file for file in programs if "environment.apply()" not in file.read_text()] == []
+
+
+def test_only_one_function_runs_commands_through_the_connection() -> None:
+    users = [
+        file.stem
+        for file in PLUGINS.rglob("*.py")
+        if "_low_level_execute_command(" in file.read_text()
+    ]
+    assert users == ["host_command"]
+
+
+def test_docker_commands_of_roles_name_the_local_engine() -> None:
+    commands = [
+        task.keys[task.action]["argv"]
+        for role in ROLES
+        for file in sorted((role / "tasks").glob("*.yml"))
+        for task in tasks(load(file), file)
+        if task.action == "ansible.builtin.command"
+    ]
+    docker = [argv for argv in commands if argv[0] == "docker"]
+    assert docker
+    assert {argv[1] for argv in docker} == {"--host=unix:///run/docker.sock"}

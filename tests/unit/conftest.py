@@ -16,6 +16,7 @@ import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils.host import environment
 from ansible_collections.slipway.host.plugins.module_utils.state import facts, paths, reading
 
 from lab.commands import Commands
@@ -38,6 +39,9 @@ def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_internal, "is_controller", False)
     # A process that ends with its module need not forget the warnings that it gave.
     monkeypatch.setattr(warnings, "_global_warnings", {})
+    # A module in this process must not change the environment of the tests, whose PATH has
+    # programs that stand for those of a host. test_environment.py tests the function itself.
+    monkeypatch.setattr(environment, "apply", lambda: None)
 
 
 @pytest.fixture

@@ -16,7 +16,11 @@ from ansible.errors import AnsibleActionFail
 from ansible.playbook.task import Task
 from ansible_collections.slipway.host.plugins.action import images, images_info
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
-from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, detached_job
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    detached_job,
+    host_command,
+)
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts
@@ -45,7 +49,8 @@ def ask_info(
 ) -> dict[str, Any]:
     """Return the result of images_info where the host answers TEXT."""
     asked = action(images_info, **arguments)
-    reply = {"stdout": text, "stderr": "", "rc": 0}
+    output = f"{host_command.BEGIN}\n{text}\n{host_command.END}\n"
+    reply = {"stdout": output, "stderr": "", "rc": 0}
     monkeypatch.setattr(asked, "_low_level_execute_command", lambda *_, **__: reply)
     result: dict[str, Any] = asked.run(None, {"ansible_facts": {"slipway": host} if host else {}})
     return result

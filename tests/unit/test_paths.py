@@ -186,7 +186,7 @@ def test_a_user_that_swaps_folder_and_link_wins_nothing(home: Path) -> None:
 
     thread = threading.Thread(target=swap)
     thread.start()
-    outcomes = set()
+    outcomes: set[str] = set()
     try:
         # The scheduler decides when the threads alternate: on a busy machine, try longer.
         for number in range(50_000):

@@ -15,7 +15,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
 from ansible.template import Templar
 from ansible_collections.slipway.host.plugins.action import survey
-from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, host_command
 
 from tests.unit.gpu_facts import facts
 
@@ -179,6 +179,8 @@ def test_a_conflict_ends_the_run(run: Run, host: Host) -> None:
 
 
 def ask(reply: dict[str, Any]) -> Any:
+    if reply.get("rc") != 255:
+        reply["stdout"] = f"{host_command.BEGIN}\n{reply['stdout']}\n{host_command.END}\n"
     action: Any = SimpleNamespace(
         _templar=SimpleNamespace(available_variables={}),
         _low_level_execute_command=lambda *_, **__: {"stderr": "", "rc": 0, **reply},

@@ -89,7 +89,4 @@ def job(
         "environment": arguments["environment"],
     }
     # By way of str, since Ansible's strings are more than strings.
-    return host_job.packed(
-        {"job.json": json.dumps(description, default=str).encode()},
-        host_job.required_modules(worker),
-    )
+    return host_job.packed({"job.json": json.dumps(description, default=str).encode()}, worker)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +11,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, listing
-from ansible_collections.slipway.host.plugins.plugin_utils import catalogue_builds
+from ansible_collections.slipway.host.plugins.plugin_utils import catalogue_builds, host_command
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "names": {"type": "list", "elements": "str", "required": True},
@@ -42,15 +41,12 @@ class ActionModule(ActionBase):
         catalogue = catalogue_builds.Builds(arguments)
         declared = {build.reference for build in catalogue.of(arguments["names"])}
         builds = catalogue.of()
-        reply = self._low_level_execute_command(
-            f"/bin/sh -c {shlex.quote(listing.QUESTION)}", sudoable=True
-        )
+        reply = host_command.run(self, listing.QUESTION)
         try:
-            held = listing.read_answer(reply["stdout"])
+            held = listing.read_answer(reply.output)
         except (ValueError, KeyError) as error:
-            output = (reply["stderr"] or reply["stdout"]).strip()
             raise AnsibleActionFail(
-                f"Cannot list the images on the host: {output}; expected JSON from Docker"
+                f"Cannot list the images on the host: {reply.error}; expected JSON from Docker"
             ) from error
         facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
         unfit = cuda_fit.misfits(builds, facts) if facts else {}

@@ -64,8 +64,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -92,7 +92,7 @@ def present_fingerprints(path: Path) -> list[str]:
         return []
 
 
-def fetch(module: AnsibleModule, url: str, wanted: str) -> bytes:
+def fetch(module: HostModule, url: str, wanted: str) -> bytes:
     """Return what to write of the key at URL, or fail the module where it is not WANTED."""
     try:
         with urlopen(url, timeout=module.params["timeout"]) as answer:
@@ -131,7 +131,7 @@ def close(path: Path, check: bool) -> bool:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     path = Path(module.params["path"])
     wanted = openpgp.spelled(module.params["fingerprint"])
     before = present_fingerprints(path)

@@ -199,13 +199,13 @@ backup_file:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import DaemonJsonError
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_file import (
     VALIDATE,
     DaemonJsonFile,
 )
 from ansible_collections.slipway.host.plugins.module_utils.docker.labels import DAEMON_JSON_RECORD
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "path": {"type": "path", "default": "/etc/docker/daemon.json"},
@@ -223,7 +223,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(ARGUMENT_SPEC, supports_check_mode=True)
     try:
         module.exit_json(**DaemonJsonFile(module).run())
     except DaemonJsonError as error:

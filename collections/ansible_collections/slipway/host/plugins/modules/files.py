@@ -103,7 +103,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     files,
@@ -158,7 +158,7 @@ def shown(path: Path, entry: Mapping[str, Any], found: list[model.Difference]) -
     }
 
 
-def check(module: AnsibleModule, entry: Mapping[str, Any]) -> None:
+def check(module: HostModule, entry: Mapping[str, Any]) -> None:
     """Fail where a host says beforehand that an entry would not do it good."""
     if entry["state"] == "file" and entry["validate"]:
         status, out, err = module.run_command(entry["validate"])
@@ -172,7 +172,7 @@ def check(module: AnsibleModule, entry: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     changed: list[str] = []
     refused: list[str] = []
     diff: list[dict[str, str]] = []

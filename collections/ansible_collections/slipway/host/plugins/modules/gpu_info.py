@@ -289,10 +289,10 @@ reboot_required:
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.gpu import branches
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import AUTO, DriverRequest
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import HostPaths, report
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 DEFAULT_PCI_ROOT = "/sys/bus/pci/devices"
 
@@ -319,7 +319,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     params = module.params
     pci_root = Path(params["pci_root"])
     # A host may have no PCI bus, but a folder that somebody names should be there.

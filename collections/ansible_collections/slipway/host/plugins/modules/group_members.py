@@ -68,8 +68,8 @@ removed:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -87,7 +87,7 @@ def numbers(names: list[str]) -> dict[int, str]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     group, devices = module.params["group"], module.params["devices"]
     found = accounts.ask_groups([group])[group]
     serves = devices is None or any(group in accounts.ask_devices(one) for one in devices)

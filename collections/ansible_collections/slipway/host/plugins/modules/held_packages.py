@@ -107,13 +107,13 @@ purged:
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     Apt,
     AptError,
     describe,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import packages
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -148,7 +148,7 @@ def expected(known: Mapping[str, changes.Known], actions: changes.Plan) -> str:
     return describe(after)
 
 
-def change(apt: Apt, module: AnsibleModule, known: Mapping[str, changes.Known]) -> changes.Plan:
+def change(apt: Apt, module: HostModule, known: Mapping[str, changes.Known]) -> changes.Plan:
     """Make the set as wanted; return what was done."""
     wanted = module.params["packages"]
     actions = changes.plan(wanted, known)
@@ -169,7 +169,7 @@ def change(apt: Apt, module: AnsibleModule, known: Mapping[str, changes.Known]) 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     wanted = module.params["packages"]
     names = [entry["name"] for entry in wanted]
     known = packages.ask_packages(names)

@@ -58,7 +58,7 @@ ansible_facts:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import facts
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -69,7 +69,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     known = facts.ask_facts(module.params["reach"], module.params["timeout"])
     module.exit_json(changed=False, ansible_facts={"slipway": known})
 

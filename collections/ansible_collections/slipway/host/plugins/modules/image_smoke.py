@@ -52,8 +52,8 @@ import json
 import subprocess
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -82,7 +82,7 @@ def prove(reference: str, timeout: int) -> list[str]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     proven, failed = {}, []
     for reference in module.params["references"]:
         try:

@@ -49,7 +49,7 @@ users:
 import pwd
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import docker_folder
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
@@ -60,7 +60,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     owned = {"left_by_root": [{"user": name} for name in module.params["users"]]}
     found = Here(docker_folder).differences(owned)
     users = [difference.name for difference in found]

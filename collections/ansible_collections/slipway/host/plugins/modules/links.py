@@ -84,7 +84,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import files, links, model, paths
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
@@ -121,7 +121,7 @@ def settle(folder: str, target: str, made: list[str], removed: list[str]) -> Non
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     owned = {"unhidden": module.params["unhidden"], "links": module.params["links"]}
     here = Here(links, files)
     answer = here.look(owned)

@@ -104,11 +104,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import kernel_module
 from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import Situation, Step
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import installed_module
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, files, reading
 
 PROC = Path("/proc")
@@ -141,7 +141,7 @@ KEY_REFUSED = ("Key was rejected by service", "Required key not available")
 class Host:
     """The host's kernel: what is in it, and what puts other things there."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: HostModule) -> None:
         self.module = module
 
     def run(self, command: list[str]) -> tuple[int, str, str]:
@@ -237,7 +237,7 @@ class Host:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     host = Host(module)
     wanted = [e["name"] for e in module.params["modules"] if e["state"] == "present"]
     found = host.situation()

@@ -148,7 +148,6 @@ slipway_note:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import RecordError
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_set import (
     PackageSet,
@@ -156,6 +155,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.package_set impor
     combined,
 )
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "state": {
@@ -205,7 +205,7 @@ def run(packages: PackageSet, parameters: dict[str, Any]) -> Result:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
+    module = HostModule(
         argument_spec=ARGUMENT_SPEC,
         supports_check_mode=True,
         required_if=[("state", "upgraded", ["role"]), ("state", "unrecorded", ["role"])],

@@ -94,8 +94,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
     files,
@@ -137,7 +137,7 @@ PATIENCE = 300
 class Engine:
     """One user's engine, and the commands that it takes."""
 
-    def __init__(self, module: AnsibleModule, name: str) -> None:
+    def __init__(self, module: HostModule, name: str) -> None:
         self.module = module
         self.name = name
         entry = pwd.getpwnam(name)
@@ -213,7 +213,7 @@ class Engine:
             self.root("systemctl", "stop", f"user@{self.uid}.service")
 
 
-def set_up_all(module: AnsibleModule) -> list[model.Difference]:
+def set_up_all(module: HostModule) -> list[model.Difference]:
     """Set up the engines that lack something; return what they lack."""
     lacking: list[model.Difference] = []
     for entry in module.params["engines"]:
@@ -236,7 +236,7 @@ def is_stale(entry: Mapping[str, Any], answer: Mapping[str, Any], state: rootles
     return any((answer["mtimes"][path] or 0) > state.began for path in entry["since"])
 
 
-def take_down_others(module: AnsibleModule) -> list[model.Difference]:
+def take_down_others(module: HostModule) -> list[model.Difference]:
     """Take down the engines of those who are not listed; return what was there."""
     listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
     folder = Path(rootless.FOLDER)
@@ -256,7 +256,7 @@ def take_down_others(module: AnsibleModule) -> list[model.Difference]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     obstacles = {"obstacles": module.params["obstacles"]}
     texts = {entry["path"]: files.ask_text(entry["path"]) for entry in module.params["obstacles"]}
     try:

@@ -132,7 +132,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.services import ports
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
@@ -213,14 +213,14 @@ class ProjectError(Exception):
         self.logs = logs
 
 
-def docker(module: AnsibleModule, *words: str) -> None:
+def docker(module: HostModule, *words: str) -> None:
     """Run docker; raise ProjectError with its words where it fails."""
     status, out, err = module.run_command(["docker", *words], cwd="/")
     if status != 0:
         raise ProjectError(f"docker {' '.join(words[:2])} failed: {(err or out).strip()[-800:]}")
 
 
-def up(module: AnsibleModule, project: Project) -> None:
+def up(module: HostModule, project: Project) -> None:
     """Make a project's containers anew; raise ProjectError with their own last words."""
     name = project["name"]
     command = ["docker", "compose", "--progress=plain", "--file", str(compose_file(project))]
@@ -241,7 +241,7 @@ def up(module: AnsibleModule, project: Project) -> None:
         raise ProjectError(f"project {name}: docker compose up failed: {why}", logs)
 
 
-def remove(module: AnsibleModule, folder: Path) -> None:
+def remove(module: HostModule, folder: Path) -> None:
     """Stop and remove a project that nobody declares any more; its volumes stay."""
     if PROJECT_NAME.fullmatch(folder.name):
         # By its name alone: what became of the compose file does not matter.
@@ -261,7 +261,7 @@ def new_content(secret: Mapping[str, Any]) -> str | None:
     return None if wanted == present else wanted
 
 
-def settle_secrets(module: AnsibleModule, project: Project) -> None:
+def settle_secrets(module: HostModule, project: Project) -> None:
     """Make a project's secrets as declared; one that is right keeps its age."""
     for secret in project["secrets"]:
         place = {key: secret[key] for key in ("path", "owner", "group")}
@@ -316,7 +316,7 @@ def settle_folders(project: Project) -> None:
             apply_files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
 
 
-def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
+def held_ports(module: HostModule) -> dict[str, list[str]]:
     """Return the places on the host that the containers of each compose project have."""
     label = "com.docker.compose.project"
     _status, out, _err = module.run_command(
@@ -336,7 +336,7 @@ def held_ports(module: AnsibleModule) -> dict[str, list[str]]:
     return found
 
 
-def settle(module: AnsibleModule, project: Project, anew: bool) -> None:
+def settle(module: HostModule, project: Project, anew: bool) -> None:
     """Make a project as declared; ANEW says that its containers have to be others in any case."""
     for file in project["files"]:
         apply_files.settle(file)
@@ -379,7 +379,7 @@ def hindrances(project: Project) -> Iterator[str]:
 
 
 def compared(
-    module: AnsibleModule, projects: Sequence[Project]
+    module: HostModule, projects: Sequence[Project]
 ) -> tuple[dict[str, list[model.Difference]], list[str]]:
     """Return where each project differs, and the names of folders that nobody declares."""
     root = module.params["folder"]
@@ -394,7 +394,7 @@ def compared(
 
 
 def act(
-    module: AnsibleModule, strays: Sequence[str], differing: Sequence[Project]
+    module: HostModule, strays: Sequence[str], differing: Sequence[Project]
 ) -> list[ProjectError]:
     """Make all as declared; return why some projects are not, which leaves the others."""
     failed: list[ProjectError] = []
@@ -428,7 +428,7 @@ def noted(failed: list[ProjectError], name: str) -> Iterator[None]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     projects = module.params["projects"]
     found, strays = compared(module, projects)
     differing = [project for project in projects if project["name"] in found]

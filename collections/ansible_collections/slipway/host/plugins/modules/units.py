@@ -70,7 +70,7 @@ actions:
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import units
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
@@ -111,7 +111,7 @@ def actions(entry: Mapping[str, Any], state: Any, stale: bool) -> list[str]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     done: list[str] = []
     diff: list[dict[str, str]] = []
     here = Here(units)

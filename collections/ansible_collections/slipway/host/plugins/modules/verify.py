@@ -74,8 +74,8 @@ slipway_note:
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "smoke": {"type": "bool", "default": True},
@@ -90,7 +90,7 @@ def line(check: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
     checks = verify.checks(module.params["smoke"], reload)
     wrong = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]

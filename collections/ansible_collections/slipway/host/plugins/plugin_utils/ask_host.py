@@ -27,6 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     probe,
     reading,
 )
+from ansible_collections.slipway.host.plugins.plugin_utils import host_command
 
 MARKER = "# --- Nothing below is sent to hosts with the survey. ---"
 # Files that every question needs, or may need.
@@ -70,14 +71,12 @@ def ask(
     """
     python = interpreter(action)
     # -I -S: packages of the user and of the site only cost time.
-    reply = action._low_level_execute_command(
-        f"{python} -I -S -", in_data=script(question, reach).encode(), sudoable=True
-    )
+    reply = host_command.run(action, f"{python} -I -S -", script(question, reach).encode())
     try:
-        answer: dict[str, Any] = json.loads(reply["stdout"])
+        answer: dict[str, Any] = json.loads(reply.output)
     except ValueError:
-        output = (reply["stderr"] or reply["stdout"]).strip() or "no answer"
-        if reply["rc"] == 255:
+        output = reply.error or "no answer"
+        if reply.status == 255:
             raise AnsibleConnectionFailure(output) from None
         raise AnsibleActionFail(
             f"The survey failed on the host: {output[-600:]}; expected {python}, and root rights "

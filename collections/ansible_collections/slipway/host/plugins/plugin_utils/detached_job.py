@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
-from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
+from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, host_command
 
 # Seconds between two looks at the progress.
 PACE = 1.0
@@ -29,7 +28,7 @@ def carry_out(action: ActionBase, work: str, program: str, job: bytes) -> dict[s
     ``progress`` is told as it comes.
     """
     folder = f"{work}/{time.time_ns()}"
-    start = f"{ask_host.interpreter(action)} -m {program} {folder}"
+    start = f"{ask_host.interpreter(action)} -E -s -m {program} {folder}"
     # Jobs of controllers that went away are removed after a week.
     # The archive travels as text: a connection's standard input may not be clean for bytes.
     _command(
@@ -70,16 +69,8 @@ def carry_out(action: ActionBase, work: str, program: str, job: bytes) -> dict[s
 
 
 def _command(action: ActionBase, script: str, data: bytes = b"\n") -> str:
-    """Run a shell script on the host as root; return its output or fail.
-
-    There is always DATA for its standard input, else ssh gives it a terminal, which changes line
-    ends.
-    """
-    reply = action._low_level_execute_command(
-        f"/bin/sh -c {shlex.quote(script)}", in_data=data, sudoable=True
-    )
-    if reply["rc"] != 0:
-        raise AnsibleActionFail(
-            f"the host could not be reached: {(reply['stderr'] or reply['stdout']).strip()}"
-        )
-    return str(reply["stdout"])
+    """Run a shell script on the host as root; return its output or fail."""
+    reply = host_command.run(action, script, data)
+    if reply.status != 0:
+        raise AnsibleActionFail(f"the host could not be reached: {reply.error}")
+    return reply.output

@@ -37,6 +37,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data.progress import 
     amount,
     printable,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host import environment
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.state import paths, trees
@@ -461,8 +462,7 @@ def _memory() -> int:
 
 def main(folder: Path) -> None:
     """Carry out the job in FOLDER."""
-    # The one who started this may keep all from others; trees say themselves who reads them.
-    os.umask(0o022)
+    environment.apply()
     _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = _memory() if hard == resource.RLIM_INFINITY else min(hard, _memory())
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

@@ -16,7 +16,7 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -59,13 +59,13 @@ def _imported_names(module: ModuleType) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def packed(files: Mapping[str, bytes], modules: Iterable[ModuleType]) -> bytes:
-    """Return a tar archive with FILES and with the MODULES that the program consists of.
+def packed(files: Mapping[str, bytes], program: ModuleType) -> bytes:
+    """Return a tar archive with FILES, the module PROGRAM and all that it imports.
 
     It may hold secrets, so it belongs into a folder that only root can read.
     """
     content = dict(files)
-    for module in modules:
+    for module in required_modules(program):
         file = Path(str(module.__file__))
         name = module.__name__.replace(".", "/")
         content[f"{name}/__init__.py" if file.stem == "__init__" else f"{name}.py"] = (

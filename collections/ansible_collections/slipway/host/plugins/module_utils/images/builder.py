@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
-from ansible_collections.slipway.host.plugins.module_utils.host import job
+from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 
@@ -386,6 +386,7 @@ class Builder:
 
 def main(folder: Path) -> None:
     """Build the images of the job in FOLDER."""
+    environment.apply()
 
     def build(progress: Progress) -> Job:
         try:

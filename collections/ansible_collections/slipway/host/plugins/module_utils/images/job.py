@@ -14,10 +14,9 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.module_utils.images import builder, smoke
+from ansible_collections.slipway.host.plugins.module_utils.images import builder
 from ansible_collections.slipway.host.plugins.module_utils.images.context import pack
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
-from ansible_collections.slipway.host.plugins.module_utils.ml import labels as ml_labels
 
 BUILDER = builder.__name__
 # By default, builds trust the certificates that their host trusts.
@@ -100,4 +99,4 @@ def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "parallel": options.get("parallel") or 0,
     }
     files["job.json"] = json.dumps(description).encode()
-    return host_job.packed(files, (builder, host_job, smoke, labels, ml_labels))
+    return host_job.packed(files, builder)

@@ -1,0 +1,18 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The base of all modules of this collection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slipway.host.plugins.module_utils.host import environment
+
+
+class HostModule(AnsibleModule):
+    """A module with Slipway's own environment, see :mod:`environment`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        environment.apply()
+        super().__init__(*arguments, **options)

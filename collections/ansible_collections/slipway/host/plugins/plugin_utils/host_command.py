@@ -1,0 +1,45 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run a shell command on a host as root, in Slipway's environment, and return only its output."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.slipway.host.plugins.module_utils.host import environment
+
+# The start files of a shell, a banner or a PAM module may print before and after the output.
+BEGIN, END = "--- slipway: begin of output ---", "--- slipway: end of output ---"
+_SETTINGS = " ".join(f"{name}={shlex.quote(text)}" for name, text in environment.FIXED.items())
+_PROLOGUE = f"umask {environment.UMASK:03o}; export {_SETTINGS}; echo {shlex.quote(BEGIN)}"
+_EPILOGUE = f"status=$?; echo; echo {shlex.quote(END)}; exit $status"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of a command: ``status`` is 255 if ssh could not reach the host.
+
+    ``error`` is what to show a person after a failure.
+    """
+
+    status: int
+    output: str
+    error: str
+
+
+def run(action: ActionBase, command: str, data: bytes = b"\n") -> Reply:
+    """Run COMMAND, a shell script of one or several lines, with DATA as its standard input.
+
+    DATA is never empty: without data, ssh allocates a terminal, which changes line ends.
+    """
+    # Python as COMMAND ends when its input ends, so COMMAND needs no shell of its own.
+    reply = action._low_level_execute_command(
+        f"{_PROLOGUE}\n{{ {command}\n}}\n{_EPILOGUE}", in_data=data, sudoable=True
+    )
+    _before, _begin, rest = reply["stdout"].partition(f"{BEGIN}\n")
+    output, end, _after = rest.rpartition(f"\n{END}\n")
+    if not end:
+        output = rest
+    return Reply(int(reply["rc"]), output, (reply["stderr"] or output or reply["stdout"]).strip())
