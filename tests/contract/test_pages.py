@@ -104,5 +104,5 @@ def test_the_option_of_the_page_works(copy: Path) -> None:
     test = copy / "tests/unit/test_docker_engine.py"
     test.write_text(test.read_text() + "\n\n" + found["tests/unit/test_docker_engine.py"])
     assert run(copy, "tools/role_readme.py").returncode == 0
-    assert "2 passed" in passes(copy, "tests/unit/test_docker_engine.py", "-k", "live_restore")
+    assert "2 passed" in passes(copy, "tests/unit/test_docker_engine.py", "-k", "debug_log")
     passes(copy, "tests/contract/test_roles.py", "-k", "docker_engine")

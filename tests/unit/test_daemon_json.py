@@ -1014,3 +1014,100 @@ def test_flags_in_an_environment_file_count(host: Host, run: Run, tmp_path: Path
 def test_the_unit_is_not_asked_for(host: Host, run: Run, unit: str) -> None:
     host.program("systemctl", "echo System has not been booted with systemd >&2; exit 1")
     assert run(settings={"hosts": []}, unit=unit)["changed"]
+
+
+# --- Defaults ------------------------------------------------------------------------------------
+
+DEFAULTS = {"live-restore": True, "log-driver": "json-file", "log-opts": {"max-size": "50m"}}
+JSON_FILE = {"log-driver": "json-file", "log-opts": {"max-size": "50m"}}
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "after"),
+    [
+        pytest.param({}, {}, DEFAULTS, id="nobody set anything"),
+        pytest.param(
+            {"log-driver": "local"},
+            {},
+            {"log-driver": "local", "live-restore": True},
+            id="another log driver has other options",
+        ),
+        pytest.param(
+            {"log-driver": "json-file"},
+            {},
+            {"log-driver": "json-file", "live-restore": True, "log-opts": {"max-size": "50m"}},
+            id="the same log driver",
+        ),
+        pytest.param(
+            {"log-opts": {"max-size": "1m", "labels": "a"}},
+            {},
+            {
+                "log-opts": {"max-size": "1m", "labels": "a"},
+                "live-restore": True,
+                "log-driver": "json-file",
+            },
+            id="an option that somebody set",
+        ),
+        pytest.param(
+            {"live-restore": False}, {}, {"live-restore": False, **JSON_FILE}, id="set to false"
+        ),
+        pytest.param({"live-restore": None}, {}, DEFAULTS, id="null is not set"),
+        pytest.param(
+            {"log-driver": "local"},
+            {"log-driver": "journald"},
+            {"log-driver": "journald", "live-restore": True},
+            id="the inventory names the key",
+        ),
+        pytest.param(
+            {}, {"log-opts": {}}, {"log-opts": {"max-size": "50m"}, **DEFAULTS}, id="empty object"
+        ),
+    ],
+)
+def test_defaults_apply_to_keys_that_nobody_set(file: Json, settings: Json, after: Json) -> None:
+    planned = plan_merge(json.dumps(file), settings, defaults=DEFAULTS)
+    assert planned.after == after
+    # What was written stays so, with the record of it and without.
+    again = plan_merge(json.dumps(after), settings, record=planned.record, defaults=DEFAULTS)
+    assert (again.after, again.record) == (after, planned.record)
+    assert plan_merge(json.dumps(after), settings, defaults=DEFAULTS).after == after
+
+
+def test_a_written_default_is_repaired_and_taken_back() -> None:
+    written = plan_merge(None, {}, defaults=DEFAULTS)
+    edited = json.dumps({**DEFAULTS, "log-opts": {"max-size": "1m"}})
+    assert plan_merge(edited, {}, record=written.record, defaults=DEFAULTS).after == DEFAULTS
+    gone = json.dumps({"live-restore": True, "log-opts": {"max-size": "50m"}})
+    assert plan_merge(gone, {}, record=written.record, defaults=DEFAULTS).after == DEFAULTS
+    assert plan_merge(json.dumps(DEFAULTS), {}, record=written.record).after == {}
+
+
+def test_a_value_that_a_default_replaced_once_comes_back() -> None:
+    """Earlier versions merged their defaults over the values of the host."""
+    replaced = plan_merge('{"log-driver": "local"}', {"log-driver": "json-file"})
+    now = plan_merge(json.dumps(replaced.after), {}, record=replaced.record, defaults=DEFAULTS)
+    assert now.after == {"log-driver": "local", "live-restore": True}
+
+
+NVIDIA = {"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "left"),
+    [
+        ("nvidia", {}, {}),
+        ("nvidia", {"default-runtime": "nvidia"}, {"default-runtime": "nvidia"}),
+        ("nvidia", {"default-runtime": "runc"}, {"default-runtime": "runc"}),
+        ("runc", {}, {"default-runtime": "runc"}),
+        ("io.containerd.runc.v2", {}, {"default-runtime": "io.containerd.runc.v2"}),
+        # It was broken before, and is not the project's.
+        ("sysbox", {}, {"default-runtime": "sysbox"}),
+    ],
+)
+def test_a_default_runtime_goes_with_its_runtime(name: str, settings: Json, left: Json) -> None:
+    written = plan_merge(None, NVIDIA)
+    file = json.dumps({**written.after, "default-runtime": name})
+    removed = plan_merge(file, settings, record=written.record)
+    assert removed.after == left
+    dropped = 'default-runtime: "nvidia" → (removed)' in removed.differences
+    assert dropped == (not left)
+    assert plan_merge(file, settings, ["runtimes.nvidia"]).after == {"runtimes": {}, **left}

@@ -120,6 +120,35 @@ def test_the_engine_is_restarted_after_its_settings_changed() -> None:
     assert "/etc/docker/daemon.json" in service["since"]
 
 
+LIVE = {"live-restore": True}
+
+
+@pytest.mark.parametrize(
+    ("swarm", "settings", "defaults", "refused"),
+    [
+        (False, {}, {"live-restore": True, "log-driver": "json-file"}, False),
+        (True, {}, {"log-driver": "json-file"}, False),
+        (False, LIVE, {"live-restore": True, "log-driver": "json-file"}, False),
+        (True, LIVE, {"log-driver": "json-file"}, True),
+        (True, {"live-restore": False}, {"log-driver": "json-file"}, False),
+    ],
+)
+def test_live_restore_is_a_default_except_in_a_swarm(
+    swarm: bool, settings: dict[str, Any], defaults: dict[str, Any], refused: bool
+) -> None:
+    owned = plan(
+        facts(docker_package="docker-ce", docker_swarm=swarm),
+        extra_settings=settings,
+        default_settings={"live-restore": True, "log-driver": "json-file"},
+    )["owned"]
+    assert owned["json"][0]["defaults"] == defaults
+    assert [("swarm" in error) for error in owned["refused"]] == [True] * refused
+
+
+def test_a_removed_engine_has_no_default_settings() -> None:
+    assert plan(state="absent", default_settings=LIVE)["owned"]["json"][0]["defaults"] == {}
+
+
 def test_the_statement_is_one_that_the_survey_understands() -> None:
     for source in ("docker", "distribution"):
         survey.check("docker_engine", plan(source=source)["owned"])

@@ -198,12 +198,13 @@ def test_the_engines_role_writes_the_keys_for_both(
         source="distribution",
         repository=repository,
         settings={"debug": True},
+        default_settings={},
         gpu_access=nvidia,
         state=state,
     )
     owned = docker_engine.plan(given, asked)["owned"]
     (entry,) = owned["json"]
-    assert set(entry["settings"]) == keys
+    assert {*entry["settings"], *entry["defaults"]} == keys
     service = next(unit for unit in owned["units"] if unit["name"] == "docker.service")
     # The engine looks for the toolkit's hooks when it starts.
     watches = set(toolkit.HOOKS_INSTALLED) <= set(service["since"])

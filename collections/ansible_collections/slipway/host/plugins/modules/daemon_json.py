@@ -44,11 +44,19 @@ options:
       - An empty object ensures that there is an object, and keeps its content. A null is an error.
     type: dict
     default: {}
+  defaults:
+    description:
+      - Settings for keys that nobody set. A key in O(settings), or in the file before this module
+        wrote it, keeps its value.
+      - A default in C(log-opts) applies only where the C(log-driver) is the one of the defaults.
+    type: dict
+    default: {}
   absent:
     description:
       - Key paths to remove from the file, whoever wrote them.
       - Write V(log-opts.max-size), or V([log-opts, max-size]) where a key contains a dot.
       - The object around a removed key is kept, even if it is empty.
+      - C(default-runtime) is removed together with the entry of C(runtimes) that it names.
     type: list
     elements: raw
     default: []
@@ -210,6 +218,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host.module import Ho
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "path": {"type": "path", "default": "/etc/docker/daemon.json"},
     "settings": {"type": "dict", "default": {}},
+    "defaults": {"type": "dict", "default": {}},
     "absent": {"type": "list", "elements": "raw", "default": []},
     "record": {"type": "path", "default": DAEMON_JSON_RECORD},
     "validate": {"type": "str", "default": VALIDATE},

@@ -16,6 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_defaults import (
+    drop_default_runtime,
+    select_defaults,
+)
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_record import (
     OwnedKey,
     join_key,
@@ -101,25 +105,28 @@ def plan_merge(
     absent: Sequence[object] = (),
     record: Sequence[OwnedKey] = (),
     name: str = "daemon.json",
+    defaults: Mapping[str, Any] | None = None,
 ) -> Merge:
     """Return what merging does to a file.
 
     ``text`` is its content, None where there is no file.  ``settings`` are the declared nested
     keys, ``absent`` the key paths to remove (``log-opts.max-size``, or a list of keys where one of
-    them contains a dot), ``record`` the result of :func:`read_record`, ``name`` the file in errors.
-    Raises DaemonJsonError.
+    them contains a dot), ``record`` the result of :func:`read_record`, ``name`` the file in errors,
+    ``defaults`` the settings for keys that nobody set.  Raises DaemonJsonError.
     """
     declared = _to_plain_json(settings)
     removed_keys = [split_key(key) for key in absent]
     _refuse_contradictions(declared, removed_keys)
     before = parse(text or "", name)
+    selected = select_defaults(before, _to_plain_json(defaults or {}), declared, record)
+    declared = merge(selected, declared, "the default settings")
     declared_keys = {key for key, _ in leaves(declared)}
     after = withdraw_keys(before, [owned for owned in record if owned.key not in declared_keys])
     for key in removed_keys:
         after = without_key(after, key, keep=len(key))
     return Merge(
         before=before,
-        after=merge(after, declared, name),
+        after=drop_default_runtime(before, merge(after, declared, name), declared),
         record=tuple(record_keys(withdraw_keys(before, record), declared)),
         plain=text is None or is_plain(text),
     )
@@ -131,13 +138,14 @@ def owned_difference(
     absent: Sequence[object] = (),
     record: Sequence[OwnedKey] = (),
     name: str = "daemon.json",
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return the differences between a file and the declared settings, as sentences.
 
     The arguments are those of :func:`plan_merge`.  Without ``record``, settings that are no longer
     declared are not reported.  Raises DaemonJsonError.
     """
-    return plan_merge(text, settings, absent, record, name).differences
+    return plan_merge(text, settings, absent, record, name, defaults).differences
 
 
 def merge(data: Json, settings: Mapping[str, Any], name: str = "daemon.json") -> Json:

@@ -61,7 +61,12 @@ class DaemonJsonFile:
         text = self.read()
         record_text, record = self.read_record()
         merge = plan_merge(
-            text, self.params["settings"], self.params["absent"], record, str(self.target)
+            text,
+            self.params["settings"],
+            self.params["absent"],
+            record,
+            str(self.target),
+            self.params["defaults"],
         )
         if not merge.plain:
             self.notes.append(

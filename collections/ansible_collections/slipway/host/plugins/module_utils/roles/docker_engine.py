@@ -151,6 +151,29 @@ def _combined(settings: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str
     return combined
 
 
+def _default_settings(
+    facts: Mapping[str, Any], defaults: Mapping[str, Any], for_gpus: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings for keys of daemon.json that nobody set on the host.
+
+    An engine that is part of a swarm does not start with ``live-restore``.
+    """
+    without_restore = {key: value for key, value in defaults.items() if key != "live-restore"}
+    runtimes = {"runtimes": for_gpus["runtimes"]} if for_gpus else {}
+    return _combined(runtimes, without_restore if facts.get("docker_swarm") else defaults)
+
+
+def _swarm_errors(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Return why an engine does not start with these SETTINGS as part of a swarm."""
+    if not (facts.get("docker_swarm") and settings.get("live-restore")):
+        return []
+    return [
+        "live-restore is true in docker_engine_extra_settings or docker_engine_settings, but the "
+        "engine is part of a swarm and does not start with it; expected false or no such key. "
+        "Remove the key"
+    ]
+
+
 def reachable_urls(options: Mapping[str, Any]) -> list[str]:
     """Return the URLs that a host without an engine tries to reach when it gathers facts."""
     return [options["docker_engine_repository"]["key_url"]]
@@ -179,6 +202,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     toolkit_removed = options["nvidia_container_toolkit_state"] == "absent"
     wants_gpus = options["docker_engine_gpu_access"] and not toolkit_removed
     for_gpus = _toolkit.engine_settings(facts) if wants_gpus else {}
+    required = {key: value for key, value in for_gpus.items() if key != "runtimes"}
+    defaults = _default_settings(facts, options["docker_engine_default_settings"], for_gpus)
     return {
         "source": chosen,
         "key_url": key_url,
@@ -186,6 +211,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
             "refused": [
                 *_errors(facts, chosen, repository),
                 *(_cdi_errors(facts, settings) if for_gpus else ()),
+                *_swarm_errors(facts, settings),
             ]
             if present
             else [],
@@ -205,7 +231,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 {
                     "path": DAEMON_JSON,
                     "record": DAEMON_JSON_RECORD,
-                    "settings": daemon_json.merge(for_gpus, settings) if present else {},
+                    "settings": daemon_json.merge(required, settings) if present else {},
+                    "defaults": defaults if present else {},
                 }
             ],
             "units": [

@@ -42,13 +42,23 @@ def ask_facts(reach: list[str], timeout: float = 5) -> Json:
     return facts
 
 
+def read_swarm() -> bool:
+    """Return whether the engine of the host is part of a swarm."""
+    try:
+        root = json.loads(reading.read_file("/etc/docker/daemon.json") or b"{}").get("data-root")
+    except (ValueError, AttributeError):
+        root = None
+    folder = root if isinstance(root, str) else "/var/lib/docker"
+    return os.path.exists(f"{folder}/swarm/docker-state.json")
+
+
 def ask_host() -> Json:
     """Return the facts that need no network.
 
     The first ones have the names and values of Ansible's own facts. ``docker_package`` is the
     installed package of the engine (``docker-ce``, ``docker.io``) or empty, ``docker_version`` its
-    version, ``gpu`` what :func:`gpu_facts.ask_gpus` returns, ``rolled_back`` the packages that the
-    last rollback changed.
+    version, ``docker_swarm`` whether the engine is part of a swarm, ``gpu`` what
+    :func:`gpu_facts.ask_gpus` returns, ``rolled_back`` the packages that the last rollback changed.
     """
     release: dict[str, str] = {}
     for line in (
@@ -81,6 +91,7 @@ def ask_host() -> Json:
         "kernel": reading.read_word("/proc/sys/kernel/osrelease") or system.release,
         "docker_package": docker_package,
         "docker_version": installed[docker_package][2] if docker_package else "",
+        "docker_swarm": bool(docker_package) and read_swarm(),
         "docker_snap": os.path.isdir("/snap/docker/current"),
         "systemd": os.path.isdir("/run/systemd/system"),
         "root": os.geteuid() == 0,

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Keys in a JSON file that others own too.
 
-Keys of an entry of json (``?``: optional): path, settings: the keys that the role owns, absent?:
-keys that must be absent, record?: where the module daemon_json records what it set, so that a
-dropped key is seen.
+Keys of an entry of json (``?``: optional): path, settings: the keys that the role owns, defaults?:
+settings for keys that nobody set, absent?: keys that must be absent, record?: where the module
+daemon_json records what it set, so that a dropped key is seen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def compare_json(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield the differing keys of a JSON file."""
     text = answer["texts"][entry["path"]]
     if text is None:
-        if entry["settings"]:
+        if entry["settings"] or entry.get("defaults"):
             yield MISSING, "a file with the declared keys"
         return
     noted = answer["texts"].get(entry.get("record"))
@@ -39,7 +39,12 @@ def compare_json(entry: Entry, answer: Answer) -> Iterator[Change]:
         record = ()  # a broken record counts as a lost one, as in the module
     # A broken file raises: somebody must look at it before anything is changed.
     lines = daemon_json.owned_difference(
-        text, entry["settings"], entry.get("absent", ()), record, name=entry["path"]
+        text,
+        entry["settings"],
+        entry.get("absent", ()),
+        record,
+        name=entry["path"],
+        defaults=entry.get("defaults"),
     )
     for line in lines:
         yield line, "as declared"
