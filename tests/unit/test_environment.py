@@ -65,7 +65,7 @@ def test_only_the_settings_of_slipway_and_of_the_network_remain() -> None:
     )
     remaining, umask = json.loads(done.stdout)
     assert umask == 0o022
-    assert remaining.pop("HOME") == pwd.getpwnam(remaining.pop('USER')).pw_dir
+    assert remaining.pop("HOME") == pwd.getpwnam(remaining.pop("USER")).pw_dir
     del remaining["LOGNAME"]
     assert remaining == {**environment.FIXED, **PROXY}
 

@@ -15,4 +15,4 @@ class HostModule(AnsibleModule):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         environment.apply()
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call] # of ansible-core
