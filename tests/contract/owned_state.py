@@ -76,7 +76,7 @@ def main() -> int:
     """Print the owned state of every role on every platform."""
     init_plugin_loader([str(ROOT / "collections")])
     # Imported late: the collection is found by the plugin loader.
-    from ansible_collections.slipway.host.plugins.plugin_utils import role_plans, roles
+    from ansible_collections.slipway.host.plugins.plugin_utils import role_plans, roles  # noqa: PLC0415
 
     found: dict[str, dict[str, Any]] = {}
     for platform, words in PLATFORMS.items():

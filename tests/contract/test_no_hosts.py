@@ -33,7 +33,7 @@ def test_a_run_without_hosts_fails_and_says_why(playbook: str, tmp_path: Path) -
     inventory.write_text("gpu_servers: {hosts: {}}\n", encoding="utf-8")
     done = play("-i", str(inventory), playbook)
     assert done.returncode == 1
-    assert "there is no host to look at" in done.stderr
+    assert "No host matched" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert "WARNING" not in done.stderr + done.stdout
 
@@ -42,7 +42,7 @@ def test_a_run_without_hosts_fails_and_says_why(playbook: str, tmp_path: Path) -
 def test_a_run_whose_tags_no_task_has_fails_and_says_why(playbook: str) -> None:
     done = play("-i", "a,", "-c", "local", playbook, "--tags", "docker_engine")
     assert done.returncode == 1
-    assert "no task ran: Slipway's have no tags" in done.stderr
+    assert "No task matched --tags" in done.stderr
 
 
 def test_an_inventory_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:

@@ -72,8 +72,7 @@ def test_the_role_of_the_page_works(copy: Path) -> None:
     assert len(found) >= 9
     for path, content in found:
         assert max(map(len, content.splitlines())) <= 100, path
-        path = path.replace("module_utils", MODULE_UTILS) if path.startswith("module_") else path
-        file = copy / path
+        file = copy / re.sub("^module_utils", MODULE_UTILS, path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content, encoding="utf-8")
     roles = copy / "vars/roles.yml"

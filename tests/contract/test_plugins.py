@@ -45,23 +45,10 @@ def documentation(kind: str, name: str) -> dict[str, Any]:
 
 
 def argument_spec(name: str) -> dict[str, Any]:
-    """Return a module's ARGUMENT_SPEC, that of the action plugin where it runs there."""
-    action = PLUGINS / f"action/{name}.py"
-    on_controller = action.exists()
-    spec: dict[str, Any] = (
-        constant(action, "ARGUMENT_SPEC")
-        if on_controller
-        else plugin("modules", name).ARGUMENT_SPEC
-    )
+    """Return the ARGUMENT_SPEC of a module, or of its action plugin if it has one."""
+    kind = "action" if (PLUGINS / f"action/{name}.py").exists() else "modules"
+    spec: dict[str, Any] = plugin(kind, name).ARGUMENT_SPEC
     return spec
-
-
-def constant(file: Path, name: str) -> Any:
-    """Return a literal of a Python file that only a running controller can import."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value:
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"{file.name} has no {name}")
 
 
 def disagreements(

@@ -362,7 +362,7 @@ def test_a_second_build_waits_for_the_first(host: Host) -> None:
         second = threading.Thread(target=host.run)
         second.start()
         wait_for(lambda: (host.folder / "progress").exists() and bool(host.progress))
-        assert host.progress == ["another build runs on this host; waiting for it"]
+        assert host.progress == ["Waiting for another build on this host"]
         assert not host.commands()
     second.join(30)
     assert json.loads((host.folder / "result.json").read_text())["built"] == [TOOL]

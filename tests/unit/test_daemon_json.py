@@ -973,7 +973,7 @@ def test_validation_can_be_switched_off(host: Host, run: Run) -> None:
         pytest.param(
             "no-such-program %s", "program no-such-program not found", id="missing program"
         ),
-        pytest.param("dockerd --validate", "expected %s in the place", id="no place for the file"),
+        pytest.param("dockerd --validate", "expected %s instead", id="no place for the file"),
         pytest.param("dockerd '%s", "expected a command", id="quote that is not closed"),
     ],
 )

@@ -104,7 +104,7 @@ class Host:
         owned = self.planned(*items, code=code)["owned"]
         owned = {kind: owned[kind] for kind in datasets.KINDS}
         answer = json.loads(json.dumps(survey.answer(survey.question([owned]))))
-        return datasets.compared(owned, answer)[1]
+        return datasets.compare(owned, answer)[1]
 
     def state(self) -> list[tuple[str, int, int, bytes]]:
         """Return all that root keeps for itself."""
@@ -746,7 +746,7 @@ def test_a_file_that_was_moved_in_is_not_read_for_a_user(host: Host) -> None:
     file.unlink()
 
 
-def test_an_archive_of_a_user_is_the_one_whose_checksum_was_compared(
+def test_an_archive_of_a_user_is_the_one_whose_checksum_was_compare(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = host.home / "pets.tar"
@@ -790,9 +790,11 @@ def test_the_surveys_walk_is_that_of_the_worker(host: Host) -> None:
     for path in ("link/x", "folder/x", "../bob/x"):
         full = f"{host.home}/{path}"
         answer = trees.ask_tree(full) or {}
+        refusal = ""
         try:
             with place.opened_tree(full) as folder:
                 assert folder is None and answer == {}
         except UnsafePathError as error:
-            assert ".." in path or answer["obstacle"] == str(error)
+            refusal = str(error)
+        assert ".." in path or answer.get("obstacle", "") == refusal
     assert "circle" in (trees.ask_tree(f"{host.base}/circle/x") or {})["obstacle"]

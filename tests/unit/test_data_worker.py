@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.action import datasets
 from ansible_collections.slipway.host.plugins.module_utils.data import (
     checkout,
     download,
@@ -642,11 +643,9 @@ def test_long_work_tells_how_far_it_is(host: Host, monkeypatch: pytest.MonkeyPat
 
 def test_the_worker_starts_from_what_was_sent_alone(tmp_path: Path, host: Host) -> None:
     """An import that did not come along would show on a host only."""
-    from ansible_collections.slipway.host.plugins.action import datasets
-
     planned = host.plan(host.pets(tar(CONTENT)))
     arguments = {"secrets": planned["secrets"], "environment": {}}
-    packed = datasets.job(planned["trees"], planned["owned"]["folders"], arguments)
+    packed = datasets.pack_job(planned["trees"], planned["owned"]["folders"], arguments)
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(tmp_path / "job", filter="data")
     run = "from pathlib import Path; import {0} as w; w.LOCK = Path('lock'); w.main(Path())"

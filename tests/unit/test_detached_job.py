@@ -46,12 +46,12 @@ def carry_out(folder: Path, program: str) -> dict[str, Any]:
     action: Any = SimpleNamespace(
         _templar=SimpleNamespace(available_variables=variables), _low_level_execute_command=shell
     )
-    return detached_job.carry_out(action, str(folder / "work"), "program", stream.getvalue())
+    return detached_job.run_job(action, str(folder / "work"), "program", stream.getvalue())
 
 
 @pytest.fixture(autouse=True)
 def pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detached_job, "PACE", 0.05)
+    monkeypatch.setattr(detached_job, "POLL_SECONDS", 0.05)
 
 
 def test_the_result_and_the_progress_come_back(
@@ -88,4 +88,4 @@ def test_a_host_that_fails_is_told_with_its_words() -> None:
         _low_level_execute_command=lambda *_, **__: reply,
     )
     with pytest.raises(AnsibleActionFail, match="No space left on device"):
-        detached_job.carry_out(action, "/nowhere", "program", b"")
+        detached_job.run_job(action, "/nowhere", "program", b"")

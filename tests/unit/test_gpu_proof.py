@@ -139,7 +139,7 @@ def answer(host: GpuHost, path: str) -> Any:
 
 
 def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
-    checks = host_verify.checks(smoke=False, daemon_reload=reload)
+    checks = host_verify.run_checks(smoke=False, daemon_reload=reload)
     return {check["what"]: check for check in checks}
 
 

@@ -128,7 +128,7 @@ def test_images_stops_before_a_build_that_the_driver_does_not_run(
     build._task.check_mode = check_mode
     reply = {"facts": OLD_DRIVER, "images": {}, "engine": None}
     monkeypatch.setattr(ask_host, "ask", lambda *_: reply)
-    monkeypatch.setattr(detached_job, "carry_out", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(detached_job, "run_job", lambda *_: pytest.fail("it was built"))
     with pytest.raises(AnsibleActionFail) as caught:
         build.run(None, {})
     said = str(caught.value)
@@ -148,5 +148,5 @@ def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> 
             builds = json.load(member)["builds"]
         return {"built": [one["reference"] for one in builds], "failed": {}}
 
-    monkeypatch.setattr(detached_job, "carry_out", carried_out)
+    monkeypatch.setattr(detached_job, "run_job", carried_out)
     assert build.run(None, {})["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]

@@ -62,7 +62,7 @@ def role(name: str = "crew", options: dict[str, Any] | None = None) -> roles.Rol
     ],
 )
 def test_what_the_validator_would_convert_is_refused(name: str, value: Any, words: str) -> None:
-    assert words in "; ".join(roles.wrong(role(), {name: value}))
+    assert words in "; ".join(roles.check_values(role(), {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_what_the_validator_would_convert_is_refused(name: str, value: Any, word
     ],
 )
 def test_what_the_roles_can_read_is_not(name: str, value: Any) -> None:
-    assert roles.wrong(role(), {name: value}) == []
+    assert roles.check_values(role(), {name: value}) == []
 
 
 def test_a_value_that_is_refused_is_not_shown() -> None:
-    found = roles.wrong(role(), {"crew_names": "hunter2", "crew_people": ["hunter2"]})
+    found = roles.check_values(role(), {"crew_names": "hunter2", "crew_people": ["hunter2"]})
     assert len(found) == 2
     assert "hunter2" not in str(found)
 
@@ -108,7 +108,7 @@ ROLES = [
     ],
 )
 def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
-    (found,) = roles.misspelt([name, "ml_images_present"], ROLES)
+    (found,) = roles.find_unknown_variables([name, "ml_images_present"], ROLES)
     assert words in found
 
 
@@ -126,4 +126,4 @@ def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
     ],
 )
 def test_other_names_are_the_inventorys_own(name: str) -> None:
-    assert list(roles.misspelt([name], ROLES)) == []
+    assert list(roles.find_unknown_variables([name], ROLES)) == []

@@ -290,9 +290,9 @@ def test_a_program_with_the_groups_of_before_is_warned_of(
     running = [(1500, frozenset({100})), (1501, frozenset({998}))]
     monkeypatch.setattr(sessions, "processes", lambda: running)
     asked: dict[str, Any] = {"group": "docker", "users": ["alice"], "exclusive": True}
-    assert "alice is in docker" not in str(run_module(group_members, check=True, **asked))
+    assert "alice was added to docker" not in str(run_module(group_members, check=True, **asked))
     said = str(run_module(group_members, **asked)["warnings"])
-    assert "alice is in docker now" in said and "eve is no longer in docker" in said
+    assert "alice was added to docker" in said and "eve was removed from docker" in said
 
 
 # apt_keyring

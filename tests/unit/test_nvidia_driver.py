@@ -51,7 +51,7 @@ def installed(
 ) -> dict[str, str]:
     """Return Ubuntu's set as dpkg has it after the role ran."""
     server = f"{branch}-server"
-    upstream = version.split("-")[0]
+    upstream = version.partition("-")[0]
     names = (
         *(f"nvidia-headless-no-dkms-{branch}{flavour}", f"nvidia-utils-{server}"),
         *(f"nvidia-kernel-common-{server}", f"nvidia-kernel-source-{branch}{flavour}"),

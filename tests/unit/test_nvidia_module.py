@@ -125,7 +125,7 @@ class Kernel:
         self.found, self.broken = found, broken
         self.commands: list[str] = []
 
-    def run(self, _host: Any, command: list[str]) -> tuple[int, str, str]:
+    def run(self, command: list[str]) -> tuple[int, str, str]:
         words = " ".join(command)
         self.commands.append(words)
         if words in self.broken:
@@ -137,7 +137,7 @@ def outcome(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kernel: Kernel, **more: Any
 ) -> dict[str, Any]:
     """Run the module on a KERNEL and return its result."""
-    monkeypatch.setattr(nvidia_module.Host, "run", lambda host, words: kernel.run(host, words))
+    monkeypatch.setattr(nvidia_module.Host, "run", kernel.run)
     monkeypatch.setattr(nvidia_module.Host, "situation", lambda host: kernel.found)
     monkeypatch.setattr(detection, "is_loaded", lambda _root, _name: True)
     arguments = {"modules": [{"name": "nvidia"}, {"name": "nvidia_uvm"}], **more}

@@ -144,7 +144,7 @@ def test_ansibles_own_validation_accepts_an_old_name(
 def test_an_old_name_is_not_misspelt(
     role: str, old: dict[str, Any], new: dict[str, Any], warning: str
 ) -> None:
-    assert list(roles.misspelt(old, [roles.load(role)])) == []
+    assert list(roles.find_unknown_variables(old, [roles.load(role)])) == []
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_an_option_that_another_role_reads_has_both_names(name: str, warnings: l
 
 
 def test_a_misspelt_old_name_is_answered_with_the_new_one() -> None:
-    (sentence,) = roles.misspelt(["ml_services_projcts"], [roles.load("ml_services")])
+    (sentence,) = roles.find_unknown_variables(["ml_services_projcts"], [roles.load("ml_services")])
     assert sentence.endswith("did you mean ml_services_instances")
 
 

@@ -603,7 +603,10 @@ SOCKET = "unix:///run/user/1500/docker.sock"
                 ("ends with the user's last session", "lingering"),
             ],
         ),
-        ([True, 65536, 65536, SOCKET, 0.0], [("no engine answers", "one that answers")]),
+        (
+            [True, 65536, 65536, SOCKET, 0.0],
+            [("the engine does not answer", "an engine that answers")],
+        ),
         ([True, 65536, 65536, "", 7.0], [("docker context rootless is missing", SOCKET)]),
         ([True, 65536, 65536, "tcp://x", 7.0], [("docker context rootless is tcp://x", SOCKET)]),
         (

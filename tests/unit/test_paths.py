@@ -230,7 +230,7 @@ def test_work_as_a_user_returns_its_result_and_ends_in_time(home: Path) -> None:
     os.mkfifo(home / "pipe")
     (home / "pipe").chmod(0o666)
     with pytest.raises(TimeoutError, match="no answer within 0 seconds"):
-        paths.as_user("nobody", lambda: (home / "pipe").read_text(), 0.2)
+        paths.as_user("nobody", lambda: (home / "pipe").read_text(), 0.2)  # noqa: PLW0108
 
 
 def test_what_may_be_somebody_elses_is_not_given_away(home: Path) -> None:

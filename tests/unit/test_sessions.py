@@ -36,22 +36,22 @@ def test_this_process_is_found_and_what_cannot_be_read_is_not(tmp_path: Path) ->
         ([], []),
         # They know already, or have nothing to do with it.
         ([(ALICE, {DOCKER}), (BOB, {100}), (0, set()), (0, {DOCKER})], []),
-        ([(ALICE, {100}), (ALICE, {100})], ["alice is in docker now"]),
-        ([(BOB, {100, DOCKER})], ["bob is no longer in docker"]),
+        ([(ALICE, {100}), (ALICE, {100})], ["alice was added to docker"]),
+        ([(BOB, {100, DOCKER})], ["bob was removed from docker"]),
         (
             [(BOB, {DOCKER}), (ALICE, set())],
-            ["alice is in docker now", "bob is no longer in docker"],
+            ["alice was added to docker", "bob was removed from docker"],
         ),
     ],
 )
 def test_who_is_named(processes: Processes, words: list[str]) -> None:
     found = [(uid, frozenset(groups)) for uid, groups in processes]
-    said = sessions.outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
-    assert [" ".join(line.split(",")[0].split()) for line in said] == words
+    said = sessions.find_outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
+    assert [" ".join(line.split(".")[0].split()) for line in said] == words
 
 
 def test_what_to_do_is_said() -> None:
     found = [(ALICE, frozenset({100})), (BOB, frozenset({DOCKER}))]
-    both = sessions.outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
+    both = sessions.find_outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
     assert "systemctl restart user@1500.service" in both[0]
     assert "loginctl terminate-user bob" in both[1]

@@ -120,14 +120,14 @@ EXPECTED: dict[str, Any] = {"post": ASKED, "expect": {"prediction": "virginica"}
 )
 def test_where_the_host_reaches_a_service(ips: list[str], found: str) -> None:
     ports = [{"PrivatePort": 5000, "PublicPort": 80, "IP": ip} for ip in ips]
-    assert host_verify._address({"Ports": ports}, 5000) == found
+    assert host_verify._find_address({"Ports": ports}, 5000) == found
 
 
 def test_what_was_run_once_is_no_service(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     once = container(port, port=1)
     once["Labels"]["com.docker.compose.oneoff"] = "True"
     engine(monkeypatch, containers=[once])
-    assert [check["what"] for check in host_verify.checks(False, False)] == ["engine"]
+    assert [check["what"] for check in host_verify.run_checks(False, False)] == ["engine"]
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0"])
@@ -138,7 +138,7 @@ def test_a_service_that_answers_as_declared_is_proven(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
-    proof = host_verify.checks(smoke=True, daemon_reload=True)
+    proof = host_verify.run_checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "service iris-api"]
     assert all(check["ok"] for check in proof)
     assert '"prediction": "virginica"' in proof[1]["seen"]
@@ -150,7 +150,7 @@ def test_a_service_that_answers_as_declared_is_proven(
         ({**EXPECTED, "expect": {"prediction": "setosa"}}, "expected {'prediction': 'setosa'}"),
         ({**EXPECTED, "post": {"length": 0}}, "answered 422"),
         ({**EXPECTED, "port": 5001}, "port 5001 is not published"),
-        ({"path": "/ssh"}, "answered with something other than HTTP: SSH-2.0-x"),
+        ({"path": "/ssh"}, "did not answer with HTTP: SSH-2.0-x"),
         ({"path": "/page", "expect": {}}, "answered <html>hello, expected {}"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_service_that_does_not_is_told_with_its_answer(
     monkeypatch: pytest.MonkeyPatch, port: int, proof: dict[str, Any], seen: str
 ) -> None:
     engine(monkeypatch, containers=[container(port, **proof)])
-    check = host_verify.checks(smoke=False, daemon_reload=True)[1]
+    check = host_verify.run_checks(smoke=False, daemon_reload=True)[1]
     assert not check["ok"]
     assert seen in check["seen"]
 
@@ -166,10 +166,15 @@ def test_a_service_that_does_not_is_told_with_its_answer(
 @pytest.mark.parametrize(
     ("path", "secret", "ok", "seen"),
     [
-        ("/closed", "s3cret\n", True, "refuses without its secret, answered with success"),
+        (
+            "/closed",
+            "s3cret\n",
+            True,
+            "rejected a request without the secret, answered with success",
+        ),
         ("/closed", "another", False, "/closed answered 403"),
-        ("/open", "s3cret", False, "/open opens without its secret"),
-        ("/broken", "s3cret", False, "/broken answered 500 without its secret"),
+        ("/open", "s3cret", False, "/open accepted a request without the secret"),
+        ("/broken", "s3cret", False, "/broken answered 500 to a request without the secret"),
     ],
 )
 def test_a_door_opens_with_the_secret_alone(
@@ -184,7 +189,7 @@ def test_a_door_opens_with_the_secret_alone(
     file = tmp_path / "token"
     file.write_text(secret)
     engine(monkeypatch, containers=[container(port, path=path, secret=str(file))])
-    check = host_verify.checks(smoke=False, daemon_reload=True)[1]
+    check = host_verify.run_checks(smoke=False, daemon_reload=True)[1]
     assert check["ok"] is ok
     assert seen in check["seen"]
     assert secret.strip() not in check["seen"]
@@ -195,23 +200,23 @@ def test_a_proxy_does_not_see_the_request(monkeypatch: pytest.MonkeyPatch, port:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     engine(monkeypatch, containers=[container(port, **EXPECTED)])
-    assert all(check["ok"] for check in host_verify.checks(smoke=False, daemon_reload=True))
+    assert all(check["ok"] for check in host_verify.run_checks(smoke=False, daemon_reload=True))
 
 
 def test_an_address_of_ipv6_is_one_of_a_url() -> None:
-    assert host_verify._address(container(80, "fd00::1"), 5000) == "[fd00::1]:80"
+    assert host_verify._find_address(container(80, "fd00::1"), 5000) == "[fd00::1]:80"
 
 
 def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     engine(monkeypatch, containers=[container(1, **EXPECTED)])
-    assert "refused" in host_verify.checks(smoke=False, daemon_reload=True)[1]["seen"]
+    assert "refused" in host_verify.run_checks(smoke=False, daemon_reload=True)[1]["seen"]
 
 
 def test_without_an_expectation_any_success_counts(
     monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     engine(monkeypatch, containers=[container(port)])
-    assert host_verify.checks(smoke=False, daemon_reload=True)[1]["seen"].endswith(
+    assert host_verify.run_checks(smoke=False, daemon_reload=True)[1]["seen"].endswith(
         "answered with success"
     )
 
@@ -219,7 +224,7 @@ def test_without_an_expectation_any_success_counts(
 def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [{"Labels": {"com.docker.compose.service": "web"}}, {"Labels": None}]
     engine(monkeypatch, containers=others)
-    assert len(host_verify.checks(smoke=True, daemon_reload=True)) == 1
+    assert len(host_verify.run_checks(smoke=True, daemon_reload=True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -252,11 +257,11 @@ def test_the_smoke_test_of_each_tagged_image_runs(
 ) -> None:
     program("docker", 'echo "$*" >&2; exit 3')
     engine(monkeypatch, images=IMAGES)
-    proof = host_verify.checks(smoke=True, daemon_reload=True)
+    proof = host_verify.run_checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu"]
     assert "exit status 3" in proof[1]["seen"]
     assert "--entrypoint sh slipway/a:cpu smoke.sh" in proof[1]["seen"]
-    assert len(host_verify.checks(smoke=False, daemon_reload=True)) == 1
+    assert len(host_verify.run_checks(smoke=False, daemon_reload=True)) == 1
 
 
 def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
@@ -273,7 +278,7 @@ def test_a_smoke_test_without_end_fails(program: Program) -> None:
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     install_engine(monkeypatch)
     monkeypatch.setattr(state_containers, "DOCKER_SOCKET", "/does/not/exist")
-    (check,) = host_verify.checks(smoke=True, daemon_reload=True)
+    (check,) = host_verify.run_checks(smoke=True, daemon_reload=True)
     assert not check["ok"]
     assert "No such file" in check["seen"]
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action of slipway.host.datasets: starts the worker on the host and tells its progress."""
+"""The action plugin of slipway.host.datasets: run the worker on the host, show its progress."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ActionModule(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Settle what differs, see the documentation of slipway.host.datasets."""
+        """Install, update and remove trees, see the documentation of slipway.host.datasets."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         owned = {kind: arguments["owned"].get(kind, []) for kind in KINDS}
         answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
-        differing, conflicts = compared(owned, answer)
+        differing, conflicts = compare(owned, answer)
         for sentence in state_trees.skipped_trees(answer):
             display.warning(f"{(task_vars or {}).get('inventory_hostname')}: {sentence}")
         paths = {difference.name for difference in differing}
@@ -51,19 +51,19 @@ class ActionModule(ActionBase):
         result.update(changed=bool(differing), paths=sorted(paths))
         result["diff"] = [{"prepared": f"{difference}\n"} for difference in differing]
         if differing and not self._task.check_mode:
-            outcome = detached_job.carry_out(
-                self, WORK, worker.__name__, job(trees, owned["folders"], arguments)
+            outcome = detached_job.run_job(
+                self, WORK, worker.__name__, pack_job(trees, owned["folders"], arguments)
             )
-            conflicts += [f"{name}: {why}" for name, why in outcome["failed"].items()]
+            conflicts += [f"{name}: {reason}" for name, reason in outcome["failed"].items()]
         if conflicts:
             result.update(failed=True, msg="\n".join(conflicts))
         return result
 
 
-def compared(
+def compare(
     owned: Mapping[str, Sequence[Mapping[str, Any]]], answer: Mapping[str, Any]
 ) -> tuple[list[model.Difference], list[str]]:
-    """Return what differs, and what stands in the way of single entries."""
+    """Return the differences, and a sentence for each entry that cannot be compared."""
     differing: list[model.Difference] = []
     conflicts: list[str] = []
     for kind, entries in owned.items():
@@ -75,18 +75,18 @@ def compared(
     return differing, conflicts
 
 
-def job(
+def pack_job(
     trees: Sequence[Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
     arguments: Mapping[str, Any],
 ) -> bytes:
-    """Return the job for the worker: TREES to settle, and folders of unfinished ones."""
+    """Return the job archive for the worker: TREES to change, and the folders of STAGES."""
     names = {tree["name"] for tree in trees}
     description = {
         "trees": trees,
         "stages": stages,
-        "secrets": {name: of for name, of in arguments["secrets"].items() if name in names},
+        "secrets": {name: secret for name, secret in arguments["secrets"].items() if name in names},
         "environment": arguments["environment"],
     }
-    # By way of str, since Ansible's strings are more than strings.
-    return host_job.packed({"job.json": json.dumps(description, default=str).encode()}, worker)
+    # default=str converts the string types of Ansible.
+    return host_job.pack({"job.json": json.dumps(description, default=str).encode()}, worker)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action of slipway.host.images: starts the builder on the host and shows its progress."""
+"""The action plugin of slipway.host.images: run the builder on the host, show its progress."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
 )
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    "names": {"type": "list", "elements": "str", "required": True},
-    "catalogue": {"type": "path", "required": True},
-    "variant": {"type": "str", "choices": ["cpu", "gpu"], "required": True},
-    "base": {"type": "str", "required": True},
-    "args": {"type": "dict", "default": {}},
+    **catalogue_builds.ARGUMENT_SPEC,
     "build": {"type": "dict", "default": {}},
 }
 WORK = "/var/lib/slipway/builds"
@@ -38,10 +34,10 @@ class ActionModule(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Build the images that differ, see the documentation of slipway.host.images."""
+        """Build missing and outdated images, see the documentation of slipway.host.images."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
-        builds = catalogue_builds.Builds(arguments).of(arguments["names"])
+        builds = catalogue_builds.Builds(arguments).select(arguments["names"])
         entries = [{"reference": build.reference, "digest": build.digest} for build in builds]
         owned = {"images": entries}
         answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
@@ -50,8 +46,8 @@ class ActionModule(ActionBase):
         outdated = [build for build in builds if build.reference in names]
         unfit = cuda_fit.misfits(outdated, answer["facts"])
         if unfit:
-            sentences = [f"{reference} {why}" for reference, why in unfit.items()]
-            raise AnsibleActionFail("; ".join(sentences) + ". Nothing was built.")
+            reasons = [f"{reference} {reason}" for reference, reason in unfit.items()]
+            raise AnsibleActionFail("; ".join(reasons) + ". Nothing was built.")
         result.update(changed=bool(differing), images=entries)
         result["diff"] = [{"prepared": f"{difference}\n"} for difference in differing]
         if not differing or self._task.check_mode:
@@ -62,11 +58,11 @@ class ActionModule(ActionBase):
                 "engine. Run the role docker_engine, then build again."
             )
         job = images_job.pack_job(outdated, arguments["build"])
-        outcome = detached_job.carry_out(self, WORK, images_job.BUILDER, job)
+        outcome = detached_job.run_job(self, WORK, images_job.BUILDER, job)
         result["built"] = outcome["built"]
         if outcome["failed"]:
             result["failed"] = True
             result["msg"] = "\n".join(
-                f"{reference}: {why}" for reference, why in outcome["failed"].items()
+                f"{reference}: {reason}" for reference, reason in outcome["failed"].items()
             )
         return result

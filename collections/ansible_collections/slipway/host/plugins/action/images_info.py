@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action of slipway.host.images_info: compares the catalogue with what a host holds."""
+"""The action plugin of slipway.host.images_info: compare the catalogue with a host's images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fi
 from ansible_collections.slipway.host.plugins.plugin_utils import catalogue_builds, host_command
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    "names": {"type": "list", "elements": "str", "required": True},
-    "catalogue": {"type": "path", "required": True},
-    "variant": {"type": "str", "choices": ["cpu", "gpu"], "required": True},
-    "base": {"type": "str", "required": True},
-    "args": {"type": "dict", "default": {}},
+    **catalogue_builds.ARGUMENT_SPEC,
     "show": {"type": "str", "choices": ["nothing", "table", "markdown"], "default": "nothing"},
 }
 
@@ -35,26 +31,27 @@ class ActionModule(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Ask the host and compare, see the documentation of slipway.host.images_info."""
+        """Compare the images of the host, see the documentation of slipway.host.images_info."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         catalogue = catalogue_builds.Builds(arguments)
-        declared = {build.reference for build in catalogue.of(arguments["names"])}
-        builds = catalogue.of()
+        declared = {build.reference for build in catalogue.select(arguments["names"])}
+        builds = catalogue.select()
         reply = host_command.run(self, listing.QUESTION)
         try:
-            held = listing.read_answer(reply.output)
-        except (ValueError, KeyError) as error:
+            present = listing.read_answer(reply.output)
+        except (ValueError, KeyError):
             raise AnsibleActionFail(
-                f"Cannot list the images on the host: {reply.error}; expected JSON from Docker"
-            ) from error
+                f"Cannot list the images on the host: {reply.error}; expected JSON from "
+                "Docker. Run 'docker images' on the host."
+            ) from None
         facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
         unfit = cuda_fit.misfits(builds, facts) if facts else {}
-        rows = listing.compare(builds, held, declared, unfit)
+        rows = listing.compare(builds, present, declared, unfit)
         if arguments["show"] != "nothing":
             host = (self._templar.available_variables or {}).get("inventory_hostname", "host")
-            write = listing.page if arguments["show"] == "markdown" else listing.table
-            display.display(f"\n{host}, {arguments['variant']}:\n\n{write(rows)}\n")
+            render = listing.page if arguments["show"] == "markdown" else listing.table
+            display.display(f"\n{host}, {arguments['variant']}:\n\n{render(rows)}\n")
         result.update(
             changed=False,
             images=[asdict(row) for row in rows],

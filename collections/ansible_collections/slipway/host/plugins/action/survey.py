@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The action of slipway.host.survey: one question to a host, compared with its owned state."""
+"""The action plugin of slipway.host.survey: ask a host once, compare it with its owned state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-# First: it decides how the modules below are loaded.
+# Must be the first import: it loads the modules below from byte code.
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
@@ -33,7 +33,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "expect_no_drift": {"type": "bool", "default": False},
 }
 GROUP = "slipway_drift"
-# Facts that differ between two questions belong to a host that is changing right now.
+# If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
 
 Vars = roles.Vars
@@ -43,9 +43,9 @@ display = Display()
 
 
 def preload() -> None:
-    """Read in the controller's main process what the worker of each host needs.
+    """Load roles, plans and catalogue before Ansible forks a process for each host.
 
-    Ansible imports this file there and then forks a worker for each host.
+    Ansible imports this file in its main process, so that the forked processes share the result.
     """
     role_plans.preload()
     for folder in roles.ROLES_PATH:
@@ -70,9 +70,9 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         arguments = self._arguments(variables)
         names = [str(name) for name in arguments["roles"]]
-        remembered = variables.get("ansible_facts", {}).get("slipway")
-        self._check_input(names, variables, remembered)
-        facts, owned, answer = self._look(names, variables, remembered)
+        cached = variables.get("ansible_facts", {}).get("slipway")
+        self._check_input(names, variables, cached)
+        facts, owned, answer = self._ask(names, variables, cached)
         try:
             drift = {name: engine.differences(owned[name], answer, kinds.ALL) for name in names}
         except (daemon_json.DaemonJsonError, model.ConflictError) as error:
@@ -83,64 +83,64 @@ class ActionModule(ActionBase):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["expect_no_drift"]:
             expect_no_drift(drift)
-        acting = [name for name in names if drift[name] or not arguments["compare"]]
-        if acting:
+        drifted = [name for name in names if drift[name] or not arguments["compare"]]
+        if drifted:
             self._join_group(result)
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
-            drift=acting,
+            drift=drifted,
             urls=service_urls(owned),
             differences={
-                name: [vars(difference) for difference in found]
-                for name, found in drift.items()
-                if found
+                name: [vars(difference) for difference in differences]
+                for name, differences in drift.items()
+                if differences
             },
         )
         return result
 
     def _arguments(self, variables: Vars) -> Vars:
-        """Return the task's arguments; those not given come from variables."""
-        given = {
+        """Return the task's arguments; those that are not set come from variables."""
+        from_variables = {
             name: role_plans.evaluate(variable, variables[variable], self._templar.template)
             for name, variable in (("roles", "slipway_roles"), ("compare", "slipway_survey"))
             if variable in variables
         }
-        self._task.args = {"compare": True, **given, **self._task.args}
+        self._task.args = {"compare": True, **from_variables, **self._task.args}
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         if arguments["roles"] is None:
             raise AnsibleActionFail(
-                "survey: no roles given; expected the argument 'roles' or the variable "
-                "slipway_roles"
+                "survey: no roles; expected the argument 'roles' or the variable slipway_roles. "
+                "Set one of them."
             )
         return dict(arguments)
 
-    def _look(
+    def _ask(
         self, names: list[str], variables: Vars, facts: Any
     ) -> tuple[Mapping[str, Any], Plans, model.Answer]:
         """Return the facts of the host, the owned state of each role and the host's answer.
 
-        FACTS are those remembered from an earlier run. Owned state depends on facts, so a host
-        whose facts have changed is asked again.
+        FACTS are the cached facts of an earlier run, or None. Owned state depends on facts, so a
+        host whose facts have changed is asked again.
         """
-        remembered = facts is not None
+        cached = facts is not None
         for _attempt in range(ATTEMPTS):
             if facts is None:
-                remembered = False
+                cached = False
                 urls = self._reachable_urls(names, variables)
                 facts = ask_host.ask(self, {}, urls)["facts"]
             owned = self._owned(names, variables, facts)
-            if remembered and any(statement.get("refused") for statement in owned.values()):
-                # The reason may be gone since.
+            if cached and any(statement.get("refused") for statement in owned.values()):
+                # Current facts may no longer have the reason for the refusal.
                 facts = None
                 continue
             refuse_unsupported(owned)
             answer = ask_host.ask(self, engine.question(list(owned.values()), kinds.ALL))
-            known = facts
-            if same_host(answer["facts"], known):
+            used = facts
+            if is_same_host(answer["facts"], used):
                 break
             facts = None
-        return known, owned, answer
+        return used, owned, answer
 
     def _owned(self, names: list[str], variables: Vars, facts: Any) -> Plans:
         """Return the owned state of each role."""
@@ -152,17 +152,17 @@ class ActionModule(ActionBase):
         }
 
     def _reachable_urls(self, names: list[str], variables: Vars) -> list[str]:
-        """Return the URLs that roles want to know the reachability of."""
-        found: list[str] = []
+        """Return the URLs that the host tries, because the plan of a role needs the result."""
+        all_urls: list[str] = []
         for name in names:
             urls = getattr(role_plans.load_module(name), "reachable_urls", None)
             if urls:
                 template = self._template(name, variables, None)
-                found += urls(role_plans.read_options(roles.load(name), variables, template))
-        return found
+                all_urls += urls(role_plans.read_options(roles.load(name), variables, template))
+        return all_urls
 
     def _template(self, name: str, variables: Vars, facts: Any) -> role_plans.Template:
-        """Return the function that evaluates variables as the tasks of a role would."""
+        """Return a function that evaluates variables as in the tasks of a role."""
         role = roles.load(name)
 
         def template(value: Any) -> Any:
@@ -177,9 +177,9 @@ class ActionModule(ActionBase):
         return template
 
     def _check_input(self, names: list[str], variables: Vars, facts: Any) -> None:
-        """Fail on unknown and misshapen variables before the host is asked."""
+        """Fail on unknown variables and wrong values before the host is asked."""
         loaded = [roles.load(name) for name in names]
-        problems = list(roles.misspelt(variables, loaded))
+        problems = list(roles.find_unknown_variables(variables, loaded))
         checked: set[str] = set()
         for role in loaded:
             # Several roles can inherit the same option: check it once.
@@ -189,20 +189,20 @@ class ActionModule(ActionBase):
             values, findings = role_plans.set_options(role, unchecked, variables, template)
             role_plans.display_warnings(findings)
             problems += findings.errors
-            problems += roles.wrong(role, values) if values else []
+            problems += roles.check_values(role, values) if values else []
         if problems:
             raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + ". Nothing was changed.")
 
     def _join_group(self, result: dict[str, Any]) -> None:
-        """Put the host into the group of hosts that the next plays act on."""
-        # ansible-core 2.19 and 2.20 read this from the result, as from group_by's.
+        """Add the host to the group of the plays that change hosts."""
+        # ansible-core 2.19 and 2.20 read the group from the result, as for group_by.
         result.update(add_group=GROUP, parent_groups=["all"])
         if hasattr(self, "add_group"):  # 2.21 and later
             self.add_group(GROUP, parent_group_names=["all"])
 
 
 def refuse_unsupported(owned: Plans) -> None:
-    """Fail before the first change where a role cannot work on this host."""
+    """Fail before the first change if a role does not support this host."""
     reasons = [
         f"{name}: {reason}"
         for name, statement in owned.items()
@@ -215,17 +215,19 @@ def refuse_unsupported(owned: Plans) -> None:
 
 
 def expect_no_drift(drift: Mapping[str, list[model.Difference]]) -> None:
-    """Fail where the roles ran and something still differs."""
-    left = [f"{name}: {difference}" for name, found in drift.items() for difference in found]
+    """Fail if the host still differs after the roles ran."""
+    left = [
+        f"{name}: {difference}" for name, differences in drift.items() for difference in differences
+    ]
     if left:
         raise AnsibleActionFail(
-            f"the roles ran, but the host still differs: {'; '.join(left)}. Run again; if it "
-            "stays, something on the host works against the declared state."
+            f"the roles ran, but the host still differs: {'; '.join(left)}. Run again. If the "
+            "differences remain, another program on the host changes the declared state back."
         )
 
 
 def service_urls(owned: Plans) -> dict[str, str]:
-    """Return the URL of each declared service by its name."""
+    """Return the URL of each declared service, by service name."""
     return {
         name: url
         for statement in owned.values()
@@ -234,8 +236,6 @@ def service_urls(owned: Plans) -> dict[str, str]:
     }
 
 
-def same_host(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sets of facts lead to the same owned state."""
-    return {k: v for k, v in one.items() if k != "reachable"} == {
-        k: v for k, v in other.items() if k != "reachable"
-    }
+def is_same_host(facts: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two sets of facts lead to the same owned state."""
+    return {**facts, "reachable": None} == {**other, "reachable": None}

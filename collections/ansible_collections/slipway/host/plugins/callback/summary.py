@@ -1,7 +1,7 @@
 # Copyright: Slipway contributors
 # GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The callback slipway.host.summary: one table at the end of a run."""
+"""The callback slipway.host.summary: show one table at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ name: summary
 type: aggregate
 short_description: One table at the end of a run
 description:
-  - Prints for each host that was surveyed whether it had drift, where it differed, and the
-    addresses of its services.
-  - Where C(SLIPWAY_REPORT) names a file, the same goes there as JSON, and nothing is printed.
+  - Prints for each surveyed host whether it had drift, how it differed, and the addresses of its
+    services.
+  - If C(SLIPWAY_REPORT) names a file, writes the same as JSON to this file and prints nothing.
 options:
   report:
-    description: File that the report goes to as JSON.
+    description: File for the report in JSON.
     type: path
     env:
       - name: SLIPWAY_REPORT
@@ -50,11 +50,11 @@ PLAYS = (
     *_IMAGE_PLAYS,
 )
 NO_HOSTS = (
-    "there is no host to look at: the inventory names none, or --limit leaves none. Name your "
-    "servers in inventory/hosts.yml, or another inventory with -i."
+    "No host matched: the inventory has no hosts, or --limit excludes all of them. Add your "
+    "servers to inventory/hosts.yml, or set another inventory with -i."
 )
 NO_TASKS = (
-    "no task ran: Slipway's have no tags. To act for some of its roles alone: "
+    "No task matched --tags: Slipway's tasks have no tags. To run only some roles: "
     """-e '{"slipway_roles": ["docker_engine"]}'"""
 )
 SURVEY = ("slipway.host.survey", "survey")
@@ -73,35 +73,35 @@ class CallbackModule(CallbackBase):
         self.report: dict[str, dict[str, Any]] = {}
         self.play = ""
         self.no_hosts = False
-        # Plays that want a host and had a task to run, or did not.
+        # For each play of PLAYS, whether a task of it started.
         self.had_tasks: dict[str, bool] = {}
-        # By host and task, the error of the first item of a loop that failed.
-        self.items: dict[tuple[str, str], str] = {}
+        # By host and task, the first error of an item of a loop.
+        self.item_errors: dict[tuple[str, str], str] = {}
 
     def _entry(self, host: str) -> dict[str, Any]:
-        fresh = {"state": report.NO_DRIFT, "differences": {}, "urls": {}, "notes": []}
-        return self.report.setdefault(host, fresh)
+        new = {"state": report.NO_DRIFT, "differences": {}, "urls": {}, "notes": []}
+        return self.report.setdefault(host, new)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Remember which play runs."""
+        """Record which play runs."""
         self.play = play.get_name()
         if self.play in PLAYS:
             self.had_tasks[self.play] = False
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        """Remember that this play does something."""
+        """Record that the play has a task."""
         if self.play in self.had_tasks:
             self.had_tasks[self.play] = True
 
     def v2_playbook_on_no_hosts_matched(self) -> None:
-        """Remember that there was nobody to look at."""
+        """Record that no host matched a play of PLAYS."""
         self.no_hosts = self.no_hosts or self.play in PLAYS
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Take what the survey found, and the notes that other tasks leave."""
+        """Record the result of the first survey, and the notes of other tasks."""
         answer, host = result.result, result.host.name
         if result.task.action in SURVEY and "differences" in answer and host not in self.report:
-            # The first survey of a run; the one after the roles found nothing, or failed.
+            # The first survey of a run. The survey after the roles finds no drift or fails.
             entry = self._entry(host)
             entry["differences"] = answer["differences"]
             entry["urls"] = answer["urls"]
@@ -111,29 +111,29 @@ class CallbackModule(CallbackBase):
             self._entry(host)["notes"].append(answer["slipway_note"])
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
-        """Remember why: of the loop, only that there was an item is said later."""
+        """Record the error of an item: the error of the loop says only that an item failed."""
         key = (result.host.name, result.task._uuid)
-        self.items.setdefault(key, first_line(result.result))
+        self.item_errors.setdefault(key, first_line(result.result))
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Take the first error of a host."""
+        """Record the first error of a host."""
         if not ignore_errors:
-            self._failed(result, report.FAILED)
+            self._record_error(result, report.FAILED)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        """Take why a host could not be reached."""
-        self._failed(result, report.UNREACHABLE)
+        """Record why a host was unreachable."""
+        self._record_error(result, report.UNREACHABLE)
 
-    def _failed(self, result: Any, state: str) -> None:
+    def _record_error(self, result: Any, state: str) -> None:
         entry = self._entry(result.host.name)
         entry["state"] = state
-        item = self.items.get((result.host.name, result.task._uuid))
-        entry.setdefault("error", item or first_line(result.result))
+        item_error = self.item_errors.get((result.host.name, result.task._uuid))
+        entry.setdefault("error", item_error or first_line(result.result))
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
         for host, entry in self.report.items():
-            # A host without drift can change as well, by an upgrade.
+            # An upgrade also changes hosts without drift.
             surveyed = entry["state"] in (report.DRIFT, report.NO_DRIFT)
             if surveyed and stats.summarize(host)["changed"]:
                 entry["state"] = report.WOULD_CHANGE if in_check_mode() else report.CHANGED
@@ -143,12 +143,12 @@ class CallbackModule(CallbackBase):
         elif self.report:
             self._display.display("\n" + report.summary(self.report))
         if self.no_hosts:
-            # Ansible says nothing of it: an empty group is the good case for the later plays.
+            # Ansible does not report it, because an empty group is normal for the later plays.
             self._display.error(NO_HOSTS)
         elif not all(self.had_tasks.values()):
             self._display.error(NO_TASKS)
         if self.no_hosts or not all(self.had_tasks.values()):
-            # For Ansible that is success, and a script with a wrong -i or --tags would not notice.
+            # Ansible would exit with 0, and a script with a wrong -i or --tags would not notice.
             raise SystemExit(1)
 
 
@@ -158,6 +158,8 @@ def in_check_mode() -> bool:
 
 
 def first_line(result: Mapping[str, Any]) -> str:
-    """Return the line that says what went wrong."""
-    words = str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
-    return escape_control(next(iter(words.strip().splitlines()), "see above"))
+    """Return the first line of the error of a task."""
+    message = (
+        str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
+    )
+    return escape_control(next(iter(message.strip().splitlines()), "see above"))

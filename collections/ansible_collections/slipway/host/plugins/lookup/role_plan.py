@@ -9,9 +9,9 @@ DOCUMENTATION = r"""
 name: role_plan
 short_description: The plan of a role for the current host
 description:
-  - Computes what a role does and owns on a host, from C(ansible_facts['slipway']) and the role's
-    options.
-  - The survey computes the same plan, so a role and the survey cannot disagree.
+  - Computes the owned state of a role and the values for its tasks. They depend on the host facts
+    C(ansible_facts['slipway']) and on the options of the role.
+  - The survey computes the same plan, so that a role and the survey always agree.
 options:
   _terms:
     description: Names of roles.
@@ -29,8 +29,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _raw:
   description:
-    - One mapping for each role. The key C(owned) holds the owned state, the others what only the
-      role's tasks need.
+    - One mapping for each role. The key C(owned) contains the owned state, the other keys the
+      values for the tasks of the role.
   type: list
   elements: dict
 """
@@ -49,7 +49,7 @@ class LookupModule(LookupBase):
         self, terms: Sequence[str], variables: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
         """Return the plan of each role."""
-        known = variables or {}
-        facts = known.get("ansible_facts", {}).get("slipway")
+        hostvars = variables or {}
+        facts = hostvars.get("ansible_facts", {}).get("slipway")
         templar: Any = self._templar
-        return [role_plans.plan(str(name), known, templar.template, facts) for name in terms]
+        return [role_plans.plan(str(name), hostvars, templar.template, facts) for name in terms]

@@ -102,7 +102,7 @@ def main() -> None:
             for name in names:
                 module.run_command(["gpasswd", option, name, group], check_rc=True)
         changes = numbers(added), numbers(removed)
-        for warning in sessions.outdated(group, found[0], *changes, sessions.processes()):
+        for warning in sessions.find_outdated(group, found[0], *changes, sessions.processes()):
             module.warn(warning)
     after = (members | wanted) - set(removed)
     module.exit_json(

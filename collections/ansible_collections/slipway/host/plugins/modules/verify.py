@@ -92,7 +92,7 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
-    checks = verify.checks(module.params["smoke"], reload)
+    checks = verify.run_checks(module.params["smoke"], reload)
     wrong = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
     if wrong:
         module.fail_json(msg="; ".join(wrong), checks=checks)

@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Put the question of the survey to a host: one round trip, no module transfer.
+"""Ask a host the question of the survey: one round trip, no module transfer.
 
-The script that travels is put together from the files of ``module_utils/state`` and
-``gpu/facts.py``: of the file of a kind only the part above MARKER, which asks on the host.
+The script that is sent consists of ``gpu/facts.py`` and of files of ``module_utils/state``. Of the
+file of a kind, only the part above MARKER is sent: the part that reads the state of the host.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 from ansible_collections.slipway.host.plugins.plugin_utils import host_command
 
 MARKER = "# --- Nothing below is sent to hosts with the survey. ---"
-# Files that every question needs, or may need.
+# Modules that are sent with every question.
 ALWAYS = (facts, gpu_facts, packages, paths, probe, reading)
 DEFAULT_INTERPRETER = "/usr/bin/python3"
+# Exit status of ssh if it cannot connect.
+SSH_FAILED = 255
 
 
 def interpreter(action: ActionBase) -> str:
-    """Return the path of Python on the host that ACTION runs for."""
+    """Return the path of Python on the host of ACTION."""
     variables = action._templar.available_variables or {}
     return str(variables.get("ansible_python_interpreter") or DEFAULT_INTERPRETER)
 
@@ -66,17 +68,18 @@ def ask(
 ) -> dict[str, Any]:
     """Return the answer of a host, with its ``facts``.
 
-    REACH are URLs, see :func:`facts.ask_facts`. Raise AnsibleConnectionFailure if the host cannot
-    be reached, AnsibleActionFail if it cannot answer or does not run the script as root.
+    REACH are URLs that the host tries, see :func:`facts.ask_facts`. Raise AnsibleConnectionFailure
+    if the host cannot be reached, AnsibleActionFail if it cannot answer or does not run the script
+    as root.
     """
     python = interpreter(action)
-    # -I -S: packages of the user and of the site only cost time.
+    # -I -S skip the packages of the user and of the site: loading them only costs time.
     reply = host_command.run(action, f"{python} -I -S -", script(question, reach).encode())
     try:
         answer: dict[str, Any] = json.loads(reply.output)
     except ValueError:
         output = reply.error or "no answer"
-        if reply.status == 255:
+        if reply.status == SSH_FAILED:
             raise AnsibleConnectionFailure(output) from None
         raise AnsibleActionFail(
             f"The survey failed on the host: {output[-600:]}; expected {python}, and root rights "

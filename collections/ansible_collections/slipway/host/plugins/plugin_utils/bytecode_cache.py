@@ -3,9 +3,9 @@
 """Load this collection's shared code from byte code; import this module before that code.
 
 Ansible's loader of collections compiles every file again in every run. For this collection that is
-more than a tenth of what a re-run costs, see bench/run.py. Python's own loader keeps the result in
-``__pycache__``. Nothing of ansible-core is changed: where its loader comes first, or the files are
-elsewhere, modules are loaded as ever.
+more than a tenth of the time of a re-run, see bench/run.py. Python's own loader keeps the result in
+``__pycache__``. ansible-core is not changed: if its loader comes first, or the files are elsewhere,
+Ansible loads the modules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import ModuleType
 
 PLUGINS = Path(__file__).resolve().parent.parent
 PREFIX = "ansible_collections.slipway.host.plugins."
-ROOMS = ("module_utils.", "plugin_utils.")
+PACKAGES = ("module_utils.", "plugin_utils.")
 
 
 class Finder(MetaPathFinder):
@@ -29,17 +29,17 @@ class Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return how Python itself loads a module of ours, None for all others."""
+        """Return the file of a module of this collection for Python's loader, None for others."""
         name = fullname.removeprefix(PREFIX)
-        if name == fullname or not name.startswith(ROOMS):
+        if name == fullname or not name.startswith(PACKAGES):
             return None
-        place = PLUGINS / name.replace(".", "/")
-        package = place / "__init__.py"
+        folder = PLUGINS / name.replace(".", "/")
+        package = folder / "__init__.py"
         if package.is_file():
             return spec_from_file_location(
-                fullname, package, submodule_search_locations=[str(place)]
+                fullname, package, submodule_search_locations=[str(folder)]
             )
-        file = place.with_suffix(".py")
+        file = folder.with_suffix(".py")
         return spec_from_file_location(fullname, file) if file.is_file() else None
 
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue as the action plugins that work on images are given it."""
+"""Load the catalogue for the action plugins that work on images."""
 
 from __future__ import annotations
 
@@ -12,25 +12,34 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.module_utils.images import catalogue, declaration
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
+# The arguments that all these plugins have.
+ARGUMENT_SPEC: dict[str, Any] = {
+    "names": {"type": "list", "elements": "str", "required": True},
+    "catalogue": {"type": "path", "required": True},
+    "variant": {"type": "str", "choices": ["cpu", "gpu"], "required": True},
+    "base": {"type": "str", "required": True},
+    "args": {"type": "dict", "default": {}},
+}
+
 
 class Builds:
-    """The catalogue of a task's arguments, for the host's variant and base."""
+    """The catalogue that a task names, for the variant and the base image of the host."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._how = [arguments[key] for key in ("variant", "base", "args")]
+        self._target = [arguments[key] for key in ("variant", "base", "args")]
         try:
             self._catalogue = catalogue.load_catalogue(Path(arguments["catalogue"]))
         except declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from error
 
-    def of(self, names: list[str] | None = None) -> list[ImageBuild]:
-        """Return the builds of the images NAMES and of what they stand on, of all where None.
+    def select(self, names: list[str] | None = None) -> list[ImageBuild]:
+        """Return the builds of the images NAMES and of their base images; None selects all images.
 
-        Raise AnsibleActionFail where that makes no sense.
+        Raise AnsibleActionFail if the declaration of an image is invalid.
         """
         try:
             return self._catalogue.builds(
-                list(self._catalogue.images) if names is None else names, *self._how
+                list(self._catalogue.images) if names is None else names, *self._target
             )
         except declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from error

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From variables to the plan of a role: read the role's options, call its pure function.
+"""Compute the plan of a role from variables: read the role's options, call its pure function.
 
 The plan of role NAME is ``plan(facts, options)`` in ``module_utils/roles/NAME.py``. The survey and
 the role's own tasks (lookup ``slipway.host.role_plan``) both reach it here.
@@ -29,9 +29,9 @@ display = Display()
 def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any) -> Vars:
     """Return the plan of a role for one host.
 
-    VARIABLES are those of the host, not templated; TEMPLATE returns the value of one. FACTS is
+    VARIABLES are the variables of the host, not templated; TEMPLATE evaluates a value. FACTS is
     ``ansible_facts['slipway']``; the plan also gets the ``address`` of the host and the
-    ``role_path`` on the controller. Raise AnsibleActionFail for options that the role refuses.
+    ``role_path`` on the controller. Raise AnsibleActionFail for invalid options.
     """
     role = roles.load(name)
     module = load_module(name)
@@ -40,19 +40,19 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
         owner = roles.load(roles.owner(shared))
         options[shared] = accept_set_options(owner, [shared], variables, template).get(shared)
     address = variables.get("ansible_host") or variables.get("inventory_hostname", "localhost")
-    known = {
+    host_facts = {
         **(facts or {}),
         "address": evaluate("ansible_host", address, template),
         "role_path": str(role.path),
     }
     try:
-        return dict(module.plan(known, options))
+        return dict(module.plan(host_facts, options))
     except ValueError as error:
         raise AnsibleActionFail(f"role {name}: {error}") from error
 
 
 def preload() -> None:
-    """Read every role and its plan, so that processes forked from this one have them."""
+    """Load every role and its plan before Ansible forks, so that its processes share them."""
     for name in roles.all_names():
         _plain_defaults(roles.load(name))
         with suppress(AnsibleActionFail):
@@ -60,7 +60,7 @@ def preload() -> None:
 
 
 def load_module(name: str) -> Any:
-    """Return the module that holds the plan of a role."""
+    """Return the module with the plan of a role."""
     try:
         return importlib.import_module(f"{PACKAGE}.{name}")
     except ModuleNotFoundError as error:
@@ -75,21 +75,21 @@ def load_module(name: str) -> Any:
 def read_options(role: roles.Role, variables: Mapping[str, Any], template: Template) -> Vars:
     """Return the value of each option of a role, converted to its declared type.
 
-    A nested key that nobody set is absent. Raise AnsibleActionFail where a value cannot be
-    evaluated or has the wrong type.
+    A nested key that is not set is absent. Raise AnsibleActionFail if a value cannot be evaluated
+    or has the wrong type.
     """
     defaults = _plain_defaults(role)
-    given = accept_set_options(role, role.options, variables, template)
+    values = accept_set_options(role, role.options, variables, template)
     for name in role.options:
-        if name not in given and name not in defaults:
-            given[name] = evaluate(name, role.defaults.get(name), template)
-    return {**defaults, **_converted(role, given)}
+        if name not in values and name not in defaults:
+            values[name] = evaluate(name, role.defaults.get(name), template)
+    return {**defaults, **_convert(role, values)}
 
 
 def accept_set_options(
     role: roles.Role, names: Iterable[str], variables: Mapping[str, Any], template: Template
 ) -> Vars:
-    """Return what `set_options` does, display its warnings and raise its errors."""
+    """Return the values of `set_options`; display its warnings and raise its errors."""
     values, findings = set_options(role, names, variables, template)
     if findings.errors:
         raise AnsibleActionFail(f"{'; '.join(findings.errors)}. Nothing was changed.")
@@ -106,7 +106,7 @@ def display_warnings(findings: old_names.Findings) -> None:
 def set_options(
     role: roles.Role, names: Iterable[str], variables: Mapping[str, Any], template: Template
 ) -> tuple[Vars, old_names.Findings]:
-    """Return the values of those options NAMES of a role that VARIABLES set, by their new names.
+    """Return the values of the options in NAMES that VARIABLES set, by their new names.
 
     The values are evaluated, not converted. The findings are about old names in use.
     """
@@ -129,58 +129,58 @@ def _plain_defaults(role: roles.Role) -> Vars:
         for name in role.options
         if not _has_template(role.defaults.get(name))
     }
-    return _converted(role, plain)
+    return _convert(role, plain)
 
 
-def _converted(role: roles.Role, values: Vars) -> Vars:
+def _convert(role: roles.Role, values: Vars) -> Vars:
     spec = {name: role.options[name] for name in values}
     result = ArgumentSpecValidator(spec).validate(values)
     if result.error_messages:
         raise AnsibleActionFail(f"role {role.name}: {'; '.join(result.error_messages)}")
     converted = result.validated_parameters
-    return {name: _without_unset(spec[name], converted[name]) for name in values}
+    return {name: _remove_unset(spec[name], converted[name]) for name in values}
 
 
-def _without_unset(option: Vars, value: Any) -> Any:
-    """Return a value without the nested keys that the validator adds for what nobody set."""
+def _remove_unset(option: Vars, value: Any) -> Any:
+    """Return a value without the nested keys that the validator adds as None."""
     nested = option.get("options")
     if not nested or value is None:
         return value
     if isinstance(value, list):
-        return [_without_unset(option, entry) for entry in value]
+        return [_remove_unset(option, entry) for entry in value]
     return {
-        key: _without_unset(nested.get(key, {}), entry)
+        key: _remove_unset(nested.get(key, {}), entry)
         for key, entry in value.items()
         if entry is not None
     }
 
 
 def evaluate(name: str, value: Any, template: Template) -> Any:
-    """Return the value of a variable; raise AnsibleActionFail with its name where it has none."""
+    """Return the value of a variable; raise AnsibleActionFail with its name if that fails."""
     if not _has_template(value):
         return value
     try:
         return template(value)
     except AnsibleError as error:
         raise AnsibleActionFail(
-            f"Cannot evaluate variable {name}: {_innermost(error)}. Nothing was changed."
+            f"Cannot evaluate variable {name}: {_root_message(error)}. Nothing was changed."
         ) from error
 
 
 def _has_template(value: Any) -> bool:
-    """Return whether any text in a value may hold a template."""
+    """Return whether any text in a value may contain a template."""
     if isinstance(value, str):
         return "{{" in value or "{%" in value or "{#" in value
     if isinstance(value, Mapping):
         return any(map(_has_template, value.values())) or any(map(_has_template, value))
     if isinstance(value, (list, tuple, set)):
         return any(map(_has_template, value))
-    # A value of another type, such as a vaulted one, is resolved by Ansible.
+    # Ansible resolves values of other types, such as vaulted values.
     return not isinstance(value, (bool, int, float, type(None)))
 
 
-def _innermost(error: BaseException) -> str:
-    """Return the message of the error that the others were raised from: it says what to do."""
+def _root_message(error: BaseException) -> str:
+    """Return the message of the first error in the chain of causes: it says what to do."""
     while error.__cause__:
         error = error.__cause__
     return str(error).rstrip(".")

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The project's roles as data: defaults and argument specs, without running the roles."""
+"""Read the defaults and the argument specs of the roles, and check variables against them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROLES_PATH = find_roles_path()
 
 @dataclass(frozen=True, eq=False)
 class Role:
-    """One role with what it inherits from its dependencies.
+    """One role, including the variables of its dependencies.
 
     ``defaults`` are its default variables, not templated; ``options`` are its public variables as
     ``meta/argument_specs.yml`` declares them.
@@ -55,7 +55,7 @@ class Role:
 
 
 def read_plain(file: Path) -> Vars:
-    """Return a YAML file that holds no templates; Ansible's own loader takes twice as long."""
+    """Return the content of a YAML file without templates; Ansible's loader takes twice as long."""
     try:
         return dict(yaml.load(file.read_bytes(), Loader=LOADER) or {})
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def read_plain(file: Path) -> Vars:
 
 @cache
 def load(name: str) -> Role:
-    """Return a role; each is read once a process.  Raise AnsibleActionFail where there is none."""
+    """Return a role, which is read once per process; raise AnsibleActionFail if it is missing."""
     for folder in ROLES_PATH:
         path = Path(folder) / name
         if path.is_dir():
@@ -92,22 +92,22 @@ def load(name: str) -> Role:
 
 
 def all_names() -> list[str]:
-    """Return the names of the roles that are there."""
-    found = (folder for root in ROLES_PATH for folder in Path(root).glob("*/meta/main.yml"))
-    return sorted(file.parent.parent.name for file in found)
+    """Return the names of all roles."""
+    files = (file for root in ROLES_PATH for file in Path(root).glob("*/meta/main.yml"))
+    return sorted(file.parent.parent.name for file in files)
 
 
 @cache
 def owner(option: str) -> str:
-    """Return the role that declares an option: the one with whose name the option begins."""
+    """Return the name of the role that declares an option; the name is a prefix of the option."""
     return max((name for name in all_names() if option.startswith(f"{name}_")), key=len)
 
 
-def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
-    """Yield a sentence for each of VARIABLES that is named like a role's but is none of its own.
+def find_unknown_variables(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
+    """Yield an error for each variable with the prefix of a role that is not an option of the role.
 
-    Ansible itself takes a misspelt variable for one that nobody reads.  Where the role's own name
-    is what was misspelt, as in ``ml_image_names``, the rest of it tells.
+    Ansible ignores unknown variables. A typing error in the prefix itself, as in
+    ``ml_image_names``, is found by comparing the whole name with all options.
     """
     owners = {role.name: role for role in roles}
     for role in list(owners.values()):
@@ -118,7 +118,7 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
     beginnings = tuple({prefix[:2] for prefix in prefixes})
     for name in sorted(name for name in variables if name.startswith(beginnings)):
         if not name.startswith(prefixes):
-            # As near as one or two letters; who has such a name for something else is rare.
+            # One or two letters differ. An inventory rarely has such a variable of its own.
             if near := difflib.get_close_matches(name, new_names, n=1, cutoff=0.92):
                 yield f"no role has a variable {name}; did you mean {new_names[near[0]]}"
             continue
@@ -126,22 +126,22 @@ def misspelt(variables: Iterable[str], roles: Iterable[Role]) -> Iterator[str]:
         if name in accepted[owner]:
             continue
         near = difflib.get_close_matches(name, accepted[owner], n=1)
-        known = ", ".join(sorted(owners[owner].options))
-        hint = f"did you mean {new_names[near[0]]}" if near else f"it has {known}"
+        options = ", ".join(sorted(owners[owner].options))
+        hint = f"did you mean {new_names[near[0]]}" if near else f"expected one of {options}"
         yield f"role {owner} has no variable {name}; {hint}"
 
 
-def wrong(role: Role, values: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with VALUES of the role's variables, by its argument spec."""
+def check_values(role: Role, values: Mapping[str, Any]) -> list[str]:
+    """Return the errors in VALUES of a role's options, according to its argument spec."""
     spec = {name: role.options[name] for name in values}
-    found = [
-        words
+    type_errors = [
+        error
         for name, value in values.items()
-        for words in _misshapen(spec[name], value, name, role.defaults.get(name) is not None)
+        for error in _check_type(spec[name], value, name, role.defaults.get(name) is not None)
     ]
-    if found:
-        # The validator would say the same again, in other words.
-        return [f"role {role.name}: {words}" for words in found]
+    if type_errors:
+        # The validator would report the same values again, with other messages.
+        return [f"role {role.name}: {error}" for error in type_errors]
     errors = ArgumentSpecValidator(spec).validate(dict(values)).errors
     return [
         f"role {role.name}: {'unknown key ' if isinstance(error, UnsupportedError) else ''}"
@@ -150,41 +150,53 @@ def wrong(role: Role, values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _misshapen(option: Vars, value: Any, name: str, needed: bool = True) -> Iterator[str]:
-    """Yield where the validator would convert a value before it judges it.
+def _check_type(option: Vars, value: Any, name: str, required: bool = True) -> Iterator[str]:
+    """Yield an error for each value that the validator would silently convert to another type.
 
-    The roles read what was given: a text as the list of its letters, for one.  Values are not
-    shown, since they may be secret.
+    The roles would read, for example, a string as the list of its letters. The errors do not show
+    values, because they may be secret.
     """
     kind = option.get("type", "str")
-    # What stands at the top may come from -e or an INI inventory, which know text alone: switches
-    # and numbers are converted by the roles.
-    inside = "." in name or "[" in name
+    # Variables themselves may come from -e or an INI inventory, where every value is a string: the
+    # roles convert booleans and numbers.
+    nested = "." in name or "[" in name
     if value is None:
-        if needed:
-            yield f"{name} has no value: give it one, or leave it out"
+        if required:
+            yield f"{name} has no value: set a value, or remove {name}"
     elif kind == "list":
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            on_command_line = "" if inside else f"; with -e: '{{\"{name}\": [...]}}'"
-            yield f"{name} must be a list, such as [...]{on_command_line}"
-            return
-        element = {**option, "type": option.get("elements", "raw")}
-        for number, one in enumerate(value):
-            yield from _misshapen(element, one, f"{name}[{number}]")
+        yield from _check_list(option, value, name, "" if nested else f'{{"{name}": [...]}}')
     elif kind == "dict":
-        if not isinstance(value, Mapping):
-            yield f"{name} must have keys and values, such as {{key: value}}"
-            return
-        for key, its in (option.get("options") or {}).items():
-            if key in value:
-                yield from _misshapen(
-                    its, value[key], f"{name}.{key}", bool(its.get("required", False))
-                )
-    elif kind in ("bool", "int") and inside and isinstance(value, str):
-        what = "true or false" if kind == "bool" else "a number"
-        yield f"{name} must be {what}, without quotes; a template of text ends with '| {kind}'"
+        yield from _check_dict(option, value, name)
+    elif kind in ("bool", "int"):
+        if nested and isinstance(value, str):
+            expected = "true or false" if kind == "bool" else "a number"
+            yield (
+                f"{name} must be {expected}, without quotes; "
+                f"a template of text ends with '| {kind}'"
+            )
     elif kind in ("str", "path") and "choices" not in option and not isinstance(value, str):
-        # A whole number loses nothing where it is made text; 1.20 does.
+        # A whole number is the same as text; 1.20 would become 1.2.
         whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or (inside and needed):
+        if not whole or (nested and required):
             yield f"{name} must be text: put it in quotes"
+
+
+def _check_list(option: Vars, value: Any, name: str, example: str) -> Iterator[str]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        yield f"{name} must be a list, such as [...]" + (
+            f"; with -e: '{example}'" if example else ""
+        )
+        return
+    element = {**option, "type": option.get("elements", "raw")}
+    for number, entry in enumerate(value):
+        yield from _check_type(element, entry, f"{name}[{number}]")
+
+
+def _check_dict(option: Vars, value: Any, name: str) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield f"{name} must have keys and values, such as {{key: value}}"
+        return
+    for key, nested in (option.get("options") or {}).items():
+        if key in value:
+            required = bool(nested.get("required", False))
+            yield from _check_type(nested, value[key], f"{name}.{key}", required)

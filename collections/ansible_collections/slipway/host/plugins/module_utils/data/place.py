@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import posixpath
+import pwd
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -419,8 +420,6 @@ def follow(top: Folder, new: Look, made: bool = False) -> None:
 
 
 def _user_name(uid: int) -> str:
-    import pwd
-
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -471,7 +471,7 @@ def main(folder: Path) -> None:
     # It holds secrets.
     described.unlink()
     os.environ.update(job["environment"])
-    host_job.carry_out(folder, LOCK, "download of data", lambda progress: carry_out(job, progress))
+    host_job.run_locked(folder, LOCK, "download of data", lambda progress: carry_out(job, progress))
 
 
 if __name__ == "__main__":

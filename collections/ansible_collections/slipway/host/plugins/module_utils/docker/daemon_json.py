@@ -1,12 +1,13 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Docker's daemon.json: merges the project's settings into what somebody else wrote there.
+"""Docker's daemon.json: merge the project's settings into a file that others may have edited.
 
-Pure functions over text and plain JSON data.  The ``daemon_json`` module reads and writes the file,
-the survey asks :func:`owned_difference`.  :mod:`docker.daemon_json_record` says whose a value is.
+Pure functions over text and plain JSON data. The ``daemon_json`` module reads and writes the file,
+the survey calls :func:`owned_difference`. :mod:`docker.daemon_json_record` stores which values the
+project has set.
 
-Objects are merged key by key, everything else (lists too) is replaced as a whole: an edited list
-cannot be told from two lists.  A null in the file counts as a missing key, as it does to dockerd.
+Objects are merged key by key. All other values, lists too, are replaced as a whole: an edited list
+and two merged lists look the same. A null in the file counts as a missing key, as in dockerd.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Merge:
 
     @property
     def changed(self) -> bool:
-        """Whether the file has to be written."""
+        """Whether the file must be written."""
         return not self.plain or not is_same(self.before, self.after)
 
     @property
@@ -109,14 +110,14 @@ def plan_merge(
 ) -> Merge:
     """Return what merging does to a file.
 
-    ``text`` is its content, None where there is no file.  ``settings`` are the declared nested
-    keys, ``absent`` the key paths to remove (``log-opts.max-size``, or a list of keys where one of
-    them contains a dot), ``record`` the result of :func:`read_record`, ``name`` the file in errors,
+    ``text`` is its content, None if the file is missing.  ``settings`` are the declared nested
+    keys, ``absent`` the key paths to remove (``log-opts.max-size``, or a list of keys if a key
+    contains a dot), ``record`` the result of :func:`read_record`, ``name`` the file in errors,
     ``defaults`` the settings for keys that nobody set.  Raises DaemonJsonError.
     """
     declared = _to_plain_json(settings)
     removed_keys = [split_key(key) for key in absent]
-    _refuse_contradictions(declared, removed_keys)
+    _check_contradictions(declared, removed_keys)
     before = parse(text or "", name)
     selected = select_defaults(before, _to_plain_json(defaults or {}), declared, record)
     declared = merge(selected, declared, "the default settings")
@@ -152,13 +153,13 @@ def merge(data: Json, settings: Mapping[str, Any], name: str = "daemon.json") ->
     """Return ``data`` with ``settings`` in it: objects key by key, all else replaced.
 
     Keys of ``data`` keep their place, new ones follow in the order of ``settings``.  Raises
-    DaemonJsonError where only one of the two has an object.
+    DaemonJsonError if only one of the two values of a key is an object.
     """
     return _merge_objects(data, settings, (), name)
 
 
 def _to_plain_json(settings: Mapping[str, Any]) -> Json:
-    """Return the settings as plain JSON data; a caller may pass types of its own."""
+    """Return the settings as plain JSON data, without the caller's own types."""
     try:
         plain: Json = json.loads(json.dumps(settings, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -172,7 +173,7 @@ def _to_plain_json(settings: Mapping[str, Any]) -> Json:
     return plain
 
 
-def _refuse_contradictions(settings: Json, absent: Sequence[KeyPath]) -> None:
+def _check_contradictions(settings: Json, absent: Sequence[KeyPath]) -> None:
     for key in absent:
         for setting, _ in leaves(settings):
             if setting[: len(key)] == key:

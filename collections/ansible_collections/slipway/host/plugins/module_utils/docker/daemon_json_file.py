@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Writes Docker's daemon.json on a host: merged, validated by dockerd, replaced in one step.
+"""Write Docker's daemon.json on a host: merge, validate with dockerd, replace in one step.
 
 Standard library only, for hosts.
 """
@@ -73,7 +73,7 @@ class DaemonJsonFile:
                 f"{self.target} is empty or starts with a byte order mark. Engines before 23.0 "
                 "do not start with such a file. It is written as plain JSON."
             )
-        self.refuse_conflicts(merge)
+        self.check_unit_conflicts(merge)
         new_record = update_record(record_text, self.params["path"], merge.record)
         if merge.changed:
             self.replace_content(text, merge, new_record)
@@ -93,7 +93,7 @@ class DaemonJsonFile:
         return mode & 0o644 | 0o600
 
     def read(self) -> str | None:
-        """Return the file's text, None where there is no file."""
+        """Return the file's text, None if the file is missing."""
         try:
             return decode(self.target.read_bytes(), str(self.target))
         except FileNotFoundError:
@@ -114,8 +114,8 @@ class DaemonJsonFile:
             )
         return "", ()
 
-    def refuse_conflicts(self, merge: Merge) -> None:
-        """Fail where the unit sets a key of the file too; only warn if the file is unchanged."""
+    def check_unit_conflicts(self, merge: Merge) -> None:
+        """Fail if the unit also sets a key of the file; only warn if the file is unchanged."""
         for key, flag in find_conflicts(merge.after, self.read_unit_flags()):
             message = (
                 f"{key} is set twice: in {self.target} and by {flag} on dockerd's command line in "
@@ -164,9 +164,9 @@ class DaemonJsonFile:
             self.validate(str(file))
             if self.params["backup"] and text is not None:
                 self.result["backup_file"] = self.module.backup_local(str(self.target))
-            # Before the file: if the run ends between the two, the record has values that are not
-            # in the file, which is harmless.  The other way round, the project's own values would
-            # look like the user's.
+            # The record is written before the file: if the run ends between the two, the record has
+            # values that are not in the file, which is harmless. In the other order, the project's
+            # own values would count as the user's.
             self.write_record(record)
 
         replace_file(self.target, content, prepare)
@@ -189,7 +189,7 @@ class DaemonJsonFile:
         )
 
     def validate(self, file: str) -> None:
-        """Validate a file by dockerd; fail if dockerd rejects it, add a note where it cannot."""
+        """Validate a file by dockerd; fail if dockerd rejects it, add a note without validation."""
         command: str = self.params["validate"]
         if not command:
             return
@@ -197,17 +197,17 @@ class DaemonJsonFile:
             program, *words = shlex.split(command)
         except ValueError as error:
             self.module.fail_json(
-                msg=f"validate: {command!r}; expected a command: {error}. Correct it."
+                msg=f"validate: {command!r}: {error}; expected a command. Correct it."
             )
         if "%s" not in command:
             self.module.fail_json(
-                msg=f"validate: {command!r}; expected %s in the place of the file. Add %s."
+                msg=f"validate: {command!r}; expected %s instead of the path of the file. Add %s."
             )
         executable = self.module.get_bin_path(program)
         if executable is None:
             if command != VALIDATE:
                 self.module.fail_json(
-                    msg=f"validate: program {program} not found on this host. Install it."
+                    msg=f"validate: program {program} not found on this host. Install {program}."
                 )
             self.notes.append("Not validated: this host has no dockerd yet.")
             return
@@ -244,7 +244,8 @@ def replace_file(path: Path, text: str, prepare: Callable[[Path], None] | None =
     the old file stays.
     """
     with paths.opened_parent(str(path), make=True) as (folder, name):
-        # The opened folder, whatever becomes of its name; also for the program that validates.
+        # A path of the opened folder, which is valid even if the folder is renamed. The program
+        # that validates the file uses it too.
         opened_folder = f"/proc/{os.getpid()}/fd/{folder.descriptor}"
         descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=opened_folder)
         new = Path(temporary)

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The record of the keys that the project set in daemon.json, and the values they replaced.
 
-A value in the file that is not the recorded one belongs to the user.  From this follows:
+If a value in the file differs from the recorded value, it belongs to the user:
 
-* a setting that is no longer declared gives way to the recorded earlier value, or disappears;
-* a setting that somebody edited since stays as it is once it is no longer declared;
-* a setting that is still declared is repaired whatever the record says, so a lost record breaks
-  nothing: values written earlier only look like the user's own later.
+* A setting that is no longer declared is replaced by the recorded earlier value, or removed.
+* A setting that was edited after the last run and is no longer declared stays as it is.
+* A declared setting is repaired even without a record. If the record is lost, values that were
+  written before count as the user's own and are not removed later.
 
 Standard library only, for hosts.
 """
@@ -67,7 +67,7 @@ def split_key(key: object) -> KeyPath:
         or not all(isinstance(part, str) and part for part in parts)
     ):
         raise DaemonJsonError(
-            f"absent: {key!r}; expected a key path such as log-opts.max-size. Where a key "
+            f"absent: {key!r}; expected a key path such as log-opts.max-size. If a key "
             "contains a dot, write a list: [log-opts, max-size]."
         )
     return tuple(parts)

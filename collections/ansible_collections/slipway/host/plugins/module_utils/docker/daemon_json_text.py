@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The text of Docker's daemon.json: decoded, parsed as strictly as dockerd needs it, rendered.
+"""Decode, parse and render the text of Docker's daemon.json; parse as strictly as dockerd.
 
 Standard library only, for hosts.
 """
@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from ansible_collections.slipway.host.plugins.module_utils.docker.json_tree import Json
 
 BYTE_ORDER_MARK = "\ufeff"
-# How much of a broken line is shown on each side of the column; minified files are one long line.
+# Characters of an invalid line to show on each side of the column; minified files are one long
+# line.
 SHOWN_COLUMNS = 60
 
 _KINDS: Mapping[type, str] = {
@@ -37,7 +38,7 @@ class DaemonJsonError(ValueError):
 
 
 class _RefusedError(ValueError):
-    """Text that Python's parser accepts and dockerd misreads; ``pattern`` finds it in a line."""
+    """Text that Python's parser accepts but dockerd misreads; ``pattern`` matches it in a line."""
 
     def __init__(self, reason: str, pattern: str) -> None:
         super().__init__(reason)
@@ -48,7 +49,7 @@ def parse(text: str, name: str = "daemon.json") -> Json:
     """Return the object in a file's text; an empty text is an empty object.
 
     Raises DaemonJsonError with line and column for text that is not JSON or not an object, and for
-    what Python accepts but dockerd misreads: duplicate keys, NaN, numbers out of range.
+    text that Python accepts but dockerd misreads: duplicate keys, NaN, numbers out of range.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
     if not text.strip():
@@ -81,7 +82,7 @@ def parse(text: str, name: str = "daemon.json") -> Json:
 
 
 def decode(raw: bytes, name: str = "daemon.json") -> str:
-    """Return the text of a file's bytes; raises DaemonJsonError with the place if not UTF-8."""
+    """Return the text of UTF-8 bytes; raises DaemonJsonError with line and column otherwise."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Keys of daemon.json that the command line of dockerd in its systemd unit sets too.
+"""Find keys of daemon.json that the command line of dockerd in its systemd unit also sets.
 
 Standard library only, for hosts.
 """
@@ -48,11 +48,11 @@ def list_environment_files(unit: str) -> list[str]:
 
 
 def read_unit_flags(unit: str, environments: Sequence[str] = ()) -> dict[str, str]:
-    """Return the daemon.json keys that a unit sets, each with its flag as it is written.
+    """Return the daemon.json keys that a unit sets, each with its flag.
 
-    ``unit`` is what ``systemctl show --property=ExecStart,Environment`` printed for docker.service,
-    ``environments`` the texts of its environment files: ``$DOCKER_OPTS`` and the like are looked up
-    there.
+    ``unit`` is the output of ``systemctl show --property=ExecStart,Environment`` for
+    docker.service, ``environments`` the texts of its environment files, which define variables such
+    as ``$DOCKER_OPTS``.
     """
     command = re.search(r"argv\[\]=(.*?) ; ", unit)
     if command is None:
@@ -86,7 +86,7 @@ def find_conflicts(data: Json, flags: Mapping[str, str]) -> list[tuple[str, str]
 
 
 def _split_words(text: str) -> list[str]:
-    """Return the words of a shell command; split at blanks where a quote is not closed."""
+    """Return the words of a shell command; split at blanks if a quote is not closed."""
     try:
         return shlex.split(text)
     except ValueError:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which changes of daemon.json a running dockerd applies on a reload, without a restart.
+"""Decide which changes of daemon.json a running dockerd applies on a reload, without a restart.
 
 Standard library only, for hosts.
 """
@@ -14,10 +14,10 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.json_tree impo
     changes,
 )
 
-# What SIGHUP applies without a restart: Docker's dockerd reference, "Configuration reload
-# behavior", and the code behind it (moby: daemon/reload.go, daemon/reload_unix.go and reloadConfig
-# in daemon/command/daemon.go).  The code tells two kinds apart, and engine 28.5 does what it says.
-# These are set back to their default when the key is gone from the file ...
+# Keys that SIGHUP applies without a restart, from "Configuration reload behavior" in Docker's
+# dockerd reference and from the code (moby: daemon/reload.go, daemon/reload_unix.go and
+# reloadConfig in daemon/command/daemon.go); checked with engine 28.5. These keys are reset to their
+# default when they are removed from the file.
 RESET_ON_RELOAD = frozenset(
     {
         "authorization-plugins",
@@ -27,7 +27,7 @@ RESET_ON_RELOAD = frozenset(
         "network-diagnostic-port",
     }
 )
-# ... and these keep the running value then, so that removing them needs a restart.
+# These keys keep the running value when they are removed, so that a removal needs a restart.
 KEPT_ON_RELOAD = frozenset(
     {
         "allow-nondistributable-artifacts",
@@ -50,9 +50,9 @@ RELOADED_FEATURES = frozenset({"buildkit"})
 
 
 def applies_on_reload(key: str, old: Any, new: Any) -> bool:
-    """Whether a reload applies the change of a key at the top of the file."""
+    """Return whether a reload applies the change of a top-level key of the file."""
     if key == "features":
         old, new = (value if isinstance(value, dict) else {} for value in (old, new))
         return all(name in RELOADED_FEATURES for (name, *_), *_ in changes(old, new))
-    gone = new is MISSING or new is None
-    return key in RESET_ON_RELOAD or (key in KEPT_ON_RELOAD and not gone)
+    removed = new is MISSING or new is None
+    return key in RESET_ON_RELOAD or (key in KEPT_ON_RELOAD and not removed)

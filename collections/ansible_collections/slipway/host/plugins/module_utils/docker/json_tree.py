@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Nested JSON objects as trees: their leaves, and single keys of them by key path.
+"""Read and change nested JSON objects by key path.
 
-Pure functions; nothing is changed in place.  Standard library only, for hosts.
+Pure functions: arguments are not changed.  Standard library only, for hosts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def leaves(settings: Json, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def look_up(data: Json, key: KeyPath) -> Any:
-    """Return the value at a key path, MISSING where there is none."""
+    """Return the value at a key path, MISSING if there is no such key."""
     value: Any = data
     for part in key:
         if not isinstance(value, dict) or part not in value:
@@ -45,7 +45,7 @@ def replace_key(data: Json, key: KeyPath, value: Any) -> Json:
 def without_key(data: Json, key: KeyPath, keep: int) -> Json:
     """Return data without a key path.
 
-    Objects around the key that become empty are removed too, except the first ``keep`` of them.
+    Parent objects that become empty are removed too, except the first ``keep`` of them.
     """
     head, rest = key[0], key[1:]
     inner: Any = data.get(head)
@@ -61,7 +61,7 @@ def without_key(data: Json, key: KeyPath, keep: int) -> Json:
 def changes(
     before: Json, after: Json, at: KeyPath = (), depth: int | None = None
 ) -> Iterator[tuple[KeyPath, Any, Any]]:
-    """Yield key path, old and new value of each change, looking ``depth`` levels down at most."""
+    """Yield key path, old and new value of each change, at most ``depth`` levels deep."""
     for key in before | after:
         old, new = before.get(key, MISSING), after.get(key, MISSING)
         if is_same(old, new):
@@ -73,7 +73,7 @@ def changes(
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Compare as JSON: the order of keys means nothing, and true is not 1 (it is to Python)."""
+    """Compare as JSON: the order of keys does not matter, and true is not 1 (in Python it is)."""
     if one is MISSING or other is MISSING:
         return one is other
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

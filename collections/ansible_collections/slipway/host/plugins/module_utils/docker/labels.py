@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every label of the project's images and containers, and the paths that several parts share.
+"""Labels of the project's images and containers, and paths that several modules use.
 
-Standard library only: the builder takes this file along to hosts.
+Standard library only: this file is sent to hosts with the builder.
 """
 
 from __future__ import annotations

@@ -131,8 +131,8 @@ def repository_files(
     if decision.source == branches.CUDA:
         folder = CUDA_KEYS[host.distribution, host.release][0]
         architecture = _CUDA_ARCHITECTURES[host.architecture]
-        for name in _CUDA_LISTS:
-            name = name.format(folder=folder, architecture=architecture)
+        for template in _CUDA_LISTS:
+            name = template.format(folder=folder, architecture=architecture)
             yield {"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"}
 
 

@@ -1,11 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Long work on a host, apart from the connection that started it.
+"""Long jobs on a host, independent of the connection that started them.
 
 The controller packs a job, unpacks it into a folder on the host and starts a program of the job
-there, detached; it then follows ``progress`` until ``result.json`` appears, see
-:mod:`plugin_utils.detached_job`.  So a lost connection ends nothing, and a second run waits for the
-first instead of doing the same.
+there, detached; it then shows ``progress`` until ``result.json`` appears, see
+:mod:`plugin_utils.detached_job`. A lost connection does not end the job, and a second run waits for
+the first.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ PACKAGE = __name__.partition("module_utils.")[0]
 
 
 class Progress:
-    """Lines for the person who waits."""
+    """Writes progress lines, which the controller shows."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def say(self, line: str) -> None:
-        """Tell LINE at once."""
+        """Write a line and flush it."""
         self.stream.write(line + "\n")
         self.stream.flush()
 
 
-def required_modules(program: ModuleType) -> list[ModuleType]:
-    """Return a module of this collection with all of the collection that it imports."""
-    found = {program.__name__: program}
+def _required_modules(program: ModuleType) -> list[ModuleType]:
+    """Return a module of this collection and all modules of the collection that it imports."""
+    required = {program.__name__: program}
     pending = [program]
     while pending:
         for name in _imported_names(pending.pop()):
             module = sys.modules.get(name)
-            if name.startswith(PACKAGE) and module is not None and name not in found:
-                found[name] = module
+            if name.startswith(PACKAGE) and module is not None and name not in required:
+                required[name] = module
                 pending.append(module)
-    return list(found.values())
+    return list(required.values())
 
 
 def _imported_names(module: ModuleType) -> Iterator[str]:
@@ -59,13 +59,13 @@ def _imported_names(module: ModuleType) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def packed(files: Mapping[str, bytes], program: ModuleType) -> bytes:
-    """Return a tar archive with FILES, the module PROGRAM and all that it imports.
+def pack(files: Mapping[str, bytes], program: ModuleType) -> bytes:
+    """Return a tar archive with FILES, the module PROGRAM and all modules that it imports.
 
-    It may hold secrets, so it belongs into a folder that only root can read.
+    The archive may contain secrets: unpack it into a folder that only root can read.
     """
     content = dict(files)
-    for module in required_modules(program):
+    for module in _required_modules(program):
         file = Path(str(module.__file__))
         name = module.__name__.replace(".", "/")
         content[f"{name}/__init__.py" if file.stem == "__init__" else f"{name}.py"] = (
@@ -80,27 +80,27 @@ def packed(files: Mapping[str, bytes], program: ModuleType) -> bytes:
     return stream.getvalue()
 
 
-def carry_out(
-    folder: Path, lock_file: Path, doing: str, work: Callable[[Progress], Result]
+def run_locked(
+    folder: Path, lock_file: Path, activity: str, work: Callable[[Progress], Result]
 ) -> None:
-    """Do WORK under a lock and write its result to FOLDER; DOING names it to who waits.
+    """Call WORK under a lock and write its result to FOLDER; ACTIVITY names the work in messages.
 
-    What fails without a result of its own is told as ``failed``, under the name ``job``.
+    An exception of WORK becomes the entry ``job`` of ``failed`` in the result.
     """
     lock_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    result: Result = {"failed": {"job": f"{doing} was stopped"}}
+    result: Result = {"failed": {"job": f"{activity} was stopped"}}
     with (folder / "progress").open("a", encoding="utf-8") as stream, lock_file.open("w") as lock:
         progress = Progress(stream)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                progress.say(f"another {doing} runs on this host; waiting for it")
+                progress.say(f"Waiting for another {activity} on this host")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             result = work(progress)
         except Exception as error:
             result["failed"] = {"job": f"{type(error).__name__}: {error}"}
         finally:
-            written = folder / "result.json.new"
-            written.write_text(json.dumps(result), encoding="utf-8")
-            written.rename(folder / "result.json")
+            new = folder / "result.json.new"
+            new.write_text(json.dumps(result), encoding="utf-8")
+            new.rename(folder / "result.json")

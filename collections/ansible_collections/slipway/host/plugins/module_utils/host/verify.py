@@ -1,9 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ask a finished host to do the real thing, and say what came of it.
+"""Run the acceptance checks on a host.
 
-Everything that is needed stands on the host itself: images bear their smoke test's command and
-containers how they are proven, as labels.  So this also proves images that came by `docker load`.
+All data for the checks is on the host: labels of images contain the command of the smoke test,
+labels of containers the request that checks the service. So images that were loaded by `docker
+load` are checked as well.
 """
 
 from __future__ import annotations
@@ -33,34 +34,34 @@ REQUEST_TIMEOUT = 30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried: what, whether it went well, and what was seen, in words."""
+    """An acceptance check: what was checked, whether it passed, and the result as text."""
 
     what: str
     ok: bool
     seen: str
 
 
-def attempt(what: str, act: Callable[[], str]) -> Check:
-    """Return the check of ACT, which returns what it saw or raises."""
+def run_check(what: str, function: Callable[[], str]) -> Check:
+    """Return the check of FUNCTION, which returns its result as text or raises an error."""
     try:
-        return Check(what, True, act())
+        return Check(what, True, function())
     except (OSError, ValueError, KeyError, IndexError, subprocess.SubprocessError) as error:
         return Check(what, False, str(error) or type(error).__name__)
 
 
-def _engine() -> str:
+def _check_engine() -> str:
     version = containers.ask_engine("/version")
     return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
 
 
-def _image(reference: str, command: list[str]) -> str:
+def _check_image(reference: str, command: list[str]) -> str:
     started = time.monotonic()
     images_smoke.test(reference, command, SMOKE_TIMEOUT)
     return f"smoke test passed in {time.monotonic() - started:.0f} s"
 
 
 def contains(answer: Any, expected: Any) -> bool:
-    """Whether a JSON ANSWER says all that is EXPECTED; it may say more."""
+    """Return whether a JSON ANSWER contains all of EXPECTED; it may contain more."""
     if isinstance(expected, Mapping):
         return isinstance(answer, Mapping) and all(
             key in answer and contains(answer[key], value) for key, value in expected.items()
@@ -68,27 +69,27 @@ def contains(answer: Any, expected: Any) -> bool:
     return bool(answer == expected)
 
 
-def _address(container: Mapping[str, Any], port: int) -> str:
-    """Return where the host reaches a container's port."""
-    found = [
+def _find_address(container: Mapping[str, Any], port: int) -> str:
+    """Return the address on the host of a container's port."""
+    addresses = [
         (published.get("IP") or "127.0.0.1", published["PublicPort"])
         for published in container.get("Ports") or ()
         if published.get("PrivatePort") == port and published.get("PublicPort")
     ]
-    if not found:
+    if not addresses:
         raise ValueError(f"port {port} is not published on the host")
-    # One that is published everywhere is listed for IPv4 and for IPv6.
-    ip, number = min(found, key=lambda place: ":" in place[0])
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)
-    return f"{f'[{shown}]' if ':' in shown else shown}:{number}"
+    # A port that is published on all addresses is listed for IPv4 and for IPv6.
+    ip, number = min(addresses, key=lambda address: ":" in address[0])
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(ip, ip)
+    return f"{f'[{reachable}]' if ':' in reachable else reachable}:{number}"
 
 
-def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
-    url = f"http://{_address(container, proof['port'])}{proof['path']}"
+def _check_service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
+    url = f"http://{_find_address(container, proof['port'])}{proof['path']}"
     secret = Path(proof["secret"]).read_text(encoding="utf-8").strip() if "secret" in proof else ""
-    closed = "refuses without its secret, " if secret else ""
+    closed = "rejected a request without the secret, " if secret else ""
     if secret:
-        _refuses(url)
+        _check_secret_required(url)
     request = Request(url)
     if secret:
         request.add_header("Authorization", f"Bearer {secret}")
@@ -96,48 +97,49 @@ def _service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> str:
         request.data = json.dumps(proof["post"]).encode()
         request.add_header("Content-Type", "application/json")
     try:
-        text = _answer(request)
+        text = _send(request)
     except HTTPError as error:
         raise ValueError(f"{url} answered {error.code}: {error.read(400)!r}") from None
-    if proof.get("expect") is not None and not contains(_document(text), proof["expect"]):
+    if proof.get("expect") is not None and not contains(_parse_json(text), proof["expect"]):
         raise ValueError(f"{url} answered {text.strip()[:200]}, expected {proof['expect']}")
-    seen = text.strip()[:200] if proof.get("expect") else "with success"
-    return f"{url} {closed}answered {seen}"
+    summary = text.strip()[:200] if proof.get("expect") else "with success"
+    return f"{url} {closed}answered {summary}"
 
 
-def _answer(request: Request) -> str:
-    """Return what the host answers; raise HTTPError where it refuses.
+def _send(request: Request) -> str:
+    """Return the answer to a request; raise HTTPError for an error status.
 
-    A proxy of the environment is for other hosts, and not to see a secret.
+    No proxy is used: the request goes to this host and may contain a secret.
     """
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=REQUEST_TIMEOUT) as response:
             return str(response.read(1 << 20).decode("utf-8", "replace"))
     except HTTPException as error:
-        words = f"{request.full_url} answered with something other than HTTP: {error}"
-        raise ValueError(words) from None
+        raise ValueError(f"{request.full_url} did not answer with HTTP: {error}") from None
 
 
-def _document(text: str) -> Any:
-    """Return the JSON document in a TEXT, the text itself where it is none."""
+def _parse_json(text: str) -> Any:
+    """Return the JSON document in a TEXT, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def _refuses(url: str) -> None:
-    """Raise ValueError where an address is open to whoever reaches it."""
+def _check_secret_required(url: str) -> None:
+    """Raise ValueError if a service accepts a request without its secret."""
     try:
-        _answer(Request(url))
+        _send(Request(url))
     except HTTPError as error:
         if error.code in (401, 403):
             return
-        raise ValueError(f"{url} answered {error.code} without its secret") from None
-    raise ValueError(f"{url} opens without its secret")
+        raise ValueError(
+            f"{url} answered {error.code} to a request without the secret; expected 401 or 403"
+        ) from None
+    raise ValueError(f"{url} accepted a request without the secret; expected 401 or 403")
 
 
-def _images(smoke: bool) -> Iterator[Check]:
+def _check_images(smoke: bool) -> Iterator[Check]:
     if not smoke:
         return
     for image in containers.ask_engine("/images/json"):
@@ -146,43 +148,42 @@ def _images(smoke: bool) -> Iterator[Check]:
             continue
         command = json.loads(image_labels[labels.SMOKE])
         for reference in image.get("RepoTags") or ():
-            # One that an interrupted build left is nobody's to use.
+            # An interrupted build leaves candidate images, which nobody uses.
             if not reference.endswith(images_smoke.CANDIDATE):
-                yield attempt(f"image {reference}", partial(_image, reference, command))
+                yield run_check(f"image {reference}", partial(_check_image, reference, command))
 
 
-def _services() -> Iterator[Check]:
+def _check_services() -> Iterator[Check]:
     for container in containers.ask_engine("/containers/json?all=1"):
         container_labels = container.get("Labels") or {}
         name = container_labels.get("com.docker.compose.service")
-        once = container_labels.get(containers.ONE_OFF) == "True"
-        if not name or once or labels.PROOF not in container_labels:
+        one_off = container_labels.get(containers.ONE_OFF) == "True"
+        if not name or one_off or labels.PROOF not in container_labels:
             continue
         proof = json.loads(container_labels[labels.PROOF])
-        yield attempt(f"service {name}", partial(_service, container, proof))
+        yield run_check(f"service {name}", partial(_check_service, container, proof))
 
 
-def checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
-    """Try everything; return what came of it, as plain mappings.
+def run_checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
+    """Run all checks that apply to the host; return the results as plain mappings.
 
-    SMOKE says whether the images' smoke tests run again, DAEMON_RELOAD whether systemd is told to
-    read its units anew while a container holds the GPUs.  A host that is to have no engine has
-    nothing to prove but its GPUs.
+    SMOKE: run the smoke tests of the images. DAEMON_RELOAD: run `systemctl daemon-reload` while a
+    container uses the GPUs. On a host without an engine, only the GPUs are checked.
     """
     facts = state_facts.ask_host()
     gpus = gpu_proof.own_gpus(facts)
-    found = [attempt(GPUS, partial(gpu_proof.check_host, len(gpus)))] if gpus else []
-    if gpus and found[0].ok:
-        found.append(attempt(COMPUTATION, partial(gpu_proof.compute_on_host, gpus)))
-    healthy = all(check.ok for check in found)
+    results = [run_check(GPUS, partial(gpu_proof.check_host, len(gpus)))] if gpus else []
+    if gpus and results[0].ok:
+        results.append(run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus)))
+    healthy = all(check.ok for check in results)
     if not facts["docker_package"]:
-        found.append(Check("engine", True, "none is installed"))
-        return [asdict(check) for check in found]
-    engine = attempt("engine", _engine)
-    found.append(engine)
+        results.append(Check("engine", True, "not installed"))
+        return [asdict(check) for check in results]
+    engine = run_check("engine", _check_engine)
+    results.append(engine)
     if engine.ok:
         if gpus and healthy:
-            held = partial(gpu_proof.check_container, len(gpus), daemon_reload)
-            found.append(attempt(GPUS_IN_CONTAINERS, held))
-        found += [*_images(smoke), *_services()]
-    return [asdict(check) for check in found]
+            check = partial(gpu_proof.check_container, len(gpus), daemon_reload)
+            results.append(run_check(GPUS_IN_CONTAINERS, check))
+        results += [*_check_images(smoke), *_check_services()]
+    return [asdict(check) for check in results]

@@ -394,7 +394,7 @@ def main(folder: Path) -> None:
         finally:
             shutil.rmtree(folder / "secrets", ignore_errors=True)
 
-    job.carry_out(folder, LOCK, "build", build)
+    job.run_locked(folder, LOCK, "build", build)
 
 
 if __name__ == "__main__":

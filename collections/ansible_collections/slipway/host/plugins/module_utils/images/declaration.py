@@ -208,7 +208,7 @@ def _validator_class() -> type[Draft202012Validator]:
     from jsonschema import Draft202012Validator, ValidationError, validators
 
     def match_pattern(
-        validator: Draft202012Validator, pattern: str, value: Any, _rule: Schema
+        _validator: Draft202012Validator, pattern: str, value: Any, _rule: Schema
     ) -> Iterator[ValidationError]:
         # In JSON Schema `$` is the end of the text; in Python it also stands before a last newline.
         if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):

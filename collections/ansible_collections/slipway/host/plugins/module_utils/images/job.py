@@ -99,4 +99,4 @@ def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "parallel": options.get("parallel") or 0,
     }
     files["job.json"] = json.dumps(description).encode()
-    return host_job.packed(files, builder)
+    return host_job.pack(files, builder)

@@ -118,7 +118,8 @@ def displayed_urls(
 ) -> dict[str, str]:
     """Return the addresses as a run shows them: with the path of the token, never with it."""
     displayed = {}
-    for port, url in urls.items():
+    for port, full_url in urls.items():
+        url = full_url
         if TOKEN in url:
             token_file = secret_path(_endpoint_secret(project), secrets)
             url = f"{url.partition('?')[0]} (token: {token_file})"

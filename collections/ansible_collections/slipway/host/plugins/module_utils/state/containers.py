@@ -135,7 +135,9 @@ def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"context digest {digest[:12]}", entry["digest"][:12]
 
 
-def compare_projects(entry: Entry, answer: Answer) -> Iterator[Change]:
+def compare_projects(  # noqa: C901 - a table of cases, one branch for each
+    entry: Entry, answer: Answer
+) -> Iterator[Change]:
     """Yield the differences of the containers of a compose project."""
     if answer["engine"]:
         yield "Docker does not answer", "running"

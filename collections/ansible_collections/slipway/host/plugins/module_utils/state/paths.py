@@ -351,7 +351,7 @@ class _Walk:
         self.start()
 
     def _enter(self, name: str) -> None:
-        walked = self.folder._walk(name)
+        walked = self.folder._walk(name)  # noqa: SLF001 - a class of this file
         info = os.fstat(walked)
         trusted = self.folder.trusted and is_trusted(info)
         if not trusted and self.owners is not None and info.st_uid not in self.owners:
