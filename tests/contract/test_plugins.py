@@ -230,7 +230,7 @@ def test_every_module_sets_the_environment_of_hosts() -> None:
 
 def test_every_detached_program_sets_the_environment_of_hosts() -> None:
     programs = [
-        file for file in PLUGINS.rglob("*.py") if "carry_out(folder, LOCK" in file.read_text()
+        file for file in PLUGINS.rglob("*.py") if "run_locked(folder, LOCK" in file.read_text()
     ]
     assert programs
     assert [file for file in programs if "environment.apply()" not in file.read_text()] == []

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The environment of everything that Slipway runs on a host, whoever logged in.
+"""The environment of everything that Slipway runs on a host, independent of the login account.
 
 The settings of the account that Ansible uses must not change a result: a Docker context or builder
 of root would build images on another engine, a umask of 077 would make files that no user can read,
