@@ -94,6 +94,11 @@ REASONS: dict[str, tuple[str, str]] = {
         ".read_bytes .read_text .set_fs_attributes_if_different .unlink os.rename "
         "tempfile.NamedTemporaryFile tempfile.mkstemp",
     ),
+    "module_utils/docker/daemon_json_previous.py": (
+        "works in /etc/docker and /var/lib/slipway, which only root can write",
+        ".read_bytes .unlink",
+    ),
+    "module_utils/state/disturbance.py": ("reads procfs", "os.listdir os.readlink"),
     "module_utils/state/apply_files.py": (
         "sets an ACL on a folder that state.paths opened",
         "os.getxattr os.setxattr",

@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.slipway.host.plugins.module_utils.docker import (
+    daemon_json_previous,
+    restart_consent,
+)
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
     DaemonJsonError,
     Merge,
@@ -1111,3 +1115,107 @@ def test_a_default_runtime_goes_with_its_runtime(name: str, settings: Json, left
     dropped = 'default-runtime: "nvidia" → (removed)' in removed.differences
     assert dropped == (not left)
     assert plan_merge(file, settings, ["runtimes.nvidia"]).after == {"runtimes": {}, **left}
+
+
+# --- Consent and the way back -------------------------------------------------------------------
+
+BUSY = "container train uses a GPU"
+RUNNING = "#!/bin/sh\n[ $1 = is-active ]"
+
+
+@pytest.fixture
+def busy(host: Host, monkeypatch: pytest.MonkeyPatch, only_root_writes: None) -> Host:
+    """A host with a running engine that must not be restarted with the policy idle."""
+    host.write('{"mtu": 1}')
+    host.program("systemctl", RUNNING)
+
+    def ask_obstacle(policy: str, keeps_running: bool) -> str:
+        return BUSY if policy == "idle" else ""
+
+    monkeypatch.setattr(restart_consent, "ask_obstacle", ask_obstacle)
+    return host
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_change_that_restarts_a_busy_engine_waits(busy: Host, run: Run, check: bool) -> None:
+    result = run(check, settings={"mtu": 2}, restart="idle")
+    assert not result["changed"]
+    assert not result["restart_required"]
+    assert result["differences"] == ["mtu: 1 → 2"]
+    assert result["slipway_waiting"] == [
+        f"change of {busy.path} (restarts docker.service) waits: {BUSY}."
+    ]
+    assert busy.path.read_text() == '{"mtu": 1}'
+    assert not busy.record.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "script", "parameters"),
+    [
+        ({"debug": True}, RUNNING, {"restart": "idle"}),
+        ({"mtu": 2}, "#!/bin/sh\nexit 3", {"restart": "idle"}),
+        ({"mtu": 2}, RUNNING, {"restart": "always"}),
+        ({"mtu": 2}, RUNNING, {"restart": "idle", "unit": ""}),
+        ({"mtu": 2}, RUNNING, {}),
+    ],
+    ids=["only a reload", "engine does not run", "always", "another daemon", "by default"],
+)
+def test_other_changes_do_not_wait(
+    busy: Host, run: Run, settings: Json, script: str, parameters: dict[str, Any]
+) -> None:
+    busy.program("systemctl", script)
+    result = run(settings=settings, **parameters)
+    assert result["changed"]
+    assert "slipway_waiting" not in result
+
+
+def test_the_previous_content_comes_back_with_its_record(busy: Host, run: Run) -> None:
+    run(settings={"debug": True})
+    old, old_record = busy.path.read_text(), busy.record.read_text()
+    previous = f"{busy.record}.previous"
+    run(check=True, settings={"mtu": 2})
+    assert not Path(previous).exists()
+    run(settings={"mtu": 2})
+    # A second change before the restart: the engine still runs with the first content.
+    run(settings={"mtu": 3})
+    assert daemon_json_previous.restore(previous) == str(busy.path)
+    assert (busy.path.read_text(), busy.record.read_text()) == (old, old_record)
+    assert not Path(previous).exists()
+    assert daemon_json_previous.restore(previous) == ""
+
+
+def test_a_file_that_was_not_there_is_removed_again(busy: Host, run: Run) -> None:
+    busy.path.unlink()
+    run(settings={"mtu": 2})
+    assert daemon_json_previous.restore(f"{busy.record}.previous") == str(busy.path)
+    assert not busy.path.exists()
+    assert not busy.record.exists()
+
+
+def test_content_with_which_the_engine_failed_is_not_written_again(busy: Host, run: Run) -> None:
+    previous = f"{busy.record}.previous"
+    run(settings={"mtu": 2})
+    daemon_json_previous.restore(previous)
+    refused = run(settings={"mtu": 2}, restart="never")
+    assert "docker.service did not start with the new content" in refused["msg"]
+    assert "mtu: 1 → 2" in refused["msg"]
+    assert busy.path.read_text() == '{"mtu": 1}'
+    assert run(settings={"mtu": 3}, restart="never")["changed"]
+    daemon_json_previous.forget(previous)
+    assert run(settings={"mtu": 2}, restart="never")["changed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "keeps"),
+    [
+        ({}, {"log-driver": "local"}, True),
+        ({}, {"features": {"cdi": True}}, True),
+        ({}, {"features": {"containerd-snapshotter": True}}, False),
+        ({"data-root": "/a"}, {"data-root": "/b"}, False),
+        ({"live-restore": True}, {"live-restore": False}, False),
+    ],
+)
+def test_live_restore_does_not_work_across_every_change(
+    before: Json, after: Json, keeps: bool
+) -> None:
+    assert plan_merge(json.dumps(before), after).keeps_containers is keeps

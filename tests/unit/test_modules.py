@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json_previous
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
 from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
@@ -220,6 +221,86 @@ def test_units_are_changed_once_and_a_refusal_is_told(
     result = run_module(units, units=[{"name": "x.service", "active": False}])
     assert result["msg"] == "systemctl stop x.service failed: no such verb"
     assert result["log"] == "the last words\n"
+
+
+RESTARTS = """
+case "$1" in
+show)
+    printf 'LoadState=loaded\\nUnitFileState=enabled\\nActiveState=active\\n'
+    printf 'NeedDaemonReload=no\\nStateChangeTimestampMonotonic=0\\n' ;;
+restart) echo restart >>{log}; ! grep -q bad {config} ;;
+esac
+"""
+
+
+@pytest.fixture
+def engine_unit(program: Program, tmp_path: Path, only_root_writes: None) -> dict[str, Any]:
+    """A running unit that read a configuration which changed since, and restarts with it."""
+    config = tmp_path / "daemon.json"
+    config.write_text("good")
+    program("systemctl", RESTARTS.format(log=tmp_path / "log", config=config))
+    program("journalctl", "echo the last words")
+    return {
+        "name": "docker.service",
+        "active": True,
+        "since": [str(config)],
+        "restart": "idle",
+        "previous": str(tmp_path / "previous"),
+    }
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_restart_that_would_disturb_waits(
+    run_module: RunModule,
+    engine_unit: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: bool,
+) -> None:
+    obstacles = {"idle": "container train uses a GPU", "always": ""}
+    monkeypatch.setattr(units, "ask_obstacle", obstacles.__getitem__)
+    result = run_module(units, check=check, units=[engine_unit])
+    assert (result["changed"], result["actions"]) == (False, [])
+    assert result["slipway_waiting"] == [
+        "restart of docker.service waits: container train uses a GPU."
+    ]
+    assert not (tmp_path / "log").exists()
+    restarted = run_module(units, units=[{**engine_unit, "restart": "always"}])
+    assert restarted["changed"]
+    assert "slipway_waiting" not in restarted
+    assert (tmp_path / "log").read_text() == "restart\n"
+
+
+def test_a_unit_that_does_not_start_gets_its_previous_configuration(
+    run_module: RunModule, engine_unit: dict[str, Any], tmp_path: Path
+) -> None:
+    config, previous, record = (tmp_path / name for name in ("daemon.json", "previous", "record"))
+    restarts = [{**engine_unit, "restart": "always"}]
+    daemon_json_previous.keep(str(previous), str(config), "good", str(record), "")
+    config.write_text("bad")
+    result = run_module(units, units=restarts)
+    assert config.read_text() == "good"
+    assert result["msg"].startswith("systemctl restart docker.service failed: ")
+    assert result["msg"].endswith(
+        f"The previous {config} is restored, and docker.service runs with it. Correct the "
+        "settings, then run again."
+    )
+    assert daemon_json_previous.is_rejected(str(previous), "bad")
+    # The next good start forgets it.
+    assert run_module(units, units=restarts)["changed"]
+    assert not daemon_json_previous.is_rejected(str(previous), "bad")
+
+
+def test_a_previous_configuration_that_fails_too_is_told(
+    run_module: RunModule, engine_unit: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "daemon.json"
+    config.write_text("bad")
+    daemon_json_previous.keep(
+        engine_unit["previous"], str(config), "bad", str(tmp_path / "record"), ""
+    )
+    message = run_module(units, units=[{**engine_unit, "restart": "always"}])["msg"]
+    assert f"{config} is restored, but docker.service does not start with it either" in message
 
 
 # group_members

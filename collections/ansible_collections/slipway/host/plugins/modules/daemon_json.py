@@ -85,6 +85,18 @@ options:
       - An empty string disables the check. It is skipped where systemd does not run.
     type: str
     default: docker.service
+  restart:
+    description:
+      - When the daemon of O(unit) may be restarted, if it runs and the change needs a restart.
+        V(idle) means that no container runs that would stop and not start again, or that uses a
+        GPU; C(live-restore) counts if it is on in the running daemon. V(never) means never.
+      - Where it may not be restarted, the file is not changed, and RV(slipway_waiting) says why.
+      - Until M(slipway.host.units) restarted the daemon, the previous content is kept beside
+        O(record).
+      - Content with which the daemon did not start before is an error, except with V(always).
+    type: str
+    choices: [idle, always, never]
+    default: always
   mode:
     description:
       - The mode of the file. By default, its present mode limited to V(0644), since the file may
@@ -198,6 +210,11 @@ notes:
   elements: str
   sample:
     - 'Not validated: this host has no dockerd yet.'
+slipway_waiting:
+  description: Why the change waits and what to do.
+  returned: when the change waits
+  type: list
+  elements: str
 backup_file:
   description: The copy of the old file.
   returned: when O(backup) is true, the content changed and there was a file
@@ -213,6 +230,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_fi
     DaemonJsonFile,
 )
 from ansible_collections.slipway.host.plugins.module_utils.docker.labels import DAEMON_JSON_RECORD
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import POLICIES
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
@@ -223,6 +241,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "record": {"type": "path", "default": DAEMON_JSON_RECORD},
     "validate": {"type": "str", "default": VALIDATE},
     "unit": {"type": "str", "default": "docker.service"},
+    "restart": {"type": "str", "choices": list(POLICIES), "default": "always"},
     "mode": {"type": "raw"},
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "root"},

@@ -38,6 +38,18 @@ options:
         type: list
         elements: path
         default: []
+      restart:
+        description:
+          - For the unit of Docker, when it may be restarted or stopped; see the option of the same
+            name of M(slipway.host.daemon_json). By default, always.
+        type: str
+        choices: [idle, always, never]
+        default: always
+      previous:
+        description:
+          - File in which M(slipway.host.daemon_json) keeps the previous configuration. If the unit
+            does not start, that is restored and the unit is started with it.
+        type: path
 attributes:
   check_mode:
     description: Says what would be enabled, started, stopped and restarted.
@@ -65,11 +77,21 @@ actions:
   returned: always
   type: list
   elements: str
+slipway_waiting:
+  description: Which restarts wait, why, and what to do.
+  returned: when a restart waits
+  type: list
+  elements: str
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json_previous
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import (
+    POLICIES,
+    ask_obstacle,
+)
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import units
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
@@ -84,6 +106,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "enabled": {"type": "bool"},
             "active": {"type": "bool"},
             "since": {"type": "list", "elements": "path", "default": []},
+            "restart": {"type": "str", "choices": list(POLICIES), "default": "always"},
+            "previous": {"type": "path"},
         },
     },
 }
@@ -109,23 +133,57 @@ def actions(entry: Mapping[str, Any], state: Any, stale: bool) -> list[str]:
     return found
 
 
+def allowed_actions(entry: Mapping[str, Any], verbs: list[str], waiting: list[str]) -> list[str]:
+    """Return the VERBS that may be done now; add a sentence to WAITING for those that may not."""
+    disturbing = [verb for verb in verbs if verb in ("restart", "stop")]
+    obstacle = ask_obstacle(entry["restart"]) if disturbing else ""
+    if not obstacle:
+        return verbs
+    waiting.append(f"{disturbing[0]} of {entry['name']} waits: {obstacle}.")
+    return [verb for verb in verbs if verb not in ("reset-failed", *disturbing)]
+
+
+def restore_previous(module: HostModule, name: str, file: str | None) -> str:
+    """Start a unit with its previous configuration; return a sentence, empty without one."""
+    path = daemon_json_previous.restore(file) if file else ""
+    if not path:
+        return ""
+    module.run_command(["systemctl", "reset-failed", name])
+    status, out, err = module.run_command(["systemctl", "restart", name])
+    if status != 0:
+        said = (err or out).strip()
+        return f"The previous {path} is restored, but {name} does not start with it either: {said}"
+    return (
+        f"The previous {path} is restored, and {name} runs with it. Correct the settings, then "
+        "run again."
+    )
+
+
+def forget_previous(module: HostModule, entry: Mapping[str, Any]) -> None:
+    """Delete the previous configuration of a unit that runs with the present one."""
+    if entry["previous"] and not module.check_mode:
+        daemon_json_previous.forget(entry["previous"])
+
+
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     done: list[str] = []
     diff: list[dict[str, str]] = []
+    waiting: list[str] = []
     here = Here(units)
     for entry in module.params["units"]:
         owned = {"units": [entry]}
         answer = here.look(owned)
         found = here.differences(owned, answer)
         if not found:
+            forget_previous(module, entry)
             continue
         name = entry["name"]
         state = answer["units"][name]
         diff.append(diff_of(found))
         stale = any((answer["mtimes"][path] or 0) > (state or [0])[-1] for path in entry["since"])
-        for verb in actions(entry, state, stale):
+        for verb in allowed_actions(entry, actions(entry, state, stale), waiting):
             done.append(f"{verb} {name}")
             command = ["systemctl", verb] + ([name] if verb != "daemon-reload" else [])
             if not module.check_mode:
@@ -134,9 +192,15 @@ def main() -> None:
                     _status, log, _err = module.run_command(
                         ["journalctl", "--no-pager", "--lines=15", "--output=cat", "--unit", name]
                     )
-                    said = (err or out).strip()
-                    module.fail_json(msg=f"systemctl {verb} {name} failed: {said}", log=log)
-    module.exit_json(changed=bool(diff), actions=done, diff=diff)
+                    said = f"systemctl {verb} {name} failed: {(err or out).strip()}"
+                    if verb in ("start", "restart"):
+                        restored = restore_previous(module, name, entry["previous"])
+                        said = f"{said.rstrip('.')}. {restored}" if restored else said
+                    module.fail_json(msg=said, log=log)
+        if not waiting:
+            forget_previous(module, entry)
+    result: dict[str, Any] = {"slipway_waiting": waiting} if waiting else {}
+    module.exit_json(changed=bool(done), actions=done, diff=diff, **result)
 
 
 if __name__ == "__main__":

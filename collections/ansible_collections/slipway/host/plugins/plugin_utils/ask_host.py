@@ -53,7 +53,8 @@ def source_of(module: str) -> str:
 def script(question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()) -> str:
     """Return the Python script that prints the answer of the host it runs on as JSON."""
     modules = {key: kinds.MODULE_OF_KEY[key] for key in question}
-    names = dict.fromkeys([*(module.__name__ for module in ALWAYS), *modules.values()])
+    needs = (name for key in modules.values() for name in getattr(import_module(key), "NEEDS", ()))
+    names = dict.fromkeys([*(module.__name__ for module in ALWAYS), *modules.values(), *needs])
     sources = {name: source_of(name) for name in names}
     data = json.dumps([modules, question, list(reach)])
     return (

@@ -38,6 +38,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_te
 )
 from ansible_collections.slipway.host.plugins.module_utils.docker.dockerd_reload import (
     applies_on_reload,
+    keeps_containers,
 )
 from ansible_collections.slipway.host.plugins.module_utils.docker.json_tree import (
     MISSING,
@@ -91,6 +92,14 @@ class Merge:
         """Whether a running daemon applies the changes only after a restart."""
         return any(
             not applies_on_reload(key, old, new)
+            for (key, *_), old, new in changes(self.before, self.after, depth=1)
+        )
+
+    @property
+    def keeps_containers(self) -> bool:
+        """Whether ``live-restore`` keeps containers running while the engine restarts for this."""
+        return all(
+            keeps_containers(key, old, new)
             for (key, *_), old, new in changes(self.before, self.after, depth=1)
         )
 

@@ -14,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import (
+    daemon_json_previous,
+    restart_consent,
+)
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json import (
     DaemonJsonError,
     Merge,
@@ -75,17 +79,68 @@ class DaemonJsonFile:
             )
         self.check_unit_conflicts(merge)
         new_record = update_record(record_text, self.params["path"], merge.record)
+        if merge.changed and merge.restart_required and self.is_active():
+            if waiting := self.find_waiting(merge):
+                self.repair_attributes(text, record_text)
+                return self.describe(merge, waiting)
+            self.keep_previous(text, record_text)
         if merge.changed:
             self.replace_content(text, merge, new_record)
         else:
             self.repair_attributes(text, new_record)
+        return self.describe(merge)
+
+    def describe(self, merge: Merge, waiting: str = "") -> dict[str, Any]:
+        """Return the result of the module; WAITING says why the file was not changed."""
+        now = {"slipway_waiting": [waiting]} if waiting else {}
         return self.result | {
             "settings": parse(mask_credentials(render(merge.after))),
             "differences": merge.differences,
-            "restart_required": merge.restart_required,
-            "reload_required": merge.reload_required,
+            "restart_required": merge.restart_required and not waiting,
+            "reload_required": merge.reload_required and not waiting,
             "notes": self.notes,
+            **now,
         }
+
+    def is_active(self) -> bool:
+        """Whether the unit of the daemon runs."""
+        systemctl = self.module.get_bin_path("systemctl")
+        if not self.params["unit"] or systemctl is None:
+            return False
+        command = [systemctl, "is-active", "--quiet", self.params["unit"]]
+        return bool(self.module.run_command(command)[0] == 0)
+
+    def find_waiting(self, merge: Merge) -> str:
+        """Return why the change waits, empty if the daemon may be restarted for it now.
+
+        Fail on content with which the daemon did not start before.
+        """
+        policy = self.params["restart"]
+        content = render(merge.after)
+        if policy != restart_consent.ALWAYS and daemon_json_previous.is_rejected(
+            self.previous, content
+        ):
+            self.module.fail_json(
+                msg=f"{self.params['unit']} did not start with the new content of {self.target} in "
+                f"an earlier run: {'; '.join(merge.differences)}. Correct the settings, or set "
+                f"{restart_consent.OPTION} to {restart_consent.ALWAYS} to try again. The file was "
+                "not changed."
+            )
+        obstacle = restart_consent.ask_obstacle(policy, merge.keeps_containers)
+        if not obstacle:
+            return ""
+        return f"change of {self.target} (restarts {self.params['unit']}) waits: {obstacle}."
+
+    def keep_previous(self, text: str | None, record: str) -> None:
+        """Keep the present content until the daemon started with the new one."""
+        if not self.module.check_mode:
+            target, record_path = str(self.target), self.params["record"]
+            daemon_json_previous.keep(self.previous, target, text, record_path, record)
+
+    @property
+    def previous(self) -> str:
+        """Path of the file that keeps the previous content."""
+        return f"{self.params['record']}.previous"
 
     def safe_mode(self) -> int:
         """Return the mode of the file, limited to 0644."""

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Decide which changes of daemon.json a running dockerd applies on a reload, without a restart.
+"""Decide what changes of daemon.json do: which ones a reload applies, which stop containers.
 
 Standard library only, for hosts.
 """
@@ -56,3 +56,36 @@ def applies_on_reload(key: str, old: Any, new: Any) -> bool:
         return all(name in RELOADED_FEATURES for (name, *_), *_ in changes(old, new))
     removed = new is MISSING or new is None
     return key in RESET_ON_RELOAD or (key in KEPT_ON_RELOAD and not removed)
+
+
+# Keys with which the engine looks for containers, their file systems or their networks elsewhere,
+# so that live-restore does not find them again after the restart. And live-restore itself: without
+# it the new engine stops what the old one left running.
+LOSE_CONTAINERS = frozenset(
+    {
+        "bip",
+        "bip6",
+        "bridge",
+        "cgroup-parent",
+        "containerd",
+        "containerd-namespace",
+        "data-root",
+        "default-address-pools",
+        "exec-opts",
+        "exec-root",
+        "fixed-cidr",
+        "fixed-cidr-v6",
+        "live-restore",
+        "storage-driver",
+        "storage-opts",
+        "userns-remap",
+    }
+)
+
+
+def keeps_containers(key: str, old: Any, new: Any) -> bool:
+    """Whether live-restore works across the change of a key at the top of the file."""
+    if key == "features":
+        old, new = (value if isinstance(value, dict) else {} for value in (old, new))
+        return all(name != "containerd-snapshotter" for (name, *_), *_ in changes(old, new))
+    return key not in LOSE_CONTAINERS

@@ -7,7 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
+from ansible_collections.slipway.host.plugins.module_utils.docker import (
+    daemon_json,
+    daemon_json_previous,
+)
 from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit as _toolkit,
 )
@@ -231,6 +234,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 {
                     "path": DAEMON_JSON,
                     "record": DAEMON_JSON_RECORD,
+                    "restart": options["docker_engine_restart"],
                     "settings": daemon_json.merge(required, settings) if present else {},
                     "defaults": defaults if present else {},
                 }
@@ -239,6 +243,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 {"name": "docker.socket", "enabled": present, "active": present},
                 {
                     "name": "docker.service",
+                    "restart": options["docker_engine_restart"],
+                    "previous": daemon_json_previous.PREVIOUS,
                     "enabled": present,
                     "active": present,
                     "since": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if for_gpus else ())],

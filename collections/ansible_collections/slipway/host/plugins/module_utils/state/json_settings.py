@@ -4,7 +4,8 @@
 
 Keys of an entry of json (``?``: optional): path, settings: the keys that the role owns, defaults?:
 settings for keys that nobody set, absent?: keys that must be absent, record?: where the module
-daemon_json records what it set, so that a dropped key is seen.
+daemon_json records what it set, so that a dropped key is seen, restart?: when the daemon may be
+restarted for a change (``idle``, ``always``, ``never``).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
     containers,
+    disturbance,
     docker_folder,
     engine,
     files,
@@ -24,7 +25,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 # Those that answer questions themselves come first.
 _ASKING = (
-    *(accounts, containers, docker_folder, files, kernel_modules, links, packages),
+    *(accounts, containers, disturbance, docker_folder, files, kernel_modules, links, packages),
     *(rootless, trees, units),
 )
 _OTHERS = (json_settings, keyrings, lines, service_files)

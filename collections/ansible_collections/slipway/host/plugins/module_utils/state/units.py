@@ -3,7 +3,9 @@
 """Units of systemd.
 
 Keys of an entry of units (``?``: optional): name, enabled?, active?, since?: files that a running
-unit has read; it must have been started or reloaded after they changed.
+unit has read; it must have been started or reloaded after they changed, restart?: when the unit may
+be restarted or stopped (``idle``, ``always``, ``never``), previous?: file with its previous
+configuration.
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether Docker may be restarted now: the option ``docker_engine_restart``.
+
+A restart stops containers, unless ``live-restore`` is on in the running engine. Containers with a
+restart policy start again, but what they computed on a GPU is lost. So a container blocks a restart
+if it would not come back, or if it uses a GPU.
+
+Standard library only, for hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.state import disturbance
+
+IDLE, ALWAYS, NEVER = "idle", "always", "never"
+POLICIES = (IDLE, ALWAYS, NEVER)
+OPTION = "docker_engine_restart"
+
+Container = Mapping[str, Any]
+
+
+def stopped_containers(
+    found: Mapping[str, Any] | None,
+    gpu_processes: Sequence[Mapping[str, Any]],
+    keeps_running: bool = True,
+) -> list[dict[str, Any]]:
+    """Return the containers that stop while Docker restarts.
+
+    FOUND is what :func:`disturbance.ask_containers` returns, GPU_PROCESSES what
+    :func:`disturbance.ask_gpu_processes` returns. KEEPS_RUNNING is whether ``live-restore`` works
+    across the change that needs the restart. ``blocks`` of a container says whether it must not be
+    stopped; ``gpu`` is true also where only its process shows that it uses a GPU.
+    """
+    if not found or (found.get("live_restore") and keeps_running):
+        return []
+    on_gpu = {process["container"] for process in gpu_processes}
+    stopped = []
+    for container in found.get("containers", ()):
+        gpu = container["gpu"] or container["id"] in on_gpu
+        blocks = gpu or not container["comes_back"]
+        stopped.append({**container, "gpu": gpu, "blocks": blocks})
+    return stopped
+
+
+def describe_container(container: Container) -> str:
+    """Return a container as people know it: name, owner, image."""
+    owner = f" of {container['owner']}" if container["owner"] else ""
+    return f"container {container['name']}{owner} (image {container['image']})"
+
+
+def _describe_blocking(container: Container) -> str:
+    reason = "uses a GPU" if container["gpu"] else "would not start again"
+    return f"{describe_container(container)} {reason}"
+
+
+def find_obstacle(
+    policy: str,
+    found: Mapping[str, Any] | None,
+    gpu_processes: Sequence[Mapping[str, Any]],
+    keeps_running: bool = True,
+) -> str:
+    """Return why Docker must not be restarted now and what to do, empty if it may be.
+
+    POLICY is the value of the option; the other arguments are those of :func:`stopped_containers`.
+    """
+    if policy == ALWAYS:
+        return ""
+    if policy == NEVER:
+        return f"{OPTION} is {NEVER}. Set it to {IDLE} or {ALWAYS}, then run again"
+    if found and found.get("error"):
+        return (
+            f"Docker does not answer ({found['error']}), so its containers are unknown. Repair "
+            f"Docker, or set {OPTION} to {ALWAYS}, then run again"
+        )
+    stopped = stopped_containers(found, gpu_processes, keeps_running)
+    blocking = [_describe_blocking(container) for container in stopped if container["blocks"]]
+    if not blocking:
+        return ""
+    return f"{'; '.join(blocking)}. Run again when this work has ended, or set {OPTION} to {ALWAYS}"
+
+
+def ask_obstacle(policy: str, keeps_running: bool = True) -> str:
+    """Return as :func:`find_obstacle`, for the host that this runs on."""
+    if policy != IDLE:
+        return find_obstacle(policy, None, (), keeps_running)
+    found = disturbance.ask_containers()
+    return find_obstacle(policy, found, disturbance.ask_gpu_processes(), keeps_running)

@@ -1,0 +1,228 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who uses a host, and whether Docker may be restarted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils.docker import restart_consent
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import (
+    find_obstacle,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    containers,
+    disturbance,
+    reading,
+)
+
+ID = "a" * 64
+
+
+def details(**changes: Any) -> dict[str, Any]:
+    """Return what the engine says of a container without a restart policy."""
+    return {
+        "Id": ID,
+        "Name": "/train",
+        "State": {"Pid": 0},
+        "Config": {"Image": "pytorch:gpu", "Env": ["A=1"], "Labels": None},
+        "HostConfig": {"RestartPolicy": {"Name": "no"}},
+        "Mounts": [],
+        **changes,
+    }
+
+
+def engine(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], live: bool = False) -> None:
+    answers = {
+        "/info": {"LiveRestoreEnabled": live},
+        "/containers/json": [{"Id": ID}, {"Id": "gone"}],
+        f"/containers/{ID}/json": found,
+    }
+
+    def ask(path: str) -> Any:
+        if path not in answers:
+            raise ValueError("Docker answered 404")
+        return answers[path]
+
+    monkeypatch.setattr(containers, "ask_engine", ask)
+
+
+GPU_ENVIRONMENT = {"Image": "x", "Env": ["NVIDIA_VISIBLE_DEVICES=all"], "Labels": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"gpu": False, "comes_back": False, "owner": ""}),
+        (
+            {"HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}}},
+            {"gpu": False, "comes_back": True},
+        ),
+        ({"HostConfig": {"RestartPolicy": {"Name": "on-failure"}}}, {"comes_back": False}),
+        ({"HostConfig": {"DeviceRequests": [{"Driver": "cdi"}]}}, {"gpu": True}),
+        ({"HostConfig": {"Devices": [{"PathOnHost": "/dev/nvidia0"}]}}, {"gpu": True}),
+        ({"HostConfig": {"Devices": [{"PathOnHost": "nvidia.com/gpu=all"}]}}, {"gpu": True}),
+        ({"HostConfig": {"Devices": [{"PathOnHost": "/dev/fuse"}]}}, {"gpu": False}),
+        ({"HostConfig": {"Runtime": "nvidia"}, "Config": GPU_ENVIRONMENT}, {"gpu": True}),
+        ({"HostConfig": {"Runtime": "runc"}, "Config": GPU_ENVIRONMENT}, {"gpu": False}),
+        ({"HostConfig": {"Runtime": "nvidia"}}, {"gpu": False}),
+        ({"Config": {"Image": "x", "Labels": {"io.slipway.user": "alice"}}}, {"owner": "alice"}),
+        (
+            {"Config": {"Image": "x", "Labels": {"com.docker.compose.project": "web"}}},
+            {"owner": "compose project web"},
+        ),
+        ({"HostConfig": None, "Config": None, "Mounts": None}, {"image": "", "gpu": False}),
+    ],
+)
+def test_a_container_is_described(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    engine(monkeypatch, details(**changes))
+    found = disturbance.ask_containers()
+    assert found is not None
+    assert not found["live_restore"]
+    (container,) = found["containers"]
+    assert container == {**container, "id": ID, "name": "train", **expected}
+
+
+def test_the_owner_of_a_process_owns_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine(monkeypatch, details(State={"Pid": os.getpid()}))
+    monkeypatch.setattr(disturbance, "FIRST_USER", 0)
+    found = disturbance.ask_containers()
+    assert found is not None
+    assert found["containers"][0]["owner"] == reading.user_name(os.geteuid())
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (FileNotFoundError(2, "No such file"), None),
+        (ConnectionRefusedError(111, "refused"), None),
+        (TimeoutError("timed out"), {"error": "timed out"}),
+        (ValueError("Docker answered 500"), {"error": "Docker answered 500"}),
+    ],
+)
+def test_an_engine_that_does_not_answer_is_not_one_without_containers(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, found: Any
+) -> None:
+    def fail(_path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(containers, "ask_engine", fail)
+    assert disturbance.ask_containers() == found
+
+
+def process(root: Path, pid: int, device: str, cgroup: str = "0::/user.slice") -> None:
+    folder = root / str(pid)
+    (folder / "fd").mkdir(parents=True)
+    (folder / "fd/3").symlink_to(device)
+    (folder / "comm").write_text("python\n")
+    (folder / "cgroup").write_text(cgroup)
+
+
+def test_processes_with_an_open_gpu_are_found(tmp_path: Path) -> None:
+    process(tmp_path, 12, "/dev/nvidia1", f"0::/docker/{ID}")
+    process(tmp_path, 7, "/dev/nvidia0")
+    process(tmp_path, 8, "/dev/null")
+    (tmp_path / "9").mkdir()  # It ended in the meantime.
+    found = disturbance.ask_gpu_processes(str(tmp_path))
+    me = reading.user_name(os.geteuid())
+    assert [(entry["pid"], entry["container"], entry["devices"]) for entry in found] == [
+        (7, "", ["/dev/nvidia0"]),
+        (12, ID, ["/dev/nvidia1"]),
+    ]
+    assert {(entry["user"], entry["command"]) for entry in found} == {(me, "python")}
+
+
+def test_the_asking_session_is_not_listed(tmp_path: Path) -> None:
+    sessions = tmp_path / "sessions"
+    sessions.mkdir()
+    for name, text in {
+        "1": "USER=admin\nCLASS=user\n",
+        "1.ref": "",
+        "2": "USER=admin\nTTY=pts/1\nCLASS=user\n",
+        "3": "USER=alice\nTTY=pts/2\nCLASS=user\nREMOTE_HOST=203.0.113.9\n",
+        "4": "USER=bob\nCLASS=user\n",
+        "5": "USER=admin\nCLASS=user\n",
+        "6": "USER=bob\nCLASS=manager\n",
+        "7": "USER=gdm\nCLASS=greeter\n",
+    }.items():
+        (sessions / name).write_text(text)
+    cgroup = tmp_path / "cgroup"
+    cgroup.write_text("0::/user.slice/user-1000.slice/session-1.scope\n")
+    found = disturbance.ask_sessions(str(sessions), str(cgroup))
+    assert [(entry["user"], entry["terminal"], entry["from"]) for entry in found] == [
+        ("admin", "pts/1", ""),
+        ("alice", "pts/2", "203.0.113.9"),
+        ("bob", "", ""),
+    ]
+    assert disturbance.ask_sessions(str(tmp_path / "none"), str(cgroup)) == []
+
+
+def test_only_simulations_of_apt_run(program: Any, tmp_path: Path) -> None:
+    program("apt-get", f'echo "$LC_ALL $*"; touch {tmp_path}/ran')
+    simulated = disturbance.simulate_apt([["apt-get", "--simulate", "install", "x"]])
+    assert simulated == {"apt-get --simulate install x": "C --simulate install x\n"}
+    (tmp_path / "ran").unlink()
+    assert disturbance.simulate_apt([["apt-get", "install", "x"]]) == {}
+    assert not (tmp_path / "ran").exists()
+
+
+# Consent.
+
+
+def running(*changes: dict[str, Any], live_restore: bool = False) -> dict[str, Any]:
+    plain = {"id": ID, "name": "train", "image": "x", "owner": "", "comes_back": False}
+    described = [{**plain, "gpu": False, **change} for change in changes]
+    return {"live_restore": live_restore, "containers": described}
+
+
+WEB = {"comes_back": True}
+GPU = {"comes_back": True, "gpu": True}
+HOLDER = [{"pid": 1, "command": "python", "user": "a", "devices": [], "container": ID}]
+
+
+@pytest.mark.parametrize(
+    ("policy", "found", "processes", "keeps", "obstacle"),
+    [
+        ("idle", None, [], True, ""),
+        ("idle", running(), [], True, ""),
+        ("idle", running(WEB), [], True, ""),
+        ("idle", running({}), [], True, "would not start again"),
+        ("idle", running(GPU), [], True, "uses a GPU"),
+        ("idle", running(WEB), HOLDER, True, "uses a GPU"),
+        ("idle", running({}, GPU, live_restore=True), [], True, ""),
+        ("idle", running({}, live_restore=True), [], False, "would not start again"),
+        ("idle", {"error": "timed out"}, [], True, "Docker does not answer (timed out)"),
+        ("always", running({}, GPU), HOLDER, False, ""),
+        ("always", {"error": "timed out"}, [], True, ""),
+        ("never", None, [], True, "docker_engine_restart is never"),
+        ("never", running(live_restore=True), [], True, "docker_engine_restart is never"),
+    ],
+)
+def test_consent_to_a_restart(
+    policy: str, found: Any, processes: Any, keeps: bool, obstacle: str
+) -> None:
+    reason = find_obstacle(policy, found, processes, keeps)
+    assert obstacle in reason
+    assert bool(reason) == bool(obstacle)
+
+
+def test_an_obstacle_names_container_owner_image_and_what_to_do() -> None:
+    found = running({"owner": "alice", "image": "pytorch:gpu", "gpu": True}, WEB)
+    assert find_obstacle("idle", found, []) == (
+        "container train of alice (image pytorch:gpu) uses a GPU. Run again when this work has "
+        "ended, or set docker_engine_restart to always"
+    )
+
+
+def test_the_host_is_asked_only_where_the_answer_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine(monkeypatch, details())
+    monkeypatch.setattr(disturbance, "ask_gpu_processes", list)
+    assert "train" in restart_consent.ask_obstacle("idle")
+    monkeypatch.setattr(disturbance, "ask_containers", None)
+    assert restart_consent.ask_obstacle("always") == ""
+    assert "never" in restart_consent.ask_obstacle("never")
