@@ -46,7 +46,10 @@ GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 SITE_PATHS = {"playbooks/look.yml": "look.yml", "vars/roles.yml": "../vars/roles.yml"}
 COMMANDS = (
     (re.compile(r"\./slipway (site|plan|verify|upgrade|rollback)\b(?! --(help|json))"), r"\1"),
-    (re.compile(r"\./slipway images (build|list|load|prune|push|save|smoke)\b"), r"images_\1"),
+    (
+        re.compile(r"\./slipway images (accept|build|list|load|prune|push|save|smoke)\b"),
+        r"images_\1",
+    ),
 )
 EXECUTABLE = 0o100
 

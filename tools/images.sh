@@ -6,8 +6,9 @@
 #   list    compare the catalogue with the images on the hosts; show sizes (--markdown: as Markdown)
 #   build   build images that are missing or outdated, then run their smoke tests
 #   smoke   run the smoke tests of the images on the hosts
-#   save    save images to one archive on each host (-e ml_images_archive=PATH)
-#   load    load images from such an archive
+#   save    save images to one archive on each host, with a record (-e ml_images_archive=PATH)
+#   load    load images from such an archive, after comparing it with its record
+#   accept  test images that came by docker load or docker pull, and record their content
 #   push    push images to a registry (-e ml_images_registry=HOST/PATH; run docker login first)
 #   prune   remove undeclared Slipway images and old build cache
 # Default for NAME: the images declared for each host (ml_images_present). Examples:
@@ -15,14 +16,14 @@
 #   ./slipway images save pytorch fastai -e ml_images_archive=/srv/images.tar
 set -eu
 
-usage() { sed -n 's/^# \{0,1\}//; 3,15p' "$0"; }
+usage() { sed -n 's/^# \{0,1\}//; 3,16p' "$0"; }
 
 verb=${1:---help}
 [ $# -eq 0 ] || shift
 case "$verb" in
 -h | --help) usage && exit 0 ;;
 lock) exec python tools/lock_images.py "$@" ;;
-list | build | smoke | save | load | push | prune) ;;
+list | build | smoke | save | load | accept | push | prune) ;;
 *) usage >&2 && echo "images: unknown verb: $verb; expected one of the verbs above" >&2 && exit 1 ;;
 esac
 

@@ -38,9 +38,13 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads /proc and apt's folders, which only root can write",
         ".read_bytes",
     ),
+    "module_utils/images/archive.py": (
+        "reads and writes files that state.paths opened, locks within an opened folder",
+        "open os.open",
+    ),
     "module_utils/images/builder.py": (
         "works in /var/lib/slipway, which only root can write",
-        ".mkdir .read_text .rename .unlink .write_text shutil.rmtree",
+        ".mkdir .read_text .unlink .write_text shutil.rmtree",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
     "module_utils/gpu/cuda_bundle.py": ("writes a new temporary file", ".write_bytes"),
@@ -130,7 +134,6 @@ TASKS = {
     "remove.yml: Delete the purge script to keep images and volumes": (
         "removes a file in folders that only root can write"
     ),
-    "load.yml: Check whether the image archive exists": "reads only whether a file is there",
 }
 # Functions of these modules, by name; all of shutil and tempfile.
 OS = frozenset(

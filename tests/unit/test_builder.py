@@ -21,10 +21,13 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job
 from ansible_collections.slipway.host.plugins.module_utils.images import builder as images_builder
+from ansible_collections.slipway.host.plugins.module_utils.images import output
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 # Answers as docker does to what the builder says. Images are kept in $ENGINE/images.json as
-# reference to labels; $ENGINE/say holds what shall happen; $ENGINE/log gets each command. With
-# `together`, a build goes on when so many have begun, and gives up after a while.
+# reference to labels, with `_id` and `_created` for what the engine adds. $ENGINE/say holds what
+# shall happen; $ENGINE/log gets each command. With `together`, a build goes on when so many have
+# begun, and gives up after a while.
 DOCKER = """#!{python} -IS
 import fcntl, json, os, sys, time
 engine = os.environ["ENGINE"]
@@ -47,18 +50,26 @@ def end(status=0, out="", err=""):
     sys.stdout.write(out)
     sys.stderr.write(err)
     sys.exit(status)
+def identity(tag):
+    return images[tag].get("_id", "sha256:" + tag)
+def find(word):
+    return next((tag for tag in images if word in (tag, identity(tag))), None)
 verb = " ".join(words[:2])
 if verb == "image inspect":
-    if words[-1] not in images:
+    tag = find(words[-1])
+    if tag is None:
         end(1, err="Error: No such image")
-    end(out=json.dumps(images[words[-1]]) if ".Labels" in words[3] else "sha256:" + words[-1])
+    labels = {{key: value for key, value in images[tag].items() if not key.startswith("_")}}
+    created = images[tag].get("_created", "2026-01-01T00:00:00.5Z")
+    config = {{"Labels": labels}}
+    end(out=json.dumps([{{"Id": identity(tag), "Created": created, "Config": config}}]))
 if verb == "manifest inspect" or words[0] == "pull":
     if words[0] == "manifest" and say.get("registry") == "of the engine":
         end(1, err="no such host")
     end() if say.get("registry") and not images.update({{words[-1]: {{}}}}) else end(
         1, err="dial tcp: no route to host")
 if words[0] == "tag":
-    images[words[2]] = images[words[1]]
+    images[words[2]] = dict(images[find(words[1])], _id=identity(find(words[1])))
     end()
 if words[0] == "import":
     images[words[-1]] = {{}}
@@ -74,9 +85,12 @@ if verb == "buildx build":
     if tag.startswith(say.get("broken_build", "-")):
         print("#2 ERROR: exit code: 1")
         end(1)
-    images[tag] = dict(label.split("=", 1) for label in labels)
+    images[tag] = dict((label.split("=", 1) for label in labels), _id="sha256:built-" + tag)
     end()
 if words[0] == "run":
+    if "while_testing" in say:
+        images["dangling"] = images[find(words[-2])]
+        images.update(say["while_testing"])
     end(say.get("smoke", 0), out="smoke says hello\\n")
 if verb == "image rm":
     images.pop(words[-1], None)
@@ -124,6 +138,21 @@ class Host:
         self.images = json.loads((self.root / "images.json").read_text())
         result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
         return result
+
+    def record_file(self, reference: str) -> Path:
+        return Path(containers.image_record_path(reference))
+
+    def record(self, reference: str) -> dict[str, Any]:
+        """Return the record of an image."""
+        record: dict[str, Any] = json.loads(self.record_file(reference).read_text())
+        return record
+
+    def write_record(self, reference: str, **record: Any) -> None:
+        self.write_record_text(reference, json.dumps(record))
+
+    def write_record_text(self, reference: str, text: str) -> None:
+        self.record_file(reference).parent.mkdir(parents=True, exist_ok=True)
+        self.record_file(reference).write_text(text)
 
     @property
     def progress(self) -> list[str]:
@@ -177,16 +206,27 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("ENGINE", str(tmp_path))
     monkeypatch.setattr(images_builder, "LOCK", tmp_path / "lib/build.lock")
+    monkeypatch.setattr(containers, "IMAGE_RECORDS", str(tmp_path / "lib/images"))
     return Host(tmp_path)
 
 
 def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
-    assert host.run() == {"built": [TOOL], "failed": {}}
+    assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
     assert host.images[TOOL][labels.DIGEST] == "new-tool"
     assert host.images[TOOL]["org.opencontainers.image.base.digest"] == f"sha256:{LOCAL_BASE}"
     assert f"{TOOL}-candidate" not in host.images
     order = [words[0] for words in host.commands() if words[0] in ("buildx", "run", "tag")]
     assert order == ["buildx", "run", "tag"]
+    assert host.record(TOOL)["proven"] == []
+
+
+def test_the_image_that_was_tested_gets_the_tag_whatever_the_candidate_is_now(host: Host) -> None:
+    other = {labels.DIGEST: "new-tool", "_id": "sha256:another"}
+    host.say = {"while_testing": {f"{TOOL}-candidate": other}}
+    host.run()
+    tested = f"sha256:built-{TOOL}-candidate"
+    assert host.images[TOOL]["_id"] == host.record(TOOL)["id"] == tested
+    assert tested in host.commands("run")[0]
 
 
 def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host) -> None:
@@ -197,10 +237,65 @@ def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host)
     assert len(host.progress) == 3
 
 
-def test_an_image_that_bears_the_digest_is_left_alone(host: Host) -> None:
-    host.images[TOOL] = {labels.DIGEST: "new-tool"}
-    assert host.run() == {"built": [], "failed": {}}
-    assert not host.commands("buildx")
+def test_an_image_that_is_recorded_is_left_alone(host: Host) -> None:
+    host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1"}
+    host.write_record(TOOL, digest="new-tool", id="sha256:1")
+    assert host.run() == {"built": [], "recorded": [], "failed": {}}
+    assert not host.commands("buildx") and not host.commands("run")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        {"digest": "new-tool", "id": "sha256:2"},
+        {"digest": "old", "id": "sha256:1"},
+        {"reference": OTHER, "digest": "new-tool", "id": "sha256:1"},
+        "not JSON",
+        ["no", "mapping"],
+        {"digest": "new-tool", "id": "sha256:1", "time": "yesterday"},
+    ],
+    ids=[
+        *("no record", "of other content", "of another context", "of another image"),
+        *("broken", "another form", "a broken time"),
+    ],
+)
+def test_the_label_of_an_image_proves_nothing(host: Host, record: Any) -> None:
+    host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1"}
+    if record is not None:
+        host.write_record_text(TOOL, record if isinstance(record, str) else json.dumps(record))
+    assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
+    assert host.images[TOOL]["_id"] == host.record(TOOL)["id"] != "sha256:1"
+
+
+def test_an_image_of_an_old_version_is_tested_and_recorded_instead_of_built(host: Host) -> None:
+    host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1"}
+    host.write_record(TOOL, digest="new-tool", proven=[])
+    assert host.run() == {"built": [], "recorded": [TOOL], "failed": {}}
+    assert not host.commands("buildx") and "sha256:1" in host.commands("run")[0]
+    assert (host.record(TOOL)["id"], host.record(TOOL)["origin"]) == ("sha256:1", "built")
+    assert host.run() == {"built": [], "recorded": [], "failed": {}}
+
+
+@pytest.mark.parametrize(
+    ("image", "say"),
+    [
+        ({"_created": "2099-01-01T00:00:00Z"}, {}),
+        ({"_created": "some day"}, {}),
+        ({"_created": "2026-01-01T00:00:00+02:00"}, {}),
+        ({labels.DIGEST: "old"}, {}),
+        ({}, {"smoke": 3}),
+    ],
+    ids=["made later", "no date", "another date", "another label", "fails its test"],
+)
+def test_another_image_than_the_old_version_built_is_built(
+    host: Host, image: dict[str, str], say: dict[str, Any]
+) -> None:
+    host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1", **image}
+    host.write_record(TOOL, digest="new-tool", proven=[])
+    host.say = say
+    assert host.run()["recorded"] == []
+    assert host.commands("buildx")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +315,7 @@ def test_a_failure_leaves_the_image_that_serves(
     assert result["built"] == []
     assert all(word in result["failed"][TOOL] for word in words)
     assert host.images[TOOL] == {labels.DIGEST: "old"}
+    assert not host.record_file(TOOL).exists()
     assert f"{TOOL}-candidate" not in host.images
     assert host.progress[-1] == "tool: FAILED"
 
@@ -284,7 +380,7 @@ def test_an_image_stands_on_its_parent(host: Host) -> None:
 def test_a_base_is_pulled_where_a_registry_answers(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.say = {"registry": True}
-    assert host.run() == {"built": [TOOL], "failed": {}}
+    assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
     assert "base debian-13: pulled debian:trixie-slim" in host.progress
     assert LOCAL_BASE in host.images
 
@@ -292,7 +388,7 @@ def test_a_base_is_pulled_where_a_registry_answers(host: Host) -> None:
 def test_a_base_is_bootstrapped_where_none_answers(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.job["apt_mirror"] = "http://mirror.example/debian"
-    assert host.run() == {"built": [TOOL], "failed": {}}
+    assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
     assert host.progress[:2] == [
         "base debian-13: no registry answers, bootstrapping from apt",
         "base debian-13: bootstrapped trixie from apt",
@@ -352,7 +448,12 @@ def test_the_smoke_test_gets_the_least_a_container_can_have(host: Host) -> None:
     (command,) = host.commands("run")
     for option in ("--network none", "--read-only", "--cap-drop ALL", "--user 1234:1234"):
         assert option in " ".join(command)
-    assert command[-4:] == ["--entrypoint", "sh", f"{TOOL}-candidate", "/opt/slipway/smoke.sh"]
+    assert command[-4:] == [
+        "--entrypoint",
+        "sh",
+        f"sha256:built-{TOOL}-candidate",
+        "/opt/slipway/smoke.sh",
+    ]
 
 
 def test_a_second_build_waits_for_the_first(host: Host) -> None:
@@ -381,7 +482,7 @@ def test_a_command_without_end_counts_as_failed() -> None:
 def test_lines_come_as_they_are_said_even_the_last_unended_one() -> None:
     script = "printf 'one\\ntw'; sleep 0.5; printf 'o\\nthree'"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
-        said = list(images_builder.read_lines(process))
+        said = list(output.read_lines(process))
     assert [line for line in said if line is not None] == ["one", "two", "three"]
     # While nothing was said, whoever waits was told so.
     assert None in said

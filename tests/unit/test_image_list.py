@@ -27,10 +27,15 @@ def builds() -> list[ImageBuild]:
     return load_catalogue(ROOT / "images").builds(["pytorch"], "cpu", "debian-13")
 
 
-def inspected(digest: str, size: int, *tags: str) -> dict[str, Any]:
+def inspected(identity: str, size: int, *tags: str) -> dict[str, Any]:
     """Return what `docker image inspect` tells, as far as it is read."""
-    labels = {docker_labels.IMAGE: "any", docker_labels.DIGEST: digest}
-    return {"RepoTags": list(tags), "Size": size, "Config": {"Labels": labels}}
+    labels = {docker_labels.IMAGE: "any", docker_labels.DIGEST: "a claim"}
+    return {"Id": identity, "RepoTags": list(tags), "Size": size, "Config": {"Labels": labels}}
+
+
+def recorded(reference: str, digest: str, identity: str = "", **details: Any) -> dict[str, Any]:
+    """Return a record of an image; its content ID is its digest where none is given."""
+    return {"reference": reference, "digest": digest, "id": identity or digest, **details}
 
 
 def answer(images: list[dict[str, Any]], *records: Mapping[str, Any]) -> str:
@@ -45,13 +50,18 @@ def rows(builds: list[ImageBuild], text: str, *declared: str) -> dict[str, listi
 
 
 def test_what_a_host_answers_is_read_with_the_records_of_its_builds() -> None:
-    record = {"digest": "d1", "build_seconds": 61.5, "smoke_seconds": 46.0, "proven": ["smoke: a"]}
+    details: dict[str, Any] = {"build_seconds": 61.5, "smoke_seconds": 46.0, "proven": ["smoke: a"]}
+    record = recorded(PYTORCH, "d1", **details)
     held = listing.read_answer(
-        answer([inspected("d1", 2000, PYTORCH), inspected("d2", 900, JUPYTER)], record)
+        answer(
+            [inspected("d1", 2000, PYTORCH), inspected("d2", 900, JUPYTER)],
+            record,
+            {"digest": "d2"},
+        )
     )
-    assert held[PYTORCH] == listing.Held(PYTORCH, "d1", 2000, record)
-    # Another build of the image: what the record tells is not of this one.
-    assert held[JUPYTER] == listing.Held(JUPYTER, "d2", 900, {})
+    assert held[PYTORCH] == listing.Held(PYTORCH, 2000, record)
+    # A record of an old version names no content.
+    assert held[JUPYTER] == listing.Held(JUPYTER, 900, {})
 
 
 def test_an_image_with_two_tags_is_held_twice_and_one_without_not_at_all() -> None:
@@ -70,7 +80,9 @@ def test_no_answer_is_an_error(text: str) -> None:
 def test_current_outdated_missing_and_unknown(builds: list[ImageBuild]) -> None:
     jupyter, _ = builds
     images = [inspected(jupyter.digest, 900, JUPYTER), inspected("old", 2000, PYTORCH)]
-    found = rows(builds, answer([*images, inspected("x", 5, "slipway/gone:cpu")]), PYTORCH)
+    records = [recorded(JUPYTER, jupyter.digest), recorded(PYTORCH, "old")]
+    images.append(inspected("x", 5, "slipway/gone:cpu"))
+    found = rows(builds, answer(images, *records), PYTORCH)
     states = {reference: (row.state, row.declared) for reference, row in found.items()}
     assert states == {
         JUPYTER: (listing.CURRENT, False),
@@ -78,6 +90,12 @@ def test_current_outdated_missing_and_unknown(builds: list[ImageBuild]) -> None:
         "slipway/gone:cpu": (listing.UNKNOWN, False),
     }
     assert rows(builds, answer([]))[PYTORCH].state == listing.MISSING
+
+
+def test_content_that_differs_from_the_record_is_not_current(builds: list[ImageBuild]) -> None:
+    record = recorded(JUPYTER, builds[0].digest, "sha256:1")
+    found = rows(builds, answer([inspected("sha256:2", 900, JUPYTER)], record))
+    assert found[JUPYTER].state == listing.UNRECORDED
 
 
 def test_an_image_adds_what_the_one_below_does_not_have(builds: list[ImageBuild]) -> None:
@@ -152,7 +170,9 @@ def test_the_question_is_answered_by_a_shell(
 ) -> None:
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
-    (tmp_path / "jupyter.json").write_text('{"digest": "d", "proven": ["smoke: a"]}')
+    (tmp_path / "jupyter.json").write_text(
+        f'{{"reference": "{JUPYTER}", "id": "d", "digest": "e", "proven": ["smoke: a"]}}'
+    )
     (tmp_path / "jupyter.cdx.json").write_text("not a record")
     if holds:
         (tmp_path / "image").write_text(json.dumps([inspected("d", 900, JUPYTER)]))

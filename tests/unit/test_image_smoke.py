@@ -16,6 +16,7 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.modules import image_smoke
 
 TOOL, OTHER = "slipway/tool:cpu", "slipway/other:gpu"
@@ -29,10 +30,13 @@ with open(engine + "/log", "a") as log:
     log.write(json.dumps(words) + "\\n")
 images = json.load(open(engine + "/images.json"))
 if words[:2] == ["image", "inspect"]:
-    if words[-1] not in images:
-        sys.exit("Error: No such image: " + words[-1])
-    labels = images[words[-1]]
-    print(labels["io.slipway.variant"] if "variant" in words[3] else json.dumps(labels))
+    tag = words[-1].replace("sha256:", "")
+    if tag not in images:
+        sys.exit("Error: No such image: " + tag)
+    labels = images[tag]
+    content = {{"Id": "sha256:" + tag, "Created": "2026-01-01T00:00:00Z", "Config": {{}}}}
+    content["Config"]["Labels"] = labels
+    print(labels["io.slipway.variant"] if "--format" in words else json.dumps([content]))
 if words[0] == "info":
     print(open(engine + "/info.json").read())
 if words[0] == "run":
@@ -54,12 +58,12 @@ class Engine:
         self.info: dict[str, Any] = {"CDISpecDirs": [str(folder / "none"), str(folder / "cdi")]}
         self.run = "print('smoke: 1.0 s  does its job'); print('a word of a library')"
 
-    def prove(self, *references: str, timeout: int = 30) -> dict[str, Any]:
+    def prove(self, *references: str, timeout: int = 30, **more: Any) -> dict[str, Any]:
         """Run the module; return its result."""
         (self.folder / "images.json").write_text(json.dumps(self.images))
         (self.folder / "info.json").write_text(json.dumps(self.info))
         (self.folder / "run").write_text(self.run)
-        with patch_module_args({"references": list(references), "timeout": timeout}):
+        with patch_module_args({"references": list(references), "timeout": timeout, **more}):
             return run_module()
 
     def runs(self) -> list[list[str]]:
@@ -98,6 +102,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("ENGINE", str(tmp_path))
     monkeypatch.setattr(images_smoke, "GPU_DEVICE", tmp_path / "nvidiactl")
+    monkeypatch.setattr(containers, "IMAGE_RECORDS", str(tmp_path / "records"))
     return Engine(tmp_path)
 
 
@@ -111,7 +116,7 @@ def test_each_image_is_proven_by_the_command_that_it_bears(engine: Engine) -> No
         },
     }
     (run, _) = engine.runs()
-    assert run[-3:] == [TOOL, "python3", "/opt/slipway/smoke.py"]
+    assert run[-3:] == [f"sha256:{TOOL}", "python3", "/opt/slipway/smoke.py"]
     assert run[run.index("--entrypoint") + 1] == "/opt/slipway/start"
 
 
@@ -169,7 +174,7 @@ def test_gpus_come_as_they_do_to_those_who_use_the_image(
 
 def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engine) -> None:
     engine.run = (
-        "if 'slipway/tool:cpu' in words:\n"
+        "if 'sha256:slipway/tool:cpu' in words:\n"
         "    print('smoke: FAILED: it adds up', file=sys.stderr)\n"
         "    sys.exit(3)\n"
         "print('smoke: 1.0 s  does its job')"
@@ -204,3 +209,24 @@ def test_what_cannot_be_proven_is_said(
         engine.images[TOOL] = labels
     result = engine.prove(TOOL)
     assert result["failed"] and words in result["msg"]
+
+
+def test_an_image_is_accepted_only_when_that_is_asked_for_and_its_test_passed(
+    engine: Engine,
+) -> None:
+    engine.images[TOOL][docker_labels.DIGEST] = "d"
+    assert not engine.prove(TOOL)["changed"]
+    assert containers.read_image_record(TOOL) == {"time": 0}
+    assert engine.prove(TOOL, record=True, _ansible_check_mode=True)["changed"]
+    assert containers.read_image_record(TOOL) == {"time": 0}
+    assert engine.prove(TOOL, record=True)["changed"]
+    record = containers.read_image_record(TOOL)
+    assert (record["digest"], record["id"], record["origin"]) == (
+        "d",
+        f"sha256:{TOOL}",
+        "accepted",
+    )
+    assert not engine.prove(TOOL, record=True)["changed"]
+    engine.run = "sys.exit(3)"
+    assert engine.prove(OTHER, record=True)["failed"]
+    assert containers.read_image_record(OTHER) == {"time": 0}

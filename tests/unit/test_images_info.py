@@ -24,7 +24,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts
-from tests.unit.test_image_list import answer, inspected
+from tests.unit.test_image_list import answer, inspected, recorded
 
 ARGUMENTS = {
     "names": ["pytorch"],
@@ -76,7 +76,11 @@ def test_what_a_host_holds_is_told_with_what_it_need_not_hold(
     catalogue = load_catalogue(ROOT / "images")
     (jupyter,) = catalogue.builds(["jupyter"], "gpu", "debian-13")
     held = [inspected(jupyter.digest, 9, jupyter.reference), inspected("x", 9, "slipway/keras:gpu")]
-    result = ask_info(monkeypatch, answer(held))
+    records = [
+        recorded("slipway/jupyter:gpu", jupyter.digest),
+        recorded("slipway/keras:gpu", "x"),
+    ]
+    result = ask_info(monkeypatch, answer(held, *records))
     states = {row["reference"]: row["state"] for row in result["images"]}
     assert states["slipway/jupyter:gpu"] == "current"
     assert states["slipway/keras:gpu"] == "outdated"

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
-from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     containers as state_containers,
 )
@@ -377,19 +376,34 @@ def test_a_group_of_others_has_to_be_there() -> None:
 
 
 NEW, OLD = "a" * 64, "b" * 64
-OUTDATED = (f"context digest {OLD[:12]}", NEW[:12])
+RECORD = {"digest": NEW, "id": "sha256:1", "origin": "built", "time": 1_800_000_000}
+UNRECORDED = "an image that was built or loaded, and tested, on this host"
 
 
 @pytest.mark.parametrize(
     ("found", "engine", "changes"),
     [
-        (["sha256:1", {docker_labels.DIGEST: NEW}], None, []),
+        (["sha256:1", RECORD], None, []),
         (
-            ["sha256:1", {docker_labels.DIGEST: OLD}],
+            ["sha256:1", {**RECORD, "digest": OLD}],
             None,
             [(f"context digest {OLD[:12]}", NEW[:12])],
         ),
-        (["sha256:1", {}], None, [("context digest none", NEW[:12])]),
+        (
+            [f"sha256:{OLD}", RECORD],
+            None,
+            [(f"other content than the image built here on 2027-01-15: {OLD[:12]}", "1")],
+        ),
+        (
+            [f"sha256:{OLD}", {"time": 0}],
+            None,
+            [(f"content {OLD[:12]} is not recorded on this host", UNRECORDED)],
+        ),
+        (
+            [f"sha256:{OLD}", {"digest": NEW, "time": 0}],
+            None,
+            [(f"content {OLD[:12]} is not recorded on this host", UNRECORDED)],
+        ),
         (None, None, [("missing", "built")]),
         (None, "connection refused", [("Docker does not answer", "built")]),
     ],
@@ -464,13 +478,14 @@ def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -
     ("there", "containers", "built", "missing"),
     [
         (None, [], [], True),
-        (["sha256:1", {docker_labels.DIGEST: OLD}], [], [], True),
-        (["sha256:1", {docker_labels.DIGEST: NEW}], [], [], False),
+        (["sha256:1", {**RECORD, "digest": OLD}], [], [], True),
+        (["sha256:2", RECORD], [], [], True),
+        (["sha256:1", RECORD], [], [], False),
         (None, [], [{"reference": "slipway/web:cpu", "digest": NEW}], False),
         # Somebody removed the image of what runs.
         (None, [container()], [], False),
     ],
-    ids=["no image", "an older image", "loaded", "to be built", "running"],
+    ids=["no image", "an older image", "other content", "loaded", "to be built", "running"],
 )
 def test_a_project_needs_an_image(
     there: Any, containers: list[Any], built: list[dict[str, str]], missing: bool

@@ -337,9 +337,17 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Eng
         thread.join()
 
 
-def test_images_are_found_by_any_of_their_tags(engine: type[Engine]) -> None:
+def test_images_are_found_by_any_of_their_tags(
+    engine: type[Engine], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "IMAGE_RECORDS", "/images")
+    record = {"digest": "d1", "id": "sha256:0", "origin": "built", "time": 9, "proven": ["smoke"]}
+    write(root, "/images/slipway-iris-api-cpu.json", json.dumps(record))
     assert containers.ask_images(["slipway/iris-api:cpu", "slipway/none:cpu"]) == {
-        "slipway/iris-api:cpu": ["sha256:1", {"io.slipway.digest": "d1"}],
+        "slipway/iris-api:cpu": [
+            "sha256:1",
+            {"digest": "d1", "id": "sha256:0", "origin": "built", "time": 9},
+        ],
         "slipway/none:cpu": None,
     }
 

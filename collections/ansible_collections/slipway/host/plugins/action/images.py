@@ -59,7 +59,7 @@ class ActionModule(ActionBase):
             )
         job = images_job.pack_job(outdated, arguments["build"])
         outcome = detached_job.run_job(self, WORK, images_job.BUILDER, job)
-        result["built"] = outcome["built"]
+        result.update(built=outcome["built"], recorded=outcome.get("recorded", []))
         if outcome["failed"]:
             result["failed"] = True
             result["msg"] = "\n".join(

@@ -34,6 +34,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 _IMAGE_PLAYS = (
+    "Accept images on the hosts",
     "Build images on the hosts",
     "List images of the hosts",
     "Load images on the hosts",

@@ -10,8 +10,10 @@ DOCUMENTATION = r"""
 module: images
 short_description: Build images of the catalogue on the host
 description:
-  - Builds the images whose context digest on the host differs from the catalogue's, in order of
-    dependency.
+  - Builds the images that are missing, outdated, or have other content than the record on the host
+    names, in order of dependency.
+  - The record holds the content ID of each image that was built and tested. An image that an old
+    version built, which recorded no content ID, is tested again and recorded instead of built.
   - An image gets its tag only after its smoke test passed in a container without network. If the
     test fails, the tag and the running services stay as they are. The other images are still built,
     and the task fails at the end.
@@ -56,7 +58,12 @@ images:
   elements: dict
 built:
   description: References of the images that were built.
-  returned: when something was built
+  returned: when something was built or recorded
+  type: list
+  elements: str
+recorded:
+  description: References of images of an old version that were tested and recorded, not built.
+  returned: when something was built or recorded
   type: list
   elements: str
 """

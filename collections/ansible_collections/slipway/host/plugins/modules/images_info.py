@@ -58,7 +58,9 @@ images:
       type: str
       sample: slipway/iris-api:cpu
     state:
-      description: V(current), V(outdated), V(missing) or V(not in the catalogue).
+      description:
+        - V(current), V(outdated), V(missing), V(not recorded) or V(not in the catalogue).
+        - V(not recorded) means that the host has no record of this content.
       type: str
     declared:
       description: Whether the host should hold the image.

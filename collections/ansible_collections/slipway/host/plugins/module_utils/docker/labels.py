@@ -40,5 +40,4 @@ BILL_OF_MATERIALS = f"{IMAGE_FOLDER}/sbom.json"
 # On hosts, for root only.
 STATE_FOLDER = "/var/lib/slipway"
 BUILD_LOCK = f"{STATE_FOLDER}/build.lock"
-BUILD_RECORDS = f"{STATE_FOLDER}/images"
 DAEMON_JSON_RECORD = f"{STATE_FOLDER}/daemon_json.json"

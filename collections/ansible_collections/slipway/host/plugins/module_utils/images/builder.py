@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,13 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.images import record
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
+from ansible_collections.slipway.host.plugins.module_utils.images.output import (
+    last_lines,
+    read_lines,
+)
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 LOCK = Path(labels.BUILD_LOCK)
 # Seconds after which a registry that does not answer counts as unreachable.
@@ -63,25 +68,10 @@ def run_or_fail(doing: str, command: list[str], timeout: float | None = None) ->
     return done.stdout.strip()
 
 
-def last_lines(output: str, count: int = 25) -> str:
-    """Return the end of a command's output, which has the reason of a failure."""
-    return "\n".join(output.strip().splitlines()[-count:])
-
-
-def read_digest(reference: str) -> str | None:
-    """Return the context digest in the label of an image on the host, None for none."""
-    command = ["docker", "image", "inspect", "--format", "{{json .Config.Labels}}", reference]
-    inspected = run(command)
-    if inspected.returncode != 0:
-        return None
-    image_labels = json.loads(inspected.stdout) or {}
-    return str(image_labels[labels.DIGEST]) if labels.DIGEST in image_labels else None
-
-
 def read_image_id(reference: str) -> str | None:
-    """Return the ID of an image on the host, None for none."""
-    inspected = run(["docker", "image", "inspect", "--format", "{{.Id}}", reference])
-    return inspected.stdout.strip() if inspected.returncode == 0 else None
+    """Return the content ID of an image on the host, None for none."""
+    content = record.inspect_image(reference)
+    return content.identity if content else None
 
 
 def apt_sources(recipe: Job, mirror: str) -> str:
@@ -93,30 +83,10 @@ def apt_sources(recipe: Job, mirror: str) -> str:
     )
 
 
-def record_file(reference: str, suffix: str) -> Path:
-    """Return the path of a record about an image on the host."""
-    folder = LOCK.parent / "images"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{re.sub('[/:]', '-', reference)}{suffix}"
-
-
-def read_lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
-    """Yield the lines of PROCESS's output, and None from time to time while there is none."""
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
-    pending = b""
-    while True:
-        chunk = process.stdout.read()
-        if chunk == b"":
-            break
-        if chunk is None:
-            yield None
-            time.sleep(0.2)
-            continue
-        *whole, pending = (pending + chunk).split(b"\n")
-        yield from (line.decode("utf-8", "replace") for line in whole)
-    if pending:
-        yield pending.decode("utf-8", "replace")
+def is_current(image: Job) -> bool:
+    """Whether the host's record and its engine agree that an image needs no build."""
+    content = record.inspect_image(image["reference"])
+    return record.is_recorded(image["reference"], image["digest"], content)
 
 
 class Builder:
@@ -127,6 +97,8 @@ class Builder:
         self.job: Job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         self.progress = progress
         self.base_lock = threading.Lock()
+        self.built: list[str] = []
+        self.recorded: list[str] = []
 
     def secrets(self, base: Job) -> list[str]:
         """Return the options that mount secrets into a build; no secret gets into a layer."""
@@ -249,14 +221,44 @@ class Builder:
         try:
             self.follow(name, command)
             built = time.monotonic()
-            proven = self.smoke(image, candidate)
-            self.save_bill_of_materials(reference, candidate)
-            self.save_record(image, built - started, time.monotonic() - built, proven)
-            run_or_fail("moving the tag", ["docker", "tag", candidate, reference])
+            # From here on by content ID: the tag of the candidate may move.
+            content = record.inspect_image(candidate)
+            if content is None:
+                raise BuildError("the built image is not on the host. Build again.")
+            proven = self.smoke(image, content.identity)
+            self.save_bill_of_materials(reference, content.identity)
+            record.write_record(
+                reference,
+                content,
+                image["digest"],
+                record.BUILT,
+                build_seconds=round(built - started, 1),
+                smoke_seconds=round(time.monotonic() - built, 1),
+                proven=proven,
+            )
+            run_or_fail("moving the tag", ["docker", "tag", content.identity, reference])
         finally:
             run(["docker", "image", "rm", candidate])
             shutil.rmtree(context, ignore_errors=True)
         self.progress.say(f"{name}: ready after {time.monotonic() - started:.0f} s")
+
+    def record_old_image(self, image: Job) -> bool:
+        """Test and record an image of an old version; return whether that replaces a build."""
+        reference, digest = image["reference"], image["digest"]
+        content = record.inspect_image(reference)
+        if content is None or not record.is_of_old_version(reference, digest, content):
+            return False
+        started = time.monotonic()
+        try:
+            proven = self.smoke(image, content.identity)
+        except BuildError as error:
+            self.progress.say(f"{image['name']}: building again: {error}")
+            return False
+        seconds = round(time.monotonic() - started, 1)
+        record.write_record(
+            reference, content, digest, record.BUILT, smoke_seconds=seconds, proven=proven
+        )
+        return True
 
     def follow(self, name: str, command: list[str]) -> None:
         """Run the build COMMAND and report each step at its start, except cached steps."""
@@ -308,29 +310,14 @@ class Builder:
         container = f"slipway-bill-{os.getpid()}-{threading.get_ident()}"
         run_or_fail("creating a container", ["docker", "create", f"--name={container}", candidate])
         try:
-            bill = str(record_file(reference, ".cdx.json"))
+            bill = containers.image_record_path(reference, ".cdx.json")
+            Path(bill).parent.mkdir(exist_ok=True)
             run_or_fail(
                 "copying the bill of materials",
                 ["docker", "cp", f"{container}:{labels.BILL_OF_MATERIALS}", bill],
             )
         finally:
             run(["docker", "rm", container])
-
-    def save_record(
-        self, image: Job, build_seconds: float, smoke_seconds: float, proven: list[str]
-    ) -> None:
-        """Write the durations of build and smoke test, and the lines of the smoke test."""
-        record = {
-            "digest": image["digest"],
-            "build_seconds": round(build_seconds, 1),
-            "smoke_seconds": round(smoke_seconds, 1),
-            "proven": proven,
-        }
-        file = record_file(image["reference"], ".json")
-        # By a rename, because `./slipway images list` may read the file at any time.
-        written = file.with_suffix(".new")
-        written.write_text(json.dumps(record), encoding="utf-8")
-        written.rename(file)
 
     def parallel_builds(self) -> int:
         """Return how many images are built at the same time.
@@ -343,7 +330,11 @@ class Builder:
     def build_or_explain(self, image: Job) -> str | None:
         """Build an image; return the reason of a failure, None for success."""
         try:
-            self.build(image)
+            if self.record_old_image(image):
+                self.recorded.append(image["reference"])
+            else:
+                self.build(image)
+                self.built.append(image["reference"])
         except (BuildError, OSError) as error:
             self.progress.say(f"{image['name']}: FAILED")
             return str(error)
@@ -354,13 +345,8 @@ class Builder:
 
         If an image fails, the others are built, except the images on top of it.
         """
-        built: list[str] = []
         failed: dict[str, str] = {}
-        left = [
-            image
-            for image in self.job["builds"]
-            if read_digest(image["reference"]) != image["digest"]
-        ]
+        left = [image for image in self.job["builds"] if not is_current(image)]
         running: dict[Future[str | None], str] = {}
         with ThreadPoolExecutor(self.parallel_builds()) as pool:
             while left or running:
@@ -375,13 +361,11 @@ class Builder:
                         running[pool.submit(self.build_or_explain, image)] = image["reference"]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     reference, why = running.pop(future), future.result()
-                    if why is None:
-                        built.append(reference)
-                    else:
+                    if why is not None:
                         failed[reference] = why
         # Remove replaced images that no container uses.
         run(["docker", "image", "prune", "--force", f"--filter=label={labels.DIGEST}"])
-        return {"built": built, "failed": failed}
+        return {"built": self.built, "recorded": self.recorded, "failed": failed}
 
 
 def main(folder: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.state.containers import IMAGE_RECORDS
 
 SEPARATOR = "-- records"
 
 QUESTION = f"""
 ids=$(docker image ls --quiet --no-trunc --filter label={labels.IMAGE} | sort -u)
 [ -z "$ids" ] && echo '[]' || docker image inspect $ids
-for record in {labels.BUILD_RECORDS}/*.json; do
+for record in {IMAGE_RECORDS}/*.json; do
     case "$record" in
     *'*'* | *.cdx.json) ;;
     *) echo '{SEPARATOR}' && cat "$record" && echo ;;
@@ -31,14 +32,17 @@ done
 """A shell script for the host; `read_answer` parses its output."""
 
 CURRENT, OUTDATED, MISSING, UNKNOWN = "current", "outdated", "missing", "not in the catalogue"
+UNRECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
 class Held:
-    """An image on a host: its digest label, its size in bytes, and the record of its build."""
+    """An image on a host: its size in bytes, and the record of exactly this content.
+
+    The record is empty if the host has none of this content.
+    """
 
     reference: str
-    digest: str
     size: int
     record: Mapping[str, Any]
 
@@ -68,12 +72,14 @@ def read_answer(text: str) -> dict[str, Held]:
     Raise ValueError for any other text.
     """
     inspected, *recorded = text.split(SEPARATOR)
-    records = {record["digest"]: record for record in map(json.loads, recorded)}
+    records = {
+        (record.get("reference"), record.get("id")): record for record in map(json.loads, recorded)
+    }
     held = {}
     for image in json.loads(inspected):
-        digest = image["Config"]["Labels"].get(labels.DIGEST, "")
         for reference in image.get("RepoTags") or ():
-            held[reference] = Held(reference, digest, image["Size"], records.get(digest, {}))
+            record = records.get((reference, image["Id"]), {})
+            held[reference] = Held(reference, image["Size"], record)
     return held
 
 
@@ -108,7 +114,7 @@ def _row(
     below = held.get(build.parent) if build.parent else None
     return Row(
         reference=build.reference,
-        state=CURRENT if image.digest == build.digest else OUTDATED,
+        state=_state(image.record, build.digest),
         declared=declared,
         size=image.size,
         added=image.size - below.size if below else image.size,
@@ -117,6 +123,12 @@ def _row(
         proven=image.record.get("proven", ()),
         notes=notes,
     )
+
+
+def _state(record: Mapping[str, Any], digest: str) -> str:
+    if not record:
+        return UNRECORDED
+    return CURRENT if record["digest"] == digest else OUTDATED
 
 
 HEADINGS = ("image", "on the host", "size", "adds", "build", "smoke test", "proves")
@@ -138,7 +150,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def page(rows: Sequence[Row]) -> str:
     """Return a Markdown table of the catalogue's images on the host: sizes, times, smoke tests."""
-    held = [row for row in rows if row.state in (CURRENT, OUTDATED)]
+    held = [row for row in rows if row.state in (CURRENT, OUTDATED, UNRECORDED)]
     lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in held)]
     # The state on this one host does not belong on a page.
     return "\n".join(f"| {' | '.join([line[0], *line[2:]])} |" for line in lines)

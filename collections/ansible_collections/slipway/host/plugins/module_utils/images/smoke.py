@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.record import Content
 
 # No network, only /tmp writable, no privileges, and a user that the image does not know.
 OPTIONS = [
@@ -59,6 +60,16 @@ def _is_described(folders: Sequence[str]) -> bool:
         for file in Path(folder).glob("*")
         if file.is_file()
     )
+
+
+def test_content(content: Content, timeout: float) -> list[str]:
+    """Run the smoke test that an image's label names; see :func:`test`."""
+    command = content.labels.get(labels.SMOKE)
+    if command is None:
+        raise SmokeError(
+            f"no smoke test: label {labels.SMOKE} is missing. Choose an image of the catalogue"
+        )
+    return test(content.identity, json.loads(command), timeout)
 
 
 def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:

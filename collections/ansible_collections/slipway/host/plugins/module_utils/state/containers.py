@@ -4,7 +4,8 @@
 
 Keys of an entry (``?``: optional):
 
-images: reference, digest: the context digest in the label of the image.
+images: reference, digest: the context digest. The tag must refer to the content that the host's
+record names: the record of a build, of a loaded archive or of an accepted image.
 
 projects: name, services: list of {name, config, image?, reference?}: containers by their label
 ``io.slipway.config`` and their context digest; since?: files that the containers have read, so the
@@ -14,6 +15,8 @@ containers must be newer; urls?: addresses by name, for people.
 from __future__ import annotations
 
 import json
+
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 # Labels other than these may hold anything at all; they are neither needed nor sent.
 LABELS = ("io.slipway.", "com.docker.compose.service", "com.docker.compose.oneoff")
 DOCKER_SOCKET = "/run/docker.sock"
+# A file for each image; only root can write it.
+IMAGE_RECORDS = "/var/lib/slipway/images"
 
 
 def ask_engine(path: str) -> Any:
@@ -65,13 +70,38 @@ def _own_labels(labels: Json | None) -> Json:
     return {key: value for key, value in (labels or {}).items() if key.startswith(LABELS)}
 
 
+def image_record_path(reference: str, suffix: str = ".json") -> str:
+    """Return the path of a file about an image: its record, or another one by SUFFIX."""
+    return f"{IMAGE_RECORDS}/{reference.replace('/', '-').replace(':', '-')}{suffix}"
+
+
+def read_image_record(reference: str) -> Json:
+    """Return the record of an image on this host, empty if there is none.
+
+    reference; digest: context digest; id: content ID; origin: built, loaded or accepted; time:
+    seconds since 1970. Records of old versions have only the digest.
+    """
+    try:
+        record = json.loads(reading.read_file(image_record_path(reference)) or b"{}")
+        known = {key: str(record[key]) for key in ("digest", "id", "origin") if key in record}
+        if record.get("reference", reference) != reference:
+            return {}
+        return {**known, "time": int(record.get("time", 0))}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
 def ask_images(references: list[str]) -> Json:
-    """Return ``[id, {labels}]`` of each image reference."""
+    """Return ``[content ID, record]`` of each image reference.
+
+    The ID that the engine reports is a digest of the content: of the image's configuration in the
+    classic store, of its manifest in the store of containerd. Both include the layers.
+    """
     found: Json = dict.fromkeys(references)
     for image in ask_engine("/images/json"):
         for tag in image.get("RepoTags") or []:
             if tag in found:
-                found[tag] = [image["Id"], _own_labels(image.get("Labels"))]
+                found[tag] = [image["Id"], read_image_record(tag)]
     return found
 
 
@@ -118,10 +148,17 @@ ASKS = {
 
 
 # --- Nothing below is sent to hosts with the survey. ---
+import time
+
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.state.model import MISSING, Kind
 
 ONE_OFF = "com.docker.compose.oneoff"
+
+
+def short_id(identity: str) -> str:
+    """Return the part of a content ID or digest that people read."""
+    return identity.rpartition(":")[2][:12]
 
 
 def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -130,9 +167,20 @@ def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
     if found is None:
         yield ("Docker does not answer" if answer["engine"] else MISSING), "built"
         return
-    digest = found[1].get(docker_labels.DIGEST, "none")
-    if digest != entry["digest"]:
-        yield f"context digest {digest[:12]}", entry["digest"][:12]
+    identity, record = found
+    if not record.get("id"):
+        yield (
+            f"content {short_id(identity)} is not recorded on this host",
+            "an image that was built or loaded, and tested, on this host",
+        )
+    elif record["id"] != identity:
+        date = time.strftime("%Y-%m-%d", time.gmtime(record["time"]))
+        yield (
+            f"other content than the image {record['origin']} here on {date}: {short_id(identity)}",
+            short_id(record["id"]),
+        )
+    elif record["digest"] != entry["digest"]:
+        yield f"context digest {short_id(record['digest'])}", short_id(entry["digest"])
 
 
 def compare_projects(  # noqa: C901 - a table of cases, one branch for each

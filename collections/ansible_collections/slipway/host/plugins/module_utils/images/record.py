@@ -1,0 +1,111 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The record of each image on a host: which content was built, loaded or accepted, and tested.
+
+The survey compares the record with the engine, see :mod:`state.containers`. Runs on hosts, as part
+of the builder as well as of modules: Python 3.10, standard library only.
+"""
+
+from __future__ import annotations
+
+import calendar
+import json
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
+
+BUILT, LOADED, ACCEPTED = "built", "loaded", "accepted"
+MODE = 0o600
+
+
+@dataclass(frozen=True)
+class Content:
+    """An image as the engine reports it.
+
+    identity: its content ID. created: seconds since 1970, None if the engine reports another form.
+    """
+
+    identity: str
+    labels: Mapping[str, str]
+    created: float | None
+
+    @property
+    def digest(self) -> str:
+        """Return the context digest that the label claims, empty for none."""
+        return self.labels.get(labels.DIGEST, "")
+
+
+def inspect_image(reference: str) -> Content | None:
+    """Return an image of the host by its tag or content ID, None if there is none."""
+    inspected = subprocess.run(
+        ["docker", "image", "inspect", reference],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if inspected.returncode != 0:
+        return None
+    (image,) = json.loads(inspected.stdout)
+    image_labels = (image.get("Config") or {}).get("Labels") or {}
+    return Content(image["Id"], image_labels, _seconds(str(image.get("Created"))))
+
+
+def _seconds(created: str) -> float | None:
+    """Return the seconds since 1970 of a time such as ``2026-11-27T19:09:05.257541437Z``."""
+    if not created.endswith("Z"):
+        return None
+    try:
+        return calendar.timegm(time.strptime(created[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
+def is_recorded(reference: str, digest: str, content: Content | None) -> bool:
+    """Whether the record names this content, made from the context with this digest."""
+    record = containers.read_image_record(reference)
+    return (
+        content is not None
+        and record.get("id") == content.identity
+        and record.get("digest") == digest
+    )
+
+
+def is_of_old_version(reference: str, digest: str, content: Content | None) -> bool:
+    """Whether an old version of Slipway, which recorded no content ID, built this image.
+
+    Its record has the same context digest and is not older than the image: an image that somebody
+    made afterwards, for example from a container, is another one.
+    """
+    record = containers.read_image_record(reference)
+    if content is None or content.created is None or "id" in record:
+        return False
+    if not record.get("digest") == digest == content.digest:
+        return False
+    path = containers.image_record_path(reference)
+    with paths.opened_file(path) as descriptor:
+        recorded = os.fstat(descriptor).st_mtime
+    return content.created <= recorded
+
+
+def write_record(
+    reference: str, content: Content, digest: str, origin: str, **details: Any
+) -> None:
+    """Record that the smoke test passed with this content; DETAILS are further keys."""
+    record = {
+        "reference": reference,
+        "digest": digest,
+        "id": content.identity,
+        "origin": origin,
+        "time": int(time.time()),
+        **details,
+    }
+    path = containers.image_record_path(reference)
+    with paths.opened_parent(path, make=True) as (folder, name):
+        folder.replace(name, json.dumps(record).encode(), MODE, os.geteuid(), os.getegid())
