@@ -122,7 +122,7 @@ def test_an_engine_that_does_not_start_says_why(
     program("journalctl", 'echo "$@" | grep -q _UID=54321 && echo newuidmap: not permitted')
     result = run_module(rootless_docker, engines=ENGINES)
     assert result["failed"]
-    assert result["msg"] == "the engine of ada does not start: no luck\nnewuidmap: not permitted"
+    assert result["msg"] == "Cannot start the engine of ada: no luck\nnewuidmap: not permitted"
 
 
 def test_a_user_who_is_not_there_is_an_error_but_not_beforehand(
@@ -131,7 +131,8 @@ def test_a_user_who_is_not_there_is_an_error_but_not_beforehand(
     machine.state = None  # type: ignore[assignment] # as the probe says it
     monkeypatch.setattr(pwd, "getpwnam", {}.__getitem__)
     assert run_module(rootless_docker, check=True, engines=ENGINES)["changed"]
-    assert run_module(rootless_docker, engines=ENGINES)["msg"] == "there is no user ada"
+    message = run_module(rootless_docker, engines=ENGINES)["msg"]
+    assert message.startswith("Cannot set up the engine of ada: the user does not exist.")
 
 
 def test_the_engines_of_others_are_taken_down_and_forgotten_last(

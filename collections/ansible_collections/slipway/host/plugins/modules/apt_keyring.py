@@ -8,16 +8,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: apt_keyring
-short_description: An apt repository's key, checked by its fingerprint
+short_description: Install the key of an apt repository, checked by its fingerprint
 description:
-  - Fetches an OpenPGP key and writes it for use as C(Signed-By), only if it has the given
-    fingerprint. A key that is there and has it is not fetched again.
-  - Needs no GnuPG on the host.
+  - Downloads an OpenPGP key and writes it for use as C(Signed-By) if it has the declared
+    fingerprint. If the file already has a key with this fingerprint, nothing is downloaded.
+  - Does not need GnuPG on the host.
 options:
   path:
     description:
-      - File to write; the key is armoured where it ends with C(.asc), and binary with C(.gpg),
-        whatever the address gives.
+      - File to write. The key is written armoured if the name ends with C(.asc), and binary if it
+        ends with C(.gpg), independent of the format of the download.
     type: path
     required: true
   url:
@@ -34,7 +34,7 @@ options:
     default: 15
 attributes:
   check_mode:
-    description: In check mode the key is neither fetched nor written.
+    description: In check mode the key is neither downloaded nor written.
     support: full
   diff_mode:
     description: Shows the fingerprints.
@@ -44,7 +44,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Docker's key
+- name: Install the key of Docker's repository
   slipway.host.apt_keyring:
     path: /etc/apt/keyrings/docker.asc
     url: https://download.docker.com/linux/ubuntu/gpg
@@ -53,7 +53,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 fingerprints:
-  description: Fingerprints of the keys that the file held before.
+  description: Fingerprints of the keys in the file before the task.
   returned: always
   type: list
   elements: str
@@ -78,48 +78,51 @@ MODE = 0o644
 
 
 def keyring_bytes(content: bytes) -> bytes:
-    """Return binary keyring bytes from a key file's CONTENT, armoured or not."""
+    """Return the binary keyring in the CONTENT of a key file, which may be armoured."""
     if content.lstrip().startswith(b"-----BEGIN"):
         return openpgp.from_text(content.decode("ascii", "replace"))
     return content
 
 
 def present_fingerprints(path: Path) -> list[str]:
-    """Return the fingerprints in the file at PATH, none where it is missing or no keyring."""
+    """Return the fingerprints in the file at PATH; empty if it is missing or not a keyring."""
     try:
         return openpgp.fingerprints(keyring_bytes(paths.read_file(str(path))))
     except (OSError, ValueError):
         return []
 
 
-def fetch(module: HostModule, url: str, wanted: str) -> bytes:
-    """Return what to write of the key at URL, or fail the module where it is not WANTED."""
+def download(module: HostModule, url: str, expected: str) -> bytes:
+    """Return the content for the key file; fail if the key at URL has another fingerprint."""
     try:
         with urlopen(url, timeout=module.params["timeout"]) as answer:
             content: bytes = answer.read(1 << 20)
     except (OSError, ValueError, HTTPException) as error:
         module.fail_json(
-            msg=f"could not fetch the key {url}: {error}. Make it reachable from the host, or "
-            "name a mirror."
+            msg=f"Cannot download the key {url}: {error}. Make the address reachable from the "
+            "host, or use a mirror."
         )
     try:
         keyring = keyring_bytes(content)
-        found = openpgp.fingerprints(keyring)
+        fingerprints = openpgp.fingerprints(keyring)
     except ValueError as error:
-        module.fail_json(msg=f"what {url} gives is no OpenPGP key: {error}. Nothing was written.")
-    if wanted not in found:
         module.fail_json(
-            msg=f"the key at {url} has the fingerprint {', '.join(found)}, expected {wanted}. "
-            "Nothing was written. If the vendor has a new key, confirm it on the vendor's own "
-            "page and change the fingerprint variable."
+            msg=f"{url}: {error}; expected an OpenPGP key. Correct the address. Nothing was "
+            "written."
+        )
+    if expected not in fingerprints:
+        module.fail_json(
+            msg=f"{url}: the key has the fingerprint {', '.join(fingerprints)}; expected "
+            f"{expected}. Nothing was written. If the vendor has a new key, confirm it on the "
+            "vendor's own page and change the fingerprint variable."
         )
     if Path(module.params["path"]).suffix == ".gpg":
         return keyring
     return content if content != keyring else openpgp.to_text(keyring).encode()
 
 
-def close(path: Path, check: bool) -> bool:
-    """Make a keyring root's, and let nobody else write it; return whether that differed."""
+def restrict_writing(path: Path, check: bool) -> bool:
+    """Make root the owner and the only writer of a keyring; return whether this is a change."""
     with paths.opened_parent(str(path)) as (folder, name):
         info = folder.lstat(name)
         if info is None or (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (0, 0, MODE):
@@ -133,14 +136,14 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     path = Path(module.params["path"])
-    wanted = openpgp.spelled(module.params["fingerprint"])
+    expected = openpgp.normalize_fingerprint(module.params["fingerprint"])
     before = present_fingerprints(path)
-    write = wanted not in before
+    write = expected not in before
     if write and not module.check_mode:
-        content = fetch(module, module.params["url"], wanted)
+        content = download(module, module.params["url"], expected)
         with paths.opened_parent(str(path), make=True) as (folder, name):
             folder.replace(name, content, MODE, 0, 0)
-    repairs = not write and close(path, module.check_mode)
+    repairs = not write and restrict_writing(path, module.check_mode)
     module.exit_json(
         changed=write or repairs,
         fingerprints=before,
@@ -148,7 +151,7 @@ def main() -> None:
             "before_header": str(path),
             "after_header": str(path),
             "before": "\n".join(before) + "\n" if before else "",
-            "after": wanted + "\n" if write else "\n".join(before) + "\n",
+            "after": expected + "\n" if write else "\n".join(before) + "\n",
         },
     )
 

@@ -16,8 +16,8 @@ description:
     C(root_squash) work.
   - A missing folder C(.ssh) is created with mode 0700, a missing file with mode 0600. Write
     permission of others is removed from both.
-  - A link, a file with several names (hard links), something of another type, and files or folders
-    of somebody else are refused for that user. All other users are handled, then the module fails.
+  - Refuses a link, a file with several names (hard links), another type, and files or folders of
+    another user. The keys of all other users are added, then the module fails.
 options:
   keys:
     description: The users and their keys, as the C(lines) list of a role's owned state.
@@ -100,8 +100,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
 WRITABLE_BY_OTHERS = 0o022
-# sshd reads a line at a time; far more than any person's keys.
-MOST_BYTES = 1 << 20
+# More than all keys of a person; sshd itself reads line by line, without a limit.
+MAX_BYTES = 1 << 20
 
 
 class KeysError(Exception):
@@ -175,12 +175,12 @@ class KeyFile:
             if info.st_uid not in self.owners:
                 raise folder.refuse(name, info, expected)
             try:
-                content = folder.read(name, MOST_BYTES + 1) or b""
+                content = folder.read(name, MAX_BYTES + 1) or b""
             except PermissionError:
                 raise folder.refuse(name, info, expected) from None
-        if len(content) > MOST_BYTES:
+        if len(content) > MAX_BYTES:
             found = f"a file of {info.st_size} bytes, owned by {paths.owner_name(info)}"
-            raise paths.UnsafePathError(self.path, found, f"at most {MOST_BYTES} bytes of keys")
+            raise paths.UnsafePathError(self.path, found, f"at most {MAX_BYTES} bytes of keys")
         self.before = content.decode("utf-8", "surrogateescape")
         self.mode = info.st_mode & 0o7777
         self.repairs = self._needs_repair(info, 0o400)
@@ -193,23 +193,23 @@ class KeyFile:
         return [line for line in dict.fromkeys(self.lines) if line not in present]
 
     def _needs_repair(self, info: os.stat_result, least: int) -> bool:
-        """Whether the user's own file or folder has a mode that sshd or the user stumbles over."""
+        """Return whether the mode of the user's own file or folder must be repaired."""
         own = info.st_uid == self.uid and paths.type_of(info) != paths.LINK
         return own and (bool(info.st_mode & WRITABLE_BY_OTHERS) or info.st_mode & least != least)
 
 
 def set_keys(entry: Mapping[str, Any], check: bool) -> dict[str, str] | None:
-    """Make the keys of one user as declared; return the diff, None where nothing differs.
+    """Add the missing keys of one user; return the diff, None if nothing differs.
 
-    Raise KeysError where the keys cannot be changed.
+    Raise KeysError if the keys cannot be changed.
     """
     user, path = entry["user"], entry["path"]
-    added = {"before_header": path, "after_header": path, "before": ""}
+    headers = {"before_header": path, "after_header": path, "before": ""}
     try:
         account = pwd.getpwnam(user)
     except KeyError:
         if check:
-            return {**added, "after": "".join(f"{line}\n" for line in entry["lines"])}
+            return {**headers, "after": "".join(f"{line}\n" for line in entry["lines"])}
         raise KeysError(
             f"keys of {user}: found no user {user}; expected an account. Declare the user in "
             "user_access_users."
@@ -220,23 +220,23 @@ def set_keys(entry: Mapping[str, Any], check: bool) -> dict[str, str] | None:
         keys.make_folder_as_root()
         result = _with_rights_of(user, keys, keys.write, check)
         result["differs"] = True
-    return {**added, **result["diff"]} if result["differs"] else None
+    return {**headers, **result["diff"]} if result["differs"] else None
 
 
 def _with_rights_of(
     user: str, keys: KeyFile, work: Callable[[], bool | None], check: bool
 ) -> dict[str, Any]:
-    """Do work with the rights of a user; return the diff, and whether anything differs."""
+    """Call WORK with the rights of a user; return the diff, and whether anything differs."""
     try:
-        found = paths.as_user(user, lambda: _result(keys, work, check))
+        result = paths.as_user(user, lambda: _call_work(keys, work, check))
     except OSError as error:
-        found = {"refused": _denied(keys, error)}
-    if "refused" in found:
-        raise KeysError(f"keys of {user}: {found['refused']}")
-    return dict(found)
+        result = {"refused": _describe_refusal(keys, error)}
+    if "refused" in result:
+        raise KeysError(f"keys of {user}: {result['refused']}")
+    return dict(result)
 
 
-def _result(keys: KeyFile, work: Callable[[], bool | None], check: bool) -> dict[str, Any]:
+def _call_work(keys: KeyFile, work: Callable[[], bool | None], check: bool) -> dict[str, Any]:
     try:
         differs = bool(work())
     except paths.UnsafePathError as error:
@@ -249,11 +249,11 @@ def _result(keys: KeyFile, work: Callable[[], bool | None], check: bool) -> dict
             }
         differs = True
     except OSError as error:
-        return {"refused": _denied(keys, error)}
+        return {"refused": _describe_refusal(keys, error)}
     return {"differs": differs, "diff": {"before": keys.before, "after": keys.after()}}
 
 
-def _denied(keys: KeyFile, error: OSError) -> str:
+def _describe_refusal(keys: KeyFile, error: OSError) -> str:
     return (
         f"{keys.path}: {error.strerror}; expected a folder and a file that {keys.user} can write. "
         "Correct their owner and mode, then run again."
@@ -275,11 +275,7 @@ def main() -> None:
         if changes is not None:
             users.append(entry["user"])
             diff.append(changes)
-    result: dict[str, Any] = {"users": users, "refused": refused, "diff": diff}
-    result["changed"] = bool(users)
-    if refused:
-        module.fail_json(msg="\n".join(refused), **result)
-    module.exit_json(**result)
+    module.finish(refused, changed=bool(users), users=users, diff=diff)
 
 
 if __name__ == "__main__":

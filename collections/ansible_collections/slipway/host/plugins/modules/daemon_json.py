@@ -2,7 +2,7 @@
 # Copyright: Slipway contributors
 # GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module slipway.host.daemon_json, the only writer of Docker's daemon.json."""
+"""The module slipway.host.daemon_json, the only program of Slipway that writes daemon.json."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ description:
     its place.
   - Objects are merged key by key. Every other value, lists too, is replaced as a whole, because an
     edited list cannot be told from two lists.
-  - A file with the same content, in whatever form, is not rewritten. New content has four spaces of
+  - A file with the same content in another format is not rewritten. New content has four spaces of
     indentation. A file that is empty or starts with a byte order mark is always rewritten, because
     engines before 23.0 do not start with it.
   - C(dockerd) validates the new content, which then replaces the old content in one step. If
     C(dockerd) rejects it, the file is not changed.
   - Fails on content that C(dockerd) would reject or misread, with the line, the column and a caret.
     Such content is text that is not JSON or not UTF-8, a duplicate key in one object, a top level
-    that is not an object, an object where the settings have another value or the other way round,
-    and a key that the systemd unit also sets by a flag.
+    that is not an object, a key that is an object only in the file or only in the settings, and a
+    key that the systemd unit also sets by a flag.
   - A symbolic link is kept; the module writes the file that it points to.
   - A missing file is created, unless there is nothing to write.
   - User names and passwords in URLs are masked in the diff and in the return values.
@@ -41,20 +41,21 @@ options:
       - A setting of an earlier run that is no longer declared is replaced by the value that was
         there before it, or removed if there was none. If somebody has changed it since, it is kept.
       - V({}) therefore removes all settings of earlier runs.
-      - An empty object ensures that there is an object, and keeps its content. A null is an error.
+      - An empty object creates a missing object and keeps the content of an existing one. A null is
+        an error.
     type: dict
     default: {}
   defaults:
     description:
-      - Settings for keys that nobody set. A key in O(settings), or in the file before this module
+      - Settings for keys without a value. A key in O(settings), or in the file before this module
         wrote it, keeps its value.
-      - A default in C(log-opts) applies only where the C(log-driver) is the one of the defaults.
+      - A default in C(log-opts) applies only with the C(log-driver) of the defaults.
     type: dict
     default: {}
   absent:
     description:
-      - Key paths to remove from the file, whoever wrote them.
-      - Write V(log-opts.max-size), or V([log-opts, max-size]) where a key contains a dot.
+      - Key paths to remove from the file, also those that Slipway did not set.
+      - Write V(log-opts.max-size), or V([log-opts, max-size]) if a key contains a dot.
       - The object around a removed key is kept, even if it is empty.
       - C(default-runtime) is removed together with the entry of C(runtimes) that it names.
     type: list
@@ -63,16 +64,17 @@ options:
   record:
     description:
       - Path of the record with the keys that the module set, and the values before, for each file.
-      - Whatever the record says, O(settings) are written to the file. If the record is lost, values
-        written before that count as the user's own and are no longer removed.
+      - O(settings) are written to the file even without a record. If the record is lost, values
+        that were written before count as the user's own and are no longer removed.
       - Only root can read the record. Writing it does not count as a change.
     type: path
     default: /var/lib/slipway/daemon_json.json
   validate:
     description:
-      - The command that validates the new content; C(%s) is replaced by the path of a file with it.
-      - The default command is skipped, with a note, where there is no C(dockerd) yet or where it is
-        older than 23.0 and cannot validate. Any other command must exist.
+      - The command that validates the new content; C(%s) is replaced by the path of a file with
+        this content.
+      - The default command is skipped, with a note, if C(dockerd) is missing or older than 23.0,
+        which cannot validate. Any other command must exist.
       - An empty string disables the validation.
     type: str
     default: dockerd --validate --config-file %s
@@ -82,7 +84,7 @@ options:
       - C(dockerd) does not start if its command line and the file both set a key, for example
         C(-H fd://) and C(hosts), and C(--validate) does not detect this. The module fails if it
         would write such a file, and warns if it finds one.
-      - An empty string disables the check. It is skipped where systemd does not run.
+      - An empty string disables the check. It is skipped if systemd does not run.
     type: str
     default: docker.service
   restart:
@@ -99,7 +101,7 @@ options:
     default: always
   mode:
     description:
-      - The mode of the file. By default, its present mode limited to V(0644), since the file may
+      - The mode of the file. By default, its present mode limited to V(0644), because the file may
         contain the password of a proxy.
     type: raw
   owner:

@@ -8,61 +8,60 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: datasets
-short_description: Data sets and code repositories on a host, whole or not at all
+short_description: Install, update and remove data sets and code repositories
 description:
-  - Downloads archives, going on where an earlier download was cut, compares their checksum, unpacks
-    them into a hidden folder beside their place and makes them visible by a rename. Repositories
-    are cloned the same way, and moved to another revision where no work would be lost.
-  - A tree goes where there is room; one on another disk is linked from its path.
-  - What people added to a tree is never removed. Where it would be, the tree is left and the task
-    fails at the end, after the other trees.
-  - The work runs detached on the host and is followed from here, so a lost connection does not end
-    it.
-  - Whether a tree is as declared is decided by the same comparison as in the survey.
+  - Downloads archives, continues interrupted downloads, and compares checksums. Unpacks archives
+    into a hidden folder beside their path and makes them visible by a rename.
+  - Clones repositories in the same way. Checks out another revision only if no work would be lost.
+  - A tree (data set or repository) is installed on the first disk with enough space. If this is not
+    the disk of its path, the path becomes a link.
+  - Files that people added to a tree are never removed. If a change would remove them, the tree is
+    not changed, and the task fails after the other trees.
+  - The work runs detached on the host, and the controller shows its progress. A lost connection
+    does not end the work.
+  - Compares trees with the host in the same way as the survey.
 options:
   trees:
-    description: The trees, as C(slipway.host.data_plan) gives them.
+    description: The C(trees) of the plan of the role ml_data.
     type: list
     elements: dict
     required: true
   owned:
-    description: The owned state, from the same.
+    description: The C(owned) state of the same plan.
     type: dict
     required: true
   secrets:
-    description: Addresses and headers by the name of a tree, from the same.
+    description: The C(secrets) of the same plan, which are addresses and headers by name of tree.
     type: dict
     required: true
   environment:
-    description: Environment of downloads, such as a proxy.
+    description: Environment variables for downloads, such as a proxy.
     type: dict
     default: {}
 attributes:
   check_mode:
-    description: Says which trees would be made, moved and removed.
+    description: Reports which trees would be installed, updated and removed.
     support: full
   diff_mode:
-    description: Shows what differs.
+    description: Shows the differences.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Bring a data set
+- name: Install data sets and repositories
   slipway.host.datasets:
     trees: "{{ plan.trees }}"
     owned: "{{ plan.owned }}"
     secrets: "{{ plan.secrets }}"
   vars:
-    plan: >-
-      {{ [{'name': 'pets', 'url': 'https://data.example.org/pets.tar.gz'}]
-         | slipway.host.data_plan([], '/srv/data', '/srv/code') }}
+    plan: "{{ lookup('slipway.host.role_plan', 'ml_data') }}"
 """
 
 RETURN = r"""
 paths:
-  description: What differed.
+  description: Paths of the trees that differed.
   returned: always
   type: list
   elements: str

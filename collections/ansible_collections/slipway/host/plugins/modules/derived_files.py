@@ -8,11 +8,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: derived_files
-short_description: Make files anew that are older than what goes into them
+short_description: Regenerate files that are older than their sources
 description:
-  - Runs a command where a file is older than one that it is made from, so that a run that was
-    interrupted between the two is finished by the next.
-  - Whether it is older is decided by the same comparison as in the survey.
+  - Runs a command if a file is older than one of its sources. So the next run also regenerates a
+    file if a run ended between the change of a source and the command.
+  - Compares the times in the same way as the survey.
 options:
   derived:
     description: The files, as the C(derived) list of a role's owned state.
@@ -25,32 +25,32 @@ options:
         type: path
         required: true
       since:
-        description: Files that go into it.
+        description: Sources of the file.
         type: list
         elements: path
         required: true
       required:
-        description: Whether it has to be there; otherwise a host without it is left alone.
+        description: Whether a missing file is generated. By default it is not.
         type: bool
         default: false
   commands:
-    description: Commands that make them; the first one that the host has is run.
+    description: Commands that generate the files. The first command that the host has is run.
     type: list
     elements: list
     required: true
 attributes:
   check_mode:
-    description: Says whether a command would be run.
+    description: Reports whether a command would be run.
     support: full
   diff_mode:
-    description: Shows which files are too old or missing.
+    description: Shows which files are outdated or missing.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Rebuild an initramfs that still loads nouveau
+- name: Rebuild an initramfs that is older than the module settings
   slipway.host.derived_files:
     derived:
       - path: /boot/initrd.img-6.8.0-149-generic
@@ -63,7 +63,7 @@ EXAMPLES = r"""
 RETURN = r"""
 command:
   description: The command that was run.
-  returned: when one is run
+  returned: when a command is run
   type: list
   elements: str
 """
@@ -95,21 +95,21 @@ def main() -> None:
     owned = {"derived": module.params["derived"]}
 
     here = Here(files)
-    found = here.differences(owned)
-    if not found:
+    differences = here.differences(owned)
+    if not differences:
         module.exit_json(changed=False)
-    diff = diff_of(found)
+    diff = diff_of(differences)
     commands = module.params["commands"]
     command = next((words for words in commands if module.get_bin_path(words[0])), commands[0])
     if not module.check_mode:
         status, out, err = module.run_command([str(word) for word in command])
-        said = (err or out).strip() or "nothing"
+        output = (err or out).strip() or "none"
         if status != 0:
-            module.fail_json(msg=f"{' '.join(command)} failed: {said}")
+            module.fail_json(msg=f"{' '.join(command)} failed: {output}")
         if left := here.differences(owned):
             module.fail_json(
-                msg=f"{' '.join(command)} ran, but {left[0].name} is {left[0].found}; it said: "
-                f"{said}"
+                msg=f"{' '.join(command)} succeeded, but {left[0].name} is {left[0].found}. Output "
+                f"of the command: {output}"
             )
     module.exit_json(changed=True, command=command, diff=diff)
 

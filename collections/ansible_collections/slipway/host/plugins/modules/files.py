@@ -8,14 +8,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: files
-short_description: The files that a role owns, in one round trip
+short_description: Write, create and remove the files of a role in one round trip
 description:
   - Writes, creates and removes files and folders as a role's owned state declares them.
-  - Whether one is as declared is decided by the same comparison as in the survey. A loop over the
-    builtin copy module does the same with a round trip for each file.
-  - A file is replaced whole or not at all; its folder is made where it is missing.
-  - No link in a folder that others can write is followed. Something of another type there, or of
-    another owner, is refused. All other entries are made as declared, then the module fails.
+  - Compares each entry with the host in the same way as the survey. A loop over the builtin copy
+    module does the same with a round trip for each file.
+  - A file is replaced in one step. A missing folder of a file is created.
+  - Does not follow links in a folder that others can write, and refuses entries of another type or
+    owner there. All other entries are changed, then the module fails.
 options:
   files:
     description: The files, as the C(files) list of a role's owned state.
@@ -28,11 +28,11 @@ options:
         type: path
         required: true
       content:
-        description: Content of a file; without it the file may hold anything but must be there.
+        description: Content of a file. Without it, the file must exist and may have any content.
         type: str
       mode:
         description:
-          - Mode, four octal digits; C(0644) for files and C(0755) for folders if not given.
+          - Mode, four octal digits. By default C(0644) for files and C(0755) for folders.
         type: str
       owner:
         description: Name of the owner.
@@ -43,38 +43,38 @@ options:
         type: str
         default: root
       state:
-        description: What is there.
+        description: Type of the entry; C(absent) removes it.
         type: str
         choices: [file, directory, absent]
         default: file
       secret:
-        description: Keep the content out of diffs.
+        description: Do not show the content in diffs.
         type: bool
         default: false
       default_acl:
         description:
-          - Mode, four octal digits, of what is made in a folder, whatever the umask of who makes
-            it. Entries of its default ACL that name somebody are kept.
-          - Something else in the folder's place is an error, and is not replaced.
+          - Mode, four octal digits, of new files in a folder, independent of the umask of their
+            creator. Entries of the default ACL for named users and groups are kept.
+          - If the path exists and is not a folder, the module fails and does not replace it.
         type: str
       validate:
-        description: Command that must succeed before the file is written, in words.
+        description: Command that must succeed before the file is written, as a list of words.
         type: list
         elements: str
         default: []
 attributes:
   check_mode:
-    description: Says which files would change.
+    description: Reports which files would change.
     support: full
   diff_mode:
-    description: Shows the content before and after, except of secret files.
+    description: Shows the content before and after, except for secret files.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Declare the repository
+- name: Declare an apt repository
   slipway.host.files:
     files:
       - path: /etc/apt/sources.list.d/docker.sources
@@ -93,7 +93,7 @@ paths:
   type: list
   elements: str
 refused:
-  description: A sentence for each entry that could not be made as declared.
+  description: A sentence for each entry that could not be changed.
   returned: always
   type: list
   elements: str
@@ -136,15 +136,17 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def stated(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry without the keys that were not given, as the comparison wants it."""
+def without_unset(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry without the keys that are not set, for the comparison."""
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def shown(path: Path, entry: Mapping[str, Any], found: list[model.Difference]) -> dict[str, str]:
+def diff_entry(
+    path: Path, entry: Mapping[str, Any], differences: list[model.Difference]
+) -> dict[str, str]:
     """Return the diff of one entry."""
     if entry["secret"] or entry["content"] is None or entry["state"] != "file":
-        return diff_of(found)
+        return diff_of(differences)
     try:
         before = paths.read_file(str(path)).decode("utf-8", "replace")
     except (OSError, paths.UnsafePathError):
@@ -158,15 +160,15 @@ def shown(path: Path, entry: Mapping[str, Any], found: list[model.Difference]) -
     }
 
 
-def check(module: HostModule, entry: Mapping[str, Any]) -> None:
-    """Fail where a host says beforehand that an entry would not do it good."""
+def validate(module: HostModule, entry: Mapping[str, Any]) -> None:
+    """Fail if the command that validates an entry fails on this host."""
     if entry["state"] == "file" and entry["validate"]:
         status, out, err = module.run_command(entry["validate"])
         if status != 0:
-            tried = " ".join(entry["validate"])
-            said = (err or out).strip()
+            command = " ".join(entry["validate"])
             module.fail_json(
-                msg=f"{entry['path']} was not written, since this host refuses: {said} ({tried})"
+                msg=f"{entry['path']}: '{command}' failed: {(err or out).strip()}; expected "
+                "success. The file was not written."
             )
 
 
@@ -180,15 +182,15 @@ def main() -> None:
     for entry in module.params["files"]:
         path = entry["path"]
         try:
-            owned = {"files": [stated(entry)]}
+            owned = {"files": [without_unset(entry)]}
             answer = here.look(owned)
             if path in answer["unsafe"] and entry["state"] != "absent":
                 raise paths.UnsafePathError(*answer["unsafe"][path])
-            found = here.differences(owned, answer)
-            if not found:
+            differences = here.differences(owned, answer)
+            if not differences:
                 continue
-            check(module, entry)
-            shown_before = shown(Path(path), entry, found)
+            validate(module, entry)
+            entry_diff = diff_entry(Path(path), entry, differences)
             act = apply_files.check if module.check_mode else apply_files.settle
             act(entry)
         except model.ConflictError as error:
@@ -196,15 +198,11 @@ def main() -> None:
         except paths.UnsafePathError as error:
             refused.append(str(error))
         except (OSError, LookupError) as error:
-            refused.append(f"{path} could not be made as declared: {error}")
+            refused.append(f"Cannot change {path}: {error}")
         else:
             changed.append(path)
-            diff.append(shown_before)
-    result: dict[str, Any] = {"paths": changed, "refused": refused, "diff": diff}
-    result["changed"] = bool(changed)
-    if refused:
-        module.fail_json(msg="\n".join(refused), **result)
-    module.exit_json(**result)
+            diff.append(entry_diff)
+    module.finish(refused, changed=bool(changed), paths=changed, diff=diff)
 
 
 if __name__ == "__main__":

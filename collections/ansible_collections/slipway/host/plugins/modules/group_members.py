@@ -8,12 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: group_members
-short_description: Members of one group, and optionally nobody else
+short_description: Add and remove members of a group
 description:
-  - Adds users to a group and, where I(exclusive), removes all others from it.
-  - The builtin user module can append a group to a user, but cannot take a user out of one group
-    without listing all the others.
-  - Warns of people with programs that were started before, since those keep the groups they have.
+  - Adds users to a group and, if I(exclusive), removes all other members.
+  - The builtin user module can add a user to a group, but can remove a user from a group only if
+    all other groups of the user are listed.
+  - Warns if a user has running programs, because they keep their old groups.
 options:
   group:
     description: Name of the group; it must exist unless check mode is on.
@@ -25,18 +25,18 @@ options:
     elements: str
     required: true
   exclusive:
-    description: Remove everybody else from the group.
+    description: Remove all other members from the group.
     type: bool
     default: false
   devices:
     description:
-      - Beginnings of paths of devices. Where it is given, users are added only while such a device
-        belongs to the group and is not open to everybody.
+      - Prefixes of device paths. If set, users are added only while such a device belongs to the
+        group and is not accessible to all users.
     type: list
     elements: str
 attributes:
   check_mode:
-    description: Says who would be added and removed.
+    description: Reports which users would be added and removed.
     support: full
   diff_mode:
     description: Shows the members before and after.
@@ -46,7 +46,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Let alice use Docker, and nobody else
+- name: Allow only alice to use Docker
   slipway.host.group_members:
     group: docker
     users: [alice]
@@ -80,31 +80,34 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def numbers(names: list[str]) -> dict[int, str]:
-    """Return names by user number, of those users who are there."""
-    return {found[0]: name for name, found in accounts.ask_users(names).items() if found}
+def names_by_uid(names: list[str]) -> dict[int, str]:
+    """Return the names of existing users by user ID."""
+    return {user[0]: name for name, user in accounts.ask_users(names).items() if user}
 
 
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     group, devices = module.params["group"], module.params["devices"]
-    found = accounts.ask_groups([group])[group]
-    serves = devices is None or any(group in accounts.ask_devices(one) for one in devices)
-    wanted = set(module.params["users"]) if serves else set()
-    if found is None and wanted and not module.check_mode:
-        module.fail_json(msg=f"there is no group {group} to add {', '.join(sorted(wanted))} to")
-    members = set(found[1]) if found else set()
-    added = sorted(wanted - members)
-    removed = sorted(members - wanted) if module.params["exclusive"] else []
+    answer = accounts.ask_groups([group])[group]
+    applies = devices is None or any(group in accounts.ask_devices(path) for path in devices)
+    declared = set(module.params["users"]) if applies else set()
+    if answer is None and declared and not module.check_mode:
+        module.fail_json(
+            msg=f"Cannot add {', '.join(sorted(declared))} to the group {group}: the group does "
+            "not exist. Create the group, then run again."
+        )
+    members = set(answer[1]) if answer else set()
+    added = sorted(declared - members)
+    removed = sorted(members - declared) if module.params["exclusive"] else []
     if not module.check_mode and (added or removed):
         for option, names in (("--add", added), ("--delete", removed)):
             for name in names:
                 module.run_command(["gpasswd", option, name, group], check_rc=True)
-        changes = numbers(added), numbers(removed)
-        for warning in sessions.find_outdated(group, found[0], *changes, sessions.processes()):
+        changes = names_by_uid(added), names_by_uid(removed)
+        for warning in sessions.find_outdated(group, answer[0], *changes, sessions.processes()):
             module.warn(warning)
-    after = (members | wanted) - set(removed)
+    after = (members | declared) - set(removed)
     module.exit_json(
         changed=bool(added or removed),
         added=added,

@@ -12,7 +12,7 @@ short_description: Check that root can safely create and move declared home fold
 description:
   - Checks the declared home folder of each user. C(useradd) and C(usermod) create home folders as
     root and follow links, so only root may be able to change a name on the way to a home folder.
-  - A home folder that is a link is refused, and so is one whose parent others can write.
+  - Refuses a home folder that is a link, or whose parent folder others can write.
   - Changes nothing and does not fail; the caller decides about the refused users.
 options:
   homes:
@@ -61,7 +61,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 def check(path: str) -> None:
-    """Raise UnsafePathError where root must not create or move a home folder at PATH."""
+    """Raise UnsafePathError if root must not create or move a home folder at PATH."""
     try:
         with paths.opened_parent(path) as (folder, name):
             if not folder.trusted:

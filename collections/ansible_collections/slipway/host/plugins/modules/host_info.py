@@ -8,22 +8,22 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_info
-short_description: The few facts that owned state depends on
+short_description: Gather the host facts that owned state depends on
 description:
-  - Returns C(ansible_facts['slipway']), which the survey sets as well. A role that runs without the
-    survey asks for it by this module.
+  - Returns C(ansible_facts['slipway']), which the survey also sets. A role that runs without the
+    survey uses this module.
   - Reads only.
 options:
   reach:
     description:
-      - Addresses to try from the host where no Docker Engine is installed yet; C({distribution})
-        stands for C(debian) or C(ubuntu).
-      - Any answer of the server counts as reached, within I(timeout).
+      - URLs that a host without Docker Engine tries. C({distribution}) is replaced by C(debian) or
+        C(ubuntu).
+      - An URL is reachable if the server answers within I(timeout), with any status.
     type: list
     elements: str
     default: []
   timeout:
-    description: Seconds to wait for each address.
+    description: Seconds to wait for each URL.
     type: int
     default: 5
 attributes:
@@ -52,7 +52,7 @@ ansible_facts:
       description:
         - distribution, distribution_version, distribution_major_version, distribution_release,
           architecture and kernel as Ansible spells them; docker_package (docker-ce, docker.io or
-          empty); docker_snap, systemd and root (booleans); reachable (address to boolean).
+          empty); docker_snap, systemd and root (booleans); reachable (URL to boolean).
       type: dict
 """
 
@@ -70,8 +70,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    known = facts.ask_facts(module.params["reach"], module.params["timeout"])
-    module.exit_json(changed=False, ansible_facts={"slipway": known})
+    host_facts = facts.ask_facts(module.params["reach"], module.params["timeout"])
+    module.exit_json(changed=False, ansible_facts={"slipway": host_facts})
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: left_by_root
-short_description: Give people back what root left in their .docker folder
+short_description: Fix the ownership of files that root left in ~/.docker
 description:
-  - After C(sudo docker login), C(~/.docker) or what is in it belongs to root, and the user's own
-    docker command fails or warns. What root owns there becomes the user's.
-  - Links are not followed, files with more than one name are left alone, and so is a home that is
-    not its user's.
-  - It acts where root owns the folder or something directly in it, and then to its depths.
+  - After C(sudo docker login), root owns C(~/.docker) or files in it, and the user's docker command
+    fails or warns. The module makes the user the owner of root's files there.
+  - Does not follow links. Skips files with more than one name, and home folders that the user does
+    not own.
+  - Changes a folder, with all subfolders, only if root owns the folder or an entry directly in it.
 options:
   users:
     description: Names of the users.
@@ -23,24 +23,24 @@ options:
     required: true
 attributes:
   check_mode:
-    description: Says whose files would be given back.
+    description: Reports the users whose files would change.
     support: full
   diff_mode:
-    description: Names what is root's.
+    description: Shows the files that root owns.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Undo what sudo docker login did to alice
+- name: Fix the files that sudo docker login left in the home folder of alice
   slipway.host.left_by_root:
     users: [alice]
 """
 
 RETURN = r"""
 users:
-  description: Those whose files were given back.
+  description: Users whose files were changed.
   returned: always
   type: list
   elements: str
@@ -62,15 +62,15 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     owned = {"left_by_root": [{"user": name} for name in module.params["users"]]}
-    found = Here(docker_folder).differences(owned)
-    users = [difference.name for difference in found]
+    differences = Here(docker_folder).differences(owned)
+    users = [difference.name for difference in differences]
     if not module.check_mode:
         for entry in map(pwd.getpwnam, users):
             docker_folder.give_back(entry.pw_dir, entry.pw_uid, entry.pw_gid)
     module.exit_json(
         changed=bool(users),
         users=users,
-        diff=diff_of(found),
+        diff=diff_of(differences),
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: links
-short_description: The links to one target that a folder holds, and no others
+short_description: Create and remove the links in a folder to one target
 description:
-  - Makes the links that a role's owned state declares, and removes links to the same target that it
-    does not. Whatever else is in the folder is left alone.
-  - Where something else has the name of a link, or a command of the system would be hidden by one,
-    nothing is changed and the module fails.
-  - Whether all is as declared is decided by the same comparison as in the survey.
+  - Creates the links that a role's owned state declares, and removes undeclared links to the same
+    target. Does not change other entries of the folder.
+  - Fails without a change if another file has the name of a link, or if a link would hide a command
+    of the system.
+  - Compares the links with the host in the same way as the survey.
 options:
   links:
     description: The links, as the C(links) list of a role's owned state.
@@ -23,20 +23,20 @@ options:
     required: true
     suboptions:
       folder:
-        description: Folder that holds the links.
+        description: Folder of the links.
         type: path
         required: true
       target:
-        description: Where they lead.
+        description: Target of the links.
         type: path
         required: true
       names:
-        description: Their names.
+        description: Names of the links.
         type: list
         elements: str
         required: true
   unhidden:
-    description: Commands that must not be there, as the C(unhidden) list of a role's owned state.
+    description: Commands that must not exist, as the C(unhidden) list of a role's owned state.
     type: list
     elements: dict
     default: []
@@ -47,17 +47,17 @@ options:
         required: true
 attributes:
   check_mode:
-    description: Says which links would be made and removed.
+    description: Reports which links would be created and removed.
     support: full
   diff_mode:
-    description: Shows what differs.
+    description: Shows the differences.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Make the commands
+- name: Install the commands of images
   slipway.host.links:
     links:
       - folder: /usr/local/bin
@@ -69,7 +69,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 made:
-  description: Links that were made.
+  description: Links that were created.
   returned: always
   type: list
   elements: str
@@ -108,13 +108,13 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def settle(folder: str, target: str, made: list[str], removed: list[str]) -> None:
-    """Make and remove links in a folder; raise UnsafePathError where it must not be entered."""
+def change_links(folder: str, target: str, missing: list[str], stale: list[str]) -> None:
+    """Create and remove links in a folder; raise UnsafePathError if the folder is not safe."""
     with paths.opened_folder(folder, make=True) as opened:
-        for name in made:
+        for name in missing:
             opened.make_link(name, target)
-        for name in removed:
-            # Somebody may have given the name to something else since it was read.
+        for name in stale:
+            # The name may have another target now.
             if os.readlink(name, dir_fd=opened.descriptor) == target:
                 opened.remove(name)
 
@@ -126,7 +126,7 @@ def main() -> None:
     here = Here(links, files)
     answer = here.look(owned)
     try:
-        found = here.differences(owned, answer)
+        differences = here.differences(owned, answer)
     except model.ConflictError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     made: list[str] = []
@@ -137,21 +137,21 @@ def main() -> None:
         missing = [name for name in entry["names"] if name not in present]
         stale = [
             name
-            for name, leads in present.items()
-            if leads == target and name not in entry["names"]
+            for name, present_target in present.items()
+            if present_target == target and name not in entry["names"]
         ]
         made += [str(folder / name) for name in missing]
         removed += [str(folder / name) for name in stale]
         if not module.check_mode:
             try:
-                settle(entry["folder"], target, missing, stale)
+                change_links(entry["folder"], target, missing, stale)
             except (OSError, paths.UnsafePathError) as error:
                 module.fail_json(msg=f"links in {folder}: {error}", made=made, removed=removed)
     module.exit_json(
-        changed=bool(found),
+        changed=bool(differences),
         made=made,
         removed=removed,
-        diff=diff_of(found),
+        diff=diff_of(differences),
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: rootless_docker
-short_description: Engines of their own for people who are not to be root
+short_description: Set up and remove rootless Docker Engines of users
 description:
-  - Sets up what a user's own engine needs that is no file of root's (subordinate ids, lingering, a
-    docker context), starts it, and starts it again where files changed that it has read.
-  - Or takes it from everybody who has a configuration in C(/etc/slipway/rootless) and is not
-    listed.
-  - What is done in a home is done as its owner. The context is chosen when it is made; which one
-    people use later is theirs to say.
+  - Sets up the parts of a user's engine that are not files of root (subordinate IDs, lingering, a
+    docker context), starts the engine, and restarts it after a change of files that it reads.
+  - With O(state=absent), removes the engines of unlisted users with a configuration in
+    C(/etc/slipway/rootless).
+  - Works in a home folder only with the rights of its user. Selects the docker context only when it
+    creates it; users may select another one later.
 options:
   engines:
     description: The engines, as the C(rootless) list of a role's owned state.
@@ -28,12 +28,12 @@ options:
         type: str
         required: true
       since:
-        description: Files that the engine has read.
+        description: Files that the engine reads at its start.
         type: list
         elements: path
         default: []
   obstacles:
-    description: What stands in the way of all of them, as in a role's owned state.
+    description: Conditions of the host that prevent all engines, as in a role's owned state.
     type: list
     elements: dict
     default: []
@@ -43,39 +43,39 @@ options:
         type: path
         required: true
       holds:
-        description: What it holds where nothing can be done.
+        description: Content of the file that prevents rootless engines.
         type: str
         required: true
       why:
-        description: A sentence that says what to do.
+        description: Sentence with the reason and the solution.
         type: str
         required: true
   state:
     description:
-      - V(present) sets up and runs what is listed, V(absent) takes down what is not. Images and
-        volumes stay, and so do subordinate ids, since files of the user's belong to them.
+      - V(present) sets up and starts the listed engines, V(absent) removes all others. Images and
+        volumes remain, and subordinate IDs too, because they own files of the user.
     type: str
     choices: [present, absent]
     default: present
 attributes:
   check_mode:
-    description: Says whose engines would be set up or taken down.
+    description: Reports the users whose engines would be set up or removed.
     support: full
   diff_mode:
-    description: Says what each engine lacks.
+    description: Shows the differences of each engine.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: Give carol an engine of her own
+- name: Set up a rootless engine for carol
   slipway.host.rootless_docker:
     engines:
       - user: carol
         since: [/etc/slipway/rootless/carol.json]
 
-- name: Take the engines from everybody else
+- name: Remove the rootless engines of all other users
   slipway.host.rootless_docker:
     engines: [{user: carol}]
     state: absent
@@ -83,7 +83,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 users:
-  description: Those whose engines were set up or taken down.
+  description: Users whose engines were set up or removed.
   returned: always
   type: list
   elements: str
@@ -130,12 +130,12 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
 UNIT = "docker.service"
-# Seconds; the unit's own time to start is 180.
-PATIENCE = 300
+# Seconds for a command of a user; the unit has 180 seconds to start.
+COMMAND_TIMEOUT = 300
 
 
 class Engine:
-    """One user's engine, and the commands that it takes."""
+    """Sets up or removes the engine of one user."""
 
     def __init__(self, module: HostModule, name: str) -> None:
         self.module = module
@@ -143,115 +143,120 @@ class Engine:
         entry = pwd.getpwnam(name)
         self.uid, self.home = entry.pw_uid, entry.pw_dir
 
-    def root(self, *command: str) -> str:
-        """Run a command as root, which must succeed; return what it wrote."""
+    def run_as_root(self, *command: str) -> str:
+        """Run a command as root and return its output; fail if it fails."""
         _status, out, _err = self.module.run_command(list(command), check_rc=True)
         return str(out).strip()
 
-    def own(self, *command: str) -> tuple[int, str, str]:
-        """Run a command as the user; return its status and what it wrote."""
-        # A user's own files, such as a pipe as ~/.docker/config.json, may hold up these programs.
-        limit = ("timeout", "--kill-after=10", str(PATIENCE))
-        words = [*limit, *rootless.as_user(self.name, self.home, self.uid, command)]
-        done: tuple[int, str, str] = self.module.run_command(words, cwd="/")
-        return done
+    def run_as_user(self, *command: str) -> tuple[int, str, str]:
+        """Run a command as the user; return its status and its output."""
+        # Files of the user, such as a pipe as ~/.docker/config.json, may block these programs.
+        limit = ("timeout", "--kill-after=10", str(COMMAND_TIMEOUT))
+        full_command = [*limit, *rootless.as_user(self.name, self.home, self.uid, command)]
+        result: tuple[int, str, str] = self.module.run_command(full_command, cwd="/")
+        return result
 
     def set_up(self, state: rootless.State, restart: bool) -> None:
-        """Bring it from STATE to an engine that answers; RESTART: its files changed."""
+        """Set up and start an engine in STATE; RESTART it after a change of its files."""
         if min(state.uids, state.gids) < rootless.SUBORDINATE_IDS:
             texts = [reading.read_word(path) for path in ("/etc/subuid", "/etc/subgid")]
             ids = "-".join(str(number) for number in rootless.free_range(texts))
-            self.root("usermod", "--add-subuids", ids, "--add-subgids", ids, self.name)
+            self.run_as_root("usermod", "--add-subuids", ids, "--add-subgids", ids, self.name)
         if not state.lingers:
-            self.root("loginctl", "enable-linger", self.name)
-        # It answers when the user's own systemd does.
-        self.root("systemctl", "start", f"user@{self.uid}.service")
+            self.run_as_root("loginctl", "enable-linger", self.name)
+        # The command returns when the systemd of the user runs.
+        self.run_as_root("systemctl", "start", f"user@{self.uid}.service")
         if restart or not state.began:
             self._start()
         if state.context != rootless.socket(self.uid):
             self._make_context()
 
     def _start(self) -> None:
-        self.own("systemctl", "--user", "daemon-reload")
-        # One that was started too often in a row is refused until that is forgotten.
-        self.own("systemctl", "--user", "reset-failed", UNIT)
-        status, out, err = self.own("systemctl", "--user", "restart", UNIT)
+        self.run_as_user("systemctl", "--user", "daemon-reload")
+        # systemd refuses to start a unit that failed too often in a row, until it is reset.
+        self.run_as_user("systemctl", "--user", "reset-failed", UNIT)
+        status, out, err = self.run_as_user("systemctl", "--user", "restart", UNIT)
         if status != 0:
             _status, log, _err = self.module.run_command(
                 ["journalctl", "--no-pager", "--lines=20", "--output=cat", f"_UID={self.uid}"]
             )
-            self._fail(f"the engine of {self.name} does not start: {(err or out).strip()}", log)
+            self._fail(f"Cannot start the engine of {self.name}: {(err or out).strip()}", log)
 
     def _make_context(self) -> None:
-        status, _out, _err = self.own("docker", "context", "inspect", rootless.CONTEXT)
+        status, _out, _err = self.run_as_user("docker", "context", "inspect", rootless.CONTEXT)
         address = f"host={rootless.socket(self.uid)}"
         for words in (
             ("create" if status else "update", rootless.CONTEXT, "--docker", address),
             ("use", rootless.CONTEXT),
         ):
-            status, out, err = self.own("docker", "context", *words)
+            status, out, err = self.run_as_user("docker", "context", *words)
             if status != 0:
-                self._fail(f"{self.name} could not be given a docker context", err or out)
+                self._fail(f"Cannot create a docker context for {self.name}", err or out)
 
     def _fail(self, message: str, log: str) -> NoReturn:
         self.module.fail_json(msg=f"{message}\n{log.strip()}")
 
-    def take_down(self) -> None:
-        """Stop it, and let the user's systemd end with the last session."""
+    def remove(self) -> None:
+        """Stop the engine, and disable lingering of the user."""
         if Path(f"/run/user/{self.uid}").exists():
-            self.own("systemctl", "--user", "stop", UNIT)
-        _status, current, _err = self.own("docker", "context", "inspect", "--format={{.Name}}")
+            self.run_as_user("systemctl", "--user", "stop", UNIT)
+        _status, current, _err = self.run_as_user(
+            "docker", "context", "inspect", "--format={{.Name}}"
+        )
         if current.strip() == rootless.CONTEXT:
-            self.own("docker", "context", "use", "default")
-        self.own("docker", "context", "rm", "--force", rootless.CONTEXT)
-        self.root("loginctl", "disable-linger", self.name)
+            self.run_as_user("docker", "context", "use", "default")
+        self.run_as_user("docker", "context", "rm", "--force", rootless.CONTEXT)
+        self.run_as_root("loginctl", "disable-linger", self.name)
         _status, sessions, _err = self.module.run_command(
             ["loginctl", "show-user", "--property=Sessions", "--value", self.name]
         )
         if not sessions.strip():
-            # systemd would some seconds later, when an account cannot be removed for its sake.
-            self.root("systemctl", "stop", f"user@{self.uid}.service")
+            # systemd itself would stop it seconds later; until then the account cannot be removed.
+            self.run_as_root("systemctl", "stop", f"user@{self.uid}.service")
 
 
 def set_up_all(module: HostModule) -> list[model.Difference]:
-    """Set up the engines that lack something; return what they lack."""
-    lacking: list[model.Difference] = []
+    """Set up the engines that differ; return the differences."""
+    all_differences: list[model.Difference] = []
     for entry in module.params["engines"]:
         owned = {"rootless": [entry]}
         answer = HERE.look(owned)
-        found = HERE.differences(owned, answer)
-        lacking += found
-        if found and not module.check_mode:
+        differences = HERE.differences(owned, answer)
+        all_differences += differences
+        if differences and not module.check_mode:
             try:
                 engine = Engine(module, entry["user"])
             except KeyError:
-                module.fail_json(msg=f"there is no user {entry['user']}")
+                module.fail_json(
+                    msg=f"Cannot set up the engine of {entry['user']}: the user does not exist. "
+                    "Create the user, then run again."
+                )
             state = rootless.State(*answer["rootless"][entry["user"]])
             engine.set_up(state, is_stale(entry, answer, state))
-    return lacking
+    return all_differences
 
 
 def is_stale(entry: Mapping[str, Any], answer: Mapping[str, Any], state: rootless.State) -> bool:
-    """Whether an engine was started before a file changed that it has read."""
+    """Return whether a file changed after the start of the engine that reads it."""
     return any((answer["mtimes"][path] or 0) > state.began for path in entry["since"])
 
 
-def take_down_others(module: HostModule) -> list[model.Difference]:
-    """Take down the engines of those who are not listed; return what was there."""
+def remove_others(module: HostModule) -> list[model.Difference]:
+    """Remove the engines of unlisted users; return the differences."""
     listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
     folder = Path(rootless.FOLDER)
     owned = {"folders": [{"path": str(folder), "entries": [Path(file).name for file in listed]}]}
     names = reading.list_names(str(folder))
-    found = HERE.differences(owned, {"folders": {str(folder): names}})
-    for file in sorted(folder.glob("*.json")) if found and not module.check_mode else ():
+    differences = HERE.differences(owned, {"folders": {str(folder): names}})
+    for file in sorted(folder.glob("*.json")) if differences and not module.check_mode else ():
         if str(file) not in listed:
             try:
-                Engine(module, file.stem).take_down()
+                Engine(module, file.stem).remove()
             except KeyError:
                 Path("/var/lib/systemd/linger", file.stem).unlink(missing_ok=True)
-            # The last step, so that an interrupted run is finished by the next one.
+            # The last step, so that the next run finishes an interrupted run.
             file.unlink()
-    return found
+    return differences
 
 
 def main() -> None:
@@ -263,12 +268,12 @@ def main() -> None:
         HERE.differences(obstacles, {"texts": texts})
     except model.ConflictError as error:
         module.fail_json(msg=f"{error}.")
-    act = set_up_all if module.params["state"] == "present" else take_down_others
-    found = act(module)
+    act = set_up_all if module.params["state"] == "present" else remove_others
+    differences = act(module)
     module.exit_json(
-        changed=bool(found),
-        users=sorted({difference.name for difference in found}),
-        diff={"prepared": "".join(f"{difference}\n" for difference in found)},
+        changed=bool(differences),
+        users=sorted({difference.name for difference in differences}),
+        diff={"prepared": "".join(f"{difference}\n" for difference in differences)},
     )
 
 

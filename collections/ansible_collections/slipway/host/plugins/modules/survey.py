@@ -8,7 +8,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: survey
-short_description: Ask a host one question and say where it differs from its owned state
+short_description: Compare a host with its owned state in one round trip
 description:
   - Calls the plan of each role, asks the host for all of its owned state in one round trip, and
     compares.
@@ -20,16 +20,16 @@ options:
   roles:
     description:
       - The roles to survey, in the order in which they would run.
-      - By default those of the variable C(slipway_roles).
+      - By default the roles in the variable C(slipway_roles).
     type: list
     elements: str
   compare:
     description:
       - When false, every role counts as drifted, so that the roles themselves decide.
-      - By default the variable C(slipway_survey), and true where there is none.
+      - By default the value of the variable C(slipway_survey), or true if it is not set.
     type: bool
   expect_no_drift:
-    description: Fail where anything differs, because the roles have just run.
+    description: Fail if anything differs, because the roles have just run.
     type: bool
     default: false
 attributes:
@@ -52,12 +52,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 drift:
-  description: The roles that have something to do, in order.
+  description: The roles with drift, in the order in which they run.
   returned: always
   type: list
   elements: str
 differences:
-  description: For each drifted role, what differs.
+  description: Differences of each role with drift.
   returned: always
   type: dict
   sample:

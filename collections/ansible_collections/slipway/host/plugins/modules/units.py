@@ -8,14 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: units
-short_description: The systemd units that a role owns
+short_description: Enable, start, stop and restart the systemd units of a role
 description:
-  - Enables, starts, stops and, where it must be, restarts units as a role's owned state declares
-    them.
-  - A running unit is restarted only when a file that it has read changed after it was started or
-    reloaded. So a run that was interrupted between the file and the restart is finished by the
-    next one, and no other restarts anything.
-  - Whether a unit is as declared is decided by the same comparison as in the survey.
+  - Enables, starts and stops units as a role's owned state declares them, and restarts them if
+    necessary.
+  - A running unit is restarted only if a file that it reads changed after its start or reload. So
+    the next run also restarts the unit if a run ended between the change and the restart.
+  - Compares units with the host in the same way as the survey.
 options:
   units:
     description: The units, as the C(units) list of a role's owned state.
@@ -28,13 +27,13 @@ options:
         type: str
         required: true
       enabled:
-        description: Whether it starts at boot; without it, that is left alone.
+        description: Whether the unit starts at boot. By default this is not changed.
         type: bool
       active:
-        description: Whether it runs; without it, that is left alone.
+        description: Whether the unit runs. By default this is not changed.
         type: bool
       since:
-        description: Files that the running unit has read.
+        description: Files that the unit reads at its start or reload.
         type: list
         elements: path
         default: []
@@ -48,14 +47,14 @@ options:
       previous:
         description:
           - File in which M(slipway.host.daemon_json) keeps the previous configuration. If the unit
-            does not start, that is restored and the unit is started with it.
+            does not start, the module restores this file and starts the unit again.
         type: path
 attributes:
   check_mode:
-    description: Says what would be enabled, started, stopped and restarted.
+    description: Reports which units would be enabled, started, stopped and restarted.
     support: full
   diff_mode:
-    description: Shows what differs.
+    description: Shows the differences.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
@@ -73,7 +72,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: What systemctl was told, in order.
+  description: The verbs and units that systemctl was called with, in order.
   returned: always
   type: list
   elements: str
@@ -113,28 +112,28 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def actions(entry: Mapping[str, Any], state: Any, stale: bool) -> list[str]:
-    """Return the verbs that make one unit as declared.
+def select_verbs(entry: Mapping[str, Any], state: Any, stale: bool) -> list[str]:
+    """Return the verbs of systemctl that bring one unit to its declared state.
 
-    STATE is the probe's answer; STALE says that a file it has read changed since it was started.
+    STATE is the answer of the host; STALE says that a file of the unit changed after its start.
     """
     _load, unit_file, active, needs_reload, _changed = state or ("", "", "", False, 0.0)
     running = active in ("active", "activating", "reloading")
-    found = ["daemon-reload"] if needs_reload else []
+    verbs = ["daemon-reload"] if needs_reload else []
     disabled = unit_file in ("disabled", "masked", "")
     if entry["enabled"] is not None and entry["enabled"] == disabled:
-        found += ["unmask"] if unit_file == "masked" else []
-        found.append("enable" if entry["enabled"] else "disable")
+        verbs += ["unmask"] if unit_file == "masked" else []
+        verbs.append("enable" if entry["enabled"] else "disable")
     if entry["active"] is not None and entry["active"] != running:
-        # A unit that was started too often in a row is refused until that is forgotten.
-        found += ["reset-failed", "start"] if entry["active"] else ["stop"]
+        # systemd refuses to start a unit that failed too often in a row, until it is reset.
+        verbs += ["reset-failed", "start"] if entry["active"] else ["stop"]
     elif stale:
-        found += ["reset-failed", "restart"]
-    return found
+        verbs += ["reset-failed", "restart"]
+    return verbs
 
 
-def allowed_actions(entry: Mapping[str, Any], verbs: list[str], waiting: list[str]) -> list[str]:
-    """Return the VERBS that may be done now; add a sentence to WAITING for those that may not."""
+def select_allowed(entry: Mapping[str, Any], verbs: list[str], waiting: list[str]) -> list[str]:
+    """Return the VERBS that are allowed now; add a sentence to WAITING for the others."""
     disturbing = [verb for verb in verbs if verb in ("restart", "stop")]
     obstacle = ask_obstacle(entry["restart"]) if disturbing else ""
     if not obstacle:
@@ -151,15 +150,15 @@ def restore_previous(module: HostModule, name: str, file: str | None) -> str:
     module.run_command(["systemctl", "reset-failed", name])
     status, out, err = module.run_command(["systemctl", "restart", name])
     if status != 0:
-        said = (err or out).strip()
-        return f"The previous {path} is restored, but {name} does not start with it either: {said}"
+        output = (err or out).strip()
+        return f"The previous {path} is restored, but {name} does not start with it either: {output}"
     return (
         f"The previous {path} is restored, and {name} runs with it. Correct the settings, then "
         "run again."
     )
 
 
-def forget_previous(module: HostModule, entry: Mapping[str, Any]) -> None:
+def delete_previous(module: HostModule, entry: Mapping[str, Any]) -> None:
     """Delete the previous configuration of a unit that runs with the present one."""
     if entry["previous"] and not module.check_mode:
         daemon_json_previous.forget(entry["previous"])
@@ -175,15 +174,15 @@ def main() -> None:
     for entry in module.params["units"]:
         owned = {"units": [entry]}
         answer = here.look(owned)
-        found = here.differences(owned, answer)
-        if not found:
-            forget_previous(module, entry)
+        differences = here.differences(owned, answer)
+        if not differences:
+            delete_previous(module, entry)
             continue
         name = entry["name"]
         state = answer["units"][name]
-        diff.append(diff_of(found))
+        diff.append(diff_of(differences))
         stale = any((answer["mtimes"][path] or 0) > (state or [0])[-1] for path in entry["since"])
-        for verb in allowed_actions(entry, actions(entry, state, stale), waiting):
+        for verb in select_allowed(entry, select_verbs(entry, state, stale), waiting):
             done.append(f"{verb} {name}")
             command = ["systemctl", verb] + ([name] if verb != "daemon-reload" else [])
             if not module.check_mode:
@@ -192,13 +191,13 @@ def main() -> None:
                     _status, log, _err = module.run_command(
                         ["journalctl", "--no-pager", "--lines=15", "--output=cat", "--unit", name]
                     )
-                    said = f"systemctl {verb} {name} failed: {(err or out).strip()}"
+                    message = f"systemctl {verb} {name} failed: {(err or out).strip()}"
                     if verb in ("start", "restart"):
                         restored = restore_previous(module, name, entry["previous"])
-                        said = f"{said.rstrip('.')}. {restored}" if restored else said
-                    module.fail_json(msg=said, log=log)
+                        message = f"{message.rstrip('.')}. {restored}" if restored else message
+                    module.fail_json(msg=message, log=log)
         if not waiting:
-            forget_previous(module, entry)
+            delete_previous(module, entry)
     result: dict[str, Any] = {"slipway_waiting": waiting} if waiting else {}
     module.exit_json(changed=bool(done), actions=done, diff=diff, **result)
 

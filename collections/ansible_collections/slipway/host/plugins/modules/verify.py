@@ -8,29 +8,29 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: verify
-short_description: Ask a finished host to do the real thing
+short_description: Run acceptance checks on a host
 description:
-  - Asks the Docker Engine, runs the smoke test of each catalogue image on the host, and sends each
-    service the request that its image declares, expecting the declared answer.
-  - On a host with NVIDIA GPUs, lists them with C(nvidia-smi) and computes on each one, on the
-    host and in a container that gets the GPUs as the engine is configured. Then systemd reloads its
-    units, which takes the GPUs from containers that got them without the engine's knowledge, and
-    the same container must still list the GPUs.
-  - Changes nothing; what is tried runs in containers of their own that are removed.
+  - Checks that Docker Engine answers, runs the smoke test of each catalogue image on the host, and
+    sends each service the request that its image declares. The answer must contain the declared
+    values.
+  - On a host with NVIDIA GPUs, lists the GPUs with C(nvidia-smi) and computes on each GPU, on the
+    host and in a container. Then systemd reloads its units, by which containers lose GPUs that the
+    engine does not know of, and the same container must still list the GPUs.
+  - Does not change the host. Checks run in containers that are removed afterwards.
 options:
   smoke:
-    description: Run the images' smoke tests.
+    description: Run the smoke tests of images.
     type: bool
     default: true
   daemon_reload:
     description:
-      - Tell systemd to read its units anew while a container holds the GPUs. It is left out where a
-        running container would lose its GPUs by it, and the report names that container.
+      - Run C(systemctl daemon-reload) while a container uses the GPUs. This check is skipped if a
+        running container would lose its GPUs; the report names that container.
     type: bool
     default: true
 attributes:
   check_mode:
-    description: Changes nothing; in check mode systemd is not told anything either.
+    description: Changes nothing; check mode skips C(systemctl daemon-reload).
     support: full
   diff_mode:
     description: Changes nothing.
@@ -46,19 +46,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 checks:
-  description: What was tried, in order.
+  description: The checks, in order.
   returned: always
   type: list
   elements: dict
   contains:
     what:
-      description: What was tried.
+      description: What was checked.
       type: str
     ok:
-      description: Whether it went well.
+      description: Whether the check passed.
       type: bool
     seen:
-      description: What was seen.
+      description: Result of the check, or the reason of the failure.
       type: str
 report:
   description: The checks as lines for a person.
@@ -66,7 +66,7 @@ report:
   type: list
   elements: str
 slipway_note:
-  description: What a container saw of the GPUs, for the table that ends a run.
+  description: GPUs that a container listed, for the table at the end of a run.
   returned: on success, on a host with GPUs and an engine
   type: str
 """
@@ -83,7 +83,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def line(check: Mapping[str, Any]) -> str:
+def format_check(check: Mapping[str, Any]) -> str:
     """Return a check as one line for a person."""
     return f"{'ok' if check['ok'] else 'FAILED'}  {check['what']}: {check['seen']}"
 
@@ -93,14 +93,14 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
     checks = verify.run_checks(module.params["smoke"], reload)
-    wrong = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
-    if wrong:
-        module.fail_json(msg="; ".join(wrong), checks=checks)
+    failed = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
+    if failed:
+        module.fail_json(msg="; ".join(failed), checks=checks)
     notes = [check["seen"] for check in checks if check["what"] == verify.GPUS_IN_CONTAINERS]
     module.exit_json(
         changed=False,
         checks=checks,
-        report=[line(check) for check in checks],
+        report=[format_check(check) for check in checks],
         **({"slipway_note": f"GPUs: {notes[0]}"} if notes else {}),
     )
 

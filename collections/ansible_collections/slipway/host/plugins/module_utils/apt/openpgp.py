@@ -45,7 +45,7 @@ def to_text(keyring: bytes) -> str:
     return "\n".join([ARMOUR, "", *lines, ARMOUR.replace("BEGIN", "END"), ""])
 
 
-def spelled(fingerprint: str) -> str:
+def normalize_fingerprint(fingerprint: str) -> str:
     """Return a FINGERPRINT that people wrote, with spaces and small letters, as it is told here."""
     return "".join(fingerprint.split()).upper()
 

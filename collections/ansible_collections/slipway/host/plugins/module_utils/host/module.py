@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.host import environment
@@ -16,3 +17,13 @@ class HostModule(AnsibleModule):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         environment.apply()
         super().__init__(*arguments, **options)  # type: ignore[no-untyped-call] # of ansible-core
+
+    def finish(self, refused: Sequence[str], **result: Any) -> NoReturn:
+        """Return the result of a module that works on several entries; fail if any was refused.
+
+        REFUSED has a sentence for each entry that could not be changed.
+        """
+        result["refused"] = refused
+        if refused:
+            self.fail_json(msg="\n".join(refused), **result)
+        self.exit_json(**result)

@@ -33,7 +33,7 @@ def compare_keyrings(entry: Entry, answer: Answer) -> Iterator[Change]:
     except ValueError as error:
         yield str(error), f"the key {entry['fingerprint']}"
         return
-    if openpgp.spelled(entry["fingerprint"]) not in found:
+    if openpgp.normalize_fingerprint(entry["fingerprint"]) not in found:
         yield f"the key {', '.join(found)}", entry["fingerprint"]
 
 
