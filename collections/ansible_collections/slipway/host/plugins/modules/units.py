@@ -151,7 +151,9 @@ def restore_previous(module: HostModule, name: str, file: str | None) -> str:
     status, out, err = module.run_command(["systemctl", "restart", name])
     if status != 0:
         output = (err or out).strip()
-        return f"The previous {path} is restored, but {name} does not start with it either: {output}"
+        return (
+            f"The previous {path} is restored, but {name} does not start with it either: {output}"
+        )
     return (
         f"The previous {path} is restored, and {name} runs with it. Correct the settings, then "
         "run again."
