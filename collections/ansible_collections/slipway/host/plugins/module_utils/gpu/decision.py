@@ -82,20 +82,25 @@ def decide(host: HostFacts, request: DriverRequest) -> Decision:
 
     The decision follows the overrides in REQUEST, or is not supported if they cannot work.
     """
-    own_gpus = tuple(gpu for gpu in host.gpus if skip_reason(gpu) is None)
-    notes = tuple(list_notes(host, own_gpus))
-    if not own_gpus:
+    gpus = own_gpus(host)
+    notes = tuple(list_notes(host, gpus))
+    if not gpus:
         reason = explain_no_driver(host)
         return Decision(supported=True, needed=False, reason=reason, warnings=notes)
     try:
-        for gpu in own_gpus:
+        for gpu in gpus:
             refuse_undrivable(gpu)
-        refuse_misfits(own_gpus, request)
-        need = common_need(own_gpus, request)
-        decision = _decide_for_first_source(host, request, own_gpus, need)
+        refuse_misfits(gpus, request)
+        need = common_need(gpus, request)
+        decision = _decide_for_first_source(host, request, gpus, need)
     except Refusal as refusal:
         return Decision(supported=False, reason=str(refusal), warnings=notes)
     return replace(decision, warnings=notes + decision.warnings)
+
+
+def own_gpus(host: HostFacts) -> tuple[PciDevice, ...]:
+    """Return the GPUs that the driver of this host uses."""
+    return tuple(gpu for gpu in host.gpus if skip_reason(gpu) is None)
 
 
 def _decide_for_first_source(
@@ -145,7 +150,7 @@ def _decide_for_source(
     # An override may select a branch without any flavour of a guessed need.
     fitting = [flavour for flavour in flavours if flavour in need.modules] or flavours
     modules = request.modules or fitting[0]
-    choice = Choice(host, source, branch, modules, _detect_fabric(host, gpus), request.video)
+    choice = Choice(host, source, branch, modules, detect_fabric(host, gpus), request.video)
     packages = package_set(choice)
     if packages.build == DKMS and host.secure_boot:
         raise Refusal(
@@ -176,7 +181,7 @@ def _decision(
         components=packages.components,
         # The fabric manager of NVLink 5 communicates with the switches through ib_umad.
         kernel_modules=("nvidia-uvm", *(("ib_umad",) if choice.fabric == NVLINK5 else ())),
-        cuda_major=_newest_cuda(choice.branch, gpus),
+        cuda_major=newest_cuda(choice.branch, gpus),
         warnings=packages.warnings + tuple(list_warnings(choice, gpus)),
     )
 
@@ -205,7 +210,7 @@ def _choose_branch(
     )
 
 
-def _detect_fabric(host: HostFacts, gpus: Sequence[PciDevice]) -> str:
+def detect_fabric(host: HostFacts, gpus: Sequence[PciDevice]) -> str:
     """Return which NVSwitch fabric this host manages itself.
 
     Without its fabric manager such a host passes nvidia-smi and fails the first CUDA call. So a
@@ -222,7 +227,8 @@ def _detect_fabric(host: HostFacts, gpus: Sequence[PciDevice]) -> str:
     return NO_FABRIC
 
 
-def _newest_cuda(branch: int, gpus: Iterable[PciDevice]) -> int | None:
+def newest_cuda(branch: int, gpus: Iterable[PciDevice]) -> int | None:
+    """Return the newest CUDA major version of a driver branch that runs on all GPUs."""
     row = branches.BRANCHES.get(branch)
     limits = [row.cuda if row else None]
     limits += [tables.architecture_of(gpu.device).cuda for gpu in gpus]

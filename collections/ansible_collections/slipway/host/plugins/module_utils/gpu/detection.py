@@ -26,7 +26,7 @@ _DRIVER_VERSION = re.compile(r"\s(\d{3}\.\d+(?:\.\d+)?)\s")
 # Names of driver packages start like this; those of the container toolkit are excluded.
 DRIVER_PACKAGE = re.compile(
     r"((lib|firmware-)?nvidia|linux-(modules|objects|signatures)-nvidia)-(?!container)|"
-    r"cuda-drivers|libcuda1$|libnv(sdm|cuvid1)|nvlsm$|nvlink5"
+    r"cuda-drivers|libcuda1$|libnv(sdm|cuvid1)|nvlsm$|nvlink5|xserver-xorg-video-nvidia"
 )
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 # Module files of Ubuntu and NVIDIA, then of Debian, which can have several installed.

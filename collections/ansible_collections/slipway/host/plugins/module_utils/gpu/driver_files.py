@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import Decision
 from ansible_collections.slipway.host.plugins.module_utils.gpu.driver_repository import WRITTEN_BY
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts
 from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import PREBUILT
 
-PREFERENCES = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"
+PREFERENCES = gpu_facts.MANAGED
 UNATTENDED = "/etc/apt/apt.conf.d/60slipway-nvidia-driver"
 MODPROBE = "/etc/modprobe.d/slipway-nvidia-driver.conf"
 MODULES_LOAD = "/etc/modules-load.d/slipway-nvidia-driver.conf"
@@ -28,7 +29,7 @@ _APT_PATTERNS = (
     "cuda-drivers* libcuda1 libnvcuvid1 libnvsdm* nvidia-alternative* nvidia-compute-utils* "
     "nvidia-dkms* nvidia-driver* nvidia-fabricmanager* nvidia-firmware* nvidia-headless* "
     "nvidia-kernel* nvidia-modprobe nvidia-open* nvidia-persistenced nvidia-smi nvidia-utils* "
-    "/^libnvidia-([^c]|c[^o]|co[^n])/"
+    "xserver-xorg-video-nvidia* /^libnvidia-([^c]|c[^o]|co[^n])/"
 )
 # The same for unattended-upgrades, which matches the start of a name (Python's re).
 _UNATTENDED_PATTERNS = (
@@ -41,6 +42,7 @@ _UNATTENDED_PATTERNS = (
     "nvlsm$",
     "cuda-drivers",
     "firmware-nvidia-",
+    "xserver-xorg-video-nvidia",
 )
 
 

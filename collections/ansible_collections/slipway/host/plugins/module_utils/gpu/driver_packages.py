@@ -8,7 +8,6 @@ Private to the collection.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import D
 from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import DRIVER_PACKAGE
 
 # The driver version in the version of a package: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
-_PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)-")
+_PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)(?:-|$)")
 # Excludes kernel numbers, such as the 149 in linux-signatures-nvidia-6.8.0-149-generic.
 _NAMED_BRANCH = re.compile(r"(?<!\.\d)-(\d{3})(?=-|$)")
 # Names of firmware packages contain the version: several can be installed together.
@@ -70,16 +69,21 @@ def _version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+def set_versions(present: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the driver versions of the installed packages, each with its packages."""
+    versions: dict[str, list[str]] = {}
+    for name, version in sorted(present.items()):
+        if has_driver_version(name) and (upstream := _driver_version(version)):
+            versions.setdefault(upstream, []).append(name)
+    return versions
+
+
 def common_version(present: Mapping[str, str]) -> str | None:
     """Return the driver version of most installed packages, the older version in a tie."""
-    counts = Counter(
-        upstream
-        for name, version in present.items()
-        if has_driver_version(name) and (upstream := _driver_version(version))
-    )
-    if not counts:
+    versions = set_versions(present)
+    if not versions:
         return None
-    return min(counts, key=lambda version: (-counts[version], _version_key(version)))
+    return min(versions, key=lambda version: (-len(versions[version]), _version_key(version)))
 
 
 def _is_leftover(name: str, decision: Decision, version: str | None = None) -> bool:

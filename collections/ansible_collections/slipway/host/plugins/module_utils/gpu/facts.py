@@ -19,8 +19,10 @@ NVIDIA, MELLANOX = "0x10de", "0x15b3"
 DRIVER_PACKAGES = (
     *("nvidia-", "libnvidia-", "libcuda1", "libnvcuvid1", "libnvsdm", "nvlsm", "cuda-drivers"),
     *("linux-modules-nvidia-", "linux-objects-nvidia-", "linux-signatures-nvidia-"),
-    "firmware-nvidia-",
+    *("firmware-nvidia-", "xserver-xorg-video-nvidia"),
 )
+# The role nvidia_driver writes this file before it installs packages.
+MANAGED = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"
 APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "multiverse"}
 TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
 
@@ -118,4 +120,5 @@ def ask_gpus(root: str = "/sys/bus/pci/devices") -> Json:
         "banner": reading.read_word("/proc/driver/nvidia/version").partition("\n")[0],
         # What NVIDIA's .run installer leaves, and no package has.
         "run_installer": os.path.exists("/usr/bin/nvidia-uninstall"),
+        "managed": os.path.exists(MANAGED),
     }

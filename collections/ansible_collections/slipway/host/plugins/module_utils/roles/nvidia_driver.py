@@ -17,6 +17,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import asked_again
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    adoption,
     branches,
     driver_files,
     driver_packages,
@@ -57,12 +58,16 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         return _removal(present, host)
     source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
     try:
-        decision = _decide_or_keep(host, _driver_request(host, options), present)
+        request = _driver_request(host, options)
+        decision = decide(host, request)
         if not decision.needed:
             return _result(decision)
         if source == KEEP:
             return _kept_driver(facts, host)
         _refuse_foreign_driver(facts, present)
+        decision = _prefer_installed(facts, host, request, present, version, decision)
+        if decision.source == adoption.ADOPTED:
+            return _adopted_driver(host, decision, present, options)
         if source == AUTO:
             _refuse_desktop_flavour(present)
         if not decision.supported:
@@ -217,33 +222,64 @@ def _branch_number(branch: int | str) -> int | None:
     )
 
 
-def _decide_or_keep(
-    host: HostFacts, request: DriverRequest, present: Mapping[str, str]
+def _prefer_installed(
+    facts: Mapping[str, Any],
+    host: HostFacts,
+    request: DriverRequest,
+    present: Mapping[str, str],
+    version: str,
+    new: Decision,
 ) -> Decision:
-    """Decide with the installed driver as the default of each option that is not set.
+    """Return the decision with the installed driver as the default of each option that is not set.
 
-    So a host keeps its branch when a new version of Slipway would choose another one.
+    So a host keeps its branch when a new version of Slipway would choose another one, and a driver
+    that somebody else installed stays if it supports the GPUs. NEW is the decision without it.
     """
-    new = decide(host, request)
-    installed = _installed_driver(present)
-    if installed is None or not new.needed:
+    if own := _installed_driver(present):
+        kept = decide(
+            host,
+            DriverRequest(
+                own.source if request.source == AUTO else request.source,
+                own.branch if request.branch is None else request.branch,
+                own.modules if request.modules is None else request.modules,
+                request.video,
+            ),
+        )
+        if kept == new:
+            return new
+        if kept.supported:
+            return replace(
+                kept,
+                reason=f"{kept.reason} This driver is installed and is kept. To change it, set "
+                "nvidia_driver_source, nvidia_driver_branch or nvidia_driver_modules.",
+            )
+    # After an interrupted run of this role, the next run completes its own packages.
+    if not present or request.source != AUTO or gpu_host.gpu_facts(facts).get("managed"):
         return new
-    kept = decide(
-        host,
-        DriverRequest(
-            installed.source if request.source == AUTO else request.source,
-            installed.branch if request.branch is None else request.branch,
-            installed.modules if request.modules is None else request.modules,
-            request.video,
-        ),
-    )
-    if not kept.supported or kept == new:
-        return new
-    return replace(
-        kept,
-        reason=f"{kept.reason} This driver is installed and is kept. To change it, set "
-        "nvidia_driver_source, nvidia_driver_branch or nvidia_driver_modules.",
-    )
+    found = adoption.recognise(present, gpu_host.loaded(facts))
+    if found and adoption.is_requested(found, request, version):
+        return adoption.adopt(host, found, present) or new
+    return new
+
+
+def _adopted_driver(
+    host: HostFacts, decision: Decision, present: Mapping[str, str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the state of a host whose driver somebody else installed."""
+    holds = options["nvidia_driver_hold"], options["nvidia_driver_hold_kernel"]
+    packages = list(adoption.declare_packages(host, present, *holds))
+    units = [{"name": DAEMONS[1], "enabled": True, "active": True}]
+    owned = {
+        "refused": [],
+        "files": list(adoption.declare_files(host, decision, *holds)),
+        "packages": packages,
+        "modules": _kernel_modules(decision, present),
+        "keyrings": [],
+        "derived": [],
+        "units": units if decision.fabric_manager else [],
+    }
+    newest = driver_packages.packages_to_upgrade(packages, "")
+    return _result(decision, owned, managed=True, newest=newest)
 
 
 def _installed_driver(present: Mapping[str, str]) -> DriverRequest | None:
