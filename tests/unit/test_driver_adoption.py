@@ -46,7 +46,7 @@ def ubuntu(branch: int, version: str, flavour: str = "", parts: str = "desktop")
         names += [f"nvidia-headless-no-dkms-{branch}{flavour}"]
     if parts == "prebuilt":
         names += [f"nvidia-driver-{branch}{flavour}", f"libnvidia-gl-{tail}"]
-    upstream = version.split("-")[0]
+    upstream = version.split("-", maxsplit=1)[0]
     packages = {
         **dict.fromkeys(names, version),
         f"nvidia-firmware-{tail}-{upstream}": version,
@@ -60,7 +60,7 @@ def ubuntu(branch: int, version: str, flavour: str = "", parts: str = "desktop")
 
 def nvidia(version: str, modules: str = "-open", parts: str = "all") -> Packages:
     """Return a set of NVIDIA's repository for Ubuntu."""
-    branch = int(version.split(".")[0])
+    branch = int(version.split(".", maxsplit=1)[0])
     tail = "" if branch >= 590 else f"-{branch}"
     names = [f"libnvidia-compute{tail}", f"nvidia-dkms{tail}{modules}", "nvidia-persistenced"]
     names += [f"nvidia-kernel-common{tail}", f"nvidia-kernel-source{tail}{modules}"]
