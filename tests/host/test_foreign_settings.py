@@ -60,7 +60,7 @@ def test_a_host_is_provisioned_as_usual(odd: Site) -> None:
 def test_users_can_read_what_was_installed_under_a_closed_umask(odd: Site) -> None:
     closed = odd.on(f"find {READERS} -maxdepth 0 ! -perm -0055 -printf 'closed: %p'")
     assert "closed: " not in closed
-    assert "iris-api" in odd.as_user("alice", "ml images")
+    assert "iris-api" in odd.on("su - alice -c 'ml images'")
 
 
 def test_images_are_built_on_the_engine_of_the_host(odd: Site) -> None:
