@@ -32,6 +32,7 @@ UNITS = {
     "docker.socket": "[Socket]\nListenStream=/run/stand-in.sock\n"
     "[Install]\nWantedBy=sockets.target\n",
     "docker.service": "[Unit]\nRequires=docker.socket\n[Service]\nExecStart=/bin/sleep infinity\n"
+    "ExecReload=/bin/true\n"
     "[Install]\nWantedBy=multi-user.target\n",
 }
 NAMES = " ".join(UNITS)

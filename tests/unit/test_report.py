@@ -36,6 +36,35 @@ def test_the_plan_has_a_row_for_each_difference_in_the_order_of_hosts() -> None:
     )
 
 
+def test_the_plan_says_what_it_disturbs() -> None:
+    disturbing = {
+        **DRIFT,
+        "consequences": [
+            {"kind": "restart", "name": "docker.service", "effect": "would restart"},
+            {"kind": "container", "name": "train", "effect": "would stop"},
+            {"kind": "gpu_process", "name": "7", "effect": "python of bob uses /dev/nvidia0"},
+            {"kind": "session", "name": "carol", "effect": "is logged in at pts/0"},
+        ],
+    }
+    table, _empty, *rows = state_report.plan({"gpu01": disturbing, "a": entry()}).splitlines()[4:]
+    assert table == "gpu01  user_access    groups lab: missing -> a group"
+    assert rows == [
+        "HOST   WHAT THE CHANGES DISTURB, AND WHO USES THE HOST",
+        "gpu01  unit docker.service: would restart",
+        "gpu01  container train: would stop",
+        "gpu01  GPU process 7: python of bob uses /dev/nvidia0",
+        "gpu01  user carol: is logged in at pts/0",
+    ]
+
+
+def test_the_summary_says_what_waits() -> None:
+    waiting = entry(state="waiting", waiting=["restart of docker.service waits: ..."])
+    assert state_report.summary({"gpu01": waiting}).splitlines()[1:] == [
+        "gpu01  waiting  -",
+        "gpu01: restart of docker.service waits: ...",
+    ]
+
+
 def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     report = {
         "gpu01": {

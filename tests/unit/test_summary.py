@@ -8,9 +8,11 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.callback import summary
 from ansible_collections.slipway.host.plugins.callback.summary import first_line
 
 from tests.contract.tree import ROOT
@@ -52,3 +54,86 @@ def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert json.loads(report.read_text())["a"]["error"] == "there is no group lab"
+
+
+# What a run disturbs, and what waits.
+
+CONSEQUENCE = {"kind": "container", "name": "train", "effect": "would stop"}
+SURVEYED = {
+    "differences": {"docker_engine": [{}]},
+    "consequences": [CONSEQUENCE],
+    "urls": {},
+}
+
+
+class Callback(summary.CallbackModule):
+    """The callback with the lines that it displays."""
+
+    def __init__(self, report: str = "") -> None:
+        super().__init__()
+        self.file = report
+        self.lines: list[str] = []
+        self._display: Any = SimpleNamespace(
+            display=self.lines.append, error=self.lines.append
+        )
+
+    def get_option(self, k: str, hostvars: Any = None) -> Any:
+        return self.file
+
+    def play_starts(self, name: str) -> None:
+        self.v2_playbook_on_play_start(SimpleNamespace(get_name=lambda: name))
+
+    def task_ends(self, host: str, action: str, **result: Any) -> None:
+        task = SimpleNamespace(action=action, _uuid="1")
+        ended = SimpleNamespace(
+            task=task, host=SimpleNamespace(name=host, get_name=lambda: host), result=result
+        )
+        (self.v2_runner_on_failed if result.get("failed") else self.v2_runner_on_ok)(ended)
+
+    def run_ends(self) -> int:
+        """Return the exit status that the callback sets."""
+        stats = SimpleNamespace(summarize=lambda _host: {"changed": 1})
+        try:
+            self.v2_playbook_on_stats(stats)
+        except SystemExit as error:
+            return int(error.code or 0)
+        return 0
+
+
+def run_site(callback: Callback, **applied: Any) -> None:
+    callback.play_starts("Compare hosts with the declared state")
+    callback.v2_playbook_on_task_start(None, False)
+    callback.task_ends("gpu01", "slipway.host.survey", **SURVEYED)
+    callback.play_starts("Apply roles to hosts with drift")
+    callback.task_ends("gpu01", "slipway.host.units", **applied)
+
+
+def test_what_a_run_disturbs_is_said_before_the_first_change() -> None:
+    callback = Callback()
+    run_site(callback)
+    (text,) = callback.lines
+    assert text.splitlines()[-1] == "gpu01  container train: would stop"
+    assert callback.run_ends() == 0
+    silent = Callback(report="/dev/null")
+    run_site(silent)
+    assert silent.lines == []
+
+
+@pytest.mark.parametrize(
+    ("applied", "state", "status"),
+    [
+        ({}, "changed", 0),
+        ({"slipway_waiting": ["restart waits\x1b"]}, "waiting", 6),
+        ({"slipway_waiting": ["restart waits"], "failed": True}, "failed", 0),
+    ],
+)
+def test_what_waits_is_in_report_and_exit_status(
+    applied: dict[str, Any], state: str, status: int
+) -> None:
+    callback = Callback()
+    run_site(callback, **applied)
+    assert callback.run_ends() == status
+    assert callback.report["gpu01"]["state"] == state
+    if state == "waiting":
+        assert callback.report["gpu01"]["waiting"] == ["restart waits\\x1b"]
+        assert callback.lines[-1].endswith("gpu01: restart waits\\x1b")

@@ -32,10 +32,16 @@ class Host:
         self.known = list(known)
         self.asked: list[tuple[set[str], list[str]]] = []
         self.users: dict[str, Any] = {}
+        self.users_of_host: dict[str, Any] = {}
+        self.apt = ""
 
     def __call__(self, _action: Any, question: dict[str, Any], reach: Any = ()) -> Any:
         self.asked.append((set(question), list(reach)))
         found = self.known[min(len(self.asked), len(self.known)) - 1]
+        if "users_of_host" in question:
+            simulated = {" ".join(words): self.apt for words in question["apt_simulations"]}
+            users = self.users_of_host or dict.fromkeys(question["users_of_host"])
+            return {"facts": found, "users_of_host": users, "apt_simulations": simulated}
         answer = {key: dict.fromkeys(map(str, names)) for key, names in question.items()}
         answer["users"] = {name: self.users.get(name) for name in question.get("users", ())}
         return {"facts": found, "engine": None, "unsafe": {}, **answer}
@@ -103,7 +109,7 @@ def test_with_remembered_facts_one_question_is_enough(run: Run, host: Host) -> N
 
 def test_without_remembered_facts_the_host_is_asked_for_them_first(run: Run, host: Host) -> None:
     run(roles=["docker_engine"])
-    (keys, reach), (_keys, nowhere) = host.asked
+    (keys, reach), (_keys, nowhere), _disturbed = host.asked
     assert keys == set()
     assert len(reach) == 1 and reach[0].endswith("/gpg")
     assert nowhere == []
@@ -136,7 +142,7 @@ def test_a_refusal_from_remembered_facts_is_asked_again(run: Run, host: Host) ->
     """The reason may be gone since the facts were remembered."""
     result = run(remembered=SNAP, roles=["docker_engine"])
     assert result["ansible_facts"]["slipway"] == HOST
-    assert [bool(keys) for keys, _reach in host.asked] == [False, True]
+    assert [bool(keys) for keys, _reach in host.asked] == [False, True, True]
 
 
 def test_after_the_roles_nothing_may_differ(run: Run, host: Host) -> None:
@@ -144,6 +150,49 @@ def test_after_the_roles_nothing_may_differ(run: Run, host: Host) -> None:
         run(expect_no_drift=True)
     assert ABSENT in str(caught.value)
     run(expect_no_drift=True, user_access_users=[], user_access_docker_exclusive=False)
+
+
+def test_a_host_is_asked_whom_a_change_disturbs(run: Run, host: Host) -> None:
+    host.users_of_host = {
+        "containers": {"live_restore": False, "containers": []},
+        "gpu_processes": [],
+        "sessions": [{"user": "carol", "terminal": "pts/0", "from": ""}],
+    }
+    host.apt = "Remv podman-docker [1.0]\n"
+    result = run(remembered=HOST, roles=["docker_engine"])
+    assert [keys for keys, _reach in host.asked][1:] == [{"users_of_host", "apt_simulations"}]
+    effect = "would be removed (is 1.0; no role declares this package)"
+    assert result["consequences"] == [
+        {"kind": "package", "name": "podman-docker", "effect": effect},
+        {"kind": "session", "name": "carol", "effect": "is logged in at pts/0"},
+    ]
+
+
+def test_a_change_that_disturbs_nobody_needs_no_further_question(run: Run, host: Host) -> None:
+    assert run(remembered=HOST)["consequences"] == []
+    assert len(host.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "registered", "fails"),
+    [
+        ("__user_access_x", {"slipway_waiting": ["restart waits"]}, False),
+        ("__user_access_x", {"results": [{"slipway_waiting": ["restart waits"]}]}, False),
+        ("__user_access_x", {"slipway_waiting": []}, True),
+        ("__docker_engine_x", {"slipway_waiting": ["restart waits"]}, True),
+        ("user_access_x", {"slipway_waiting": ["restart waits"]}, True),
+    ],
+)
+def test_after_the_roles_only_a_role_that_waits_may_differ(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, registered: Any, fails: bool
+) -> None:
+    monkeypatch.setattr(survey.roles, "misspelt", lambda *_: (), raising=False)
+    monkeypatch.setattr(survey.roles, "find_unknown_variables", lambda *_: (), raising=False)
+    if fails:
+        with pytest.raises(AnsibleActionFail, match="still differs"):
+            run(expect_no_drift=True, **{name: registered})
+    else:
+        assert run(expect_no_drift=True, **{name: registered})["consequences"] == []
 
 
 def test_without_the_comparison_every_role_runs(run: Run) -> None:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
 from ansible_collections.slipway.host.plugins.module_utils.images import index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
+    consequences,
     containers,
     engine,
     kinds,
@@ -82,7 +83,7 @@ class ActionModule(ActionBase):
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["expect_no_drift"]:
-            expect_no_drift(drift)
+            expect_no_drift(drift, find_waiting(variables))
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
         if drifted:
             self._join_group(result)
@@ -91,6 +92,9 @@ class ActionModule(ActionBase):
             ansible_facts={"slipway": facts},
             drift=drifted,
             urls=service_urls(owned),
+            consequences=[]
+            if arguments["expect_no_drift"]
+            else self._find_consequences(owned, drift, answer),
             differences={
                 name: [vars(difference) for difference in differences]
                 for name, differences in drift.items()
@@ -141,6 +145,18 @@ class ActionModule(ActionBase):
                 break
             facts = None
         return used, owned, answer
+
+    def _find_consequences(
+        self, owned: Plans, drift: Mapping[str, list[model.Difference]], answer: model.Answer
+    ) -> list[dict[str, str]]:
+        """Return what the repair of the drift disturbs on the host.
+
+        The host is asked again only if the drift leads to a change that can disturb it.
+        """
+        triggers = consequences.find_triggers(owned, drift, answer)
+        if not triggers:
+            return []
+        return consequences.describe(triggers, ask_host.ask(self, consequences.question(triggers)))
 
     def _owned(self, names: list[str], variables: Vars, facts: Any) -> Plans:
         """Return the owned state of each role."""
@@ -214,10 +230,28 @@ def refuse_unsupported(owned: Plans) -> None:
         engine.check(name, statement, kinds.ALL)
 
 
-def expect_no_drift(drift: Mapping[str, list[model.Difference]]) -> None:
-    """Fail if the host still differs after the roles ran."""
+def find_waiting(variables: Vars) -> set[str]:
+    """Return the roles with a task that registered in this run that it waits."""
+    return {
+        role
+        for role in roles.all_names()
+        for name, value in variables.items()
+        if name.startswith(f"__{role}_") and isinstance(value, Mapping)
+        # A loop has a result for each item.
+        for part in (value, *value.get("results", ()))
+        if isinstance(part, Mapping) and part.get("slipway_waiting")
+    }
+
+
+def expect_no_drift(
+    drift: Mapping[str, list[model.Difference]], waiting: Collection[str] = ()
+) -> None:
+    """Fail if the host still differs after the roles ran; roles in WAITING may differ."""
     left = [
-        f"{name}: {difference}" for name, differences in drift.items() for difference in differences
+        f"{name}: {difference}"
+        for name, differences in drift.items()
+        if name not in waiting
+        for difference in differences
     ]
     if left:
         raise AnsibleActionFail(

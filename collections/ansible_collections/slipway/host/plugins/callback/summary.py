@@ -24,7 +24,7 @@ requirements:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ NO_TASKS = (
     "No task matched --tags: Slipway's tasks have no tags. To run only some roles: "
     """-e '{"slipway_roles": ["docker_engine"]}'"""
 )
+# The first play of site.yml that changes hosts.
+CHANGES = "Apply roles to hosts with drift"
 SURVEY = ("slipway.host.survey", "survey")
 
 
@@ -80,12 +82,22 @@ class CallbackModule(CallbackBase):
         self.item_errors: dict[tuple[str, str], str] = {}
 
     def _entry(self, host: str) -> dict[str, Any]:
-        new = {"state": report.NO_DRIFT, "differences": {}, "urls": {}, "notes": []}
+        new = {
+            "state": report.NO_DRIFT,
+            "differences": {},
+            "consequences": [],
+            "waiting": [],
+            "urls": {},
+            "notes": [],
+        }
         return self.report.setdefault(host, new)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Record which play runs."""
+        """Record which play runs; print what it disturbs before the first change."""
         self.play = play.get_name()
+        text = report.consequences(self.report)
+        if self.play == CHANGES and text and not self.get_option("report"):
+            self._display.display("\n" + text)
         if self.play in PLAYS:
             self.had_tasks[self.play] = False
 
@@ -105,11 +117,18 @@ class CallbackModule(CallbackBase):
             # The first survey of a run. The survey after the roles finds no drift or fails.
             entry = self._entry(host)
             entry["differences"] = answer["differences"]
+            entry["consequences"] = answer["consequences"]
             entry["urls"] = answer["urls"]
             if answer["differences"]:
                 entry["state"] = report.DRIFT
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
+        self._record_waiting(host, answer.get("slipway_waiting", ()))
+
+    def _record_waiting(self, host: str, sentences: Iterable[str]) -> None:
+        """Record why changes of a host wait; a role that runs twice says it twice."""
+        waiting = self._entry(host)["waiting"] if sentences else []
+        waiting += [one for one in map(escape_control, sentences) if one not in waiting]
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         """Record the error of an item: the error of the loop says only that an item failed."""
@@ -138,6 +157,8 @@ class CallbackModule(CallbackBase):
             surveyed = entry["state"] in (report.DRIFT, report.NO_DRIFT)
             if surveyed and stats.summarize(host)["changed"]:
                 entry["state"] = report.WOULD_CHANGE if in_check_mode() else report.CHANGED
+            if entry["waiting"] and entry["state"] not in (report.FAILED, report.UNREACHABLE):
+                entry["state"] = report.WAITING
         file = self.get_option("report")
         if file:
             Path(file).write_text(json.dumps(report.with_old_status(self.report)), encoding="utf-8")
@@ -151,6 +172,9 @@ class CallbackModule(CallbackBase):
         if self.no_hosts or not all(self.had_tasks.values()):
             # Ansible would exit with 0, and a script with a wrong -i or --tags would not notice.
             raise SystemExit(1)
+        states = {entry["state"] for entry in self.report.values()}
+        if report.WAITING in states and not states & {report.FAILED, report.UNREACHABLE}:
+            raise SystemExit(report.EXIT_WAITING)
 
 
 def in_check_mode() -> bool:

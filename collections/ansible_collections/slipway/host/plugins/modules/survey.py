@@ -15,6 +15,7 @@ description:
   - Compares file digests, the status of dpkg, unit states and image labels. It does not compare
     the content of an image with its label.
   - A host with drift joins the group C(slipway_drift) for the plays that follow.
+  - If the drift leads to a change that can disturb somebody, a second question finds whom.
   - Runs the host's Python without a module transfer, so it costs about as much as C(raw).
 options:
   roles:
@@ -29,7 +30,9 @@ options:
       - By default the value of the variable C(slipway_survey), or true if it is not set.
     type: bool
   expect_no_drift:
-    description: Fail if anything differs, because the roles have just run.
+    description:
+      - Fail if anything differs, because the roles have just run. A role may differ if one of
+        its tasks returned C(slipway_waiting).
     type: bool
     default: false
 attributes:
@@ -66,6 +69,19 @@ differences:
         name: docker.service
         found: inactive
         expected: active
+consequences:
+  description:
+    - What the repair of the drift disturbs - restarts, stopped containers, removed packages - and
+      who uses the host. Empty if nothing is disturbed.
+    - C(kind) is C(restart), C(stop), C(container), C(driver), C(package), C(gpu_process) or
+      C(session).
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - kind: container
+      name: train
+      effect: would stop (owner alice, image pytorch:gpu, uses a GPU)
 ansible_facts:
   description: The facts of M(slipway.host.host_info).
   returned: always

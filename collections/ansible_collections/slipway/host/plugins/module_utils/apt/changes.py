@@ -192,6 +192,21 @@ def moves(simulated: str) -> list[Move]:
     return [move for _name, move in sorted(found.items()) if move.before != move.after]
 
 
+def simulation(actions: Plan) -> list[str]:
+    """Return the command that simulates the first of the commands for ACTIONS.
+
+    It prints which packages apt would downgrade, which the quiet commands do not.
+    """
+    command = dry(commands(actions)[0], "--simulate")
+    return ["--quiet=1" if word == "--quiet=2" else word for word in command]
+
+
+def downgraded(simulated: str) -> set[str]:
+    """Return the packages that a :func:`simulation` would downgrade."""
+    block = re.search(r"^The following packages will be DOWNGRADED:\n((?: .*\n)+)", simulated, re.M)
+    return set(block[1].split()) if block else set()
+
+
 def told(moved: Sequence[Move]) -> list[str]:
     """Return MOVED as lines for a person, those of the same versions together."""
     groups: dict[tuple[str, str], list[str]] = {}

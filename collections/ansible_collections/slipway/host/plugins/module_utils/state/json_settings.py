@@ -33,13 +33,24 @@ def compare_json(entry: Entry, answer: Answer) -> Iterator[Change]:
         if entry["settings"] or entry.get("defaults"):
             yield MISSING, "a file with the declared keys"
         return
-    noted = answer["texts"].get(entry.get("record"))
+    # A broken file raises: somebody must look at it before anything is changed.
+    for line in _plan_merge(entry, text, answer).differences:
+        yield line, "as declared"
+
+
+def plan_entry(entry: Entry, answer: Answer) -> daemon_json.Merge | None:
+    """Return the merge of the declared keys into a JSON file, None where there is no file."""
+    text = answer["texts"][entry["path"]]
+    return None if text is None else _plan_merge(entry, text, answer)
+
+
+def _plan_merge(entry: Entry, text: str, answer: Answer) -> daemon_json.Merge:
+    recorded = answer["texts"].get(entry.get("record"))
     try:
-        record = daemon_json.read_record(noted or "", entry["path"])
+        record = daemon_json.read_record(recorded or "", entry["path"])
     except daemon_json.DaemonJsonError:
         record = ()  # a broken record counts as a lost one, as in the module
-    # A broken file raises: somebody must look at it before anything is changed.
-    lines = daemon_json.owned_difference(
+    return daemon_json.plan_merge(
         text,
         entry["settings"],
         entry.get("absent", ()),
@@ -47,8 +58,6 @@ def compare_json(entry: Entry, answer: Answer) -> Iterator[Change]:
         name=entry["path"],
         defaults=entry.get("defaults"),
     )
-    for line in lines:
-        yield line, "as declared"
 
 
 def _record_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:

@@ -3,9 +3,11 @@
 """What a run found and did, as data, and the tables that a person reads.
 
 A report is a mapping of host name to a mapping with ``state`` (``no_drift``, ``drift``,
-``changed``, ``would_change`` in check mode, ``failed`` or ``unreachable``), ``differences`` (role
-to a list of mappings with kind, name, found and expected), ``urls`` (service to address), ``notes``
-(lines) and ``error``. Until version 0.3 it also has ``status``, with the old names of the states.
+``changed``, ``would_change`` in check mode, ``waiting``, ``failed`` or ``unreachable``),
+``differences`` (role to a list of mappings with kind, name, found and expected), ``consequences``
+(see :mod:`consequences`), ``waiting`` (why changes wait, and what to do), ``urls`` (service to
+address), ``notes`` (lines) and ``error``. Until version 0.3 it also has ``status``, with the old
+names of the states.
 """
 
 from __future__ import annotations
@@ -16,12 +18,21 @@ from typing import Any
 Report = Mapping[str, Mapping[str, Any]]
 
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
-FAILED, UNREACHABLE = "failed", "unreachable"
+WAITING, FAILED, UNREACHABLE = "waiting", "failed", "unreachable"
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
 
 # What an address begins with that nobody but the host can reach.
 LOOPBACK = ("//127.", "//[::1]")
 EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT = 0, 1, 2
+# Exit status of site and upgrade if all is done but what waits; Ansible itself uses others.
+EXIT_WAITING = 6
+# How tables name what is disturbed, by the kind of the consequence.
+_DISTURBED: Mapping[str, str] = {
+    "restart": "unit",
+    "stop": "unit",
+    "gpu_process": "GPU process",
+    "session": "user",
+}
 
 
 def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
@@ -53,6 +64,16 @@ def _why(differences: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[tup
             yield role, f"{one['kind']} {one['name']}: {one['found']} -> {one['expected']}"
 
 
+def consequences(report: Report) -> str:
+    """Return what a run disturbs, a row for each consequence; empty if nothing is disturbed."""
+    rows = [
+        (host, f"{_DISTURBED.get(one['kind'], one['kind'])} {one['name']}: {one['effect']}")
+        for host, entry in sorted(report.items())
+        for one in entry.get("consequences", ())
+    ]
+    return table(rows, ("HOST", "WHAT THE CHANGES DISTURB, AND WHO USES THE HOST")) if rows else ""
+
+
 def plan(report: Report) -> str:
     """Return what would change and why, a row for each owned thing that differs."""
     rows: list[tuple[str, str, str]] = []
@@ -62,7 +83,8 @@ def plan(report: Report) -> str:
             continue
         found = [(host, role, why) for role, why in _why(entry["differences"])]
         rows.extend(found or [(host, "-", _phrase(NO_DRIFT))])
-    return table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
+    changes = table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
+    return "\n\n".join(filter(None, [changes, consequences(report)]))
 
 
 def summary(report: Report) -> str:
@@ -72,7 +94,7 @@ def summary(report: Report) -> str:
     for host, entry in sorted(report.items()):
         counts = ", ".join(f"{role} ({len(found)})" for role, found in entry["differences"].items())
         rows.append((host, _phrase(entry["state"]), entry.get("error") or counts or "-"))
-        after += [f"{host}: {note}" for note in entry["notes"]]
+        after += [f"{host}: {note}" for note in [*entry["notes"], *entry.get("waiting", ())]]
         after += [
             f"{service}: {url}"
             + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")

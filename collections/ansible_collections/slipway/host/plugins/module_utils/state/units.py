@@ -79,4 +79,16 @@ def compare_units(entry: Entry, answer: Answer) -> Iterator[Change]:
             yield f"started before {path} changed", "started after it"
 
 
+def disturbing_verb(entry: Entry, answer: Answer) -> str:
+    """Return ``restart`` or ``stop`` if the running unit must be, else an empty text."""
+    found = answer["units"][entry["name"]]
+    if not found or found[2] not in ("active", "activating", "reloading"):
+        return ""
+    if entry.get("active") is False:
+        return "stop"
+    changed = found[-1]
+    is_stale = any((answer["mtimes"][path] or 0) > changed for path in entry.get("since", ()))
+    return "restart" if is_stale else ""
+
+
 KINDS = (Kind("units", "name", "units", compare_units),)
