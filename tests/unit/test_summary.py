@@ -73,9 +73,7 @@ class Callback(summary.CallbackModule):
         super().__init__()
         self.file = report
         self.lines: list[str] = []
-        self._display: Any = SimpleNamespace(
-            display=self.lines.append, error=self.lines.append
-        )
+        self._display: Any = SimpleNamespace(display=self.lines.append, error=self.lines.append)
 
     def get_option(self, k: str, hostvars: Any = None) -> Any:
         return self.file
