@@ -72,8 +72,19 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         "systemctl reset-failed docker; systemctl restart docker",
         {("docker_engine", "json", "/etc/docker/daemon.json")},
     ),
-    "daemon.json written without a restart": (
-        "touch /etc/docker/daemon.json",
+    "an engine that runs with other settings than those in daemon.json": (
+        "cp -p /etc/docker/daemon.json /root/kept;"
+        "sed -i s/50m/1m/ /etc/docker/daemon.json;"
+        "systemctl reset-failed docker; systemctl restart docker;"
+        "cp -p /root/kept /etc/docker/daemon.json",
+        {("docker_engine", "units", "docker.service")},
+    ),
+    "a unit enabled until the next boot": (
+        "systemctl disable docker.service; systemctl enable --runtime docker.service",
+        {("docker_engine", "units", "docker.service")},
+    ),
+    "a unit masked until the next boot": (
+        "systemctl mask --runtime docker.service",
         {("docker_engine", "units", "docker.service")},
     ),
     "a package removed": (
@@ -145,6 +156,36 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
     assert run.changed()
     assert converged.plan() == (0, set())
     assert predict(converged) == {"prediction": "virginica"}
+
+
+def test_times_of_files_restart_nothing(converged: Site) -> None:
+    before = start_times(converged)
+    for time in ("2099-01-01", "now"):
+        converged.on(f"touch --date {time} /etc/docker/daemon.json")
+        assert converged.plan() == (0, set())
+    alone = converged.converge(slipway_survey=False)
+    assert alone.changed() == set()
+    assert start_times(converged) == before
+
+
+def test_a_drop_in_of_somebody_else_is_named_and_stays(converged: Site) -> None:
+    drop_in = "/etc/systemd/system/docker.service.d/proxy.conf"
+    converged.on(
+        f"mkdir -p {drop_in.rpartition('/')[0]};"
+        f"printf '[Service]\\nEnvironment=HTTPS_PROXY=http://secret@192.0.2.1\\n' >{drop_in};"
+        "systemctl daemon-reload"
+    )
+    sentence = f"docker.service: drop-in {drop_in} sets Environment"
+    # The engine runs without it as long as nobody restarts it.
+    assert converged.plan() == (2, {("docker_engine", "units", "docker.service")})
+    converged.converge()
+    assert converged.plan() == (0, set())
+    verified = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    assert verified.status == "successful", verified.output
+    assert sentence in verified.output and "secret@" not in verified.output
+    converged.on(f"test -e {drop_in}; rm {drop_in}; systemctl daemon-reload")
+    converged.converge()
+    assert converged.plan() == (0, set())
 
 
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {

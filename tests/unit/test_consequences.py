@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.state import consequences
+from ansible_collections.slipway.host.plugins.module_utils.state import consequences, units
 from ansible_collections.slipway.host.plugins.module_utils.state.consequences import Triggers
 
 from tests.unit import survey
@@ -30,6 +30,14 @@ def package(name: str, **changes: Any) -> dict[str, Any]:
 
 
 INSTALLED = ["install", "installed", "1.0"]
+RUNNING = {
+    **units.NO_UNIT,
+    "load": "loaded",
+    "file": "enabled",
+    "active": "active",
+    "began": 100.0,
+    "start": "i1",
+}
 
 
 def answer(**changes: Any) -> dict[str, Any]:
@@ -38,8 +46,9 @@ def answer(**changes: Any) -> dict[str, Any]:
         "engine": None,
         "unsafe": {},
         "texts": {DAEMON_JSON: json.dumps({"mtu": 1})},
-        "units": {"docker.service": ["loaded", "enabled", "active", False, 100.0]},
-        "mtimes": {"/etc/x": 200.0, "/etc/old": 50.0},
+        "units": {"docker.service": RUNNING},
+        "starts": {"docker.service": None},
+        "reads": {"/etc/x": [200.0, "a"], "/etc/old": [50.0, "b"]},
         "packages": {"docker.io": INSTALLED, "new": None},
         "modules": {"nvidia": None},
         **changes,
@@ -52,7 +61,7 @@ def triggers_of(owned: dict[str, Any], **found: Any) -> Triggers:
     return consequences.find_triggers({"docker_engine": owned}, drift, reply)
 
 
-STOPPED = {"units": {"docker.service": ["loaded", "enabled", "inactive", False, 100.0]}}
+STOPPED = {"units": {"docker.service": {**RUNNING, "active": "inactive"}}}
 
 
 @pytest.mark.parametrize(
@@ -65,8 +74,8 @@ STOPPED = {"units": {"docker.service": ["loaded", "enabled", "inactive", False, 
         (json_entry({"mtu": 1}), {}, []),
         (json_entry({"mtu": 2}, restart=None), {}, []),
         (json_entry({"mtu": 2}), {"texts": {DAEMON_JSON: None}}, []),
-        (unit(since=["/etc/x"]), {}, [("never", True)]),
-        (unit(since=["/etc/old"]), {}, []),
+        (unit(reads=["/etc/x"]), {}, [("never", True)]),
+        (unit(reads=["/etc/old"]), {}, []),
         (unit(active=False), {}, [("never", False)]),
         (unit(), STOPPED, []),
         (package("docker.io", version="2.0"), {}, [("idle", False)]),
@@ -85,7 +94,7 @@ def test_what_restarts_docker(
 
 def test_other_changes_that_disturb() -> None:
     assert triggers_of(unit(active=False, restart=None)).units == {"docker.service": "stop"}
-    assert triggers_of(unit(since=["/etc/x"], restart=None)).units == {"docker.service": "restart"}
+    assert triggers_of(unit(reads=["/etc/x"], restart=None)).units == {"docker.service": "restart"}
     assert triggers_of({"modules": [{"name": "nvidia"}]}).driver
     found = triggers_of(package("new"))
     assert found.own == {"new"}

@@ -117,7 +117,7 @@ def test_what_firewalls_use_as_well_stays_and_is_let_go() -> None:
 def test_the_engine_is_restarted_after_its_settings_changed() -> None:
     service = plan()["owned"]["units"][-1]
     assert service["name"] == "docker.service"
-    assert "/etc/docker/daemon.json" in service["since"]
+    assert "/etc/docker/daemon.json" in service["reads"]
 
 
 LIVE = {"live-restore": True}

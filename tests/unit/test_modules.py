@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json_previous
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
-from ansible_collections.slipway.host.plugins.module_utils.state import accounts
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts, started
 from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
+from ansible_collections.slipway.host.plugins.module_utils.state import units as state_units
 from ansible_collections.slipway.host.plugins.modules import (
     apt_keyring,
     files,
@@ -169,50 +170,72 @@ ON = {"name": "x.service", "enabled": True, "active": True}
 OFF = {"name": "x.service", "enabled": False, "active": False}
 
 
-def state(file: str = "enabled", active: str = "active", reload: bool = False) -> list[Any]:
-    return ["loaded", file, active, reload, 100.0]
+def state(file: str = "enabled", active: str = "active", reload: bool = False) -> dict[str, Any]:
+    return {**state_units.NO_UNIT, "file": file, "active": active, "reload": reload}
 
 
 @pytest.mark.parametrize(
-    ("entry", "found", "stale", "verbs"),
+    ("entry", "found", "restart", "verbs"),
     [
-        (ON, state(), False, []),
-        (ON, state("disabled", "inactive"), False, ["enable", "reset-failed", "start"]),
-        (ON, state("masked", "inactive"), False, ["unmask", "enable", "reset-failed", "start"]),
-        (ON, state(active="failed"), False, ["reset-failed", "start"]),
-        (ON, state(), True, ["reset-failed", "restart"]),
-        (ON, state(reload=True), False, ["daemon-reload"]),
-        (ON, state(active="inactive"), True, ["reset-failed", "start"]),
-        (OFF, state(), False, ["disable", "stop"]),
-        (OFF, state("disabled", "inactive"), False, []),
-        (OFF, None, False, []),
-        ({**ON, "active": None}, state(active="failed"), False, []),
-        ({**ON, "enabled": None}, state("disabled"), False, []),
+        (ON, state(), "", []),
+        (ON, state("disabled", "inactive"), "", ["enable", "reset-failed", "start"]),
+        (ON, state("enabled-runtime"), "", ["enable"]),
+        (ON, state("static"), "", ["enable"]),
+        (ON, state("masked", "inactive"), "", ["unmask", "enable", "reset-failed", "start"]),
+        (ON, state("masked-runtime"), "", ["unmask --runtime", "enable"]),
+        (ON, state(active="failed"), "", ["reset-failed", "start"]),
+        (ON, state(), "restart", ["reset-failed", "restart"]),
+        (ON, state(), "reload", ["reload"]),
+        (ON, state(reload=True), "", ["daemon-reload"]),
+        (ON, state(active="inactive"), "restart", ["reset-failed", "start"]),
+        (OFF, state(), "", ["disable", "stop"]),
+        (OFF, state("enabled-runtime", "inactive"), "", ["disable --runtime"]),
+        (OFF, state("disabled", "inactive"), "", []),
+        (OFF, state_units.NO_UNIT, "", []),
+        ({**ON, "active": None}, state(active="failed"), "", []),
+        ({**ON, "enabled": None}, state("disabled"), "", []),
     ],
 )
 def test_what_systemctl_is_told(
-    entry: dict[str, Any], found: Any, stale: bool, verbs: list[str]
+    entry: dict[str, Any], found: Any, restart: str, verbs: list[str]
 ) -> None:
-    assert units.select_verbs(entry, found, stale) == verbs
+    assert units.select_verbs(entry, found, restart) == verbs
 
 
+# One unit whose state is in files; each start has an ID of its own, and is at second 1 after boot.
 SYSTEMCTL = """
+cd {folder}
 if [ "$1" = show ]; then
-    printf 'LoadState=loaded\\nUnitFileState=%s\\nActiveState=active\\n' "$(cat {file})"
-    printf 'NeedDaemonReload=no\\nStateChangeTimestampMonotonic=0\\n'
-elif [ "$1" = enable ]; then echo enabled >{file}
+    printf 'LoadState=loaded\\nUnitFileState=%s\\nActiveState=active\\n' "$(cat file)"
+    printf 'NeedDaemonReload=no\\nInvocationID=%s\\n' "$(cat start)"
+    printf 'ExecMainStartTimestampMonotonic=1000000\\n'
+elif [ "$1" = enable ]; then cat enabled >file
+elif [ "$1" = restart ]; then echo "$2 restarted" >>told; date +%N >start
+elif [ "$1" = reload ]; then echo "$2 reloaded" >>told
+elif [ "$1" = reset-failed ]; then :
 else echo "no such verb" >&2; exit 1
 fi
 """
 
 
-def test_units_are_changed_once_and_a_refusal_is_told(
-    run_module: RunModule, program: Program, tmp_path: Path
-) -> None:
-    file = tmp_path / "state"
-    file.write_text("disabled")
-    program("systemctl", SYSTEMCTL.format(file=file))
+@pytest.fixture
+def unit(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_root_writes: None
+) -> Path:
+    """Return the folder with the state of a unit that runs, and is enabled."""
+    folder = tmp_path / "unit"
+    folder.mkdir()
+    for name, text in (("file", "enabled"), ("enabled", "enabled"), ("start", "1"), ("told", "")):
+        (folder / name).write_text(text)
+    program("systemctl", SYSTEMCTL.format(folder=folder))
     program("journalctl", "echo the last words")
+    monkeypatch.setattr(started, "RECORDS", str(tmp_path / "records"))
+    return folder
+
+
+def test_units_are_changed_once_and_a_refusal_is_told(run_module: RunModule, unit: Path) -> None:
+    file = unit / "file"
+    file.write_text("disabled")
     entry = [{"name": "x.service", "enabled": True, "active": True}]
     assert run_module(units, check=True, units=entry)["actions"] == ["enable x.service"]
     assert file.read_text() == "disabled"
@@ -227,23 +250,27 @@ RESTARTS = """
 case "$1" in
 show)
     printf 'LoadState=loaded\\nUnitFileState=enabled\\nActiveState=active\\n'
-    printf 'NeedDaemonReload=no\\nStateChangeTimestampMonotonic=0\\n' ;;
+    printf 'NeedDaemonReload=no\\nExecMainStartTimestampMonotonic=1000000\\n'
+    printf 'InvocationID=%s\\n' "$(cat {log} 2>/dev/null | wc -l)" ;;
 restart) echo restart >>{log}; ! grep -q bad {config} ;;
 esac
 """
 
 
 @pytest.fixture
-def engine_unit(program: Program, tmp_path: Path, only_root_writes: None) -> dict[str, Any]:
+def engine_unit(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_root_writes: None
+) -> dict[str, Any]:
     """A running unit that read a configuration which changed since, and restarts with it."""
     config = tmp_path / "daemon.json"
     config.write_text("good")
     program("systemctl", RESTARTS.format(log=tmp_path / "log", config=config))
+    monkeypatch.setattr(started, "RECORDS", str(tmp_path / "records"))
     program("journalctl", "echo the last words")
     return {
         "name": "docker.service",
         "active": True,
-        "since": [str(config)],
+        "reads": [str(config)],
         "restart": "idle",
         "previous": str(tmp_path / "previous"),
     }
@@ -265,6 +292,7 @@ def test_a_restart_that_would_disturb_waits(
         "restart of docker.service waits: container train uses a GPU."
     ]
     assert not (tmp_path / "log").exists()
+    assert not (tmp_path / "records").exists(), "it has not read the file"
     restarted = run_module(units, units=[{**engine_unit, "restart": "always"}])
     assert restarted["changed"]
     assert "slipway_waiting" not in restarted
@@ -301,6 +329,68 @@ def test_a_previous_configuration_that_fails_too_is_told(
     )
     message = run_module(units, units=[{**engine_unit, "restart": "always"}])["msg"]
     assert f"{config} is restored, but docker.service does not start with it either" in message
+
+
+def test_a_unit_that_stays_different_fails(run_module: RunModule, unit: Path) -> None:
+    for file in ("file", "enabled"):
+        (unit / file).write_text("static")
+    result = run_module(units, units=[{"name": "x.service", "enabled": True}])
+    assert result["msg"] == (
+        "x.service after enable: static; expected enabled. See systemctl status x.service and "
+        "systemctl cat x.service."
+    )
+
+
+def test_the_content_of_a_file_decides_about_a_restart(
+    run_module: RunModule, unit: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "daemon.json"
+    file.write_text("one")
+    entry = [{"name": "x.service", "active": True, "reads": [str(file)]}]
+
+    def told(**parameters: Any) -> str:
+        (unit / "told").write_text("")
+        before = run_module(units, check=True, units=entry, **parameters)
+        assert (unit / "told").read_text() == ""
+        result = run_module(units, units=entry, **parameters)
+        assert (result["changed"], result["actions"]) == (before["changed"], before["actions"])
+        text = (unit / "told").read_text()
+        assert result["changed"] == bool(text)
+        return text
+
+    # The change time of the file is after the start at second 1.
+    assert told() == "x.service restarted\n"
+    assert told() == ""
+    # New times of the same content, also times to come.
+    os.utime(file, (9e9, 9e9))
+    file.chmod(0o600)
+    assert told() == ""
+    # Other content with the old time.
+    file.write_text("two")
+    os.utime(file, (1, 1))
+    assert told() == "x.service restarted\n"
+    assert told() == ""
+    # Somebody changed the file, restarted the service and put the file back with its old time.
+    (unit / "start").write_text("by somebody else")
+    os.utime(file, (1, 1))
+    assert told() == "x.service restarted\n"
+    # A change that a reload applies; a change of another file needs a restart.
+    file.write_text("three")
+    assert told(reloaded=[str(file)]) == "x.service reloaded\n"
+    assert told() == ""
+    file.write_text("four")
+    assert told(reloaded=["/etc/other"]) == "x.service restarted\n"
+    # A file that the service had read is gone.
+    file.unlink()
+    assert told() == "x.service restarted\n"
+    assert told() == ""
+
+
+def test_the_old_name_of_reads_stays(run_module: RunModule, unit: Path) -> None:
+    entry = [{"name": "x.service", "active": True, "since": [str(unit / "file")]}]
+    result = run_module(units, units=entry)
+    assert result["actions"] == ["reset-failed x.service", "restart x.service"]
+    assert not run_module(units, units=entry)["changed"]
 
 
 # group_members

@@ -207,7 +207,7 @@ def test_the_engines_role_writes_the_keys_for_both(
     assert {*entry["settings"], *entry["defaults"]} == keys
     service = next(unit for unit in owned["units"] if unit["name"] == "docker.service")
     # The engine looks for the toolkit's hooks when it starts.
-    watches = set(toolkit.HOOKS_INSTALLED) <= set(service["since"])
+    watches = set(toolkit.HOOKS_INSTALLED) <= set(service["reads"])
     assert watches == ("runtimes" in keys or (state == "absent" and model == "t4"))
 
 

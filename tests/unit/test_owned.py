@@ -15,7 +15,8 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     containers as state_containers,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state import kinds, model
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, model
+from ansible_collections.slipway.host.plugins.module_utils.state import units as state_units
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 
 from tests.unit import survey
@@ -253,8 +254,20 @@ def test_modules(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("modules", {"name": "nvidia", **entry}, found) == changes
 
 
-def state(file: str = "enabled", active: str = "active", needs_reload: bool = False) -> list[Any]:
-    return ["loaded", file, active, needs_reload, 100.0]
+def state(
+    file: str = "enabled", active: str = "active", needs_reload: bool = False, **more: Any
+) -> dict[str, Any]:
+    return {
+        **state_units.NO_UNIT,
+        "load": "loaded",
+        "file": file,
+        "active": active,
+        "reload": needs_reload,
+        "start": "i1",
+        "began": 100.0,
+        "fragment": "/lib/systemd/system/x.service",
+        **more,
+    }
 
 
 ON = {"enabled": True, "active": True}
@@ -266,13 +279,10 @@ OFF = {"enabled": False, "active": False}
     [
         (ON, state(), []),
         (ON, state(active="activating"), []),
-        (ON, state(file="static"), []),
-        (ON, state(file="disabled"), [("disabled", "enabled")]),
-        (ON, state(file="masked"), [("masked", "enabled")]),
         (ON, state(file=""), [("disabled", "enabled")]),
         (ON, state(active="failed"), [("failed", "active")]),
         (ON, None, [("missing", "a unit")]),
-        (ON, ["not-found", "", "inactive", False, 0.0], [("missing", "a unit")]),
+        (ON, state(load="not-found", active="inactive"), [("missing", "a unit")]),
         (OFF, None, []),
         (OFF, state("disabled", "inactive"), []),
         (OFF, state(), [("enabled", "disabled"), ("active", "inactive")]),
@@ -285,20 +295,134 @@ OFF = {"enabled": False, "active": False}
     ],
 )
 def test_units(entry: dict[str, Any], found: Any, changes: Changes) -> None:
-    assert differences("units", {"name": "x.service", **entry}, found) == changes
+    answer = {"starts": {"x.service": None}}
+    assert differences("units", {"name": "x.service", **entry}, found, **answer) == changes
 
 
-@pytest.mark.parametrize(("changed", "stale"), [(99.0, False), (101.0, True), (None, False)])
-def test_a_unit_must_have_read_its_files(changed: float | None, stale: bool) -> None:
-    entry = {"name": "x.service", "active": True, "since": ["/etc/x"]}
-    found = differences("units", entry, state(), mtimes={"/etc/x": changed})
-    assert found == ([("started before /etc/x changed", "started after it")] if stale else [])
+# All states of a unit file in systemctl(1), is-enabled; "" is a unit without a unit file.
+@pytest.mark.parametrize(
+    ("file", "enabled", "disabled"),
+    [
+        ("enabled", True, False),
+        ("enabled-runtime", False, False),
+        ("linked", False, True),
+        ("linked-runtime", False, True),
+        ("alias", False, False),
+        ("masked", False, True),
+        ("masked-runtime", False, True),
+        ("static", False, True),
+        ("indirect", False, True),
+        ("disabled", False, True),
+        ("generated", False, True),
+        ("transient", False, False),
+        ("bad", False, False),
+        ("a state of a later systemd", False, False),
+        ("", False, True),
+    ],
+)
+def test_a_unit_is_enabled_or_disabled_only_in_known_states(
+    file: str, enabled: bool, disabled: bool
+) -> None:
+    answer = {"starts": {"x.service": None}}
+    entry = {"name": "x.service"}
+    as_on = differences("units", {**entry, "enabled": True}, state(file), **answer)
+    as_off = differences("units", {**entry, "enabled": False}, state(file), **answer)
+    assert as_on == ([] if enabled else [(file or "disabled", "enabled")])
+    assert as_off == ([] if disabled else [(file, "disabled")])
 
 
-def test_a_stopped_unit_has_read_nothing_yet() -> None:
-    entry = {"name": "x.service", "active": False, "since": ["/etc/x"]}
-    stopped = state("disabled", "inactive")
-    assert differences("units", entry, stopped, mtimes={"/etc/x": 101.0}) == []
+START = {"start": "i1", "files": {"/etc/x": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "record", "stale"),
+    [
+        # Without a record of this start, the change time decides.
+        ([99.0, "a"], None, False),
+        ([101.0, "a"], None, True),
+        (None, None, False),
+        ([101.0, "a"], {**START, "start": "i0"}, True),
+        ([99.0, "b"], {**START, "start": "i0"}, False),
+        ([101.0, "a"], {"start": "i1", "files": {}}, True),
+        # With a record, the content does: whatever the clock said when it was written.
+        ([101.0, "a"], START, False),
+        ([9e9, "a"], START, False),
+        ([99.0, "b"], START, True),
+        (None, START, True),
+        ([99.0, "b"], {"start": "i1", "files": {"/etc/x": None}}, True),
+        (None, {"start": "i1", "files": {"/etc/x": None}}, False),
+    ],
+)
+def test_a_service_must_have_read_its_files(
+    found: Any, record: dict[str, Any] | None, stale: bool
+) -> None:
+    changes = [("started before /etc/x changed", "started after it")] if stale else []
+    entry = {"name": "x.service", "active": True, "reads": ["/etc/x"]}
+    answer = {"starts": {"x.service": record}, "reads": {"/etc/x": found}}
+    assert differences("units", entry, state(), **answer) == changes
+    # The same for its own unit file and drop-ins.
+    entry = {"name": "x.service", "active": True}
+    answer = {"starts": {"x.service": record}}
+    assert differences("units", entry, state(files={"/etc/x": found}), **answer) == changes
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        (OFF, state("disabled", "inactive")),
+        # systemd restarts no socket below a running service.
+        (ON, state(began=0.0, files={"/etc/y": [101.0, "a"]})),
+        ({"enabled": True}, state()),
+    ],
+)
+def test_what_is_not_a_running_service_has_read_nothing(entry: dict[str, Any], found: Any) -> None:
+    entry = {"name": "x.service", "reads": ["/etc/x"], **entry}
+    answer = {"starts": {"x.service": None}, "reads": {"/etc/x": [101.0, "a"]}}
+    assert differences("units", entry, found, **answer) == []
+
+
+def test_a_record_without_a_start_counts_for_no_unit() -> None:
+    entry = {"name": "x.service", "active": True, "reads": ["/etc/x"]}
+    record = {"start": "", "files": {"/etc/x": "a"}}
+    answer = {"starts": {"x.service": record}, "reads": {"/etc/x": [101.0, "a"]}}
+    assert differences("units", entry, state(start=""), **answer)
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "sentences"),
+    [
+        ({}, state(), []),
+        ({}, None, []),
+        ({}, state(fragment="/usr/lib/systemd/system/x.service"), []),
+        ({}, state("masked", fragment="/etc/systemd/system/x.service"), []),
+        (
+            {},
+            state(fragment="/etc/systemd/system/x.service"),
+            ["x.service is defined by /etc/systemd/system/x.service, not by its package"],
+        ),
+        (
+            {"unit_files": ["/etc/systemd/system/x.service"]},
+            state(fragment="/etc/systemd/system/x.service"),
+            [],
+        ),
+        ({}, state(drop_ins={"/etc/systemd/system/x.service.d/a.conf": []}), []),
+        (
+            {},
+            state(drop_ins={"/run/systemd/system/x.service.d/a.conf": ["ExecStart", "User"]}),
+            ["x.service: drop-in /run/systemd/system/x.service.d/a.conf sets ExecStart, User"],
+        ),
+        ({"unit_files": ["/etc/a.conf"]}, state(drop_ins={"/etc/a.conf": ["ExecStart"]}), []),
+        (
+            {},
+            state(drop_ins={"/etc/\x1b[2J": ["User"]}),
+            ["x.service: drop-in /etc/\\x1b[2J sets User"],
+        ),
+    ],
+)
+def test_information_about_units(entry: dict[str, Any], found: Any, sentences: list[str]) -> None:
+    owned = {"units": [{"name": "x.service", "enabled": True, "active": True, **entry}]}
+    answer = {"units": {"x.service": found}, "starts": {"x.service": None}}
+    assert engine.information([owned, owned], answer, kinds.ALL) == sentences
 
 
 @pytest.mark.parametrize(
@@ -527,7 +651,7 @@ def test_every_kind_is_documented_in_its_file(kind: model.Kind) -> None:
 
 def test_one_question_covers_all_statements_each_thing_once() -> None:
     one: dict[str, Any] = {
-        "units": [{"name": "docker.service", "since": ["/etc/docker/daemon.json"]}],
+        "units": [{"name": "docker.service", "reads": ["/etc/docker/daemon.json"]}],
         "json": [{"path": "/etc/docker/daemon.json", "settings": {}}],
         "refused": [],
     }
@@ -538,7 +662,8 @@ def test_one_question_covers_all_statements_each_thing_once() -> None:
     }
     assert survey.question([one, other]) == {
         "groups": ["docker", "lab"],
-        "mtimes": ["/etc/docker/daemon.json"],
+        "reads": ["/etc/docker/daemon.json"],
+        "starts": ["docker.service"],
         "texts": ["/etc/apt/keyrings/x.asc", "/etc/docker/daemon.json"],
         "units": ["docker.service"],
     }
@@ -632,8 +757,12 @@ SOCKET = "unix:///run/user/1500/docker.sock"
     ],
 )
 def test_rootless(found: Any, changes: Changes) -> None:
-    entry = {"user": "alice", "since": ["/etc/x", "/etc/none"]}
-    further = {"users": {"alice": ALICE}, "mtimes": {"/etc/x": 6.0, "/etc/none": None}}
+    entry = {"user": "alice", "reads": ["/etc/x", "/etc/none"]}
+    further = {
+        "users": {"alice": ALICE},
+        "reads": {"/etc/x": [6.0, "a"], "/etc/none": None},
+        "starts": {"rootless-alice": None},
+    }
     assert differences("rootless", entry, found, **further) == changes
 
 
@@ -651,7 +780,7 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
             {
                 "files": [{"path": "/srv/a", "default_acl": "0770"}, {"path": "/etc/b"}],
                 "members": [{"group": "render", "users": ["a"], "devices": ["/dev/dri/"]}],
-                "rootless": [{"user": "alice", "since": ["/etc/x"]}],
+                "rootless": [{"user": "alice", "reads": ["/etc/x"]}],
                 "json": [{"path": "/etc/j", "settings": {}, "record": "/var/r"}],
                 "lines": [{"path": "/home/b/k", "lines": [], "user": "bob", "home": "/home/b"}],
             }
@@ -662,8 +791,9 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
         "devices": ["/dev/dri/"],
         "files": ["/etc/b", "/home/b", "/home/b/k", "/srv/a"],
         "groups": ["render"],
-        "mtimes": ["/etc/x"],
+        "reads": ["/etc/x"],
         "rootless": ["alice"],
+        "starts": ["rootless-alice"],
         "texts": ["/etc/j", "/home/b/k", "/var/r"],
         "users": ["alice", "bob"],
     }

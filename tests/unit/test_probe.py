@@ -36,6 +36,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     packages,
     paths,
     reading,
+    started,
     trees,
     units,
 )
@@ -209,7 +210,8 @@ def test_since_when_a_socket_answers(tmp_path: Path) -> None:
         server.bind(path)
         assert state_rootless._answering_since(path) == 0, "nobody listens yet"
         server.listen()
-        assert state_rootless._answering_since(path) == Path(path).stat().st_mtime
+        os.utime(path, (1, 1))
+        assert state_rootless._answering_since(path) == Path(path).stat().st_ctime
     assert state_rootless._answering_since(path) == 0, "its file is still there"
 
 
@@ -241,27 +243,92 @@ LoadState=loaded
 ActiveState=active
 UnitFileState=enabled
 NeedDaemonReload=no
-StateChangeTimestampMonotonic=2500000
+InvocationID=0a1b
+FragmentPath=/lib/systemd/system/docker.service
+DropInPaths=/usr/lib/systemd/system/docker.service.d/a.conf {folder}/b.conf {folder}/gone.conf
+ExecMainStartTimestampMonotonic=2500000
 
-StateChangeTimestampMonotonic=0
+ExecMainStartTimestampMonotonic=0
 LoadState=not-found
 ActiveState=inactive
 UnitFileState=
 NeedDaemonReload=yes
 END
 """
+DROP_IN = """\
+# Environment=commented
+[Service]
+Environment=PASSWORD=secret
+ExecStart=
+ExecStart = /bin/dockerd
+LimitNOFILE=5
+; User=commented
+[Unit]
+After=x.service
+"""
 
 
 def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = tmp_path / "systemctl"
-    command.write_text(SYSTEMCTL)
+    command.write_text(SYSTEMCTL.format(folder=tmp_path))
     command.chmod(0o755)
+    drop_in = tmp_path / "b.conf"
+    drop_in.write_text(DROP_IN)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     found = units.ask_units(["docker.service", "none.service"])
-    assert found["docker.service"][:4] == ["loaded", "enabled", "active", False]
-    booted = time.time() - time.monotonic()
-    assert found["docker.service"][4] == pytest.approx(booted + 2.5, abs=1)
-    assert found["none.service"][:4] == ["not-found", "", "inactive", True]
+    docker, none = found["docker.service"], found["none.service"]
+    digest = hashlib.sha256(DROP_IN.encode()).hexdigest()
+    assert docker["files"].pop(str(drop_in)) == [drop_in.stat().st_ctime, digest]
+    assert len(docker.pop("files")) == 3
+    assert docker.pop("began") == pytest.approx(time.time() - time.monotonic() + 2.5, abs=1)
+    assert docker == {
+        "load": "loaded",
+        "file": "enabled",
+        "active": "active",
+        "reload": False,
+        "start": "0a1b",
+        "fragment": "/lib/systemd/system/docker.service",
+        "drop_ins": {
+            str(drop_in): ["Environment", "ExecStart"],
+            str(tmp_path / "gone.conf"): [],
+        },
+    }
+    assert none == {**units.NO_UNIT, "active": "inactive", "reload": True}
+
+
+def test_a_file_that_a_program_has_read(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    assert started.ask_read(str(file)) is None
+    assert started.ask_read(str(tmp_path)) is None
+    before = time.time() - 1
+    file.write_text("old")
+    os.utime(file, (1, 1))
+    found = started.ask_read(str(file))
+    assert found is not None and found[0] > before, "an old time hides nothing"
+    os.utime(file, (9e9, 9e9))
+    again = started.ask_read(str(file))
+    assert again is not None and again[0] < before + 60, "nor does a time to come count"
+    assert again[1] == found[1] == hashlib.sha256(b"old").hexdigest()
+
+
+@pytest.mark.usefixtures("only_root_writes")
+def test_the_record_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(started, "RECORDS", str(tmp_path / "records"))
+    file = tmp_path / "records" / "x.service.json"
+    assert started.ask_start("x.service") is None
+    started.remove_record("x.service")
+    files = {"/etc/x": "a", "/etc/none": None}
+    started.write_record("x.service", "i1", files)
+    assert started.ask_start("x.service") == {"start": "i1", "files": files}
+    assert file.stat().st_mode & 0o777 == 0o600
+    number = file.stat().st_ino
+    started.write_record("x.service", "i1", files)
+    assert file.stat().st_ino == number, "an unchanged record is not written again"
+    for broken in ("", "{", "[]", '{"start": "i1"}', '{"files": []}'):
+        file.write_text(broken)
+        assert started.ask_start("x.service") is None
+    started.remove_record("x.service")
+    assert not file.exists()
 
 
 def test_a_host_without_systemd_has_no_units(

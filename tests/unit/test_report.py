@@ -65,6 +65,19 @@ def test_the_summary_says_what_waits() -> None:
     ]
 
 
+def test_information_follows_the_plan() -> None:
+    report = {"gpu01": entry(information=["x: drop-in y sets User"]), "a": entry()}
+    expected = lines(
+        "",
+        "",
+        "INFORMATION (Slipway changes none of this)",
+        "gpu01: x: drop-in y sets User",
+    )
+    assert state_report.plan(report).endswith(f"gpu01  -     no drift{expected}")
+    assert "INFORMATION" not in state_report.summary(report)
+    assert state_report.exit_status(report) == 0
+
+
 def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     report = {
         "gpu01": {

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
-from ansible_collections.slipway.host.plugins.module_utils.state import reading
+from ansible_collections.slipway.host.plugins.module_utils.state import reading, started
 from ansible_collections.slipway.host.plugins.modules import rootless_docker
 
 from tests.unit import survey
@@ -23,7 +23,7 @@ from tests.unit.conftest import RunModule
 Program = Callable[[str, str], None]
 SOCKET = "unix:///run/user/54321/docker.sock"
 COMPLETE = [True, 65536, 65536, SOCKET, 7.0]
-ENGINES = [{"user": "ada", "since": ["/etc/x"]}]
+ENGINES = [{"user": "ada", "reads": ["/etc/x"]}]
 
 
 class Machine:
@@ -33,6 +33,7 @@ class Machine:
         self.log = folder / "log"
         self.state: list[Any] = COMPLETE
         self.changed = 6.0
+        self.digest = "digest"
 
     def told(self) -> list[str]:
         """Return the commands since the last question, those of the user after ``ada:``."""
@@ -46,12 +47,15 @@ class Machine:
             "engine": None,
             "rootless": dict.fromkeys(question.get("rootless", ()), self.state),
             "users": {name: [54321, 54321, "/", ""] for name in question.get("users", ())},
-            "mtimes": dict.fromkeys(question.get("mtimes", ()), self.changed),
+            "reads": {path: [self.changed, self.digest] for path in question.get("reads", ())},
+            "starts": {name: started.ask_start(name) for name in question.get("starts", ())},
         }
 
 
 @pytest.fixture
-def machine(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, only_root_writes: None
+) -> Machine:
     machine = Machine(tmp_path)
     for name in ("usermod", "loginctl", "systemctl"):
         program(name, f'echo {name} "$@" >>{machine.log}')
@@ -69,6 +73,7 @@ def machine(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setattr(reading, "read_word", lambda _path: "eve:100000:65536\n")
     monkeypatch.setattr(rootless, "FOLDER", str(tmp_path / "rootless"))
+    monkeypatch.setattr(started, "RECORDS", str(tmp_path / "started"))
     return machine
 
 
@@ -112,6 +117,22 @@ def test_what_is_missing_is_made_and_no_more(
     assert result["users"] == (["ada"] if told else [])
     did = [line for line in machine.told() if line != "systemctl start user@54321.service"]
     assert did == (told or [])
+
+
+def test_the_content_of_a_configuration_decides_about_a_restart(
+    run_module: RunModule, machine: Machine
+) -> None:
+    machine.changed = 9e9
+    assert run_module(rootless_docker, engines=ENGINES)["changed"]
+    assert machine.told()[-len(START) :] == START
+    # A time to come, or none that was known, restarts nothing twice.
+    assert not run_module(rootless_docker, engines=ENGINES)["changed"]
+    machine.digest = "another"
+    machine.changed = 6.0
+    assert run_module(rootless_docker, check=True, engines=ENGINES)["changed"]
+    assert run_module(rootless_docker, engines=ENGINES)["changed"]
+    assert machine.told()[-len(START) :] == START
+    assert not run_module(rootless_docker, engines=ENGINES)["changed"]
 
 
 def test_an_engine_that_does_not_start_says_why(

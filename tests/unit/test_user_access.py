@@ -275,7 +275,7 @@ def test_an_engine_of_ones_own_is_no_membership() -> None:
     assert state["rootless"] == [
         {
             "user": "carol",
-            "since": [rootless.UNIT, rootless.DOCKERD, "/etc/slipway/rootless/carol.json"],
+            "reads": [rootless.UNIT, rootless.DOCKERD, "/etc/slipway/rootless/carol.json"],
         }
     ]
     assert state["folders"] == [{"path": "/etc/slipway/rootless", "entries": ["carol.json"]}]

@@ -95,6 +95,7 @@ class ActionModule(ActionBase):
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
+            information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences={
                 name: [vars(difference) for difference in differences]
                 for name, differences in drift.items()

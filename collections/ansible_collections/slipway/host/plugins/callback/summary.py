@@ -85,6 +85,7 @@ class CallbackModule(CallbackBase):
         new = {
             "state": report.NO_DRIFT,
             "differences": {},
+            "information": [],
             "consequences": [],
             "waiting": [],
             "urls": {},
@@ -119,6 +120,7 @@ class CallbackModule(CallbackBase):
             entry["differences"] = answer["differences"]
             entry["consequences"] = answer["consequences"]
             entry["urls"] = answer["urls"]
+            entry["information"] = answer.get("information", [])
             if answer["differences"]:
                 entry["state"] = report.DRIFT
         if answer.get("slipway_note") and host in self.report:

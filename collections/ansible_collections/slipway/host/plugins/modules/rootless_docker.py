@@ -27,11 +27,12 @@ options:
         description: Name of the user.
         type: str
         required: true
-      since:
+      reads:
         description: Files that the engine reads at its start.
         type: list
         elements: path
         default: []
+        aliases: [since]
   obstacles:
     description: Conditions of the host that prevent all engines, as in a role's owned state.
     type: list
@@ -73,7 +74,7 @@ EXAMPLES = r"""
   slipway.host.rootless_docker:
     engines:
       - user: carol
-        since: [/etc/slipway/rootless/carol.json]
+        reads: [/etc/slipway/rootless/carol.json]
 
 - name: Remove the rootless engines of all other users
   slipway.host.rootless_docker:
@@ -101,6 +102,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     files,
     model,
     reading,
+    started,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import rootless as rootless_state
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
@@ -114,7 +116,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
         "required": True,
         "options": {
             "user": {"type": "str", "required": True},
-            "since": {"type": "list", "elements": "path", "default": []},
+            "reads": {"type": "list", "elements": "path", "default": [], "aliases": ["since"]},
         },
     },
     "obstacles": {
@@ -223,7 +225,9 @@ def set_up_all(module: HostModule) -> list[model.Difference]:
         answer = HERE.look(owned)
         differences = HERE.differences(owned, answer)
         all_differences += differences
-        if differences and not module.check_mode:
+        if module.check_mode:
+            continue
+        if differences:
             try:
                 engine = Engine(module, entry["user"])
             except KeyError:
@@ -232,13 +236,20 @@ def set_up_all(module: HostModule) -> list[model.Difference]:
                     "Create the user, then run again."
                 )
             state = rootless.State(*answer["rootless"][entry["user"]])
-            engine.set_up(state, is_stale(entry, answer, state))
+            engine.set_up(state, bool(rootless_state.unread_files(entry, answer)))
+        # The digests of before the start: what changed since then was not read.
+        record_start(entry, HERE.look(owned) if differences else answer, answer)
     return all_differences
 
 
-def is_stale(entry: Mapping[str, Any], answer: Mapping[str, Any], state: rootless.State) -> bool:
-    """Return whether a file changed after the start of the engine that reads it."""
-    return any((answer["mtimes"][path] or 0) > state.began for path in entry["since"])
+def record_start(
+    entry: Mapping[str, Any], answer: Mapping[str, Any], earlier: Mapping[str, Any]
+) -> None:
+    """Record what a running engine has read: the files as in an EARLIER answer."""
+    began = rootless.State(*answer["rootless"][entry["user"]]).began
+    if began:
+        read = started.digests(rootless_state.files_read(entry, earlier))
+        started.write_record(rootless_state.record_name(entry), str(began), read)
 
 
 def remove_others(module: HostModule) -> list[model.Difference]:

@@ -82,6 +82,13 @@ consequences:
     - kind: container
       name: train
       effect: would stop (owner alice, image pytorch:gpu, uses a GPU)
+information:
+  description:
+    - Sentences about what others configured for owned things, such as a drop-in of a unit. It is no
+      drift, and Slipway leaves it in place.
+  returned: always
+  type: list
+  elements: str
 ansible_facts:
   description: The facts of M(slipway.host.host_info).
   returned: always

@@ -12,8 +12,10 @@ short_description: Enable, start, stop and restart the systemd units of a role
 description:
   - Enables, starts and stops units as a role's owned state declares them, and restarts them if
     necessary.
-  - A running unit is restarted only if a file that it reads changed after its start or reload. So
-    the next run also restarts the unit if a run ended between the change and the restart.
+  - A running service is restarted only if the content of a file that it reads changed after its
+    start. The module records the digests of these files in C(/var/lib/slipway/started). So a new
+    time of an unchanged file restarts nothing, and an old time of a changed file hides nothing.
+  - The next run also restarts the service if a run ended between the change and the restart.
   - Compares units with the host in the same way as the survey.
 options:
   units:
@@ -32,11 +34,17 @@ options:
       active:
         description: Whether the unit runs. By default this is not changed.
         type: bool
-      since:
-        description: Files that the unit reads at its start or reload.
+      unit_files:
+        description: Unit files and drop-ins of the unit itself outside the folders of packages.
         type: list
         elements: path
         default: []
+      reads:
+        description: Files that the service reads at its start, beside unit file and drop-ins.
+        type: list
+        elements: path
+        default: []
+        aliases: [since]
       restart:
         description:
           - For the unit of Docker, when it may be restarted or stopped; see the option of the same
@@ -49,6 +57,13 @@ options:
           - File in which M(slipway.host.daemon_json) keeps the previous configuration. If the unit
             does not start, the module restores this file and starts the unit again.
         type: path
+  reloaded:
+    description:
+      - Changed files that the services apply on a reload. A service is reloaded if no other file
+        that it has read changed.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode:
     description: Reports which units would be enabled, started, stopped and restarted.
@@ -67,7 +82,7 @@ EXAMPLES = r"""
       - name: docker.service
         enabled: true
         active: true
-        since: [/etc/docker/daemon.json]
+        reads: [/etc/docker/daemon.json]
 """
 
 RETURN = r"""
@@ -92,7 +107,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consen
     ask_obstacle,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import units
+from ansible_collections.slipway.host.plugins.module_utils.state import started, units
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -104,30 +119,37 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "name": {"type": "str", "required": True},
             "enabled": {"type": "bool"},
             "active": {"type": "bool"},
-            "since": {"type": "list", "elements": "path", "default": []},
+            "unit_files": {"type": "list", "elements": "path", "default": []},
+            "reads": {"type": "list", "elements": "path", "default": [], "aliases": ["since"]},
             "restart": {"type": "str", "choices": list(POLICIES), "default": "always"},
             "previous": {"type": "path"},
         },
     },
+    "reloaded": {"type": "list", "elements": "path", "default": []},
 }
+HERE = Here(units)
 
 
-def select_verbs(entry: Mapping[str, Any], state: Any, stale: bool) -> list[str]:
+def select_verbs(entry: Mapping[str, Any], state: dict[str, Any], restart: str) -> list[str]:
     """Return the verbs of systemctl that bring one unit to its declared state.
 
-    STATE is the answer of the host; STALE says that a file of the unit changed after its start.
+    STATE is the answer of the host. RESTART is ``restart`` or ``reload`` for a service that has not
+    read the current files, else empty.
     """
-    _load, unit_file, active, needs_reload, _changed = state or ("", "", "", False, 0.0)
-    running = active in ("active", "activating", "reloading")
-    verbs = ["daemon-reload"] if needs_reload else []
-    disabled = unit_file in ("disabled", "masked", "")
-    if entry["enabled"] is not None and entry["enabled"] == disabled:
-        verbs += ["unmask"] if unit_file == "masked" else []
-        verbs.append("enable" if entry["enabled"] else "disable")
-    if entry["active"] is not None and entry["active"] != running:
+    verbs = ["daemon-reload"] if state["reload"] else []
+    for_this_boot = state["file"].endswith("-runtime")
+    if entry["enabled"] and not units.is_enabled(state):
+        if state["file"].startswith("masked"):
+            verbs.append("unmask --runtime" if for_this_boot else "unmask")
+        verbs.append("enable")
+    elif entry["enabled"] is False and not units.is_disabled(state):
+        verbs.append("disable --runtime" if for_this_boot else "disable")
+    if entry["active"] is not None and entry["active"] != units.is_active(state):
         # systemd refuses to start a unit that failed too often in a row, until it is reset.
         verbs += ["reset-failed", "start"] if entry["active"] else ["stop"]
-    elif stale:
+    elif restart == "reload":
+        verbs.append("reload")
+    elif restart:
         verbs += ["reset-failed", "restart"]
     return verbs
 
@@ -160,10 +182,77 @@ def restore_previous(module: HostModule, name: str, file: str | None) -> str:
     )
 
 
-def delete_previous(module: HostModule, entry: Mapping[str, Any]) -> None:
+def delete_previous(entry: Mapping[str, Any]) -> None:
     """Delete the previous configuration of a unit that runs with the present one."""
-    if entry["previous"] and not module.check_mode:
+    if entry["previous"]:
         daemon_json_previous.forget(entry["previous"])
+
+
+class Unit:
+    """One declared unit on this host."""
+
+    def __init__(self, module: HostModule, entry: Mapping[str, Any]) -> None:
+        self.module = module
+        self.entry = entry
+        self.name: str = entry["name"]
+        self.owned = {"units": [entry]}
+        self.answer = HERE.look(self.owned)
+        self.differences = HERE.differences(self.owned, self.answer)
+
+    def verbs(self) -> list[str]:
+        """Return the verbs of systemctl that bring the unit to its declared state."""
+        if not self.differences:
+            return []
+        changed = set(units.unread_files(self.entry, self.answer))
+        restart = "reload" if changed <= set(self.module.params["reloaded"]) else "restart"
+        state = units.state_of(self.entry, self.answer)
+        return select_verbs(self.entry, state, restart if changed else "")
+
+    def run(self, verb: str) -> None:
+        """Run one verb of systemctl; fail with the log of the unit."""
+        names = [] if verb == "daemon-reload" else [self.name]
+        status, out, err = self.module.run_command(["systemctl", *verb.split(), *names])
+        if status == 0:
+            return
+        message = f"systemctl {verb} {self.name} failed: {(err or out).strip()}"
+        log = self.log()
+        if verb in ("start", "restart"):
+            restored = restore_previous(self.module, self.name, self.entry["previous"])
+            message = f"{message.rstrip('.')}. {restored}" if restored else message
+        self.module.fail_json(msg=message, log=log)
+
+    def log(self) -> str:
+        """Return the last lines of the unit in the journal."""
+        _status, log, _err = self.module.run_command(
+            ["journalctl", "--no-pager", "--lines=15", "--output=cat", "--unit", self.name]
+        )
+        return str(log)
+
+    def finish(self, verbs: list[str]) -> None:
+        """Record what the service has read after VERBS; fail if the unit still differs."""
+        delete_previous(self.entry)
+        self.record(HERE.look(self.owned) if verbs else self.answer)
+        if left := HERE.differences(self.owned) if verbs else []:
+            differing = "; ".join(f"{one.found}; expected {one.expected}" for one in left)
+            self.module.fail_json(
+                msg=f"{self.name} after {', '.join(verbs)}: {differing}. See systemctl status "
+                f"{self.name} and systemctl cat {self.name}.",
+                log=self.log(),
+            )
+
+    def record(self, answer: Mapping[str, Any]) -> None:
+        """Record the files that the service has read, with their digests of before its start."""
+        earlier = {
+            **units.state_of(self.entry, self.answer)["files"],
+            **self.answer.get("reads", {}),
+        }
+        files = units.files_read(self.entry, answer)
+        files.update((path, earlier[path]) for path in files if path in earlier)
+        start = units.state_of(self.entry, answer)["start"]
+        if files and start:
+            started.write_record(self.name, start, started.digests(files))
+        else:
+            started.remove_record(self.name)
 
 
 def main() -> None:
@@ -172,34 +261,19 @@ def main() -> None:
     done: list[str] = []
     diff: list[dict[str, str]] = []
     waiting: list[str] = []
-    here = Here(units)
     for entry in module.params["units"]:
-        owned = {"units": [entry]}
-        answer = here.look(owned)
-        differences = here.differences(owned, answer)
-        if not differences:
-            delete_previous(module, entry)
+        unit = Unit(module, entry)
+        if unit.differences:
+            diff.append(diff_of(unit.differences))
+        waiting_before = len(waiting)
+        verbs = select_allowed(entry, unit.verbs(), waiting)
+        done += [f"{verb} {unit.name}" for verb in verbs]
+        if module.check_mode:
             continue
-        name = entry["name"]
-        state = answer["units"][name]
-        diff.append(diff_of(differences))
-        stale = any((answer["mtimes"][path] or 0) > (state or [0])[-1] for path in entry["since"])
-        for verb in select_allowed(entry, select_verbs(entry, state, stale), waiting):
-            done.append(f"{verb} {name}")
-            command = ["systemctl", verb] + ([name] if verb != "daemon-reload" else [])
-            if not module.check_mode:
-                status, out, err = module.run_command(command)
-                if status != 0:
-                    _status, log, _err = module.run_command(
-                        ["journalctl", "--no-pager", "--lines=15", "--output=cat", "--unit", name]
-                    )
-                    message = f"systemctl {verb} {name} failed: {(err or out).strip()}"
-                    if verb in ("start", "restart"):
-                        restored = restore_previous(module, name, entry["previous"])
-                        message = f"{message.rstrip('.')}. {restored}" if restored else message
-                    module.fail_json(msg=message, log=log)
-        if not waiting:
-            delete_previous(module, entry)
+        for verb in verbs:
+            unit.run(verb)
+        if len(waiting) == waiting_before:
+            unit.finish(verbs)
     result: dict[str, Any] = {"slipway_waiting": waiting} if waiting else {}
     module.exit_json(changed=bool(done), actions=done, diff=diff, **result)
 

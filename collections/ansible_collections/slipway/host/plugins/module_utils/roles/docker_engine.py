@@ -247,7 +247,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                     "previous": daemon_json_previous.PREVIOUS,
                     "enabled": present,
                     "active": present,
-                    "since": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if for_gpus else ())],
+                    "reads": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if for_gpus else ())],
                 },
             ],
         },

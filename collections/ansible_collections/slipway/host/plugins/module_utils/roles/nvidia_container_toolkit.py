@@ -153,7 +153,13 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         ],
         "packages": packages,
         "units": [
-            {"name": f"nvidia-cdi-refresh.{suffix}", "enabled": True, **more}
+            {
+                "name": f"nvidia-cdi-refresh.{suffix}",
+                "enabled": True,
+                # The packages of 1.18 and 1.19 install the units there.
+                "unit_files": [f"/etc/systemd/system/nvidia-cdi-refresh.{suffix}"],
+                **more,
+            }
             for suffix, more in (("path", {"active": True}), ("service", {}))
             if refreshes
         ],

@@ -132,7 +132,7 @@ def _owned_state(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     persistence = [driver_files.PERSISTENCE] if decision.source == branches.UBUNTU else []
-    units = [{"name": DAEMONS[0], "enabled": True, "active": True, "since": persistence}]
+    units = [{"name": DAEMONS[0], "enabled": True, "active": True, "unit_files": persistence}]
     if decision.fabric_manager:
         units.append({"name": DAEMONS[1], "enabled": True, "active": True})
     return {

@@ -302,7 +302,7 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
         "rootless": [
             {
                 "user": name,
-                "since": [
+                "reads": [
                     docker_rootless.UNIT,
                     docker_rootless.DOCKERD,
                     docker_rootless.config_file(name),

@@ -87,6 +87,18 @@ def differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
     ]
 
 
+def information(statements: Sequence[Owned], answer: Answer, kinds: Kinds) -> list[str]:
+    """Return sentences about what others configured for owned things, each once."""
+    sentences = (
+        sentence
+        for owned in statements
+        for name, entries in entries_of(owned)
+        for entry in entries
+        for sentence in kinds[name].inform(entry, answer)
+    )
+    return [escape_control(sentence) for sentence in dict.fromkeys(sentences)]
+
+
 def _obstacles(entry: Entry, kind: Kind, answer: Answer) -> list[Change]:
     """Return the obstacle that a user created; the probe did not read the path behind it."""
     unsafe: Mapping[str, Sequence[str]] = answer.get("unsafe", {})

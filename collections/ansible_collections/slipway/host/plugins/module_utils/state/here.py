@@ -7,7 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import ModuleType
 
-from ansible_collections.slipway.host.plugins.module_utils.state import engine, files
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    engine,
+    files,
+    started,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Answer,
     Difference,
@@ -19,8 +23,9 @@ class Here:
 
     def __init__(self, *modules: ModuleType) -> None:
         self.kinds = engine.by_name(*(module.KINDS for module in modules))
-        # Any kind may ask for the times of files that went into something.
-        self.asks = {key: ask for module in (files, *modules) for key, ask in module.ASKS.items()}
+        # Any kind may ask for the files that went into something.
+        asking = (files, started, *modules)
+        self.asks = {key: ask for module in asking for key, ask in module.ASKS.items()}
 
     def look(self, *owned: engine.Owned) -> Answer:
         """Return the answer of this host about owned state."""

@@ -19,6 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     packages,
     rootless,
     service_files,
+    started,
     trees,
     units,
 )
@@ -26,7 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Those that answer questions themselves come first.
 _ASKING = (
     *(accounts, containers, disturbance, docker_folder, files, kernel_modules, links, packages),
-    *(rootless, trees, units),
+    *(rootless, started, trees, units),
 )
 _OTHERS = (json_settings, keyrings, lines, service_files)
 

@@ -47,13 +47,19 @@ def no_further(_entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     return iter(())
 
 
+def no_information(_entry: Entry, _answer: Answer) -> Iterator[str]:
+    """Report nothing beside the drift of an entry."""
+    return iter(())
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of owned thing: what is asked for on the host and how it is compared.
 
     ``name`` is the list in the owned state, ``by`` the key of an entry that names it and goes into
     the question ``asks``. ``compare`` yields pairs of what was found and what was expected.
-    ``further`` yields further questions with their names.
+    ``further`` yields further questions with their names. ``inform`` yields sentences about what
+    others configured for the thing: no drift, and Slipway leaves it in place.
     """
 
     name: str
@@ -61,3 +67,4 @@ class Kind:
     asks: str
     compare: Callable[[Entry, Answer], Iterator[Change]]
     further: Callable[[Entry], Iterator[tuple[str, Iterable[Any]]]] = no_further
+    inform: Callable[[Entry, Answer], Iterator[str]] = no_information

@@ -5,9 +5,9 @@
 A report is a mapping of host name to a mapping with ``state`` (``no_drift``, ``drift``,
 ``changed``, ``would_change`` in check mode, ``waiting``, ``failed`` or ``unreachable``),
 ``differences`` (role to a list of mappings with kind, name, found and expected), ``consequences``
-(see :mod:`consequences`), ``waiting`` (why changes wait, and what to do), ``urls`` (service to
-address), ``notes`` (lines) and ``error``. Until version 0.3 it also has ``status``, with the old
-names of the states.
+(see :mod:`consequences`), ``waiting`` (why changes wait, and what to do), ``information``
+(sentences about what others configured, no drift), ``urls`` (service to address), ``notes`` (lines)
+and ``error``. Until version 0.3 it also has ``status``, with the old names of the states.
 """
 
 from __future__ import annotations
@@ -84,7 +84,17 @@ def plan(report: Report) -> str:
         found = [(host, role, why) for role, why in _why(entry["differences"])]
         rows.extend(found or [(host, "-", _phrase(NO_DRIFT))])
     changes = table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
-    return "\n\n".join(filter(None, [changes, consequences(report)]))
+    return "\n\n".join(filter(None, [changes, consequences(report), information(report)]))
+
+
+def information(report: Report) -> str:
+    """Return the sentences about what others configured, a line each; empty without any."""
+    lines = [
+        f"{host}: {sentence}"
+        for host, entry in sorted(report.items())
+        for sentence in entry.get("information", ())
+    ]
+    return "\n".join(["INFORMATION (Slipway changes none of this)", *lines]) if lines else ""
 
 
 def summary(report: Report) -> str:

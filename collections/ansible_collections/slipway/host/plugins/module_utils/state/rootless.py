@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Rootless engines: Docker Engines that run as one user.
 
-Keys of an entry of rootless (``?``: optional): user, since?: files that the engine has read.
+Keys of an entry of rootless (``?``: optional): user, reads?: files that the engine has read.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def _count_subordinate_ids(path: str, name: str, uid: int) -> int:
 
 
 def _answering_since(path: str) -> float:
-    """Return since when something listens on a socket, 0 where nothing does."""
+    """Return the change time of a socket that a program listens on, 0 without a program."""
     import _socket
 
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.settimeout(2)
         connection.connect(path)
-        return os.lstat(path).st_mtime
+        return os.lstat(path).st_ctime
     except OSError:
         return 0.0
     finally:
@@ -85,6 +85,7 @@ ASKS = {"rootless": reading.each(ask_rootless)}
 
 # --- Nothing below is sent to hosts with the survey. ---
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.state import started
 from ansible_collections.slipway.host.plugins.module_utils.state.model import MISSING, Kind
 
 
@@ -96,13 +97,33 @@ def compare_rootless(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     state = rootless.State(*found)
     yield from rootless.differences(state, answer["users"][entry["user"]][0])
-    for path in entry.get("since", ()) if state.began else ():
-        if (answer["mtimes"][path] or 0) > state.began:
-            yield f"started before {path} changed", "started after it"
+    for path in unread_files(entry, answer):
+        yield f"started before {path} changed", "started after it"
 
 
-def _user_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+def record_name(entry: Entry) -> str:
+    """Return the name of the engine's record, see state.started."""
+    return f"rootless-{entry['user']}"
+
+
+def files_read(entry: Entry, answer: Answer) -> dict[str, Any]:
+    """Return the files that a running engine has read, see started.changed_files."""
+    return {path: answer["reads"][path] for path in entry.get("reads") or ()}
+
+
+def unread_files(entry: Entry, answer: Answer) -> list[str]:
+    """Return the files that changed after the running engine read them."""
+    began = rootless.State(*answer["rootless"][entry["user"]]).began
+    record = answer["starts"][record_name(entry)]
+    # A socket is made at each start.
+    files = files_read(entry, answer) if began else {}
+    return started.changed_files(files, began, str(began), record)
+
+
+def _further(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "users", [entry["user"]]
+    yield "starts", [record_name(entry)]
+    yield "reads", entry.get("reads") or ()
 
 
-KINDS = (Kind("rootless", "user", "rootless", compare_rootless, _user_of),)
+KINDS = (Kind("rootless", "user", "rootless", compare_rootless, _further),)

@@ -2,19 +2,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Units of systemd.
 
-Keys of an entry of units (``?``: optional): name, enabled?, active?, since?: files that a running
-unit has read; it must have been started or reloaded after they changed, restart?: when the unit may
-be restarted or stopped (``idle``, ``always``, ``never``), previous?: file with its previous
-configuration.
+Keys of an entry of units (``?``: optional): name, enabled?, active?, unit_files? (unit files and
+drop-ins of the unit itself outside the folders of packages), reads?: files that a running service
+has read, beside its unit file and drop-ins, restart?: when the unit may be restarted or stopped
+(``idle``, ``always``, ``never``), previous?: file with its previous configuration.
+
+Drop-ins of others are information: they stay, because an administrator sets a proxy by one.
 """
 
 from __future__ import annotations
 
-from ansible_collections.slipway.host.plugins.module_utils.state import reading
+from ansible_collections.slipway.host.plugins.module_utils.state import reading, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from ansible_collections.slipway.host.plugins.module_utils.state.model import (
@@ -25,27 +27,71 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
+_PROPERTIES = (
+    *("LoadState", "UnitFileState", "ActiveState", "NeedDaemonReload", "InvocationID"),
+    *("FragmentPath", "DropInPaths", "ExecMainStartTimestampMonotonic"),
+)
+# Where packages install unit files and drop-ins.
+PACKAGE_FOLDERS = ("/usr/lib/systemd/", "/lib/systemd/")
+# Beginnings of the settings that change what a unit runs, as whom, and who reaches its socket.
+_SETTINGS = (
+    *("Accept", "Ambient", "BindPaths", "BindReadOnly", "CapabilityBounding", "Condition"),
+    *("Delegate", "DynamicUser", "Environment", "Exec", "FileDescriptorName", "Group"),
+    *("LoadCredential", "Listen", "PassEnvironment", "Root", "Service", "SetCredential", "Socket"),
+    *("Sockets", "SupplementaryGroups", "UnsetEnvironment", "User"),
+)
+
 
 def ask_units(names: list[str]) -> Json:
-    """Return the state of each unit, by one systemctl; times are seconds since 1970."""
+    """Return the state of each unit, by one systemctl; None without a systemctl.
+
+    ``began``: start of the service's main process, in seconds since 1970, 0 without one; ``start``
+    identifies that start. ``files``: unit file and drop-ins, see :func:`started.ask_read`.
+    ``drop_ins``: path of each drop-in outside the folders of packages, to the names of settings in
+    it that change what the unit runs.
+    """
     import time
 
-    properties = ["LoadState", "UnitFileState", "ActiveState", "NeedDaemonReload"]
-    changed = "StateChangeTimestampMonotonic"
     found: Json = dict.fromkeys(names)
     try:
         shown = reading.run_command(
-            ["systemctl", "show", "--property=" + ",".join([*properties, changed]), "--", *names]
+            ["systemctl", "show", "--property=" + ",".join(_PROPERTIES), "--", *names]
         )
     except OSError:
         return found
     booted = time.time() - time.monotonic()
     for name, block in zip(names, shown.split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        state: list[Any] = [values.get(key, "") for key in properties]
-        state[3] = state[3] == "yes"
-        found[name] = [*state, booted + int(values.get(changed) or 0) / 1e6]
+        load, file, active, reload, start, fragment, drop_ins, began = (
+            values.get(key, "") for key in _PROPERTIES
+        )
+        sources = [path for path in (fragment, *drop_ins.split()) if path]
+        found[name] = {
+            "load": load,
+            "file": file,
+            "active": active,
+            "reload": reload == "yes",
+            "start": start,
+            "began": booted + int(began) / 1e6 if began.isdigit() and began != "0" else 0.0,
+            "fragment": fragment,
+            "files": {path: started.ask_read(path) for path in sources},
+            "drop_ins": {
+                path: ask_settings(path)
+                for path in sources[1 if fragment else 0 :]
+                if not path.startswith(PACKAGE_FOLDERS)
+            },
+        }
     return found
+
+
+def ask_settings(path: str) -> list[str]:
+    """Return the names of the settings in a drop-in that change what a unit runs.
+
+    The values stay on the host: an environment may hold a password.
+    """
+    lines = reading.read_word(path).splitlines()
+    names = (line.partition("=")[0].strip() for line in lines if "=" in line)
+    return sorted({name for name in names if name.startswith(_SETTINGS)})
 
 
 ASKS = {"units": lambda names, _reply: ask_units(names)}
@@ -54,41 +100,107 @@ ASKS = {"units": lambda names, _reply: ask_units(names)}
 # --- Nothing below is sent to hosts with the survey. ---
 from ansible_collections.slipway.host.plugins.module_utils.state.model import MISSING, Kind
 
+# A unit that systemd does not know.
+NO_UNIT: Json = {
+    "load": "not-found",
+    "file": "",
+    "active": "",
+    "reload": False,
+    "start": "",
+    "began": 0.0,
+    "fragment": "",
+    "files": {},
+    "drop_ins": {},
+}
+DISABLED = (
+    *("disabled", "generated", "indirect", "linked", "linked-runtime", "masked"),
+    *("masked-runtime", "static"),
+)
+
+
+def state_of(entry: Entry, answer: Answer) -> Json:
+    """Return the state of the unit of an entry, that of an unknown unit where there is none."""
+    return answer["units"][entry["name"]] or NO_UNIT
+
+
+def is_active(state: Json) -> bool:
+    """Return whether a unit runs or starts."""
+    return state["active"] in ("active", "activating", "reloading")
+
+
+def is_enabled(state: Json) -> bool:
+    """Return whether a unit starts at each boot.
+
+    ``enabled-runtime`` lasts until the next boot, and a ``static`` unit waits for another one.
+    """
+    return bool(state["file"] == "enabled")
+
+
+def is_disabled(state: Json) -> bool:
+    """Return whether a unit is not started at boot by itself."""
+    return state["file"] in DISABLED or not state["file"]
+
+
+def files_read(entry: Entry, answer: Answer) -> dict[str, Any]:
+    """Return the files that the unit's running service has read, see started.changed_files."""
+    state = state_of(entry, answer)
+    if not (state["began"] and is_active(state) and entry.get("active")):
+        return {}
+    return {**state["files"], **{path: answer["reads"][path] for path in entry.get("reads") or ()}}
+
+
+def unread_files(entry: Entry, answer: Answer) -> list[str]:
+    """Return the files that changed after the unit's running service read them."""
+    state, record = state_of(entry, answer), answer["starts"][entry["name"]]
+    return started.changed_files(files_read(entry, answer), state["began"], state["start"], record)
+
 
 def compare_units(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield the differences of a unit."""
-    found = answer["units"][entry["name"]] or ("not-found", "", "", False, 0.0)
-    load, unit_file, active, needs_reload, changed = found
-    if load == "not-found":
+    state = state_of(entry, answer)
+    if state["load"] == "not-found":
         if entry.get("enabled") or entry.get("active"):
             yield MISSING, "a unit"
         return
-    if needs_reload:
+    if state["reload"]:
         yield "its files changed since systemd read them", "read again"
     enabled = entry.get("enabled")
-    # Static and generated units cannot be enabled; systemd starts them when they are needed.
-    if enabled is not None and enabled != (unit_file not in ("disabled", "masked", "")):
-        yield (unit_file or "disabled"), "enabled" if enabled else "disabled"
-    wanted = entry.get("active")
-    running = active in ("active", "activating", "reloading")
-    if wanted is not None and wanted != running:
-        yield active, "active" if wanted else "inactive"
+    if enabled and not is_enabled(state):
+        yield state["file"] or "disabled", "enabled"
+    elif enabled is False and not is_disabled(state):
+        yield state["file"], "disabled"
+    active = entry.get("active")
+    if active is not None and active != is_active(state):
+        yield state["active"], "active" if active else "inactive"
         return
-    for path in entry.get("since", ()) if running else ():
-        if (answer["mtimes"][path] or 0) > changed:
-            yield f"started before {path} changed", "started after it"
+    for path in unread_files(entry, answer):
+        yield f"started before {path} changed", "started after it"
 
 
 def disturbing_verb(entry: Entry, answer: Answer) -> str:
     """Return ``restart`` or ``stop`` if the running unit must be, else an empty text."""
-    found = answer["units"][entry["name"]]
-    if not found or found[2] not in ("active", "activating", "reloading"):
+    if not is_active(state_of(entry, answer)):
         return ""
     if entry.get("active") is False:
         return "stop"
-    changed = found[-1]
-    is_stale = any((answer["mtimes"][path] or 0) > changed for path in entry.get("since", ()))
-    return "restart" if is_stale else ""
+    return "restart" if unread_files(entry, answer) else ""
 
 
-KINDS = (Kind("units", "name", "units", compare_units),)
+def inform_units(entry: Entry, answer: Answer) -> Iterator[str]:
+    """Yield what others configured for a unit; Slipway leaves it in place."""
+    state = state_of(entry, answer)
+    own = (*PACKAGE_FOLDERS, *entry.get("unit_files", ()))
+    masked = state["file"].startswith("masked")
+    if state["fragment"] and not masked and not state["fragment"].startswith(own):
+        yield f"{entry['name']} is defined by {state['fragment']}, not by its package"
+    for path, settings in state["drop_ins"].items():
+        if settings and not path.startswith(own):
+            yield f"{entry['name']}: drop-in {path} sets {', '.join(settings)}"
+
+
+def _record_and_files(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "starts", [entry["name"]]
+    yield "reads", entry.get("reads") or ()
+
+
+KINDS = (Kind("units", "name", "units", compare_units, _record_and_files, inform_units),)
