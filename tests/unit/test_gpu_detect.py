@@ -1,13 +1,18 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is read from sysfs, procfs and files, on made-up trees of their shape."""
+"""Reading of sysfs, procfs and files for the choice of a driver, on artificial trees."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
+from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts
+from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 from lab import pci_tree
 
@@ -21,48 +26,50 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-# --- PCI ---------------------------------------------------------------------------------------
+def read_bus(folder: Path, model: str) -> HostFacts:
+    """Return what the driver of a simulated host depends on, read from its PCI tree."""
+    return bus_facts(pci_tree.build(folder, pci_tree.MODELS[model]))
+
+
+def bus_facts(tree: Path) -> HostFacts:
+    return gpu_host.host_facts({**state_facts.ask_system(), "gpu": gpu_facts.ask_gpus(str(tree))})
 
 
 @pytest.mark.parametrize(
-    ("model", "gpus", "switches", "audio", "nics", "bridges"),
+    ("model", "gpus", "switches"),
     [
-        ("none", 0, 0, 0, 0, 0),
-        ("t4", 1, 0, 0, 0, 0),
-        ("8xv100", 8, 0, 0, 4, 0),
-        ("8xa100", 8, 6, 0, 8, 0),
-        ("8xh100", 8, 4, 0, 8, 0),
-        ("8xb200", 8, 0, 0, 10, 2),
-        ("rtx-pro-6000", 1, 0, 1, 0, 0),
-        ("k80", 2, 0, 0, 0, 0),
-        ("gh200", 1, 0, 0, 1, 0),
-        ("v100-b200", 2, 0, 0, 0, 0),
-        ("workstation", 1, 0, 1, 1, 0),
+        ("none", 0, 0),
+        ("t4", 1, 0),
+        ("8xv100", 8, 0),
+        ("8xa100", 8, 6),
+        ("8xh100", 8, 4),
+        ("8xb200", 8, 0),
+        ("rtx-pro-6000", 1, 0),
+        ("k80", 2, 0),
+        ("gh200", 1, 0),
+        ("v100-b200", 2, 0),
+        ("workstation", 1, 0),
     ],
 )
-def test_devices_are_counted_by_class(
-    tmp_path: Path, model: str, gpus: int, switches: int, audio: int, nics: int, bridges: int
-) -> None:
-    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS[model]))
-    counts = (found.gpus, found.nvswitches, found.audio, found.nics, found.nvlink_bridges)
-    assert tuple(len(kind) for kind in counts) == (gpus, switches, audio, nics, bridges)
+def test_devices_are_counted_by_class(tmp_path: Path, model: str, gpus: int, switches: int) -> None:
+    found = read_bus(tmp_path, model)
+    assert (len(found.gpus), len(found.nvswitches)) == (gpus, switches)
 
 
 def test_a_gpu_is_read_whole(tmp_path: Path) -> None:
-    (gpu,) = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS["nouveau"])).gpus
+    (gpu,) = read_bus(tmp_path, "nouveau").gpus
     assert gpu.address == "0000:01:00.0"
     assert (gpu.vendor, gpu.device, gpu.class_code) == (0x10DE, 0x2684, 0x030000)
-    assert (gpu.subsystem_vendor, gpu.subsystem_device) == (0x10DE, 0x0001)
     assert (gpu.driver, gpu.virtual, gpu.virtual_function) == ("nouveau", False, False)
 
 
 def test_an_unbound_gpu_and_a_bound_one(tmp_path: Path) -> None:
-    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS["vfio-part"])).gpus
+    found = read_bus(tmp_path, "vfio-part").gpus
     assert [gpu.driver for gpu in found] == ["vfio-pci", None]
 
 
 def test_virtual_functions_are_told_from_their_card(tmp_path: Path) -> None:
-    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS["sr-iov"])).gpus
+    found = read_bus(tmp_path, "sr-iov").gpus
     assert [gpu.virtual_function for gpu in found] == [False, True, True]
 
 
@@ -77,7 +84,7 @@ def test_virtual_functions_are_told_from_their_card(tmp_path: Path) -> None:
 def test_a_vgpu_is_told_by_its_signature(
     tmp_path: Path, model: str, virtual: bool | None, version: str | None
 ) -> None:
-    (gpu,) = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS[model])).gpus
+    (gpu,) = read_bus(tmp_path, model).gpus
     assert (gpu.virtual, gpu.virtual_host_driver) == (virtual, version)
 
 
@@ -118,89 +125,38 @@ def test_a_vgpu_may_keep_its_host_driver_to_itself(config: bytes) -> None:
 
 
 def test_no_bus_and_odd_entries_are_no_devices(tmp_path: Path) -> None:
-    assert detect.inventory(tmp_path / "absent") == detect.Inventory()
+    assert gpu_facts.ask_gpus(str(tmp_path / "absent")) == {"devices": []}
     write(tmp_path / "0000:01:00.0/vendor", "0x10de\n")
+    write(tmp_path / "0000:01:00.0/class", "nonsense\n")
     write(tmp_path / "0000:02:00.0/vendor", "nonsense\n")
     write(tmp_path / "file", "")
-    assert detect.inventory(tmp_path) == detect.Inventory()
+    found = bus_facts(tmp_path)
+    assert (found.gpus, found.nvswitches, found.nvlink_bridges) == ((), (), ())
 
 
 # --- the host ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "distribution", "release"),
     [
-        ('NAME="Ubuntu"\nVERSION_ID="24.04"\nID=ubuntu\nID_LIKE=debian\n', ("ubuntu", "24.04")),
-        ('ID=debian\nVERSION_ID="13"\n', ("debian", "13")),
-        ("ID=debian\nVERSION_CODENAME=forky\n", ("debian", "sid")),
-        ("ID=arch\n", ("arch", "")),
-        ("", ("unknown", "")),
+        ('NAME="Ubuntu"\nVERSION_ID="24.04"\nID=ubuntu\nID_LIKE=debian\n', "ubuntu", "24.04"),
+        ('ID=debian\nVERSION_ID="13"\n', "debian", "13"),
+        ("ID=debian\nVERSION_CODENAME=forky\n", "debian", "sid"),
+        ("ID=arch\n", "arch", ""),
+        ("", "unknown", ""),
     ],
 )
-def test_os_release(tmp_path: Path, text: str, expected: tuple[str, str]) -> None:
+def test_os_release(tmp_path: Path, text: str, distribution: str, release: str) -> None:
     write(tmp_path / "os-release", text)
-    assert detect.os_release(tmp_path / "os-release") == expected
+    found = gpu_host.host_facts(state_facts.ask_system(str(tmp_path / "os-release")))
+    assert (found.distribution, found.release) == (distribution, release)
 
 
-STATUS = """\
-Package: dpkg
-Status: install ok installed
-Architecture: arm64
-Version: 1.22.6
-Description: package manager
- Version: not this one
-
-Package: linux-image-generic-hwe-24.04
-Status: hold ok installed
-Architecture: arm64
-Version: 7.0.0-43.43
-
-Package: linux-image-6.8.0-149-generic
-Status: install ok installed
-Version: 6.8.0-149.149
-
-Package: linux-image-unsigned-6.8.0-1-generic
-Status: install ok installed
-Version: 1
-
-Package: linux-image-generic
-Status: deinstall ok config-files
-Version: 6.8.0-149.149
-
-Package: nvidia-utils-580-server
-Status: install ok installed
-Version: 580.178.04-0ubuntu0.24.04.1
-
-Package: linux-modules-nvidia-580-server-open-generic
-Status: hold ok installed
-Version: 6.8.0-149.149+1
-
-Package: nvidia-container-toolkit
-Status: install ok installed
-Version: 1.20.1-1
-
-Package: libnvidia-container1
-Status: install ok installed
-Version: 1.20.1-1
-
-Package: libnvidia-compute-580-server
-Status: install ok half-configured
-Version: 580.178.04-0ubuntu0.24.04.1
-"""
-
-
-def test_dpkg(tmp_path: Path) -> None:
-    write(tmp_path / "status", STATUS)
-    found = detect.dpkg(tmp_path / "status")
-    assert found.architecture == "arm64"
-    assert found.kernel_metas() == ("generic-hwe-24.04",)
-    # The container toolkit is not part of the driver; what is half installed is not there.
-    assert found.driver() == {
-        "nvidia-utils-580-server": "580.178.04-0ubuntu0.24.04.1",
-        "linux-modules-nvidia-580-server-open-generic": "6.8.0-149.149+1",
-    }
-    assert detect.dpkg(tmp_path / "absent") == detect.Dpkg()
+def test_the_running_kernel_is_that_of_procfs(tmp_path: Path) -> None:
+    write(tmp_path / "sys/kernel/osrelease", "6.8.0-149-generic\n")
+    assert state_facts.ask_system(proc=str(tmp_path))["kernel"] == "6.8.0-149-generic"
+    assert state_facts.ask_system(proc=str(tmp_path / "none"))["kernel"] == os.uname().release
 
 
 EFIVARS = "firmware/efi/efivars"
@@ -227,7 +183,7 @@ def test_secure_boot(tmp_path: Path, files: dict[str, int | None], expected: boo
             (tmp_path / name).mkdir()
         else:
             (tmp_path / name).write_bytes(bytes((6, 0, 0, 0, value)))
-    assert detect.secure_boot(tmp_path) is expected
+    assert gpu_facts.read_secure_boot(str(tmp_path)) is expected
 
 
 def test_headers_and_reboot_request(tmp_path: Path) -> None:
@@ -270,7 +226,8 @@ def test_the_loaded_module(
         )
     if in_sysfs:
         write(tmp_path / "sys/module/nvidia/version", f"{in_sysfs}\n")
-    assert detect.loaded(tmp_path / "proc", tmp_path / "sys") == expected
+    words = gpu_facts.read_loaded(str(tmp_path / "proc"), str(tmp_path / "sys"))
+    assert detect.loaded_module(*words) == expected
 
 
 @pytest.mark.parametrize(

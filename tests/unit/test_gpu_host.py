@@ -1,19 +1,15 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The survey's reading of a host's GPUs is gpu_info's, for every simulated host."""
+"""What the survey reads of a host's GPUs and driver, and the input of the choice of a driver."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
-from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
-from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest, HostFacts
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     kernel_modules,
     packages,
@@ -22,29 +18,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 from lab import pci_tree
 from tests.unit.gpu_facts import NOBLE, SID, TRIXIE, facts
-
-PLACE = HostFacts("ubuntu", "24.04", "6.8.0-149-generic", kernel_metas=("generic",))
-
-
-@pytest.mark.parametrize("model", sorted(set(pci_tree.MODELS) - {"unprivileged"}))
-def test_both_readings_lead_to_the_same_driver(tmp_path: Path, model: str) -> None:
-    found = detect.inventory(pci_tree.build(tmp_path, pci_tree.MODELS[model]))
-    host = replace(
-        PLACE,
-        gpus=found.gpus,
-        nvswitches=found.nvswitches,
-        nvlink_bridges=found.nvlink_bridges,
-    )
-    assert decide(gpu_host.host_facts(facts(model)), DriverRequest()) == decide(
-        host, DriverRequest()
-    )
-
-
-def test_what_the_probe_knows_of_baseboards_is_what_the_tables_say() -> None:
-    assert {int(number, 16) for number in gpu_facts.NVLINK5_GPUS} == tables.NVLINK5_BASEBOARD_GPUS
-    assert gpu_facts.NVLINK5_BASEBOARD == tables.NVLINK5_BASEBOARD_SIZE
-    assert int(gpu_facts.NVIDIA, 16) == tables.VENDOR_NVIDIA
-    assert int(gpu_facts.MELLANOX, 16) == tables.VENDOR_MELLANOX
 
 
 @pytest.mark.parametrize(
@@ -129,6 +102,16 @@ STATUS = """\
 Package: nvidia-utils-580-server
 Status: hold ok installed
 Version: 580.178.04-0ubuntu0.24.04.1
+Description: tools
+ Version: not this one
+
+Package: linux-modules-nvidia-580-server-open-generic
+Status: hold ok installed
+Version: 6.8.0-149.149+1
+
+Package: libnvidia-compute-580-server
+Status: install ok half-configured
+Version: 580.178.04-0ubuntu0.24.04.1
 
 Package: nvidia-container-toolkit
 Status: install ok installed
@@ -138,8 +121,16 @@ Package: libnvidia-container1
 Status: install ok installed
 Version: 1.20.1-1
 
+Package: linux-image-generic-hwe-24.04
+Status: install ok installed
+Version: 7.0.0-43.43
+
 Package: linux-image-generic
 Status: install ok installed
+Version: 6.8.0-149.149
+
+Package: linux-image-virtual
+Status: deinstall ok config-files
 Version: 6.8.0-149.149
 
 Package: linux-image-6.8.0-149-generic
@@ -175,22 +166,45 @@ def test_installed_packages_of_a_kind(root: Path) -> None:
     assert packages.installed_packages(("nvidia-utils", "linux-image-")) == {
         "nvidia-utils-580-server": "580.178.04-0ubuntu0.24.04.1",
         "linux-image-generic": "6.8.0-149.149",
+        "linux-image-generic-hwe-24.04": "7.0.0-43.43",
         "linux-image-6.8.0-149-generic": "6.8.0-149.149",
         "linux-image-unsigned-6.8.0-31-generic": "6.8.0-31.31",
     }
     assert packages.installed_packages(("nvidia-driver",)) == {}
 
 
-def test_a_gpu_hosts_driver_packages_and_kernels(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(root, "/var/lib/dpkg/status", STATUS)
-    for name, text in {"vendor": "0x10de", "device": "0x1eb8", "class": "0x030200"}.items():
-        write(root, f"/bus/0000:01:00.0/{name}", f"{text}\n")
-    monkeypatch.setattr(reading, "list_names", lambda path: ["0000:01:00.0"] * (path == "/bus"))
-    found = gpu_facts.ask_gpus("/bus")
-    assert found["packages"] == {"nvidia-utils-580-server": "580.178.04-0ubuntu0.24.04.1"}
-    assert found["kernel_metas"] == ["generic"]
+def test_a_gpu_hosts_driver_packages_and_kernels(tmp_path: Path) -> None:
+    write(tmp_path, "status", STATUS)
+    tree = pci_tree.build(tmp_path, pci_tree.MODELS["t4"])
+    found = gpu_facts.ask_gpus(str(tree), status=str(tmp_path / "status"))
+    # The container toolkit is not part of the driver; what is half installed is not there.
+    assert found["packages"] == {
+        "nvidia-utils-580-server": "580.178.04-0ubuntu0.24.04.1",
+        "linux-modules-nvidia-580-server-open-generic": "6.8.0-149.149+1",
+    }
+    assert found["kernel_metas"] == ["generic", "generic-hwe-24.04"]
+
+
+@pytest.mark.parametrize(
+    ("name", "belongs"),
+    [
+        ("nvidia-driver-580", True),
+        ("libnvidia-compute-580-server", True),
+        ("firmware-nvidia-gsp-580", True),
+        ("linux-objects-nvidia-580-6.8.0-149-generic", True),
+        ("cuda-drivers-580", True),
+        ("libcuda1", True),
+        ("libnvsdm-580", True),
+        ("nvlsm", True),
+        ("nvlink5-580", True),
+        ("nvidia-container-toolkit", False),
+        ("libnvidia-container1", False),
+        ("cuda-toolkit-13-0", False),
+        ("linux-image-generic", False),
+    ],
+)
+def test_which_packages_are_named_like_a_driver(name: str, belongs: bool) -> None:
+    assert gpu_facts.is_driver_package(name) == belongs
 
 
 def test_which_areas_of_the_archive_a_host_uses(tmp_path: Path) -> None:
@@ -199,41 +213,6 @@ def test_which_areas_of_the_archive_a_host_uses(tmp_path: Path) -> None:
     write(tmp_path, "sources.list.d/slipway-nvidia-driver.sources", "Components: non-free\n")
     assert gpu_facts.read_apt_components(str(tmp_path)) == ["contrib", "restricted"]
     assert gpu_facts.read_apt_components(str(tmp_path / "none")) == []
-
-
-@pytest.mark.parametrize(
-    ("shim", "variable", "expected"),
-    [
-        (None, None, None),
-        (None, b"\x06\0\0\0\x01", True),
-        (None, b"\x06\0\0\0\x00", False),
-        (b"\x06\0\0\0\x01", b"\x06\0\0\0\x01", False),
-    ],
-    ids=["unreadable", "on", "off", "off in the shim"],
-)
-def test_secure_boot(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    shim: bytes | None,
-    variable: bytes | None,
-    expected: bool | None,
-) -> None:
-    monkeypatch.setattr(gpu_facts, "EFI", str(tmp_path))
-    names = {
-        "MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23": shim,
-        "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c": variable,
-    }
-    for name, content in names.items():
-        if content is not None:
-            write(tmp_path, f"efivars/{name}", content)
-    assert gpu_facts.read_secure_boot() is expected
-
-
-def test_a_host_that_booted_without_uefi_has_no_secure_boot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_facts, "EFI", str(tmp_path / "none"))
-    assert gpu_facts.read_secure_boot() is False
 
 
 def test_modules_that_are_loaded_tell_their_version() -> None:

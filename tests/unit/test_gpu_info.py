@@ -125,6 +125,26 @@ def test_what_is_said_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
     assert [device["id"] for device in answer["nics"]] == ["15b3:101d"]
 
 
+@pytest.mark.parametrize(
+    ("model", "audio", "nics"),
+    [
+        ("none", 0, 0),
+        ("t4", 0, 0),
+        ("8xv100", 0, 4),
+        ("8xa100", 0, 8),
+        ("8xb200", 0, 10),
+        ("rtx-pro-6000", 1, 0),
+        ("gh200", 0, 1),
+        ("workstation", 1, 1),
+    ],
+)
+def test_companions_of_gpus_are_counted_by_class(
+    tmp_path: Path, model: str, audio: int, nics: int
+) -> None:
+    answer = report(places(write_host_files(tmp_path, model)), DriverRequest(), None, NOTHING_RUNS)
+    assert (len(answer["audio"]), len(answer["nics"])) == (audio, nics)
+
+
 def test_what_is_said_of_the_host(tmp_path: Path) -> None:
     options = write_host_files(
         tmp_path,

@@ -105,11 +105,17 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import kernel_module
 from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import Situation, Step
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import installed_module
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import containers, files, reading
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    containers,
+    facts,
+    files,
+    reading,
+)
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -152,13 +158,13 @@ class Host:
 
     def situation(self) -> Situation:
         """Return what was found."""
-        kernel = detect.running_kernel(PROC)
+        kernel = facts.ask_system()["kernel"]
         stated = self.module.params["modules"]
         loaded = {entry["name"]: detect.is_loaded(SYS, entry["name"]) for entry in stated}
         return Situation(
             kernel=kernel,
             installed=installed_module(MODULES, kernel, self.run),
-            loaded=detect.loaded(PROC, SYS),
+            loaded=detect.loaded_module(*gpu_facts.read_loaded()),
             other_kernels=self._other_kernels(kernel),
             unwanted=[e["name"] for e in stated if e["state"] == "absent" and loaded[e["name"]]],
             missing=[

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, facts, tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     AUTO,
     NO_FABRIC,
@@ -220,7 +220,7 @@ def detect_fabric(host: HostFacts, gpus: Sequence[PciDevice]) -> str:
     if any(device in tables.OFF_HOST_FABRIC_GPUS for device in ids):
         return NO_FABRIC
     baseboard = [device for device in ids if device in tables.NVLINK5_BASEBOARD_GPUS]
-    if baseboard and (host.nvlink_bridges or len(baseboard) >= tables.NVLINK5_BASEBOARD_SIZE):
+    if baseboard and (host.nvlink_bridges or len(baseboard) >= facts.NVLINK5_BASEBOARD):
         return NVLINK5
     if any(skip_reason(switch) is None for switch in host.nvswitches):
         return NVSWITCH

@@ -1,8 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What sysfs, procfs and a few files say of a host's GPUs and their driver.
+"""State of a host's driver in sysfs, procfs and /lib/modules, and the meaning of what they contain.
 
-Every function has the folder or file to read as an argument, so that tests can use a copied or
+``gpu.facts`` reads the GPUs and everything else that the choice of a driver depends on. Each
+function that reads has the folder or file as an argument, so that tests can use a copied or
 artificial tree. No function runs a program. A file that cannot be read counts as absent; functions
 whose caller needs the difference return None.
 
@@ -13,35 +14,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.branches import OPEN, PROPRIETARY
-from ansible_collections.slipway.host.plugins.module_utils.gpu.model import PciDevice
+from ansible_collections.slipway.host.plugins.module_utils.gpu.facts import UNPRIVILEGED_CONFIG
 
-# Bytes of PCI configuration space that are readable without root.
-_UNPRIVILEGED_CONFIG = 64
 _DRIVER_VERSION = re.compile(r"\s(\d{3}\.\d+(?:\.\d+)?)\s")
-# Names of driver packages start like this; those of the container toolkit are excluded.
-DRIVER_PACKAGE = re.compile(
-    r"((lib|firmware-)?nvidia|linux-(modules|objects|signatures)-nvidia)-(?!container)|"
-    r"cuda-drivers|libcuda1$|libnv(sdm|cuvid1)|nvlsm$|nvlink5|xserver-xorg-video-nvidia"
-)
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 # Module files of Ubuntu and NVIDIA, then of Debian, which can have several installed.
 _MODULE_FILE = re.compile(r"(nvidia(?:-(?:tesla-\d+-)?current(?:-open)?)?)\.ko(?:\.(?:xz|zst|gz))?")
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """NVIDIA's PCI functions of a host, each list in order of address."""
-
-    gpus: tuple[PciDevice, ...] = ()
-    nvswitches: tuple[PciDevice, ...] = ()
-    audio: tuple[PciDevice, ...] = ()
-    nics: tuple[PciDevice, ...] = ()
-    nvlink_bridges: tuple[PciDevice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,72 +53,6 @@ class Holders:
     complete: bool = True
 
 
-@dataclass(frozen=True)
-class Dpkg:
-    """Versions of installed packages by name, and the architecture of dpkg."""
-
-    architecture: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def kernel_metas(self) -> tuple[str, ...]:
-        """Return the X of installed ``linux-image-X`` that follow a kernel flavour."""
-        prefix = "linux-image-"
-        names = (name[len(prefix) :] for name in sorted(self.versions) if name.startswith(prefix))
-        return tuple(name for name in names if not re.match(r"\d|unsigned-", name))
-
-    def driver(self) -> dict[str, str]:
-        """Return the NVIDIA driver packages with their versions."""
-        return {
-            name: version for name, version in self.versions.items() if DRIVER_PACKAGE.match(name)
-        }
-
-
-# --- PCI ---------------------------------------------------------------------------------------
-
-
-def inventory(pci_root: Path) -> Inventory:
-    """Read NVIDIA's devices below ``/sys/bus/pci/devices`` or a tree of the same form.
-
-    Devices are identified by numeric vendor and class. The name lists of an LTS release would be
-    too old for new cards.
-    """
-    gpus, nvswitches, audio, nics = [], [], [], []
-    for folder in _children(pci_root):
-        vendor, class_code = _number(folder / "vendor"), _number(folder / "class")
-        if vendor == tables.VENDOR_NVIDIA and class_code in tables.CLASS_GPU:
-            gpus.append(_device(folder, look_for_vgpu=True))
-        elif vendor == tables.VENDOR_NVIDIA and class_code == tables.CLASS_NVSWITCH:
-            nvswitches.append(_device(folder))
-        elif vendor == tables.VENDOR_NVIDIA and class_code >> 8 == tables.CLASS_AUDIO:
-            audio.append(_device(folder))
-        elif vendor == tables.VENDOR_MELLANOX and class_code >> 16 == tables.CLASS_NETWORK:
-            nics.append(_device(folder))
-    bridges: list[PciDevice] = []
-    # Vital product data is slow to read, so read it only on hosts with such a baseboard.
-    if any(gpu.device in tables.NVLINK5_BASEBOARD_GPUS for gpu in gpus):
-        bridges = [nic for nic in nics if b"SW_MNG" in _bytes(pci_root / nic.address / "vpd")]
-    return Inventory(tuple(gpus), tuple(nvswitches), tuple(audio), tuple(nics), tuple(bridges))
-
-
-def _device(folder: Path, look_for_vgpu: bool = False) -> PciDevice:
-    virtual: bool | None = False
-    host_driver: str | None = None
-    if look_for_vgpu:
-        virtual, host_driver = vgpu(_bytes(folder / "config"))
-    return PciDevice(
-        address=folder.name,
-        vendor=_number(folder / "vendor"),
-        device=_number(folder / "device"),
-        class_code=_number(folder / "class"),
-        subsystem_vendor=_number(folder / "subsystem_vendor"),
-        subsystem_device=_number(folder / "subsystem_device"),
-        driver=_link_name(folder / "driver"),
-        virtual=virtual,
-        virtual_host_driver=host_driver,
-        virtual_function=(folder / "physfn").exists(),
-    )
-
-
 def vgpu(config: bytes) -> tuple[bool | None, str | None]:
     """Return whether PCI configuration space is of a vGPU, and its host driver's version.
 
@@ -144,7 +60,7 @@ def vgpu(config: bytes) -> tuple[bool | None, str | None]:
     driver version of the hypervisor (see NVIDIA's k8s-device-plugin, internal/vgpu). None means
     that this user cannot read the capabilities.
     """
-    if 0 < len(config) <= _UNPRIVILEGED_CONFIG:
+    if 0 < len(config) <= UNPRIVILEGED_CONFIG:
         return None, None
     for capability in _vendor_capabilities(config):
         if capability[3:5] == b"VF":
@@ -180,51 +96,9 @@ def _host_driver(capability: bytes) -> str | None:
 # --- the host ----------------------------------------------------------------------------------
 
 
-def os_release(path: Path) -> tuple[str, str]:
-    """Return ID and VERSION_ID of an os-release file; ``sid`` for Debian without VERSION_ID."""
-    fields = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', _text(path), re.MULTILINE))
-    distribution = fields.get("ID", "unknown")
-    return distribution, fields.get("VERSION_ID") or ("sid" if distribution == "debian" else "")
-
-
-def dpkg(status: Path) -> Dpkg:
-    """Read the installed packages from dpkg's status file."""
-    versions: dict[str, str] = {}
-    architecture = None
-    for stanza in _text(status).split("\n\n"):
-        if not re.search(r"^Status: \w+ \w+ installed$", stanza, re.MULTILINE):
-            continue
-        fields = dict(re.findall(r"^(Package|Version|Architecture): (.+)$", stanza, re.MULTILINE))
-        name = fields.get("Package", "")
-        versions[name] = fields.get("Version", "")
-        if name == "dpkg":
-            architecture = fields.get("Architecture")
-    return Dpkg(architecture, versions)
-
-
-def running_kernel(proc_root: Path) -> str:
-    """Return the release of the running kernel."""
-    return _text(proc_root / "sys/kernel/osrelease").strip()
-
-
 def headers_present(modules_root: Path, kernel: str) -> bool:
     """Return whether the headers of a kernel are installed, so that modules can be built."""
     return (modules_root / kernel / "build" / "Makefile").exists()
-
-
-def secure_boot(sys_root: Path) -> bool | None:
-    """Return whether the kernel requires signed modules, None if the firmware cannot be read.
-
-    A host that booted without UEFI has no Secure Boot. Validation disabled in the shim
-    (``mokutil --disable-validation``) counts as off, because the kernel treats it so.
-    """
-    if not (sys_root / "firmware/efi").is_dir():
-        return False
-    variables = sys_root / "firmware/efi/efivars"
-    if _bytes(variables / "MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23")[-1:] == b"\x01":
-        return False
-    value = _bytes(variables / "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
-    return value[-1:] == b"\x01" if value else None
 
 
 def is_reboot_required(run_root: Path) -> bool:
@@ -233,12 +107,6 @@ def is_reboot_required(run_root: Path) -> bool:
 
 
 # --- the driver --------------------------------------------------------------------------------
-
-
-def loaded(proc_root: Path, sys_root: Path) -> KernelModule | None:
-    """Return version and flavour of the loaded NVIDIA kernel module, None if none is loaded."""
-    banner = _text(proc_root / "driver/nvidia/version").split("\n")[0]
-    return loaded_module(_text(sys_root / "module/nvidia/version").strip(), banner)
 
 
 def loaded_module(version: str, banner: str) -> KernelModule | None:
@@ -347,20 +215,8 @@ def _text(path: Path) -> str:
     return _bytes(path).decode("utf-8", "replace")
 
 
-def _number(path: Path) -> int:
-    """Return the hexadecimal number in a sysfs file, 0 if there is none."""
-    try:
-        return int(_text(path), 16)
-    except ValueError:
-        return 0
-
-
 def _link_target(path: Path) -> str:
     try:
         return str(path.readlink())
     except OSError:
         return ""
-
-
-def _link_name(path: Path) -> str | None:
-    return _link_target(path).rsplit("/", 1)[-1] or None

@@ -14,7 +14,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.gpu import branches
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import Decision
-from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import DRIVER_PACKAGE
+from ansible_collections.slipway.host.plugins.module_utils.gpu.facts import is_driver_package
 
 # The driver version in the version of a package: 580.178.04 of 580.178.04-0ubuntu0.24.04.1.
 _PACKAGE_VERSION = re.compile(r"(\d{3}\.\d+(?:\.\d+)?)(?:-|$)")
@@ -37,23 +37,23 @@ def installed_driver_packages(facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the installed driver packages of the host FACTS, with their versions."""
     packages: Mapping[str, str] = gpu_host.gpu_facts(facts).get("packages", {})
     return {
-        name: version for name, version in packages.items() if _is_driver_package(name, version)
+        name: version for name, version in packages.items() if _is_installed_driver(name, version)
     }
 
 
-def _is_driver_package(name: str, version: str) -> bool:
+def _is_installed_driver(name: str, version: str) -> bool:
     """Return whether an installed package is part of a driver, not of CUDA or another product.
 
     Their names start alike. So a package must have a driver version or a known name.
     """
     is_known = name in _OWN_VERSION or name.startswith(("linux-", "nvidia-driver-pinning-"))
-    return bool(DRIVER_PACKAGE.match(name)) and (is_known or bool(_driver_version(version)))
+    return is_driver_package(name) and (is_known or bool(_driver_version(version)))
 
 
 def has_driver_version(name: str) -> bool:
     """Return whether the package NAME always has the same version as the driver."""
     return bool(
-        DRIVER_PACKAGE.match(name)
+        is_driver_package(name)
         and name not in _OWN_VERSION
         and not _NAMED_VERSION.search(name)
         and not name.startswith(("linux-", "nvidia-driver-pinning-"))
@@ -140,7 +140,7 @@ def declare_packages(
         entry: dict[str, Any] = {"name": name, **_version_constraint(name, version)}
         if not pinned and version and _is_at_version(name, present, version):
             entry.pop("version", None)
-        if DRIVER_PACKAGE.match(name):
+        if is_driver_package(name):
             entry["hold"] = hold
         if name in decision.running_kernel_packages:
             # Archives remove packages of older kernels; then install the newest kernel and reboot.
@@ -172,6 +172,6 @@ def _version_constraint(name: str, version: str | None) -> dict[str, str]:
     if version and has_driver_version(name):
         return {"version": f"{version}-*"}
     # Prebuilt modules have the kernel's version and depend on one driver version.
-    if version and DRIVER_PACKAGE.match(name) and name.startswith("linux-"):
+    if version and is_driver_package(name) and name.startswith("linux-"):
         return {"follows": version}
     return {}

@@ -15,31 +15,47 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 NVIDIA, MELLANOX = "0x10de", "0x15b3"
-# What belongs to a driver; the container toolkit is another role's business.
+# Packages of a driver; the container toolkit is the subject of another role.
 DRIVER_PACKAGES = (
-    *("nvidia-", "libnvidia-", "libcuda1", "libnvcuvid1", "libnvsdm", "nvlsm", "cuda-drivers"),
+    *("nvidia-", "libnvidia-", "libcuda1", "libnvcuvid1", "libnvsdm", "nvlsm", "nvlink5"),
     *("linux-modules-nvidia-", "linux-objects-nvidia-", "linux-signatures-nvidia-"),
-    *("firmware-nvidia-", "xserver-xorg-video-nvidia"),
+    *("firmware-nvidia-", "xserver-xorg-video-nvidia", "cuda-drivers"),
 )
 # The role nvidia_driver writes this file before it installs packages.
 MANAGED = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"
-APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "multiverse"}
 TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
+APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "multiverse"}
+
+# HGX baseboards with fifth-generation NVLink: the host sees no NVSwitches on its PCI bus and
+# manages them through ConnectX-7 bridges (nvidia-fabric), which the vital product data of network
+# functions shows.
+NVLINK5_GPUS = ("0x2901", "0x2909", "0x290a", "0x3182")
+# GPUs of such a baseboard. A virtual machine with fewer uses the fabric of its host.
+NVLINK5_BASEBOARD = 8
+# Bytes of the configuration of a PCI function that are readable without root.
+UNPRIVILEGED_CONFIG = 64
 
 
-# GPUs on baseboards whose switches show only in the vital product data of network functions, and
-# how many of them need no such look, see gpu.tables.
-NVLINK5_GPUS, NVLINK5_BASEBOARD = ("0x2901", "0x2909", "0x290a", "0x3182"), 8
+def is_driver_package(name: str) -> bool:
+    """Return whether a package is named like part of a driver."""
+    return name.startswith(DRIVER_PACKAGES) and not name.startswith(TOOLKIT_PACKAGES)
 
 
-EFI = "/sys/firmware/efi"
+def find_functions(root: str) -> Json:
+    """Return the folders of the PCI functions of NVIDIA and of Mellanox, by vendor."""
+    folders: Json = {NVIDIA: [], MELLANOX: []}
+    for address in reading.list_names(root) or []:
+        vendor = reading.read_word(f"{root}/{address}/vendor")
+        if vendor in folders:
+            folders[vendor].append(f"{root}/{address}")
+    return folders
 
 
-def _read_pci_function(path: str) -> list[Any]:
+def read_function(path: str) -> list[Any]:
     """Return ``[address, device, class, driver, is a virtual function, configuration]``.
 
     The numbers are as sysfs writes them. The configuration is in hexadecimal, and only where the
-    signature of a vGPU is in it: most of it changes from one moment to the next.
+    signature of a vGPU is in it or only root can read that: most of it changes all the time.
     """
     config = reading.read_file(f"{path}/config") or b""
     return [
@@ -48,19 +64,35 @@ def _read_pci_function(path: str) -> list[Any]:
         reading.read_word(f"{path}/class"),
         reading.read_link_name(f"{path}/driver"),
         os.path.exists(f"{path}/physfn"),
-        config.hex() if b"VF" in config[64:] else "",
+        config.hex()
+        if len(config) <= UNPRIVILEGED_CONFIG or b"VF" in config[UNPRIVILEGED_CONFIG:]
+        else "",
     ]
 
 
-def read_secure_boot() -> bool | None:
-    """Return whether the kernel demands signed modules, None where that cannot be read."""
-    if not os.path.isdir(EFI):
+def read_secure_boot(sys: str = "/sys") -> bool | None:
+    """Return whether the kernel demands signed modules, None where that cannot be read.
+
+    A host that booted without UEFI has no Secure Boot. Validation that is disabled in the shim
+    (``mokutil --disable-validation``) counts as off, because the kernel treats it so.
+    """
+    variables = f"{sys}/firmware/efi/efivars"
+    if not os.path.isdir(os.path.dirname(variables)):
         return False
-    shim = EFI + "/efivars/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23"
+    shim = f"{variables}/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23"
     if (reading.read_file(shim) or b"")[-1:] == b"\x01":
         return False
-    value = reading.read_file(EFI + "/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
+    value = reading.read_file(f"{variables}/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
     return value[-1:] == b"\x01" if value else None
+
+
+def read_loaded(proc: str = "/proc", sys: str = "/sys") -> tuple[str, str]:
+    """Return the version of the loaded kernel module and the first line of its banner.
+
+    Either may be empty; see ``gpu.detection.loaded_module``.
+    """
+    banner = reading.read_word(f"{proc}/driver/nvidia/version").partition("\n")[0]
+    return reading.read_word(f"{sys}/module/nvidia/version"), banner
 
 
 def read_apt_components(root: str = "/etc/apt") -> list[str]:
@@ -70,40 +102,44 @@ def read_apt_components(root: str = "/etc/apt") -> list[str]:
     """
     folder = root + "/sources.list.d"
     others = [name for name in reading.list_names(folder) or [] if not name.startswith("slipway-")]
-    found: set[str] = set()
+    words: set[str] = set()
     for path in [f"{root}/sources.list", *(f"{folder}/{name}" for name in others)]:
         for line in reading.read_word(path).splitlines():
             if not line.lstrip().startswith("#"):
-                found.update(line.split())
-    return sorted(found & APT_COMPONENTS)
+                words.update(line.split())
+    return sorted(words & APT_COMPONENTS)
 
 
-def ask_gpus(root: str = "/sys/bus/pci/devices") -> Json:
-    """Return what the choice of an NVIDIA driver depends on, see gpu.host, which reads it.
+def ask_gpus(
+    pci: str = "/sys/bus/pci/devices",
+    proc: str = "/proc",
+    sys: str = "/sys",
+    status: str = packages.STATUS,
+    always: bool = False,
+) -> Json:
+    """Return the input of the driver choice, see gpu.host, which interprets it.
 
-    A host without NVIDIA's devices, and with nothing of its driver, is asked no further.
+    On a host without NVIDIA devices and without a driver, ``devices`` is all of it, except ALWAYS.
+    The other arguments are paths.
     """
-    devices, networks = [], []
-    for address in reading.list_names(root) or []:
-        path = f"{root}/{address}"
-        vendor = reading.read_word(f"{path}/vendor")
-        if vendor == NVIDIA:
-            devices.append(_read_pci_function(path))
-        elif vendor == MELLANOX:
-            networks.append(path)
-    if not devices and not os.path.exists("/usr/bin/nvidia-smi"):
+    functions = find_functions(pci)
+    devices = [read_function(path) for path in functions[NVIDIA]]
+    if not (always or devices or os.path.exists("/usr/bin/nvidia-smi")):
         return {"devices": []}
     baseboard = sum(device[1] in NVLINK5_GPUS for device in devices)
     # Vital product data is slow to read, so only where it matters.
-    looks = networks if 0 < baseboard < NVLINK5_BASEBOARD else []
-    kernels = packages.installed_packages(("linux-image-",))
-    drivers = packages.installed_packages(DRIVER_PACKAGES)
+    networks = functions[MELLANOX] if 0 < baseboard < NVLINK5_BASEBOARD else []
+    kernels = packages.installed_packages(("linux-image-",), status)
+    drivers = packages.installed_packages(DRIVER_PACKAGES, status)
+    version, banner = read_loaded(proc, sys)
     return {
         "devices": devices,
         "bridges": [
-            path[-12:] for path in looks if b"SW_MNG" in (reading.read_file(f"{path}/vpd") or b"")
+            path.rsplit("/", 1)[-1]
+            for path in networks
+            if b"SW_MNG" in (reading.read_file(f"{path}/vpd") or b"")
         ],
-        "secure_boot": read_secure_boot(),
+        "secure_boot": read_secure_boot(sys),
         # linux-image-generic follows a flavour; linux-image-6.8.0-31-generic is one kernel.
         "kernel_metas": sorted(
             name[12:]
@@ -111,14 +147,12 @@ def ask_gpus(root: str = "/sys/bus/pci/devices") -> Json:
             if not name[12:13].isdigit() and not name[12:].startswith("unsigned-")
         ),
         "packages": {
-            name: version
-            for name, version in sorted(drivers.items())
-            if not name.startswith(TOOLKIT_PACKAGES)
+            name: version for name, version in sorted(drivers.items()) if is_driver_package(name)
         },
         "components": read_apt_components(),
-        "loaded": reading.read_word("/sys/module/nvidia/version"),
-        "banner": reading.read_word("/proc/driver/nvidia/version").partition("\n")[0],
-        # What NVIDIA's .run installer leaves, and no package has.
+        "loaded": version,
+        "banner": banner,
+        # NVIDIA's .run installer leaves this file; no package contains it.
         "run_installer": os.path.exists("/usr/bin/nvidia-uninstall"),
         "managed": os.path.exists(MANAGED),
     }

@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host facts say of GPUs, in the words of the decision.
+"""Convert the host facts about GPUs into the input of the driver choice.
 
-The facts contain raw lines of sysfs and dpkg (``gpu.facts``), because the probe is one file
-that is sent to the host. This module converts them into the input of ``gpu.decision``.
+The facts contain raw lines of sysfs and dpkg, because ``gpu.facts`` is sent to the host with the
+survey. The survey and the module gpu_info both read hosts with it.
 
 Private to the collection.
 """
@@ -28,11 +28,16 @@ def gpu_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return gpu
 
 
+def nvidia_functions(facts: Mapping[str, Any]) -> list[PciDevice]:
+    """Return the PCI functions of NVIDIA, in order of their addresses."""
+    return [pci_device(tables.VENDOR_NVIDIA, *row) for row in gpu_facts(facts)["devices"]]
+
+
 def host_facts(facts: Mapping[str, Any]) -> HostFacts:
     """Return the input of the decision from FACTS, which is ``ansible_facts['slipway']``."""
     gpu = gpu_facts(facts)
-    devices = [_device(*function) for function in gpu["devices"]]
-    distribution = facts["distribution"].lower()
+    functions = nvidia_functions(facts)
+    distribution = facts["distribution"].lower() or "unknown"
     release = facts["distribution_version"]
     if distribution == "debian" and not release.isdigit():
         release = "sid"
@@ -43,9 +48,9 @@ def host_facts(facts: Mapping[str, Any]) -> HostFacts:
         architecture=_DPKG_ARCHITECTURES.get(facts["architecture"], facts["architecture"]),
         kernel_metas=tuple(gpu.get("kernel_metas", ())),
         secure_boot=gpu.get("secure_boot", False),
-        gpus=tuple(device for device in devices if device.class_code in tables.CLASS_GPU),
+        gpus=tuple(device for device in functions if device.class_code in tables.CLASS_GPU),
         nvswitches=tuple(
-            device for device in devices if device.class_code == tables.CLASS_NVSWITCH
+            device for device in functions if device.class_code == tables.CLASS_NVSWITCH
         ),
         nvlink_bridges=tuple(
             PciDevice(address, tables.VENDOR_MELLANOX, 0, tables.CLASS_NETWORK << 16)
@@ -70,17 +75,32 @@ def loaded(facts: Mapping[str, Any]) -> detect.KernelModule | None:
     return detect.loaded_module(gpu.get("loaded", ""), gpu.get("banner", ""))
 
 
-def _device(
-    address: str, device: str, class_code: str, driver: str, virtual_function: bool, config: str
+def pci_device(
+    vendor: int,
+    address: str,
+    device: str,
+    class_code: str,
+    driver: str,
+    virtual_function: bool,
+    config: str,
 ) -> PciDevice:
+    """Return a PCI function of a vendor; the other arguments are those of `facts.read_function`."""
     virtual, host_driver = detect.vgpu(bytes.fromhex(config))
     return PciDevice(
         address=address,
-        vendor=tables.VENDOR_NVIDIA,
-        device=int(device or "0", 16),
-        class_code=int(class_code or "0", 16),
+        vendor=vendor,
+        device=_number(device),
+        class_code=_number(class_code),
         driver=driver or None,
         virtual=virtual,
         virtual_host_driver=host_driver,
         virtual_function=virtual_function,
     )
+
+
+def _number(text: str) -> int:
+    """Return a hexadecimal number of sysfs, 0 if it is none."""
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 0

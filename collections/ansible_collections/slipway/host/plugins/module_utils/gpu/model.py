@@ -34,8 +34,6 @@ class PciDevice:
     vendor: int
     device: int
     class_code: int
-    subsystem_vendor: int = 0
-    subsystem_device: int = 0
     driver: str | None = None
     virtual: bool | None = False
     virtual_host_driver: str | None = None

@@ -7,13 +7,15 @@ Private to the collection.
 
 from __future__ import annotations
 
-import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi, tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
@@ -25,14 +27,14 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import (
     driver_misfit,
     skip_reason,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
+from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
 
 # Runs a command and returns its exit code, standard output and standard error.
 Run = Callable[[list[str]], tuple[int, str, str]]
 
 # A GPU that is off the bus can block nvidia-smi for minutes.
 SMI_SECONDS = 60
-
-_DPKG_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,24 @@ def report(paths: HostPaths, request: DriverRequest, smi: str | None, run: Run) 
     SMI is the path of nvidia-smi, None to skip it. It runs only while the driver is loaded,
     because otherwise it would load the driver.
     """
-    inventory = detect.inventory(paths.pci)
-    packages = detect.dpkg(paths.dpkg_status)
-    host = _host_facts(paths, inventory, packages)
-    loaded = detect.loaded(paths.proc, paths.sys)
+    facts = read_facts(paths)
+    host = gpu_host.host_facts(facts)
+    loaded = gpu_host.loaded(facts)
     installed = installed_module(paths.modules, host.kernel, run)
     holders = detect.holders(paths.proc) if loaded else detect.Holders()
     live, smi_error = _read_smi(smi, run) if smi and loaded else (None, None)
     by_address = {gpu.address: gpu for gpu in live.gpus} if live else {}
     return {
-        "gpus": [_gpu(gpu, by_address.get(gpu.address)) for gpu in inventory.gpus],
-        "nvswitches": [_device(device) for device in inventory.nvswitches],
-        "audio": [_device(device) for device in inventory.audio],
-        "nics": [_device(device) for device in inventory.nics],
+        "gpus": [_gpu(paths, gpu, by_address.get(gpu.address)) for gpu in host.gpus],
+        "nvswitches": [_device(paths, device) for device in host.nvswitches],
+        "audio": [
+            _device(paths, device)
+            for device in gpu_host.nvidia_functions(facts)
+            if device.class_code >> 8 == tables.CLASS_AUDIO
+        ],
+        "nics": [_device(paths, device) for device in _network_functions(paths)],
         "driver": asdict(decide(host, request)),
-        "present": _present(paths, host, loaded, installed, packages),
+        "present": _present(paths, host, loaded, installed, facts["gpu"]["packages"]),
         "holders": [asdict(holder) for holder in holders.processes],
         "holders_complete": holders.complete,
         "mig": any(gpu.mig for gpu in by_address.values()),
@@ -90,20 +95,31 @@ def report(paths: HostPaths, request: DriverRequest, smi: str | None, run: Run) 
     }
 
 
-def _host_facts(paths: HostPaths, inventory: detect.Inventory, packages: detect.Dpkg) -> HostFacts:
-    distribution, release = detect.os_release(paths.os_release)
-    machine = platform.machine()
-    return HostFacts(
-        distribution=distribution,
-        release=release,
-        kernel=detect.running_kernel(paths.proc),
-        architecture=packages.architecture or _DPKG_ARCHITECTURES.get(machine, machine),
-        kernel_metas=packages.kernel_metas(),
-        secure_boot=detect.secure_boot(paths.sys),
-        gpus=inventory.gpus,
-        nvswitches=inventory.nvswitches,
-        nvlink_bridges=inventory.nvlink_bridges,
+def read_facts(paths: HostPaths) -> dict[str, Any]:
+    """Return the facts of a host that its driver depends on, as the survey reads them."""
+    facts: dict[str, Any] = state_facts.ask_system(str(paths.os_release), str(paths.proc))
+    # The files may be those of a host with another processor.
+    dpkg = re.search(
+        r"^Package: dpkg\n(?:.+\n)*?Architecture: (\S+)$",
+        packages.read_status(str(paths.dpkg_status)),
+        re.MULTILINE,
     )
+    if dpkg:
+        facts["architecture"] = dpkg[1]
+    facts["gpu"] = gpu_facts.ask_gpus(
+        str(paths.pci), str(paths.proc), str(paths.sys), str(paths.dpkg_status), always=True
+    )
+    return facts
+
+
+def _network_functions(paths: HostPaths) -> list[PciDevice]:
+    """Return the network functions of Mellanox."""
+    folders = gpu_facts.find_functions(str(paths.pci))[gpu_facts.MELLANOX]
+    functions = [
+        gpu_host.pci_device(tables.VENDOR_MELLANOX, *gpu_facts.read_function(folder))
+        for folder in folders
+    ]
+    return [function for function in functions if function.class_code >> 16 == tables.CLASS_NETWORK]
 
 
 def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModule | None:
@@ -136,7 +152,7 @@ def _present(
     host: HostFacts,
     loaded: detect.KernelModule | None,
     installed: detect.KernelModule | None,
-    packages: detect.Dpkg,
+    driver_packages: Mapping[str, str],
 ) -> dict[str, Any]:
     """Describe the present driver, and whether it fits the GPUs."""
     effective = loaded or installed
@@ -154,22 +170,26 @@ def _present(
         "nouveau": any(
             detect.is_loaded(paths.sys, name) for name in sorted(tables.NOUVEAU_DRIVERS)
         ),
-        "packages": packages.driver(),
+        "packages": driver_packages,
     }
 
 
-def _device(device: PciDevice) -> dict[str, Any]:
+def _device(paths: HostPaths, device: PciDevice) -> dict[str, Any]:
+    board = [
+        reading.read_word(f"{paths.pci}/{device.address}/subsystem_{part}")[-4:] or "0000"
+        for part in ("vendor", "device")
+    ]
     return {
         "address": device.address,
         "id": f"{device.vendor:04x}:{device.device:04x}",
-        "subsystem": f"{device.subsystem_vendor:04x}:{device.subsystem_device:04x}",
+        "subsystem": ":".join(board),
         "class": f"{device.class_code >> 8:04x}",
         "driver": device.driver,
     }
 
 
-def _gpu(gpu: PciDevice, live: nvidia_smi.SmiGpu | None) -> Mapping[str, Any]:
-    return _device(gpu) | {
+def _gpu(paths: HostPaths, gpu: PciDevice, live: nvidia_smi.SmiGpu | None) -> Mapping[str, Any]:
+    return _device(paths, gpu) | {
         "name": tables.name_of(gpu.device),
         "architecture": tables.architecture_of(gpu.device).name,
         "skipped": skip_reason(gpu),

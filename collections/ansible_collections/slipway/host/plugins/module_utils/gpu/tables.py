@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu.branches import (
     CUDA,
     DEBIAN,
@@ -171,16 +172,11 @@ DEVICE_RULES: Mapping[int, DeviceRule] = MappingProxyType(
     }
 )
 
-# HGX baseboards with fifth-generation NVLink: the host sees no NVSwitches on its PCI bus and
-# manages them through ConnectX-7 bridges (nvidia-fabric).
-NVLINK5_BASEBOARD_GPUS = frozenset({0x2901, 0x2909, 0x290A, 0x3182})
-# GPUs of such a baseboard. A virtual machine with fewer uses the fabric of its host.
-NVLINK5_BASEBOARD_SIZE = 8
+NVLINK5_BASEBOARD_GPUS = frozenset(int(number, 16) for number in facts.NVLINK5_GPUS)
 # GB200 and GB300: the NVSwitches are in the rack's switch trays (eks-ami).
 OFF_HOST_FABRIC_GPUS = frozenset({0x2941, 0x31C2, 0x31C3})
 
-VENDOR_NVIDIA = 0x10DE
-VENDOR_MELLANOX = 0x15B3
+VENDOR_NVIDIA, VENDOR_MELLANOX = int(facts.NVIDIA, 16), int(facts.MELLANOX, 16)
 # The driver binds exactly these display classes, and treats every NVIDIA device of class 0680 as
 # an NVSwitch (open-modules: nv-pci-table.c, linux_nvswitch.c).
 CLASS_GPU = frozenset({0x030000, 0x030200})

@@ -52,24 +52,39 @@ def read_swarm() -> bool:
     return os.path.exists(f"{folder}/swarm/docker-state.json")
 
 
-def ask_host() -> Json:
-    """Return the facts that need no network.
+def ask_system(os_release: str = "/etc/os-release", proc: str = "/proc") -> Json:
+    """Return distribution, architecture and running kernel, as Ansible's own facts name them.
 
-    The first ones have the names and values of Ansible's own facts. ``docker_package`` is the
-    installed package of the engine (``docker-ce``, ``docker.io``) or empty, ``docker_version`` its
-    version, ``docker_swarm`` whether the engine is part of a swarm, ``gpu`` what
-    :func:`gpu_facts.ask_gpus` returns, ``rolled_back`` the packages that the last rollback changed.
+    The arguments are paths: a simulated host and a copy of a host have the files elsewhere.
     """
     release: dict[str, str] = {}
-    for line in (
-        (reading.read_file("/etc/os-release") or b"").decode("utf-8", "replace").splitlines()
-    ):
+    for line in (reading.read_file(os_release) or b"").decode("utf-8", "replace").splitlines():
         key, _, value = line.partition("=")
         release[key] = value.strip().strip("\"'")
     system = os.uname()
     version = release.get("VERSION_ID", "")
     # Debian's testing and unstable have no VERSION_ID; their base-files says trixie/sid or so.
     codename = release.get("VERSION_CODENAME", "")
+    return {
+        "distribution": {"debian": "Debian", "ubuntu": "Ubuntu"}.get(
+            release.get("ID", ""), release.get("ID", "")
+        ),
+        "distribution_version": version or codename,
+        "distribution_major_version": version.split(".")[0] or codename,
+        "distribution_release": codename,
+        "architecture": system.machine,
+        "kernel": reading.read_word(f"{proc}/sys/kernel/osrelease") or system.release,
+    }
+
+
+def ask_host() -> Json:
+    """Return the facts that need no network.
+
+    The first ones are those of :func:`ask_system`. ``docker_package`` is the installed package of
+    the engine (``docker-ce``, ``docker.io``) or empty, ``docker_version`` its version,
+    ``docker_swarm`` whether the engine is part of a swarm, ``gpu`` what
+    :func:`gpu_facts.ask_gpus` returns, ``rolled_back`` the packages that the last rollback changed.
+    """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     docker_package = next(
         (
@@ -80,15 +95,7 @@ def ask_host() -> Json:
         "",
     )
     return {
-        "distribution": {"debian": "Debian", "ubuntu": "Ubuntu"}.get(
-            release.get("ID", ""), release.get("ID", "")
-        ),
-        "distribution_version": version or codename,
-        "distribution_major_version": version.split(".")[0] or codename,
-        "distribution_release": codename,
-        "architecture": system.machine,
-        # As procfs has it, which is what is read of a simulated host as well.
-        "kernel": reading.read_word("/proc/sys/kernel/osrelease") or system.release,
+        **ask_system(),
         "docker_package": docker_package,
         "docker_version": installed[docker_package][2] if docker_package else "",
         "docker_swarm": bool(docker_package) and read_swarm(),

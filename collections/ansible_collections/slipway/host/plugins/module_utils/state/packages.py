@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 
-def read_status() -> str:
+STATUS = "/var/lib/dpkg/status"
+
+
+def read_status(path: str = STATUS) -> str:
     """Return the text of dpkg's own database."""
-    return (reading.read_file("/var/lib/dpkg/status") or b"").decode("utf-8", "replace")
+    return (reading.read_file(path) or b"").decode("utf-8", "replace")
 
 
 def _parse_state(text: str, start: int) -> list[str]:
@@ -71,10 +74,10 @@ def ask_packages(names: list[str]) -> Json:
     return found
 
 
-def installed_packages(prefixes: tuple[str, ...]) -> Json:
+def installed_packages(prefixes: tuple[str, ...], status: str = STATUS) -> Json:
     """Return the version of each installed package whose name begins with one of PREFIXES."""
     found: Json = {}
-    key, text = "\nPackage: ", f"\n{read_status()}"
+    key, text = "\nPackage: ", f"\n{read_status(status)}"
     for prefix in prefixes:
         start = text.find(key + prefix)
         while start >= 0:
