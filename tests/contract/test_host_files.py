@@ -120,8 +120,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "modules/links.py": ("reads a link in a folder that state.paths opened", "os.readlink"),
     "modules/nvidia_module.py": ("reads sysfs, procfs and /lib/modules", ".read_text"),
     "modules/rootless_docker.py": (
-        "removes files in /etc/slipway and of systemd in /var/lib",
-        ".glob .unlink",
+        "removes files of systemd in /var/lib",
+        ".unlink",
     ),
 }
 # Modules of Ansible that reach files by path as root, and the tasks that may use them.

@@ -826,11 +826,22 @@ def test_nothing_wanted_and_nothing_there_makes_nothing(host: Host, run: Run) ->
     assert not host.record.parent.exists()
 
 
-def test_a_lost_record_is_made_anew_without_a_change(host: Host, run: Run) -> None:
+def test_a_lost_record_is_written_again(host: Host, run: Run) -> None:
     run(settings={"mtu": 2})
     host.record.unlink()
-    assert not run(settings={"mtu": 2})["changed"]
+    assert run(check=True, settings={"mtu": 2})["changed"]
+    assert not host.record.exists()
+    assert run(settings={"mtu": 2})["changed"]
     assert host.record.exists()
+    assert not run(settings={"mtu": 2})["changed"]
+
+
+def test_a_record_that_others_can_write_is_closed(host: Host, run: Run) -> None:
+    run(settings={"mtu": 2})
+    host.record.chmod(0o666)
+    assert run(settings={"mtu": 2})["changed"]
+    assert host.record.stat().st_mode & 0o777 == 0o600
+    assert not run(settings={"mtu": 2})["changed"]
 
 
 @pytest.mark.parametrize("broken", [b"{", b"\xff"], ids=["no JSON", "no UTF-8"])
@@ -838,11 +849,24 @@ def test_a_broken_record_is_made_anew_and_told(host: Host, run: Run, broken: byt
     run(settings={"mtu": 2})
     host.record.write_bytes(broken)
     result = run(settings={"mtu": 2})
-    assert not result["changed"]
+    assert result["changed"]
+    assert not result["differences"]
     assert "started again" in result["notes"][0]
     assert read_record(host.record.read_text(), str(host.path))
 
 
+def test_a_link_to_a_file_that_others_can_replace_is_refused(
+    host: Host, run: Run, tmp_path: Path
+) -> None:
+    host.write("{}")
+    real = tmp_path / "real.json"
+    host.path.rename(real)
+    host.path.symlink_to(real)
+    assert f"found a symbolic link to {real}" in run(settings={"mtu": 2})["msg"]
+    assert json.loads(real.read_text()) == {}
+
+
+@pytest.mark.usefixtures("only_root_writes")
 def test_a_link_stays_and_its_file_is_written(host: Host, run: Run, tmp_path: Path) -> None:
     host.write("{}")
     real = tmp_path / "real.json"
@@ -962,6 +986,7 @@ def test_an_engine_too_old_to_validate_is_noted(host: Host, run: Run) -> None:
 
 def test_an_unchanged_file_is_not_validated(host: Host, run: Run) -> None:
     host.write('{"mtu": 2}')
+    run(settings={"mtu": 2})
     host.program("dockerd", REFUSES)
     assert not run(settings={"mtu": 2})["changed"]
 
@@ -1003,7 +1028,7 @@ def test_a_conflict_that_is_there_already_is_a_warning(host: Host, run: Run) -> 
     systemctl(host, UNIT % "")
     host.write('{"hosts": []}')
     result = run(settings={"hosts": []})
-    assert not result["changed"]
+    assert not result["differences"]
     assert "hosts is set twice: in" in json.dumps(result["warnings"])
 
 

@@ -11,7 +11,11 @@ import sys
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
+from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
+from ansible_collections.slipway.host.plugins.module_utils.docker import (
+    daemon_json,
+    daemon_json_record,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     containers as state_containers,
 )
@@ -139,13 +143,26 @@ def test_a_secret_cannot_be_a_copy_of_nothing(source: Any, words: str) -> None:
         survey.differences({"secrets": [stated]}, {"files": {"/etc/x": None, "/root/s": source}})
 
 
+LINK = ["link", *FOLDER[1:]]
+
+
 @pytest.mark.parametrize(
-    ("found", "changes"),
-    [(None, [("missing", "a folder of 7:8")]), (FOLDER, []), (["link", *FOLDER[1:]], [])],
+    ("found", "target", "changes"),
+    [
+        (None, None, [("missing", "a folder of 7:8")]),
+        (FOLDER, "/srv/x", []),
+        (["directory", "0777", "bob", "bob", None, 9, 9], "/srv/x", []),
+        (LINK, "/data/x", []),
+        (LINK, None, [("a link to nothing", "a folder")]),
+        (LINK, "/etc", [("a link to /etc", "a folder")]),
+        (LINK, "/etc/ssh", [("a link to /etc/ssh", "a folder")]),
+        (LINK, "/var", [("a link to /var", "a folder")]),
+        (LINK, "/var/lib/models", []),
+    ],
 )
-def test_mounts(found: Any, changes: Changes) -> None:
+def test_mounts(found: Any, target: str | None, changes: Changes) -> None:
     entry = {"path": "/srv/x", "owner": "7", "group": "8"}
-    assert differences("mounts", entry, found) == changes
+    assert differences("mounts", entry, found, link_targets={"/srv/x": target}) == changes
 
 
 def test_what_is_only_read_has_to_be_there() -> None:
@@ -168,6 +185,21 @@ def test_folders(found: Any, changes: Changes) -> None:
     assert differences("folders", {"path": "/etc/x", "entries": ["a"]}, found) == changes
 
 
+JSON_FILE = ["file", "0644", "root", "root", None, 0, 0]
+FOREIGN_FILE = ["file", "0666", "bob", "bob", None, 7, 7]
+CLOSED_FILE = ["file", "0600", "root", "root", None, 0, 0]
+OPEN = [
+    ("mode 0666", "not writable by group or others"),
+    ("owner bob", "root"),
+    ("group bob", "root"),
+]
+
+
+def json_differences(settings: dict[str, Any], text: Any, state: Any = JSON_FILE) -> Changes:
+    entry = {"path": "/etc/x.json", "settings": settings}
+    return differences("json", entry, text, targets={"/etc/x.json": state if text else None})
+
+
 @pytest.mark.parametrize(
     ("settings", "found", "changes"),
     [
@@ -178,12 +210,47 @@ def test_folders(found: Any, changes: Changes) -> None:
     ],
 )
 def test_json(settings: dict[str, Any], found: Any, changes: Changes) -> None:
-    assert differences("json", {"path": "/etc/x.json", "settings": settings}, found) == changes
+    assert json_differences(settings, found) == changes
+
+
+@pytest.mark.parametrize(
+    ("state", "changes"),
+    [
+        (CLOSED_FILE, []),
+        (["file", "0640", *CLOSED_FILE[2:]], []),
+        (FOREIGN_FILE, OPEN),
+        (["file", "0755", *CLOSED_FILE[2:]], [("mode 0755", "at least 0600, at most 0644")]),
+    ],
+)
+def test_json_is_only_roots_to_write(state: Any, changes: Changes) -> None:
+    assert json_differences({}, "{}", state) == changes
+
+
+RECORD = daemon_json_record.update_record(
+    "", "/etc/x.json", list(daemon_json_record.record_keys({}, {"debug": True}))
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "changes"),
+    [
+        (RECORD, CLOSED_FILE, []),
+        (None, None, [("its record /var/r is missing", "as declared")]),
+        ("broken", CLOSED_FILE, [("its record /var/r differs", "as declared")]),
+        (RECORD, ["file", "0644", *CLOSED_FILE[2:]], [("its record /var/r: mode 0644", "0600")]),
+    ],
+)
+def test_the_record_of_json(text: Any, state: Any, changes: Changes) -> None:
+    entry = {"path": "/etc/x.json", "settings": {"debug": True}, "record": "/var/r"}
+    texts = {"/etc/x.json": '{"debug": true}', "/var/r": text}
+    targets = {"/etc/x.json": JSON_FILE, "/var/r": state}
+    found = survey.differences({"json": [entry]}, {"texts": texts, "targets": targets})
+    assert [(one.found, one.expected) for one in found] == changes
 
 
 def test_broken_json_stops_the_survey_with_its_place() -> None:
     with pytest.raises(daemon_json.DaemonJsonError, match=r"/etc/x\.json.*line 1"):
-        differences("json", {"path": "/etc/x.json", "settings": {"debug": True}}, '{"debug": }')
+        json_differences({"debug": True}, '{"debug": }')
 
 
 @pytest.mark.parametrize(
@@ -200,26 +267,117 @@ def test_lines(found: Any, changes: Changes) -> None:
     assert differences("lines", {"path": "/etc/x", "lines": ["a", "b"]}, found) == changes
 
 
+def armoured(keyring: bytes) -> str:
+    return f"{openpgp.ARMOUR}\n\n{base64.b64encode(keyring).decode()}\n-----END PGP"
+
+
 BINARY = "base64:" + base64.b64encode(KEY).decode()
-ARMOURED = f"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{BINARY[7:]}\n-----END PGP"
+ARMOURED = armoured(KEY)
 OTHER = "0" * 40
+# Another key of version 4, one of version 6, and a secret key.
+SECOND = b"\x98\x02\x04\x00"
+SECOND_FINGERPRINT = hashlib.sha1(b"\x99\x00\x02\x04\x00").hexdigest().upper()
+VERSION_6 = b"\x98\x01\x06"
+SECRET = b"\x94\x01\x04"
+FORM = ("another form than its name says", "armoured for .asc, binary for .gpg")
 
 
 @pytest.mark.parametrize(
-    ("fingerprint", "found", "changes"),
+    ("path", "fingerprint", "text", "changes"),
     [
-        (FINGERPRINT, BINARY, []),
-        (FINGERPRINT, ARMOURED, []),
+        ("x.gpg", FINGERPRINT, BINARY, []),
+        ("x.asc", FINGERPRINT, BINARY, [FORM]),
+        ("x.gpg", FINGERPRINT, ARMOURED, [FORM]),
+        ("x.asc", FINGERPRINT, ARMOURED, []),
         # As vendors print it.
-        (f"{FINGERPRINT[:4].lower()} {FINGERPRINT[4:]}", ARMOURED, []),
-        (FINGERPRINT, None, [("missing", f"the key {FINGERPRINT}")]),
-        (OTHER, BINARY, [(f"the key {FINGERPRINT}", OTHER)]),
-        (OTHER, "<html>", [("not an OpenPGP key (no armour)", f"the key {OTHER}")]),
+        ("x.asc", f"{FINGERPRINT[:4].lower()} {FINGERPRINT[4:]}", ARMOURED, []),
+        ("x.asc", FINGERPRINT, None, [("missing", f"the key {FINGERPRINT}")]),
+        ("x.gpg", OTHER, BINARY, [(f"the key {FINGERPRINT}", OTHER)]),
+        ("x.asc", OTHER, "<html>", [("not an OpenPGP key (no armour)", f"the key {OTHER}")]),
+        *(
+            ("x.asc", FINGERPRINT, text, [(f"the key {FINGERPRINT}, {other}", FINGERPRINT)])
+            for text, other in (
+                (armoured(KEY + SECOND), SECOND_FINGERPRINT),
+                (f"{ARMOURED}\n{armoured(SECOND)}", SECOND_FINGERPRINT),
+                (armoured(KEY + VERSION_6), "a key of version 6"),
+                (armoured(KEY + SECRET), "a packet of type 5"),
+            )
+        ),
+        (
+            "x.asc",
+            FINGERPRINT,
+            f"{ARMOURED}\n{armoured(SECOND).replace('PUBLIC', 'PRIVATE')}",
+            [("a block that is no public key", f"the key {FINGERPRINT}")],
+        ),
     ],
 )
-def test_keyrings(fingerprint: str, found: Any, changes: Changes) -> None:
-    entry = {"path": "/etc/apt/keyrings/x.asc", "fingerprint": fingerprint}
-    assert differences("keyrings", entry, found) == changes
+def test_keyrings(path: str, fingerprint: str, text: Any, changes: Changes) -> None:
+    entry = {"path": f"/etc/apt/keyrings/{path}", "fingerprint": fingerprint}
+    files = {entry["path"]: None if text is None else FILE}
+    assert differences("keyrings", entry, text, files=files) == changes
+
+
+def test_a_keyring_is_only_roots_to_write() -> None:
+    entry = {"path": "/etc/apt/keyrings/x.asc", "fingerprint": FINGERPRINT}
+    files = {entry["path"]: FOREIGN_FILE}
+    found = differences("keyrings", entry, ARMOURED, files=files)
+    assert found == [("mode 0666", "0644"), *OPEN[1:]]
+
+
+ROOT_FOLDERS = dict.fromkeys(("/", "/etc", "/etc/apt", "/etc/apt/keyrings"), FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("path", "state", "changes"),
+    [
+        ("/etc/apt", ["directory", "0750", "root", "adm", None, 0, 4], []),
+        ("/etc/apt", None, []),
+        ("/etc/apt", ["directory", "0777", "root", "root", None, 0, 0], [OPEN[0]]),
+        ("/etc", ["directory", "0775", "bob", "bob", None, 7, 7], [OPEN[0], OPEN[1]]),
+        ("/etc/apt", LINK, [("a link", "a directory; move it out of the way")]),
+        ("/etc/apt", FILE, [("a file", "a directory")]),
+        (
+            "/etc/apt/keyrings",
+            ["directory", "0700", "root", "root", None, 0, 0],
+            [("mode 0700", "at least 0755, at most 7755")],
+        ),
+    ],
+)
+def test_parent_folders(path: str, state: Any, changes: Changes) -> None:
+    changes = [(found.replace("0666", "0777"), expected) for found, expected in changes]
+    owned: dict[str, Any] = {
+        "files": [{"path": "/etc/apt/keyrings/x"}, {"path": "/etc/apt/keyrings/y"}]
+    }
+    files = {**ROOT_FOLDERS, path: state, **{entry["path"]: FILE for entry in owned["files"]}}
+    assert set(ROOT_FOLDERS) < set(survey.question([owned])["files"])
+    found = survey.differences(owned, {"files": files})
+    assert [(one.kind, one.name) for one in found] == [("parent_folders", path)] * len(changes)
+    if path == "/etc":
+        changes = [("mode 0775", changes[0][1]), changes[1]]
+    assert [(one.found, one.expected) for one in found] == changes
+
+
+def test_parent_folders_of_people_are_not_compared() -> None:
+    owned: dict[str, Any] = {
+        "files": [
+            {"path": "/srv/shared", "state": "directory"},
+            {"path": "/etc/x/y", "state": "absent"},
+        ],
+        "lines": [{"path": "/home/bob/.ssh/authorized_keys", "lines": [], "user": "bob"}],
+    }
+    assert not {"/srv", "/etc/x", "/"} & set(survey.question([owned])["files"])
+
+
+def test_links_of_the_system_are_no_drift() -> None:
+    files = {"/": FOLDER, "/lib": LINK, "/lib/x": FOLDER, "/lib/x/y": FILE}
+    assert survey.differences({"files": [{"path": "/lib/x/y"}]}, {"files": files}) == []
+
+
+def test_an_obstacle_in_the_place_of_a_parent_is_named() -> None:
+    unsafe = {"/etc/x": ["/etc/x", "a symbolic link to /tmp, owned by bob", "a folder"]}
+    answer = {"files": {"/": FOLDER, "/etc": FOLDER, "/etc/x/y": FILE}, "unsafe": unsafe}
+    (found,) = survey.differences({"files": [{"path": "/etc/x/y"}]}, answer)
+    assert found.found == "/etc/x is a symbolic link to /tmp, owned by bob"
 
 
 @pytest.mark.parametrize(
@@ -660,10 +818,13 @@ def test_one_question_covers_all_statements_each_thing_once() -> None:
         "members": [{"group": "docker", "users": []}],
         "groups": [{"name": "docker"}, {"name": "lab"}],
     }
+    parents = ["/", "/etc", "/etc/apt", "/etc/apt/keyrings", "/etc/docker"]
     assert survey.question([one, other]) == {
+        "files": sorted([*parents, "/etc/apt/keyrings/x.asc"]),
         "groups": ["docker", "lab"],
         "reads": ["/etc/docker/daemon.json"],
         "starts": ["docker.service"],
+        "targets": ["/etc/docker/daemon.json"],
         "texts": ["/etc/apt/keyrings/x.asc", "/etc/docker/daemon.json"],
         "units": ["docker.service"],
     }
@@ -789,11 +950,12 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
     assert asked == {
         "acls": ["/srv/a"],
         "devices": ["/dev/dri/"],
-        "files": ["/etc/b", "/home/b", "/home/b/k", "/srv/a"],
+        "files": ["/", "/etc", "/etc/b", "/home", "/home/b", "/home/b/k", "/srv/a"],
         "groups": ["render"],
         "reads": ["/etc/x"],
         "rootless": ["alice"],
         "starts": ["rootless-alice"],
+        "targets": ["/etc/j", "/var/r"],
         "texts": ["/etc/j", "/home/b/k", "/var/r"],
         "users": ["alice", "bob"],
     }
@@ -835,20 +997,39 @@ def test_what_is_to_be_absent_is_removed_as_a_name() -> None:
     assert (found.found, found.expected) == ("present", "absent")
 
 
+HOME, KEYS_FOLDER, KEYS_FILE = "/h", "/h/.ssh", "/h/.ssh/k"
+SURPLUS = "not writable by group or others"
+
+
 @pytest.mark.parametrize(
-    ("mode", "owner", "words"),
+    ("path", "state", "changes"),
     [
-        ("0700", "b", None),
-        ("0777", "b", "/h/.ssh has mode 0777"),
-        ("0600", "b", "/h/.ssh has mode 0600"),
-        ("0777", "c", None),
+        (HOME, ["directory", "0775", "b"], []),
+        (HOME, ["directory", "0755", "root"], []),
+        (HOME, ["link", "0777", "root"], []),
+        (HOME, ["directory", "0777", "b"], [("/h: mode 0777", SURPLUS)]),
+        (HOME, ["directory", "0755", "c"], [("/h: owner c", "b or root")]),
+        (KEYS_FOLDER, ["directory", "0700", "b"], []),
+        (KEYS_FOLDER, ["directory", "0777", "b"], [("/h/.ssh: mode 0777", SURPLUS)]),
+        (
+            KEYS_FOLDER,
+            ["directory", "0600", "b"],
+            [("/h/.ssh: mode 0600", "at least 0100, at most 7755")],
+        ),
+        (KEYS_FOLDER, ["directory", "0700", "c"], [("/h/.ssh: owner c", "b or root")]),
+        (KEYS_FILE, ["file", "0644", "b"], []),
+        (KEYS_FILE, ["file", "0644", "root"], []),
+        (KEYS_FILE, ["file", "0664", "b"], [("/h/.ssh/k: mode 0664", SURPLUS)]),
+        (KEYS_FILE, ["file", "0600", "c"], [("/h/.ssh/k: owner c", "b or root")]),
+        (KEYS_FILE, ["directory", "0600", "b"], [("/h/.ssh/k: a directory", "a file")]),
     ],
 )
-def test_keys_that_others_can_change(mode: str, owner: str, words: str | None) -> None:
-    entry = {"path": "/h/.ssh/k", "lines": ["x"], "user": "b"}
-    files = {"/h/.ssh": ["directory", mode, owner, owner, None, 7, 7], "/h/.ssh/k": None}
-    found = survey.differences({"lines": [entry]}, {"texts": {"/h/.ssh/k": "x\n"}, "files": files})
-    assert [one.found for one in found] == ([words] if words else [])
+def test_keys_that_others_can_change(path: str, state: list[Any], changes: Changes) -> None:
+    entry = {"path": KEYS_FILE, "lines": ["x"], "user": "b"}
+    files = {HOME: None, KEYS_FOLDER: None, KEYS_FILE: None, path: [*state, "b", None, 7, 7]}
+    assert set(files) <= set(survey.question([{"lines": [entry]}])["files"])
+    found = survey.differences({"lines": [entry]}, {"texts": {KEYS_FILE: "x\n"}, "files": files})
+    assert [(one.found, one.expected) for one in found] == changes
 
 
 def test_lines_in_another_encoding_are_seen() -> None:

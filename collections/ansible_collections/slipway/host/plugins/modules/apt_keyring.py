@@ -12,6 +12,7 @@ short_description: Install the key of an apt repository, checked by its fingerpr
 description:
   - Downloads an OpenPGP key and writes it for use as C(Signed-By) if it has the declared
     fingerprint. If the file already has a key with this fingerprint, nothing is downloaded.
+  - The file contains this key alone, belongs to root and has mode 0644. Other keys are removed.
   - Does not need GnuPG on the host.
 options:
   path:
@@ -60,13 +61,13 @@ fingerprints:
 """
 
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import apply_files, keyrings, paths
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "path": {"type": "path", "required": True},
@@ -84,16 +85,17 @@ def keyring_bytes(content: bytes) -> bytes:
     return content
 
 
-def present_fingerprints(path: Path) -> list[str]:
-    """Return the fingerprints in the file at PATH; empty if it is missing or not a keyring."""
+def present_key(text: str | None, expected: str) -> tuple[list[str], bytes]:
+    """Return the fingerprints in the TEXT of a keyring, and the packets of the EXPECTED key in it."""
     try:
-        return openpgp.fingerprints(keyring_bytes(paths.read_file(str(path))))
-    except (OSError, ValueError):
-        return []
+        keyring = openpgp.from_text(text or "")
+        return openpgp.fingerprints(keyring), openpgp.extract(keyring, expected)
+    except ValueError:
+        return [], b""
 
 
 def download(module: HostModule, url: str, expected: str) -> bytes:
-    """Return the content for the key file; fail if the key at URL has another fingerprint."""
+    """Return the packets of the key; fail if the key at URL has another fingerprint."""
     try:
         with urlopen(url, timeout=module.params["timeout"]) as answer:
             content: bytes = answer.read(1 << 20)
@@ -116,42 +118,42 @@ def download(module: HostModule, url: str, expected: str) -> bytes:
             f"{expected}. Nothing was written. If the vendor has a new key, confirm it on the "
             "vendor's own page and change the fingerprint variable."
         )
-    if Path(module.params["path"]).suffix == ".gpg":
-        return keyring
-    return content if content != keyring else openpgp.to_text(keyring).encode()
+    return openpgp.extract(keyring, expected)
 
 
-def restrict_writing(path: Path, check: bool) -> bool:
-    """Make root the owner and the only writer of a keyring; return whether this is a change."""
-    with paths.opened_parent(str(path)) as (folder, name):
-        info = folder.lstat(name)
-        if info is None or (info.st_uid, info.st_gid, info.st_mode & 0o7777) == (0, 0, MODE):
-            return False
-        if not check:
-            folder.set_file(name, MODE, 0, 0)
-        return True
+def write(path: str, key: bytes) -> None:
+    """Write a key in the form that the name of the file demands; raise UnsafePathError, OSError."""
+    content = openpgp.to_text(key).encode() if path.endswith(".asc") else key
+    apply_files.secure_parents(path)
+    with paths.opened_parent(path, make=True) as (folder, name):
+        apply_files.clear(folder, name, paths.FILE)
+        folder.replace(name, content, MODE, 0, 0)
 
 
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    path = Path(module.params["path"])
+    path: str = module.params["path"]
     expected = openpgp.normalize_fingerprint(module.params["fingerprint"])
-    before = present_fingerprints(path)
-    write = expected not in before
-    if write and not module.check_mode:
-        content = download(module, module.params["url"], expected)
-        with paths.opened_parent(str(path), make=True) as (folder, name):
-            folder.replace(name, content, MODE, 0, 0)
-    repairs = not write and restrict_writing(path, module.check_mode)
+    owned = {"keyrings": [{"path": path, "fingerprint": expected}]}
+    here = Here(keyrings)
+    answer = here.look(owned)
+    differences = here.differences(owned, answer)
+    before, key = present_key(answer["texts"][path], expected)
+    if differences and not module.check_mode:
+        try:
+            write(path, key or download(module, module.params["url"], expected))
+        except (OSError, paths.UnsafePathError) as error:
+            module.fail_json(msg=f"the keyring {path} was not written: {error}")
     module.exit_json(
-        changed=write or repairs,
+        changed=bool(differences),
         fingerprints=before,
         diff={
-            "before_header": str(path),
-            "after_header": str(path),
-            "before": "\n".join(before) + "\n" if before else "",
-            "after": expected + "\n" if write else "\n".join(before) + "\n",
+            "before_header": path,
+            "after_header": path,
+            "before": "".join(f"{line}\n" for line in before),
+            "after": f"{expected}\n",
+            "prepared": diff_of(differences)["prepared"],
         },
     )
 

@@ -15,7 +15,7 @@ description:
     cannot lead root to a file of somebody else, and homes on a network file system with
     C(root_squash) work.
   - A missing folder C(.ssh) is created with mode 0700, a missing file with mode 0600. Write
-    permission of others is removed from both.
+    permission of others is removed from both, and from the home.
   - Refuses a link, a file with several names (hard links), another type, and files or folders of
     another user. The keys of all other users are added, then the module fails.
 options:
@@ -102,6 +102,8 @@ FILE_MODE = 0o600
 WRITABLE_BY_OTHERS = 0o022
 # More than all keys of a person; sshd itself reads line by line, without a limit.
 MAX_BYTES = 1 << 20
+# A home may be writable by a group, which often has one member.
+OPEN_TO_OTHERS = 0o002
 
 
 class KeysError(Exception):
@@ -130,8 +132,13 @@ class KeyFile:
             repairs = self._needs_repair(info, 0o100)
             if repairs and not info.st_mode & 0o100:
                 return True  # The file cannot be reached before the folder is repaired.
+            repairs = repairs or self._is_open_home(home.info())
         self._read()
         return repairs or self._needs_write()
+
+    def _is_open_home(self, info: os.stat_result) -> bool:
+        """Return whether others can write the user's home; sshd then ignores the keys."""
+        return info.st_uid == self.uid and bool(info.st_mode & OPEN_TO_OTHERS)
 
     def make_folder_as_root(self) -> None:
         """Create the folder where the home is root's, so that the user cannot create it."""
@@ -145,6 +152,8 @@ class KeyFile:
     def write(self) -> None:
         """Create or repair folder and file with the user's rights, and add missing lines."""
         with paths.opened_parent(self.folder, self.owners) as (home, name):
+            if self._is_open_home(home.info()):
+                home.set_mode(home.info().st_mode & 0o7777 & ~OPEN_TO_OTHERS)
             info = home.lstat(name)
             if info is None or self._needs_repair(info, FOLDER_MODE):
                 home.make_folder(name, FOLDER_MODE, self.uid, self.gid)

@@ -16,6 +16,8 @@ description:
   - A file is replaced in one step. A missing folder of a file is created.
   - Does not follow links in a folder that others can write, and refuses entries of another type or
     owner there. All other entries are changed, then the module fails.
+  - Gives the parent folders in C(/etc), C(/usr) and other system folders to root, and removes write
+    permission of group and others from them.
 options:
   files:
     description: The files, as the C(files) list of a role's owned state.
@@ -62,6 +64,23 @@ options:
         type: list
         elements: str
         default: []
+  folders:
+    description:
+      - Folders that only declared names may be in, as the C(folders) list of a role's owned state.
+        All other names are removed.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Path of the folder.
+        type: path
+        required: true
+      entries:
+        description: Names that may be in the folder.
+        type: list
+        elements: str
+        required: true
 attributes:
   check_mode:
     description: Reports which files would change.
@@ -99,7 +118,8 @@ refused:
   elements: str
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +151,15 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "secret": {"type": "bool", "default": False},
             "default_acl": {"type": "str"},
             "validate": {"type": "list", "elements": "str", "default": []},
+        },
+    },
+    "folders": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "path": {"type": "path", "required": True},
+            "entries": {"type": "list", "elements": "str", "required": True},
         },
     },
 }
@@ -172,37 +201,77 @@ def validate(module: HostModule, entry: Mapping[str, Any]) -> None:
             )
 
 
+class Work:
+    """The files and folders of one call: what changed, and what was refused."""
+
+    def __init__(self, module: HostModule) -> None:
+        self.module = module
+        self.here = Here(files)
+        self.changed: list[str] = []
+        self.refused: list[str] = []
+        self.diff: list[dict[str, str]] = []
+
+    def do(self, path: str, make: Callable[[], dict[str, str] | None]) -> None:
+        """Make one entry as declared and note its diff, or why it is refused."""
+        try:
+            diff = make()
+        except model.ConflictError as error:
+            self.refused.append(f"{error}.")
+        except paths.UnsafePathError as error:
+            self.refused.append(str(error))
+        except (OSError, LookupError) as error:
+            self.refused.append(f"Cannot change {path}: {error}")
+        else:
+            if diff is not None:
+                self.changed.append(path)
+                self.diff.append(diff)
+
+    def file(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
+        """Make one entry of ``files``; return its diff, None where nothing differs."""
+        path, is_absent = entry["path"], entry["state"] == "absent"
+        owned = {"files": [without_unset(entry)]}
+        # First: what is in a folder that others could write counts as theirs until then.
+        found = self.secured(owned)
+        answer = self.here.look(owned)
+        if path in answer["unsafe"] and not is_absent:
+            raise paths.UnsafePathError(*answer["unsafe"][path])
+        own = self.here.differences(owned, answer)
+        found += [difference for difference in own if difference not in found]
+        if not own:
+            return diff_of(found) if found else None
+        validate(self.module, entry)
+        diff = diff_entry(Path(path), entry, found)
+        act = apply_files.check if self.module.check_mode else apply_files.settle
+        act(entry)
+        return diff
+
+    def folder(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
+        """Remove undeclared names from a folder; return the diff, None where nothing differs."""
+        owned = {"folders": [entry]}
+        found = self.here.differences(owned)
+        if found and not self.module.check_mode:
+            self.secured(owned)
+            for name in set(files.ask_names(entry["path"]) or ()) - set(entry["entries"]):
+                apply_files.settle({"path": f"{entry['path']}/{name}", "state": "absent"})
+        return diff_of(found) if found else None
+
+    def secured(self, owned: Mapping[str, Any]) -> list[model.Difference]:
+        """Give the parent folders to root; return where they differed."""
+        found = self.here.parent_differences(owned)
+        if found and not self.module.check_mode:
+            apply_files.secure_parents(*self.here.guarded(owned))
+        return found
+
+
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    changed: list[str] = []
-    refused: list[str] = []
-    diff: list[dict[str, str]] = []
-    here = Here(files)
+    work = Work(module)
     for entry in module.params["files"]:
-        path = entry["path"]
-        try:
-            owned = {"files": [without_unset(entry)]}
-            answer = here.look(owned)
-            if path in answer["unsafe"] and entry["state"] != "absent":
-                raise paths.UnsafePathError(*answer["unsafe"][path])
-            differences = here.differences(owned, answer)
-            if not differences:
-                continue
-            validate(module, entry)
-            entry_diff = diff_entry(Path(path), entry, differences)
-            act = apply_files.check if module.check_mode else apply_files.settle
-            act(entry)
-        except model.ConflictError as error:
-            refused.append(f"{error}.")
-        except paths.UnsafePathError as error:
-            refused.append(str(error))
-        except (OSError, LookupError) as error:
-            refused.append(f"Cannot change {path}: {error}")
-        else:
-            changed.append(path)
-            diff.append(entry_diff)
-    module.finish(refused, changed=bool(changed), paths=changed, diff=diff)
+        work.do(entry["path"], partial(work.file, entry))
+    for entry in module.params["folders"]:
+        work.do(entry["path"], partial(work.folder, entry))
+    module.finish(work.refused, changed=bool(work.changed), paths=work.changed, diff=work.diff)
 
 
 if __name__ == "__main__":

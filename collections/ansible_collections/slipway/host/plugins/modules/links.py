@@ -85,7 +85,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import files, links, model, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apply_files,
+    files,
+    links,
+    model,
+    paths,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -110,6 +116,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 def change_links(folder: str, target: str, missing: list[str], stale: list[str]) -> None:
     """Create and remove links in a folder; raise UnsafePathError if the folder is not safe."""
+    apply_files.secure_parents(f"{folder}/*")
     with paths.opened_folder(folder, make=True) as opened:
         for name in missing:
             opened.make_link(name, target)

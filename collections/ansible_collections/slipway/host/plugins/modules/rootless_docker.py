@@ -99,8 +99,10 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import rootles
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
+    apply_files,
     files,
     model,
+    paths,
     reading,
     started,
 )
@@ -257,17 +259,27 @@ def remove_others(module: HostModule) -> list[model.Difference]:
     listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
     folder = Path(rootless.FOLDER)
     owned = {"folders": [{"path": str(folder), "entries": [Path(file).name for file in listed]}]}
-    names = reading.list_names(str(folder))
-    differences = HERE.differences(owned, {"folders": {str(folder): names}})
-    for file in sorted(folder.glob("*.json")) if differences and not module.check_mode else ():
+    differences = Here(files).differences(owned)
+    if not differences or module.check_mode:
+        return differences
+    try:
+        apply_files.secure_parents(f"{folder}/*")
+    except paths.UnsafePathError as error:
+        module.fail_json(msg=str(error))
+    for file in [folder / name for name in reading.list_names(str(folder)) or ()]:
         if str(file) not in listed:
-            try:
-                Engine(module, file.stem).remove()
-            except KeyError:
-                Path("/var/lib/systemd/linger", file.stem).unlink(missing_ok=True)
-            # The last step, so that the next run finishes an interrupted run.
-            file.unlink()
+            if file.suffix == ".json":
+                _remove_engine(module, file.stem)
+            # The last step, so that an interrupted run is finished by the next one.
+            apply_files.settle({"path": str(file), "state": "absent"})
     return differences
+
+
+def _remove_engine(module: HostModule, user: str) -> None:
+    try:
+        Engine(module, user).remove()
+    except KeyError:
+        Path("/var/lib/systemd/linger", user).unlink(missing_ok=True)
 
 
 def main() -> None:

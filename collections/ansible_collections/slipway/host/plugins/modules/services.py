@@ -124,6 +124,7 @@ removed:
 """
 
 import json
+import os
 import re
 import secrets
 import subprocess
@@ -271,10 +272,16 @@ def settle_secrets(module: HostModule, project: Project) -> None:
         module.no_log_values.add(read(secret["path"]).strip())
 
 
+def _is_link_into_system(path: str, info: os.stat_result) -> bool:
+    """Return whether a link leads into a folder of the system, or nowhere."""
+    target = files.ask_link_target(path) if paths.type_of(info) == paths.LINK else path
+    return target is None or (target != path and service_files.is_system_path(target))
+
+
 def make_mount(mount: Mapping[str, Any], check: bool = False) -> bool:
     """Make a folder that a project gets, where it is missing; return whether it was.
 
-    CHECK only looks.
+    A link of root's into a folder of the system counts as missing. CHECK only looks.
     Raise UnsafePathError where root cannot reach it without following somebody's link.
     """
     with suppress(FileNotFoundError), paths.opened_parent(mount["path"]) as (folder, name):
@@ -283,7 +290,10 @@ def make_mount(mount: Mapping[str, Any], check: bool = False) -> bool:
             # Root's own links may stay.
             if not folder.trusted and paths.type_of(info) not in (paths.FOLDER, paths.FILE):
                 raise folder.refuse(name, info, "a folder")
-            return False
+            if not _is_link_into_system(mount["path"], info):
+                return False
+            if mount.get("read_only"):
+                raise folder.refuse(name, info, "a folder")
     if not check:
         place = {key: mount[key] for key in ("path", "owner", "group")}
         apply_files.settle({**place, "state": "directory", "mode": "0750"})
@@ -393,6 +403,15 @@ def compared(
     return {name: differences for name, differences in found.items() if differences}, sorted(strays)
 
 
+def secure_root(module: HostModule) -> list[str]:
+    """Give the folder of all projects to root; return the folders that differed."""
+    guarded = f"{module.params['folder']}/*"
+    try:
+        return apply_files.secure_parents(guarded, check=module.check_mode)
+    except paths.UnsafePathError as error:
+        module.fail_json(msg=f"{error} Nothing was changed.")
+
+
 def act(
     module: HostModule, strays: Sequence[str], differing: Sequence[Project]
 ) -> list[ProjectError]:
@@ -431,6 +450,7 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     projects = module.params["projects"]
     found, strays = compared(module, projects)
+    secured = secure_root(module)
     differing = [project for project in projects if project["name"] in found]
     wrong = [sentence for project in differing for sentence in hindrances(project)]
     if wrong:
@@ -453,7 +473,7 @@ def main() -> None:
             msg="\n".join(map(str, failed)), logs="".join(error.logs for error in failed)
         )
     module.exit_json(
-        changed=bool(found or strays),
+        changed=bool(found or strays or secured),
         started=[project["name"] for project in differing],
         removed=strays,
         diff=diffs,

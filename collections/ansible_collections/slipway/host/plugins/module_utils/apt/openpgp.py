@@ -14,6 +14,8 @@ import hashlib
 from collections.abc import Iterator
 
 PUBLIC_KEY = 6
+# Packets that belong to the primary key before them: signatures, user names, subkeys, trust.
+PARTS = frozenset({2, 12, 13, 14, 17})
 ARMOUR = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
 
 
@@ -27,6 +29,9 @@ def from_text(text: str) -> bytes:
     if ARMOUR not in text:
         raise ValueError("not an OpenPGP key (no armour)")
     keyring = b""
+    # apt decodes every block, whatever its label.
+    if text.count("-----BEGIN") != text.count(ARMOUR):
+        raise ValueError("a block that is no public key")
     for block in text.split(ARMOUR)[1:]:
         # Headers end at the first empty line, the checksum line begins with "=".
         body = block.split("-----END", 1)[0].replace("\r\n", "\n").partition("\n\n")[2]
@@ -50,10 +55,11 @@ def normalize_fingerprint(fingerprint: str) -> str:
     return "".join(fingerprint.split()).upper()
 
 
-def _packets(keyring: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the tag and the body of each packet."""
+def _packets(keyring: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield the tag, the body and the whole of each packet."""
     at = 0
     while at < len(keyring):
+        start = at
         head = keyring[at]
         if not head & 0x80:
             raise ValueError("not an OpenPGP keyring")
@@ -78,21 +84,44 @@ def _packets(keyring: bytes) -> Iterator[tuple[int, bytes]]:
             raise ValueError("the keyring ends within a packet") from error
         if at + size > len(keyring):
             raise ValueError("the keyring ends within a packet")
-        yield tag, keyring[at : at + size]
+        yield tag, keyring[at : at + size], keyring[start : at + size]
         at += size
+
+
+def _fingerprint(body: bytes) -> str:
+    """Return the fingerprint of a primary key; keys of other versions are described."""
+    if body[:1] != b"\x04":
+        return f"a key of version {body[0] if body else '?'}"
+    framed = b"\x99" + len(body).to_bytes(2, "big") + body
+    # SHA-1 is the fingerprint's definition, not a choice.
+    return hashlib.sha1(framed, usedforsecurity=False).hexdigest().upper()
 
 
 def fingerprints(keyring: bytes) -> list[str]:
     """Return the fingerprints of the keyring's primary keys, 40 upper-case hex digits each.
 
-    Raise ValueError where the bytes are no keyring or hold no version 4 key.
+    Keys of other versions and packets that belong to no key are described instead, so the result is
+    one fingerprint only where the keyring is exactly that key. Raise ValueError where the bytes are
+    no keyring or hold no version 4 key.
     """
     found = []
-    for tag, body in _packets(keyring):
-        if tag == PUBLIC_KEY and body[:1] == b"\x04":
-            framed = b"\x99" + len(body).to_bytes(2, "big") + body
-            # SHA-1 is the fingerprint's definition, not a choice.
-            found.append(hashlib.sha1(framed, usedforsecurity=False).hexdigest().upper())
-    if not found:
+    for tag, body, _packet in _packets(keyring):
+        if tag == PUBLIC_KEY:
+            found.append(_fingerprint(body))
+        elif tag not in PARTS:
+            found.append(f"a packet of type {tag}")
+    if not any(" " not in fingerprint for fingerprint in found):
         raise ValueError("the keyring holds no version 4 public key")
     return found
+
+
+def extract(keyring: bytes, fingerprint: str) -> bytes:
+    """Return the packets of one primary key of a keyring, nothing where it is not there."""
+    packets: list[bytes] = []
+    is_inside = False
+    for tag, body, packet in _packets(keyring):
+        if tag == PUBLIC_KEY:
+            is_inside = not packets and _fingerprint(body) == fingerprint
+        if is_inside and tag in PARTS | {PUBLIC_KEY}:
+            packets.append(packet)
+    return b"".join(packets)

@@ -39,7 +39,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.dockerd_flags 
     list_environment_files,
     read_unit_flags,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import apply_files, paths
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -58,10 +58,13 @@ class DaemonJsonFile:
         if self.params["mode"] is None:
             self.params["mode"] = f"{self.safe_mode():04o}"
         self.notes: list[str] = []
+        # Parent folders that others could write.
+        self.secured: list[str] = []
         self.result: dict[str, Any] = {"changed": False, "path": str(self.target)}
 
     def run(self) -> dict[str, Any]:
         """Merge the settings into the file, in check mode only report it; return the result."""
+        self.secured = self.secure_parents()
         text = self.read()
         record_text, record = self.read_record()
         merge = plan_merge(
@@ -99,6 +102,7 @@ class DaemonJsonFile:
             "restart_required": merge.restart_required and not waiting,
             "reload_required": merge.reload_required and not waiting,
             "notes": self.notes,
+            "changed": self.result["changed"] or bool(self.secured),
             **now,
         }
 
@@ -141,6 +145,30 @@ class DaemonJsonFile:
     def previous(self) -> str:
         """Path of the file that keeps the previous content."""
         return f"{self.params['record']}.previous"
+
+    def secure_parents(self) -> list[str]:
+        """Give the parent folders of file and record to root; return those that differed."""
+        if os.geteuid() != 0:
+            return []  # a user's own daemon.json
+        guarded = (self.params["path"], str(self.target), self.params["record"])
+        try:
+            changed = apply_files.secure_parents(*guarded, check=self.module.check_mode)
+            if self.params["path"] != str(self.target):
+                self._refuse_foreign_target()
+        except paths.UnsafePathError as error:
+            raise DaemonJsonError(str(error)) from None
+        return changed
+
+    def _refuse_foreign_target(self) -> None:
+        with paths.opened_parent(self.params["path"]) as (folder, name):
+            is_trusted = folder.trusted
+            link = folder.lstat(name)
+        with paths.opened_parent(str(self.target)) as (target_folder, _name):
+            is_trusted = is_trusted and target_folder.trusted
+        if link is not None and paths.type_of(link) == paths.LINK and not is_trusted:
+            found = paths.describe(link, str(self.target))
+            expected = "a file, or a link to a file that only root can replace"
+            raise paths.UnsafePathError(self.params["path"], found, expected)
 
     def safe_mode(self) -> int:
         """Return the mode of the file, limited to 0644."""
@@ -233,8 +261,10 @@ class DaemonJsonFile:
             self.result["changed"] = self.set_attributes(self.target, attributes)
             if self.module._diff and attributes:
                 self.result["diff"] = attributes
-        if not self.module.check_mode:
-            self.write_record(record)
+        if self.record_differs(record):
+            self.result["changed"] = True
+            if not self.module.check_mode:
+                self.write_record(record)
 
     def set_attributes(self, file: Path, diff: dict[str, Any] | None = None) -> bool:
         """Set mode and owner; return whether they differed."""
@@ -283,12 +313,23 @@ class DaemonJsonFile:
             rc=rc,
         )
 
+    def record_differs(self, text: str) -> bool:
+        """Return whether the record has another text, or attributes that open it to others."""
+        path = Path(self.params["record"])
+        try:
+            info = path.lstat()
+            present = path.read_bytes()
+        except FileNotFoundError:
+            return bool(text)
+        closed = (0o100600, os.geteuid(), os.getegid())
+        return present != text.encode() or (info.st_mode, info.st_uid, info.st_gid) != closed
+
     def write_record(self, text: str) -> None:
         """Write the record if it differs; remove it if its new text is empty."""
         path = Path(self.params["record"])
         if not text:
             path.unlink(missing_ok=True)
-        elif not path.exists() or path.read_bytes() != text.encode():
+        elif self.record_differs(text):
             replace_file(path, text)
 
 

@@ -149,6 +149,11 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
     return {
         "packages": [{"name": name} for name in PACKAGES],
         "files": files,
+        # Whatever is beside the program, Python may import instead of it.
+        "folders": [
+            {"path": LIBRARY, "entries": sorted({PACKAGE, complete.ML})},
+            {"path": f"{LIBRARY}/{PACKAGE}", "entries": [name for name, _ in program_sources()]},
+        ],
         "links": [{"folder": COMMANDS, "target": PROGRAM, "names": commands}],
         "unhidden": [
             {"path": f"{folder}/{name}"} for name in commands for folder in SYSTEM_FOLDERS
@@ -165,6 +170,7 @@ def removed() -> dict[str, list[dict[str, Any]]]:
     return {
         "packages": [],
         "files": [{"path": path, "state": "absent"} for path in paths],
+        "folders": [],
         "links": [{"folder": COMMANDS, "target": PROGRAM, "names": []}],
         "unhidden": [],
     }

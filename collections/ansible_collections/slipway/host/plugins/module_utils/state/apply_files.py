@@ -10,9 +10,42 @@ import pwd
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.state import acl, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import acl, parents, paths
 
 FILE_MODE, FOLDER_MODE = "0644", "0755"
+
+
+def secure_parents(*guarded: str, check: bool = False) -> list[str]:
+    """Give the parent folders of paths to root alone, see :mod:`parents`; return the changed ones.
+
+    CHECK changes nothing. Missing folders are left. Raise UnsafePathError where a link is in the
+    place of one.
+    """
+    changed = []
+    for path in parents.parents_of(guarded):
+        if path != "/" and _is_system_link(path):
+            continue
+        try:
+            with paths.opened_folder(path) as folder:
+                if folder.secure(parents.expected_attributes(path).repaired_mode, check):
+                    changed.append(path)
+        except FileNotFoundError:
+            continue
+    return changed
+
+
+def _is_system_link(path: str) -> bool:
+    """Return whether a distribution made this link; raise UnsafePathError for other links."""
+    try:
+        with paths.opened_parent(path) as (folder, name):
+            info = folder.lstat(name)
+            if info is None or paths.type_of(info) != paths.LINK:
+                return False
+            if path not in parents.SYSTEM_LINKS:
+                raise folder.refuse(name, info, "a folder")
+            return True
+    except FileNotFoundError:
+        return False
 
 
 def settle(entry: Mapping[str, Any]) -> None:
@@ -27,11 +60,12 @@ def settle(entry: Mapping[str, Any]) -> None:
     if state == "absent":
         _remove(entry["path"])
         return
+    secure_parents(entry["path"])
     mode = int(entry.get("mode") or (FOLDER_MODE if state == "directory" else FILE_MODE), 8)
     uid, gid = _numbers(entry.get("owner") or "root", entry.get("group") or "root")
     with paths.opened_parent(entry["path"], make=True) as (folder, name):
         expected = paths.FOLDER if state == "directory" else paths.FILE
-        _clear(folder, name, expected, keeps=bool(entry.get("default_acl")))
+        clear(folder, name, expected, keeps=bool(entry.get("default_acl")))
         if state == "directory":
             folder.make_folder(name, mode, uid, gid)
             if entry.get("default_acl"):
@@ -65,7 +99,7 @@ def check(entry: Mapping[str, Any]) -> None:
         return  # Folders and users may be still to come.
 
 
-def _clear(folder: paths.Folder, name: str, expected: int, keeps: bool) -> None:
+def clear(folder: paths.Folder, name: str, expected: int, keeps: bool = False) -> None:
     """Remove something of another type; refuse it where it may be somebody's."""
     info = folder.lstat(name)
     if info is None or paths.type_of(info) == expected:

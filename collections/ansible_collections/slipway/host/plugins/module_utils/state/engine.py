@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ansible_collections.slipway.host.plugins.module_utils.state import probe
+from ansible_collections.slipway.host.plugins.module_utils.state import parents, probe
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Answer,
     Ask,
@@ -62,7 +62,33 @@ def question(statements: Sequence[Owned], kinds: Kinds) -> dict[str, list[Any]]:
                 for asks, more in (("mtimes", entry.get("since", ())), *kind.further(entry)):
                     if more:
                         names.setdefault(asks, set()).update(more)
+        if folders := parent_folders(owned, kinds):
+            names.setdefault("files", set()).update(folders)
     return {asks: sorted(values) for asks, values in names.items()}
+
+
+def guarded(owned: Owned, kinds: Kinds) -> list[str]:
+    """Return the paths of a role's owned state whose parent folders must be root's."""
+    return [
+        path
+        for name, entries in entries_of(owned)
+        for entry in entries
+        for path in kinds[name].guarded(entry)
+    ]
+
+
+def parent_folders(owned: Owned, kinds: Kinds) -> list[str]:
+    """Return the parent folders that must be root's for a role's owned state."""
+    return parents.parents_of(guarded(owned, kinds))
+
+
+def parent_differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
+    """Return where the parent folders of a role's owned state differ."""
+    return [
+        Difference(parents.KIND, *map(escape_control, (path, found, expected)))
+        for path in parent_folders(owned, kinds)
+        for found, expected in parents.compare_parent(path, answer)
+    ]
 
 
 def look(statements: Sequence[Owned], kinds: Kinds, asks: Mapping[str, Ask]) -> Answer:
@@ -71,13 +97,13 @@ def look(statements: Sequence[Owned], kinds: Kinds, asks: Mapping[str, Ask]) -> 
 
 
 def differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
-    """Return where a host differs from the owned state of a role, in the declared order.
+    """Return where a host differs from the owned state of a role: parent folders, then entries.
 
     Raise DaemonJsonError, with line and column, for a broken JSON file, and ConflictError where
     something else is in the way. An obstacle that a user created is a difference: it must not keep
     the rest of the host from being compared.
     """
-    return [
+    return parent_differences(owned, answer, kinds) + [
         # A host may answer with anything; a terminal must only show it.
         Difference(name, *map(escape_control, (str(entry[kinds[name].by]), found, expected)))
         for name, entries in entries_of(owned)

@@ -67,6 +67,35 @@ def _read_state(path: str) -> list[Any] | None:
     return [*reading.ownership(info), digest, info.st_uid, info.st_gid]
 
 
+def ask_target(path: str) -> list[Any] | None:
+    """Return the state, without a digest, of a file at the end of root's own links.
+
+    A file in a folder that others can write is not looked at.
+    """
+    found: list[Any] | None = reading.read_guarded(_read_target, path)
+    return found
+
+
+def _read_target(path: str) -> list[Any] | None:
+    target = path
+    if os.path.islink(path):
+        target = os.path.realpath(path)
+        if not reading.is_trusted_folder(target.rpartition("/")[0]):
+            raise reading.safe_paths().UnsafePathError(
+                path, f"a link to {target}, which others can replace", "a file of root"
+            )
+    info = os.lstat(target)
+    return [*reading.ownership(info), None, info.st_uid, info.st_gid]
+
+
+def ask_link_target(path: str) -> str | None:
+    """Return where root's own links lead from a path, None where nothing is there."""
+    if not reading.is_trusted_folder(path.rpartition("/")[0]):
+        return path  # Links in a folder that others can write are not followed.
+    target = os.path.realpath(path)
+    return target if os.path.exists(target) else None
+
+
 def ask_time(path: str) -> float | None:
     """Return when a file's content last changed, seconds since 1970, None where there is none."""
     try:
@@ -139,6 +168,8 @@ def _acl_of(path: str) -> str | None:
 ASKS = {
     "files": reading.each(ask_state),
     "acls": reading.each(ask_acl),
+    "targets": reading.each(ask_target),
+    "link_targets": reading.each(ask_link_target),
     "mtimes": reading.each(ask_time),
     "folders": reading.each(ask_names),
     "texts": reading.each(ask_text),
@@ -148,12 +179,19 @@ ASKS = {
 # --- Nothing below is sent to hosts with the survey. ---
 import hashlib
 
-from ansible_collections.slipway.host.plugins.module_utils.state import acl
+from ansible_collections.slipway.host.plugins.module_utils.state import acl, attributes
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     ConflictError,
     Kind,
 )
+
+
+def declared_attributes(entry: Entry) -> attributes.Attributes:
+    """Return the attributes that an entry of files declares."""
+    state = entry.get("state") or attributes.FILE
+    mode = entry.get("mode") or ("0755" if state == attributes.FOLDER else "0644")
+    return attributes.exact(state, entry.get("owner") or "root", entry.get("group") or "root", mode)
 
 
 def compare_files(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -167,28 +205,18 @@ def compare_files(entry: Entry, answer: Answer) -> Iterator[Change]:
     if found is None:
         yield MISSING, f"a {state}"
         return
-    kind, mode, owner, group, digest, uid, gid = found
+    kind, digest = found[0], found[4]
     default_acl = entry.get("default_acl")
     if kind != state and default_acl:
         raise ConflictError(
             f"{entry['path']}: found a {kind}; expected a folder. Declare the target of the link, "
             "or move it out of the way"
         )
-    if kind != state:
-        yield f"a {kind}", f"a {state}"
-        return
-    content = entry.get("content")
+    content = entry.get("content") if kind == state else None
     if content is not None and digest != hashlib.sha256(content.encode()).hexdigest():
         yield "content differs", "as declared"
-    default_mode = "0755" if state == "directory" else "0644"
-    for what, was, should in (
-        ("mode", (mode,), entry.get("mode", default_mode)),
-        ("owner", (owner, str(uid)), entry.get("owner", "root")),
-        ("group", (group, str(gid)), entry.get("group", "root")),
-    ):
-        if should not in was:
-            yield f"{what} {was[0]}", should
-    if default_acl:
+    yield from attributes.compare(found, declared_attributes(entry))
+    if kind == state and default_acl:
         yield from _compare_acl(entry["path"], default_acl, answer["acls"][entry["path"]])
 
 
@@ -242,9 +270,20 @@ def _acls_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
         yield "acls", [entry["path"]]
 
 
+def _present_path(entry: Entry) -> Iterator[str]:
+    """Yield the path of an entry that declares a file or folder."""
+    if entry.get("state") != "absent":
+        yield entry["path"]
+
+
+def inside(entry: Entry) -> Iterator[str]:
+    """Yield a path in a folder, so that the folder itself counts as a parent folder."""
+    yield f"{entry['path']}/*"
+
+
 KINDS = (
-    Kind("files", "path", "files", compare_files, _acls_of),
-    Kind("folders", "path", "folders", compare_folders),
+    Kind("files", "path", "files", compare_files, _acls_of, guarded=_present_path),
+    Kind("folders", "path", "folders", compare_folders, guarded=inside),
     Kind("unhidden", "path", "files", compare_unhidden),
     Kind("obstacles", "path", "texts", compare_obstacles),
     Kind("derived", "path", "mtimes", compare_derived),

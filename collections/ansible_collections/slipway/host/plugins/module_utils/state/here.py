@@ -10,6 +10,7 @@ from types import ModuleType
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     engine,
     files,
+    probe,
     started,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
@@ -35,6 +36,15 @@ class Here:
         """Return where this host differs; ask it unless its ANSWER is given."""
         found = self.look(owned) if answer is None else answer
         return engine.differences(owned, found, self.kinds)
+
+    def guarded(self, owned: engine.Owned) -> list[str]:
+        """Return the paths of owned state whose parent folders must be root's."""
+        return engine.guarded(owned, self.kinds)
+
+    def parent_differences(self, owned: engine.Owned) -> list[Difference]:
+        """Return where parent folders of owned state differ on this host."""
+        question = {"files": engine.parent_folders(owned, self.kinds)}
+        return engine.parent_differences(owned, probe.answer(question, self.asks), self.kinds)
 
 
 def diff_of(differences: Iterable[Difference]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 """Lines in a file that others own too: SSH keys.
 
 Keys of an entry of lines (``?``: optional): path, lines, user?, home?: the home that the path was
-derived from; the user must not have another one.
+derived from; the user must not have another one. All other lines belong to the user.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import base64
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.state import accounts, files
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts, attributes, files
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     Answer,
@@ -33,26 +33,41 @@ def compare_lines(entry: Entry, answer: Answer) -> Iterator[Change]:
             f"user_access_users: user {entry['user']} has home {user[2]}, but keys would go to "
             f"{entry['path']}. Set 'home: {user[2]}'"
         )
-    for path in _key_paths(entry):
-        yield from _keys_mode(entry["user"], path, answer.get("files", {}).get(path))
+    for path, expected in _key_paths(entry):
+        state = answer.get("files", {}).get(path)
+        if state is None or (path == _home_of(entry) and state[0] == "link"):
+            continue  # A home may be a link of root's.
+        for found, should in attributes.compare(state, expected):
+            yield f"{path}: {found}", should
     present = set(_text_lines(answer["texts"][entry["path"]] or ""))
     missing = sum(line not in present for line in entry["lines"])
     if missing:
         yield f"{missing} of {len(entry['lines'])} lines {MISSING}", "all there"
 
 
-def _key_paths(entry: Entry) -> tuple[str, ...]:
-    """Return the file of a user's keys and its folder: sshd refuses keys that others can change."""
-    path = str(entry["path"])
-    return (path.rpartition("/")[0], path) if entry.get("user") else ()
+def _key_paths(entry: Entry) -> Iterator[tuple[str, attributes.Attributes]]:
+    """Yield the file of a user's keys, its folder and the home, each with what it must be.
 
-
-def _keys_mode(user: str, path: str, found: Any) -> Iterator[Change]:
-    if not found or found[2] != user:
+    sshd refuses keys that others can change, and a folder of somebody else is not the user's. A
+    group of one member may write a home. A file or a folder of root is accepted.
+    """
+    user = entry.get("user")
+    if not user:
         return
-    mode, needed = int(found[1], 8), 0o100 if found[0] == "directory" else 0o400
-    if mode & 0o022 or not mode & needed:
-        yield f"{path} has mode {found[1]}", "readable by its owner and not writable by others"
+    path, home = str(entry["path"]), _home_of(entry)
+    folder = path.rpartition("/")[0]
+    for part, type_, least, surplus in (
+        (home, attributes.FOLDER, 0, 0o002),
+        (folder, attributes.FOLDER, 0o100, attributes.WRITABLE),
+        (path, attributes.FILE, 0o400, attributes.WRITABLE),
+    ):
+        owners = (user, "root")
+        yield part, attributes.Attributes(type_, owners, None, least, 0o7777 & ~surplus)
+
+
+def _home_of(entry: Entry) -> str:
+    """Return the folder that holds the folder of a user's keys."""
+    return str(entry["path"]).rpartition("/")[0].rpartition("/")[0]
 
 
 def _text_lines(text: str) -> list[str]:
@@ -63,7 +78,7 @@ def _text_lines(text: str) -> list[str]:
 
 
 def _files_and_user_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
-    yield "files", _key_paths(entry)
+    yield "files", [path for path, _expected in _key_paths(entry)]
     if entry.get("home"):
         yield "users", [entry["user"]]
 

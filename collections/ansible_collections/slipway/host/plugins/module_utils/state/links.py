@@ -82,4 +82,8 @@ def compare_links(entry: Entry, answer: Answer) -> Iterator[Change]:
             yield f"{name} is there", "removed"
 
 
-KINDS = (Kind("links", "folder", "links", compare_links),)
+def _folder_of(entry: Entry) -> list[str]:
+    return [f"{entry['folder']}/*"]
+
+
+KINDS = (Kind("links", "folder", "links", compare_links, guarded=_folder_of),)

@@ -52,6 +52,11 @@ def no_information(_entry: Entry, _answer: Answer) -> Iterator[str]:
     return iter(())
 
 
+def no_paths(_entry: Entry) -> tuple[str, ...]:
+    """Return no paths whose parent folders must be root's."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of owned thing: what is asked for on the host and how it is compared.
@@ -59,7 +64,8 @@ class Kind:
     ``name`` is the list in the owned state, ``by`` the key of an entry that names it and goes into
     the question ``asks``. ``compare`` yields pairs of what was found and what was expected.
     ``further`` yields further questions with their names. ``inform`` yields sentences about what
-    others configured for the thing: no drift, and Slipway leaves it in place.
+    others configured for the thing: no drift, and Slipway leaves it in place. ``guarded`` returns
+    the paths whose parent folders must be root's, see :mod:`parents`.
     """
 
     name: str
@@ -68,3 +74,4 @@ class Kind:
     compare: Callable[[Entry, Answer], Iterator[Change]]
     further: Callable[[Entry], Iterator[tuple[str, Iterable[Any]]]] = no_further
     inform: Callable[[Entry, Answer], Iterator[str]] = no_information
+    guarded: Callable[[Entry], Iterable[str]] = no_paths

@@ -21,12 +21,15 @@ MAX_BYTES = 1 << 25
 TRUSTED: Json = {}
 # Path that was not read, to [path of the obstacle, what was found, what was expected].
 UNSAFE: Json = {}
+# Names of numbers: hosts with a directory service answer slowly.
+USER_NAMES: dict[int, str] = {}
+GROUP_NAMES: dict[int, str] = {}
 
 
 def reset() -> None:
     """Forget what earlier questions found."""
-    TRUSTED.clear()
-    UNSAFE.clear()
+    for known in (TRUSTED, UNSAFE, USER_NAMES, GROUP_NAMES):
+        known.clear()
 
 
 def each(ask: Callable[[str], Any]) -> Callable[[list[str], Json], Json]:
@@ -154,28 +157,37 @@ def read_untrusted(path: str) -> bytes:
 
 def ownership(info: os.stat_result) -> list[Any]:
     """Return ``[type, mode, owner, group]``; an ID without a name stays a number."""
-    import grp
     import stat
 
     kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}.get(
         stat.S_IFMT(info.st_mode), "other"
     )
-    owner = user_name(info.st_uid)
-    try:
-        group = grp.getgrgid(info.st_gid).gr_name
-    except KeyError:
-        group = str(info.st_gid)
-    return [kind, f"{stat.S_IMODE(info.st_mode):04o}", owner, group]
+    mode = f"{stat.S_IMODE(info.st_mode):04o}"
+    return [kind, mode, user_name(info.st_uid), group_name(info.st_gid)]
 
 
 def user_name(uid: int) -> str:
     """Return the name of a user ID, the number if it has no name."""
     import pwd
 
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    if uid not in USER_NAMES:
+        try:
+            USER_NAMES[uid] = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            USER_NAMES[uid] = str(uid)
+    return str(USER_NAMES[uid])
+
+
+def group_name(gid: int) -> str:
+    """Return the name of a group ID, the number if it has no name."""
+    import grp
+
+    if gid not in GROUP_NAMES:
+        try:
+            GROUP_NAMES[gid] = grp.getgrgid(gid).gr_name
+        except KeyError:
+            GROUP_NAMES[gid] = str(gid)
+    return str(GROUP_NAMES[gid])
 
 
 def list_names(path: str) -> list[str] | None:

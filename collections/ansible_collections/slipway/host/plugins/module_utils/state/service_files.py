@@ -7,8 +7,8 @@ Keys of an entry (``?``: optional):
 secrets: path, owner, group, content? or source?: another file of the host that it is a copy of.
 Without these it may have any content, but must not be empty.
 
-mounts: path, owner, group, read_only?: a folder that containers mount. An existing folder is not
-changed.
+mounts: path, owner, group, read_only?: a folder that containers mount. Owner, group and mode of an
+existing folder belong to people and stay. It may be a link of root's, but not into the system.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
 
 ASKS = files.ASKS
 SECRET_MODE = "0600"
+# A container must not get these by a link.
+SYSTEM_PARENTS = ("/", "/home", "/var", "/var/lib")
+SYSTEM_TREES = (
+    *("/bin/", "/boot/", "/dev/", "/etc/", "/lib/", "/lib32/", "/lib64/", "/proc/", "/root/"),
+    *("/run/", "/sbin/", "/sys/", "/usr/", "/var/lib/docker/", "/var/lib/slipway/"),
+)
 NOTHING = hashlib.sha256().hexdigest()
 
 
@@ -50,11 +56,22 @@ def compare_secrets(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 
 def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
-    """Yield the missing folder of a mount."""
-    if answer["files"][entry["path"]] is None:
+    """Yield the missing folder of a mount, and a link into a folder of the system."""
+    path = entry["path"]
+    state = answer["files"][path]
+    if state is None:
         if entry.get("read_only"):
-            raise ConflictError(f"{entry['path']}, which a service is to read, is {MISSING}")
+            raise ConflictError(f"{path}, which a service is to read, is {MISSING}")
         yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
+    elif state[0] == "link":
+        target = answer["link_targets"][path]
+        if target is None or is_system_path(target):
+            yield f"a link to {target or 'nothing'}", "a folder"
+
+
+def is_system_path(path: str) -> bool:
+    """Return whether a real path is a folder of the system, or in one, or holds one."""
+    return path in SYSTEM_PARENTS or f"{path}/".startswith(SYSTEM_TREES)
 
 
 def _source_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
@@ -62,7 +79,15 @@ def _source_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
         yield "files", [entry["source"]]
 
 
+def _link_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "link_targets", [entry["path"]]
+
+
+def _path_of(entry: Entry) -> list[str]:
+    return [entry["path"]]
+
+
 KINDS = (
-    Kind("secrets", "path", "files", compare_secrets, _source_of),
-    Kind("mounts", "path", "files", compare_mounts),
+    Kind("secrets", "path", "files", compare_secrets, _source_of, guarded=_path_of),
+    Kind("mounts", "path", "files", compare_mounts, _link_of),
 )
