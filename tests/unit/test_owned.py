@@ -226,7 +226,7 @@ def test_json_is_only_roots_to_write(state: Any, changes: Changes) -> None:
     assert json_differences({}, "{}", state) == changes
 
 
-RECORD = daemon_json_record.update_record(
+JSON_RECORD = daemon_json_record.update_record(
     "", "/etc/x.json", list(daemon_json_record.record_keys({}, {"debug": True}))
 )
 
@@ -234,10 +234,14 @@ RECORD = daemon_json_record.update_record(
 @pytest.mark.parametrize(
     ("text", "state", "changes"),
     [
-        (RECORD, CLOSED_FILE, []),
+        (JSON_RECORD, CLOSED_FILE, []),
         (None, None, [("its record /var/r is missing", "as declared")]),
         ("broken", CLOSED_FILE, [("its record /var/r differs", "as declared")]),
-        (RECORD, ["file", "0644", *CLOSED_FILE[2:]], [("its record /var/r: mode 0644", "0600")]),
+        (
+            JSON_RECORD,
+            ["file", "0644", *CLOSED_FILE[2:]],
+            [("its record /var/r: mode 0644", "0600")],
+        ),
     ],
 )
 def test_the_record_of_json(text: Any, state: Any, changes: Changes) -> None:
@@ -378,21 +382,6 @@ def test_an_obstacle_in_the_place_of_a_parent_is_named() -> None:
     answer = {"files": {"/": FOLDER, "/etc": FOLDER, "/etc/x/y": FILE}, "unsafe": unsafe}
     (found,) = survey.differences({"files": [{"path": "/etc/x/y"}]}, answer)
     assert found.found == "/etc/x is a symbolic link to /tmp, owned by bob"
-
-
-@pytest.mark.parametrize(
-    ("made", "changes"),
-    [
-        (None, []),
-        (3.0, []),
-        (2.0, [("older than /etc/b", "made after it")]),
-    ],
-)
-def test_derived(made: float | None, changes: Changes) -> None:
-    entry = {"path": "/boot/initrd", "since": ["/etc/a", "/etc/b", "/etc/none"]}
-    times = {"/boot/initrd": made, "/etc/a": 1.0, "/etc/b": 2.5, "/etc/none": None}
-    found = survey.differences({"derived": [entry]}, {"mtimes": times})
-    assert [(one.found, one.expected) for one in found] == changes
 
 
 @pytest.mark.parametrize(

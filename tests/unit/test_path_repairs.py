@@ -81,7 +81,7 @@ def test_parent_folders_are_given_to_root(
 def test_a_link_in_the_place_of_a_parent_is_refused(system: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (system / "a").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UnsafePathError, match="found a symbolic link to .*/elsewhere"):
+    with pytest.raises(UnsafePathError, match=r"found a symbolic link to .*/elsewhere"):
         apply_files.secure_parents(str(system / "a" / "file"))
 
 

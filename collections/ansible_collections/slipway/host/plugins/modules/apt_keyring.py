@@ -86,7 +86,7 @@ def keyring_bytes(content: bytes) -> bytes:
 
 
 def present_key(text: str | None, expected: str) -> tuple[list[str], bytes]:
-    """Return the fingerprints in the TEXT of a keyring, and the packets of the EXPECTED key in it."""
+    """Return the fingerprints in a keyring, and the packets of the expected key in it."""
     try:
         keyring = openpgp.from_text(text or "")
         return openpgp.fingerprints(keyring), openpgp.extract(keyring, expected)

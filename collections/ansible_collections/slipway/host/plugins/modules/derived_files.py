@@ -8,11 +8,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: derived_files
-short_description: Regenerate files that are older than their sources
+short_description: Generate files again whose sources changed
 description:
-  - Runs a command if a file is older than one of its sources. So the next run also regenerates a
-    file if a run ended between the change of a source and the command.
-  - Compares the times in the same way as the survey.
+  - Runs a command if a file is missing, empty, changed, open to others, or generated from other
+    sources than the present ones. So the next run finishes an interrupted run.
+  - Records digests of the file and its sources in C(/var/lib/slipway/derived.json). The survey
+    compares by the same record. The time of modification decides nothing.
 options:
   derived:
     description: The files, as the C(derived) list of a role's owned state.
@@ -33,6 +34,14 @@ options:
         description: Whether a missing file is generated. By default it is not.
         type: bool
         default: false
+      holds:
+        description: Text that the file must contain.
+        type: str
+      alone_in:
+        description: Folders in which other files that contain this text are removed.
+        type: list
+        elements: path
+        default: []
   commands:
     description: Commands that generate the files. The first command that the host has is run.
     type: list
@@ -68,10 +77,18 @@ command:
   elements: str
 """
 
+import json
+import stat
+from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import files
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apply_files,
+    derived,
+    parents,
+    paths,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -83,35 +100,101 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "path": {"type": "path", "required": True},
             "since": {"type": "list", "elements": "path", "required": True},
             "required": {"type": "bool", "default": False},
+            "holds": {"type": "str"},
+            "alone_in": {"type": "list", "elements": "path", "default": []},
         },
     },
     "commands": {"type": "list", "elements": "list", "required": True},
 }
 
 
+def prepare(entry: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+    """Remove rivals of a file and repair its type, owner and mode; a command may keep them."""
+    for rival in derived.rivals(entry, answer):
+        apply_files.settle({"path": rival, "state": "absent"})
+    try:
+        with paths.opened_parent(entry["path"]) as (folder, name):
+            info = folder.lstat(name)
+            if info is None:
+                return
+            if paths.type_of(info) != paths.FILE:
+                folder.remove(name)
+                return
+            present = stat.S_IMODE(info.st_mode)
+            mode = derived.ATTRIBUTES.repaired_mode(present)
+            if (info.st_uid, present) != (0, mode):
+                folder.set_file(name, mode, 0, info.st_gid)
+    except FileNotFoundError:
+        return
+
+
+def write_record(entries: list[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
+    """Record what files and their sources are now; records of other files stay."""
+    records = {
+        **derived.read_record(answer["texts"].get(derived.RECORD) or ""),
+        **{
+            entry["path"]: derived.record_of(entry, answer)
+            for entry in entries
+            if answer["made"][entry["path"]]
+        },
+    }
+    content = json.dumps(records, indent=1, sort_keys=True) + "\n"
+    with paths.opened_parent(derived.RECORD, make=True) as (folder, name):
+        folder.replace(name, content.encode(), 0o600, 0, 0)
+
+
+def run(module: HostModule, command: list[str]) -> str:
+    """Run a command, which must succeed; return its output."""
+    status, out, err = module.run_command(command)
+    output = (err or out).strip() or "none"
+    if status != 0:
+        module.fail_json(msg=f"{' '.join(command)} failed: {output}")
+    return output
+
+
+def make(module: HostModule, here: Here, command: list[str]) -> None:
+    """Make the files that differ by the command, and record them."""
+    entries: list[Mapping[str, Any]] = module.params["derived"]
+    owned = {"derived": entries}
+    apply_files.secure_parents(*here.guarded(owned))
+    answer = here.look(owned)
+    differing = {found.name for found in here.differences(owned, answer)}
+    for entry in entries:
+        if entry["path"] in differing:
+            prepare(entry, answer)
+    before = here.look(owned)["made"]
+    output = run(module, command) if differing else ""
+    end = f"Output of the command: {output}"
+    after = here.look(owned)
+    for path in sorted(differing):
+        if after["made"][path] == before[path]:
+            why = "was not generated" if before[path] else "is missing"
+            module.fail_json(msg=f"{' '.join(command)} succeeded, but {path} {why}. {end}")
+    write_record(entries, after)
+    if left := here.differences(owned):
+        module.fail_json(
+            msg=f"{' '.join(command)} succeeded, but {left[0].name} is {left[0].found}. {end}"
+        )
+
+
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    owned = {"derived": module.params["derived"]}
-
-    here = Here(files)
-    differences = here.differences(owned)
-    if not differences:
+    here = Here(derived)
+    found = here.differences({"derived": module.params["derived"]})
+    if not found:
         module.exit_json(changed=False)
-    diff = diff_of(differences)
     commands = module.params["commands"]
-    command = next((words for words in commands if module.get_bin_path(words[0])), commands[0])
+    words = next((words for words in commands if module.get_bin_path(words[0])), commands[0])
+    command = [str(word) for word in words]
     if not module.check_mode:
-        status, out, err = module.run_command([str(word) for word in command])
-        output = (err or out).strip() or "none"
-        if status != 0:
-            module.fail_json(msg=f"{' '.join(command)} failed: {output}")
-        if left := here.differences(owned):
-            module.fail_json(
-                msg=f"{' '.join(command)} succeeded, but {left[0].name} is {left[0].found}. Output "
-                f"of the command: {output}"
-            )
-    module.exit_json(changed=True, command=command, diff=diff)
+        try:
+            make(module, here, command)
+        except (OSError, paths.UnsafePathError) as error:
+            module.fail_json(msg=str(error))
+    is_made = any(difference.kind != parents.KIND for difference in found)
+    result = {"command": command} if is_made else {}
+    module.exit_json(changed=True, diff=diff_of(found), **result)
 
 
 if __name__ == "__main__":

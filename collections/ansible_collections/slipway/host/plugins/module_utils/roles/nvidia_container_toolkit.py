@@ -44,6 +44,11 @@ STALE_LISTS = (
 # The first file is written by the package's units at each boot and after each driver change, the
 # second by hand with nvidia-ctk. The engine reads both; an outdated file breaks every container.
 CDI_SPECIFICATION = "/var/run/cdi/nvidia.yaml"
+# Every specification of this kind gives containers the GPUs; two of them contradict each other.
+CDI_KIND = "nvidia.com/gpu"
+CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
+# The libraries in the specification have the version of the loaded module in their names.
+LOADED_VERSION = "/sys/module/nvidia/version"
 STALE_SPECIFICATION = "/etc/cdi/nvidia.yaml"
 SETTINGS = "/etc/nvidia-container-runtime"
 
@@ -167,7 +172,13 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
             {
                 "path": CDI_SPECIFICATION,
                 "required": True,
-                "since": [f"/lib/modules/{facts['kernel']}/modules.dep", HOOKS_INSTALLED[1]],
+                "since": [
+                    f"/lib/modules/{facts['kernel']}/modules.dep",
+                    HOOKS_INSTALLED[1],
+                    LOADED_VERSION,
+                ],
+                "holds": CDI_KIND,
+                "alone_in": list(CDI_FOLDERS),
             }
         ]
         if refreshes and host.loaded(facts)

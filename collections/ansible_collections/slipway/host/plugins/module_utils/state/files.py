@@ -15,8 +15,6 @@ unhidden: path of a command of the system that a command of ours would hide; it 
 
 obstacles: path, holds, why: a file with this content prevents the role from working, and WHY says
 what to do.
-
-derived: path, since: files that it was made from and that must not be newer, required?.
 """
 
 from __future__ import annotations
@@ -255,16 +253,6 @@ def compare_obstacles(entry: Entry, answer: Answer) -> Iterator[Change]:
     return iter(())
 
 
-def compare_derived(entry: Entry, answer: Answer) -> Iterator[Change]:
-    """Yield the files that are newer than the derived one."""
-    made = answer["mtimes"][entry["path"]]
-    if made is None and entry.get("required"):
-        yield MISSING, "there"
-    for path in entry["since"] if made is not None else ():
-        if (answer["mtimes"][path] or 0) > made:
-            yield f"older than {path}", "made after it"
-
-
 def _acls_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     if entry.get("default_acl"):
         yield "acls", [entry["path"]]
@@ -286,5 +274,4 @@ KINDS = (
     Kind("folders", "path", "folders", compare_folders, guarded=inside),
     Kind("unhidden", "path", "files", compare_unhidden),
     Kind("obstacles", "path", "texts", compare_obstacles),
-    Kind("derived", "path", "mtimes", compare_derived),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
     containers,
+    derived,
     disturbance,
     docker_folder,
     engine,
@@ -26,8 +27,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 # Those that answer questions themselves come first.
 _ASKING = (
-    *(accounts, containers, disturbance, docker_folder, files, kernel_modules, links, packages),
-    *(rootless, started, trees, units),
+    *(accounts, containers, derived, disturbance, docker_folder, files, kernel_modules, links),
+    *(packages, rootless, started, trees, units),
 )
 _OTHERS = (json_settings, keyrings, lines, service_files)
 
