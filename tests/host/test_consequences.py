@@ -26,7 +26,7 @@ SETTINGS = {"log-driver": "local", "live-restore": False}
 ADOPTED = f"""
 mkdir -p /etc/docker; echo '{json.dumps(SETTINGS)}' >{DAEMON_JSON}
 apt-get -qq update >/dev/null
-apt-get -qq install -y --no-install-recommends docker.io iptables >/dev/null 2>&1
+apt-get -qq install -y --no-install-recommends docker.io docker-cli iptables >/dev/null
 useradd --create-home alice; useradd --create-home bob
 mknod -m 0666 /dev/nvidia0 c 1 3
 tar -C / -c bin lib lib64 usr/bin/dash usr/bin/sh usr/bin/sleep \

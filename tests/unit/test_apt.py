@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, run
+from ansible_collections.slipway.host.plugins.module_utils.docker import restart_consent
+from ansible_collections.slipway.host.plugins.module_utils.state import disturbance
 from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
 from ansible_collections.slipway.host.plugins.modules import held_packages
 
@@ -320,10 +322,14 @@ def apt(
     monkeypatch.setattr(run, "lock_holder", str)
     calls = tmp_path / "calls"
     calls.touch()
+    (tmp_path / "simulated").touch()
 
     def script(body: str) -> Callable[[], list[str]]:
         for name in ("apt-get", "dpkg"):
-            program(name, f'count=$(wc -l <{calls})\necho "{name} $*" >>{calls}\n{body}')
+            # That is how the consent to a change is asked for; see the tests of it below.
+            simulated = f"case $* in *--quiet=1*) cat {tmp_path}/simulated; exit 0 ;; esac"
+            counted = f'count=$(wc -l <{calls})\necho "{name} $*" >>{calls}'
+            program(name, f"{simulated}\n{counted}\n{body}")
         return lambda: [
             " ".join(word for word in line.split() if word[:2] != "--" or word == "--configure")
             for line in calls.read_text().splitlines()
@@ -570,3 +576,111 @@ def test_what_fails_half_way_is_held_nevertheless(
     wanted = [{"name": "a", "hold": True}, {"name": "b"}]
     assert run_module(held_packages, packages=wanted)["failed"]
     assert (tmp_path / "marked").read_text() == "--quiet=2 hold a\n"
+
+
+# Consent.
+
+ENGINE = "Inst docker.io [26.1.5-1] (28.5.2-1 Debian:13)\n"
+
+
+@pytest.fixture
+def consent(
+    run_module: RunModule, apt: Apt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[dict[str, Any], list[str]]]:
+    """Return a function that changes packages where apt SIMULATED something else besides."""
+    monkeypatch.setattr(
+        restart_consent,
+        "ask_obstacle",
+        lambda policy, keeps: "" if keeps or policy == "always" else "container train uses a GPU",
+    )
+
+    def change(
+        simulated: str, known: Any = INSTALLED, **parameters: Any
+    ) -> tuple[dict[str, Any], list[str]]:
+        monkeypatch.setattr(
+            state_packages, "ask_packages", lambda names: dict.fromkeys(names, known)
+        )
+        calls = apt("")
+        (tmp_path / "simulated").write_text(simulated)
+        wanted = [{"name": "a", "version": "2"}, {"name": "docker.io"}]
+        result = run_module(held_packages, **{"packages": wanted, **parameters})
+        return result, calls()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("simulated", "parameters", "reason"),
+    [
+        ("Inst a [1] (2 x)\n", {}, ""),
+        ("Remv theirs [1]\nInst a [1] (2 x)\n", {}, "apt would remove or downgrade theirs 1"),
+        ("Remv theirs [1]\n", {"removable": ["the*"]}, ""),
+        ("Remv theirs [1]\n", {"removable": ["other"]}, "theirs 1"),
+        ("Remv theirs [1]\n", {"role": "docker_engine"}, "docker_engine_removable_packages"),
+        ("Remv docker.io [1]\n", {"restart": "always"}, ""),
+        (
+            "The following packages will be DOWNGRADED:\n  old a\nInst old [3] (2 x)\n"
+            "Inst a [3] (2 x)\n",
+            {},
+            "downgrade old 3;",
+        ),
+        ("Inst better [1] (2 x)\n", {}, ""),
+        (ENGINE, {}, "change of docker.io (restarts Docker) waits: container train uses a GPU."),
+        (ENGINE, {"restart": "always"}, ""),
+        ("Inst containerd [1.7.24] (1.7.27 x)\n", {}, ""),
+        ("Inst containerd [1.7.24] (2.0.1 x)\n", {}, "change of containerd"),
+        ("Inst docker.io (28.5.2-1 Debian:13)\n", {}, ""),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_a_change_that_disturbs_others_waits(
+    consent: Callable[..., Any],
+    simulated: str,
+    parameters: dict[str, Any],
+    reason: str,
+    check: bool,
+) -> None:
+    result, calls = consent(simulated, check=check, **parameters)
+    assert result["changed"] == (not reason)
+    (waiting,) = result.get("slipway_waiting", [""])
+    assert reason in waiting
+    assert bool(calls) == (not reason and not check)
+
+
+@pytest.mark.parametrize(
+    ("simulated", "command", "gpus_free", "waits"),
+    [
+        ("Inst a [1] (2 x)\n", "python", True, True),
+        ("Inst a [1] (2 x)\n", "python", False, False),
+        ("Inst a [1] (2 x)\n", "nvidia-persiste", True, False),
+        ("Inst a (2 x)\n", "python", True, False),
+        ("Inst b [1] (2 x)\n", "python", True, False),
+    ],
+    ids=["in use", "not asked", "the driver's own daemon", "a first installation", "another set"],
+)
+def test_a_driver_in_use_is_not_changed(
+    consent: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    simulated: str,
+    command: str,
+    gpus_free: bool,
+    waits: bool,
+) -> None:
+    process = {"pid": 7, "command": command, "user": "bob", "devices": [], "container": ""}
+    monkeypatch.setattr(disturbance, "ask_gpu_processes", lambda: [process])
+    result, _calls = consent(simulated, gpus_free=gpus_free)
+    assert ("process 7 (python) of bob" in str(result.get("slipway_waiting"))) == waits
+    assert result["changed"] == (not waits)
+
+
+def test_a_missing_package_cannot_wait(consent: Callable[..., Any]) -> None:
+    result, calls = consent("Remv theirs [1]\n", known=None)
+    assert result["msg"].startswith("Cannot install a, docker.io: change of packages waits: apt")
+    assert calls == []
+
+
+def test_a_removal_asks_for_what_goes_with_it(consent: Callable[..., Any]) -> None:
+    wanted = [{"name": "a", "state": "absent"}]
+    result, calls = consent("Remv needs-a [1]\nPurg a [1]\n", packages=wanted)
+    assert "needs-a 1" in result["slipway_waiting"][0]
+    assert not any("purge a" in call and "simulate" not in call for call in calls[3:])

@@ -26,7 +26,7 @@ def unit(**changes: Any) -> dict[str, Any]:
 
 
 def package(name: str, **changes: Any) -> dict[str, Any]:
-    return {"packages": [{"name": name, "restarts": "docker.service", **changes}]}
+    return {"packages": [{"name": name, **changes}]}
 
 
 INSTALLED = ["install", "installed", "1.0"]
@@ -49,7 +49,10 @@ def answer(**changes: Any) -> dict[str, Any]:
         "units": {"docker.service": RUNNING},
         "starts": {"docker.service": None},
         "reads": {"/etc/x": [200.0, "a"], "/etc/old": [50.0, "b"]},
-        "packages": {"docker.io": INSTALLED, "new": None},
+        "packages": {
+            **dict.fromkeys(("docker-ce", "new", "nvidia-container-toolkit")),
+            **dict.fromkeys(("docker.io", "docker-cli"), INSTALLED),
+        },
         "modules": {"nvidia": None},
         **changes,
     }
@@ -81,8 +84,9 @@ STOPPED = {"units": {"docker.service": {**RUNNING, "active": "inactive"}}}
         (package("docker.io", version="2.0"), {}, [("idle", False)]),
         (package("docker.io", state="absent"), {}, [("idle", False)]),
         (package("docker.io", hold=True), {}, []),
-        (package("docker.io", version="2.0", restarts=None), {}, []),
-        (package("new"), {}, []),
+        (package("docker-cli", version="2.0"), {}, []),
+        (package("docker-ce"), {}, []),
+        (package("nvidia-container-toolkit"), {}, [("idle", True)]),
         ({**unit(), **package("docker.io", version="2.0")}, {}, [("never", False)]),
     ],
 )

@@ -145,6 +145,26 @@ def test_live_restore_is_a_default_except_in_a_swarm(
     assert [("swarm" in error) for error in owned["refused"]] == [True] * refused
 
 
+@pytest.mark.parametrize(
+    ("installed", "source", "removable"),
+    [
+        ("", "docker", set()),
+        ("docker-ce", "docker", set()),
+        ("docker.io", "docker", {"docker.io", "containerd", "runc"}),
+        ("docker-ce", "distribution", {"docker-ce", "containerd.io"}),
+        ("docker.io", "auto", set()),
+    ],
+)
+def test_only_a_declared_source_replaces_the_packages_of_the_other(
+    installed: str, source: str, removable: set[str]
+) -> None:
+    found = plan(facts(docker_package=installed), source=source, removable_packages=["mine"])
+    assert found["removable"][0] == "mine"
+    assert set(found["removable"][1:]) >= removable
+    assert bool(found["removable"][1:]) == bool(removable)
+    assert "iptables" not in found["removable"]
+
+
 def test_a_removed_engine_has_no_default_settings() -> None:
     assert plan(state="absent", default_settings=LIVE)["owned"]["json"][0]["defaults"] == {}
 

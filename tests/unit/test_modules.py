@@ -563,6 +563,8 @@ def test_the_index_is_refreshed_only_when_a_package_is_not_found(
     assert told() == [
         "apt-get install docker.io",
         "apt-get update",
+        # A simulation again, then the real one.
+        "apt-get install docker.io",
         "apt-get install docker.io",
         "apt-mark hold docker.io",
     ]
@@ -573,10 +575,13 @@ def test_a_new_source_refreshes_it_at_once(run_module: RunModule, told: Callable
     assert told()[:2] == ["apt-get update", "apt-get install docker.io"]
 
 
-def test_check_mode_tells_apt_nothing(run_module: RunModule, told: Callable[[], Any]) -> None:
+def test_check_mode_only_simulates(
+    run_module: RunModule, told: Callable[[], Any], tmp_path: Path
+) -> None:
     result = run_module(held_packages, check=True, packages=ENGINE)
     assert (result["changed"], result["installed"]) == (True, ["docker.io"])
-    assert told() == []
+    assert told() == ["apt-get install docker.io"]
+    assert "--simulate" in (tmp_path / "told").read_text()
 
 
 def test_apts_own_words_are_told(

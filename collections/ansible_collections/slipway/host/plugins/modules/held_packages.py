@@ -62,6 +62,28 @@ options:
     type: str
     choices: [none, newest]
     default: none
+  restart:
+    description:
+      - When packages of Docker Engine may change, which restarts the engine; see the option of the
+        same name of M(slipway.host.daemon_json).
+    type: str
+    choices: [idle, always, never]
+    default: idle
+  removable:
+    description:
+      - Names of packages, with wildcards, that apt may remove or downgrade although they are not
+        in the set. Without consent, apt removes and downgrades no other package.
+    type: list
+    elements: str
+    default: []
+  gpus_free:
+    description: Change installed packages of the set only while no process uses a GPU.
+    type: bool
+    default: false
+  role:
+    description: The role whose option C(ROLE_removable_packages) fills O(removable), for messages.
+    type: str
+    default: ""
   lock_timeout:
     description: Seconds to wait for another apt or dpkg, such as a first boot's upgrades.
     type: int
@@ -97,6 +119,11 @@ slipway_note:
       and this one finished.
   returned: when it was so
   type: str
+slipway_waiting:
+  description: Why the change waits and what to do.
+  returned: when the change waits
+  type: list
+  elements: str
 purged:
   description: What was removed.
   returned: always
@@ -104,15 +131,21 @@ purged:
   elements: str
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes
+from ansible_collections.slipway.host.plugins.module_utils.apt.consent import (
+    Consent,
+    WaitingError,
+    check,
+)
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     Apt,
     AptError,
     describe,
 )
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import POLICIES
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import packages
 
@@ -132,6 +165,10 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "refresh": {"type": "bool", "default": False},
     "version_fallback": {"type": "str", "choices": ["none", "newest"], "default": "none"},
+    "restart": {"type": "str", "choices": list(POLICIES), "default": "idle"},
+    "removable": {"type": "list", "elements": "str", "default": []},
+    "role": {"type": "str", "default": ""},
+    "gpus_free": {"type": "bool", "default": False},
     "lock_timeout": {"type": "int", "default": 300},
 }
 
@@ -160,11 +197,54 @@ def change(apt: Apt, module: HostModule, known: Mapping[str, changes.Known]) -> 
         actions.install += apt.known(actions.optional)
         actions.install += apt.followers(wanted, known)
     for command in changes.commands(actions):
+        check_consent(apt, module, actions, command)
         if gone := apt.change(command, module.params["version_fallback"]):
             actions.install = changes.newest(wanted, known)
-            apt.change(changes.commands(actions)[0])
+            newest = changes.commands(actions)[0]
+            check_consent(apt, module, actions, newest)
+            apt.change(newest)
             apt.notes.append(f"no source has version {', '.join(gone)}: took the newest instead")
     return actions
+
+
+def check_consent(
+    apt: Apt, module: HostModule, actions: changes.Plan, command: Sequence[str]
+) -> None:
+    """Raise WaitingError if a COMMAND may not be run now; see :mod:`apt.consent`.
+
+    A command that cannot be simulated fails for itself, and says why.
+    """
+    if command[0] != "apt-get":
+        return
+    simulation = changes.simulation(command)
+    status, simulated = apt.run(simulation)
+    if status != 0 and changes.is_stale(simulated) and not (apt.refreshed or module.check_mode):
+        apt.refresh()
+        status, simulated = apt.run(simulation)
+    if status == 0:
+        parameters = module.params
+        own = {entry["name"] for entry in parameters["packages"]} | set(actions.purge)
+        consent = Consent(
+            parameters["restart"],
+            parameters["removable"],
+            parameters["role"],
+            parameters["gpus_free"],
+        )
+        check(simulated, own, consent)
+
+
+def report_waiting(module: HostModule, known: Mapping[str, changes.Known], reason: str) -> None:
+    """End the module: what is installed can wait, what is missing cannot."""
+    missing = [
+        entry["name"]
+        for entry in module.params["packages"]
+        if entry["state"] == "present"
+        and not entry["optional"]
+        and not changes.is_installed(known[entry["name"]])
+    ]
+    if missing:
+        module.fail_json(msg=f"Cannot install {', '.join(missing)}: {reason}")
+    module.exit_json(changed=False, installed=[], purged=[], slipway_waiting=[reason])
 
 
 def main() -> None:
@@ -186,6 +266,14 @@ def main() -> None:
             held = [entry["name"] for entry in wanted if entry["hold"]]
             apt.hold_again(held, wait=False)
             module.fail_json(msg=str(error), output=error.output)
+        except WaitingError as error:
+            report_waiting(module, known, str(error))
+    elif changed:
+        try:
+            for command in changes.commands(actions):
+                check_consent(apt, module, actions, command)
+        except WaitingError as error:
+            report_waiting(module, known, str(error))
     module.exit_json(
         changed=changed,
         installed=actions.install,

@@ -93,6 +93,13 @@ options:
         new driver could not be loaded then.
     type: bool
     default: false
+  restart:
+    description:
+      - When packages of Docker Engine may change; see M(slipway.host.held_packages). An upgrade
+        waits, a rollback fails.
+    type: str
+    choices: [idle, always, never]
+    default: idle
   lock_timeout:
     description: Seconds to wait for another apt or dpkg.
     type: int
@@ -138,6 +145,11 @@ open:
   description: Whether an upgrade was begun and is neither proven nor gone back from.
   returned: always
   type: bool
+slipway_waiting:
+  description: Why the upgrade waits and what to do.
+  returned: when the upgrade waits
+  type: list
+  elements: str
 slipway_note:
   description:
     - What moved; packages that could not be kept, so that only the archive can give them back; what
@@ -148,6 +160,7 @@ slipway_note:
 
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.apt.consent import WaitingError
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import RecordError
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_set import (
     PackageSet,
@@ -155,6 +168,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.package_set impor
     combined,
 )
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import POLICIES
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -186,6 +200,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "version_fallback": {"type": "str", "choices": ["none", "newest"], "default": "none"},
     "gpus_free": {"type": "bool", "default": False},
+    "restart": {"type": "str", "choices": list(POLICIES), "default": "idle"},
     "lock_timeout": {"type": "int", "default": 300},
 }
 
@@ -203,6 +218,14 @@ def run(packages: PackageSet, parameters: dict[str, Any]) -> Result:
     return packages.prove()
 
 
+def report_waiting(module: HostModule, packages: PackageSet, reason: str) -> None:
+    """End the module: an upgrade can wait; somebody who rolls back expects the older packages."""
+    if module.params["state"] == "rolled_back":
+        module.fail_json(msg=f"{reason} No package was changed.")
+    waiting = {"moves": [], "open": packages.kept.record.open, "slipway_waiting": [reason]}
+    module.exit_json(changed=False, **waiting)
+
+
 def main() -> None:
     """Run the module."""
     module = HostModule(
@@ -215,6 +238,8 @@ def main() -> None:
         result = run(packages, module.params)
     except (AptError, RecordError, OSError) as error:
         module.fail_json(msg=str(error), output=getattr(error, "output", ""))
+    except WaitingError as error:
+        report_waiting(module, packages, str(error))
     notes = [*result.told, *packages.apt.notes]
     module.exit_json(
         changed=result.changed,

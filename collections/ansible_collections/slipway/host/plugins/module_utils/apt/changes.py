@@ -192,13 +192,12 @@ def moves(simulated: str) -> list[Move]:
     return [move for _name, move in sorted(found.items()) if move.before != move.after]
 
 
-def simulation(actions: Plan) -> list[str]:
-    """Return the command that simulates the first of the commands for ACTIONS.
+def simulation(command: Sequence[str]) -> list[str]:
+    """Return the command that simulates a COMMAND of :func:`commands`.
 
     It prints which packages apt would downgrade, which the quiet commands do not.
     """
-    command = dry(commands(actions)[0], "--simulate")
-    return ["--quiet=1" if word == "--quiet=2" else word for word in command]
+    return ["--quiet=1" if word == "--quiet=2" else word for word in dry(command, "--simulate")]
 
 
 def downgraded(simulated: str) -> set[str]:

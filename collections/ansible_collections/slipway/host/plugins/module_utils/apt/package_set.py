@@ -20,6 +20,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, package_record
+from ansible_collections.slipway.host.plugins.module_utils.apt.consent import check_restart
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import Before, Record
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     Apt,
@@ -145,6 +146,7 @@ class PackageSet:
         if not moves:
             return Result(self.finished)
         self._wait_for_gpus()
+        check_restart(moves, self.module.params["restart"])
         if self.module.check_mode:
             return Result(True, moves)
         command = changes.commands(plan)[0]
@@ -168,6 +170,7 @@ class PackageSet:
             return self._settle_way_back(back)
         if role in {record.packages[move.name].role for move in back.moves}:
             self._wait_for_gpus()
+        check_restart(back.moves, self.module.params["restart"])
         plan = changes.Plan(install=back.install, purge=back.purge, downgrade=True)
         command = changes.commands(plan)[0]
         self._try_way_back(command, back)

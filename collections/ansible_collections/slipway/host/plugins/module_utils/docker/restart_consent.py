@@ -19,6 +19,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import disturba
 IDLE, ALWAYS, NEVER = "idle", "always", "never"
 POLICIES = (IDLE, ALWAYS, NEVER)
 OPTION = "docker_engine_restart"
+# Packages whose installation scripts restart or stop the engine that runs.
+ENGINE_PACKAGES = frozenset({"containerd", "containerd.io", "docker-ce", "docker.io"})
 
 Container = Mapping[str, Any]
 

@@ -141,6 +141,20 @@ def _removed_package(name: str) -> dict[str, Any]:
     return {"name": name, "state": "absent"}
 
 
+def _replaced_packages(facts: Mapping[str, Any], chosen: str) -> list[str]:
+    """Return the packages that an engine of the CHOSEN source replaces on the host.
+
+    Only if the engine comes from the other source. Without an engine, containerd and runc may
+    belong to another program, such as Kubernetes.
+    """
+    if choose_source("auto", facts, "") == chosen or not facts["docker_package"]:
+        return []
+    if chosen == "distribution":
+        return [*VENDOR_PACKAGES, "docker-ce-rootless-extras"]
+    names = {name for names in DISTRIBUTION_PACKAGES.values() for name in names}
+    return [*sorted(names - SHARED_PACKAGES), "containerd", "runc"]
+
+
 # Options of other roles that the plan reads.
 SHARED_OPTIONS = ("nvidia_container_toolkit_state",)
 
@@ -185,6 +199,8 @@ def reachable_urls(options: Mapping[str, Any]) -> list[str]:
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the chosen ``source``, the repository's ``key_url`` and the ``owned`` state.
 
+    ``removable`` are packages that apt may remove although the role does not declare them.
+
     FACTS is ``ansible_facts['slipway']``, OPTIONS the role's options. Declared settings take
     precedence over those that GPUs need. Unsupported settings are in ``owned['refused']``.
     """
@@ -210,6 +226,10 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     return {
         "source": chosen,
         "key_url": key_url,
+        "removable": [
+            *options["docker_engine_removable_packages"],
+            *_replaced_packages(facts, chosen),
+        ],
         "owned": {
             "refused": [
                 *_errors(facts, chosen, repository),

@@ -156,6 +156,16 @@ def _owned_state(
     }
 
 
+# Packages of drivers, which a change of the declared driver may remove; not those of CUDA and of
+# the container toolkit.
+_DRIVER_PACKAGES = (
+    *("nvidia-[!c]*", "nvidia-compute-utils-*", "cuda-drivers*", "firmware-nvidia-*"),
+    *("libnvidia-[!c]*", "libnvidia-cfg1*", "libnvidia-common-*", "libnvidia-compute-*"),
+    *("libcuda1*", "libnvcuvid1*", "libnvsdm*", "xserver-xorg-video-nvidia*"),
+    *("linux-modules-nvidia-*", "linux-objects-nvidia-*", "linux-signatures-nvidia-*"),
+)
+
+
 def _result(
     decision: Decision,
     owned: Mapping[str, Any] | None = None,
@@ -179,6 +189,7 @@ def _result(
         "first": list(first),
         "newest": list(newest),
         "version_fallback": version_fallback,
+        "removable": list(_DRIVER_PACKAGES),
         "owned": dict(owned or {"refused": list(refused)}),
     }
 

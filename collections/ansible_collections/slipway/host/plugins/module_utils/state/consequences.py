@@ -33,6 +33,7 @@ Drift: TypeAlias = "Mapping[str, Sequence[Difference]]"
 Consequence: TypeAlias = "dict[str, str]"
 
 DOCKER = "docker.service"
+HOOK_PACKAGES = frozenset({"nvidia-container-toolkit", "nvidia-container-toolkit-base"})
 
 
 @dataclass
@@ -134,11 +135,13 @@ def _add_packages(
     changing = {spelled.partition("=")[0] for spelled in actions.install} | set(actions.purge)
     if not changing:
         return
-    triggers.simulations.append(changes.simulation(actions))
-    for entry in entries:
-        is_there = changes.is_installed(answer["packages"][entry["name"]])
-        if entry.get("restarts") and entry["name"] in changing and is_there:
-            triggers.docker.append((policy, False))
+    triggers.simulations.append(changes.simulation(changes.commands(actions)[0]))
+    replaced = {name for name in changing if changes.is_installed(answer["packages"].get(name))}
+    if replaced & restart_consent.ENGINE_PACKAGES:
+        triggers.docker.append((policy, False))
+    elif changing & HOOK_PACKAGES:
+        # Docker reads the hooks of these packages when it starts.
+        triggers.docker.append((policy, True))
 
 
 def _describe_docker(
