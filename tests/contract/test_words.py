@@ -49,6 +49,7 @@ COVERED = (
     "collections/*/galaxy.yml",
     "collections/*/plugins/module_utils/gpu/*.py",
     "collections/*/plugins/module_utils/roles/*.py",
+    "collections/*/plugins/module_utils/data/*.py",
     "collections/*/plugins/module_utils/docker/*.py",
     "collections/*/plugins/module_utils/host/*.py",
     "collections/*/plugins/action/*.py",

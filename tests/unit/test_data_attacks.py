@@ -27,13 +27,17 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.action import datasets
 from ansible_collections.slipway.host.plugins.module_utils.data import (
-    bound,
     checkout,
+    disk,
     download,
-    place,
+    folders,
+    limit,
+    ownership,
     record,
+    staging,
     worker,
 )
+from ansible_collections.slipway.host.plugins.module_utils.data import git as data_git
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_data
 from ansible_collections.slipway.host.plugins.module_utils.state import trees
@@ -95,7 +99,7 @@ class Host:
         said = io.StringIO()
         job = {"trees": planned["trees"], "secrets": planned["secrets"]}
         job["stages"] = planned["owned"]["folders"]
-        failed: dict[str, str] = worker.carry_out(job, Progress(said))["failed"]
+        failed: dict[str, str] = worker.apply_job(job, Progress(said))["failed"]
         self.said = said.getvalue()
         return failed
 
@@ -302,7 +306,7 @@ def test_what_is_put_in_the_place_of_a_checked_tree_stays(
             pets.rename(host.home / "aside")
             alices.rename(pets)
 
-    swap_when(monkeypatch, record, "added", swap)
+    swap_when(monkeypatch, record, "find_added_files", swap)
     if then == "removed":
         failed = host.settle({"name": "pets", "to": str(pets), "state": "absent"})
         assert "found another file or folder than a moment before" in failed["pets"]
@@ -334,9 +338,10 @@ def test_a_further_name_of_a_file_is_not_given_away(host: Host) -> None:
     folder.chmod(0o777)
     os.link(secret, folder / "mine")
     os.link(secret, folder / "again")
-    with place.opened_tree(str(folder)) as opened:
+    with folders.opened_tree(str(folder)) as opened:
         assert opened
-        place.follow(opened, place.Look(BOB.pw_uid, BOB.pw_gid, 0o755), made=True)
+        attributes = ownership.Attributes(BOB.pw_uid, BOB.pw_gid, 0o755)
+        ownership.set_attributes(opened, attributes, created_by_root=True)
     assert folder.stat().st_uid == BOB.pw_uid
     assert (secret.stat().st_uid, stat.S_IMODE(secret.stat().st_mode)) == (0, 0o600)
 
@@ -562,7 +567,7 @@ def test_a_git_that_never_ends_or_says_too_much_is_stopped(
     moved = {**declared, "revision": "main"}
     assert "more than 16.8 MB of messages" in host.settle(moved, code=True)["course"]
     config.write_text(f'{calm}[filter "spy"]\n\tclean = sleep 1000\n')
-    monkeypatch.setattr(checkout._said, "__defaults__", (1.0,))
+    monkeypatch.setattr(data_git._read_output, "__defaults__", (1.0,))
     assert "found no end" in host.settle(moved, code=True)["course"]
 
 
@@ -663,13 +668,13 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def test_an_archive_that_grows_a_thousandfold_is_stopped(
     host: Host, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(bound, "BYTES_PER_LOOK", 1)
+    monkeypatch.setattr(limit, "BYTES_PER_CHECK", 1)
     written: list[int] = []
-    swap_when(monkeypatch, bound.Limit, "add", lambda: written.append(1))
+    swap_when(monkeypatch, limit.Limit, "add", lambda: written.append(1))
     content = BOMBS[kind]()
     why = host.settle(host.pets(content))["pets"]
     assert "cannot unpack pets: found more than 33.6 MB" in why
-    assert "no size is declared" in why and "declare what it takes unpacked" in why
+    assert "no size is declared" in why and "declare its unpacked size" in why
     assert len(written) <= 33, "it was stopped while it was written"
     assert {file.name for file in host.home.iterdir()} <= {trees.STAGES}
     if kind != "sparse":
@@ -680,11 +685,11 @@ def test_an_archive_that_grows_a_thousandfold_is_stopped(
 
 def test_headers_and_entries_are_counted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     many = archive(*((f"pets/{number}", FILE, b"") for number in range(2000)), mode="w:gz")
-    monkeypatch.setattr(bound, "ENTRIES", 1000)
+    monkeypatch.setattr(limit, "ENTRIES", 1000)
     assert "found more than 1000 entries" in host.settle(host.pets(many))["pets"]
-    monkeypatch.setattr(bound, "ENTRIES", 10_000)
-    monkeypatch.setattr(place, "free_names", lambda _: 0)
-    assert "got full while unpacking" in host.settle(host.pets(many))["pets"]
+    monkeypatch.setattr(limit, "ENTRIES", 10_000)
+    monkeypatch.setattr(disk, "free_inodes", lambda _: 0)
+    assert "became full while unpacking" in host.settle(host.pets(many))["pets"]
     assert not (host.home / "pets").exists()
 
 
@@ -706,24 +711,24 @@ def test_a_server_that_sends_without_end_is_left(
     host: Host, monkeypatch: pytest.MonkeyPatch, tell: bool
 ) -> None:
     host.server.tell_length, host.server.endless = tell, True
-    monkeypatch.setattr(place, "free_bytes", lambda _: 20 << 20)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 20 << 20)
     failed = host.settle(host.pets())
     if tell:
         assert failed == {}, "it sends more than it said, which nobody reads"
     else:
         assert "cannot download pets: found more than 21.0 MB" in failed["pets"]
-        assert "are free on the disk" in failed["pets"]
+        assert "the disk has" in failed["pets"]
         failed = host.settle(host.pets(size="1M"))
         assert "its declared size is 1.0 MB" in failed["pets"]
     assert host.server.requests[-1].sent < 100 << 20
 
 
 def test_a_disk_is_never_filled(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = os.statvfs(host.base)
-    assert place.free_bytes(str(host.base)) < disk.f_bavail * disk.f_frsize
-    monkeypatch.setattr(place, "free_bytes", lambda _: 0)
+    info = os.statvfs(host.base)
+    assert disk.free_bytes(str(host.base)) < info.f_bavail * info.f_frsize
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
     content = archive(("pets/zeros", FILE, bytes(4 << 20)), mode="w:gz")
-    monkeypatch.setattr(place, "room", lambda _: 1 << 40)
+    monkeypatch.setattr(disk, "available_bytes", lambda _: 1 << 40)
     assert "pets" in host.settle(host.pets(content))
     assert not (host.home / "pets").exists()
 
@@ -767,7 +772,7 @@ def test_what_is_swapped_twice_is_not_lost(host: Host, monkeypatch: pytest.Monke
     for name in ("first", "second"):
         (host.home / name).mkdir()
         (host.home / name / "thesis").write_text(name)
-    real = place._exchange
+    real = staging._exchange
     todo = ["first", "second"]
 
     def exchange(*words: Any) -> bool:
@@ -776,7 +781,7 @@ def test_what_is_swapped_twice_is_not_lost(host: Host, monkeypatch: pytest.Monke
             (host.home / todo.pop(0)).rename(pets)
         return real(*words)
 
-    monkeypatch.setattr(place, "_exchange", exchange)
+    monkeypatch.setattr(staging, "_exchange", exchange)
     assert "another file or folder" in host.settle(host.pets(tar({"pets/new": b"1"})))["pets"]
     found = {file.read_text() for file in host.home.rglob("thesis")}
     assert found == {"first", "second"}
@@ -792,7 +797,7 @@ def test_the_surveys_walk_is_that_of_the_worker(host: Host) -> None:
         answer = trees.ask_tree(full) or {}
         refusal = ""
         try:
-            with place.opened_tree(full) as folder:
+            with folders.opened_tree(full) as folder:
                 assert folder is None and answer == {}
         except UnsafePathError as error:
             refusal = str(error)

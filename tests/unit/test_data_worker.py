@@ -21,10 +21,14 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.action import datasets
 from ansible_collections.slipway.host.plugins.module_utils.data import (
+    archive,
     checkout,
+    disk,
     download,
-    place,
+    folders,
+    ownership,
     progress,
+    staging,
     unpack,
     worker,
 )
@@ -88,7 +92,7 @@ class Host:
         said = io.StringIO()
         job = {"trees": planned["trees"], "secrets": planned["secrets"]}
         job["stages"] = planned["owned"]["folders"]
-        failed: dict[str, str] = worker.carry_out(job, Progress(said))["failed"]
+        failed: dict[str, str] = worker.apply_job(job, Progress(said))["failed"]
         self.said = said.getvalue()
         if not failed:
             assert self.differences(planned) == []
@@ -173,7 +177,7 @@ def test_a_file_of_the_host_is_unpacked_and_stays(host: Host, tmp_path: Path) ->
 
 def test_what_is_no_archive_is_put_there_as_it_is(host: Host) -> None:
     declared = host.pets(b"weights", unpack=False, strip=0)
-    assert "cannot be read as tar" in host.settle({**declared, "unpack": True})["pets"]
+    assert "cannot read the archive as tar" in host.settle({**declared, "unpack": True})["pets"]
     assert not host.tree.exists()
     assert host.settle(declared) == {}
     assert host.holds() == {"pets": b"weights"}
@@ -183,7 +187,7 @@ def test_without_a_checksum_the_first_one_is_taken_and_told(host: Host) -> None:
     declared = {**host.pets(tar(CONTENT)), "checksum": ""}
     assert host.settle(declared) == {}
     assert (
-        f"no checksum is declared; what came has {sha256(host.server.files['/pets'])}" in host.said
+        f"no checksum declared; the archive has {sha256(host.server.files['/pets'])}" in host.said
     )
     host.server.files["/pets"] = tar({"pets/other": b""})
     assert host.settle(declared) == {}
@@ -202,7 +206,7 @@ def test_a_cut_download_goes_on_where_it_was(host: Host) -> None:
     # It answers for the size, gives one half, and is gone.
     host.server.cut_after, host.server.left = half, 2
     why = host.settle(declared)["pets"]
-    assert "was cut after 102.4 kB" in why and "the next run goes on from there" in why
+    assert "was interrupted after 102.4 kB" in why and "Run again to continue" in why
     assert not host.tree.exists()
     host.server.cut_after = host.server.left = None
     host.server.requests.clear()
@@ -210,7 +214,7 @@ def test_a_cut_download_goes_on_where_it_was(host: Host) -> None:
     assert host.holds() == {"large": LARGE["pets/large"], **EXPECTED}
     assert host.server.ranges() == [f"bytes={half}-"]
     assert host.server.requests[-1].sent == len(content) - half
-    assert "going on at" in host.said
+    assert "continuing at" in host.said
 
 
 def test_a_server_that_always_cuts_is_outlasted(host: Host) -> None:
@@ -226,12 +230,12 @@ def unfinished(host: Host) -> Path:
 
 def leave_half(host: Host, declared: Mapping[str, Any], content: bytes) -> None:
     """Leave what a run leaves that was killed halfway through the download of CONTENT."""
-    stage = place.Stage(str(host.tree))
+    stage = staging.Stage(str(host.tree))
     with stage.entered():
         source = download.Source(declared["url"], {}, "")
         Path(download.PART).write_bytes(content[: len(content) // 2])
         with source.open() as answer:
-            download._note(source, answer, len(content))
+            download._write_record(source, answer, len(content))
 
 
 def test_two_versions_are_never_glued(host: Host) -> None:
@@ -265,13 +269,13 @@ def test_a_complete_download_is_not_asked_for_again(host: Host) -> None:
 def test_another_checksum_is_refused_and_not_kept(host: Host) -> None:
     declared = host.pets(tar(CONTENT), checksum=f"sha256:{'0' * 64}")
     why = host.settle(declared)["pets"]
-    assert f"has {sha256(tar(CONTENT))[:10]}" in why
-    assert f"expected sha256:{'0' * 64}; it was not unpacked" in why
+    assert f"found {sha256(tar(CONTENT))[:10]}" in why
+    assert f"expected sha256:{'0' * 64}. It was not unpacked" in why
     assert not host.tree.exists() and not unfinished(host).exists()
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(404, "answers 404"), (401, "answers 401"), (503, "try later")]
+    ("status", "words"), [(404, "answered 404"), (401, "answered 401"), (503, "Try later")]
 )
 def test_a_refusal_is_told(host: Host, status: int, words: str) -> None:
     host.server.status = status
@@ -281,7 +285,7 @@ def test_a_refusal_is_told(host: Host, status: int, words: str) -> None:
 def test_nobody_there_is_told(host: Host) -> None:
     declared = {**host.pets(b""), "url": "http://127.0.0.1:9/pets?key=abc"}
     why = host.settle(declared)["pets"]
-    assert "http://127.0.0.1:9/pets?... is out of reach" in why and "abc" not in why
+    assert "cannot reach http://127.0.0.1:9/pets?...: " in why and "abc" not in why
 
 
 def test_secrets_go_to_their_host_alone(host: Host) -> None:
@@ -330,15 +334,18 @@ def special(**settings: Any) -> bytes:
         (special(name="pets/../../odd"), "would be written outside"),
         (special(name="/pets/odd"), "would be written outside"),
         (special(type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a link to /etc/passwd, outside"),
-        (special(type=tarfile.SYMTYPE, linkname="../odd"), "a link to ../odd, outside of it"),
+        (
+            special(type=tarfile.SYMTYPE, linkname="../odd"),
+            "a link to ../odd, outside of the archive",
+        ),
         (special(type=tarfile.LNKTYPE, linkname="../odd"), "would be written outside"),
-        (special(type=tarfile.LNKTYPE, linkname="pets/none"), "cannot be a link to none"),
+        (special(type=tarfile.LNKTYPE, linkname="pets/none"), "as a link to none"),
         (special(type=tarfile.CHRTYPE), "a device or a pipe"),
         (special(type=tarfile.FIFOTYPE), "a device or a pipe"),
-        (special(name="odd"), "of which 'strip: 1' leaves none"),
+        (special(name="odd"), "'strip: 1' removes the complete name"),
         (special(name="pets/.slipway/record.json"), "found .slipway in the archive"),
-        (tar(LARGE)[:100_000], "cannot be read as tar"),
-        (zipped()[:-40], "cannot be read as"),
+        (tar(LARGE)[:100_000], "cannot read the archive as tar"),
+        (zipped()[:-40], "cannot read the archive as"),
     ],
 )
 def test_a_bad_archive_is_refused(host: Host, archive: bytes, words: str) -> None:
@@ -356,7 +363,10 @@ def test_nothing_is_written_through_a_link(host: Host) -> None:
         archive.addfile(link)
         file = tarfile.TarInfo("pets/out/odd")
         archive.addfile(file)
-    assert "cannot be a link" in host.settle(host.pets(stream.getvalue()))["pets"]
+    assert (
+        "cannot create out of the archive as a link"
+        in host.settle(host.pets(stream.getvalue()))["pets"]
+    )
     assert not host.tree.exists()
 
 
@@ -386,10 +396,10 @@ def test_the_first_place_with_room_is_taken_and_linked(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {str(host.tree): 100, str(host.disk / "pets"): 10**9}
-    monkeypatch.setattr(place, "room", lambda path: free.get(path, 10**9))
+    monkeypatch.setattr(disk, "available_bytes", lambda path: free.get(path, 10**9))
     declared = host.pets(tar(CONTENT, "w"))
     why = host.settle(declared)["pets"]
-    assert "needs 20.5 kB, free are 100 B in" in why and "ml_data_disks" in why
+    assert "found 100 B in" in why and "expected 20.5 kB" in why and "ml_data_disks" in why
     assert not host.data.exists(), "nothing was begun"
     # A disk that is not mounted is passed over.
     host.disks = [f"{host.disk}-none", str(host.disk)]
@@ -401,12 +411,13 @@ def test_the_first_place_with_room_is_taken_and_linked(
 def test_a_link_that_is_gone_is_made_again_and_nothing_fetched(host: Host) -> None:
     test = host.pets(tar(CONTENT, "w"))
     host.disks = [str(host.disk)]
-    stage = place.Stage(str(host.disk / "pets"))
+    stage = staging.Stage(str(host.disk / "pets"))
     with stage.entered():
         job = host.plan(test)
-        made = worker.Worker(job["secrets"], Progress(io.StringIO()))
-        made.unpacked(job["trees"][0], worker.look_of(job["trees"][0]))
-        stage.show(place.TREE)
+        (tree,) = job["trees"]
+        source = archive.Archive(tree, job["secrets"]["pets"], Progress(io.StringIO()))
+        source.create_tree(ownership.declared_attributes(tree))
+        stage.move_to_path(staging.TREE)
     sent = len(host.server.requests)
     assert host.settle(test) == {}
     assert str(host.tree.readlink()) == str(host.disk / "pets")
@@ -417,7 +428,7 @@ def test_a_disk_that_is_not_mounted_is_told_and_nothing_fetched(host: Host) -> N
     host.data.mkdir()
     host.tree.symlink_to(host.disk / "gone/pets")
     host.disks = [str(host.disk / "gone")]
-    assert "mount its disk" in host.settle(host.pets(tar(CONTENT)))["pets"]
+    assert "Mount its disk" in host.settle(host.pets(tar(CONTENT)))["pets"]
     assert host.server.requests == []
 
 
@@ -437,7 +448,7 @@ def test_a_full_disk_leaves_nothing_half(
             patched.setattr(download, "_continue", fail)
         else:
             patched.setattr(unpack, "unpack", fail)
-        assert "got full while" in host.settle(declared)["pets"]
+        assert "became full while" in host.settle(declared)["pets"]
     assert not host.tree.exists()
     # An archive that is complete and right is worth keeping; half of one fills the disk.
     assert unfinished(host).exists() == (when == "unpack")
@@ -449,7 +460,7 @@ def test_a_full_disk_leaves_nothing_half(
 def test_what_an_interrupted_run_left_is_removed(host: Host) -> None:
     declared = host.pets(tar(CONTENT))
     stage = unfinished(host).parent
-    (stage / place.TREE / "half").mkdir(parents=True)
+    (stage / staging.TREE / "half").mkdir(parents=True)
     stage.parent.chmod(0o700)
     old = stage.parent / "dropped"
     old.mkdir()
@@ -540,7 +551,7 @@ def test_an_interrupted_removal_is_finished(host: Host) -> None:
     gone = {"name": "pets", "state": "absent"}
     stage = unfinished(host).parent
     stage.mkdir(parents=True)
-    host.tree.rename(stage / place.TREE)
+    host.tree.rename(stage / staging.TREE)
     assert host.differences(host.plan(gone)) == ["pets is there, should be removed"]
     assert host.settle(gone) == {}
     assert list(host.data.iterdir()) == []
@@ -573,12 +584,12 @@ def test_a_change_of_the_place_keeps_one_tree(host: Host, monkeypatch: pytest.Mo
     host.disks = [str(host.disk)]
     free = {str(host.tree): 0}
     with monkeypatch.context() as patched:
-        patched.setattr(place, "room", lambda path: free.get(path, 10**9))
+        patched.setattr(disk, "available_bytes", lambda path: free.get(path, 10**9))
         assert host.settle(host.pets(tar({"pets/new": b"new"}))) == {}
     assert str(host.tree.readlink()) == str(host.disk / "pets")
     free = {str(host.disk / "pets"): 0}
     with monkeypatch.context() as patched:
-        patched.setattr(place, "room", lambda path: free.get(path, 10**9))
+        patched.setattr(disk, "available_bytes", lambda path: free.get(path, 10**9))
         assert host.settle(host.pets(tar(CONTENT))) == {}
     assert not host.tree.is_symlink()
     assert host.holds() == EXPECTED
@@ -634,7 +645,7 @@ def test_one_that_fails_leaves_the_others(host: Host, monkeypatch: pytest.Monkey
 
 
 def test_long_work_tells_how_far_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "HEARTBEAT", 0)
+    monkeypatch.setattr(progress, "INTERVAL", 0)
     assert host.settle(host.pets(tar(LARGE, "w"))) == {}
     for words in ("downloaded: 2", "checked: 2", "unpacked: 2"):
         assert f"pets: {words}" in host.said
@@ -711,7 +722,7 @@ def test_a_link_in_a_trees_place_is_not_followed(host: Host, tmp_path: Path) -> 
     other.mkdir(mode=0o700)
     link = tmp_path / "link"
     link.symlink_to(other)
-    with pytest.raises(UnsafePathError, match="a symbolic link"), place.opened_tree(str(link)):
+    with pytest.raises(UnsafePathError, match="a symbolic link"), folders.opened_tree(str(link)):
         pass
     assert stat.S_IMODE(other.stat().st_mode) == 0o700
 

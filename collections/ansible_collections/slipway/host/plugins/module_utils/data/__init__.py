@@ -1,3 +1,3 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Data sets and code repositories: what is declared, and the program that brings it to a host."""
+"""Data sets and code repositories: the program that installs and removes them on a host."""

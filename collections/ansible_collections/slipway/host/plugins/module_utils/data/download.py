@@ -1,20 +1,18 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A file from an address: continued where it was cut, and never glued from two versions.
+"""Download a file, and continue an interrupted download of the same version.
 
-What there is of it lies in ``PART``, in the working folder, with ``PART.json`` beside it, which
-tells by what the server recognises the version that it is of.
+The downloaded part is the file ``PART`` in the working folder. The file ``RECORD`` has the tag or
+the time by which the server recognises the version of this part.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import json
 import os
 import re
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -23,113 +21,113 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.slipway.host.plugins.module_utils.data import bound, place
+from ansible_collections.slipway.host.plugins.module_utils.data import disk, limit, staging
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import (
     Meter,
-    WorkError,
-    amount,
+    TreeError,
+    format_size,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 
-PART, NOTE = place.PART, place.PART_NOTE
+PART, RECORD = staging.PART, staging.PART_RECORD
 CHUNK = 1 << 20
-# Seconds without a byte until a connection counts as dead.
-SILENCE = 60
-# How often a download is taken up again without having brought a byte, and the pause between.
-FRUITLESS_TRIES, PAUSE = 3, 2.0
-# Answers of a server that may give it in a moment.
+# Seconds without data after which a connection counts as lost.
+TIMEOUT = 60
+# The download fails after so many tries without a new byte; seconds between two of them.
+MAX_TRIES, PAUSE = 3, 2.0
+# Status codes of a server that may answer later.
 BUSY = (429, 500, 502, 503, 504)
-CUT = (http.client.HTTPException, ConnectionError, socket.timeout, TimeoutError)
+INTERRUPTED = (http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-class UnreachableError(WorkError):
-    """Nobody answers at an address, now."""
+class UnreachableError(TreeError):
+    """A server does not answer at present."""
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but tells our headers to the host alone that they are for."""
+    """Follows redirects, but sends the declared headers only to the declared host."""
 
     def redirect_request(self, req: Any, *rest: Any, **more: Any) -> Any:
         new = super().redirect_request(req, *rest, **more)
         if new and urlsplit(new.full_url)[:2] != urlsplit(req.full_url)[:2]:
-            keep = {"range", "if-range", "user-agent"}
-            new.headers = {k: v for k, v in new.headers.items() if k.lower() in keep}
+            allowed = {"range", "if-range", "user-agent"}
+            new.headers = {k: v for k, v in new.headers.items() if k.lower() in allowed}
         return new
 
 
 class Source:
-    """An address with what is sent to it; SHOWN is what people may read of it."""
+    """An URL and the headers for it; SHOWN is the URL without secrets, for messages."""
 
     def __init__(self, url: str, headers: Mapping[str, str], shown: str) -> None:
         self.url, self.headers, self.shown = url, headers, shown
         self._opener = urllib.request.build_opener(_SameHost)
 
     def open(self, extra: Mapping[str, str] | None = None) -> Any:
-        """Return the answer, which may be the refusal 416.
+        """Return the answer, whose status may be 416 (range not satisfiable).
 
-        Raise UnreachableError where there is none, WorkError for another refusal.
+        Raise UnreachableError if the server does not answer, TreeError for another error status.
         """
-        # Without compression on the way, which would have a length of its own.
-        wanted = {"Accept-Encoding": "identity", **self.headers, **(extra or {})}
-        request = urllib.request.Request(self.url, headers=wanted)
+        # Content-Length of a compressed answer would not be the size of the file.
+        headers = {"Accept-Encoding": "identity", **self.headers, **(extra or {})}
+        request = urllib.request.Request(self.url, headers=headers)
         try:
-            return self._opener.open(request, timeout=SILENCE)
+            return self._opener.open(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             if error.code == 416:
                 return error
             if error.code in BUSY:
-                raise UnreachableError(f"{self.shown} answers {error.code}; try later") from None
-            raise WorkError(
-                f"{self.shown} answers {error.code} {error.reason}; look at the address, and at "
-                "headers where it wants to know who asks"
+                raise UnreachableError(f"{self.shown} answered {error.code}. Try later.") from None
+            raise TreeError(
+                f"{self.shown} answered {error.code} {error.reason}. Check 'url', and 'headers' if "
+                "the server requires a login."
             ) from None
-        except (urllib.error.URLError, *CUT, ValueError) as error:
+        except (urllib.error.URLError, *INTERRUPTED, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise UnreachableError(
-                f"{self.shown} is out of reach: {reason}; run again to go on, or give the role an "
-                "environment with a proxy"
+                f"cannot reach {self.shown}: {reason}. Run again to continue, or set a proxy in "
+                "the environment of the role."
             ) from None
 
     def size(self) -> int | None:
-        """Return how large the file is, None where the server does not say."""
+        """Return the size of the file, None if the server does not send it."""
         with self.open() as answer:
             return _length(answer)
 
 
 def fetch(source: Source, name: str, declared: int, progress: Progress) -> None:
-    """Bring the file to ``PART`` in the working folder, going on where an earlier try ended.
+    """Download the file to ``PART`` in the working folder, and continue an earlier download.
 
     DECLARED is the declared unpacked size in bytes, 0 if none is declared. The download stops if it
     exceeds this size or the size that the server announced, and before the disk is full.
 
-    Raise WorkError where it does not come, OSError where the disk is full.
+    Raise TreeError if the download fails, OSError if the disk is full.
     """
-    fruitless = 0
+    failed_tries = 0
     while not _is_complete(source):
         before = _size(PART)
         try:
             if _continue(source, name, declared, progress):
                 return
-            why = "the connection was cut"
-        except (UnreachableError, *CUT) as error:
-            why = str(error) or type(error).__name__
-        got = _size(PART)
-        fruitless = 0 if got > before else fruitless + 1
-        if fruitless == FRUITLESS_TRIES:
-            raise WorkError(
-                f"the download of {source.shown} was cut after {amount(got)}: {why}; the next run "
-                "goes on from there"
+            reason = "connection lost"
+        except (UnreachableError, *INTERRUPTED) as error:
+            reason = str(error).rstrip(".") or type(error).__name__
+        size = _size(PART)
+        failed_tries = 0 if size > before else failed_tries + 1
+        if failed_tries == MAX_TRIES:
+            raise TreeError(
+                f"the download of {source.shown} was interrupted after {format_size(size)}: "
+                f"{reason}. Run again to continue the download."
             )
-        progress.say(f"{name}: cut after {amount(got)} ({why}), going on")
-        time.sleep(PAUSE * fruitless)
+        progress.say(f"{name}: interrupted after {format_size(size)} ({reason}), trying again")
+        time.sleep(PAUSE * failed_tries)
 
 
 def _continue(source: Source, name: str, declared: int, progress: Progress) -> bool:
-    """Ask for what is missing and write it; return whether all is there."""
+    """Request the missing part and write it; return whether the file is complete."""
     done = _size(PART)
-    known = _noted(source).get("known")
-    asked = {"Range": f"bytes={done}-", "If-Range": known} if done and known else {}
-    with source.open(asked) as answer:
+    version = _read_record(source).get("version")
+    headers = {"Range": f"bytes={done}-", "If-Range": version} if done and version else {}
+    with source.open(headers) as answer:
         start, total = _span(answer)
         if answer.status == 416 and total == done:
             return True
@@ -137,52 +135,52 @@ def _continue(source: Source, name: str, declared: int, progress: Progress) -> b
             Path(PART).unlink()
             return False
         if answer.status == 206:
-            progress.say(f"{name}: going on at {amount(done)} of {amount(total or 0)}")
+            progress.say(f"{name}: continuing at {format_size(done)} of {format_size(total or 0)}")
         else:
-            # The whole of it, since there was nothing yet, or the file is another by now.
+            # The complete file, because there is no part of it, or because the file has changed.
             done, total = 0, _length(answer)
-            _note(source, answer, total)
-            progress.say(f"{name}: downloading {amount(total) if total else ''}".rstrip())
+            _write_record(source, answer, total)
+            progress.say(f"{name}: downloading {format_size(total) if total else ''}".rstrip())
         meter = Meter(progress, f"{name}: downloaded", total, done)
-        limit = _limit(name, declared, total, done)
+        size_limit = _limit(name, declared, total, done)
         with Path(PART).open("ab" if done else "wb") as file:
             while True:
                 chunk = answer.read(CHUNK)
                 if not chunk:
                     break
-                limit.add(len(chunk))
+                size_limit.add(len(chunk))
                 file.write(chunk)
                 meter.add(len(chunk))
             file.flush()
             os.fsync(file.fileno())
-    # A length that nobody told cannot be checked; the checksum will tell.
+    # Without a known size, only the checksum can show whether the file is complete.
     return total is None or meter.done == total
 
 
-class _Limit(bound.Limit):
-    """Counts what a server sends."""
+class _Limit(limit.Limit):
+    """Counts the bytes that a server sends."""
 
-    def _too_much(self, found: str) -> WorkError:
+    def _exceeded(self, found: str) -> TreeError:
         discard()
-        return WorkError(
-            f"cannot download {self.name}: found {found}; expected at most {amount(self.most)}, "
-            f"because {self.reason}. What was written is removed again. If the file is right, "
-            "declare what it takes unpacked, such as 'size: 30G'."
+        return TreeError(
+            f"cannot download {self.name}: found {found}; expected at most "
+            f"{format_size(self.max_bytes)}, because {self.reason}. The download was deleted. If "
+            f"the file is correct, {limit.DECLARE_SIZE}."
         )
 
 
 def _limit(name: str, declared: int, total: int | None, done: int) -> _Limit:
-    """Return how much may come: as much as the server said, and not more than is declared."""
-    free = place.free_bytes(".") + done
-    limit = _Limit(name, free, f"{amount(free)} are free on the disk")
+    """Return the limit of a download: the announced size, the declared size, or the free space."""
+    free = disk.free_bytes(".") + done
+    result = _Limit(name, free, f"the disk has {format_size(free)} free")
     if declared:
-        # An archive of files that do not shrink is a little larger than what is in it.
-        most = int(declared * bound.ROUNDED) + bound.PADDING
-        limit = _Limit(name, most, f"its declared size is {amount(declared)}")
-    if total is not None and total <= limit.most:
-        limit = _Limit(name, total, f"the server said that it has {amount(total)}")
-    limit.written = done
-    return limit
+        # An archive of files that do not compress is slightly larger than its content.
+        max_bytes = int(declared * limit.ROUNDED) + limit.PADDING
+        result = _Limit(name, max_bytes, f"its declared size is {format_size(declared)}")
+    if total is not None and total <= result.max_bytes:
+        result = _Limit(name, total, f"the server announced {format_size(total)}")
+    result.written = done
+    return result
 
 
 def _length(answer: Any) -> int | None:
@@ -191,7 +189,7 @@ def _length(answer: Any) -> int | None:
 
 
 def _span(answer: Any) -> tuple[int | None, int | None]:
-    """Return where an answer begins and how large the whole is, None where it does not say."""
+    """Return the first byte of an answer and the size of the complete file, None if unknown."""
     match = re.fullmatch(
         r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", answer.headers.get("Content-Range") or ""
     )
@@ -204,30 +202,31 @@ def _span(answer: Any) -> tuple[int | None, int | None]:
     )
 
 
-def _note(source: Source, answer: Any, total: int | None) -> None:
-    """Note what the server recognises this version by: a strong tag, else the time."""
+def _write_record(source: Source, answer: Any, total: int | None) -> None:
+    """Record the version of the file: its strong entity tag, or else its time of change."""
     tag = answer.headers.get("ETag") or ""
-    known = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
-    note = {"url": _digest(source.url), "known": known, "total": total}
-    Path(NOTE).write_text(json.dumps(note), encoding="utf-8")
+    is_strong = tag and not tag.startswith("W/")
+    version = tag if is_strong else answer.headers.get("Last-Modified") or ""
+    record = {"url": _digest(source.url), "version": version, "total": total}
+    Path(RECORD).write_text(json.dumps(record), encoding="utf-8")
 
 
-def _noted(source: Source) -> dict[str, Any]:
-    """Return what was noted of the part, empty where it is of another address."""
+def _read_record(source: Source) -> dict[str, Any]:
+    """Return the record of the downloaded part, empty if the part is from another URL."""
     try:
-        note: dict[str, Any] = json.loads(Path(NOTE).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(Path(RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return note if note["url"] == _digest(source.url) else {}
+    return record if record["url"] == _digest(source.url) else {}
 
 
 def _is_complete(source: Source) -> bool:
-    total = _noted(source).get("total")
+    total = _read_record(source).get("total")
     return bool(total) and total == _size(PART)
 
 
 def _digest(url: str) -> str:
-    """Return what stands for an address on disk, since there may be a key in it."""
+    """Return the digest of an URL for the record; the URL itself may contain a secret."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
@@ -239,8 +238,8 @@ def _size(path: str) -> int:
 
 
 def discard() -> None:
-    """Remove what there is of a download."""
-    for path in (PART, NOTE):
+    """Delete the downloaded part and its record."""
+    for path in (PART, RECORD):
         Path(path).unlink(missing_ok=True)
 
 
@@ -254,8 +253,3 @@ def digest(archive: int, algorithm: str, name: str, progress: Progress) -> str:
             hasher.update(chunk)
             meter.add(len(chunk))
     return hasher.hexdigest()
-
-
-def is_full(error: OSError) -> bool:
-    """Whether an error says that a disk, or what somebody may use of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the person who waits is told, and the errors that are for a person."""
+"""Progress lines and error messages of the worker for data sets and repositories."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import time
 
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 
-# Work that takes longer tells from time to time how far it is; seconds.
-HEARTBEAT = 15
+# Seconds between two progress lines of one step.
+INTERVAL = 15
 
 
-class WorkError(Exception):
-    """A tree could not be made as declared; the message says why and what to do."""
+class TreeError(Exception):
+    """A tree could not be installed, updated or removed; the message says why and what to do."""
 
 
-def amount(size: float) -> str:
-    """Return a number of bytes as people say it."""
+def format_size(size: float) -> str:
+    """Return a number of bytes with a decimal unit, such as ``1.5 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -25,43 +25,45 @@ def amount(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def printable(text: str, limit: int = 2000) -> str:
-    """Return text for a terminal: control characters are escaped, and it ends somewhere.
+def escape(text: str, limit: int = 2000) -> str:
+    """Return text for a terminal: control characters escaped, at most LIMIT characters.
 
-    Names in archives, in repositories and on disks may hold anything but a slash and a zero.
+    Names in archives, in repositories and on disks may have any character but a slash and a zero.
     """
     kept = text if len(text) <= limit else text[:limit] + " ..."
     return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in kept
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in kept
     )
 
 
-class Told(Progress):
-    """Progress that tells names from archives and disks as :func:`printable` gives them."""
+class EscapedProgress(Progress):
+    """Progress whose lines may contain names from archives and disks, see :func:`escape`."""
 
     def say(self, line: str) -> None:
-        """Tell LINE at once, as one line."""
-        super().say(printable(line))
+        """Write a line, escaped, and flush it."""
+        super().say(escape(line))
 
 
 class Meter:
-    """Tells from time to time how far one piece of work is."""
+    """Reports at intervals how much of a step is done."""
 
-    def __init__(self, progress: Progress, doing: str, total: int | None, done: int = 0) -> None:
-        self.progress, self.doing, self.total = progress, doing, total
-        self.done, self.begun = done, done
-        self.started = self.told = time.monotonic()
+    def __init__(self, progress: Progress, activity: str, total: int | None, done: int = 0) -> None:
+        self.progress, self.activity, self.total = progress, activity, total
+        self.done, self.done_before = done, done
+        self.started = self.reported = time.monotonic()
 
     def add(self, size: int) -> None:
-        """Note SIZE more bytes."""
+        """Count SIZE more bytes."""
         self.done += size
         now = time.monotonic()
-        if now - self.told < HEARTBEAT:
+        if now - self.reported < INTERVAL:
             return
-        self.told = now
-        rate = (self.done - self.begun) / (now - self.started)
-        of = f" of {amount(self.total)}" if self.total else ""
-        left = ""
+        self.reported = now
+        rate = (self.done - self.done_before) / (now - self.started)
+        of_total = f" of {format_size(self.total)}" if self.total else ""
+        time_left = ""
         if self.total and rate:
-            left = f", {max(0, self.total - self.done) / rate / 60:.0f} min left"
-        self.progress.say(f"{self.doing}: {amount(self.done)}{of}, {amount(rate)}/s{left}")
+            time_left = f", {max(0, self.total - self.done) / rate / 60:.0f} min left"
+        done = format_size(self.done)
+        self.progress.say(f"{self.activity}: {done}{of_total}, {format_size(rate)}/s{time_left}")

@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role notes of a data set, in it: what it was made from, and every file that it made.
+"""The record in a data set: its version and checksum, and a list of all unpacked files.
 
-So what the role made and what people added can be told apart, whenever it goes or is replaced. The
-notes count only where they are root's: who has the tree may put anything in their place.
+The list distinguishes unpacked files from files that people added, before a data set is replaced or
+removed. Only a record of root is valid, because the owner of the tree can replace it.
 """
 
 from __future__ import annotations
@@ -16,61 +16,61 @@ import stat
 import zlib
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.data import place
-from ansible_collections.slipway.host.plugins.module_utils.data.progress import WorkError
+from ansible_collections.slipway.host.plugins.module_utils.data import folders
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import TreeError
 from ansible_collections.slipway.host.plugins.module_utils.state import paths, trees
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
     Folder,
     UnsafePathError,
 )
 
-FOLDER = place.NOTES
+FOLDER = folders.RECORDS
 RECORD, FILES = "record.json", "files.gz"
-# The survey looks for so many of the names at the top, no more.
-WATCHED = 256
-# So many examples are named to a person.
+# At most so many names at the top of a tree are recorded for the survey.
+MAX_NAMES = 256
+# So many examples are shown in a message.
 SHOWN = 3
-# A list of files that is longer counts as broken.
+# A longer list of files counts as broken; bytes.
 MAX_LIST = 1 << 30
 
-# Size, time of the last change and kind: what is told of a file without reading it.
-Seen = tuple[int, int, str]
+# Size, time of the last change and kind of a file.
+FileState = tuple[int, int, str]
 
 
-def _seen(name: str, above: Folder) -> Seen:
-    found = os.stat(name, dir_fd=above.descriptor, follow_symlinks=False)
-    return found.st_size, int(found.st_mtime), "l" if stat.S_ISLNK(found.st_mode) else "f"
+def _read_state(name: str, parent: Folder) -> FileState:
+    info = os.stat(name, dir_fd=parent.descriptor, follow_symlinks=False)
+    return info.st_size, int(info.st_mtime), "l" if stat.S_ISLNK(info.st_mode) else "f"
 
 
 def read(tree: Folder) -> dict[str, Any] | None:
-    """Return what was noted of a data set, None where nothing was noted by root."""
-    found = trees.read_record(tree.descriptor, trees.TREE_RECORD)
-    return found if found and found["owner"] in (0, os.geteuid()) else None
+    """Return the record of a data set, None if root wrote none."""
+    record = trees.read_record(tree.descriptor, trees.TREE_RECORD)
+    return record if record and record["owner"] in (0, os.geteuid()) else None
 
 
-def missing(tree: Folder, noted: dict[str, Any]) -> list[str]:
-    """Return the names at the top of a tree that were noted and are gone."""
-    return [name for name in noted["names"] if tree.lstat(name) is None]
+def missing_names(tree: Folder, record: dict[str, Any]) -> list[str]:
+    """Return the recorded names that are missing at the top of a tree."""
+    return [name for name in record["names"] if tree.lstat(name) is None]
 
 
 def write(tree: Folder, version: str, checksum: str) -> None:
-    """Note what a tree that is complete was made from; the tree is in a stage."""
+    """Write the record of a complete tree, which is still in a stage."""
     names = sorted(os.listdir(tree.descriptor))
     if FOLDER in names:
-        raise WorkError(
-            f"cannot note what was unpacked: found {FOLDER} in the archive; expected no such "
-            "folder, which is the role's. Make the archive without it, or declare 'strip'."
+        raise TreeError(
+            f"cannot write the record of the data set: found {FOLDER} in the archive; expected no "
+            "such folder. Create the archive without this folder, or declare 'strip'."
         )
     tree.make_folder(FOLDER, 0o755, os.geteuid(), os.getegid())
     count, total = 0, 0
-    with tree.entered(FOLDER) as notes:
+    with tree.entered(FOLDER) as records:
         with (
-            open(FILES, "xb", opener=_opener(notes)) as raw,
+            open(FILES, "xb", opener=_opener(records)) as raw,
             gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1) as file,
         ):
-            for inside, _names, files, folder in place.walk(tree):
+            for inside, _names, files, folder in folders.walk(tree):
                 for name in files:
-                    size, mtime, kind = _seen(name, folder)
+                    size, mtime, kind = _read_state(name, folder)
                     file.write(os.fsencode(f"{size} {mtime} {kind} {inside}{name}\0"))
                     count, total = count + 1, total + size
         record = {
@@ -78,23 +78,23 @@ def write(tree: Folder, version: str, checksum: str) -> None:
             "checksum": checksum,
             "files": count,
             "bytes": total,
-            "names": names[:WATCHED],
+            "names": names[:MAX_NAMES],
         }
         content = json.dumps(record, indent=1) + "\n"
-        notes.replace(RECORD, content.encode(), 0o644, os.geteuid(), os.getegid())
+        records.replace(RECORD, content.encode(), 0o644, os.geteuid(), os.getegid())
 
 
 def _opener(folder: Folder) -> Any:
     return lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644, dir_fd=folder.descriptor)
 
 
-def _made(tree: Folder) -> dict[str, Seen]:
-    """Return the files that the role made, as they were then; where the notes are broken, none."""
-    found: dict[str, Seen] = {}
+def _read_files(tree: Folder) -> dict[str, FileState]:
+    """Return the state of the files after unpacking, by name; empty if the list is broken."""
+    states: dict[str, FileState] = {}
     try:
         with (
-            tree.entered(FOLDER) as notes,
-            notes.opened(FILES) as descriptor,
+            tree.entered(FOLDER) as records,
+            records.opened(FILES) as descriptor,
             open(descriptor, "rb", closefd=False) as raw,
             gzip.GzipFile(fileobj=raw) as file,
         ):
@@ -105,52 +105,52 @@ def _made(tree: Folder) -> dict[str, Seen]:
             return {}
         for line in os.fsdecode(content).split("\0")[:-1]:
             size, mtime, kind, name = line.split(" ", 3)
-            found[name] = int(size), int(mtime), kind
+            states[name] = int(size), int(mtime), kind
     except (OSError, ValueError, EOFError, zlib.error):
         return {}
-    return found
+    return states
 
 
-def added(tree: Folder) -> list[str]:
-    """Return some files of a tree that the role did not make, or not so."""
-    made, found = _made(tree), []
-    for inside, _names, files, folder in place.walk(tree):
+def find_added_files(tree: Folder) -> list[str]:
+    """Return files that people added or changed, at most one more than are shown."""
+    unpacked, added = _read_files(tree), []
+    for inside, _names, files, folder in folders.walk(tree):
         for name in files:
-            if made.get(f"{inside}{name}") != _seen(name, folder):
-                found.append(f"{inside}{name}")
-                if len(found) > SHOWN:
-                    return found
-    return found
+            if unpacked.get(f"{inside}{name}") != _read_state(name, folder):
+                added.append(f"{inside}{name}")
+                if len(added) > SHOWN:
+                    return added
+    return added
 
 
-def remove(tree: Folder) -> int:
-    """Remove from a tree what the role made; return how many files stay, which are people's.
+def delete_unpacked_files(tree: Folder) -> int:
+    """Delete the unpacked files of a tree; return the number of other files, which remain.
 
-    The notes go last, so that a run that was interrupted is seen.
+    The record is deleted last, so that the next run finishes an interrupted run.
     """
-    made, kept = _made(tree), 0
-    for inside, names, files, folder in place.walk(tree, bottom_up=True):
+    unpacked, kept = _read_files(tree), 0
+    for inside, names, files, folder in folders.walk(tree, bottom_up=True):
         for name in files:
-            if made.get(f"{inside}{name}") == _seen(name, folder):
+            if unpacked.get(f"{inside}{name}") == _read_state(name, folder):
                 os.unlink(name, dir_fd=folder.descriptor)
             else:
                 kept += 1
         for name in names:
-            _remove_if_empty(name, folder.descriptor)
-    with tree.entered(FOLDER) as notes:
-        info = notes.info()
+            _delete_if_empty(name, folder.descriptor)
+    with tree.entered(FOLDER) as records:
+        info = records.info()
         if info.st_uid not in (0, os.geteuid()):
-            raise UnsafePathError(notes.path, paths.describe(info), "a folder owned by root")
+            raise UnsafePathError(records.path, paths.describe(info), "a folder owned by root")
         for name in (FILES, RECORD):
-            if notes.lstat(name):
-                os.unlink(name, dir_fd=notes.descriptor)
+            if records.lstat(name):
+                os.unlink(name, dir_fd=records.descriptor)
     os.rmdir(FOLDER, dir_fd=tree.descriptor)
     return kept
 
 
-def _remove_if_empty(name: str, above: int) -> None:
+def _delete_if_empty(name: str, parent: int) -> None:
     try:
-        os.rmdir(name, dir_fd=above)
+        os.rmdir(name, dir_fd=parent)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

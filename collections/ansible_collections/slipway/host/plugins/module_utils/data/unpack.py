@@ -1,11 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An archive into an empty folder that only root can enter, which is the working folder.
+"""Unpack an archive into the working folder, which is empty and which only root can enter.
 
-Whatever is in it, nothing is written outside: names lead down, links are made when everything else
-is there, so nothing is written through one, and none may lead out.  Only files, folders and links
-are made; owners and modes of the archive do not count, but a program stays one.  What is written is
-counted while it is written, see :mod:`bound`.
+Nothing is written outside of this folder: names that lead out are refused, and links are created
+after all files and must not lead out. Only files, folders and links are created. Owners and modes
+of the archive are ignored, except that executable files remain executable. Written bytes are
+limited, see :mod:`limit`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ansible_collections.slipway.host.plugins.module_utils.data.bound import Limit
-from ansible_collections.slipway.host.plugins.module_utils.data.progress import Meter, WorkError
+from ansible_collections.slipway.host.plugins.module_utils.data.limit import Limit
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import Meter, TreeError
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 
 ZIP, ZSTD, GZIP, BZIP2, XZ, TAR = "zip", "zstd", "gzip", "bzip2", "xz", "tar"
-# What a file begins with.
+# Format of a file by its first bytes.
 MAGIC = {
     b"PK\x03\x04": ZIP,
     b"PK\x05\x06": ZIP,
@@ -45,21 +45,22 @@ MAGIC = {
 }
 CHUNK = 1 << 20
 ENCRYPTED = 1
-# So many chunks are read after the end of a tar archive.
-AFTER_END = 64
-# Linux knows no longer path, and follows no more links.
-LONGEST_PATH, MAX_LINKS = 4096, 40
+LINK_KINDS = ("link", "hard link")
+# At most so many chunks are read after the end of a tar archive.
+CHUNKS_AFTER_END = 64
+# Linux supports no longer path, and follows no more links.
+MAX_PATH, MAX_LINKS = 4096, 40
 
 
 @dataclass(frozen=True)
 class Member:
-    """One thing in an archive; NAME is what is left after stripping, empty for the top."""
+    """An entry of an archive; ``name`` is its name after stripping, empty for the top folder."""
 
     name: str
     kind: str
     size: int
     mtime: float
-    program: bool
+    executable: bool
     target: str
     source: Any
 
@@ -72,29 +73,29 @@ def _opened(archive: int) -> Iterator[IO[bytes]]:
         yield file
 
 
-def kind_of(archive: int) -> str:
-    """Return what an opened archive is, by its content."""
-    begins = os.pread(archive, 8, 0)
-    return next((kind for magic, kind in MAGIC.items() if begins.startswith(magic)), TAR)
+def detect_format(archive: int) -> str:
+    """Return the format of an opened archive, from its content."""
+    start = os.pread(archive, 8, 0)
+    return next((name for magic, name in MAGIC.items() if start.startswith(magic)), TAR)
 
 
-def size_of(archive: int) -> int | None:
-    """Return how large an archive says it is unpacked, None where only unpacking would tell."""
-    kind = kind_of(archive)
-    if kind == ZIP:
+def unpacked_size(archive: int) -> int | None:
+    """Return the unpacked size of an archive, None if it is known only after unpacking."""
+    archive_format = detect_format(archive)
+    if archive_format == ZIP:
         with _opened_zip(archive) as opened:
             return sum(info.file_size for info in opened.infolist())
-    is_tar = kind == TAR and os.pread(archive, 5, 257) == b"ustar"
+    is_tar = archive_format == TAR and os.pread(archive, 5, 257) == b"ustar"
     return os.fstat(archive).st_size if is_tar else None
 
 
 def unpack(archive: int, strip: int, name: str, limit: Limit, progress: Progress) -> None:
     """Unpack an opened archive into the working folder.
 
-    Raise WorkError where it holds what it must not, OSError where the disk is full.
+    Raise TreeError if an entry of the archive is not allowed, OSError if the disk is full.
     """
-    meter = Meter(progress, f"{name}: unpacked", size_of(archive))
-    if kind_of(archive) == ZIP:
+    meter = Meter(progress, f"{name}: unpacked", unpacked_size(archive))
+    if detect_format(archive) == ZIP:
         with _opened_zip(archive) as opened:
             _write(_zip_members(opened, strip), opened.open, limit, meter)
         return
@@ -108,46 +109,46 @@ def _opened_zip(archive: int) -> Iterator[zipfile.ZipFile]:
         with _opened(archive) as file, zipfile.ZipFile(file) as opened:
             yield opened
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
-        raise WorkError(f"the archive cannot be read as zip: {error}") from error
+        raise TreeError(f"cannot read the archive as zip: {error}. Check 'url'.") from error
 
 
 class _Counted:
-    """The uncompressed archive, each byte counted."""
+    """Counts the bytes that are read from the uncompressed archive."""
 
     def __init__(self, stream: IO[bytes], limit: Limit) -> None:
         self.stream, self.limit = stream, limit
 
     def read(self, size: int) -> bytes:
         """Return the next bytes."""
-        found = self.stream.read(size)
-        self.limit.stream(len(found))
-        return found
+        content = self.stream.read(size)
+        self.limit.add_streamed(len(content))
+        return content
 
 
 @contextmanager
 def _opened_tar(archive: int, limit: Limit) -> Iterator[tarfile.TarFile]:
     try:
-        with _opened(archive) as file, _uncompressed(file, kind_of(archive)) as stream:
-            # A stream: a look for the next member would otherwise read everything twice.
+        with _opened(archive) as file, _uncompressed(file, detect_format(archive)) as stream:
+            # As a stream, because seeking to the next entry would decompress everything twice.
             counted: Any = _Counted(stream, limit)
             with tarfile.open(fileobj=counted, mode="r|", bufsize=1 << 16) as tar:
                 yield tar
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         if getattr(error, "errno", None):
             raise
-        raise WorkError(
-            f"the archive cannot be read as tar: {error}; with 'unpack: false' it is put there as "
-            "the file that it is"
+        raise TreeError(
+            f"cannot read the archive as tar: {error}. If the file is not an archive, set "
+            "'unpack: false'."
         ) from error
 
 
 @contextmanager
-def _uncompressed(file: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
-    if kind == ZSTD:
+def _uncompressed(file: IO[bytes], archive_format: str) -> Iterator[IO[bytes]]:
+    if archive_format == ZSTD:
         with _zstd(file) as stream:
             yield stream
         return
-    opener: Any = {GZIP: gzip.open, BZIP2: bz2.open, XZ: lzma.open}.get(kind)
+    opener: Any = {GZIP: gzip.open, BZIP2: bz2.open, XZ: lzma.open}.get(archive_format)
     if opener is None:
         yield file
         return
@@ -158,20 +159,22 @@ def _uncompressed(file: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
 @contextmanager
 def _zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
     if not shutil.which("zstd"):
-        raise WorkError("the archive is compressed by zstd, which is not here: install zstd")
+        raise TreeError(
+            "cannot unpack the archive: the program zstd is missing on the host. Install zstd."
+        )
     with subprocess.Popen(["zstd", "-dcq"], stdin=file, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             yield process.stdout
-            # To its end, so that a damaged archive is seen; what comes after a tar may be endless.
-            ends = any(not process.stdout.read(CHUNK) for _ in range(AFTER_END))
+            # Read to the end to detect a damaged archive, but data after a tar may be endless.
+            ended = any(not process.stdout.read(CHUNK) for _ in range(CHUNKS_AFTER_END))
         except BaseException:
             process.kill()
             raise
-        if not ends:
+        if not ended:
             process.kill()
-    if ends and process.returncode:
-        raise WorkError("zstd cannot read the archive to its end")
+    if ended and process.returncode:
+        raise TreeError("the archive is damaged: zstd cannot read it to its end. Check 'url'.")
 
 
 def _zip_members(archive: zipfile.ZipFile, strip: int) -> Iterator[Member]:
@@ -179,15 +182,15 @@ def _zip_members(archive: zipfile.ZipFile, strip: int) -> Iterator[Member]:
         mode = info.external_attr >> 16
         kind = "link" if stat.S_ISLNK(mode) else "folder" if info.is_dir() else "file"
         if info.flag_bits & ENCRYPTED:
-            raise WorkError(f"{info.filename} in the archive is encrypted")
-        if kind == "link" and info.file_size > LONGEST_PATH:
-            raise WorkError(f"{info.filename} in the archive is a link that is too long")
+            raise TreeError(f"{info.filename} in the archive is encrypted; expected no encryption")
+        if kind == "link" and info.file_size > MAX_PATH:
+            raise TreeError(f"{info.filename} in the archive is a link with a too long target")
         try:
             mtime = time.mktime((*info.date_time, 0, 0, -1))
         except (ValueError, OverflowError):
             mtime = 0.0
         yield Member(
-            _stripped(info.filename, strip, kind),
+            _strip(info.filename, strip, kind),
             kind,
             info.file_size,
             mtime,
@@ -199,7 +202,7 @@ def _zip_members(archive: zipfile.ZipFile, strip: int) -> Iterator[Member]:
 
 def _tar_members(archive: tarfile.TarFile, strip: int) -> Iterator[Member]:
     while (info := archive.next()) is not None:
-        # It would remember each, and there may be millions.
+        # tarfile would keep all entries in memory, and there may be millions.
         archive.members.clear()  # type: ignore[attr-defined]
         target = info.linkname
         if info.isdir():
@@ -207,62 +210,62 @@ def _tar_members(archive: tarfile.TarFile, strip: int) -> Iterator[Member]:
         elif info.issym():
             kind = "link"
         elif info.islnk():
-            kind, target = "twin", _stripped(info.linkname, strip, "file")
+            kind, target = "hard link", _strip(info.linkname, strip, "file")
         elif info.isfile():
             kind = "file"
         else:
-            raise WorkError(
-                f"{info.name} in the archive is a device or a pipe, which data has no use for"
+            raise TreeError(
+                f"{info.name} in the archive is a device or a pipe; expected only files and links"
             )
-        name = _stripped(info.name, strip, kind)
-        program = bool(info.mode & stat.S_IXUSR)
-        # A time may be anything, also no number at all.
+        name = _strip(info.name, strip, kind)
+        executable = bool(info.mode & stat.S_IXUSR)
+        # The time in an archive may be any value, even not a number.
         mtime = info.mtime if 0 <= info.mtime < 1 << 34 else 0.0
-        yield Member(name, kind, info.size, mtime, program, target, info)
+        yield Member(name, kind, info.size, mtime, executable, target, info)
 
 
-def _stripped(name: str, strip: int, kind: str) -> str:
-    """Return NAME without its first STRIP parts; raise WorkError where it would lead out."""
+def _strip(name: str, strip: int, kind: str) -> str:
+    """Return NAME without its first STRIP parts; raise TreeError if it leads out."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
-        raise WorkError(f"{name!r} in the archive would be written outside of its folder")
+        raise TreeError(f"{name!r} in the archive would be written outside of its folder")
     if kind != "folder" and len(parts) <= strip:
-        raise WorkError(
-            f"{name} in the archive has {len(parts)} parts, of which 'strip: {strip}' leaves none"
+        raise TreeError(
+            f"{name} in the archive: 'strip: {strip}' removes the complete name. Reduce 'strip'."
         )
     return "/".join(parts[strip:])
 
 
 def _write(members: Iterator[Member], read: Any, limit: Limit, meter: Meter) -> None:
     """Write the members below the working folder, links last."""
-    later: list[Member] = []
+    links: list[Member] = []
     folders: dict[str, float] = {}
     for member in members:
-        limit.entry(member.kind in ("link", "twin"))
+        limit.add_entry(member.kind in LINK_KINDS)
         if not member.name:
             continue
-        if member.kind in ("link", "twin"):
-            later.append(member)
+        if member.kind in LINK_KINDS:
+            links.append(member)
         elif member.kind == "folder":
             os.makedirs(member.name, 0o755, exist_ok=True)
             folders[member.name] = member.mtime
         else:
-            _file(member, read, limit, meter)
-    # A twin may be of a file alone, so before there is a link that it could be of.
-    for member in sorted(later, key=lambda member: member.kind, reverse=True):
-        _link(member)
-    _refuse_ways_out({member.name: member.target for member in later if member.kind == "link"})
-    # Deepest first, and at the end: whatever is made in a folder changes its time.
+            _write_file(member, read, limit, meter)
+    # Hard links first: they must lead to files, and there are no symbolic links yet.
+    for member in sorted(links, key=lambda member: member.kind):
+        _create_link(member)
+    _refuse_links_outside({member.name: member.target for member in links if member.kind == "link"})
+    # At the end and deepest first, because a new entry in a folder changes its time.
     for name in sorted(folders, reverse=True):
         os.utime(name, (folders[name], folders[name]))
 
 
-def _file(member: Member, read: Any, limit: Limit, meter: Meter) -> None:
+def _write_file(member: Member, read: Any, limit: Limit, meter: Meter) -> None:
     _make_parent(member.name)
-    # The last one of a name counts, as for tar.
+    # The last entry with a name counts, as in tar.
     Path(member.name).unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(member.name, flags, 0o755 if member.program else 0o644)
+    descriptor = os.open(member.name, flags, 0o755 if member.executable else 0o644)
     with open(descriptor, "wb") as file, read(member.source) as content:
         while chunk := content.read(CHUNK):
             limit.add(len(chunk))
@@ -272,16 +275,17 @@ def _file(member: Member, read: Any, limit: Limit, meter: Meter) -> None:
         os.utime(file.fileno(), (member.mtime, member.mtime))
 
 
-def _link(member: Member) -> None:
+def _create_link(member: Member) -> None:
     _make_parent(member.name)
     try:
-        if member.kind == "twin":
+        if member.kind == "hard link":
             os.link(member.target, member.name, follow_symlinks=False)
         else:
             os.symlink(member.target, member.name)
     except (FileExistsError, FileNotFoundError) as error:
-        raise WorkError(
-            f"{member.name} in the archive cannot be a link to {member.target}: {error.strerror}"
+        raise TreeError(
+            f"cannot create {member.name} of the archive as a link to {member.target}: "
+            f"{error.strerror}"
         ) from error
 
 
@@ -291,37 +295,38 @@ def _make_parent(name: str) -> None:
         os.makedirs(parent, 0o755, exist_ok=True)
 
 
-def _refuse_ways_out(links: Mapping[str, str]) -> None:
-    """Raise WorkError where a link leads out of the archive.
+def _refuse_links_outside(links: Mapping[str, str]) -> None:
+    """Raise TreeError if a link leads out of the archive.
 
-    Decided by the names alone: whoever can rename the working folder changes nothing of it.
+    Only the names are compared, so that a rename of the working folder has no influence.
     """
     for name, target in links.items():
         if _leads_out(name, links):
-            raise WorkError(f"{name} in the archive is a link to {target}, outside of it")
+            raise TreeError(f"{name} in the archive is a link to {target}, outside of the archive")
 
 
 def _leads_out(name: str, links: Mapping[str, str]) -> bool:
-    left, way, followed, steps = name.split("/"), list[str](), 0, 0
+    """Return whether a link leads out of the archive, directly or by other links."""
+    left, path, followed, steps = name.split("/"), list[str](), 0, 0
     while left and followed <= MAX_LINKS:
         steps += 1
-        if steps > LONGEST_PATH:
-            # No path that Linux follows is as long.
+        if steps > MAX_PATH:
+            # Linux does not follow a path of this length.
             return True
         part = left.pop(0)
         if part in ("", "."):
             continue
         if part == "..":
-            if not way:
+            if not path:
                 return True
-            way.pop()
+            path.pop()
             continue
-        way.append(part)
-        target = links.get("/".join(way))
+        path.append(part)
+        target = links.get("/".join(path))
         if target is not None:
             if target.startswith("/"):
                 return True
             followed += 1
-            way.pop()
+            path.pop()
             left = target.split("/") + left
     return False

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ansible_collections.slipway.host.plugins.module_utils.state import trees as state_trees
+
 Item = Mapping[str, Any]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -26,8 +28,6 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MODE = re.compile(r"[0-7]{4}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B?")
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-# Folder beside a tree for its unfinished version; state/trees.py has the same name.
-STAGES = ".slipway-unfinished"
 
 
 class DataError(ValueError):
@@ -317,7 +317,7 @@ def _owned(
     return {
         "packages": [{"name": name} for name in _packages(trees, present_kinds)],
         "folders": [
-            {"path": f"{folder}/{STAGES}", "entries": sorted(names)}
+            {"path": f"{folder}/{state_trees.STAGES}", "entries": sorted(names)}
             for folder, names in sorted(stages.items())
         ],
         **kinds,

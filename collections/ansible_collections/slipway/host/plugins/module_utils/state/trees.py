@@ -235,7 +235,7 @@ ASKS = {"trees": reading.each(ask_tree), "offers": ask_offers}
 
 
 # --- Nothing below is sent to hosts with the survey. ---
-from ansible_collections.slipway.host.plugins.module_utils.data import standing
+from ansible_collections.slipway.host.plugins.module_utils.data import checkout_drift
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     ConflictError,
@@ -344,13 +344,13 @@ def compare_checkouts(entry: Entry, answer: Answer) -> Iterator[Change]:
         if offered:
             yield MISSING, wanted
         return
-    if not standing.is_of(entry["version"], found):
+    if not checkout_drift.has_version(found, entry["version"]):
         if offered:
             git = found["git"]
             yield f"at {git['branch'] or git['head'][:12]} of {git['url']}", wanted
         return
     revision = entry["revision"], entry.get("settled", False)
-    yield from standing.displaced(found, entry["url"], *revision)
+    yield from checkout_drift.differences(found, entry["url"], *revision)
     yield from _placed(entry, found)
 
 
