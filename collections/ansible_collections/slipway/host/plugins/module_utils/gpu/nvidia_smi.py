@@ -77,8 +77,8 @@ class SmiReport:
     gpus: tuple[SmiGpu, ...]
 
 
-def parse(text: str) -> SmiReport:
-    """Parse the output of ``nvidia-smi -q -x``; raise SmiError if the text has another form."""
+def read_document(text: str) -> ElementTree.Element:
+    """Return the root of the output of ``nvidia-smi -q -x``; raise SmiError for another text."""
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
@@ -90,9 +90,15 @@ def parse(text: str) -> SmiReport:
         raise SmiError(
             f"cannot parse nvidia-smi -q -x: found <{root.tag}>; expected <nvidia_smi_log>"
         )
+    return root
+
+
+def parse(text: str) -> SmiReport:
+    """Parse the output of ``nvidia-smi -q -x``; raise SmiError if the text has another form."""
+    root = read_document(text)
     return SmiReport(
-        _value(root, "kmd_version", "driver_version"),
-        _value(root, "cuda_umd_version", "cuda_version"),
+        read_value(root, "kmd_version", "driver_version"),
+        read_value(root, "cuda_umd_version", "cuda_version"),
         tuple(_gpu(node) for node in root.iter("gpu") if node.get("id")),
     )
 
@@ -116,19 +122,19 @@ def sysfs_address(bus_id: str) -> str:
 def _gpu(node: ElementTree.Element) -> SmiGpu:
     return SmiGpu(
         address=sysfs_address(node.get("id", "")),
-        name=_value(node, "product_name"),
-        uuid=_value(node, "uuid"),
-        memory_mib=_mebibytes(_value(node, "fb_memory_usage/total")),
-        persistence=_switch(_value(node, "persistence_mode")),
-        ecc=_switch(_value(node, "ecc_mode/current_ecc")),
-        mig=_switch(_value(node, "mig_mode/current_mig")),
-        mig_pending=_switch(_value(node, "mig_mode/pending_mig")),
+        name=read_value(node, "product_name"),
+        uuid=read_value(node, "uuid"),
+        memory_mib=_mebibytes(read_value(node, "fb_memory_usage/total")),
+        persistence=_switch(read_value(node, "persistence_mode")),
+        ecc=_switch(read_value(node, "ecc_mode/current_ecc")),
+        mig=_switch(read_value(node, "mig_mode/current_mig")),
+        mig_pending=_switch(read_value(node, "mig_mode/pending_mig")),
         mig_devices=len(node.findall("mig_devices/mig_device")),
-        virtualization=_value(node, "gpu_virtualization_mode/virtualization_mode"),
-        fabric_state=_value(node, "fabric/state"),
-        fabric_status=_value(node, "fabric/status"),
-        recovery_action=_value(node, "gpu_recovery_action"),
-        gsp_firmware=_value(node, "gsp_firmware_version"),
+        virtualization=read_value(node, "gpu_virtualization_mode/virtualization_mode"),
+        fabric_state=read_value(node, "fabric/state"),
+        fabric_status=read_value(node, "fabric/status"),
+        recovery_action=read_value(node, "gpu_recovery_action"),
+        gsp_firmware=read_value(node, "gsp_firmware_version"),
         processes=tuple(_processes(node)),
     )
 
@@ -136,14 +142,14 @@ def _gpu(node: ElementTree.Element) -> SmiGpu:
 def _processes(node: ElementTree.Element) -> list[SmiProcess]:
     processes = []
     for entry in node.findall("processes/process_info"):
-        pid = _value(entry, "pid")
+        pid = read_value(entry, "pid")
         if pid and pid.isdigit():
-            name, kind = _value(entry, "process_name"), _value(entry, "type")
+            name, kind = read_value(entry, "process_name"), read_value(entry, "type")
             processes.append(SmiProcess(int(pid), name, kind))
     return processes
 
 
-def _value(node: ElementTree.Element, *paths: str) -> str | None:
+def read_value(node: ElementTree.Element, *paths: str) -> str | None:
     """Return the first of several fields that has a value."""
     for path in paths:
         text = (node.findtext(path) or "").strip()
