@@ -97,7 +97,8 @@ mkdir -p "$(dirname "$file")"
 }} >"$file.new"
 mv "$file.new" "$file"
 """
-# Lists the device files that it can open; the rest comes from the simulated kernel.
+# Lists the device files that it can open. As XML, prints the first GPU of a sample once for each
+# GPU of the simulated PCI bus. Tests inject faults into the sample.
 SMI = (
     STAND_IN
     + """\
@@ -110,6 +111,15 @@ if [ "$*" = -L ]; then
     exit
 fi
 test -e /sys/module/nvidia/version || { echo "stand-in: the driver is not loaded" >&2; exit 9; }
-cat /usr/share/nvidia-stand-in/nvidia-smi.xml
+sample=/usr/share/nvidia-stand-in/nvidia-smi.xml
+sed '/<gpu id=/,$d' "$sample"
+for device in /sys/bus/pci/devices/*; do
+    [ "$(cat "$device/vendor")" = 0x10de ] || continue
+    case "$(cat "$device/class")" in 0x030[02]*) ;; *) continue ;; esac
+    case "$(readlink "$device/driver")" in *vfio*) continue ;; esac
+    sed -n '/<gpu id=/,/<\\/gpu>/p' "$sample" | sed '/<\\/gpu>/q' |
+        sed "s/<gpu id=\"[^\"]*\"/<gpu id=\"0000${device##*/}\"/"
+done
+echo '</nvidia_smi_log>'
 """
 )

@@ -72,6 +72,7 @@ def facts(
             "loaded": "",
             "banner": "",
             "run_installer": False,
+            "recorded": 0,
         }
         gpu |= {key: more.pop(key) for key in list(more) if key in gpu}
     return {**host, **OTHERS, "gpu": gpu, **more}

@@ -238,7 +238,8 @@ def test_a_driver_that_supports_the_gpus_is_adopted_whole(case: Case) -> None:
     assert all(entry["hold"] for entry in named.values())
     assert not any({"state", "version"} & set(entry) for entry in named.values())
     written = {file["path"] for file in found["owned"]["files"] if "content" in file}
-    assert written == {driver_files.UNATTENDED, driver_files.MODULES_LOAD}
+    record = nvidia_driver.GPU_RECORD
+    assert written == {driver_files.UNATTENDED, driver_files.MODULES_LOAD, record}
     assert found["owned"]["modules"][0] == {"name": "nvidia", "version": version}
     fabric = "-fabricmanager" in " ".join(case.packages)
     assert bool(found["owned"]["units"]) == fabric

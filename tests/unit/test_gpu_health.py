@@ -4,11 +4,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import health, xids
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health, health_check, xids
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.nvidia_smi import SmiError
+from ansible_collections.slipway.host.plugins.module_utils.roles import (
+    nvidia_container_toolkit,
+    nvidia_driver,
+)
+
+from tests.unit.gpu_facts import facts
+from tests.unit.role_options import options
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "shared/data/nvidia-smi"
 FIRST, SECOND = "0000:3b:00.0", "0000:86:00.0"
@@ -208,3 +219,103 @@ def test_every_xid_has_a_meaning_and_a_remedy() -> None:
     for number, (meaning, remedy) in xids.FAULTS.items():
         assert meaning and remedy.format(gpu="x"), number
     assert not {13, 31, 43, 45, 94, 154} & set(xids.FAULTS)
+
+
+# --- reading, on the host -----------------------------------------------------------------------
+
+
+def test_the_records_of_the_kernel_log_are_read(tmp_path: Path) -> None:
+    log = tmp_path / "kmsg"
+    log.write_text("6,0,1,-;Linux version 6.8\n SUBSYSTEM=pci\n4,1,2,c;NVRM: Xid; more\n")
+    assert health_check.read_kernel_log(str(log)) == ["Linux version 6.8", "NVRM: Xid; more"]
+
+
+def test_the_journal_has_the_lines_that_the_kernel_dropped(
+    tmp_path: Path, program: Callable[[str, str], None]
+) -> None:
+    program("journalctl", "echo 'NVRM: old'")
+    log = tmp_path / "kmsg"
+    log.write_text("6,900,1,-;NVRM: new\n")
+    assert health_check.read_kernel_log(str(log)) == ["NVRM: old", "NVRM: new"]
+    assert health_check.read_kernel_log(str(tmp_path / "none")) == ["NVRM: old"]
+
+
+@pytest.fixture
+def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_check, "read_kernel_log", list)
+
+
+@pytest.mark.usefixtures("no_log")
+def test_all_faults_of_a_host_are_named_at_once(
+    program: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    sample = tmp_path / "sample.xml"
+    sample.write_text(document(gpu(old="action>None", new="action>Node Reboot")))
+    program("nvidia-smi", f"cat {sample}")
+    with pytest.raises(ValueError, match=r"2 GPUs are on the PCI bus.*GPU 0000:86:00\.0.*Reboot"):
+        health_check.check([FIRST, SECOND], 3)
+
+
+@pytest.mark.usefixtures("no_log")
+def test_a_healthy_host_passes_and_shows_warnings(
+    program: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    sample = tmp_path / "sample.xml"
+    sample.write_text(document(gpu(old="<current_link_width>16x", new="<current_link_width>8x")))
+    program("nvidia-smi", f"cat {sample}")
+    assert health_check.check([FIRST], 1).startswith("no fault of 1 GPUs. GPU 0000:3b:00.0: PCIe")
+
+
+@pytest.mark.usefixtures("no_log")
+def test_a_driver_that_does_not_answer_is_a_fault(program: Callable[[str, str], None]) -> None:
+    program("nvidia-smi", "echo 'Unable to determine the device handle'; exit 15")
+    with pytest.raises(ValueError, match="fallen off the bus"):
+        health_check.check([FIRST], 1)
+
+
+@pytest.mark.usefixtures("no_log")
+def test_a_missing_nvidia_smi_fails_only_where_the_role_installed_a_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert health_check.check([FIRST], 0) == "not run: no driver is installed"
+    with pytest.raises(ValueError, match="nvidia-smi is missing"):
+        health_check.check([FIRST], 1)
+
+
+# --- what the host had --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recorded", "declared", "expected"),
+    [(0, "auto", 8), (8, "auto", 8), (10, "auto", 10), (10, 8, 8), (0, "10", 10)],
+)
+def test_the_record_keeps_the_largest_number_or_the_declared_one(
+    recorded: int, declared: str | int, expected: int
+) -> None:
+    given = facts("8xa100", recorded=recorded)
+    found = nvidia_driver.plan(given, options("nvidia_driver", gpus=declared))
+    files = {entry["path"]: entry.get("content") for entry in found["owned"]["files"]}
+    assert json.loads(files[gpu_facts.RECORD] or "") == {"gpus": expected}
+
+
+def test_a_host_that_lost_its_gpus_stays_a_gpu_host() -> None:
+    given = facts("none")
+    given["gpu"] |= {"recorded": 8, "packages": {}, "loaded": "", "banner": ""}
+    assert gpu_host.has_gpu(given)
+    assert nvidia_container_toolkit.plan(given, options("nvidia_container_toolkit"))["needed"]
+    found = nvidia_driver.plan(given, options("nvidia_driver"))
+    assert found["owned"] == {"refused": []}
+    assert "0 GPUs are on the PCI bus; expected 8" in found["notes"][-1]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"gpus": "x"}', "\udcff"])
+def test_a_broken_record_counts_as_none(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "gpus.json"
+    record.write_bytes(text.encode("utf-8", "surrogateescape"))
+    monkeypatch.setattr(gpu_facts, "RECORD", str(record))
+    assert gpu_facts.read_recorded_gpus() == 0
+    record.write_text('{"gpus": 4}')
+    assert gpu_facts.read_recorded_gpus() == 4

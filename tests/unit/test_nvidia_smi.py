@@ -105,10 +105,10 @@ def test_mig_is_told_for_each_gpu() -> None:
     assert split.memory_mib == 81920
 
 
-def test_fabric_processes_and_recovery_of_a_current_driver() -> None:
+def test_fabric_and_processes_of_a_current_driver() -> None:
     (gpu,) = sample("580-h100").gpus
     assert (gpu.fabric_state, gpu.fabric_status) == ("Completed", "Success")
-    assert gpu.recovery_action == "Drain P2P"
+    assert gpu.recovery_action is None
     assert gpu.gsp_firmware == "580.178.04"
     # A process of another PID namespace has no number to report.
     assert gpu.processes == (

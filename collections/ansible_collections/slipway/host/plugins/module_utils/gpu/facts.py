@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
@@ -23,6 +24,8 @@ DRIVER_PACKAGES = (
 )
 # The role nvidia_driver writes this file before it installs packages.
 MANAGED = "/etc/apt/preferences.d/slipway-nvidia-driver.pref"
+# How many GPUs the host has, as the role nvidia_driver recorded.
+RECORD = "/var/lib/slipway/gpus.json"
 TOOLKIT_PACKAGES = ("nvidia-container-", "libnvidia-container")
 APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "multiverse"}
 
@@ -110,6 +113,14 @@ def read_apt_components(root: str = "/etc/apt") -> list[str]:
     return sorted(words & APT_COMPONENTS)
 
 
+def read_recorded_gpus() -> int:
+    """Return how many GPUs the record says that the host has, 0 without a record."""
+    try:
+        return int(json.loads(reading.read_file(RECORD) or b"{}")["gpus"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
 def ask_gpus(
     pci: str = "/sys/bus/pci/devices",
     proc: str = "/proc",
@@ -124,7 +135,8 @@ def ask_gpus(
     """
     functions = find_functions(pci)
     devices = [read_function(path) for path in functions[NVIDIA]]
-    if not (always or devices or os.path.exists("/usr/bin/nvidia-smi")):
+    recorded = read_recorded_gpus()
+    if not (always or devices or recorded or os.path.exists("/usr/bin/nvidia-smi")):
         return {"devices": []}
     baseboard = sum(device[1] in NVLINK5_GPUS for device in devices)
     # Vital product data is slow to read, so only where it matters.
@@ -155,4 +167,5 @@ def ask_gpus(
         # NVIDIA's .run installer leaves this file; no package contains it.
         "run_installer": os.path.exists("/usr/bin/nvidia-uninstall"),
         "managed": os.path.exists(MANAGED),
+        "recorded": recorded,
     }

@@ -60,8 +60,17 @@ def host_facts(facts: Mapping[str, Any]) -> HostFacts:
 
 
 def has_gpu(facts: Mapping[str, Any]) -> bool:
-    """Return whether this host itself uses a GPU, not only a virtual machine on it."""
-    return count(facts) > 0
+    """Return whether this host itself uses a GPU, not only a virtual machine on it.
+
+    A host whose GPUs are gone from the PCI bus is a GPU host with a fault, see
+    :mod:`gpu.health`, and keeps what GPU hosts have.
+    """
+    return count(facts) > 0 or recorded(facts) > 0
+
+
+def recorded(facts: Mapping[str, Any]) -> int:
+    """Return how many GPUs this host is recorded to have, 0 without a record."""
+    return int(gpu_facts(facts).get("recorded", 0))
 
 
 def count(facts: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ FAULTS: Mapping[int, tuple[str, str]] = {
     54: ("auxiliary power is not connected", RECONNECT),
     61: ("internal microcontroller stopped", RESET),
     62: ("internal microcontroller halted", RESET),
-    63: ("a memory row or page is to be replaced at the next reset", RESET),
+    63: ("a memory row or page waits for its replacement by a reset", RESET),
     64: ("replacement of a memory row or page failed", REPLACE),
     68: ("video decoder fault", RESET),
     69: ("graphics engine class error", RESET),

@@ -22,13 +22,16 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health_check
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 SMOKE_TIMEOUT = 1800
-GPUS, COMPUTATION, GPUS_IN_CONTAINERS = "GPUs", "GPU computation", "GPUs in containers"
+GPUS, HEALTH, COMPUTATION = "GPUs", "GPU health", "GPU computation"
+GPUS_IN_CONTAINERS = "GPUs in containers"
 REQUEST_TIMEOUT = 30
 
 
@@ -172,17 +175,20 @@ def run_checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
     """
     facts = state_facts.ask_host()
     gpus = gpu_proof.own_gpus(facts)
+    recorded = gpu_host.recorded(facts)
     results = [run_check(GPUS, partial(gpu_proof.check_host, len(gpus)))] if gpus else []
     if gpus and results[0].ok:
         results.append(run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus)))
-    healthy = all(check.ok for check in results)
+    usable = all(check.ok for check in results)
+    if gpus or recorded:
+        results.append(run_check(HEALTH, partial(health_check.check, gpus, recorded)))
     if not facts["docker_package"]:
         results.append(Check("engine", True, "not installed"))
         return [asdict(check) for check in results]
     engine = run_check("engine", _check_engine)
     results.append(engine)
     if engine.ok:
-        if gpus and healthy:
+        if gpus and usable:
             check = partial(gpu_proof.check_container, len(gpus), daemon_reload)
             results.append(run_check(GPUS_IN_CONTAINERS, check))
         results += [*_check_images(smoke), *_check_services()]

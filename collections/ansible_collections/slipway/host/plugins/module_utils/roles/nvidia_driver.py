@@ -10,6 +10,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -22,8 +23,10 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     driver_files,
     driver_packages,
     driver_repository,
+    health,
     tables,
 )
+from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import Decision, decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
@@ -37,6 +40,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import P
 
 DISTRIBUTION = "distribution"
 KEEP = "keep"
+GPU_RECORD = gpu_facts.RECORD
 DAEMONS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
 _DRIVER_VERSION = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
 # Packages that people install of Ubuntu's desktop flavour of the driver.
@@ -61,13 +65,13 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         request = _driver_request(host, options)
         decision = decide(host, request)
         if not decision.needed:
-            return _result(decision)
+            return _without_gpus(facts, decision, options)
         if source == KEEP:
             return _kept_driver(facts, host)
         _refuse_foreign_driver(facts, present)
         decision = _prefer_installed(facts, host, request, present, version, decision)
         if decision.source == adoption.ADOPTED:
-            return _adopted_driver(host, decision, present, options)
+            return _adopted_driver(facts, host, decision, present, options)
         if source == AUTO:
             _refuse_desktop_flavour(present)
         if not decision.supported:
@@ -85,7 +89,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         decision,
         {
             "refused": _refused_versions(facts, packages, options),
-            **_owned_state(host, decision, present, repository, packages, options),
+            **_owned_state(facts, host, decision, present, repository, packages, options),
         },
         managed=True,
         first=[entry for entry in packages if entry["name"] == decision.pin_package],
@@ -93,6 +97,28 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         version_fallback=options["nvidia_driver_version_fallback"],
         key_url=repository.key_url if repository else "",
     )
+
+
+def _without_gpus(
+    facts: Mapping[str, Any], decision: Decision, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the state of a host that uses no GPU: nothing to own, but lost GPUs are named."""
+    expected = _expected_gpus(facts, options)
+    lost = [str(finding) for finding in health.judge_missing(expected, 0)]
+    return _result(replace(decision, warnings=(*decision.warnings, *lost)))
+
+
+def _expected_gpus(facts: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+    """Return how many GPUs the host has: as declared, else the largest number seen so far."""
+    declared = options["nvidia_driver_gpus"]
+    if str(declared) != AUTO:
+        return int(declared)
+    return max(gpu_host.recorded(facts), gpu_host.count(facts))
+
+
+def _record_file(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    content = json.dumps({"gpus": _expected_gpus(facts, options)})
+    return {"path": GPU_RECORD, "content": f"{content}\n"}
 
 
 def _declare_packages(
@@ -124,6 +150,7 @@ def _refused_versions(
 
 
 def _owned_state(
+    facts: Mapping[str, Any],
     host: HostFacts,
     decision: Decision,
     present: Mapping[str, str],
@@ -140,6 +167,7 @@ def _owned_state(
         if repository and repository.key_url
         else [],
         "files": [
+            _record_file(facts, options),
             *driver_repository.repository_files(repository, host, decision),
             *driver_files.declare_files(
                 host,
@@ -274,7 +302,11 @@ def _prefer_installed(
 
 
 def _adopted_driver(
-    host: HostFacts, decision: Decision, present: Mapping[str, str], options: Mapping[str, Any]
+    facts: Mapping[str, Any],
+    host: HostFacts,
+    decision: Decision,
+    present: Mapping[str, str],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the state of a host whose driver somebody else installed."""
     holds = options["nvidia_driver_hold"], options["nvidia_driver_hold_kernel"]
@@ -282,7 +314,10 @@ def _adopted_driver(
     units = [{"name": DAEMONS[1], "enabled": True, "active": True}]
     owned = {
         "refused": [],
-        "files": list(adoption.declare_files(host, decision, *holds)),
+        "files": [
+            _record_file(facts, options),
+            *adoption.declare_files(host, decision, *holds),
+        ],
         "packages": packages,
         "modules": _kernel_modules(decision, present),
         "keyrings": [],
@@ -372,7 +407,7 @@ def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict
 
 def _removal(present: Mapping[str, str], host: HostFacts) -> dict[str, Any]:
     """Return the state of a host without the packages and files of this role."""
-    paths = (driver_repository.KEYRING, driver_repository.SOURCES, *driver_files.PATHS)
+    paths = (GPU_RECORD, driver_repository.KEYRING, driver_repository.SOURCES, *driver_files.PATHS)
     owned = {
         "refused": [],
         "files": [{"path": path, "state": "absent"} for path in paths],
