@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import sys
 from typing import Any
@@ -17,13 +18,16 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import (
     daemon_json_record,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import (
-    containers as state_containers,
+    engine,
+    kinds,
+    model,
+    projects,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, model
 from ansible_collections.slipway.host.plugins.module_utils.state import units as state_units
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 
 from tests.unit import survey
+from tests.unit.containers import CREATED, described, project_answer
 
 Changes = list[tuple[str, str]]
 
@@ -690,39 +694,208 @@ def test_images_of_an_engine_that_did_not_answer_at_all() -> None:
     assert found.found == "Docker does not answer"
 
 
-CREATED = 1700000000
+DECLARED: dict[str, Any] = {
+    "user": "1000:1000",
+    "restart": "unless-stopped",
+    "networks": ["api_default"],
+    "ports": [],
+    "mounts": [],
+    "shm_size": 0,
+    "settings": {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]},
+    "command": "",
+    "healthcheck": "",
+    "labels": {"io.slipway.config": "c1"},
+    "variables": [],
+    "environment": "of nothing",
+}
+WEB = {"name": "web", "config": "c1", "image": NEW, "reference": "slipway/web:cpu"}
+FOREIGN = {"containers": [], "starting": False}
 
 
-def container(name: str = "web", state: str = "running", health: str = "", **marks: str) -> Any:
-    labels = {"io.slipway.config": "c1", "io.slipway.digest": NEW}
-    labels |= {f"io.slipway.{key}": value for key, value in marks.items()}
-    return [name, state, health, labels, CREATED]
+def project_changes(
+    found: list[Any],
+    record: Any = None,
+    image: Any = ("sha256:1", RECORD),
+    right_environment: bool = True,
+    limits: Any = ("memory", "pids"),
+    **declared: Any,
+) -> Changes:
+    """Return the changes of the project api with the service web."""
+    service = {**WEB, "container": {**DECLARED, **declared}}
+    return differences(
+        "projects",
+        {"name": "api", "services": [service]},
+        project_answer(found, record, limits),
+        images={"slipway/web:cpu": image},
+        environments={"api": [one["id"] for one in found if right_environment]},
+    )
 
 
 @pytest.mark.parametrize(
     ("found", "changes"),
     [
-        ([container()], []),
-        ([container(health="healthy")], []),
-        ([container(health="starting")], []),
+        ([described()], []),
+        ([described(health="healthy")], []),
+        ([described(health="starting")], []),
         ([], [("web is missing", "running")]),
-        ([container(state="exited")], [("web is exited", "running")]),
-        ([container(health="unhealthy")], [("web is unhealthy", "healthy")]),
-        ([container(config="c0")], [("web runs an older configuration", "the declared one")]),
-        ([container(digest=OLD)], [("web runs an older image", NEW[:12])]),
-        ([container(), container("db")], [("db is there", "removed")]),
-        ([["web", "exited", "", {"com.docker.compose.oneoff": "True"}, 0], container()], []),
+        ([described(state="exited")], [("web is exited", "running")]),
+        ([described(state="paused")], [("web is paused", "running")]),
+        ([described(health="unhealthy")], [("web is unhealthy", "healthy")]),
+        ([described(config="c0")], [("web runs an older configuration", "the declared one")]),
+        ([described(image="sha256:2")], [("web runs image 2", "1")]),
+        ([described(), described("db")], [("db is there", "removed")]),
+        ([described(user="0:0")], None),
+        ([described(user="1:1")], [("web: user 1:1", "1000:1000")]),
+        ([described(restart="no")], [("web: restart no", "unless-stopped")]),
+        (
+            [described(networks=["api_default", "host"])],
+            [('web: networks ["api_default", "host"]', '["api_default"]')],
+        ),
+        ([described(ports=["0.0.0.0:1:1/tcp"])], [('web: ports ["0.0.0.0:1:1/tcp"]', "none")]),
+        (
+            [described(mounts=[["bind", "/", "/host", True]])],
+            [('web: mounts [["bind", "/", "/host", true]]', "none")],
+        ),
+        ([described(variables=["A", "http_proxy"])], None),
     ],
 )
-def test_projects(found: Any, changes: Changes) -> None:
-    entry = {"name": "api", "services": [{"name": "web", "config": "c1", "image": NEW}]}
-    assert differences("projects", entry, found) == changes
+def test_projects(found: Any, changes: Changes | None) -> None:
+    if changes is None:
+        assert project_changes(found)
+    else:
+        assert project_changes(found) == changes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("privileged", True, "true"),
+        ("cap_add", ["SYS_ADMIN"], '["SYS_ADMIN"]'),
+        ("cap_drop", ["NET_RAW"], '["NET_RAW"]'),
+        ("security_opt", ["seccomp=unconfined"], '["seccomp=unconfined"]'),
+        ("devices", ["/dev/sda"], '["/dev/sda"]'),
+        ("pid", "host", "host"),
+        ("ipc", "host", "host"),
+        ("systempaths", "unconfined", "unconfined"),
+        ("group_add", ["0"], '["0"]'),
+        ("tmpfs", {"/x": ""}, '{"/x": ""}'),
+        ("mem_limit", 1, "1"),
+        ("gpus", [["cdi", 0, ["nvidia.com/gpu=all"]]], '[["cdi", 0, ["nvidia.com/gpu=all"]]]'),
+    ],
+)
+def test_each_setting_of_a_container_is_compared(name: str, value: Any, text: str) -> None:
+    known = described()["settings"]
+    found = described(settings={**known, name: value})
+    expected = json.dumps(known[name]) if name in known else "none"
+    assert project_changes([found], {"containers": [found["id"]], "starting": False}) == [
+        (f"web: {name} {text}", expected)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes"),
+    [(["memory"], [("web: mem_limit none", "5")]), ([], [])],
+    ids=["the kernel has limits", "the kernel has none"],
+)
+def test_a_limit_that_the_kernel_does_not_have_is_no_drift(
+    limits: list[str], changes: Changes
+) -> None:
+    declared = {**DECLARED["settings"], "mem_limit": 5}
+    assert project_changes([described()], limits=limits, settings=declared) == changes
+
+
+@pytest.mark.parametrize("key", ["command", "entrypoint", "healthcheck", "working_dir"])
+def test_what_a_container_runs_is_compared_and_not_shown(key: str) -> None:
+    found = described()
+    found["own"][key] = "another"
+    assert project_changes([found]) == [(f"web: {key} differs", "the declared one")]
+
+
+def test_a_declared_command_replaces_that_of_the_image() -> None:
+    found = described()
+    found["own"]["command"] = "declared"
+    assert project_changes([found], command="declared") == []
+    assert project_changes([described()], command="declared") != []
+
+
+def test_variables_are_compared_and_their_values_not_shown() -> None:
+    assert project_changes([described()], right_environment=False) == [
+        ("web: values of environment variables differ", "the declared ones")
+    ]
+    found = described(variables=["MINE", "HTTP_PROXY", "no_proxy", "ADDED"])
+    assert project_changes([found], variables=["MINE"]) == [
+        ("web: undeclared environment variables ADDED", "none")
+    ]
+
+
+def test_labels_that_others_read_are_compared() -> None:
+    labels = {"io.slipway.config": "c1", "io.slipway.token": "/etc/shadow"}
+    assert project_changes(
+        [described(labels=labels)], labels={**labels, "io.slipway.token": "/x"}
+    ) == [("web: label io.slipway.token differs", "the declared one")]
+
+
+@pytest.mark.parametrize(
+    ("image", "changes"),
+    [
+        (["sha256:9", RECORD], []),
+        (["", RECORD], []),
+        (["sha256:1", {**RECORD, "digest": OLD}], [("web runs an older image", NEW[:12])]),
+        (
+            ["sha256:1", {"time": 0}],
+            [("web runs an image that is not recorded on this host", NEW[:12])],
+        ),
+        (None, [("web runs an image that is not recorded on this host", NEW[:12])]),
+    ],
+    ids=["the tag moved", "no tag", "older", "not recorded", "no image"],
+)
+def test_a_container_must_run_the_recorded_content(image: Any, changes: Changes) -> None:
+    assert project_changes([described()], image=image) == changes
+
+
+EVIL: dict[str, Any] = {
+    "settings": {"privileged": True},
+    "mounts": [["bind", "/", "/host", True]],
+    "id": "evil",
+}
+REFUSED = [
+    ("container api-web-1 (evil) was not started by Slipway",
+     "no such container; remove it: docker rm --force evil"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "record", "changes"),
+    [
+        ([described(**EVIL)], None, [*REFUSED, ("web is missing", "running")]),
+        ([described(), described(**EVIL)], None, REFUSED),
+        ([described(**EVIL), described()], FOREIGN, REFUSED),
+        ([described(config="c0", id="evil")], FOREIGN, [*REFUSED, ("web is missing", "running")]),
+        ([described(), described(id="evil")], FOREIGN, REFUSED),
+        ([described()], FOREIGN, []),
+        ([described("db", id="evil", name="api-web-1"), described()], FOREIGN, REFUSED),
+    ],
+    ids=[
+        *(
+            "alone",
+            "beside ours",
+            "first",
+            "another configuration",
+            "a copy beside one that counts",
+        ),
+        *("exactly as declared", "of an unknown service"),
+    ],
+)
+def test_a_foreign_container_is_named_whatever_its_labels(
+    found: Any, record: Any, changes: Changes
+) -> None:
+    assert project_changes(found, record) == changes
 
 
 def test_projects_of_an_engine_that_does_not_answer() -> None:
     entry = {"name": "api", "services": []}
     expected = [("Docker does not answer", "running")]
-    assert differences("projects", entry, [], engine="connection refused") == expected
+    assert differences("projects", entry, None, engine="connection refused") == expected
 
 
 @pytest.mark.parametrize(
@@ -735,18 +908,17 @@ def test_a_container_must_have_read_its_secrets(changed: float, stale: bool) -> 
         ]
     }
     assert survey.question([owned])["mtimes"] == ["/etc/s"]
-    answer = {"engine": None, "projects": {"api": [container()]}, "mtimes": {"/etc/s": changed}}
+    answer = {
+        "engine": None,
+        "projects": {"api": project_answer([described()])},
+        "mtimes": {"/etc/s": changed},
+    }
     found = [one.found for one in survey.differences(owned, answer)]
     assert found == (["web was made before a secret changed"] if stale else [])
 
 
-def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -> None:
-    entry = {"name": "api", "services": [{"name": "web", "config": "c1"}]}
-    assert differences("projects", entry, [container(digest=OLD)]) == []
-
-
 @pytest.mark.parametrize(
-    ("there", "containers", "built", "missing"),
+    ("there", "found", "built", "missing"),
     [
         (None, [], [], True),
         (["sha256:1", {**RECORD, "digest": OLD}], [], [], True),
@@ -754,16 +926,15 @@ def test_a_service_of_a_foreign_image_is_compared_by_its_configuration_alone() -
         (["sha256:1", RECORD], [], [], False),
         (None, [], [{"reference": "slipway/web:cpu", "digest": NEW}], False),
         # Somebody removed the image of what runs.
-        (None, [container()], [], False),
+        (["", RECORD], [described()], [], False),
     ],
     ids=["no image", "an older image", "other content", "loaded", "to be built", "running"],
 )
 def test_a_project_needs_an_image(
-    there: Any, containers: list[Any], built: list[dict[str, str]], missing: bool
+    there: Any, found: list[Any], built: list[dict[str, str]], missing: bool
 ) -> None:
-    service = {"name": "web", "config": "c1", "image": NEW, "reference": "slipway/web:cpu"}
     owned: list[dict[str, Any]] = [
-        {"projects": [{"name": "api", "services": [service]}]},
+        {"projects": [{"name": "api", "services": [WEB]}]},
         {"images": built},
     ]
     question = survey.question(owned)
@@ -771,20 +942,19 @@ def test_a_project_needs_an_image(
     answer = {
         "engine": None,
         "images": {"slipway/web:cpu": there},
-        "projects": {"api": containers},
+        "projects": {"api": project_answer(found)},
     }
-    found = state_containers.without_image(owned, answer)
-    assert [one.partition(",")[0] for one in found] == (
+    sentences = projects.without_image(owned, answer)
+    assert [one.partition(",")[0] for one in sentences] == (
         ["ml_services_instances: service api needs image slipway/web:cpu"] if missing else []
     )
 
 
 def test_a_host_that_builds_no_image_gets_its_engine_first() -> None:
-    service = {"name": "web", "config": "c1", "image": NEW, "reference": "slipway/web:cpu"}
-    owned = [{"projects": [{"name": "api", "services": [service]}]}]
-    assert state_containers.without_image(owned, {"engine": "no such file"}) == []
+    owned = [{"projects": [{"name": "api", "services": [WEB]}]}]
+    assert projects.without_image(owned, {"engine": "no such file"}) == []
     other = {"images": [{"reference": "slipway/other:cpu", "digest": NEW}]}
-    assert state_containers.without_image([*owned, other], {"engine": "no such file"}) != []
+    assert projects.without_image([*owned, other], {"engine": "no such file"}) != []
 
 
 # All kinds together.

@@ -363,27 +363,79 @@ IMAGES = [
 
 def container(project: str, service: str, status: str = "Up 2 hours", **labels: str) -> Any:
     marks = {"com.docker.compose.project": project, "com.docker.compose.service": service}
-    return {"State": "running", "Status": status, "Labels": {**marks, **labels}}
+    identity = f"{project}-{service}"
+    return {"Id": identity, "State": "running", "Status": status, "Labels": {**marks, **labels}}
 
 
 CONTAINERS = [
     container("iris-api", "iris-api", "Up 2 hours (healthy)", **{"io.slipway.config": "c1"}),
     container("iris-api", "db", "Up 3 seconds (health: starting)"),
     container("iris-api", "worker", "Up 1 hour (unhealthy)"),
+    container("iris-api", "gone"),
+    container("iris-api", "once", **{"com.docker.compose.oneoff": "True"}),
     container("somebody-else", "web"),
 ]
+SECRET = "hush-5512"
+INSPECTED = {
+    "Id": "iris-api-iris-api",
+    "Name": "/iris-api-iris-api-1",
+    "Image": "sha256:1",
+    "Config": {
+        "User": "1000:1000",
+        "Env": ["PATH=/bin", f"WORD={SECRET}"],
+        "Cmd": ["serve", SECRET],
+        "Entrypoint": ["/start"],
+        "Labels": {"io.slipway.config": "c1", "com.docker.compose.project": "iris-api"},
+    },
+    "HostConfig": {
+        "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3},
+        "PortBindings": {"80/tcp": [{"HostIp": "::1", "HostPort": "8080"}], "81/tcp": None},
+        "CapAdd": ["CAP_SYS_ADMIN", "NET_ADMIN"],
+        "CapDrop": ["ALL"],
+        "Privileged": False,
+        "PidsLimit": -1,
+        "IpcMode": "host",
+        "Devices": [{"PathOnHost": "/dev/sda"}],
+        "DeviceRequests": [{"Driver": "cdi", "Count": 0, "DeviceIDs": ["nvidia.com/gpu=0"]}],
+        "MaskedPaths": None,
+        "Memory": 5,
+    },
+    "Mounts": [
+        {"Type": "bind", "Source": "/", "Destination": "/host", "RW": True},
+        {"Type": "volume", "Name": "work", "Source": "/var/x", "Destination": "/w", "RW": False},
+        {"Type": "volume", "Name": "a" * 64, "Destination": "/unnamed", "RW": True},
+        {"Type": "volume", "Name": "b" * 64, "Destination": "/other", "RW": True},
+    ],
+    "NetworkSettings": {"Networks": {"iris-api_default": {}, "bridge": {}}},
+}
+BARE = {"Id": "x", "Image": "sha256:2", "Config": {}, "HostConfig": {"MaskedPaths": ["/proc/x"]}}
+IMAGE = {
+    "Config": {
+        "Env": ["PATH=/bin"],
+        "Entrypoint": ["/start"],
+        "Cmd": ["other"],
+        "Volumes": {"/unnamed": {}},
+    }
+}
 
 
 class Engine(http.server.BaseHTTPRequestHandler):
     """Answers what the probe asks of a Docker Engine."""
 
-    answers: Mapping[str, Any] = {"/images/json": IMAGES, "/containers/json": CONTAINERS}
+    answers: Mapping[str, Any] = {
+        "/images/json": IMAGES,
+        "/images/sha256:1/json": IMAGE,
+        "/containers/json": CONTAINERS,
+        "/containers/iris-api-iris-api/json": INSPECTED,
+        "/containers/iris-api-db/json": {**BARE, "Id": "db"},
+        "/containers/iris-api-worker/json": {**BARE, "Id": "worker"},
+    }
     asked: list[str] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
         answer = self.answers.get(urllib.parse.urlsplit(self.path).path)
-        self.send_response(200 if answer else 500)
+        self.send_response(200 if answer else 404 if self.answers else 500)
         self.end_headers()
         self.wfile.write(json.dumps(answer or {"message": "no"}).encode())
 
@@ -419,21 +471,73 @@ def test_images_are_found_by_any_of_their_tags(
     }
 
 
-def test_containers_of_all_projects_come_by_one_question(engine: type[Engine]) -> None:
+def test_containers_are_described_as_the_engine_reports_them(
+    engine: type[Engine], root: Path
+) -> None:
+    write(root, "/sys/fs/cgroup/cgroup.controllers", "memory hugetlb\n")
+    write(root, "/var/lib/slipway/services/iris-api.json", '{"containers": ["a"]}')
     found = containers.ask_projects(["iris-api", "other"])
-    assert found["other"] == []
-    assert [entry[:3] for entry in found["iris-api"]] == [
-        ["iris-api", "running", "healthy"],
-        ["db", "running", "starting"],
-        ["worker", "running", "unhealthy"],
+    assert found["other"]["containers"] == [] and found["other"]["record"] is None
+    project = found["iris-api"]
+    assert project["record"] == {"containers": ["a"], "starting": False}
+    assert "memory" in project["limits"]
+    assert [(one["service"], one["state"], one["health"]) for one in project["containers"]] == [
+        ("iris-api", "running", "healthy"),
+        ("db", "running", "starting"),
+        ("worker", "running", "unhealthy"),
     ]
-    assert found["iris-api"][0][3] == {
-        "com.docker.compose.service": "iris-api",
-        "io.slipway.config": "c1",
+    api = project["containers"][0]
+    assert api["labels"] == {"io.slipway.config": "c1"}
+    assert (api["name"], api["image"], api["user"]) == (
+        "iris-api-iris-api-1",
+        "sha256:1",
+        "1000:1000",
+    )
+    assert (api["restart"], api["ports"]) == ("on-failure:3", ["::1:8080:80/tcp"])
+    assert api["networks"] == ["bridge", "iris-api_default"]
+    assert api["mounts"] == [
+        ["bind", "/", "/host", True],
+        ["volume", "b" * 64, "/other", True],
+        ["volume", "work", "/w", False],
+    ]
+    assert api["settings"] == {
+        "cap_add": ["NET_ADMIN", "SYS_ADMIN"],
+        "cap_drop": ["ALL"],
+        "ipc": "host",
+        "systempaths": "unconfined",
+        "devices": ["/dev/sda"],
+        "gpus": [["cdi", 0, ["nvidia.com/gpu=0"]]],
+        "mem_limit": 5,
     }
-    (asked,) = engine.asked
-    # Stopped ones count as well.
-    assert "all=1" in asked
+    differing = [key for key, value in api["own"].items() if value != api["inherited"][key]]
+    assert differing == ["command"]
+    # Values of variables and commands may be secret, and output of hosts may be logged.
+    assert api["variables"] == ["WORD"]
+    assert SECRET not in json.dumps(found)
+
+
+def test_each_image_of_containers_is_asked_for_once(engine: type[Engine], root: Path) -> None:
+    containers.ask_projects(["iris-api"])
+    assert len([path for path in engine.asked if path.startswith("/images/")]) == 2
+    # Stopped containers count as well.
+    assert "all=1" in engine.asked[0]
+    assert not any("once" in path or "somebody-else" in path for path in engine.asked)
+
+
+def test_values_of_variables_are_compared_on_the_host(engine: type[Engine], root: Path) -> None:
+    right = containers.digest_of([["PATH", "/bin"], ["WORD", SECRET]])
+    wrong = containers.digest_of([["PATH", "/bin"], ["WORD", "another"]])
+    for digest, found in ((right, ["iris-api-iris-api"]), (wrong, [])):
+        question = json.dumps(["iris-api", ["PATH", "WORD"], digest])
+        answer = survey.answer({"projects": ["iris-api"], "environments": [question]})
+        assert answer["environments"] == {"iris-api": found}
+        assert digest not in json.dumps(answer)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"containers": 1}', "{}"])
+def test_a_broken_record_of_a_service_knows_no_container(root: Path, text: str) -> None:
+    write(root, "/var/lib/slipway/services/x.json", text)
+    assert containers.read_service_record("x") == {"containers": [], "starting": False}
 
 
 def test_an_engine_that_is_not_there_is_told_and_the_rest_is_answered(

@@ -186,9 +186,17 @@ def test_the_survey_is_told_what_the_compose_file_says() -> None:
     found = project()
     (owned,) = found["projects"]
     config = compose(found)["labels"][docker_labels.CONFIG]
-    assert owned["services"] == [
-        {"name": "tool", "config": config, "image": DIGEST, "reference": "slipway/tool:cpu"}
-    ]
+    (service,) = owned["services"]
+    container = service.pop("container")
+    assert service == {
+        "name": "tool",
+        "config": config,
+        "image": DIGEST,
+        "reference": "slipway/tool:cpu",
+    }
+    assert container["labels"] == compose(found)["labels"]
+    assert container["networks"] == ["tool_default"]
+    assert container["ports"] == ["127.0.0.1:5000:5000/tcp"]
     file = found["files"][-1]
     assert file["path"] == "/etc/slipway/services/tool/compose.yaml"
     assert file["content"].startswith("# Written by Slipway's role ml_services")

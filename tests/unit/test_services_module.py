@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.modules import services
 
 from tests.unit.conftest import RunModule
+from tests.unit.containers import described, project_answer
 
 ME, MINE = str(os.geteuid()), str(os.getegid())
 
@@ -30,15 +33,15 @@ class Host:
 
     def runs(self, config: str = "c1", created: float = 2e9) -> None:
         """Let the one container of the project run."""
-        labels = {"io.slipway.config": config}
-        self.containers = [["lab", "running", "healthy", labels, created]]
+        self.containers = [described("lab", config, created=created)]
 
     @property
     def told(self) -> list[str]:
         """What docker was told, and forget it."""
         said = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
-        return said
+        # The question for the record of what was started.
+        return [line for line in said if "--no-trunc" not in line]
 
     @property
     def token(self) -> Path:
@@ -96,8 +99,16 @@ def host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
 ) -> Host:
     made = Host(tmp_path)
+    monkeypatch.setattr(containers, "SERVICE_RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(
-        containers, "ask_projects", lambda names: dict.fromkeys(names, made.containers)
+        containers,
+        "ask_projects",
+        lambda names: {
+            name: project_answer(
+                [] if name == "sound" else made.containers, containers.read_service_record(name)
+            )
+            for name in names
+        },
     )
     program("docker", f'echo "$*" >>{made.log}')
     return made
@@ -205,7 +216,7 @@ def test_what_a_container_says_is_told_without_its_secret(
     program("docker", f'case "$*" in *logs*) cat {host.token};; *up*) {says};; esac')
     result = run(run_module, host, host.project())
     assert result["failed"]
-    assert result["msg"].startswith("project lab: docker compose up failed: no: ****")
+    assert result["msg"].startswith("service lab: docker compose up failed: no: ****")
     assert host.token.read_text() not in str(result)
 
 
@@ -216,7 +227,7 @@ def test_a_project_that_fails_leaves_the_others(
     program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
     result = run(run_module, host, page(host, "first", 1), page(host, "second", 2))
     assert result["failed"]
-    assert result["msg"] == "project first: docker compose up failed: no room"
+    assert result["msg"] == "service first: docker compose up failed: no room"
     assert result["logs"] == "why\n"
     assert "--project-name second up" in host.told[-1]
 
@@ -227,7 +238,7 @@ def test_an_image_that_is_not_there_is_told_first(
     says = "Network lab_default  Created\nError response from daemon: No such image: slipway/x:cpu"
     program("docker", f"echo '{says}' >&2; exit 1")
     result = run(run_module, host, host.project())
-    assert result["msg"].startswith("project lab: the host has no image slipway/x:cpu; add it to")
+    assert result["msg"].startswith("service lab: the host has no image slipway/x:cpu; expected a")
 
 
 def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds(
@@ -304,7 +315,8 @@ def test_a_folder_that_the_user_cannot_write_to_is_told_before_anything_is_chang
     project["mounts"][0].update(owner="4242", group="4242")
     result = run(run_module, host, project)
     assert result["failed"]
-    assert f"4242:4242 may not write to {host.data}; run chown 4242:4242" in result["msg"]
+    assert f"4242:4242 may not write to {host.data}; expected a" in result["msg"]
+    assert f"Run chown 4242:4242 {host.data}" in result["msg"]
     assert names_in(host.folder) == []
     host.data.chmod(0o777)
     assert not run(run_module, host, project).get("failed")
@@ -345,7 +357,7 @@ def test_a_link_on_the_way_to_a_volume_is_refused_for_that_project_alone(
     result = run(run_module, host, trapped, sound, check=check)
     assert result["failed"]
     assert (
-        f"project lab: {tmp_path}/link: found a symbolic link to {tmp_path}/else" in result["msg"]
+        f"service lab: {tmp_path}/link: found a symbolic link to {tmp_path}/else" in result["msg"]
     )
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert not (host.folder / "lab").exists()
@@ -360,3 +372,91 @@ def test_a_secret_is_no_copy_of_what_a_user_links_to(
     result = run(run_module, host, host.project(source=str(tmp_path / "token")))
     assert result["failed"] and "found a symbolic link" in result["msg"]
     assert not host.token.exists()
+
+
+OURS = {"containers": ["id-of-lab"], "starting": False}
+PRIVILEGED = {"privileged": True}
+
+
+def write_record(host: Host, record: dict[str, Any]) -> None:
+    file = Path(containers.service_record_path("lab"))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(record))
+
+
+def test_what_was_started_is_recorded(
+    run_module: RunModule, host: Host, program: Callable[[str, str], None]
+) -> None:
+    program("docker", f'echo "$*" >>{host.log}; case "$*" in *no-trunc*) echo a; echo b;; esac')
+    run(run_module, host, host.project())
+    recorded = {"containers": ["a", "b"], "starting": False}
+    assert containers.read_service_record("lab") == recorded
+    assert Path(containers.service_record_path("lab")).stat().st_mode & 0o777 == 0o600
+    # While containers are replaced, the known ones stay known.
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(run_module, host)
+    assert containers.read_service_record("lab") == {"containers": ["a", "b"], "starting": True}
+
+
+def interrupted(run_module: RunModule, host: Host) -> None:
+    """Run the module, and stop it while compose runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostModule, "run_command", interrupt)
+        run(run_module, host, host.project())
+
+
+def interrupt(*_words: Any, **_options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("record", "changes", "refused"),
+    [
+        (OURS, {}, False),
+        (OURS, {"id": "another"}, True),
+        ({"containers": ["x"], "starting": True}, {"id": "another"}, False),
+        ({"containers": ["x"], "starting": True}, {"settings": PRIVILEGED}, True),
+        (None, {}, False),
+        (None, {"settings": PRIVILEGED}, True),
+        (None, {"user": "root"}, True),
+    ],
+    ids=[
+        *("ours", "foreign", "of an interrupted run", "privileged in an interrupted run"),
+        *("of an old version", "privileged", "root"),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False], ids=["check", "run"])
+def test_only_containers_of_slipway_are_replaced(
+    run_module: RunModule,
+    host: Host,
+    record: Any,
+    changes: dict[str, Any],
+    refused: bool,
+    check: bool,
+) -> None:
+    host.containers = [described("lab", "older", **changes)]
+    if record:
+        write_record(host, record)
+    result = run(run_module, host, host.project(), page(host, "sound", 5001), check=check)
+    assert bool(result.get("failed")) == refused
+    told = host.told
+    assert any("--project-name lab up" in line for line in told) == (not refused and not check)
+    # One service that is refused leaves the others.
+    assert any("--project-name sound up" in line for line in told) is not check
+    if refused:
+        identity = changes.get("id", "id-of-lab")
+        assert f"docker rm --force {identity}" in result["msg"]
+
+
+def test_a_foreign_container_keeps_an_undeclared_service_from_being_removed(
+    run_module: RunModule, host: Host
+) -> None:
+    (host.folder / "lab").mkdir()
+    host.containers = [described("lab", id="another")]
+    write_record(host, OURS)
+    result = run(run_module, host)
+    assert result["failed"] and "docker rm --force another" in result["msg"]
+    assert (host.told, names_in(host.folder)) == ([], ["lab"])
+    host.containers = [described("lab")]
+    assert run(run_module, host)["removed"] == ["lab"]
+    assert containers.read_service_record("lab") is None

@@ -20,10 +20,10 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_
 from ansible_collections.slipway.host.plugins.module_utils.images import index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
-    containers,
     engine,
     kinds,
     model,
+    projects,
     trees,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role_plans, roles
@@ -78,7 +78,7 @@ class ActionModule(ActionBase):
             drift = {name: engine.differences(owned[name], answer, kinds.ALL) for name in names}
         except (daemon_json.DaemonJsonError, model.ConflictError) as error:
             raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
-        if missing := containers.without_image(list(owned.values()), answer):
+        if missing := projects.without_image(list(owned.values()), answer):
             raise AnsibleActionFail("; ".join(missing) + ". Nothing was changed.")
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")

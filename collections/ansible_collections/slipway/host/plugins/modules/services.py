@@ -8,24 +8,27 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: services
-short_description: Compose projects that run, and only them
+short_description: Run the declared services, remove undeclared ones
 description:
-  - Writes each project's compose file and secrets, makes its volumes and folders, starts what is
-    not as declared, and waits until it is healthy. Containers that are as declared are left alone.
-    A project that does not get healthy fails the task and leaves the others.
-  - A project that leaves a port goes before the one that gets it. Where projects swap ports, one
-    is stopped first.
-  - A project whose folder is there but that is not declared is stopped and removed. Its volumes
-    stay, and so do folders of the host that it used.
-  - A secret that nobody gives is made on the host and never leaves it.
-  - Whether something is as declared is decided by the same comparison as in the survey.
+  - Writes the compose file and the secrets of each service, creates its volumes and folders, starts
+    the services that differ from their declaration, and waits until they are healthy. A container
+    that is as declared keeps running. A service that does not get healthy fails the task and leaves
+    the others.
+  - A service that leaves a port is replaced before the service that gets the port. If services swap
+    ports, one of them is stopped first.
+  - A service whose folder exists but that is not declared is stopped and removed. Its volumes stay,
+    and so do folders of the host that it used.
+  - A secret without content or source is generated on the host and never leaves it.
+  - A container that has the labels of a service but was not started by this module is neither used
+    nor removed. The service is refused and named, the others are applied.
+  - Uses the same comparison as the survey.
 options:
   folder:
-    description: Folder with a folder per project.
+    description: Folder with a folder for each service.
     type: path
     required: true
   projects:
-    description: The projects, as C(slipway.host.services_plan) gives them.
+    description: The compose projects of the services, from the plan of the role ml_services.
     type: list
     elements: dict
     required: true
@@ -35,7 +38,7 @@ options:
         type: str
         required: true
       ports:
-        description: Where the host has its ports, each as address and number with a colon between.
+        description: Published addresses and ports of the host, such as C(127.0.0.1:8888).
         type: list
         elements: str
         required: true
@@ -50,7 +53,7 @@ options:
         elements: dict
         required: true
       folders:
-        description: What may be in its folders, as entries of owned folders.
+        description: Declared names in its folders, as entries of owned folders.
         type: list
         elements: dict
         required: true
@@ -73,13 +76,13 @@ options:
             type: str
             required: true
           content:
-            description: What is in it.
+            description: Content of the file.
             type: str
           source:
-            description: A file of the host that it is a copy of.
+            description: File of the host to copy.
             type: path
       mounts:
-        description: Folders of the host that it gets, as entries of owned mounts.
+        description: Folders of the host that it mounts, as entries of owned mounts.
         type: list
         elements: dict
         required: true
@@ -89,15 +92,15 @@ options:
         elements: dict
         required: true
   timeout:
-    description: Seconds to wait until a project is healthy.
+    description: Seconds to wait until a service is healthy.
     type: int
     default: 120
 attributes:
   check_mode:
-    description: Says what would be written, started and removed.
+    description: Reports what would be written, started and removed.
     support: full
   diff_mode:
-    description: Shows the compose files and what differs in the rest; never a secret.
+    description: Shows the compose files and other differences, never a secret.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
@@ -112,40 +115,44 @@ EXAMPLES = r"""
 
 RETURN = r"""
 started:
-  description: Projects that were started, replaced or repaired.
+  description: Services that were started, replaced or repaired.
   returned: always
   type: list
   elements: str
 removed:
-  description: Projects that were removed.
+  description: Services that were removed.
   returned: always
   type: list
   elements: str
 """
 
-import json
-import os
-import re
-import secrets
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.services import ports
+from ansible_collections.slipway.host.plugins.module_utils.services import (
+    compose_commands,
+    mount_folders,
+    ports,
+    secret_files,
+)
+from ansible_collections.slipway.host.plugins.module_utils.services.failures import (
+    ServiceFailure,
+    collected,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     containers,
     files,
     model,
     paths,
+    projects,
     service_files,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
 
-HERE = Here(files, service_files, containers)
+HERE = Here(files, service_files, containers, projects)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -179,232 +186,83 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "timeout": {"type": "int", "default": 120},
 }
 KINDS = ("files", "folders", "secrets", "mounts", "projects")
-# Other folders are nobody's project: compose would refuse the name.
-PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-# As many hexadecimal digits as Jupyter itself takes.
-SECRET_BYTES = 24
-
 Project = Mapping[str, Any]
+Differences = Mapping[str, Sequence[model.Difference]]
 
 
-def owned(project: Project) -> dict[str, Any]:
+def owned_state(project: Project) -> dict[str, Any]:
     """Return the owned state of a project."""
     return {kind: project[kind] for kind in KINDS}
 
 
-def read(path: str) -> str:
-    """Return a file's text, empty where no file is there; a link there is not followed."""
-    try:
-        with paths.opened_parent(path) as (folder, name):
-            return (folder.read(name) or b"").decode("utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
 def compose_file(project: Project) -> Path:
-    """Return where a project's compose file is: the only one of its files with a content."""
+    """Return the path of the compose file: only this file of a project has content."""
     return next(Path(file["path"]) for file in project["files"] if file.get("content"))
 
 
-class ProjectError(Exception):
-    """A project cannot be as declared; the text says why, LOGS what its containers said."""
-
-    def __init__(self, message: str, logs: str = "") -> None:
-        super().__init__(message)
-        self.logs = logs
-
-
-def docker(module: HostModule, *words: str) -> None:
-    """Run docker; raise ProjectError with its words where it fails."""
-    status, out, err = module.run_command(["docker", *words], cwd="/")
-    if status != 0:
-        raise ProjectError(f"docker {' '.join(words[:2])} failed: {(err or out).strip()[-800:]}")
-
-
-def up(module: HostModule, project: Project) -> None:
-    """Make a project's containers anew; raise ProjectError with their own last words."""
-    name = project["name"]
-    command = ["docker", "compose", "--progress=plain", "--file", str(compose_file(project))]
-    command += ["--project-name", name]
-    wait = ("--wait", "--wait-timeout", str(module.params["timeout"]))
-    # Compose itself sees neither a secret that changed nor a container that is unwell.
-    words = ("up", "--detach", "--remove-orphans", "--force-recreate", *wait)
-    status, out, err = module.run_command([*command, *words])
-    if status != 0:
-        # Most often an image that a project stands on and that nobody asked to be built.
-        if missing := re.search(r"No such image: (\S+)", err):
-            raise ProjectError(
-                f"project {name}: the host has no image {missing[1]}; add it to ml_images_present, "
-                "or take the project off ml_services_instances"
-            )
-        _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
-        why = (err or out).strip()[-800:]
-        raise ProjectError(f"project {name}: docker compose up failed: {why}", logs)
-
-
-def remove(module: HostModule, folder: Path) -> None:
-    """Stop and remove a project that nobody declares any more; its volumes stay."""
-    if PROJECT_NAME.fullmatch(folder.name):
-        # By its name alone: what became of the compose file does not matter.
-        docker(module, "compose", "--project-name", folder.name, "down", "--remove-orphans")
-    apply_files.settle({"path": str(folder), "state": "absent"})
-
-
-def new_content(secret: Mapping[str, Any]) -> str | None:
-    """Return what a secret's file has to hold, None where it holds that already."""
-    present = read(secret["path"])
-    if secret.get("content"):
-        wanted = str(secret["content"])
-    elif secret.get("source"):
-        wanted = paths.read_file(secret["source"]).decode("utf-8")
-    else:
-        wanted = present or secrets.token_hex(SECRET_BYTES)
-    return None if wanted == present else wanted
-
-
-def settle_secrets(module: HostModule, project: Project) -> None:
-    """Make a project's secrets as declared; one that is right keeps its age."""
-    for secret in project["secrets"]:
-        place = {key: secret[key] for key in ("path", "owner", "group")}
-        content = new_content(secret)
-        apply_files.settle({**place, "mode": service_files.SECRET_MODE, "content": content})
-        # Whatever a program says from now on, this is not shown.
-        module.no_log_values.add(read(secret["path"]).strip())
-
-
-def _is_link_into_system(path: str, info: os.stat_result) -> bool:
-    """Return whether a link leads into a folder of the system, or nowhere."""
-    target = files.ask_link_target(path) if paths.type_of(info) == paths.LINK else path
-    return target is None or (target != path and service_files.is_system_path(target))
-
-
-def make_mount(mount: Mapping[str, Any], check: bool = False) -> bool:
-    """Make a folder that a project gets, where it is missing; return whether it was.
-
-    A link of root's into a folder of the system counts as missing. CHECK only looks.
-    Raise UnsafePathError where root cannot reach it without following somebody's link.
-    """
-    with suppress(FileNotFoundError), paths.opened_parent(mount["path"]) as (folder, name):
-        info = folder.lstat(name)
-        if info is not None:
-            # Root's own links may stay.
-            if not folder.trusted and paths.type_of(info) not in (paths.FOLDER, paths.FILE):
-                raise folder.refuse(name, info, "a folder")
-            if not _is_link_into_system(mount["path"], info):
-                return False
-            if mount.get("read_only"):
-                raise folder.refuse(name, info, "a folder")
-    if not check:
-        place = {key: mount[key] for key in ("path", "owner", "group")}
-        apply_files.settle({**place, "state": "directory", "mode": "0750"})
-    return True
-
-
-def settle_mounts(
-    projects: Sequence[Project], failed: list[ProjectError], check: bool = False
-) -> tuple[set[str], set[str]]:
-    """Make the folders that projects get; return whose were missing, and whose are refused."""
-    made: set[str] = set()
-    refused: set[str] = set()
-    for project in projects:
-        name, before = project["name"], len(failed)
-        for mount in project["mounts"]:
-            with noted(failed, name):
-                if make_mount(mount, check):
-                    made.add(mount["path"])
-        if len(failed) > before:
-            refused.add(name)
-    # Projects may share a folder, and each of their containers keeps the one that was taken away.
-    missing = {one["name"] for one in projects if any(m["path"] in made for m in one["mounts"])}
-    return missing, refused
-
-
-def settle_folders(project: Project) -> None:
-    """Remove what is in a project's folders and is not declared."""
+def remove_undeclared_files(project: Project) -> None:
+    """Remove undeclared names from the folders of a project."""
     for folder in project["folders"]:
         for name in set(files.ask_names(folder["path"]) or ()) - set(folder["entries"]):
             apply_files.settle({"path": f"{folder['path']}/{name}", "state": "absent"})
 
 
-def held_ports(module: HostModule) -> dict[str, list[str]]:
-    """Return the places on the host that the containers of each compose project have."""
-    label = "com.docker.compose.project"
-    _status, out, _err = module.run_command(
-        ["docker", "ps", "--all", "--quiet", "--filter", f"label={label}"], check_rc=True
-    )
-    words = f'{{{{index .Config.Labels "{label}"}}}} {{{{json .HostConfig.PortBindings}}}}'
-    found: dict[str, list[str]] = {}
-    # One that has gone meanwhile has no port either.
-    _status, out, _err = module.run_command(["docker", "inspect", "--format", words, *out.split()])
-    for line in out.splitlines():
-        name, _, bindings = line.partition(" ")
-        found.setdefault(name, []).extend(
-            f"{one['HostIp']}:{one['HostPort']}"
-            for bound in (json.loads(bindings) or {}).values()
-            for one in bound or ()
-        )
-    return found
-
-
-def settle(module: HostModule, project: Project, anew: bool) -> None:
-    """Make a project as declared; ANEW says that its containers have to be others in any case."""
+def apply_project(module: HostModule, project: Project, replace: bool) -> None:
+    """Apply a project; REPLACE replaces its containers even if they are as declared."""
     for file in project["files"]:
         apply_files.settle(file)
-    settle_secrets(module, project)
-    settle_folders(project)
+    # No later output of a program shows these values.
+    module.no_log_values.update(secret_files.write_secrets(project))
+    remove_undeclared_files(project)
     for volume in project["volumes"]:
-        docker(module, "volume", "create", volume)
-    containers = {"projects": project["projects"]}
-    # A secret that was written just now is newer than the container that has the old one.
-    if anew or HERE.differences(containers):
-        up(module, project)
+        compose_commands.run_docker(module, "volume", "create", volume)
+    # A secret that was written just now is newer than the container with the old one.
+    if replace or HERE.differences({"projects": project["projects"]}):
+        compose_commands.replace_containers(module, project, compose_file(project))
 
 
-def may_write(path: str, uid: int, gid: int) -> bool:
-    """Whether a user may write to a folder, however that came about."""
-    # The folder is entered before root's rights are given up: containers need no way to it.
-    asked = subprocess.run(
-        ["test", "-w", ".", "-a", "-x", "."],
-        cwd=path,
-        user=uid,
-        group=gid,
-        extra_groups=[],
-        check=False,
-    )
-    return asked.returncode == 0
-
-
-def hindrances(project: Project) -> Iterator[str]:
-    """Yield in sentences what a project would trip over."""
-    for mount in project["mounts"]:
-        path, owner, group = mount["path"], mount["owner"], mount["group"]
-        if mount.get("read_only") or not Path(path).is_dir():
-            continue
-        if not may_write(path, int(owner), int(group)):
-            yield (
-                f"project {project['name']}: {owner}:{group} may not write to {path}; run chown "
-                f"{owner}:{group} {path}, give the project the uid and gid of its owner, or end "
-                "it with :ro"
-            )
-
-
-def compared(
-    module: HostModule, projects: Sequence[Project]
-) -> tuple[dict[str, list[model.Difference]], list[str]]:
-    """Return where each project differs, and the names of folders that nobody declares."""
+def compare(
+    module: HostModule, declared: Sequence[Project]
+) -> tuple[dict[str, list[model.Difference]], list[str], dict[str, ServiceFailure]]:
+    """Return the differences of each project, undeclared folders, and projects to refuse."""
     root = module.params["folder"]
-    declared = {"folders": [{"path": root, "entries": [one["name"] for one in projects]}]}
-    answer = HERE.look(declared, *map(owned, projects))
-    strays = set(answer["folders"][root] or ()) - {project["name"] for project in projects}
+    folders = {"folders": [{"path": root, "entries": [project["name"] for project in declared]}]}
+    answer = HERE.look(folders, *map(owned_state, declared))
+    undeclared = set(answer["folders"][root] or ()) - {project["name"] for project in declared}
     try:
-        found = {one["name"]: HERE.differences(owned(one), answer) for one in projects}
+        found = {
+            project["name"]: HERE.differences(owned_state(project), answer) for project in declared
+        }
     except model.ConflictError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
-    return {name: differences for name, differences in found.items() if differences}, sorted(strays)
+    names = [name for name in undeclared if compose_commands.PROJECT_NAME.fullmatch(name)]
+    entries = [{"name": name, "services": []} for name in sorted(names)]
+    refused = refuse_foreign(entries, HERE.look({"projects": entries}))
+    refused.update(refuse_foreign([project["projects"][0] for project in declared], answer))
+    differing = {name: differences for name, differences in found.items() if differences}
+    return differing, sorted(undeclared), refused
+
+
+def refuse_foreign(
+    entries: Sequence[model.Entry], answer: model.Answer
+) -> dict[str, ServiceFailure]:
+    """Return why projects are refused whose labels a container of somebody else has."""
+    refused = {}
+    for entry in () if answer["engine"] else entries:
+        foreign = projects.foreign_containers(entry, answer)
+        if foreign:
+            names = [f"{found['name']} ({containers.short_id(found['id'])})" for found in foreign]
+            commands = " ".join(containers.short_id(found["id"]) for found in foreign)
+            refused[entry["name"]] = ServiceFailure(
+                f"service {entry['name']}: container {', '.join(names)} has its labels but was not "
+                "started by Slipway; expected no such container. Stop using it, then run: "
+                f"docker rm --force {commands}"
+            )
+    return refused
 
 
 def secure_root(module: HostModule) -> list[str]:
-    """Give the folder of all projects to root; return the folders that differed."""
+    """Give the folder of all services to root; return the folders that differed."""
     guarded = f"{module.params['folder']}/*"
     try:
         return apply_files.secure_parents(guarded, check=module.check_mode)
@@ -413,69 +271,70 @@ def secure_root(module: HostModule) -> list[str]:
 
 
 def act(
-    module: HostModule, strays: Sequence[str], differing: Sequence[Project]
-) -> list[ProjectError]:
-    """Make all as declared; return why some projects are not, which leaves the others."""
-    failed: list[ProjectError] = []
-    # First, since a port that they leave may be another one's now.
-    for name in strays:
-        with noted(failed, name):
-            remove(module, Path(module.params["folder"], name))
-    # One project may read what another one writes. And a container keeps a folder that was taken
-    # away, though another one has its place.
-    made, refused = settle_mounts(differing, failed)
-    sound = [project for project in differing if project["name"] not in refused]
-    held = held_ports(module) if len(sound) > 1 else {}
-    for project, stopped in ports.order_replacements(sound, held):
-        with noted(failed, project["name"]):
-            for name in stopped:
-                docker(module, "compose", "--project-name", name, "stop")
-            settle(module, project, project["name"] in made)
-    return failed
+    module: HostModule,
+    undeclared: Sequence[str],
+    differing: Sequence[Project],
+    refused: Mapping[str, ServiceFailure],
+) -> list[ServiceFailure]:
+    """Apply the differing projects, except the refused ones; return the failures."""
+    failures = list(refused.values())
+    # First, because a declared service may use a port of an undeclared one.
+    for name in undeclared:
+        if name not in refused:
+            with collected(failures, name):
+                compose_commands.remove_project(module, Path(module.params["folder"], name))
+    # One service may read the folder that another one writes.
+    accepted = [project for project in differing if project["name"] not in refused]
+    replaced, unsafe = mount_folders.create_mounts(accepted, failures)
+    accepted = [project for project in accepted if project["name"] not in unsafe]
+    published = compose_commands.published_ports(module) if len(accepted) > 1 else {}
+    for project, to_stop in ports.order_replacements(accepted, published):
+        with collected(failures, project["name"]):
+            for name in to_stop:
+                compose_commands.run_docker(module, "compose", "--project-name", name, "stop")
+            apply_project(module, project, project["name"] in replaced)
+    return failures
 
 
-@contextmanager
-def noted(failed: list[ProjectError], name: str) -> Iterator[None]:
-    """Note why the project of a name failed, and go on."""
-    try:
-        yield
-    except ProjectError as error:
-        failed.append(error)
-    except (OSError, LookupError, ValueError) as error:
-        failed.append(ProjectError(f"project {name}: {error}"))
+def describe_changes(
+    undeclared: Sequence[str], differing: Sequence[Project], found: Differences
+) -> list[dict[str, str]]:
+    """Return the changes as Ansible's diff mode shows them."""
+    diffs = [{"prepared": f"service {name}: undeclared, to be removed\n"} for name in undeclared]
+    for project in differing:
+        path = str(compose_file(project))
+        after = next(file["content"] for file in project["files"] if file["path"] == path)
+        before = secret_files.read_root_file(path)
+        diffs.append({"before_header": path, "before": before, "after": after})
+        diffs.append({"prepared": "".join(f"{one}\n" for one in found[project["name"]])})
+    return diffs
 
 
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    projects = module.params["projects"]
-    found, strays = compared(module, projects)
+    declared = module.params["projects"]
+    found, undeclared, refused = compare(module, declared)
     secured = secure_root(module)
-    differing = [project for project in projects if project["name"] in found]
-    wrong = [sentence for project in differing for sentence in hindrances(project)]
-    if wrong:
-        module.fail_json(msg=f"{'; '.join(wrong)}. Nothing was changed.")
-    diffs = [
-        {"prepared": f"project {name}: nobody declares it, to be removed\n"} for name in strays
+    differing = [project for project in declared if project["name"] in found]
+    unwritable = [
+        text for project in differing for text in mount_folders.unwritable_mounts(project)
     ]
-    for project in differing:
-        file = compose_file(project)
-        after = next(one["content"] for one in project["files"] if one["path"] == str(file))
-        diffs.append({"before_header": str(file), "before": read(str(file)), "after": after})
-        diffs.append({"prepared": "".join(f"{one}\n" for one in found[project["name"]])})
-    failed: list[ProjectError] = []
+    if unwritable:
+        module.fail_json(msg=f"{'; '.join(unwritable)}. Nothing was changed.")
+    diffs = describe_changes(undeclared, differing, found)
     if module.check_mode:
-        settle_mounts(differing, failed, check=True)
+        failures = list(refused.values())
+        mount_folders.create_mounts(differing, failures, check=True)
     else:
-        failed = act(module, strays, differing)
-    if failed:
-        module.fail_json(
-            msg="\n".join(map(str, failed)), logs="".join(error.logs for error in failed)
-        )
+        failures = act(module, undeclared, differing, refused)
+    if failures:
+        logs = "".join(failure.logs for failure in failures)
+        module.fail_json(msg="\n".join(map(str, failures)), logs=logs)
     module.exit_json(
-        changed=bool(found or strays or secured),
+        changed=bool(found or undeclared or secured),
         started=[project["name"] for project in differing],
-        removed=strays,
+        removed=undeclared,
         diff=diffs,
     )
 

@@ -13,10 +13,14 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
 from ansible_collections.slipway.host.plugins.module_utils.services.compose import (
+    SECRETS_INSIDE,
     compose_service,
     compose_text,
     displayed_urls,
     service_labels,
+)
+from ansible_collections.slipway.host.plugins.module_utils.services.expected import (
+    expected_container,
 )
 from ansible_collections.slipway.host.plugins.module_utils.services.mounts import (
     project_mounts,
@@ -36,7 +40,10 @@ from ansible_collections.slipway.host.plugins.module_utils.services.published im
     refuse_clashes,
     service_urls,
 )
-from ansible_collections.slipway.host.plugins.module_utils.services.secrets import project_secrets
+from ansible_collections.slipway.host.plugins.module_utils.services.secrets import (
+    Secret,
+    project_secrets,
+)
 
 __all__ = ["Host", "Project", "ServiceError", "plan"]
 
@@ -154,7 +161,7 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
         "projects": [
             {
                 "name": project.name,
-                "services": [_running_service(project, config)],
+                "services": [_running_service(project, service, secrets)],
                 "since": [secret.path for secret in secrets],
                 "urls": displayed_urls(project, urls, secrets),
             }
@@ -162,11 +169,15 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
     }
 
 
-def _running_service(project: Project, config: str) -> dict[str, Any]:
+def _running_service(
+    project: Project, service: Mapping[str, Any], secrets: Sequence[Secret]
+) -> dict[str, Any]:
     """Return the container that must run, as owned state compares it."""
+    mounted = {f"{SECRETS_INSIDE}/{secret.name}": secret.path for secret in secrets}
     return {
         "name": project.name,
-        "config": config,
+        "config": service["labels"][labels.CONFIG],
         "image": project.build.digest,
         "reference": project.build.reference,
+        "container": expected_container(project.name, service, mounted),
     }

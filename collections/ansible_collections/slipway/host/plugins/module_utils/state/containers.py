@@ -1,15 +1,12 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Images, and the containers of compose projects.
-
-Keys of an entry (``?``: optional):
+"""Images; and how the engine is asked about images and containers.
 
 images: reference, digest: the context digest. The tag must refer to the content that the host's
 record names: the record of a build, of a loaded archive or of an accepted image.
 
-projects: name, services: list of {name, config, image?, reference?}: containers by their label
-``io.slipway.config`` and their context digest; since?: files that the containers have read, so the
-containers must be newer; urls?: addresses by name, for people.
+Records of what Slipway started are in SERVICE_RECORDS: ``containers`` are the IDs of its containers
+for a project, ``starting`` is true while containers are replaced.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from ansible_collections.slipway.host.plugins.module_utils.state.model import (
@@ -32,10 +29,47 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 # Labels other than these may hold anything at all; they are neither needed nor sent.
-LABELS = ("io.slipway.", "com.docker.compose.service", "com.docker.compose.oneoff")
+LABELS = ("io.slipway.",)
 DOCKER_SOCKET = "/run/docker.sock"
 # A file for each image; only root can write it.
 IMAGE_RECORDS = "/var/lib/slipway/images"
+# A file for each compose project; only root can write it.
+SERVICE_RECORDS = "/var/lib/slipway/services"
+COMPOSE_PROJECT = "com.docker.compose.project"
+COMPOSE_SERVICE = "com.docker.compose.service"
+ONE_OFF = "com.docker.compose.oneoff"
+CGROUPS = "/sys/fs/cgroup"
+# Settings of a container that are empty unless somebody set them, by their name in compose files.
+SETTINGS = {
+    "privileged": "Privileged",
+    "cap_add": "CapAdd",
+    "cap_drop": "CapDrop",
+    "security_opt": "SecurityOpt",
+    "read_only": "ReadonlyRootfs",
+    "init": "Init",
+    "pid": "PidMode",
+    "uts": "UTSMode",
+    "userns_mode": "UsernsMode",
+    "cgroup_parent": "CgroupParent",
+    "devices": "Devices",
+    "gpus": "DeviceRequests",
+    "device_cgroup_rules": "DeviceCgroupRules",
+    "group_add": "GroupAdd",
+    "sysctls": "Sysctls",
+    "volumes_from": "VolumesFrom",
+    "links": "Links",
+    "extra_hosts": "ExtraHosts",
+    "dns": "Dns",
+    "tmpfs": "Tmpfs",
+    "mem_limit": "Memory",
+    "cpus": "NanoCpus",
+    "cpu_quota": "CpuQuota",
+    "cpuset": "CpusetCpus",
+    "pids_limit": "PidsLimit",
+    "publish_all_ports": "PublishAllPorts",
+}
+# Variables of each container that was described last, by project; they may be secret.
+ENVIRONMENTS: dict[str, dict[str, dict[str, str]]] = {}
 
 
 def ask_engine(path: str) -> Any:
@@ -97,38 +131,210 @@ def ask_images(references: list[str]) -> Json:
     The ID that the engine reports is a digest of the content: of the image's configuration in the
     classic store, of its manifest in the store of containerd. Both include the layers.
     """
-    found: Json = dict.fromkeys(references)
+    records = {reference: read_image_record(reference) for reference in references}
+    # Without a tag the record still names the content that containers run.
+    found: Json = {
+        tag: ["", record] if record.get("id") else None for tag, record in records.items()
+    }
     for image in ask_engine("/images/json"):
         for tag in image.get("RepoTags") or []:
             if tag in found:
-                found[tag] = [image["Id"], read_image_record(tag)]
+                found[tag] = [image["Id"], records[tag]]
     return found
 
 
+def service_record_path(project: str) -> str:
+    """Return the path of the record of a compose project."""
+    return f"{SERVICE_RECORDS}/{project}.json"
+
+
+def read_service_record(project: str) -> Json | None:
+    """Return ``{containers, starting}`` of a compose project, None if there is no record."""
+    content = reading.read_file(service_record_path(project))
+    if content is None:
+        return None
+    try:
+        record = json.loads(content)
+        containers = [str(identity) for identity in record["containers"]]
+        return {"containers": containers, "starting": bool(record.get("starting"))}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {"containers": [], "starting": False}
+
+
 def ask_projects(names: list[str]) -> Json:
-    """Return ``[[service, state, health, {labels}, created]]`` of each compose project."""
-    found: Json = {name: [] for name in names}
+    """Return ``{containers, record, limits}`` of each compose project.
+
+    containers: see :func:`_describe`; record: see :func:`read_service_record`; limits: resources
+    that this kernel can limit.
+    """
+    ENVIRONMENTS.clear()
+    limits = [name for name in ("cpu", "memory", "pids") if _has_limit(name)]
+    found: Json = {
+        name: {"containers": [], "record": read_service_record(name), "limits": limits}
+        for name in names
+    }
+    images: Json = {}
     # Labels are ANDed by the engine, so all compose containers are asked for at once; quoted by
     # hand, since urllib costs more than the question.
     filters = "%7B%22label%22%3A%5B%22com.docker.compose.project%22%5D%7D"
-    for container in ask_engine("/containers/json?all=1&filters=" + filters):
-        labels = container.get("Labels") or {}
-        project = labels.get("com.docker.compose.project")
-        if project not in found:
+    for listed in ask_engine("/containers/json?all=1&filters=" + filters):
+        labels = listed.get("Labels") or {}
+        project = labels.get(COMPOSE_PROJECT)
+        # A container of `docker compose run` is no service, and compose leaves it.
+        if project not in found or labels.get(ONE_OFF) == "True":
             continue
-        status = container.get("Status", "")
-        health = next(
-            (word for word in ("unhealthy", "health: starting", "healthy") if word in status), ""
-        )
-        found[project].append(
-            [
-                labels.get("com.docker.compose.service", ""),
-                container.get("State", ""),
-                health.replace("health: ", ""),
-                _own_labels(labels),
-                container.get("Created", 0),
-            ]
-        )
+        inspected = _ask_object(f"/containers/{listed['Id']}/json")
+        if inspected is not None:
+            identity = inspected["Image"]
+            if identity not in images:
+                images[identity] = (_ask_object(f"/images/{identity}/json") or {}).get("Config")
+            described = _describe(listed, inspected, images[identity] or {})
+            found[project]["containers"].append(described)
+            variables = dict(_variables(inspected["Config"]))
+            ENVIRONMENTS.setdefault(project, {})[inspected["Id"]] = variables
+    return found
+
+
+def ask_environments(declared: list[str]) -> Json:
+    """Return the IDs of the containers whose variables have the declared values, by project.
+
+    Each of DECLARED is a JSON list: project, names of variables, digest of names and values. The
+    answer has no value and no digest: output of the host may be logged. Ask for ``projects`` first.
+    """
+    found: Json = {}
+    for text in declared:
+        project, names, digest = json.loads(text)
+        found[project] = [
+            identity
+            for identity, variables in ENVIRONMENTS.get(project, {}).items()
+            if digest_of([[name, variables.get(name)] for name in names]) == digest
+        ]
+    return found
+
+
+def digest_of(value: Any) -> str:
+    """Return the digest of a JSON value; no value and an empty one are the same."""
+    import hashlib
+
+    return hashlib.sha256(json.dumps(value or [], sort_keys=True).encode()).hexdigest()
+
+
+def _has_limit(resource: str) -> bool:
+    """Whether the kernel can limit a resource; if not, the engine drops the limit."""
+    unified = reading.read_word(f"{CGROUPS}/cgroup.controllers")
+    return resource in unified.split() or resource in (reading.list_names(CGROUPS) or ())
+
+
+def _ask_object(path: str) -> Json | None:
+    """Return what the engine knows of one object, None if it has gone."""
+    try:
+        found: Json = ask_engine(path)
+    except ValueError as error:
+        if "404" in str(error):
+            return None
+        raise
+    return found
+
+
+def _variables(config: Json) -> list[tuple[str, str]]:
+    """Return the environment variables of a container or image."""
+    pairs = [text.partition("=") for text in config.get("Env") or ()]
+    return [(name, value) for name, _, value in pairs]
+
+
+def _describe(listed: Json, inspected: Json, image: Json) -> Json:
+    """Return a container as the engine reports it, in the words of compose files.
+
+    IMAGE is the configuration of its image. Settings that compose files and images can hold
+    secrets in, such as commands, are digests; of environment variables there are only the names
+    that the image does not set.
+    """
+    config, host = inspected["Config"], inspected["HostConfig"]
+    status = listed.get("Status", "")
+    health = next(
+        (word for word in ("unhealthy", "health: starting", "healthy") if word in status), ""
+    )
+    inherited = _variables(image)
+    return {
+        "id": inspected["Id"],
+        "name": inspected.get("Name", "").lstrip("/"),
+        "service": (listed.get("Labels") or {}).get(COMPOSE_SERVICE, ""),
+        "state": listed.get("State", ""),
+        "health": health.replace("health: ", ""),
+        "created": listed.get("Created", 0),
+        "labels": _own_labels(config.get("Labels")),
+        "image": inspected["Image"],
+        "user": config.get("User") or "",
+        "own": _commands(config),
+        "inherited": _commands(image),
+        "variables": sorted({n for n, v in _variables(config) if (n, v) not in inherited}),
+        "mounts": _mounts(inspected, image),
+        "ports": _ports(host),
+        "networks": sorted((inspected.get("NetworkSettings") or {}).get("Networks") or ()),
+        "restart": _restart(host),
+        "shm_size": host.get("ShmSize") or 0,
+        "settings": _settings(host),
+    }
+
+
+def _commands(config: Json) -> Json:
+    """Return the digests of what a container or image runs."""
+    return {
+        "command": digest_of(config.get("Cmd")),
+        "entrypoint": digest_of(config.get("Entrypoint")),
+        "healthcheck": digest_of((config.get("Healthcheck") or {}).get("Test")),
+        "working_dir": digest_of(config.get("WorkingDir")),
+    }
+
+
+def _mounts(inspected: Json, image: Json) -> list[list[Any]]:
+    """Return ``[type, source, target, writable]`` of each mount.
+
+    Without the volumes without a name that the image asks for.
+    """
+    unnamed = image.get("Volumes") or ()
+    return sorted(
+        [mount["Type"], mount.get("Name") or mount.get("Source", ""), mount["Destination"],
+         bool(mount.get("RW"))]
+        for mount in inspected.get("Mounts") or ()
+        if not (mount["Destination"] in unnamed and len(mount.get("Name") or "") == 64)
+    )  # fmt: skip
+
+
+def _ports(host: Json) -> list[str]:
+    """Return the published ports, such as ``127.0.0.1:8888:8888/tcp``."""
+    return sorted(
+        f"{bound.get('HostIp', '')}:{bound.get('HostPort', '')}:{inside}"
+        for inside, bindings in (host.get("PortBindings") or {}).items()
+        for bound in bindings or ()
+    )
+
+
+def _restart(host: Json) -> str:
+    policy = host.get("RestartPolicy") or {}
+    count = policy.get("MaximumRetryCount")
+    return f"{policy.get('Name') or 'no'}{f':{count}' if count else ''}"
+
+
+def _settings(host: Json) -> Json:
+    """Return the settings that somebody set."""
+    found = {name: host[key] for name, key in SETTINGS.items() if host.get(key)}
+    for name in ("cap_add", "cap_drop"):
+        if name in found:
+            found[name] = sorted(capability.replace("CAP_", "") for capability in found[name])
+    if "devices" in found:
+        found["devices"] = sorted(str(device.get("PathOnHost")) for device in found["devices"])
+    if "gpus" in found:
+        found["gpus"] = [
+            [request.get("Driver"), request.get("Count"), request.get("DeviceIDs")]
+            for request in found["gpus"]
+        ]
+    if found.get("pids_limit", 0) < 0:
+        del found["pids_limit"]
+    if host.get("IpcMode", "") not in ("", "private", "shareable"):
+        found["ipc"] = host["IpcMode"]
+    if not host.get("MaskedPaths"):
+        found["systempaths"] = "unconfined"
     return found
 
 
@@ -144,16 +350,14 @@ def _try(ask: Callable[[list[str]], Json], names: list[str], reply: Json) -> Jso
 ASKS = {
     "images": lambda names, reply: _try(ask_images, names, reply),
     "projects": lambda names, reply: _try(ask_projects, names, reply),
+    "environments": lambda names, _reply: ask_environments(names),
 }
 
 
 # --- Nothing below is sent to hosts with the survey. ---
 import time
 
-from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.state.model import MISSING, Kind
-
-ONE_OFF = "com.docker.compose.oneoff"
 
 
 def short_id(identity: str) -> str:
@@ -164,7 +368,7 @@ def short_id(identity: str) -> str:
 def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield the differences of an image."""
     found = (answer.get("images") or {}).get(entry["reference"])
-    if found is None:
+    if found is None or not found[0]:
         yield ("Docker does not answer" if answer["engine"] else MISSING), "built"
         return
     identity, record = found
@@ -183,65 +387,4 @@ def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"context digest {short_id(record['digest'])}", short_id(entry["digest"])
 
 
-def compare_projects(  # noqa: C901 - a table of cases, one branch for each
-    entry: Entry, answer: Answer
-) -> Iterator[Change]:
-    """Yield the differences of the containers of a compose project."""
-    if answer["engine"]:
-        yield "Docker does not answer", "running"
-        return
-    containers = answer["projects"][entry["name"]]
-    wanted = {service["name"]: service for service in entry["services"]}
-    for service, state, health, labels, created in containers:
-        # What somebody did once by `docker compose run` is no service, and compose leaves it.
-        if labels.get(ONE_OFF) == "True":
-            continue
-        if service not in wanted:
-            yield f"{service} is there", "removed"
-            continue
-        declared = wanted.pop(service)
-        if state != "running":
-            yield f"{service} is {state}", "running"
-        elif health == "unhealthy":
-            yield f"{service} is unhealthy", "healthy"
-        elif labels.get(docker_labels.CONFIG) != declared["config"]:
-            yield f"{service} runs an older configuration", "the declared one"
-        elif declared.get("image") and labels.get(docker_labels.DIGEST) != declared["image"]:
-            yield f"{service} runs an older image", declared["image"][:12]
-        # The engine counts whole seconds.
-        elif any(int(answer["mtimes"][path] or 0) > created for path in entry.get("since", ())):
-            yield f"{service} was made before a secret changed", "made after it"
-    for service in wanted:
-        yield f"{service} is {MISSING}", "running"
-
-
-def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: Answer) -> list[str]:
-    """Return a sentence for each project to start whose image nobody builds and the host lacks.
-
-    On a host that builds none they are loaded, and that takes the engine first.
-    """
-    built = {image["reference"] for owned in statements for image in owned.get("images", ())}
-    if answer["engine"] and not built:
-        return []
-    return [
-        f"ml_services_instances: service {project['name']} needs image {reference}, which is "
-        "missing or outdated on this host. Add it to ml_images_present, load it, or remove the "
-        "service"
-        for owned in statements
-        for project in owned.get("projects", ())
-        for service in project["services"]
-        if (reference := service.get("reference"))
-        and reference not in built
-        and any(compare_projects(project, answer))
-        and any(compare_images({"reference": reference, "digest": service["image"]}, answer))
-    ]
-
-
-def _images_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
-    yield "images", [one["reference"] for one in entry["services"] if one.get("reference")]
-
-
-KINDS = (
-    Kind("images", "reference", "images", compare_images),
-    Kind("projects", "name", "projects", compare_projects, _images_of),
-)
+KINDS = (Kind("images", "reference", "images", compare_images),)

@@ -18,6 +18,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     lines,
     links,
     packages,
+    projects,
     rootless,
     service_files,
     started,
@@ -30,7 +31,7 @@ _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, files, kernel_modules, links),
     *(packages, rootless, started, trees, units),
 )
-_OTHERS = (json_settings, keyrings, lines, service_files)
+_OTHERS = (json_settings, keyrings, lines, projects, service_files)
 
 ALL = engine.by_name(*(module.KINDS for module in (*_ASKING, *_OTHERS)))
 # Which file of this package answers a key of a question.
