@@ -346,6 +346,73 @@ def test_a_service_that_is_unwell_is_made_anew(lab: Services) -> None:
     assert lab.plan() == (0, set())
 
 
+IRIS = "slipway/iris-api:cpu"
+IMAGE_RECORD = "/var/lib/slipway/images/slipway-iris-api-cpu.json"
+# What somebody does who can reach the engine: the label says what is declared, the content is not.
+RETAGGED = {
+    "an empty image with the label": (
+        f'tar -cf - -T /dev/null | docker import --change "LABEL io.slipway.digest=$(docker image '
+        f'inspect --format \'{{{{index .Config.Labels "io.slipway.digest"}}}}\' {IRIS})" - {IRIS}'
+    ),
+    "an image committed from a container": f"docker commit iris-api-iris-api-1 {IRIS}",
+}
+
+
+def image_id(lab: Services) -> str:
+    return lab.on(f"docker image inspect --format '{{{{.Id}}}}' {IRIS}")
+
+
+@pytest.mark.parametrize("script", RETAGGED.values(), ids=RETAGGED.keys())
+def test_an_image_is_known_by_its_content(lab: Services, script: str) -> None:
+    running = lab.container("iris-api")["Image"]
+    lab.on(f"{script} >/dev/null")
+    assert image_id(lab) != running
+    assert lab.plan() == (2, {("ml_images", "images", IRIS)})
+    lab.converge()
+    assert lab.plan() == (0, set())
+    assert lab.container("iris-api")["Image"] == image_id(lab)
+    assert image_id(lab) == json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"]
+
+
+def test_an_image_of_an_old_version_is_recorded_and_nothing_restarts(lab: Services) -> None:
+    before = image_id(lab), lab.on("docker ps --quiet --no-trunc")
+    record = json.loads(lab.on(f"cat {IMAGE_RECORD}"))
+    old = json.dumps({key: record[key] for key in ("digest", "proven")})
+    lab.on(f"printf %s {shlex.quote(old)} >{IMAGE_RECORD}; rm -r /var/lib/slipway/services")
+    status, named = lab.plan()
+    assert (status, named) == (2, {("ml_images", "images", IRIS), project_of("iris-api")})
+    lab.converge()
+    assert lab.plan() == (0, set())
+    assert (image_id(lab), lab.on("docker ps --quiet --no-trunc")) == before
+    assert json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"] == before[0]
+
+
+def test_a_foreign_container_is_named_and_left_alone(lab: Services) -> None:
+    labels = lab.container("scratch")["Config"]["Labels"]
+    options = " ".join(shlex.quote(f"--label={key}={value}") for key, value in labels.items())
+    # So that the record has this container, whatever ran before.
+    lab.on("docker stop scratch-scratch-1 >/dev/null")
+    lab.converge()
+    lab.on(
+        "docker rm --force scratch-scratch-1 >/dev/null; docker run --detach --privileged "
+        f"--volume /:/host --name scratch-scratch-1 {options} --network scratch_default "
+        "--env JUPYTER_TOKEN=hush-33 slipway/jupyter:cpu sleep 1000 >/dev/null"
+    )
+    foreign = lab.container("scratch")["Id"]
+    lab.on(f"chmod 0644 {TOKEN}")
+    assert lab.plan() == (2, {project_of("scratch"), ("ml_services", "secrets", TOKEN)})
+    run = lab.run("site.yml", "-vvv", "--diff")
+    assert run.status == "failed"
+    assert f"docker rm --force {foreign[:12]}" in run.output
+    assert "hush-33" not in run.output
+    # The other services are as declared, and nobody's container was removed.
+    assert lab.on(f"stat -c %a {TOKEN}") == "600"
+    assert lab.container("scratch")["Id"] == foreign
+    lab.on(f"docker rm --force {foreign[:12]}")
+    lab.converge()
+    assert lab.plan() == (0, set())
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": ({"volume": {}}, "unknown key ml_services_instances.volume"),
     "an unknown key of a secret": (
