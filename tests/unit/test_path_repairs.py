@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
+from ansible_collections.slipway.host.plugins.module_utils.services import mount_folders
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     attributes,
@@ -28,7 +29,6 @@ from ansible_collections.slipway.host.plugins.modules import (
     daemon_json,
     files,
     links,
-    services,
 )
 
 from tests.unit.conftest import RunModule
@@ -298,15 +298,15 @@ def test_a_volume_folder_that_leads_into_the_system_is_replaced(
     volume = tmp_path / "volume"
     volume.symlink_to(target)
     mount = {"path": str(volume), "owner": str(NOBODY), "group": str(NOBODY)}
-    assert services.make_mount(mount, check=True) == is_made
+    assert mount_folders.create_mount(mount, check=True) == is_made
     assert volume.is_symlink()
     if is_made:
         with pytest.raises(UnsafePathError, match=f"found a symbolic link to {target}"):
-            services.make_mount({**mount, "read_only": True})
-    assert services.make_mount(mount) == is_made
+            mount_folders.create_mount({**mount, "read_only": True})
+    assert mount_folders.create_mount(mount) == is_made
     assert volume.is_symlink() != is_made
     assert not is_made or status(volume) == (NOBODY, "0750")
-    assert not services.make_mount(mount)
+    assert not mount_folders.create_mount(mount)
 
 
 def test_a_home_that_others_can_write_is_closed(
