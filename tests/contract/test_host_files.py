@@ -85,6 +85,10 @@ REASONS: dict[str, tuple[str, str]] = {
         ".chmod .glob .mkdir .rename .unlink os.link shutil.copy shutil.rmtree "
         "tempfile.TemporaryDirectory",
     ),
+    "module_utils/host/reboot_record.py": (
+        "works in /var/lib/slipway, which only root can write",
+        ".unlink",
+    ),
     "module_utils/host/sessions.py": ("reads procfs", ".glob .read_text"),
     "module_utils/images/smoke.py": (
         "reads the engine's folders of CDI files, which only root can write",

@@ -153,13 +153,53 @@ def test_the_asking_session_is_not_listed(tmp_path: Path) -> None:
         (sessions / name).write_text(text)
     cgroup = tmp_path / "cgroup"
     cgroup.write_text("0::/user.slice/user-1000.slice/session-1.scope\n")
-    found = disturbance.ask_sessions(str(sessions), str(cgroup))
+    proc = str(tmp_path / "proc")
+    found = disturbance.ask_sessions(str(sessions), str(cgroup), proc)
     assert [(entry["user"], entry["terminal"], entry["from"]) for entry in found] == [
         ("admin", "pts/1", ""),
         ("alice", "pts/2", "203.0.113.9"),
         ("bob", "", ""),
     ]
-    assert disturbance.ask_sessions(str(tmp_path / "none"), str(cgroup)) == []
+    assert disturbance.ask_sessions(str(tmp_path / "none"), str(cgroup), proc) == []
+
+
+OUTER = "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "session", "number", "container", "terminal"),
+    [
+        ("bash", 7, 136 << 8 | 3, "", "pts/3"),
+        ("a) b (c", 7, 137 << 8 | 1, "", "pts/257"),
+        ("bash", 7, 4 << 8 | 1, "", "tty1"),
+        ("agetty", 7, 4 << 8 | 1, "", ""),
+        ("python", 1, 136 << 8 | 3, "", ""),
+        ("sshd", 7, 0, "", ""),
+        ("sh", 7, 136 << 8, ID, ""),
+        # The terminal that asks.
+        ("sh", 7, 136 << 8 | 9, "", ""),
+    ],
+)
+def test_a_terminal_is_found_by_the_process_that_leads_it(
+    tmp_path: Path, name: str, session: int, number: int, container: str, terminal: str
+) -> None:
+    for pid, words in {"7": f"7 ({name}) S 1 7 {session} {number} 7 0", "self": ""}.items():
+        folder = tmp_path / pid
+        folder.mkdir()
+        own = f"5 (python) S 1 5 5 {136 << 8 | 9} 5 0"
+        (folder / "stat").write_text(words or own)
+        inner = container if pid == "7" and container else ""
+        # The host is a container itself.
+        (folder / "cgroup").write_text(f"0::/docker/{OUTER}/system.slice/{inner}\n")
+    found = disturbance.ask_sessions(str(tmp_path), str(tmp_path), str(tmp_path))
+    me = reading.user_name(os.geteuid())
+    expected = {"user": me, "terminal": terminal, "from": ""}
+    assert found == ([expected] if terminal else [])
+
+
+def test_the_innermost_container_of_a_process_counts(tmp_path: Path) -> None:
+    process(tmp_path, 12, "/dev/nvidia1", f"0::/docker/{OUTER}/docker/{ID}")
+    assert disturbance.ask_gpu_processes(str(tmp_path))[0]["container"] == ID
 
 
 def test_only_simulations_of_apt_run(program: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module imp
     Step,
     next_step,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host import reboot_record
 from ansible_collections.slipway.host.plugins.modules import nvidia_module
 
 OLD, NEW = KernelModule("580.173.02", "open"), KernelModule("580.178.04", "open")
@@ -115,6 +117,57 @@ def test_who_is_logged_in(sessions: list[str], expected: list[str]) -> None:
     assert kernel_module.terminals(sessions) == expected
 
 
+def test_a_reboot_that_changed_nothing_is_not_repeated() -> None:
+    reason = next_step(NOUVEAU, "idle")[1]
+    for reboot in ("idle", "always"):
+        step, words = next_step(replace(NOUVEAU, rebooted_for=reason), reboot)
+        assert step is Step.WAIT
+        assert "nothing changed. Find the cause" in words
+        assert reboot_record.RECORD in words
+    # Another reason is another reboot.
+    assert next_step(replace(NOUVEAU, rebooted_for="another"), "idle")[0] is Step.REBOOT
+    assert next_step(replace(FINE, rebooted_for=reason), "idle")[0] is Step.NOTHING
+
+
+def test_a_reboot_is_recorded_until_it_is_done(tmp_path: Path, only_root_writes: None) -> None:
+    file, boot_id = str(tmp_path / "state/reboot.json"), tmp_path / "boot_id"
+    boot_id.write_text("one\n")
+    assert reboot_record.read_reason(file, str(boot_id)) == ""
+    reboot_record.write_reason("nouveau", file, str(boot_id))
+    # The run was interrupted before the reboot.
+    assert reboot_record.read_reason(file, str(boot_id)) == ""
+    boot_id.write_text("two\n")
+    assert reboot_record.read_reason(file, str(boot_id)) == "nouveau"
+    Path(file).write_text("{")
+    assert reboot_record.read_reason(file, str(boot_id)) == ""
+    reboot_record.delete(file)
+    assert not Path(file).exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "check", "recorded"),
+    [
+        (NOUVEAU, False, ["write"]),
+        (NOUVEAU, True, []),
+        (FINE, False, ["delete"]),
+        (FINE, True, []),
+        (replace(NOUVEAU, same_machine=True), False, []),
+    ],
+)
+def test_the_module_records_the_reboots_that_it_requests(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: Situation,
+    check: bool,
+    recorded: list[str],
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(reboot_record, "write_reason", lambda _reason: calls.append("write"))
+    monkeypatch.setattr(reboot_record, "delete", lambda: calls.append("delete"))
+    outcome(monkeypatch, capsys, Kernel(found), _ansible_check_mode=check)
+    assert calls == recorded
+
+
 # --- the module --------------------------------------------------------------------------------
 
 
@@ -131,6 +184,15 @@ class Kernel:
         if words in self.broken:
             return 1, "", "modprobe: ERROR: Key was rejected by service"
         return 0, "", ""
+
+
+@pytest.fixture(autouse=True)
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_root_writes: None) -> None:
+    """Keep the record of reboots out of this machine's own folder."""
+    file = str(tmp_path / "reboot.json")
+    for function in (reboot_record.write_reason, reboot_record.read_reason):
+        monkeypatch.setattr(function, "__defaults__", (file, reboot_record.BOOT_ID))
+    monkeypatch.setattr(reboot_record.delete, "__defaults__", (file,))
 
 
 def outcome(

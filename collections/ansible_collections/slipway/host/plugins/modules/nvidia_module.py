@@ -41,6 +41,8 @@ options:
       - When the host may be rebooted. V(idle) means that no process holds a GPU, no container runs
         and nobody is logged in at a terminal.
       - The machine that Ansible runs on may never be.
+      - A reboot that changed nothing is not repeated; C(/var/lib/slipway/reboot.json) has its
+        reason.
     type: str
     choices: [idle, never, always]
     default: idle
@@ -109,6 +111,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as g
 from ansible_collections.slipway.host.plugins.module_utils.gpu import kernel_module
 from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import Situation, Step
 from ansible_collections.slipway.host.plugins.module_utils.gpu.report import installed_module
+from ansible_collections.slipway.host.plugins.module_utils.host import reboot_record
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     containers,
@@ -172,6 +175,7 @@ class Host:
             ],
             holders=detect.holders(PROC).processes,
             users=[*self._containers(), *self._terminals()],
+            rebooted_for=reboot_record.read_reason(),
             same_machine=self._boot_id() == self.module.params["controller_boot_id"].strip(),
         )
 
@@ -256,6 +260,10 @@ def main() -> None:
     elif step is Step.RELOAD and not module.check_mode and (stuck := host.reload(wanted)):
         changed = False
         step, reason = kernel_module.after_failed_unload(found, module.params["reboot"], stuck)
+    if step is Step.REBOOT and not module.check_mode:
+        reboot_record.write_reason(reason)
+    elif step in (Step.NOTHING, Step.LOAD, Step.RELOAD) and not module.check_mode:
+        reboot_record.delete()
     waits = step is Step.WAIT
     after = found.installed if changed else found.loaded
     module.exit_json(

@@ -19,6 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.detection import 
     KernelModule,
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import join_words
+from ansible_collections.slipway.host.plugins.module_utils.host import reboot_record
 
 # Daemons of the driver, by the kernel's name of the process (15 characters), and their units.
 # They use GPUs for no user, so they may be stopped during a reload.
@@ -59,7 +60,8 @@ class Situation:
     ``installed`` is the module on disk for the running ``kernel``; ``other_kernels`` have one too.
     ``unwanted`` are loaded modules that must not be loaded, ``missing`` the modules to load.
     ``holders`` are processes that have a GPU open, ``users`` describes other users of the host.
-    ``same_machine`` means that Ansible runs on this host.
+    ``same_machine`` means that Ansible runs on this host. ``rebooted_for`` is the reason of the
+    last reboot that the module requested, empty without one.
     """
 
     kernel: str
@@ -71,6 +73,7 @@ class Situation:
     holders: Sequence[Holder] = ()
     users: Sequence[str] = ()
     same_machine: bool = False
+    rebooted_for: str = ""
 
 
 def next_step(situation: Situation, reboot: str) -> tuple[Step, str]:
@@ -147,6 +150,11 @@ def _request_reboot(situation: Situation, reboot: str, why: str) -> tuple[Step, 
     """Return whether the host may be rebooted, and if not, what prevents it."""
     if situation.same_machine:
         return Step.WAIT, f"{why}. Ansible runs on this machine: reboot it yourself, then run again"
+    if situation.rebooted_for == why:
+        return Step.WAIT, (
+            f"{why}. The host was rebooted for this reason before, and nothing changed. Find the "
+            f"cause (journalctl --boot), then delete {reboot_record.RECORD} and run again"
+        )
     if reboot == ALWAYS:
         return Step.REBOOT, why
     if reboot == NEVER:

@@ -206,7 +206,7 @@ def _describe_users(users: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         for container in (users["containers"] or {}).get("containers", ())
     }
     for process in users["gpu_processes"]:
-        where = names.get(process["container"], process["container"][:12])
+        where = names.get(process["container"], "")
         inside = f" in container {where}" if where else ""
         effect = f"{process['command']} of {process['user']}{inside} uses "
         yield "gpu_process", str(process["pid"]), effect + ", ".join(process["devices"])

@@ -25,6 +25,9 @@ NEEDS = (containers.__name__,)
 # Restart policies with which the engine starts a container again after its own restart.
 RESTARTED = ("always", "unless-stopped")
 SESSIONS = "/run/systemd/sessions"
+LOGIN_PROGRAMS = ("agetty", "getty", "login", "systemd-logind")
+# Major numbers of virtual consoles and of pseudo-terminals.
+TTY, PTS = 4, 136
 # The first ID that distributions give to people.
 FIRST_USER = 1000
 
@@ -146,14 +149,18 @@ def _open_devices(folder: str) -> list[str]:
 
 
 def _container_of(cgroup: str) -> str:
-    match = re.search(r"[0-9a-f]{64}", cgroup)
-    return match[0] if match else ""
+    """Return the ID of the innermost container: a host may be a container itself."""
+    found = re.findall(r"[0-9a-f]{64}", cgroup)
+    return str(found[-1]) if found else ""
 
 
-def ask_sessions(root: str = SESSIONS, own_cgroup: str = "/proc/self/cgroup") -> list[Json]:
+def ask_sessions(
+    root: str = SESSIONS, own_cgroup: str = "/proc/self/cgroup", proc: str = "/proc"
+) -> list[Json]:
     """Return who is logged in: user, terminal (empty without one) and remote host of each session.
 
-    The session that asks, and others of its user without a terminal, are Ansible's.
+    The session that asks, and others of its user without a terminal, are Ansible's. Terminals that
+    logind does not know, such as those of tmux, are found by their processes.
     """
     sessions: Json = {}
     for name in reading.list_names(root) or []:
@@ -162,7 +169,7 @@ def ask_sessions(root: str = SESSIONS, own_cgroup: str = "/proc/self/cgroup") ->
             sessions[name] = dict(re.findall(r"^(\w+)=(.*)$", text, re.M))
     match = re.search(r"/session-(\w+)\.scope", reading.read_word(own_cgroup))
     own = sessions.pop(match[1], {}) if match else {}
-    return [
+    found = [
         {
             "user": fields.get("USER", ""),
             "terminal": fields.get("TTY", ""),
@@ -173,6 +180,46 @@ def ask_sessions(root: str = SESSIONS, own_cgroup: str = "/proc/self/cgroup") ->
         and fields.get("CLASS") != "user-incomplete"
         and (fields.get("TTY") or fields.get("USER") != own.get("USER"))
     ]
+    known = {session["terminal"] for session in found} | {own.get("TTY")}
+    return found + [one for one in _ask_terminals(proc) if one["terminal"] not in known]
+
+
+def _ask_terminals(root: str) -> list[Json]:
+    """Return the user of each terminal, by the first process on it; not those of containers."""
+    own, own_container = _terminal_of(f"{root}/self"), _container_of_process(f"{root}/self")
+    found = []
+    for pid in reading.list_names(root) or []:
+        folder = f"{root}/{pid}"
+        terminal = _terminal_of(folder) if pid.isdigit() else ""
+        if not terminal or terminal == own or _container_of_process(folder) != own_container:
+            continue
+        try:
+            user = reading.user_name(os.stat(folder).st_uid)
+        except OSError:
+            continue  # The process ended in the meantime.
+        found.append({"user": user, "terminal": terminal, "from": ""})
+    return sorted(found, key=lambda session: str(session["terminal"]))
+
+
+def _container_of_process(folder: str) -> str:
+    return _container_of(reading.read_word(f"{folder}/cgroup"))
+
+
+def _terminal_of(folder: str) -> str:
+    """Return the terminal of a process that leads a session, such as pts/0; see proc_pid_stat(5).
+
+    A program that waits for a login has a terminal, and is no login.
+    """
+    text = reading.read_word(f"{folder}/stat")
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    if len(fields) < 5 or name in LOGIN_PROGRAMS or fields[3] != text.partition(" ")[0]:
+        return ""
+    number = int(fields[4])
+    major, minor = (number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00)
+    if PTS <= major < PTS + 8:
+        return f"pts/{minor + (major - PTS) * 256}"
+    return f"tty{minor}" if major == TTY and minor else ""
 
 
 def ask_users(names: list[str]) -> Json:
