@@ -46,6 +46,7 @@ def answer(**changes: Any) -> dict[str, Any]:
         "engine": None,
         "unsafe": {},
         "texts": {DAEMON_JSON: json.dumps({"mtu": 1})},
+        "targets": {DAEMON_JSON: ["file", "0644", "root", "root", None, 0, 0]},
         "units": {"docker.service": RUNNING},
         "starts": {"docker.service": None},
         "reads": {"/etc/x": [200.0, "a"], "/etc/old": [50.0, "b"]},
@@ -64,6 +65,7 @@ def triggers_of(owned: dict[str, Any], **found: Any) -> Triggers:
     return consequences.find_triggers({"docker_engine": owned}, drift, reply)
 
 
+NO_FILE: dict[str, Any] = {"texts": {DAEMON_JSON: None}, "targets": {DAEMON_JSON: None}}
 STOPPED = {"units": {"docker.service": {**RUNNING, "active": "inactive"}}}
 
 
@@ -72,11 +74,11 @@ STOPPED = {"units": {"docker.service": {**RUNNING, "active": "inactive"}}}
     [
         (json_entry({"mtu": 2}), {}, [("idle", True)]),
         (json_entry({"bip": "192.0.2.1/24"}), {}, [("idle", False)]),
-        # A reload is enough, nothing differs, another daemon, and a file that is not there yet.
+        (json_entry({"mtu": 2}), NO_FILE, [("idle", True)]),
+        # A reload is enough, nothing differs, and another daemon.
         (json_entry({"debug": True}), {}, []),
         (json_entry({"mtu": 1}), {}, []),
         (json_entry({"mtu": 2}, restart=None), {}, []),
-        (json_entry({"mtu": 2}), {"texts": {DAEMON_JSON: None}}, []),
         (unit(reads=["/etc/x"]), {}, [("never", True)]),
         (unit(reads=["/etc/old"]), {}, []),
         (unit(active=False), {}, [("never", False)]),

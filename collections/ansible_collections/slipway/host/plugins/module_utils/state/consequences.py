@@ -113,8 +113,10 @@ def _policy(owned: Statements) -> str:
 
 def _restarts_by_settings(entries: Sequence[Entry], answer: Answer) -> Iterator[tuple[str, bool]]:
     for entry in entries:
-        merge = json_settings.plan_entry(entry, answer) if entry.get("restart") else None
-        if merge and merge.restart_required:
+        if not entry.get("restart"):
+            continue
+        merge = json_settings.plan_entry(entry, answer)
+        if merge.restart_required:
             yield entry["restart"], merge.keeps_containers
 
 

@@ -55,10 +55,9 @@ def compare_json(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield from _compare_record(entry, answer, merge)
 
 
-def plan_entry(entry: Entry, answer: Answer) -> daemon_json.Merge | None:
-    """Return the merge of the declared keys into a JSON file, None where there is no file."""
-    text = answer["texts"][entry["path"]]
-    return None if text is None else _plan_merge(entry, text, answer)
+def plan_entry(entry: Entry, answer: Answer) -> daemon_json.Merge:
+    """Return the merge of the declared keys into a JSON file, which may be missing."""
+    return _plan_merge(entry, answer["texts"][entry["path"]], answer)
 
 
 def _recorded(entry: Entry, answer: Answer) -> tuple[str, Sequence[daemon_json_record.OwnedKey]]:
@@ -70,7 +69,7 @@ def _recorded(entry: Entry, answer: Answer) -> tuple[str, Sequence[daemon_json_r
         return "", ()
 
 
-def _plan_merge(entry: Entry, text: str, answer: Answer) -> daemon_json.Merge:
+def _plan_merge(entry: Entry, text: str | None, answer: Answer) -> daemon_json.Merge:
     _text, record = _recorded(entry, answer)
     return daemon_json.plan_merge(
         text,
