@@ -180,7 +180,7 @@ STOPS = {
     "an archive out of reach": (
         "systemctl stop stand-in-server",
         "systemctl start stand-in-server; sleep 1",
-        f"what is newest cannot be told. The source {gpu_host.SERVER}/",
+        f"Cannot find the newest versions. apt source {gpu_host.SERVER}/",
     ),
     "an archive that lost what its index names": (
         "mv /srv/stand-in/archive/pool /srv/stand-in/archive/away",
@@ -190,7 +190,7 @@ STOPS = {
     "no room": (
         "mount -t tmpfs -o size=4k tmpfs /var/cache/apt/archives",
         "umount /var/cache/apt/archives",
-        "make room there",
+        "Free some space",
     ),
 }
 
@@ -318,7 +318,7 @@ def test_another_branch_and_back(site: UpgradeSite, first: Packages) -> None:
     assert run.status == "successful", run.output
     assert site.packages() == first
     assert site.driver() == (OLD, OLD)
-    assert "declare what was there before (nvidia_driver_branch" in told(run)
+    assert "Declare the previous version (nvidia_driver_branch" in told(run)
     site.declare()
     assert site.plan() == (0, set())
 
@@ -333,7 +333,7 @@ def test_a_version_that_an_archive_out_of_reach_may_have(
     site.on(end)
     assert run.status == "failed"
     assert f"no source that could be read has version {BETWEEN}-*; nothing was" in told(run)
-    assert "could not be fetched" in told(run)
+    assert "download failed" in told(run)
     assert site.packages() == first
     # The pin for that version went ahead of it, and goes back with the wish.
     site.declare()
@@ -352,6 +352,6 @@ def test_an_interrupted_dpkg_is_seen_and_finished(other: UpgradeSite) -> None:
     )
     assert other.plan() == (2, {("nvidia_driver", "packages", name)})
     run = other.converge()
-    assert f"finished what an interrupted installation had left: {name}" in told(run)
+    assert f"finished an interrupted installation: {name}" in told(run)
     assert other.on("dpkg --audit; ls /var/lib/dpkg/updates") == ""
     assert other.plan() == (0, set())

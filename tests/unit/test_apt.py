@@ -65,15 +65,15 @@ REMOVED = ["deinstall", "config-files", "1.0"]
     ],
 )
 def test_a_package(entry: dict[str, Any], known: changes.Known, expected: dict[str, Any]) -> None:
-    plan = changes.plan([{"name": "a", **entry}], {"a": known})
-    assert plan == changes.Plan(**expected)
-    assert plan.changes == bool(expected)
+    plan = changes.compare([{"name": "a", **entry}], {"a": known})
+    assert plan == changes.Changes(**expected)
+    assert plan.needed == bool(expected)
 
 
 def test_a_missing_package_that_is_optional_is_no_change_of_its_own() -> None:
-    plan = changes.plan([{"name": "a", "optional": True, "hold": True}], {"a": None})
-    assert plan == changes.Plan(optional=["a"])
-    assert not plan.changes
+    plan = changes.compare([{"name": "a", "optional": True, "hold": True}], {"a": None})
+    assert plan == changes.Changes(optional=["a"])
+    assert not plan.needed
 
 
 def test_what_is_replaced_goes_with_what_replaces_it() -> None:
@@ -84,7 +84,7 @@ def test_what_is_replaced_goes_with_what_replaces_it() -> None:
         {"name": "free", "hold": False},
     ]
     known = {"new": None, "old": INSTALLED, "gone": REMOVED, "free": HELD}
-    change, forget, hold, unhold = changes.commands(changes.plan(wanted, known))
+    change, forget, hold, unhold = changes.commands(changes.compare(wanted, known))
     # One transaction: nothing is removed before apt has fetched all that is to come.
     assert change[-4:] == ["install", "--", "new", "old-"]
     assert "--purge" in change
@@ -95,7 +95,7 @@ def test_what_is_replaced_goes_with_what_replaces_it() -> None:
 
 
 def test_what_nothing_replaces_is_purged() -> None:
-    (purge,) = changes.commands(changes.Plan(purge=["old"], forget=["gone"]))
+    (purge,) = changes.commands(changes.Changes(purge=["old"], forget=["gone"]))
     assert purge[-4:] == ["purge", "--", "old", "gone"]
 
 
@@ -106,7 +106,9 @@ def test_the_newest_of_a_set_are_those_that_have_to_be_there() -> None:
         {"name": "c", "optional": True},
         {"name": "d", "optional": True},
     ]
-    assert changes.newest(wanted, {"a": None, "b": INSTALLED, "c": REMOVED, "d": HELD}) == [
+    assert changes.names_without_versions(
+        wanted, {"a": None, "b": INSTALLED, "c": REMOVED, "d": HELD}
+    ) == [
         "a",
         "d",
     ]
@@ -136,16 +138,16 @@ Depends: common (<= 580.173.02-1), common (>= 580.173.02)
 def test_which_version_of_a_package_follows_the_others(
     shown: str, version: str, expected: str
 ) -> None:
-    assert changes.follower(shown, version) == expected
+    assert changes.version_that_needs(shown, version) == expected
 
 
 def test_nothing_to_do_takes_no_command() -> None:
-    assert changes.commands(changes.Plan()) == []
+    assert changes.commands(changes.Changes()) == []
 
 
 def test_only_a_downgrade_is_allowed_to_be_one() -> None:
-    (up,) = changes.commands(changes.Plan(install=["a"]))
-    (down,) = changes.commands(changes.Plan(install=["a=1"], downgrade=True))
+    (up,) = changes.commands(changes.Changes(install=["a"]))
+    (down,) = changes.commands(changes.Changes(install=["a=1"], downgrade=True))
     assert "--allow-downgrades" not in up
     assert "--allow-downgrades" in down
 
@@ -180,7 +182,7 @@ def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> N
 def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
     output: str, gone: list[str]
 ) -> None:
-    assert changes.gone(output) == gone
+    assert changes.missing_versions(output) == gone
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
 )
 def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
     expected = "; ".join(output.split("\n")).strip("; ") if told is None else told
-    assert changes.errors(output) == expected
+    assert changes.error_lines(output) == expected
 
 
 @pytest.mark.parametrize(
@@ -234,10 +236,10 @@ def test_what_stops_apt_is_understood(
     ],
 )
 def test_where_there_is_no_space(output: str, path: str) -> None:
-    assert changes.unwritten(output).rstrip("/") == path
+    assert changes.full_path(output).rstrip("/") == path
 
 
-UNTRUSTED = "The source http://m is not signed by a key that its entry in /etc/apt names"
+UNTRUSTED = "apt source http://m: not signed by the key of its entry in /etc/apt"
 VERIFICATION = "W: An error occurred during the signature verification. The repository is not used."
 
 
@@ -248,43 +250,43 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
         pytest.param(
             "W: Failed to fetch http://m/InRelease  Unable to connect to m:9:\n"
             "W: Some index files failed to download.",
-            ["The source http://m/InRelease could not be fetched (Unable to connect to m:9): make"],
+            ["apt source http://m/InRelease: download failed (Unable to connect to m:9). Make"],
             id="out of reach",
         ),
         pytest.param(
             "E: Failed to fetch http://m/Packages  Hash Sum mismatch",
             [
-                "The source http://m/Packages could not be fetched (Hash Sum mismatch): run again "
+                "apt source http://m/Packages: download failed (Hash Sum mismatch). Run again "
                 "when its mirror"
             ],
             id="half-synchronised",
         ),
         pytest.param(
             "E: The repository 'http://m x Release' does not have a Release file.",
-            ["The source http://m holds no repository: correct"],
+            ["apt source http://m: not a repository. Correct"],
             id="no repository",
         ),
         pytest.param(
             "E: The repository 'http://m x InRelease' is not signed.",
-            [f"{UNTRUSTED}: give"],
+            [f"{UNTRUSTED}. Set"],
             id="not signed",
         ),
         pytest.param(
             f"{VERIFICATION} GPG error: http://m x InRelease: The key is missing: NO_PUBKEY 1\n"
             "E: The repository 'http://m x InRelease' is not signed.",
-            [f"{UNTRUSTED} (The key is missing: NO_PUBKEY 1): give"],
+            [f"{UNTRUSTED} (The key is missing: NO_PUBKEY 1). Set"],
             id="another key, by GnuPG",
         ),
         pytest.param(
             f"{VERIFICATION} OpenPGP signature verification failed: http://m x InRelease: "
             "Missing key 1\nW: Failed to fetch http://m/dists/x/InRelease  Missing key 1",
-            [f"{UNTRUSTED} (Missing key 1): give"],
+            [f"{UNTRUSTED} (Missing key 1). Set"],
             id="another key, by Sequoia",
         ),
         pytest.param(
             "E: Conflicting values set for option Signed-By regarding source http://m/ x: "
             "/etc/apt/keyrings/m.asc != \nE: The list of sources could not be read.",
-            ["The source http://m/ stands below /etc/apt twice, with different keys"],
+            ["apt source http://m/: defined twice in /etc/apt with different Signed-By keys"],
             id="two keys",
         ),
     ],
@@ -292,7 +294,7 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
 def test_sources_that_cannot_be_used_are_named_with_what_to_do(
     output: str, expected: list[str]
 ) -> None:
-    found = list(changes.unread(output).values())
+    found = list(changes.unusable_sources(output).values())
     assert len(found) == len(expected)
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
 
@@ -355,7 +357,7 @@ def test_a_half_synchronised_mirror_is_tried_again_and_then_named(
     result = run_module(held_packages, packages=WANTED)
     assert calls() == ["apt-get install a", *["apt-get update"] * 3]
     assert "refreshing the package index failed: E: Failed to fetch" in result["msg"]
-    assert "mismatch. The source http://m/Packages could not be fetched" in result["msg"]
+    assert "mismatch. apt source http://m/Packages: download failed" in result["msg"]
 
 
 def test_an_interrupted_dpkg_is_finished_and_apt_asked_again(
@@ -364,7 +366,7 @@ def test_an_interrupted_dpkg_is_finished_and_apt_asked_again(
     calls = apt("[ $count -gt 0 ] || { echo 'E: dpkg was interrupted, you must'; exit 100; }")
     result = run_module(held_packages, packages=WANTED)
     assert calls() == ["apt-get install a", "dpkg --configure -a", "apt-get install a"]
-    assert result["slipway_note"] == "finished what an interrupted installation had left"
+    assert result["slipway_note"] == "finished an interrupted installation"
 
 
 def test_a_lock_is_waited_for(run_module: RunModule, apt: Apt) -> None:
@@ -410,7 +412,7 @@ def test_what_apt_would_do_is_read() -> None:
 
 
 def test_moves_of_the_same_versions_are_told_together() -> None:
-    assert changes.told(MOVES) == [
+    assert changes.describe_moves(MOVES) == [
         "1.0 -> 2.0: driver, libcommon, swapped",
         "6.7 -> (removed): kernel-1",
         "(new) -> 6.8: kernel-2",
@@ -435,7 +437,7 @@ def test_moves_of_the_same_versions_are_told_together() -> None:
 def test_what_an_upgrade_asks_for(
     entry: dict[str, Any], known: changes.Known, choices: list[list[str]]
 ) -> None:
-    plans = changes.upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
+    plans = changes.list_upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
     assert [plan.install for plan in plans] == choices
     assert all(plan.downgrade == ("version" in entry) for plan in plans)
     # What is let go is named: apt keeps what is held.
@@ -444,8 +446,8 @@ def test_what_an_upgrade_asks_for(
 
 def test_a_command_that_only_tries() -> None:
     command = ["apt-get", "--quiet=2", "install", "--", "a=1", "old-"]
-    assert changes.dry(command, "--simulate")[:3] == ["apt-get", "--simulate", "--quiet=2"]
-    assert changes.named(command) == ["a", "old"]
+    assert changes.dry_run(command, "--simulate")[:3] == ["apt-get", "--simulate", "--quiet=2"]
+    assert changes.names_in(command) == ["a", "old"]
 
 
 def test_where_packages_come_from() -> None:
@@ -473,7 +475,10 @@ def test_what_apt_would_take() -> None:
 
 
 def test_the_room_that_packages_take() -> None:
-    assert changes.room("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n") == 7168
+    assert (
+        changes.installed_bytes("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n")
+        == 7168
+    )
 
 
 def test_what_was_interrupted_is_finished_before_anything_is_planned(
@@ -488,7 +493,7 @@ def test_what_was_interrupted_is_finished_before_anything_is_planned(
     # Not installed anew, which would take the newest.
     assert calls() == ["dpkg --configure -a"]
     assert (result["changed"], result["installed"]) == (True, [])
-    assert result["slipway_note"] == "finished what an interrupted installation had left: a"
+    assert result["slipway_note"] == "finished an interrupted installation: a"
 
 
 def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
@@ -505,8 +510,8 @@ def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
     result = run_module(held_packages, packages=wanted, version_fallback="newest")
     assert calls() == ["apt-get install a=2", "apt-get update", "apt-get install a=2"]
     assert result["failed"]
-    assert "no source that could be read has version 2; nothing was changed." in result["msg"]
-    assert "The source http://m/dists/noble/InRelease could not be fetched" in result["msg"]
+    assert "no usable source has version 2. Nothing was changed." in result["msg"]
+    assert "apt source http://m/dists/noble/InRelease: download failed" in result["msg"]
 
 
 @pytest.mark.parametrize("gone", ["newest", "none"])

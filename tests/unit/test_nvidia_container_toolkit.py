@@ -76,7 +76,7 @@ def test_a_version_that_was_rolled_back_comes_again_only_by_an_upgrade(
     )
     found = toolkit.plan(given, asked)["owned"]["refused"]
     assert bool(found) == refused
-    assert all("declare 1.20.0 (nvidia_container_toolkit_version)" in why for why in found)
+    assert all("Declare 1.20.0 (nvidia_container_toolkit_version)" in why for why in found)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def test_every_form_of_a_packet_is_read(keyring: bytes, expected: list[str]) -> 
 @pytest.mark.parametrize(
     ("keyring", "problem"),
     [
-        (b"", "holds no version 4 public key"),
-        (USER_ID, "holds no version 4 public key"),
-        (old(b"\x03" + BODY[1:], 2), "holds no version 4 public key"),
+        (b"", "has no version 4 public key"),
+        (USER_ID, "has no version 4 public key"),
+        (old(b"\x03" + BODY[1:], 2), "has no version 4 public key"),
         (b"<html>", "not an OpenPGP keyring"),
         (old(BODY, 2)[:-1], "ends within a packet"),
         (b"\xc6", "ends within a packet"),

@@ -315,7 +315,7 @@ FORM = ("another form than its name says", "armoured for .asc, binary for .gpg")
             "x.asc",
             FINGERPRINT,
             f"{ARMOURED}\n{armoured(SECOND).replace('PUBLIC', 'PRIVATE')}",
-            [("a block that is no public key", f"the key {FINGERPRINT}")],
+            [("a block that is not a public key", f"the key {FINGERPRINT}")],
         ),
     ],
 )

@@ -11,7 +11,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt import changes, p
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import (
     Before,
     Record,
-    Return,
+    Rollback,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 from ansible_collections.slipway.host.plugins.module_utils.state import reading
@@ -52,7 +52,7 @@ def test_the_record_survives_its_file() -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"state": "proven", "packages": {"a": 1}}'])
 def test_a_broken_record_is_told(text: str) -> None:
-    with pytest.raises(package_record.RecordError, match=r"record\.json cannot be read"):
+    with pytest.raises(package_record.RecordError, match=r"Cannot read .*record\.json: "):
         package_record.parse(text)
 
 
@@ -90,9 +90,9 @@ def test_what_a_rollback_leaves_is_noted_once() -> None:
 def test_a_role_is_forgotten_with_what_it_left() -> None:
     record = package_record.parse(RECORD.to_json())
     record.left = {"driver": ("2", "1"), "engine": ("5:2", "5:1")}
-    assert record.forget("nvidia_driver")
+    assert record.drop_role("nvidia_driver")
     assert set(record.packages) == set(record.left) == {"engine"}
-    assert not record.forget("nvidia_driver")
+    assert not record.drop_role("nvidia_driver")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_files_are_named_as_apt_names_them(version: str, file: str) -> None:
 
 def test_the_way_back() -> None:
     folder = package_record.FOLDER
-    back = package_record.way_back(RECORD, AFTER, "6.5.0-1-generic")
-    assert back == Return(
+    back = package_record.plan_rollback(RECORD, AFTER, "6.5.0-1-generic")
+    assert back == Rollback(
         moves=[
             changes.Move("driver", "2", "1"),
             changes.Move("engine", "5:2", "5:1"),
@@ -126,38 +126,38 @@ def test_a_kernel_that_runs_stays_and_its_driver_goes() -> None:
     driver = f"linux-modules-nvidia-580-server-{KERNEL}"
     record = Record(packages={**RECORD.packages, driver: Before("nvidia_driver")})
     known = {**AFTER, driver: ["hold", "installed", "6.8"]}
-    back = package_record.way_back(record, known, KERNEL)
+    back = package_record.plan_rollback(record, known, KERNEL)
     assert back.stays == [f"linux-image-{KERNEL}"]
     assert back.purge == [driver, "new"]
 
 
 def test_where_all_is_as_before_nothing_moves() -> None:
-    assert package_record.way_back(RECORD, BEFORE, KERNEL) == Return()
+    assert package_record.plan_rollback(RECORD, BEFORE, KERNEL) == Rollback()
     unheld: dict[str, changes.Known] = {**BEFORE, "driver": ["install", "installed", "1"]}
-    assert package_record.way_back(RECORD, unheld, KERNEL) == Return(hold=["driver"])
+    assert package_record.plan_rollback(RECORD, unheld, KERNEL) == Rollback(hold=["driver"])
 
 
 def test_what_was_left_half_way_moves_on() -> None:
     half: dict[str, changes.Known] = {**BEFORE, "driver": ["install", "unpacked", "1"]}
-    back = package_record.way_back(RECORD, half, KERNEL)
+    back = package_record.plan_rollback(RECORD, half, KERNEL)
     assert [move.name for move in back.moves] == back.hold == ["driver"]
 
 
 def test_what_was_rolled_back_is_not_rolled_back_again() -> None:
     returned = Record(package_record.RETURNED, packages=RECORD.packages)
-    assert package_record.way_back(returned, AFTER, KERNEL) == Return()
+    assert package_record.plan_rollback(returned, AFTER, KERNEL) == Rollback()
 
 
 @pytest.mark.parametrize(
     ("entry", "refused"),
     [
-        ({"version": "2"}, "declare 1 (x_version)"),
+        ({"version": "2"}, "Declare 1 (x_version)"),
         ({"version": "2.*"}, ""),
         ({"version": "3"}, ""),
         ({"version": "1"}, ""),
         ({}, ""),
-        ({"name": "gone"}, "declare what was there before (x_version)"),
-        ({"name": "gone", "version": "9"}, "declare what was there before (x_version)"),
+        ({"name": "gone"}, "Declare the previous version (x_version)"),
+        ({"name": "gone", "version": "9"}, "Declare the previous version (x_version)"),
         ({"name": "gone", "optional": True}, ""),
         ({"name": "gone", "state": "absent"}, ""),
         ({"name": "another", "version": "2"}, ""),
@@ -168,16 +168,16 @@ def test_what_was_rolled_back_does_not_come_again_unasked(
 ) -> None:
     facts = {"rolled_back": {"moved": ["2", "1"], "gone": ["2", ""]}}
     packages = [{"name": "moved", **entry}]
-    words = " ".join(package_record.asked_again(facts, packages, "x_version"))
+    words = " ".join(package_record.find_declared_again(facts, packages, "x_version"))
     assert refused in words
     assert bool(words) == bool(refused)
-    assert package_record.asked_again({}, packages, "x_version") == []
+    assert package_record.find_declared_again({}, packages, "x_version") == []
 
 
 def test_many_that_come_again_are_one_sentence() -> None:
     facts = {"rolled_back": {"a": ["2", "1"], "b": ["2", "1"], "c": ["2", "1"]}}
     packages = [{"name": name, "version": "2"} for name in "abc"]
-    assert package_record.asked_again(facts, packages, "x_version") == [
-        "a 2 and 2 more came with an upgrade that was rolled back, and the inventory asks for it "
-        "again: declare 1 (x_version), or try it once more with ./slipway upgrade"
+    assert package_record.find_declared_again(facts, packages, "x_version") == [
+        "a 2 and 2 more: installed by an upgrade that was rolled back, but declared again. "
+        "Declare 1 (x_version), or try the upgrade again with ./slipway upgrade"
     ]

@@ -118,8 +118,8 @@ def test_check_mode_has_an_index_of_its_own(
 @pytest.mark.parametrize(
     ("simulated", "size", "words"),
     [
-        ("Inst driver [1] (2 x)\\nRemv theirs [1]", 1, "would have to remove theirs"),
-        ("Inst driver [1] (2 x)", 1 << 50, "make room there. Nothing was changed"),
+        ("Inst driver [1] (2 x)\\nRemv theirs [1]", 1, "would remove theirs"),
+        ("Inst driver [1] (2 x)", 1 << 50, "Free some space. Nothing was changed"),
     ],
 )
 def test_what_cannot_work_is_refused(
@@ -208,7 +208,7 @@ def test_a_package_that_nobody_has_any_more_is_told(
 ) -> None:
     apt()
     (host / "archives/driver_1_amd64.deb").unlink()
-    assert "a rollback will need them: driver 1" in upgrade(run_module)["slipway_note"]
+    assert "which a rollback needs: driver 1" in upgrade(run_module)["slipway_note"]
     assert told(host, "download -- driver=1")
 
 
@@ -229,7 +229,7 @@ def test_a_proven_upgrade_is_closed_once(run_module: RunModule, host: Path) -> N
 def test_a_host_without_a_record_has_no_way_back(run_module: RunModule, host: Path) -> None:
     result = run_module(package_set, state="rolled_back")
     assert not result["changed"]
-    assert "no upgrade is recorded here" in result["slipway_note"]
+    assert "no upgrade is recorded" in result["slipway_note"]
 
 
 def test_a_way_back_that_the_archive_lost_changes_nothing(
@@ -245,7 +245,7 @@ def test_a_way_back_that_the_archive_lost_changes_nothing(
     write(Record(package_record.PROVEN, packages={"driver": Before("x", "0.9", file="gone.deb")}))
     result = run_module(package_set, state="rolled_back")
     assert result["failed"]
-    assert "The archive must still have driver 0.9. Nothing was changed." in result["msg"]
+    assert "An apt source must have driver 0.9. Nothing was changed." in result["msg"]
 
 
 def test_a_role_that_was_removed_leaves_no_packages(run_module: RunModule, host: Path) -> None:

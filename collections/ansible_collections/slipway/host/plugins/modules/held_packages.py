@@ -8,15 +8,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: held_packages
-short_description: A set of apt packages, with versions and holds, as one consistent whole
+short_description: Install, hold and remove a set of apt packages
 description:
-  - Installs, pins, holds and removes a set of packages in one apt transaction. Nothing is removed
-    before apt has found and fetched all that is to come.
+  - Installs, holds and removes a set of packages in one apt transaction. Nothing is removed before
+    apt has found and downloaded all new packages.
   - The package index is refreshed only when apt needs it to find a package.
-  - Where nothing takes the place of what is removed, packages that came with it and that nothing
-    else needs are purged as well.
-  - Another apt that runs is waited for; a half-synchronised mirror is tried again. What an
-    interrupted dpkg left is finished first, with edited configuration files kept.
+  - If packages are removed without replacement, also purges their dependencies that no other
+    package needs.
+  - Waits for another running apt, and tries a half-synchronised mirror again. Finishes an
+    interrupted dpkg first, and keeps edited configuration files.
 options:
   packages:
     description: The set, as the C(packages) list of a role's owned state.
@@ -30,10 +30,10 @@ options:
         required: true
       version:
         description:
-          - Exact version, or its beginning and C(*); without it, any installed version is good.
+          - Exact version, or a prefix and C(*). Without it, any installed version is kept.
         type: str
       hold:
-        description: Whether the package is held; without it, its hold is left alone.
+        description: Whether the package is held. By default the hold is not changed.
         type: bool
       state:
         description: Whether the package is installed; C(absent) purges it.
@@ -42,13 +42,14 @@ options:
         default: present
       optional:
         description:
-          - Where it is missing, it is installed together with others that are, if a source has it.
+          - A missing optional package is installed only together with other packages, and only if a
+            source has it.
         type: bool
         default: false
       follows:
         description:
-          - Version of other packages of the set that this one depends on, by C((>= VERSION)). Where
-            the set changes, that version of this one comes with it that fits.
+          - Version of other packages of the set that this package depends on, by C((>= VERSION)).
+            When the set changes, the matching version of this package is installed.
         type: str
   refresh:
     description: Refresh the package index first, because a source was added.
@@ -56,9 +57,10 @@ options:
     default: false
   version_fallback:
     description:
-      - What happens where no source has a wanted version any more. V(newest) takes the newest of
-        the whole set that the sources have; V(none) changes nothing.
-      - Nothing is changed either where the wanted version is newer than what the sources have.
+      - What happens if no source has a declared version any more. V(newest) installs the newest
+        versions of the whole set; V(none) fails without a change.
+      - The module always fails without a change if the declared version is newer than all versions
+        in the sources.
     type: str
     choices: [none, newest]
     default: none
@@ -85,12 +87,12 @@ options:
     type: str
     default: ""
   lock_timeout:
-    description: Seconds to wait for another apt or dpkg, such as a first boot's upgrades.
+    description: Seconds to wait for another apt or dpkg, such as an update after the first boot.
     type: int
     default: 300
 attributes:
   check_mode:
-    description: Says what would be installed, removed, held and unheld.
+    description: Reports which packages would be installed, removed, held and unheld.
     support: full
   diff_mode:
     description: Shows the set before and after.
@@ -109,15 +111,15 @@ EXAMPLES = r"""
 
 RETURN = r"""
 installed:
-  description: What was installed, C(name) or C(name=version).
+  description: Packages that were installed, C(name) or C(name=version).
   returned: always
   type: list
   elements: str
 slipway_note:
   description:
-    - Which versions were gone, and that the newest came instead; what an interrupted run had left
-      and this one finished.
-  returned: when it was so
+    - Missing versions and that the newest were installed instead; packages of an interrupted
+      installation that was finished.
+  returned: after such an event
   type: str
 slipway_waiting:
   description: Why the change waits and what to do.
@@ -125,7 +127,7 @@ slipway_waiting:
   type: list
   elements: str
 purged:
-  description: What was removed.
+  description: Packages that were removed.
   returned: always
   type: list
   elements: str
@@ -173,11 +175,11 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def expected(known: Mapping[str, changes.Known], actions: changes.Plan) -> str:
-    """Return what :func:`describe` would say after ACTIONS."""
+def describe_after(known: Mapping[str, changes.Known], actions: changes.Changes) -> str:
+    """Return the result of :func:`describe` after ACTIONS."""
     after: dict[str, changes.Known] = {k: v for k, v in known.items() if k not in actions.purge}
-    for spelled in actions.install:
-        name, _, version = spelled.partition("=")
+    for word in actions.install:
+        name, _, version = word.partition("=")
         after[name] = ["install", "installed", version or "(newest)"]
     for name in [*actions.hold, *actions.unhold]:
         _want, state, version = after[name] or ("", "", "")
@@ -185,34 +187,36 @@ def expected(known: Mapping[str, changes.Known], actions: changes.Plan) -> str:
     return describe(after)
 
 
-def change(apt: Apt, module: HostModule, known: Mapping[str, changes.Known]) -> changes.Plan:
-    """Make the set as wanted; return what was done."""
-    wanted = module.params["packages"]
-    actions = changes.plan(wanted, known)
+def change(apt: Apt, module: HostModule, known: Mapping[str, changes.Known]) -> changes.Changes:
+    """Change the packages as declared; return the changes."""
+    declared = module.params["packages"]
+    actions = changes.compare(declared, known)
     if actions.purge and not actions.install:
         actions.purge += apt.orphans(actions.purge)
     if module.params["refresh"] and actions.install:
         apt.refresh()
     if actions.install:
-        actions.install += apt.known(actions.optional)
-        actions.install += apt.followers(wanted, known)
+        actions.install += apt.available(actions.optional)
+        actions.install += apt.followers(declared, known)
     for command in changes.commands(actions):
         check_consent(apt, module, actions, command)
-        if gone := apt.change(command, module.params["version_fallback"]):
-            actions.install = changes.newest(wanted, known)
+        if missing := apt.change(command, module.params["version_fallback"]):
+            actions.install = changes.names_without_versions(declared, known)
             newest = changes.commands(actions)[0]
             check_consent(apt, module, actions, newest)
             apt.change(newest)
-            apt.notes.append(f"no source has version {', '.join(gone)}: took the newest instead")
+            apt.notes.append(
+                f"no source has version {', '.join(missing)}: installed the newest instead"
+            )
     return actions
 
 
 def check_consent(
-    apt: Apt, module: HostModule, actions: changes.Plan, command: Sequence[str]
+    apt: Apt, module: HostModule, actions: changes.Changes, command: Sequence[str]
 ) -> None:
-    """Raise WaitingError if a COMMAND may not be run now; see :mod:`apt.consent`.
+    """Raise WaitingError if a COMMAND is not allowed now; see :mod:`apt.consent`.
 
-    A command that cannot be simulated fails for itself, and says why.
+    A command whose simulation fails is allowed: it will fail itself, with the reason.
     """
     if command[0] != "apt-get":
         return
@@ -234,7 +238,7 @@ def check_consent(
 
 
 def report_waiting(module: HostModule, known: Mapping[str, changes.Known], reason: str) -> None:
-    """End the module: what is installed can wait, what is missing cannot."""
+    """End the module: changes of installed packages can wait, missing packages are an error."""
     missing = [
         entry["name"]
         for entry in module.params["packages"]
@@ -250,20 +254,20 @@ def report_waiting(module: HostModule, known: Mapping[str, changes.Known], reaso
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    wanted = module.params["packages"]
-    names = [entry["name"] for entry in wanted]
+    declared = module.params["packages"]
+    names = [entry["name"] for entry in declared]
     known = packages.ask_packages(names)
-    actions = changes.plan(wanted, known)
-    changed = actions.changes
+    actions = changes.compare(declared, known)
+    changed = actions.needed
     apt = Apt(module, module.params["lock_timeout"])
     if changed and not module.check_mode:
         try:
-            if left := changes.unfinished(known):
-                apt.finish(left)
+            if unfinished := changes.unfinished(known):
+                apt.finish_interrupted(unfinished)
             actions = change(apt, module, packages.ask_packages(names))
         except AptError as error:
-            # Whatever was reached: what is held stays held.
-            held = [entry["name"] for entry in wanted if entry["hold"]]
+            # Held packages remain held, even if the change failed halfway.
+            held = [entry["name"] for entry in declared if entry["hold"]]
             apt.hold_again(held, wait=False)
             module.fail_json(msg=str(error), output=error.output)
         except WaitingError as error:
@@ -278,7 +282,7 @@ def main() -> None:
         changed=changed,
         installed=actions.install,
         purged=actions.purge + actions.forget,
-        diff={"before": describe(known), "after": expected(known, actions)},
+        diff={"before": describe(known), "after": describe_after(known, actions)},
         **({"slipway_note": "; ".join(apt.notes)} if apt.notes else {}),
     )
 

@@ -8,35 +8,36 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: package_set
-short_description: Upgrade a held set of apt packages, and go back
+short_description: Upgrade and roll back a held set of apt packages
 description:
-  - Upgrades a set to the newest versions of its sources, holds it again, and records on the host
-    what was there before. Returns to that.
-  - Before the first change everything is fetched, room is made sure of, and the packages that are
-    there now are kept beside the record, since archives drop old versions. They are taken from
-    apt's cache, or else fetched from the archive; which of them nobody has any more is told.
-  - The record stands in C(/var/lib/slipway/upgrade). It stays open until O(state=verified); an
-    upgrade that failed and is run again adds to it.
-  - Nothing outside the set is removed. Where that cannot be avoided, nothing is changed.
+  - Upgrades a set to the newest versions of its sources, holds it again, and records the previous
+    versions on the host. Rolls back to these versions.
+  - Before the first change, downloads all packages, checks the disk space, and stores the files of
+    the present packages beside the record, because archives remove old versions. The files come
+    from apt's cache or from an apt source. A note lists packages that no source has any more.
+  - The record is in C(/var/lib/slipway/upgrade). It is open until O(state=verified); a repeated
+    upgrade after a failure adds to it.
+  - Does not remove packages outside the set. If apt would have to, the module fails without a
+    change.
 options:
   state:
     description:
-      - V(upgraded) upgrades O(packages) and records the way back.
-      - V(verified) closes the record, so that the next upgrade begins a new one.
-      - V(rolled_back) returns to the set that is recorded.
-      - V(unrecorded) drops what the record has of O(role), and the packages kept for it.
+      - V(upgraded) upgrades O(packages) and records the previous versions.
+      - V(verified) closes the record, so that the next upgrade starts a new one.
+      - V(rolled_back) restores the recorded packages.
+      - V(unrecorded) removes the entries of O(role) from the record, and their package files.
     type: str
     choices: [upgraded, verified, rolled_back, unrecorded]
     required: true
   role:
     description:
-      - Whose set it is; needed where O(state) is V(upgraded) or V(unrecorded). Where it
-        is V(rolled_back), the role that O(gpus_free) is about.
+      - The role that owns the set; required if O(state) is V(upgraded) or V(unrecorded). With
+        V(rolled_back), the role whose packages wait for O(gpus_free).
     type: str
   packages:
     description:
-      - The set, as M(slipway.host.held_packages) takes it. Packages without a version get the
-        newest one.
+      - The set, in the format of M(slipway.host.held_packages). Packages without a version are
+        upgraded to the newest one.
     type: list
     elements: dict
     default: []
@@ -46,10 +47,10 @@ options:
         type: str
         required: true
       version:
-        description: Exact version, or its beginning and C(*).
+        description: Exact version, or a prefix and C(*).
         type: str
       hold:
-        description: Whether the package is held; without it, its hold is left alone.
+        description: Whether the package is held. By default the hold is not changed.
         type: bool
       state:
         description: Whether the package is installed; C(absent) purges it.
@@ -58,19 +59,19 @@ options:
         default: present
       optional:
         description:
-          - Where it is missing, it comes with the others if a source has it; where no source has
-            one that goes with them, it may go.
+          - A missing optional package is installed with the others if a source has it. An optional
+            package may be removed if no source has a version that matches the others.
         type: bool
         default: false
       follows:
         description: As in M(slipway.host.held_packages).
         type: str
       replaced:
-        description: Another one comes in its place. It goes later, and the way back brings it.
+        description: Another package replaces this one later; a rollback reinstalls it.
         type: bool
         default: false
   first:
-    description: Packages to upgrade before all others, of the same form.
+    description: Packages to upgrade before all others, in the same format.
     type: list
     elements: dict
     default: []
@@ -89,8 +90,8 @@ options:
     default: none
   gpus_free:
     description:
-      - Change nothing while a process other than the driver's own daemons holds a GPU, because the
-        new driver could not be loaded then.
+      - Change nothing while a process other than the driver's own daemons uses a GPU, because the
+        new driver could not be loaded.
     type: bool
     default: false
   restart:
@@ -107,10 +108,11 @@ options:
 attributes:
   check_mode:
     description:
-      - Says what would move. The package index is refreshed in a folder of its own for that.
+      - Reports the versions that would change. The package index is refreshed in a temporary
+        folder.
     support: full
   diff_mode:
-    description: Shows the packages that move, before and after.
+    description: Shows the changed packages, before and after.
     support: full
 author:
   - Slipway contributors (!UNKNOWN)
@@ -129,20 +131,20 @@ EXAMPLES = r"""
   slipway.host.package_set:
     state: verified
 
-- name: Go back
+- name: Roll back the upgrade
   slipway.host.package_set:
     state: rolled_back
 """
 
 RETURN = r"""
 moves:
-  description: What moved, or would, packages of the same versions together.
+  description: Changed versions, each with all packages that have it.
   returned: always
   type: list
   elements: str
   sample: ["26.1.5-1 -> 28.5.2-1: docker.io, docker-cli"]
 open:
-  description: Whether an upgrade was begun and is neither proven nor gone back from.
+  description: Whether an upgrade or rollback is unfinished or not verified.
   returned: always
   type: bool
 slipway_waiting:
@@ -152,9 +154,9 @@ slipway_waiting:
   elements: str
 slipway_note:
   description:
-    - What moved; packages that could not be kept, so that only the archive can give them back; what
-      an interrupted run had left and this one finished.
-  returned: when there is something to tell
+    - Changed versions; packages whose files could not be stored; packages of an interrupted
+      installation that was finished.
+  returned: after such an event
   type: str
 """
 
@@ -165,7 +167,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.package_record im
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_set import (
     PackageSet,
     Result,
-    combined,
+    combine,
 )
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
 from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import POLICIES
@@ -206,23 +208,23 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 def run(packages: PackageSet, parameters: dict[str, Any]) -> Result:
-    """Do what O(state) says."""
+    """Bring the packages to O(state)."""
     if parameters["state"] == "upgraded":
-        role, gone = parameters["role"], parameters["version_fallback"]
+        role, fallback = parameters["role"], parameters["version_fallback"]
         sets = (parameters["first"], parameters["packages"])
-        return combined([packages.upgrade(role, one, gone) for one in sets if one])
+        return combine([packages.upgrade(role, entries, fallback) for entries in sets if entries])
     if parameters["state"] == "rolled_back":
-        return packages.go_back(parameters["role"])
+        return packages.roll_back(parameters["role"])
     if parameters["state"] == "unrecorded":
-        return packages.forget(parameters["role"])
-    return packages.prove()
+        return packages.drop_role(parameters["role"])
+    return packages.mark_verified()
 
 
 def report_waiting(module: HostModule, packages: PackageSet, reason: str) -> None:
-    """End the module: an upgrade can wait; somebody who rolls back expects the older packages."""
+    """End the module: an upgrade can wait, but a rollback fails."""
     if module.params["state"] == "rolled_back":
         module.fail_json(msg=f"{reason} No package was changed.")
-    waiting = {"moves": [], "open": packages.kept.record.open, "slipway_waiting": [reason]}
+    waiting = {"moves": [], "open": packages.storage.record.open, "slipway_waiting": [reason]}
     module.exit_json(changed=False, **waiting)
 
 
@@ -240,11 +242,11 @@ def main() -> None:
         module.fail_json(msg=str(error), output=getattr(error, "output", ""))
     except WaitingError as error:
         report_waiting(module, packages, str(error))
-    notes = [*result.told, *packages.apt.notes]
+    notes = [*result.descriptions, *packages.apt.notes]
     module.exit_json(
         changed=result.changed,
-        moves=result.told,
-        open=packages.kept.record.open,
+        moves=result.descriptions,
+        open=packages.storage.record.open,
         diff={"before": result.before, "after": result.after},
         **({"slipway_note": "; ".join(notes)} if notes else {}),
     )

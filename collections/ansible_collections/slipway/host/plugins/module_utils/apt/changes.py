@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which packages of an owned set must change, and the apt-get commands that change them."""
+"""Compare a declared set of packages with dpkg; build apt's commands and read their output."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-# What dpkg knows of a package: ``[want, state, version]``, None where it never heard of it.
+# State of a package in dpkg: ``[want, state, version]``, None if dpkg does not know the package.
 Known = Sequence[str] | None
 
 OPTIONS = [
     "--quiet=2",
     "--assume-yes",
     "--no-install-recommends",
-    # The set is held by us, so only we may change it; apt wants to be told so.
+    # The set is held, and apt requires this option to change held packages.
     "--allow-change-held-packages",
-    # Configuration files that somebody edited stay as they are.
+    # Edited configuration files are kept.
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
 ]
 UPDATE = ["apt-get", "--quiet=2", "update"]
 HOLD = ["apt-mark", "--quiet=2", "hold"]
 UNHOLD = ["apt-mark", "--quiet=2", "unhold"]
-# What apt asks for where dpkg was interrupted.
+# The command that apt requires after an interruption of dpkg.
 FINISH = ["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"]
 
-# The states of a package whose installation or removal began and did not end; see dpkg(1). The last
-# one is the probe's own, for what dpkg was doing when it was interrupted.
+# States of a package after an interrupted installation or removal; see dpkg(1). The last state is
+# set by the survey for a package in an interrupted operation of dpkg.
 UNFINISHED = (
     *("half-installed", "unpacked", "half-configured"),
     *("triggers-awaited", "triggers-pending", "interrupted"),
@@ -38,7 +38,7 @@ UNFINISHED = (
 
 @dataclass(frozen=True)
 class Move:
-    """A package and its versions before and after a transaction; empty where it is not there."""
+    """A package and its versions before and after a transaction; empty if not installed."""
 
     name: str
     before: str
@@ -46,11 +46,11 @@ class Move:
 
 
 @dataclass
-class Plan:
-    """What must happen to a set of packages: names, or ``name=version`` in ``install``.
+class Changes:
+    """The changes of a set of packages: names, or ``name=version`` in ``install``.
 
-    ``optional`` are missing ones that go in with the others where a source has them; ``forget``
-    are removed ones whose settings are left.
+    ``optional`` are missing packages that are installed with the others if a source has them.
+    ``forget`` are removed packages whose configuration files remain.
     """
 
     install: list[str] = field(default_factory=list)
@@ -62,25 +62,25 @@ class Plan:
     unhold: list[str] = field(default_factory=list)
 
     @property
-    def changes(self) -> bool:
-        """Whether anything must happen."""
+    def needed(self) -> bool:
+        """Whether anything must change."""
         return bool(self.install or self.purge or self.forget or self.hold or self.unhold)
 
 
-def is_version(found: str, wanted: str) -> bool:
-    """Whether a package's version is the WANTED one, which may end with ``*`` as apt takes it."""
-    return found.startswith(wanted[:-1]) if wanted.endswith("*") else found == wanted
+def is_version(version: str, declared: str) -> bool:
+    """Return whether a version is the DECLARED one, which may end with ``*`` as in apt."""
+    return version.startswith(declared[:-1]) if declared.endswith("*") else version == declared
 
 
-def plan(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Plan:
-    """Return what must happen so that the WANTED set is there.
+def compare(declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Changes:
+    """Return the changes that install the DECLARED set.
 
-    WANTED entries are those of owned state (name, version, hold, state, optional).  A package that
-    is installed stays at its version unless another one is asked for: newer ones come with the
-    upgrade play, not by the way.
+    The entries are those of owned state (name, version, hold, state, optional). An installed
+    package without a declared version keeps its version: only the upgrade play installs newer
+    versions.
     """
-    result = Plan()
-    for entry in wanted:
+    result = Changes()
+    for entry in declared:
         name = entry["name"]
         want, state, version = known.get(name) or ("unknown", "not-installed", "")
         if entry.get("state", "present") == "absent":
@@ -93,111 +93,117 @@ def plan(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Pla
         if state != "installed" and entry.get("optional"):
             result.optional.append(name)
             continue
-        comes = state != "installed" or bool(exact and not is_version(version, exact))
-        if comes:
+        must_install = state != "installed" or bool(exact and not is_version(version, exact))
+        if must_install:
             result.install.append(f"{name}={exact}" if exact else name)
             result.downgrade |= bool(exact and state == "installed")
         hold = entry.get("hold")
-        # Installing another version takes the hold from a package.
-        if hold is not None and hold != (want == "hold" and not comes):
+        # The installation of another version removes the hold of a package.
+        if hold is not None and hold != (want == "hold" and not must_install):
             (result.hold if hold else result.unhold).append(name)
     return result
 
 
-def commands(actions: Plan) -> list[list[str]]:
+def commands(actions: Changes) -> list[list[str]]:
     """Return the commands for ACTIONS, in order.
 
-    What is replaced goes in the same transaction as what replaces it: nothing is removed before
-    apt has found and fetched all that is to come.
+    Replaced packages are removed in the same transaction that installs their replacements, so that
+    apt first finds and downloads all new packages.
     """
-    found = []
+    result = []
     if actions.install:
         options = [*OPTIONS, "--allow-downgrades"] if actions.downgrade else OPTIONS
-        removed = [f"{name}-" for name in actions.purge]
-        options = [*options, "--purge"] if removed else options
-        found.append(["apt-get", *options, "install", "--", *actions.install, *removed])
-    gone = [*([] if actions.install else actions.purge), *actions.forget]
-    if gone:
-        found.append(["apt-get", *OPTIONS, "purge", "--", *gone])
+        removals = [f"{name}-" for name in actions.purge]
+        options = [*options, "--purge"] if removals else options
+        result.append(["apt-get", *options, "install", "--", *actions.install, *removals])
+    purge = [*([] if actions.install else actions.purge), *actions.forget]
+    if purge:
+        result.append(["apt-get", *OPTIONS, "purge", "--", *purge])
     if actions.hold:
-        found.append([*HOLD, *actions.hold])
+        result.append([*HOLD, *actions.hold])
     if actions.unhold:
-        found.append([*UNHOLD, *actions.unhold])
-    return found
+        result.append([*UNHOLD, *actions.unhold])
+    return result
 
 
-def newest(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> list[str]:
-    """Return what to install so that the whole WANTED set is as new as the sources have it."""
+def names_without_versions(
+    declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]
+) -> list[str]:
+    """Return the packages of the DECLARED set to install in their newest versions."""
     return [
         entry["name"]
-        for entry in wanted
+        for entry in declared
         if entry.get("state", "present") == "present"
         and (not entry.get("optional") or is_installed(known.get(entry["name"])))
     ]
 
 
-def upgrades(wanted: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> list[Plan]:
-    """Return what makes the WANTED set as new as the sources have it, the first choice first.
+def list_upgrades(
+    declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]
+) -> list[Changes]:
+    """Return the changes that upgrade the DECLARED set to its newest versions, first choice first.
 
-    The second one lets go of those that are optional: modules of a kernel for which the archive has
-    no newer ones.  They have to be named: apt keeps what is held.
+    The second choice removes optional packages: modules of a kernel for which the archive has no
+    newer version. They must be named, because apt keeps held packages.
     """
-    choice = plan(wanted, known)
-    choice.downgrade = any(entry.get("version") for entry in wanted)
-    there = {name for name, entry in known.items() if is_installed(entry)}
+    choice = compare(declared, known)
+    choice.downgrade = any(entry.get("version") for entry in declared)
+    installed = {name for name, entry in known.items() if is_installed(entry)}
     choice.install = [
         f"{entry['name']}={entry['version']}" if entry.get("version") else entry["name"]
-        for entry in wanted
+        for entry in declared
         if entry.get("state", "present") == "present"
         and not entry.get("replaced")
-        # A missing one that is optional, and an installed one that follows, is asked for apart.
-        and not entry.get("optional" if entry["name"] not in there else "follows")
+        # Missing optional packages and installed packages with "follows" are added by the caller.
+        and not entry.get("optional" if entry["name"] not in installed else "follows")
     ]
-    free = [entry["name"] for entry in wanted if entry.get("optional") and entry["name"] in there]
-    if not free:
+    removable = [
+        entry["name"] for entry in declared if entry.get("optional") and entry["name"] in installed
+    ]
+    if not removable:
         return [choice]
-    install = [spelled for spelled in choice.install if spelled.partition("=")[0] not in free]
-    return [choice, replace(choice, install=install, purge=[*choice.purge, *free])]
+    install = [word for word in choice.install if word.partition("=")[0] not in removable]
+    return [choice, replace(choice, install=install, purge=[*choice.purge, *removable])]
 
 
-def dry(command: Sequence[str], option: str) -> list[str]:
-    """Return COMMAND with an OPTION by which apt-get stops short of changing anything."""
+def dry_run(command: Sequence[str], option: str) -> list[str]:
+    """Return COMMAND with an OPTION by which apt-get changes no package."""
     return [command[0], option, *command[1:]]
 
 
-def removal(purge: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return commands that tell what becomes unneeded when packages are purged.
+def simulate_removal(purge: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return three commands that show which packages are no longer needed after a purge.
 
-    What the last of them would remove and the other two would not: the first tells what nothing
-    needs already, the second what cannot be without the packages.
+    These are the packages that only the last command would remove. The first one removes packages
+    that are already unneeded, the second one packages that depend on the purged packages.
     """
-    unneeded = dry(["apt-get", *OPTIONS, "autoremove"], "--simulate")
-    alone = dry(["apt-get", *OPTIONS, "purge", "--", *purge], "--simulate")
-    return unneeded, alone, dry(alone, "--auto-remove")
+    unneeded = dry_run(["apt-get", *OPTIONS, "autoremove"], "--simulate")
+    alone = dry_run(["apt-get", *OPTIONS, "purge", "--", *purge], "--simulate")
+    return unneeded, alone, dry_run(alone, "--auto-remove")
 
 
-def removed(simulated: str) -> set[str]:
+def removed_names(simulated: str) -> set[str]:
     """Return the names of the packages that `apt-get --simulate` would remove."""
     return {move.name for move in moves(simulated) if not move.after}
 
 
 def moves(simulated: str) -> list[Move]:
-    """Return what `apt-get --simulate` would do."""
-    found: dict[str, Move] = {}
+    """Return the changes of versions in the output of `apt-get --simulate`."""
+    result: dict[str, Move] = {}
     pattern = r"^(Inst|Remv|Purg) (\S+)(?: \[(\S+)\])?(?: \((\S+))?"
     for match in re.finditer(pattern, simulated, re.M):
         name, before = match[2], match[3] or ""
-        earlier = found.get(name)
-        found[name] = Move(name, earlier.before if earlier else before, match[4] or "")
-    return [move for _name, move in sorted(found.items()) if move.before != move.after]
+        earlier = result.get(name)
+        result[name] = Move(name, earlier.before if earlier else before, match[4] or "")
+    return [move for _name, move in sorted(result.items()) if move.before != move.after]
 
 
 def simulation(command: Sequence[str]) -> list[str]:
     """Return the command that simulates a COMMAND of :func:`commands`.
 
-    It prints which packages apt would downgrade, which the quiet commands do not.
+    Unlike the quiet commands, it prints which packages apt would downgrade.
     """
-    return ["--quiet=1" if word == "--quiet=2" else word for word in dry(command, "--simulate")]
+    return ["--quiet=1" if word == "--quiet=2" else word for word in dry_run(command, "--simulate")]
 
 
 def downgraded(simulated: str) -> set[str]:
@@ -206,40 +212,39 @@ def downgraded(simulated: str) -> set[str]:
     return set(block[1].split()) if block else set()
 
 
-def told(moved: Sequence[Move]) -> list[str]:
-    """Return MOVED as lines for a person, those of the same versions together."""
+def describe_moves(moved: Sequence[Move]) -> list[str]:
+    """Return a line for each change of versions, with all packages that have it."""
     groups: dict[tuple[str, str], list[str]] = {}
     for move in moved:
         groups.setdefault((move.before or "(new)", move.after or "(removed)"), []).append(move.name)
     return [f"{before} -> {after}: {', '.join(names)}" for (before, after), names in groups.items()]
 
 
-def room(shown: str) -> int:
-    """Return the bytes that packages take when installed, from what `apt-cache show` says."""
+def installed_bytes(shown: str) -> int:
+    """Return the installed size of packages from the output of `apt-cache show`."""
     return sum(int(size) for size in re.findall(r"^Installed-Size: (\d+)$", shown, re.M)) * 1024
 
 
-def named(command: Sequence[str]) -> list[str]:
-    """Return the names of the packages that a COMMAND of :func:`commands` is about."""
+def names_in(command: Sequence[str]) -> list[str]:
+    """Return the names of the packages in a COMMAND of :func:`commands`."""
     words = command[command.index("--") + 1 :]
     return [word.partition("=")[0].removesuffix("-") for word in words]
 
 
 def is_installed(known: Known) -> bool:
-    """Whether dpkg KNOWS a package as installed."""
+    """Return whether a package is installed."""
     return known is not None and known[1] == "installed"
 
 
 def unfinished(known: Mapping[str, Known]) -> list[str]:
-    """Return the packages that an interrupted or failed run left half done."""
+    """Return the packages whose installation or removal was interrupted or failed."""
     return sorted(name for name, entry in known.items() if entry and entry[1] in UNFINISHED)
 
 
-def follower(shown: str, version: str) -> str:
-    """Return the version of a package that depends on others being at VERSION or later.
+def version_that_needs(shown: str, version: str) -> str:
+    """Return the newest version of a package that depends on VERSION of others, empty if none does.
 
-    SHOWN is what `apt-cache show --all-versions` says of it, the newest first. Empty where none
-    does.
+    SHOWN is the output of `apt-cache show --all-versions` for the package, newest version first.
     """
     for stanza in shown.split("\n\n"):
         fields = dict(re.findall(r"^(Version|Depends): (.*)$", stanza, re.M))
@@ -248,16 +253,16 @@ def follower(shown: str, version: str) -> str:
     return ""
 
 
-# apt's words for an index that is older than the mirror: worth one `apt-get update`.
+# Messages of apt for an index that is older than the mirror: `apt-get update` may help.
 STALE = (
     "404  Not Found",
     "Unable to locate package",
     "has no installation candidate",
     "was not found",
 )
-# A mirror in the middle of its own update: worth a later try.
+# Messages for a mirror during its own update: a later try may help.
 SYNCING = ("Hash Sum mismatch", "File has unexpected size", "Mirror sync in progress")
-# Somebody else's lock, in the words of apt (of its lists, its archives, dpkg) and of dpkg.
+# Messages of apt and dpkg for a lock of another process.
 LOCKED = (
     "Could not get lock",
     "Unable to acquire the dpkg frontend lock",
@@ -265,7 +270,7 @@ LOCKED = (
     "dpkg database is locked",
 )
 FULL = ("No space left on device", "You don't have enough free space")
-# apt before 3.0 asks GnuPG, later ones ask Sequoia.
+# apt before 3.0 uses GnuPG, later versions use Sequoia.
 UNTRUSTED = re.compile(r"(?:GPG error|signature verification failed): (\S+) .*?: (.*)")
 UNSIGNED = re.compile(r"^E: The repository '(\S+) [^']*' is (?:not signed|no longer signed)")
 NO_RELEASE = re.compile(r"^E: The repository '(\S+) [^']*' does not have a Release file")
@@ -274,97 +279,95 @@ UNFETCHED = re.compile(r"^[EW]: Failed to fetch (\S+) +(.*)")
 
 
 def is_stale(output: str) -> bool:
-    """Whether apt's OUTPUT says that its package index is missing or too old."""
+    """Return whether apt reports a missing or outdated package index."""
     return any(words in output for words in STALE)
 
 
-def gone(output: str) -> list[str]:
-    """Return the versions of which apt's OUTPUT says that no source has them."""
+def missing_versions(output: str) -> list[str]:
+    """Return the versions that no source has, according to apt's OUTPUT."""
     return list(
         dict.fromkeys(re.findall(r"^E: Version '(.*)' for '.*' was not found", output, re.M))
     )
 
 
 def candidates(policy: str) -> dict[str, str]:
-    """Return the version of each package that apt would take, as `apt-cache policy` tells it."""
-    found = re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (\S+)$", policy, re.M)
-    return {name: version for name, version in found if version != "(none)"}
+    """Return the version of each package that apt would install, from `apt-cache policy`."""
+    pairs = re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (\S+)$", policy, re.M)
+    return {name: version for name, version in pairs if version != "(none)"}
 
 
 def is_syncing(output: str) -> bool:
-    """Whether apt's OUTPUT says that the mirror is half-synchronised."""
+    """Return whether apt reports a mirror during its own update."""
     return any(words in output for words in SYNCING)
 
 
 def is_locked(output: str) -> bool:
-    """Whether apt's or dpkg's OUTPUT says that somebody else holds a lock."""
+    """Return whether apt or dpkg reports a lock of another process."""
     return any(words in output for words in LOCKED)
 
 
 def is_interrupted(output: str) -> bool:
-    """Whether apt's OUTPUT says that dpkg was interrupted and has to be finished first."""
+    """Return whether apt reports that an interrupted dpkg must be finished first."""
     return "dpkg was interrupted" in output
 
 
 def is_full(output: str) -> bool:
-    """Whether apt's OUTPUT says that a file system is full."""
+    """Return whether apt reports a full file system."""
     return any(words in output for words in FULL)
 
 
-def unwritten(output: str) -> str:
-    """Return the path that a full file system could not take, empty where OUTPUT names none."""
-    named = re.search(r" to '(/[^']+)': .*No space left|free space in (/\S*[^\s.])", output)
-    return (named[1] or named[2]) if named else ""
+def full_path(output: str) -> str:
+    """Return the path on a full file system that OUTPUT names, empty if it names none."""
+    match = re.search(r" to '(/[^']+)': .*No space left|free space in (/\S*[^\s.])", output)
+    return (match[1] or match[2]) if match else ""
 
 
-def unread(output: str) -> dict[str, str]:
-    """Return a sentence for each source that apt's OUTPUT could not use: which, why, what to do.
+def unusable_sources(output: str) -> dict[str, str]:
+    """Return an error for each source that apt could not use, by its address.
 
-    They stand under the address that apt names.
-
-    An update succeeds in spite of them, and goes on with what apt knew before.
+    `apt-get update` succeeds in spite of such sources and keeps their old index.
     """
-    found: dict[str, str] = {}
+    errors: dict[str, str] = {}
     for line in output.splitlines():
         if match := UNTRUSTED.search(line) or UNSIGNED.search(line):
             reason = f" ({match[2].strip()})" if match.lastindex == 2 else ""
-            found.setdefault(
+            errors.setdefault(
                 match[1],
-                f"The source {match[1]} is not signed by a key that its entry in "
-                f"/etc/apt names{reason}: give the entry its vendor's key, or remove it.",
+                f"apt source {match[1]}: not signed by the key of its entry in /etc/apt{reason}. "
+                "Set Signed-By of the entry to the vendor's key, or remove the entry.",
             )
         elif match := NO_RELEASE.search(line):
-            found.setdefault(
+            errors.setdefault(
                 match[1],
-                f"The source {match[1]} holds no repository: correct its entry in /etc/apt, "
-                "or remove it.",
+                f"apt source {match[1]}: not a repository. Correct its entry in /etc/apt, or "
+                "remove the entry.",
             )
         elif match := TWICE.search(line):
-            found[match[1]] = (
-                f"The source {match[1]} stands below /etc/apt twice, with different keys, by which "
-                "apt reads none at all: remove the entry that Slipway did not write."
+            errors[match[1]] = (
+                f"apt source {match[1]}: defined twice in /etc/apt with different Signed-By keys, "
+                "so apt reads no source. Remove the entry that Slipway did not write."
             )
-        # That a signature was refused is told a second time, as a fetch that failed.
-        elif (match := UNFETCHED.search(line)) and not match[1].startswith(tuple(found)):
-            what = (
-                "run again when its mirror has finished its own update, or name another mirror."
+        # apt reports a rejected signature a second time, as a failed download.
+        elif (match := UNFETCHED.search(line)) and not match[1].startswith(tuple(errors)):
+            remedy = (
+                "Run again when its mirror has finished its own update, or use another mirror."
                 if is_syncing(line)
-                else "make it reachable from the host, name a mirror, or remove its entry in "
+                else "Make it reachable from the host, use a mirror, or remove its entry in "
                 "/etc/apt."
             )
             reason = match[2].strip().rstrip(":.")
-            found[match[1]] = f"The source {match[1]} could not be fetched ({reason}): {what}"
-    return found
+            errors[match[1]] = f"apt source {match[1]}: download failed ({reason}). {remedy}"
+    return errors
 
 
 def sources(policy: str) -> list[list[str]]:
-    """Return the addresses from which each package comes, as `apt-cache policy` tells them."""
+    """Return the addresses of the sources of each package, from `apt-cache policy`."""
     packages = re.split(r"^\S+:$", policy, flags=re.M)[1:]
     return [re.findall(r"^ +-?\d+ (\w+:\S+) ", package, re.M) for package in packages]
 
 
-def errors(output: str) -> str:
-    """Return the lines of apt's OUTPUT that tell what failed, or its last lines."""
+def error_lines(output: str) -> str:
+    """Return the error lines of apt's OUTPUT, or its last lines."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("E:", "W:", "dpkg:", "Err:"))]
-    return "; ".join((told or lines)[-5:])
+    messages = [line for line in lines if line.startswith(("E:", "W:", "dpkg:", "Err:"))]
+    return "; ".join((messages or lines)[-5:])

@@ -1,9 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether a change of packages may be made now: what it removes, and whom it disturbs.
-
-Private to the collection.
-"""
+"""Decide whether packages may change now: what would be removed, and who would be disturbed."""
 
 from __future__ import annotations
 
@@ -19,12 +16,12 @@ from ansible_collections.slipway.host.plugins.module_utils.state import disturba
 
 
 class WaitingError(Exception):
-    """The change waits; the message says for what, and what to do."""
+    """The change must wait; the message has the reason and the solution."""
 
 
 @dataclass(frozen=True)
 class Consent:
-    """What the administrator allows.
+    """Changes that the administrator allows.
 
     ``restart`` is the value of docker_engine_restart. ``removable`` are names of packages, with
     wildcards, that may be removed and downgraded although no role declares them. ``role`` is the
@@ -39,7 +36,7 @@ class Consent:
 
 
 def check(simulated: str, own: Collection[str], consent: Consent) -> None:
-    """Raise WaitingError if what apt SIMULATED may not be done now.
+    """Raise WaitingError if the changes that apt SIMULATED are not allowed now.
 
     OWN are the names of the packages that the role declares.
     """
@@ -64,7 +61,7 @@ def _check_gpus() -> None:
 
 
 def check_restart(moves: Sequence[changes.Move], policy: str) -> None:
-    """Raise WaitingError if MOVES restart or stop Docker, which may not be now."""
+    """Raise WaitingError if MOVES would restart or stop Docker while this is not allowed."""
     engine = [
         move for move in moves if move.name in restart_consent.ENGINE_PACKAGES and move.before
     ]

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fingerprints of the keys in an OpenPGP keyring, armoured or binary, without GnuPG.
 
-Only what pinning a repository's key needs: packet framing and version 4 fingerprints as RFC 4880
-gives them (sections 4.2 and 12.2).  Signatures are left to apt.
+Supports only what is necessary to check the key of a repository: packets and version 4 fingerprints
+of RFC 4880 (sections 4.2 and 12.2). apt checks signatures.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ARMOUR = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
 def from_text(text: str) -> bytes:
     """Return the keyring's bytes from armoured text, or from text marked ``base64:``.
 
-    Raise ValueError where the text is neither.
+    Raise ValueError if the text is neither.
     """
     if text.startswith("base64:"):
         return base64.b64decode(text[len("base64:") :])
     if ARMOUR not in text:
         raise ValueError("not an OpenPGP key (no armour)")
     keyring = b""
-    # apt decodes every block, whatever its label.
+    # apt decodes every block, also blocks with another label.
     if text.count("-----BEGIN") != text.count(ARMOUR):
-        raise ValueError("a block that is no public key")
+        raise ValueError("a block that is not a public key")
     for block in text.split(ARMOUR)[1:]:
         # Headers end at the first empty line, the checksum line begins with "=".
         body = block.split("-----END", 1)[0].replace("\r\n", "\n").partition("\n\n")[2]
@@ -44,19 +44,19 @@ def from_text(text: str) -> bytes:
 
 
 def to_text(keyring: bytes) -> str:
-    """Return a keyring as armoured text, which is what apt reads in a file that ends with .asc."""
+    """Return a keyring as armoured text, the format of apt for files with the suffix .asc."""
     body = base64.b64encode(keyring).decode("ascii")
     lines = [body[at : at + 64] for at in range(0, len(body), 64)]
     return "\n".join([ARMOUR, "", *lines, ARMOUR.replace("BEGIN", "END"), ""])
 
 
 def normalize_fingerprint(fingerprint: str) -> str:
-    """Return a FINGERPRINT that people wrote, with spaces and small letters, as it is told here."""
+    """Return a fingerprint without spaces and in upper case."""
     return "".join(fingerprint.split()).upper()
 
 
 def _packets(keyring: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield the tag, the body and the whole of each packet."""
+    """Yield the tag, the body and the complete bytes of each packet."""
     at = 0
     while at < len(keyring):
         start = at
@@ -93,16 +93,16 @@ def _fingerprint(body: bytes) -> str:
     if body[:1] != b"\x04":
         return f"a key of version {body[0] if body else '?'}"
     framed = b"\x99" + len(body).to_bytes(2, "big") + body
-    # SHA-1 is the fingerprint's definition, not a choice.
+    # RFC 4880 defines the fingerprint as SHA-1.
     return hashlib.sha1(framed, usedforsecurity=False).hexdigest().upper()
 
 
 def fingerprints(keyring: bytes) -> list[str]:
     """Return the fingerprints of the keyring's primary keys, 40 upper-case hex digits each.
 
-    Keys of other versions and packets that belong to no key are described instead, so the result is
-    one fingerprint only where the keyring is exactly that key. Raise ValueError where the bytes are
-    no keyring or hold no version 4 key.
+    Keys of other versions and packets without a key are described instead, so the result is one
+    fingerprint only if the keyring contains exactly this key. Raise ValueError if the bytes are not
+    a keyring or have no version 4 key.
     """
     found = []
     for tag, body, _packet in _packets(keyring):
@@ -111,12 +111,12 @@ def fingerprints(keyring: bytes) -> list[str]:
         elif tag not in PARTS:
             found.append(f"a packet of type {tag}")
     if not any(" " not in fingerprint for fingerprint in found):
-        raise ValueError("the keyring holds no version 4 public key")
+        raise ValueError("the keyring has no version 4 public key")
     return found
 
 
 def extract(keyring: bytes, fingerprint: str) -> bytes:
-    """Return the packets of one primary key of a keyring, nothing where it is not there."""
+    """Return the packets of one primary key of a keyring, empty if the keyring has no such key."""
     packets: list[bytes] = []
     is_inside = False
     for tag, body, packet in _packets(keyring):

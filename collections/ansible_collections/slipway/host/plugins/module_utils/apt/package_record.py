@@ -1,13 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host had before its last upgrade, and what returns it there.
+"""The record of the packages before the last upgrade of a host, for a rollback.
 
-The record is a file on the host, and beside it lie the packages themselves: an archive drops a
-version on the day when it gets the next one.  A record is open from the first change of an upgrade
-until that upgrade is proven: one that failed and is run again adds to it, so the way back leads to
-the last set that was proven to work.
-
-Private to the collection.
+The record is a file on the host. The old packages are stored beside it, because an archive removes
+a version when it publishes the next one. A record is open from the first change of an upgrade until
+the upgrade is verified. A repeated upgrade after a failure adds to the open record, so that a
+rollback always restores the last verified packages.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes
 
 FOLDER = "/var/lib/slipway/upgrade"
-# Read by the probe as well, which is sent to hosts by itself.
+# state/facts.py, which is sent to hosts alone, has the same path.
 FILE = f"{FOLDER}/record.json"
 
 UPGRADING, PROVEN = "upgrading", "proven"
@@ -28,16 +26,16 @@ RETURNING, RETURNED = "rolling back", "rolled back"
 
 
 class RecordError(ValueError):
-    """The record cannot be read; the message says where it is and what to do."""
+    """The record cannot be read; the message has its path and the solution."""
 
 
 @dataclass
 class Before:
-    """A package before the upgrade; ``version`` is empty where it was not there.
+    """A package before the upgrade; ``version`` is empty if it was not installed.
 
-    ``role`` is the one whose upgrade moved it, ``file`` the name of the kept package beside the
-    record, empty where there is none.  ``came`` is that of the one that replaced it, which the next
-    upgrade has to keep, by when apt's cache may be empty.
+    ``role``: the role whose upgrade changed it. ``file``: name of the stored package file, empty if
+    there is none. ``came``: name of the file of the new version; it is stored for the next upgrade,
+    because apt's cache may be empty then.
     """
 
     role: str
@@ -51,8 +49,8 @@ class Before:
 class Record:
     """The last upgrade of a host.
 
-    ``left`` is what a rollback left behind: for each package the version that it left and the one
-    that it went back to, empty where it was removed.
+    ``left``: for each package that a rollback changed, the version before and after the rollback;
+    the latter is empty if the package was removed.
     """
 
     state: str = PROVEN
@@ -62,33 +60,33 @@ class Record:
 
     @property
     def open(self) -> bool:
-        """Whether the upgrade, or the way back from it, has not come to its end."""
+        """Whether the upgrade or its rollback is unfinished or not verified."""
         return self.state in (UPGRADING, RETURNING)
 
     @property
     def files(self) -> set[str]:
-        """The packages that are kept for it."""
+        """Names of the package files that the record needs."""
         entries = self.packages.values()
         return {file for entry in entries for file in (entry.file, entry.came) if file}
 
     def add(self, moves: Mapping[str, Before]) -> None:
-        """Note packages that are about to move; what is noted already is older, and stays."""
+        """Record packages before they change; entries of an earlier try are kept."""
         for name, entry in moves.items():
             self.packages.setdefault(name, entry).came = entry.came
 
     def leave(self, moves: Sequence[changes.Move]) -> None:
-        """Note that a rollback makes these MOVES; one that goes on has its first versions noted."""
+        """Record the MOVES of a rollback; entries of an earlier try are kept."""
         self.state = RETURNING
         for move in moves:
             if move.before not in ("", move.after):
                 self.left.setdefault(move.name, (move.before, move.after))
 
-    def forget(self, role: str) -> bool:
-        """Drop what the upgrade of a ROLE noted; return whether that was anything."""
-        gone = {name for name, entry in self.packages.items() if entry.role == role}
-        self.packages = {k: v for k, v in self.packages.items() if k not in gone}
-        self.left = {k: v for k, v in self.left.items() if k not in gone}
-        return bool(gone)
+    def drop_role(self, role: str) -> bool:
+        """Remove the entries of a ROLE; return whether there were any."""
+        dropped = {name for name, entry in self.packages.items() if entry.role == role}
+        self.packages = {k: v for k, v in self.packages.items() if k not in dropped}
+        self.left = {k: v for k, v in self.left.items() if k not in dropped}
+        return bool(dropped)
 
     def to_json(self) -> str:
         """Return the record as the text of its file."""
@@ -96,36 +94,38 @@ class Record:
 
 
 def parse(text: str) -> Record:
-    """Return the record in TEXT, an empty one where there is none."""
+    """Return the record in TEXT, an empty record for an empty text."""
     if not text:
         return Record()
     try:
-        found = json.loads(text)
+        data = json.loads(text)
         return Record(
-            found["state"],
-            found["began"],
-            {name: Before(**entry) for name, entry in found["packages"].items()},
-            {name: (left, now) for name, (left, now) in found["left"].items()},
+            data["state"],
+            data["began"],
+            {name: Before(**entry) for name, entry in data["packages"].items()},
+            {name: (left, now) for name, (left, now) in data["left"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
-            f"{FILE} cannot be read ({error}): without it there is no way back. Remove it to go on."
+            f"Cannot read {FILE}: {error}; expected the record of an upgrade. Remove the file to "
+            "continue; then a rollback is no longer possible."
         ) from None
 
 
 def file_name(name: str, version: str, architecture: str) -> str:
-    """Return how apt names the file of a package that it fetched."""
+    """Return the name of a package file in apt's cache."""
     for character, code in ((":", "%3a"), ("_", "%5f")):
         version = version.replace(character, code)
     return f"{name.partition(':')[0]}_{version}_{architecture}.deb"
 
 
 @dataclass
-class Return:
-    """How a host gets back: what to install, ``name=version`` or a path, and what to remove.
+class Rollback:
+    """The changes of a rollback: packages to install, as ``name=version`` or path, and to remove.
 
-    ``moves`` says the same in versions, ``hold`` which are held afterwards; ``unkept`` are those
-    that only the archive can give back; ``stays`` is what came with the upgrade and cannot go.
+    ``moves``: the same as versions. ``hold``: packages that are held afterwards. ``unkept``:
+    packages without a stored file, which only the archive has. ``stays``: packages of the upgrade
+    that cannot be removed.
     """
 
     moves: list[changes.Move] = field(default_factory=list)
@@ -137,17 +137,16 @@ class Return:
 
 
 def _carries_kernel(name: str, kernel: str) -> bool:
-    """Whether a package is part of a KERNEL itself, not of a driver for it."""
+    """Return whether a package is a part of KERNEL itself, not of a driver for it."""
     return name.startswith("linux-") and name.endswith(f"-{kernel}") and "nvidia" not in name
 
 
-def way_back(record: Record, known: Mapping[str, changes.Known], kernel: str) -> Return:
-    """Return what brings a host back to what RECORD says it had.
+def plan_rollback(record: Record, known: Mapping[str, changes.Known], kernel: str) -> Rollback:
+    """Return the changes that restore the packages of RECORD.
 
-    KNOWN is what dpkg knows of the record's packages.  The running KERNEL is not removed from under
-    itself.
+    KNOWN are the states of these packages in dpkg. The running KERNEL is not removed.
     """
-    result = Return()
+    result = Rollback()
     if record.state == RETURNED:
         return result
     for name, entry in sorted(record.packages.items()):
@@ -173,16 +172,16 @@ def way_back(record: Record, known: Mapping[str, changes.Known], kernel: str) ->
     return result
 
 
-def asked_again(
+def find_declared_again(
     facts: Mapping[str, Any], packages: Sequence[Mapping[str, Any]], variables: str
 ) -> list[str]:
-    """Return why a role must not act: the inventory asks for what was rolled back.
+    """Return an error if the inventory declares versions that were rolled back.
 
-    FACTS is ``ansible_facts['slipway']``, PACKAGES the role's owned ones; VARIABLES names those
-    that say which version it is to be.
+    FACTS is ``ansible_facts['slipway']``, PACKAGES are the owned packages of the role, VARIABLES
+    the names of the variables that declare the version.
     """
     left: Mapping[str, tuple[str, str]] = facts.get("rolled_back") or {}
-    found = {}
+    declared_again = {}
     for entry in packages:
         was, now = left.get(entry["name"], ("", ""))
         if not was or entry.get("state") == "absent":
@@ -190,14 +189,15 @@ def asked_again(
         version = entry.get("version")
         removed = not now and not entry.get("optional")
         if removed or (version and now and changes.is_version(was, version)):
-            found[entry["name"]] = (was, now)
-    if not found:
+            declared_again[entry["name"]] = (was, now)
+    if not declared_again:
         return []
-    name, (was, now) = next(iter(found.items()))
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    # The roles' variables name versions without the packages' revision.
-    there = f"declare {now.split('-')[0]}" if now else "declare what was there before"
+    name, (was, now) = next(iter(declared_again.items()))
+    others = len(declared_again) - 1
+    more = f" and {others} more" if others else ""
+    # The variables of roles have versions without the revision of the package.
+    remedy = f"Declare {now.partition('-')[0]}" if now else "Declare the previous version"
     return [
-        f"{name} {was}{more} came with an upgrade that was rolled back, and the inventory asks for "
-        f"it again: {there} ({variables}), or try it once more with ./slipway upgrade"
+        f"{name} {was}{more}: installed by an upgrade that was rolled back, but declared again. "
+        f"{remedy} ({variables}), or try the upgrade again with ./slipway upgrade"
     ]

@@ -1,9 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Upgrade a set of packages, record the old versions, and roll back; see ``apt.package_record``.
-
-Private to the collection.
-"""
+"""Upgrade a set of packages, record the old versions, and roll back; see ``apt.package_record``."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 PROC = Path("/proc")
 ARCHIVES = Path("/var/cache/apt/archives")
-# What unpacked packages fill; files on other file systems are few.
+# Folder whose file system most files of packages are on.
 UNPACKED = "/usr"
 
 Moves = Sequence[changes.Move]
@@ -48,46 +45,46 @@ Moves = Sequence[changes.Move]
 
 @dataclass
 class Result:
-    """What was done, or would be in check mode."""
+    """The changes that were made, or would be made in check mode."""
 
     changed: bool = False
     moves: Moves = ()
-    told: list[str] = field(init=False)
+    descriptions: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Put the moves in words."""
-        self.told = changes.told(self.moves)
+        """Describe the moves."""
+        self.descriptions = changes.describe_moves(self.moves)
 
     @property
     def before(self) -> str:
-        """The moved packages as lines of a diff, before."""
+        """The lines of the diff before the change."""
         return "".join(f"{move.name} {move.before}\n" for move in self.moves if move.before)
 
     @property
     def after(self) -> str:
-        """The same afterwards."""
+        """The lines of the diff after the change."""
         return "".join(f"{move.name} {move.after}\n" for move in self.moves if move.after)
 
 
-def combined(results: Sequence[Result]) -> Result:
-    """Return several results as one."""
+def combine(results: Sequence[Result]) -> Result:
+    """Return one result for several results."""
     changed = any(result.changed for result in results)
     return Result(changed, [move for result in results for move in result.moves])
 
 
 def now() -> str:
-    """Return the time as the record has it."""
+    """Return the present time in the format of the record."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-class Kept:
-    """The record of a host and the packages that lie beside it."""
+class Storage:
+    """The record of a host and the package files that are stored beside it."""
 
     def __init__(self) -> None:
         self.folder = Path(package_record.FOLDER)
         self.record = package_record.parse(files.ask_text(package_record.FILE) or "")
         for entry in self.record.packages.values():
-            # Somebody may have made room.
+            # Somebody may have deleted files to free space.
             entry.file = entry.file if (self.folder / entry.file).is_file() else ""
 
     def write(self) -> None:
@@ -98,151 +95,152 @@ class Kept:
         content = self.record.to_json()
         apply_files.settle({"path": package_record.FILE, "content": content})
 
-    def tidy(self) -> None:
-        """Remove kept packages that the record does not need any more."""
+    def delete_unneeded(self) -> None:
+        """Delete package files that the record no longer needs."""
         for file in self.folder.glob("*.deb"):
             if file.name not in self.record.files:
                 file.unlink()
 
-    def take(self, name: str) -> bool:
-        """Keep the package file of this NAME from apt's cache; return whether it is kept."""
-        own, cached = self.folder / name, ARCHIVES / name
-        if own.exists():
+    def store(self, name: str) -> bool:
+        """Store the package file NAME from apt's cache; return whether it is stored."""
+        stored, cached = self.folder / name, ARCHIVES / name
+        if stored.exists():
             return True
         if not cached.is_file():
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(cached, own)
+            os.link(cached, stored)
         except OSError:
-            # On another file system. A copy that was cut short must not be taken for a whole one.
-            part = own.with_suffix(".part")
+            # On another file system: copy, and rename so that an interrupted copy is not used.
+            part = stored.with_suffix(".part")
             shutil.copy(cached, part)
-            part.rename(own)
+            part.rename(stored)
         return True
 
 
 class PackageSet:
-    """Does what the module ``package_set`` is told."""
+    """Upgrades and rolls back packages, for the module ``package_set``."""
 
     def __init__(self, module: AnsibleModule, lock_timeout: int, gpus_free: bool) -> None:
         self.module = module
         self.gpus_free = gpus_free
         self.lock_timeout = lock_timeout
         self.apt = Apt(module, lock_timeout)
-        # Whether dpkg had left something to finish.
+        # Whether an interrupted installation was finished.
         self.finished = False
-        self.kept = Kept()
+        self.storage = Storage()
 
-    def upgrade(self, role: str, wanted: list[dict[str, Any]], gone: str) -> Result:
-        """Bring the WANTED set of a ROLE to the newest versions that its sources have."""
-        names = [entry["name"] for entry in wanted]
+    def upgrade(self, role: str, declared: list[dict[str, Any]], fallback: str) -> Result:
+        """Upgrade the DECLARED set of a ROLE to the newest versions; FALLBACK: version_fallback."""
+        names = [entry["name"] for entry in declared]
         with self._index():
-            known = self._settled(names)
+            known = self._finish_interrupted(names)
             self.apt.refresh()
-            if unread := self.apt.unread_of(names):
-                raise AptError(f"what is newest cannot be told. {' '.join(unread)}")
-            plan, moves = self._simulated(wanted, known, gone)
+            if errors := self.apt.unusable_sources_of(names):
+                raise AptError(f"Cannot find the newest versions. {' '.join(errors)}")
+            actions, moves = self._simulate(declared, known, fallback)
         if not moves:
             return Result(self.finished)
-        self._wait_for_gpus()
+        self._check_gpus_free()
         check_restart(moves, self.module.params["restart"])
         if self.module.check_mode:
             return Result(True, moves)
-        command = changes.commands(plan)[0]
-        self._fetch(command, moves)
-        self._keep(role, [*moves, *self._replaced(wanted, known)])
-        self._make("the upgrade", command, [entry["name"] for entry in wanted if entry["hold"]])
+        command = changes.commands(actions)[0]
+        self._download(command, moves)
+        self._record(role, [*moves, *self._replaced(declared, known)])
+        held = [entry["name"] for entry in declared if entry["hold"]]
+        self._change("the upgrade", command, held)
         return Result(True, moves)
 
-    def go_back(self, role: str | None) -> Result:
-        """Return to the recorded set; packages of ROLE wait for the GPUs where that is asked."""
-        record = self.kept.record
+    def roll_back(self, role: str | None) -> Result:
+        """Restore the recorded packages; with gpus_free, packages of ROLE wait for the GPUs."""
+        record = self.storage.record
         kernel = facts.ask_host()["kernel"]
-        known = self._settled(list(record.packages))
-        back = package_record.way_back(record, known, kernel)
+        known = self._finish_interrupted(list(record.packages))
+        back = package_record.plan_rollback(record, known, kernel)
         if back.stays:
             self.apt.notes.append(
-                f"{', '.join(back.stays)} came with the upgrade and stays, because that kernel "
-                "runs: boot the one of before and run again"
+                f"kept {', '.join(back.stays)} of the upgrade, because this kernel runs. Boot the "
+                "previous kernel, then run again"
             )
         if not back.moves:
-            return self._settle_way_back(back)
+            return self._finish_rollback(back)
         if role in {record.packages[move.name].role for move in back.moves}:
-            self._wait_for_gpus()
+            self._check_gpus_free()
         check_restart(back.moves, self.module.params["restart"])
-        plan = changes.Plan(install=back.install, purge=back.purge, downgrade=True)
-        command = changes.commands(plan)[0]
-        self._try_way_back(command, back)
+        actions = changes.Changes(install=back.install, purge=back.purge, downgrade=True)
+        command = changes.commands(actions)[0]
+        self._check_rollback(command, back)
         if self.module.check_mode:
             return Result(True, back.moves)
-        self._fetch(command, back.moves)
+        self._download(command, back.moves)
         record.leave(back.moves)
-        self.kept.write()
-        self._make("the way back", command, back.hold)
-        self._settle_way_back(back)
+        self.storage.write()
+        self._change("the rollback", command, back.hold)
+        self._finish_rollback(back)
         return Result(True, back.moves)
 
-    def _try_way_back(self, command: Sequence[str], back: package_record.Return) -> None:
-        """Raise AptError where the way BACK by COMMAND does not lead there."""
-        status, output = self.apt.attempt(changes.dry(command, "--simulate"))
+    def _check_rollback(self, command: Sequence[str], back: package_record.Rollback) -> None:
+        """Raise AptError if apt cannot roll back by COMMAND."""
+        status, output = self.apt.run_with_retries(changes.dry_run(command, "--simulate"))
         if status != 0:
-            lost = ", ".join(back.unkept)
-            needs = f" The archive must still have {lost}." if lost else ""
-            why = changes.errors(output).rstrip(".")
-            raise AptError(f"there is no way back: {why}.{needs} Nothing was changed.", output)
+            unkept = ", ".join(back.unkept)
+            needs = f" An apt source must have {unkept}." if unkept else ""
+            reason = changes.error_lines(output).rstrip(".")
+            raise AptError(f"Cannot roll back: {reason}.{needs} Nothing was changed.", output)
         self._refuse_removal(changes.moves(output), set(back.purge))
 
-    def _settle_way_back(self, back: package_record.Return) -> Result:
-        """Come to the end of a way BACK on which no package has to move any more."""
-        record = self.kept.record
+    def _finish_rollback(self, back: package_record.Rollback) -> Result:
+        """Restore holds and close the record, after all packages have their recorded versions."""
+        record = self.storage.record
         if not record.packages:
-            self.apt.notes.append("there is nothing to go back to: no upgrade is recorded here")
-        ends = record.state == package_record.RETURNING and not back.stays
+            self.apt.notes.append("no upgrade is recorded, so there is nothing to roll back")
+        is_complete = record.state == package_record.RETURNING and not back.stays
         if not self.module.check_mode:
             self.apt.hold_again(back.hold)
-            if ends:
+            if is_complete:
                 record.state = package_record.RETURNED
-                self.kept.write()
-        return Result(bool(back.hold or ends or self.finished))
+                self.storage.write()
+        return Result(bool(back.hold or is_complete or self.finished))
 
-    def prove(self) -> Result:
-        """Close the record: the next upgrade begins a new one."""
-        record = self.kept.record
+    def mark_verified(self) -> Result:
+        """Close the record, so that the next upgrade starts a new one."""
+        record = self.storage.record
         if record.state != package_record.UPGRADING:
             return Result()
         if not self.module.check_mode:
             record.state = package_record.PROVEN
-            self.kept.write()
+            self.storage.write()
         return Result(True)
 
-    def forget(self, role: str) -> Result:
-        """Drop what the record has of a ROLE."""
-        if not self.kept.record.forget(role):
+    def drop_role(self, role: str) -> Result:
+        """Remove the entries of a ROLE from the record."""
+        if not self.storage.record.drop_role(role):
             return Result()
         if not self.module.check_mode:
-            self.kept.write()
-            self.kept.tidy()
+            self.storage.write()
+            self.storage.delete_unneeded()
         return Result(True)
 
-    def _wait_for_gpus(self) -> None:
-        """Fail, or in check mode note, where somebody holds a GPU who is not to be disturbed."""
+    def _check_gpus_free(self) -> None:
+        """Fail if processes use a GPU; in check mode only add a note."""
         users = describe_gpu_users(detect.holders(PROC).processes) if self.gpus_free else []
         if not users:
             return
-        why = f"The GPUs are in use: {'; '.join(users)}. Let them end, and run again."
+        message = f"The GPUs are in use: {'; '.join(users)}. Wait until they end, then run again."
         if not self.module.check_mode:
-            raise AptError(f"{why} Nothing was changed.")
-        self.apt.notes.append(why)
+            raise AptError(f"{message} Nothing was changed.")
+        self.apt.notes.append(message)
 
     @contextmanager
     def _index(self) -> Iterator[None]:
-        """Lend check mode an index of its own: a fresh one, while the host's stays as it is."""
+        """In check mode, use a package index in a temporary folder instead of the host's."""
         if not self.module.check_mode:
             yield
             return
         with tempfile.TemporaryDirectory(prefix="slipway-") as folder:
-            # apt's own user fetches into it.
+            # The user _apt downloads into the folder.
             Path(folder).chmod(0o755)
             own = [
                 f"Dir::State::Lists={folder}",
@@ -253,121 +251,125 @@ class PackageSet:
             self.apt = Apt(self.module, self.lock_timeout, options, self.apt.notes)
             yield
 
-    def _settled(self, names: list[str]) -> dict[str, changes.Known]:
-        """Return what dpkg knows of the packages, after finishing what it had left."""
+    def _finish_interrupted(self, names: list[str]) -> dict[str, changes.Known]:
+        """Finish an interrupted installation; return the states of the packages."""
         known: dict[str, changes.Known] = packages.ask_packages(names)
-        left = changes.unfinished(known)
-        self.finished = self.finished or bool(left)
-        if left and not self.module.check_mode:
-            self.apt.finish(left)
+        unfinished = changes.unfinished(known)
+        self.finished = self.finished or bool(unfinished)
+        if unfinished and not self.module.check_mode:
+            self.apt.finish_interrupted(unfinished)
             known = packages.ask_packages(names)
         return known
 
-    def _simulated(
-        self, wanted: list[dict[str, Any]], known: Mapping[str, changes.Known], gone: str
-    ) -> tuple[changes.Plan, Moves]:
-        """Return how the set gets to its newest versions, and what that moves."""
+    def _simulate(
+        self, declared: list[dict[str, Any]], known: Mapping[str, changes.Known], fallback: str
+    ) -> tuple[changes.Changes, Moves]:
+        """Return the changes that upgrade the set, and the versions that they move."""
         failures: list[str] = []
-        for plan in changes.upgrades(wanted, known):
-            follow = [entry for entry in wanted if entry["name"] not in plan.purge]
-            plan.install += self.apt.known(plan.optional)
-            plan.install += self.apt.followers(follow, known)
-            status, output = self.apt.attempt(changes.dry(changes.commands(plan)[0], "--simulate"))
-            moves = changes.moves(output)
-            # To let go of something is no choice of its own, without anything newer to come.
-            if status == 0 and (not failures or any(move.after for move in moves)):
-                self._refuse_removal(moves, {entry["name"] for entry in wanted})
-                return plan, moves
-            failures.append(output)
-        versions = ", ".join(lost := changes.gone(failures[0]))
-        if lost:
-            named = [
-                f"{entry['name']}={entry['version']}" for entry in wanted if entry.get("version")
-            ]
-            self.apt.refuse_unborn(named, lost)
-        if lost and gone == "newest":
-            self.apt.notes.append(f"no source has version {versions}: the newest comes instead")
-            free = [{**entry, "version": None, "follows": None} for entry in wanted]
-            return self._simulated(free, known, "fail")
-        if lost:
-            raise AptError(
-                f"no source has version {versions} any more; nothing was changed. Name another one."
+        for actions in changes.list_upgrades(declared, known):
+            kept = [entry for entry in declared if entry["name"] not in actions.purge]
+            actions.install += self.apt.available(actions.optional)
+            actions.install += self.apt.followers(kept, known)
+            status, output = self.apt.run_with_retries(
+                changes.dry_run(changes.commands(actions)[0], "--simulate")
             )
-        raise self.apt.error("finding out what an upgrade would do", failures[0])
+            moves = changes.moves(output)
+            # The removal of optional packages is accepted only if it allows newer versions.
+            if status == 0 and (not failures or any(move.after for move in moves)):
+                self._refuse_removal(moves, {entry["name"] for entry in declared})
+                return actions, moves
+            failures.append(output)
+        versions = ", ".join(missing := changes.missing_versions(failures[0]))
+        if missing:
+            install = [
+                f"{entry['name']}={entry['version']}" for entry in declared if entry.get("version")
+            ]
+            self.apt.refuse_future_versions(install, missing)
+        if missing and fallback == "newest":
+            self.apt.notes.append(f"no source has version {versions}: installed the newest instead")
+            any_version = [{**entry, "version": None, "follows": None} for entry in declared]
+            return self._simulate(any_version, known, "none")
+        if missing:
+            raise AptError(
+                f"no source has version {versions} any more. Declare another version. Nothing was "
+                "changed."
+            )
+        raise self.apt.error("the simulation of the upgrade", failures[0])
 
     def _replaced(
-        self, wanted: list[dict[str, Any]], known: Mapping[str, changes.Known]
+        self, declared: list[dict[str, Any]], known: Mapping[str, changes.Known]
     ) -> Iterator[changes.Move]:
-        """Yield the packages that stay for now, and go when others have come in their place."""
-        for entry in wanted:
+        """Yield the packages that are removed after the installation of their replacements."""
+        for entry in declared:
             state = known[entry["name"]]
             if entry.get("replaced") and state and state[1] == "installed":
                 yield changes.Move(entry["name"], state[2], state[2])
 
     def _refuse_removal(self, moves: Moves, own: set[str]) -> None:
-        """Fail where packages would be removed that are nobody's to remove."""
+        """Fail if apt would remove packages that are not in the set."""
         others = [move.name for move in moves if not move.after and move.name not in own]
         if others:
             raise AptError(
-                f"apt would have to remove {', '.join(others)}, which is not of the set. Remove it "
-                "yourself if it can go. Nothing was changed."
+                f"apt would remove {', '.join(others)}; expected only packages of the set. Remove "
+                "these packages yourself if you do not need them. Nothing was changed."
             )
 
-    def _fetch(self, command: Sequence[str], moves: Moves) -> None:
-        """Fetch all that is to come, and make sure that there is room to unpack it."""
-        fetch = changes.dry(command, "--download-only")
-        self.apt.change(fetch, doing="fetching the packages")
-        coming = [f"{move.name}={move.after}" for move in moves if move.after]
-        _status, shown = self.apt.run(["apt-cache", "show", "--", *coming]) if coming else (0, "")
+    def _download(self, command: Sequence[str], moves: Moves) -> None:
+        """Download all new packages, and fail if there is not enough space to unpack them."""
+        download = changes.dry_run(command, "--download-only")
+        self.apt.change(download, activity="the download of the packages")
+        new = [f"{move.name}={move.after}" for move in moves if move.after]
+        _status, shown = self.apt.run(["apt-cache", "show", "--", *new]) if new else (0, "")
         point = mount_point(UNPACKED)
-        need, free = changes.room(shown), shutil.disk_usage(point).free
+        need, free = changes.installed_bytes(shown), shutil.disk_usage(point).free
         if need > free:
             raise AptError(
-                f"the packages need {need // 1_000_000} MB and the file system {point} has "
-                f"{free // 1_000_000} MB free: make room there. Nothing was changed."
+                f"not enough disk space for the packages: {point} has {free // 1_000_000} MB free; "
+                f"expected {need // 1_000_000} MB. Free some space. Nothing was changed."
             )
 
-    def _keep(self, role: str, moves: Moves) -> None:
-        """Record the way back from MOVES, and keep the packages that it needs."""
-        if not self.kept.record.open:
-            self.kept.record = Record(began=now())
-        record = self.kept.record
+    def _record(self, role: str, moves: Moves) -> None:
+        """Record the versions before MOVES, and store the package files for a rollback."""
+        if not self.storage.record.open:
+            self.storage.record = Record(began=now())
+        record = self.storage.record
         record.state, record.left = package_record.UPGRADING, {}
         known = packages.ask_packages([move.name for move in moves])
         before = {}
         for move in moves:
             held = (known[move.name] or ("",))[0] == "hold"
-            file, came = self._file(move.name, move.before), self._cached(move.name, move.after)
-            before[move.name] = Before(role, move.before, held, file, came)
+            file = self._store(move.name, move.before)
+            new_file = self._store_cached(move.name, move.after)
+            before[move.name] = Before(role, move.before, held, file, new_file)
         record.add(before)
-        lost = [
+        unkept = [
             f"{name} {entry.version}"
             for name in before
             if (entry := record.packages[name]).version and not entry.file
         ]
-        if lost:
-            names = ", ".join(lost)
+        if unkept:
             self.apt.notes.append(
-                f"neither apt's cache nor an archive has these: a rollback will need them: {names}"
+                "neither apt's cache nor an apt source has these packages, which a rollback needs: "
+                f"{', '.join(unkept)}"
             )
-        self.kept.write()
-        self.kept.tidy()
+        self.storage.write()
+        self.storage.delete_unneeded()
 
-    def _file(self, name: str, version: str) -> str:
-        """Keep a package as it is now; return the name of its file, empty where it is lost."""
-        file = self._cached(name, version)
+    def _store(self, name: str, version: str) -> str:
+        """Store the file of an installed package; return its name, empty if no source has it."""
+        file = self._store_cached(name, version)
         if file or not version:
             return file
-        self.kept.folder.mkdir(parents=True, exist_ok=True)
-        fetch = ["apt-get", "--quiet=2", "download", "--", f"{name}={version}"]
-        self.apt.run(fetch, cwd=str(self.kept.folder))
-        return self._cached(name, version)
+        self.storage.folder.mkdir(parents=True, exist_ok=True)
+        command = ["apt-get", "--quiet=2", "download", "--", f"{name}={version}"]
+        self.apt.run(command, cwd=str(self.storage.folder))
+        return self._store_cached(name, version)
 
-    def _cached(self, name: str, version: str) -> str:
-        """Keep a package whose file is on this host; return its name, empty where it is not."""
+    def _store_cached(self, name: str, version: str) -> str:
+        """Store a package file that is on this host; return its name, empty if there is none."""
         for architecture in (name.partition(":")[2] or self._architecture, "all"):
             file = package_record.file_name(name, version, architecture)
-            if version and self.kept.take(file):
+            if version and self.storage.store(file):
                 return file
         return ""
 
@@ -375,10 +377,10 @@ class PackageSet:
     def _architecture(self) -> str:
         return self.apt.run(["dpkg", "--print-architecture"])[1].strip()
 
-    def _make(self, doing: str, command: Sequence[str], hold: Sequence[str]) -> None:
-        """Run the changing COMMAND; the set is held afterwards, whatever comes of it."""
+    def _change(self, activity: str, command: Sequence[str], hold: Sequence[str]) -> None:
+        """Run a COMMAND that changes packages, and hold the set again, also after a failure."""
         try:
-            self.apt.change(command, doing=doing)
+            self.apt.change(command, activity=activity)
         except AptError:
             self.apt.hold_again(hold, wait=False)
             raise

@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run apt on a host: wait for locks, refresh the index where it helps, explain its errors.
+"""Run apt on a host: wait for locks, refresh an outdated index, explain errors.
 
-What is to be run is ``apt.changes``'s business.
+:mod:`apt.changes` builds the commands.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import packages
 # Seconds to wait before a half-synchronised mirror is tried again.
 RETRIES = (5, 20, 60)
 ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "NEEDRESTART_MODE": "l"}
-# Seconds between two looks at a lock.
+# Seconds between two tries to get a lock.
 LOCK_PAUSE = 2
 LOCKS = (
     "/var/lib/dpkg/lock-frontend",
@@ -28,12 +28,12 @@ LOCKS = (
     "/var/lib/apt/lists/lock",
     "/var/cache/apt/archives/lock",
 )
-# Where apt and dpkg write, for a full disk that they do not name.
+# Folders that apt and dpkg write to, for errors of a full disk without a path.
 WRITTEN = ("/var/cache/apt/archives", "/var/lib/apt/lists", "/var/lib/dpkg", "/usr", "/boot")
 
 
 class AptError(Exception):
-    """Apt did not do what it was told; ``output`` is all that it said."""
+    """A command of apt failed; ``output`` is its complete output."""
 
     def __init__(self, message: str, output: str = "") -> None:
         super().__init__(message)
@@ -41,13 +41,13 @@ class AptError(Exception):
 
 
 def lock_holder(files: tuple[str, ...] = LOCKS) -> str:
-    """Return in words which process holds one of apt's lock FILES, empty where none does."""
+    """Return a description of the process that holds one of apt's lock FILES, empty if none."""
     holders = {}
     for line in (reading.read_file("/proc/locks") or b"").decode("ascii").splitlines():
-        # A process that waits for a lock stands there too, behind an arrow.
-        words = line.split()
-        if words[1] != "->":
-            holders[words[5].rsplit(":", 1)[-1]] = words[4]
+        # An arrow marks a process that waits for a lock.
+        fields = line.split()
+        if fields[1] != "->":
+            holders[fields[5].rsplit(":", 1)[-1]] = fields[4]
     for file in files:
         try:
             pid = holders[str(Path(file).stat().st_ino)]
@@ -59,12 +59,12 @@ def lock_holder(files: tuple[str, ...] = LOCKS) -> str:
 
 
 def mount_point(path: str) -> Path:
-    """Return where the file system that PATH is in, or would be, is mounted."""
+    """Return the mount point of the file system of PATH, which may not exist yet."""
     return next(folder for folder in (Path(path), *Path(path).parents) if folder.is_mount())
 
 
 def full_file_system(path: str) -> str:
-    """Return in words the file system of PATH; without one, the fullest of those apt writes to."""
+    """Return a description of the file system of PATH, or else of the fullest one apt writes to."""
     points = {mount_point(folder) for folder in ([path] if path else WRITTEN)}
     point = min(points, key=lambda point: shutil.disk_usage(point).free)
     return f"{point} ({shutil.disk_usage(point).free // 1_000_000} MB free)"
@@ -80,10 +80,10 @@ def describe(known: Mapping[str, changes.Known]) -> str:
 
 
 class Apt:
-    """Runs apt; refreshes its index at most once by itself.
+    """Runs apt; refreshes its index at most once.
 
-    OPTIONS go with each call of apt-get and apt-cache; NOTES is what a person should know of what
-    was done, to be added to.
+    OPTIONS are added to each command of apt-get and apt-cache. NOTES are sentences for a person
+    about unusual events; methods add to them.
     """
 
     def __init__(
@@ -98,41 +98,42 @@ class Apt:
         self.options = list(options)
         self.refreshed = False
         self.notes = [] if notes is None else notes
-        # What the refresh said of sources that it could not use, by their address.
-        self.unread: dict[str, str] = {}
+        # Errors of sources that apt could not use at the last refresh, by address.
+        self.unusable: dict[str, str] = {}
 
-    def error(self, doing: str, output: str) -> AptError:
-        """Return what to raise where DOING failed: apt's own words, and what to do."""
-        said = f"{doing} failed: {changes.errors(output).rstrip('.')}."
-        return AptError(" ".join([said, *self._remedies(output)]), output)
+    def error(self, activity: str, output: str) -> AptError:
+        """Return the error that ACTIVITY failed, with apt's messages and the solution."""
+        message = f"{activity} failed: {changes.error_lines(output).rstrip('.')}."
+        return AptError(" ".join([message, *self._remedies(output)]), output)
 
     def _remedies(self, output: str) -> list[str]:
-        """Return sentences that say what stands behind OUTPUT, and what to do."""
+        """Return sentences with the causes of an error and their solutions."""
         if changes.is_locked(output):
             holder = lock_holder() or "another process"
             return [
                 f"After {self.lock_timeout} seconds {holder} still held apt's "
-                "lock: wait for it or stop it, and run again."
+                "lock. Wait for this process or stop it, then run again."
             ]
         if changes.is_full(output):
-            point = full_file_system(changes.unwritten(output))
+            point = full_file_system(changes.full_path(output))
             return [
-                f"The file system {point} is too full: make room there (`apt-get clean` gives "
-                "back what apt fetched), and run again, which goes on from here."
+                f"File system {point} is full. Free some space (`apt-get clean` deletes downloaded "
+                "packages), then run again to continue."
             ]
         stale = changes.is_stale(output)
-        return list((changes.unread(output) or (self.unread if stale else {})).values())
+        errors = changes.unusable_sources(output) or (self.unusable if stale else {})
+        return list(errors.values())
 
     def run(
         self, command: Sequence[str], cwd: str | None = None, lock_timeout: int | None = None
     ) -> tuple[int, str]:
-        """Run COMMAND, as soon as nobody else holds a lock; return its status and all it said."""
+        """Run COMMAND as soon as no other process holds a lock; return its status and output."""
         program, *words = command
         if program in ("apt-get", "apt-cache"):
             words = [*self.options, *words]
-        # Not by apt's own option: that one is for dpkg's lock alone, and apt-mark knows none.
-        patience = self.lock_timeout if lock_timeout is None else lock_timeout
-        deadline = time.monotonic() + patience
+        # apt's own option waits only for the lock of dpkg, and apt-mark has no such option.
+        timeout = self.lock_timeout if lock_timeout is None else lock_timeout
+        deadline = time.monotonic() + timeout
         while True:
             status, out, err = self.module.run_command(
                 [program, *words], environ_update=ENVIRONMENT, cwd=cwd
@@ -144,7 +145,7 @@ class Apt:
             time.sleep(min(LOCK_PAUSE, left))
 
     def refresh(self) -> None:
-        """Refresh the package index; sources that cannot be used are no failure yet."""
+        """Refresh the package index; unusable sources are recorded, and do not fail here."""
         self.refreshed = True
         status, output = self.run(changes.UPDATE)
         for wait in RETRIES:
@@ -154,83 +155,88 @@ class Apt:
             status, output = self.run(changes.UPDATE)
         if status != 0:
             raise self.error("refreshing the package index", output)
-        self.unread = changes.unread(output)
+        self.unusable = changes.unusable_sources(output)
 
-    def unread_of(self, names: Iterable[str]) -> list[str]:
-        """Return why sources from which the packages NAMES come could not be used."""
-        if not self.unread:
+    def unusable_sources_of(self, names: Iterable[str]) -> list[str]:
+        """Return the errors of unusable sources that may have the packages NAMES."""
+        if not self.unusable:
             return []
         _status, policy = self.run(["apt-cache", "policy", "--", *names])
         sources = changes.sources(policy)
-        # One that was never read is known by no package.
-        unknown = any(not of_one for of_one in sources)
-        known = tuple(address for of_one in sources for address in of_one)
-        return [why for one, why in self.unread.items() if unknown or one.startswith(known)]
+        # A package of a source that apt has never read has no address.
+        any_unknown = any(not addresses for addresses in sources)
+        known = tuple(address for addresses in sources for address in addresses)
+        return [
+            error
+            for address, error in self.unusable.items()
+            if any_unknown or address.startswith(known)
+        ]
 
-    def refuse_unborn(self, install: Iterable[str], gone: Sequence[str]) -> None:
-        """Raise AptError where a version that no source has is newer than all that they have.
+    def refuse_future_versions(self, install: Iterable[str], missing: Sequence[str]) -> None:
+        """Raise AptError if a missing version is newer than the newest version of the sources.
 
-        INSTALL are packages as ``name=version``, GONE the versions of which apt said that.  What is
-        taken instead of one that an archive has lost would not do instead of one that is to come.
+        INSTALL are packages as ``name=version``, MISSING the versions that no source has. A newer
+        version replaces one that an archive has removed, but not one that is not published yet.
         """
-        spelled = (word.partition("=") for word in install)
-        wanted = {name: version for name, _equals, version in spelled if version in gone}
-        _status, policy = self.run(["apt-cache", "policy", "--", *wanted])
+        pairs = (word.partition("=") for word in install)
+        declared = {name: version for name, _equals, version in pairs if version in missing}
+        _status, policy = self.run(["apt-cache", "policy", "--", *declared])
         newest_of = changes.candidates(policy)
-        for name in sorted(wanted.keys() & newest_of.keys()):
-            newest, version = newest_of[name], wanted[name].removesuffix("-*")
-            known = newest if version == wanted[name] else newest.rpartition("-")[0]
-            if self.run(["dpkg", "--compare-versions", known, "lt", version])[0] == 0:
+        for name in sorted(declared.keys() & newest_of.keys()):
+            newest, version = newest_of[name], declared[name].removesuffix("-*")
+            comparable = newest if version == declared[name] else newest.rpartition("-")[0]
+            if self.run(["dpkg", "--compare-versions", comparable, "lt", version])[0] == 0:
                 raise AptError(
-                    f"no source has version {version} yet: the newest {name} is {newest}; nothing "
-                    "was changed. Name that one, or another that is there."
+                    f"no source has version {version} yet: the newest {name} is {newest}. Declare "
+                    "this version or an older one. Nothing was changed."
                 )
 
-    def known(self, names: list[str]) -> list[str]:
-        """Return which of NAMES a source has, by a fresh index where one seems not to be there."""
+    def available(self, names: list[str]) -> list[str]:
+        """Return the packages in NAMES that a source has; refresh the index if one is missing."""
 
-        def found() -> list[str]:
+        def ask() -> list[str]:
             return [name for name in names if self.run(["apt-cache", "show", "--", name])[0] == 0]
 
-        if names and len(found()) < len(names) and not self.refreshed:
+        if names and len(ask()) < len(names) and not self.refreshed:
             self.refresh()
-        return found()
+        return ask()
 
     def followers(
-        self, wanted: list[dict[str, Any]], known: Mapping[str, changes.Known]
+        self, declared: list[dict[str, Any]], known: Mapping[str, changes.Known]
     ) -> list[str]:
-        """Return the installed packages that have to change with those that they depend on."""
-        found = []
-        for entry in wanted:
+        """Return the installed packages that must change together with their dependencies."""
+        result = []
+        for entry in declared:
             state = known[entry["name"]]
             if entry.get("follows") and state and state[1] == "installed":
                 _status, shown = self.run(["apt-cache", "show", "-a", "--", entry["name"]])
-                fitting = changes.follower(shown, entry["follows"])
-                if fitting and fitting != state[2]:
-                    found.append(f"{entry['name']}={fitting}")
-        return found
+                version = changes.version_that_needs(shown, entry["follows"])
+                if version and version != state[2]:
+                    result.append(f"{entry['name']}={version}")
+        return result
 
     def orphans(self, purge: Sequence[str]) -> list[str]:
-        """Return the packages that came for those of PURGE, and that nothing else needs."""
-        unneeded, alone, all_of_them = (
-            changes.removed(self.run(command)[1]) for command in changes.removal(purge)
+        """Return the packages that were installed for PURGE and that no other package needs."""
+        unneeded, alone, with_orphans = (
+            changes.removed_names(self.run(command)[1])
+            for command in changes.simulate_removal(purge)
         )
-        return sorted(all_of_them - alone - unneeded)
+        return sorted(with_orphans - alone - unneeded)
 
-    def finish(self, left: Sequence[str] = ()) -> None:
-        """Finish what an interrupted dpkg left; LEFT are the packages of which that is known.
+    def finish_interrupted(self, unfinished: Sequence[str] = ()) -> None:
+        """Finish an interrupted installation; UNFINISHED are its known packages.
 
-        Where this does not suffice, because a dependency is still to come, apt goes on.
+        If a dependency is missing, the next command of apt finishes the installation.
         """
         self.run(changes.FINISH)
-        what = f": {', '.join(left)}" if left else ""
-        self.notes.append(f"finished what an interrupted installation had left{what}")
+        names = f": {', '.join(unfinished)}" if unfinished else ""
+        self.notes.append(f"finished an interrupted installation{names}")
 
-    def attempt(self, command: Sequence[str]) -> tuple[int, str]:
-        """Return as :meth:`run`, after a second try by a fresh index where that may help."""
+    def run_with_retries(self, command: Sequence[str]) -> tuple[int, str]:
+        """Run a command as :meth:`run`; try again after a remedy for known errors of apt."""
         status, output = self.run(command)
         if status != 0 and changes.is_interrupted(output):
-            self.finish()
+            self.finish_interrupted()
             status, output = self.run(command)
         if status != 0 and changes.is_stale(output) and not self.refreshed:
             self.refresh()
@@ -243,39 +249,39 @@ class Apt:
         return status, output
 
     def change(
-        self, command: Sequence[str], version_fallback: str = "none", doing: str = ""
+        self, command: Sequence[str], version_fallback: str = "none", activity: str = ""
     ) -> list[str]:
-        """Run a changing COMMAND, as :meth:`attempt` does; raise AptError where it fails.
+        """Run a COMMAND that changes packages; raise AptError if it fails.
 
-        DOING is what it does, in words; without them, the command's own are told.  Return the
-        wanted versions that no source has, where VERSION_FALLBACK says that this is no failure.
+        ACTIVITY names the command in messages. Return the declared versions that no source has, if
+        VERSION_FALLBACK allows newer versions; then nothing was changed.
         """
-        status, output = self.attempt(command)
+        status, output = self.run_with_retries(command)
         if status == 0:
             return []
-        versions = ", ".join(gone := changes.gone(output))
-        if not gone:
+        versions = ", ".join(missing := changes.missing_versions(output))
+        if not missing:
             words = " ".join(word for word in command if not word.startswith("--"))
-            raise self.error(doing or words, output)
-        if unread := self.unread_of(changes.named(command)):
-            # Such a source may well have them, or newer ones.
+            raise self.error(activity or words, output)
+        if errors := self.unusable_sources_of(changes.names_in(command)):
+            # These sources may have the declared versions, or newer ones.
             raise AptError(
-                f"no source that could be read has version {versions}; nothing was changed. "
-                + " ".join(unread)
+                f"no usable source has version {versions}. Nothing was changed. {' '.join(errors)}"
             )
-        self.refuse_unborn(command, gone)
+        self.refuse_future_versions(command, missing)
         if version_fallback == "none":
             raise AptError(
-                f"no source has version {versions} any more; nothing was changed. Name another one."
+                f"no source has version {versions} any more. Declare another version. Nothing was "
+                "changed."
             )
-        return gone
+        return missing
 
     def hold_again(self, names: Iterable[str], wait: bool = True) -> None:
-        """Hold those of the packages NAMES that dpkg knows, whatever became of them.
+        """Hold those packages in NAMES that dpkg knows, also after a failed command.
 
-        Without WAIT, somebody's lock is no reason to stay: apt has waited for it before.
+        WAIT for a lock of another process; not after a command that has already waited for it.
         """
         known = packages.ask_packages(sorted(names))
-        there = [name for name, entry in known.items() if entry and entry[1] != "not-installed"]
-        if there:
-            self.run([*changes.HOLD, *there], lock_timeout=self.lock_timeout if wait else 0)
+        holdable = [name for name, entry in known.items() if entry and entry[1] != "not-installed"]
+        if holdable:
+            self.run([*changes.HOLD, *holdable], lock_timeout=self.lock_timeout if wait else 0)

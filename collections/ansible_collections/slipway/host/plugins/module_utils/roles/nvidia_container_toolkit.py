@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import asked_again
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import (
+    find_declared_again,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host
 
 # From 1.18.0 these packages depend on each other by exact versions. apt cannot install one pinned
@@ -146,7 +148,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     owned = {
         "refused": []
         if options["nvidia_container_toolkit_upgrade"]
-        else asked_again(facts, packages, variable_name),
+        else find_declared_again(facts, packages, variable_name),
         "keyrings": [{"path": KEYRING, "fingerprint": repository["fingerprint"]}],
         "files": [
             {"path": SOURCES, "content": _sources(facts, repository)},

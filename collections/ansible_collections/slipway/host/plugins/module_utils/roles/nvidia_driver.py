@@ -16,7 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import asked_again
+from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import (
+    find_declared_again,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     adoption,
     branches,
@@ -146,7 +148,7 @@ def _refused_versions(
     """Return refusals of versions that conflict with the installed ones, except in an upgrade."""
     if options["nvidia_driver_upgrade"]:
         return []
-    return asked_again(facts, packages, "nvidia_driver_branch, nvidia_driver_version")
+    return find_declared_again(facts, packages, "nvidia_driver_branch, nvidia_driver_version")
 
 
 def _owned_state(

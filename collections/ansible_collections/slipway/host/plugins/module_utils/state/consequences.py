@@ -132,7 +132,7 @@ def _add_units(triggers: Triggers, entries: Sequence[Entry], answer: Answer) -> 
 def _add_packages(
     triggers: Triggers, entries: Sequence[Entry], answer: Answer, policy: str
 ) -> None:
-    actions = changes.plan(entries, answer["packages"])
+    actions = changes.compare(entries, answer["packages"])
     triggers.own |= {entry["name"] for entry in entries}
     changing = {spelled.partition("=")[0] for spelled in actions.install} | set(actions.purge)
     if not changing:
