@@ -448,7 +448,6 @@ def test_the_cuda_repository_by_the_key_of_its_release() -> None:
     assert keyring["fingerprint"] == "02182E60104FCDC26EAE1B8597A5D4CB8793F200"
     sources = content(found, driver_repository.SOURCES) or ""
     assert "Suites: /\n" in sources and "Components" not in sources
-    assert content(found, "/etc/apt/sources.list.d/cuda-debian13-x86_64.list") is None
     assert [entry["name"] for entry in found["first"]] == ["nvidia-driver-pinning-580"]
 
 

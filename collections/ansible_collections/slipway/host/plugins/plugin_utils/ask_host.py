@@ -19,6 +19,7 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apt_sources,
     facts,
     kinds,
     loader,
@@ -31,7 +32,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import host_command
 
 MARKER = "# --- Nothing below is sent to hosts with the survey. ---"
 # Modules that are sent with every question.
-ALWAYS = (facts, gpu_facts, packages, paths, probe, reading)
+ALWAYS = (apt_sources, facts, gpu_facts, packages, paths, probe, reading)
 DEFAULT_INTERPRETER = "/usr/bin/python3"
 # Exit status of ssh if it cannot connect.
 SSH_FAILED = 255

@@ -7,10 +7,11 @@ Private to the collection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.apt import sources as apt_sources
 from ansible_collections.slipway.host.plugins.module_utils.gpu import branches
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import Decision
@@ -26,7 +27,7 @@ class Repository:
     """An apt source.
 
     ``fingerprint`` belongs to the key at ``key_url``. Without a key, apt trusts ``keyring``, the
-    path of the distribution's keyring on the host.
+    path of the distribution's keyring on the host, or all its keyrings if that is empty.
     """
 
     url: str
@@ -52,9 +53,6 @@ CUDA_KEYS: Mapping[tuple[str, str], tuple[str, str, str]] = {
     ("debian", "12"): ("debian12", *_CUDA_KEY_2022),
     ("debian", "13"): ("debian13", "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
 }
-# Files of NVIDIA's cuda-keyring package. apt fails if they declare the same repository with
-# another keyring.
-_CUDA_LISTS = ("cuda.list", "cuda-{folder}-{architecture}.list")
 
 
 def declare_repository(
@@ -95,18 +93,33 @@ def _cuda_repository(host: HostFacts) -> Repository:
 def _archive_repository(
     facts: Mapping[str, Any], host: HostFacts, decision: Decision
 ) -> Repository | None:
-    """Return the distribution's archive with the areas that the host does not use yet."""
+    """Return the distribution's archive with the areas that the host does not use yet.
+
+    Address and key are those of the host's own source: apt fails if two files name one suite of an
+    address with different keys.
+    """
     enabled = gpu_host.gpu_facts(facts).get("components", ())
     missing = tuple(area for area in decision.components if area not in enabled)
     if not missing:
         return None
+    suites = _suites(facts, host)
+    for uri, suite, components, signed_by in _all_sources(facts):
+        if suite == suites[0] and "main" in components:
+            return Repository(uri, suites, missing, keyring=signed_by)
     if host.distribution == "debian":
         url, keyring = "http://ftp.debian.org/debian", "debian-archive-keyring.gpg"
     else:
         main = host.architecture == "amd64"
         url = "http://archive.ubuntu.com/ubuntu" if main else "http://ports.ubuntu.com/ubuntu-ports"
         keyring = "ubuntu-archive-keyring.gpg"
-    return Repository(url, _suites(facts, host), missing, keyring=f"/usr/share/keyrings/{keyring}")
+    return Repository(url, suites, missing, keyring=f"/usr/share/keyrings/{keyring}")
+
+
+def _all_sources(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str], str]]:
+    """Yield the sources of the host, without those of this role."""
+    for path, entries in facts.get("apt_sources", {}).items():
+        if path != SOURCES:
+            yield from entries
 
 
 def _suites(facts: Mapping[str, Any], host: HostFacts) -> tuple[str, ...]:
@@ -119,7 +132,7 @@ def _suites(facts: Mapping[str, Any], host: HostFacts) -> tuple[str, ...]:
 
 
 def repository_files(
-    repository: Repository | None, host: HostFacts, decision: Decision
+    facts: Mapping[str, Any], repository: Repository | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the apt source file of a repository, and obsolete files, as owned files."""
     if repository is None or not repository.key_url:
@@ -127,18 +140,21 @@ def repository_files(
     if repository is None:
         yield {"path": SOURCES, "state": "absent"}
         return
-    yield {"path": SOURCES, "content": _format_sources(repository)}
-    if decision.source == branches.CUDA:
-        folder = CUDA_KEYS[host.distribution, host.release][0]
-        architecture = _CUDA_ARCHITECTURES[host.architecture]
-        for template in _CUDA_LISTS:
-            name = template.format(folder=folder, architecture=architecture)
-            yield {"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"}
+    sources_file = _sources_file(repository)
+    yield from apt_sources.replaced_files(facts, sources_file)
+    yield sources_file
 
 
-def _format_sources(repository: Repository) -> str:
+def repository_conflicts(facts: Mapping[str, Any], repository: Repository | None) -> list[str]:
+    """Return why the apt source file of a repository cannot be written."""
+    return apt_sources.mixed_files(facts, _sources_file(repository)) if repository else []
+
+
+def _sources_file(repository: Repository) -> dict[str, str]:
     components = f"Components: {' '.join(repository.components)}\n" if repository.components else ""
-    return (
+    signed_by = f"Signed-By: {repository.keyring}\n" if repository.keyring else ""
+    content = (
         f"{WRITTEN_BY}Types: deb\nURIs: {repository.url}\nSuites: {' '.join(repository.suites)}\n"
-        f"{components}Signed-By: {repository.keyring}\n"
+        f"{components}{signed_by}"
     )
+    return {"path": SOURCES, "content": content}

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.apt import sources as apt_sources
 from ansible_collections.slipway.host.plugins.module_utils.docker import (
     daemon_json,
     daemon_json_previous,
@@ -43,7 +44,6 @@ KEYRING = "/etc/apt/keyrings/docker.asc"
 SOURCES = "/etc/apt/sources.list.d/docker.sources"
 # Files of older Docker instructions and of Ansible's apt_repository. apt fails on every command if
 # two files declare the same repository with different key files.
-STALE_LISTS = ("docker.list", "download_docker_com_linux_{distribution}.list")
 DAEMON_JSON = "/etc/docker/daemon.json"
 # The default of the module daemon_json.
 DAEMON_JSON_RECORD = "/var/lib/slipway/daemon_json.json"
@@ -118,8 +118,8 @@ def _cdi_errors(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[s
     ]
 
 
-def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> str:
-    return (
+def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> dict[str, str]:
+    content = (
         "# Written by Slipway's role docker_engine.\n"
         "Types: deb\n"
         f"URIs: {fill_in_distribution(repository['url'], facts)}\n"
@@ -127,11 +127,7 @@ def _sources_file(facts: Mapping[str, Any], repository: Mapping[str, Any]) -> st
         f"Components: {repository.get('channel', 'stable')}\n"
         f"Signed-By: {KEYRING}\n"
     )
-
-
-def _stale_lists(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    names = (fill_in_distribution(name, facts) for name in STALE_LISTS)
-    return [{"path": f"/etc/apt/sources.list.d/{name}", "state": "absent"} for name in names]
+    return {"path": SOURCES, "content": content}
 
 
 def _removed_package(name: str) -> dict[str, Any]:
@@ -223,6 +219,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     for_gpus = _toolkit.engine_settings(facts) if wants_gpus else {}
     required = {key: value for key, value in for_gpus.items() if key != "runtimes"}
     defaults = _default_settings(facts, options["docker_engine_default_settings"], for_gpus)
+    sources_file = _sources_file(facts, repository)
     return {
         "source": chosen,
         "key_url": key_url,
@@ -235,18 +232,16 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 *_errors(facts, chosen, repository),
                 *(_cdi_errors(facts, settings) if for_gpus else ()),
                 *_swarm_errors(facts, settings),
+                *(apt_sources.mixed_files(facts, sources_file) if use_repository else ()),
             ]
             if present
             else [],
             "keyrings": [keyring] if use_repository else [],
             "files": [
-                {"path": SOURCES, "content": _sources_file(facts, repository)}
-                if use_repository
-                else {"path": SOURCES, "state": "absent"},
                 *(
-                    [{"path": KEYRING, "state": "absent"}]
-                    if not use_repository
-                    else _stale_lists(facts)
+                    [*apt_sources.replaced_files(facts, sources_file), sources_file]
+                    if use_repository
+                    else [{"path": path, "state": "absent"} for path in (SOURCES, KEYRING)]
                 ),
             ],
             "packages": packages,

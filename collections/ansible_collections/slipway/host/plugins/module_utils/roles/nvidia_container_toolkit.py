@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.apt import sources as apt_sources
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import (
     find_declared_again,
 )
@@ -145,13 +146,20 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     refreshes = number >= FIRST_WITH_CDI_REFRESH
     packages = [{"name": name, "version": version + REVISION, "hold": hold} for name in PACKAGES]
     variable_name = "nvidia_container_toolkit_version"
+    sources_file = _sources(facts, repository)
     owned = {
-        "refused": []
-        if options["nvidia_container_toolkit_upgrade"]
-        else find_declared_again(facts, packages, variable_name),
+        "refused": [
+            *apt_sources.mixed_files(facts, sources_file),
+            *(
+                ()
+                if options["nvidia_container_toolkit_upgrade"]
+                else find_declared_again(facts, packages, variable_name)
+            ),
+        ],
         "keyrings": [{"path": KEYRING, "fingerprint": repository["fingerprint"]}],
         "files": [
-            {"path": SOURCES, "content": _sources(facts, repository)},
+            *apt_sources.replaced_files(facts, sources_file),
+            sources_file,
             {"path": PREFERENCES, "content": _preferences(version)},
             {"path": UNATTENDED, "content": _unattended()}
             if hold
@@ -205,10 +213,11 @@ def _version_error(version: str, number: tuple[int, ...] | None) -> str:
     return ""
 
 
-def _sources(facts: Mapping[str, Any], repository: Mapping[str, str]) -> str:
+def _sources(facts: Mapping[str, Any], repository: Mapping[str, str]) -> dict[str, str]:
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(facts["architecture"], "amd64")
     url = repository["url"].replace("{architecture}", architecture)
-    return f"{WRITTEN_BY}Types: deb\nURIs: {url}\nSuites: /\nSigned-By: {KEYRING}\n"
+    content = f"{WRITTEN_BY}Types: deb\nURIs: {url}\nSuites: /\nSigned-By: {KEYRING}\n"
+    return {"path": SOURCES, "content": content}
 
 
 def _preferences(version: str) -> str:

@@ -90,7 +90,10 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     return _result(
         decision,
         {
-            "refused": _refused_versions(facts, packages, options),
+            "refused": [
+                *driver_repository.repository_conflicts(facts, repository),
+                *_refused_versions(facts, packages, options),
+            ],
             **_owned_state(facts, host, decision, present, repository, packages, options),
         },
         managed=True,
@@ -170,7 +173,7 @@ def _owned_state(
         else [],
         "files": [
             _record_file(facts, options),
-            *driver_repository.repository_files(repository, host, decision),
+            *driver_repository.repository_files(facts, repository),
             *driver_files.declare_files(
                 host,
                 decision,

@@ -8,7 +8,11 @@ import json
 import os
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apt_sources,
+    packages,
+    reading,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,8 +86,9 @@ def ask_host() -> Json:
 
     The first ones are those of :func:`ask_system`. ``docker_package`` is the installed package of
     the engine (``docker-ce``, ``docker.io``) or empty, ``docker_version`` its version,
-    ``docker_swarm`` whether the engine is part of a swarm, ``gpu`` what
-    :func:`gpu_facts.ask_gpus` returns, ``rolled_back`` the packages that the last rollback changed.
+    ``docker_swarm`` whether the engine is part of a swarm, ``apt_sources`` what
+    :func:`apt_sources.ask_sources` returns, ``gpu`` what :func:`gpu_facts.ask_gpus` returns,
+    ``rolled_back`` the packages that the last rollback changed.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     docker_package = next(
@@ -102,6 +107,7 @@ def ask_host() -> Json:
         "docker_snap": os.path.isdir("/snap/docker/current"),
         "systemd": os.path.isdir("/run/systemd/system"),
         "root": os.geteuid() == 0,
+        "apt_sources": apt_sources.ask_sources(),
         "gpu": gpu_facts.ask_gpus(),
         "rolled_back": _read_rolled_back(),
     }
