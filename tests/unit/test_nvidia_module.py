@@ -200,7 +200,7 @@ def outcome(
 ) -> dict[str, Any]:
     """Run the module on a KERNEL and return its result."""
     monkeypatch.setattr(nvidia_module.Host, "run", kernel.run)
-    monkeypatch.setattr(nvidia_module.Host, "situation", lambda host: kernel.found)
+    monkeypatch.setattr(nvidia_module.Host, "read_situation", lambda host: kernel.found)
     monkeypatch.setattr(detection, "is_loaded", lambda _root, _name: True)
     arguments = {"modules": [{"name": "nvidia"}, {"name": "nvidia_uvm"}], **more}
     with patch_module_args(arguments), pytest.raises(SystemExit):

@@ -11,30 +11,30 @@ module: gpu_info
 short_description: Find NVIDIA GPUs and choose the driver they need
 description:
   - Finds GPUs, NVSwitches, their audio functions and NVIDIA network cards by numeric PCI IDs in
-    sysfs. No tool need be installed, and none is asked for names.
-  - Chooses the driver branch, kernel module flavour and packages that serve every GPU of the host,
-    or says in a sentence why none does.
-  - Says which driver is loaded and which is on disk, who holds a GPU, and, while the driver is
-    loaded, what C(nvidia-smi) reports.
-  - Reads only. Run it as root to see whether a GPU is a vGPU, and the processes of other users.
+    sysfs, without any installed tool.
+  - Chooses the driver branch, kernel module flavour and packages that support every GPU of the
+    host, or returns the reason why none does.
+  - Returns the loaded driver, the installed driver, the processes that use a GPU, and, while the
+    driver is loaded, the report of C(nvidia-smi).
+  - Reads only. Only root can detect a vGPU and see the processes of other users.
 options:
   source:
     description:
-      - Where the driver comes from.
-      - V(auto) takes the distribution's archive, and NVIDIA's CUDA repository only for hardware
-        that the archive cannot serve.
+      - Source of the driver packages.
+      - V(auto) uses the archive of the distribution, and NVIDIA's CUDA repository only for hardware
+        that the archive does not support.
     type: str
     choices: [auto, ubuntu, debian, cuda]
     default: auto
   branch:
     description:
       - Driver branch to use, such as V(580), instead of the chosen one.
-      - A branch that cannot drive a GPU here, or that the source does not have, is refused.
+      - Refuses a branch that does not support a GPU of the host or that the source does not have.
     type: int
   modules:
     description:
       - Kernel module flavour to use instead of the chosen one.
-      - A flavour that cannot drive a GPU here is refused.
+      - Refuses a flavour that does not support a GPU of the host.
     type: str
     choices: [open, proprietary]
   video:
@@ -42,22 +42,22 @@ options:
     type: bool
     default: false
   query:
-    description: Ask C(nvidia-smi), where it is installed and the driver is loaded.
+    description: Run C(nvidia-smi) if it is installed and the driver is loaded.
     type: bool
     default: true
   nvidia_smi:
-    description: Path of C(nvidia-smi); without it, the one on the path of the user.
+    description: Path of C(nvidia-smi). By default it is searched in C(PATH).
     type: path
   pci_root:
     description: Folder with one entry for each PCI function.
     type: path
     default: /sys/bus/pci/devices
   proc_root:
-    description: Where procfs is mounted.
+    description: Mount point of procfs.
     type: path
     default: /proc
   sys_root:
-    description: Where sysfs is mounted.
+    description: Mount point of sysfs.
     type: path
     default: /sys
   modules_root:
@@ -65,15 +65,15 @@ options:
     type: path
     default: /lib/modules
   run_root:
-    description: Folder in which packages ask for a reboot.
+    description: Folder with the file by which packages request a reboot.
     type: path
     default: /run
   os_release:
-    description: File that names the distribution.
+    description: File with the name and version of the distribution.
     type: path
     default: /etc/os-release
   dpkg_status:
-    description: File in which dpkg keeps the state of packages.
+    description: File with the states of packages in dpkg.
     type: path
     default: /var/lib/dpkg/status
 attributes:
@@ -88,22 +88,22 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Ask which driver this host needs
+- name: Choose the driver for this host
   slipway.host.gpu_info:
   register: gpu
 
-- name: Stop where no driver serves all GPUs
+- name: Fail if no driver supports all GPUs
   ansible.builtin.assert:
     that: gpu.driver.supported
     fail_msg: "{{ gpu.driver.reason }}"
 
-- name: Ask whether the production branch would do
+- name: Check whether the production branch supports all GPUs
   slipway.host.gpu_info:
     branch: 595
     query: false
   register: wished
 
-- name: Decide for a host from a copy of its PCI tree
+- name: Choose the driver for a copy of the PCI tree of a host
   slipway.host.gpu_info:
     pci_root: /srv/copies/node7/devices
     query: false
@@ -133,10 +133,10 @@ gpus:
       type: str
       sample: "0302"
     driver:
-      description: Kernel driver that holds it, such as V(nvidia), V(nouveau) or V(vfio-pci).
+      description: Kernel driver of the device, such as V(nvidia), V(nouveau) or V(vfio-pci).
       type: str
     name:
-      description: Product name, or the numeric ID of a GPU that has none here.
+      description: Product name, or the numeric ID of an unknown GPU.
       type: str
       sample: NVIDIA A100 SXM4 40GB
     architecture:
@@ -144,16 +144,16 @@ gpus:
       type: str
       sample: Ampere
     skipped:
-      description: Why this host's driver leaves it alone, or null.
+      description: Why the driver of the host does not use the GPU, or null.
       type: str
     vgpu:
-      description: Whether it is a vGPU, a slice that a hypervisor hands out; null if root only
-        could tell.
+      description: Whether the GPU is a vGPU, a share of a GPU from a hypervisor; null if this is
+        unknown without root rights.
       type: bool
     smi:
-      description: What nvidia-smi reports of it (name, uuid, memory_mib, persistence, ecc, mig,
+      description: Report of nvidia-smi (name, uuid, memory_mib, persistence, ecc, mig,
         mig_pending, mig_devices, virtualization, fabric_state, fabric_status, recovery_action,
-        gsp_firmware, processes), or null. Values it does not state are null.
+        gsp_firmware, processes), or null. Unknown values are null.
       type: dict
 nvswitches:
   description: NVSwitches that are PCI devices of the host, with address, id, subsystem, class and
@@ -162,31 +162,31 @@ nvswitches:
   type: list
   elements: dict
 audio:
-  description: Audio functions of the GPUs, likewise.
+  description: Audio functions of the GPUs, with the same keys.
   returned: always
   type: list
   elements: dict
 nics:
-  description: NVIDIA (Mellanox) network functions, likewise.
+  description: NVIDIA (Mellanox) network functions, with the same keys.
   returned: always
   type: list
   elements: dict
 driver:
-  description: The driver this host is to have.
+  description: The driver that was chosen for the host.
   returned: always
   type: dict
   contains:
     needed:
-      description: Whether a GPU of this host wants a driver at all.
+      description: Whether a GPU of the host needs a driver.
       type: bool
     supported:
-      description: Whether the host can be served; true as well where no driver is needed.
+      description: Whether a driver supports all GPUs; also true if no driver is needed.
       type: bool
     reason:
-      description: Why it is so, for the host's owner.
+      description: Reason of the choice, for the administrator of the host.
       type: str
     warnings:
-      description: What the owner should know besides.
+      description: Further information for the administrator.
       type: list
       elements: str
     source:
@@ -203,7 +203,7 @@ driver:
       description: V(prebuilt), signed by the distribution, or V(dkms), built on the host.
       type: str
     fabric_manager:
-      description: Whether the host manages an NVSwitch fabric.
+      description: Whether the host needs the fabric manager for NVSwitches.
       type: bool
     fabric:
       description: V(none), V(nvswitch), or V(nvlink5) for baseboards since B200.
@@ -213,7 +213,7 @@ driver:
       type: list
       elements: str
     running_kernel_packages:
-      description: Those of RV(driver.packages) that serve the running kernel alone.
+      description: Packages of RV(driver.packages) that support only the running kernel.
       type: list
       elements: str
     pin_package:
@@ -228,15 +228,15 @@ driver:
       type: list
       elements: str
     cuda_major:
-      description: Newest CUDA major version whose images run on every GPU here.
+      description: Newest CUDA major version whose images run on every GPU of the host.
       type: int
 present:
-  description: The driver that is there.
+  description: The present driver.
   returned: always
   type: dict
   contains:
     branch:
-      description: Branch of the loaded module, or else of the installed one.
+      description: Branch of the loaded module, or else of the installed module.
       type: int
     loaded:
       description: Version and flavour (modules) of the module in the kernel, or null.
@@ -246,10 +246,10 @@ present:
         or null.
       type: dict
     stale:
-      description: Whether the loaded module is not the installed one.
+      description: Whether the loaded and the installed module differ.
       type: bool
     misfit:
-      description: Why that driver cannot drive the GPUs, or null.
+      description: Why the present driver does not support the GPUs, or null.
       type: str
     nouveau:
       description: Whether nouveau or nova is loaded.
@@ -258,12 +258,12 @@ present:
       description: Installed driver packages and their versions.
       type: dict
 holders:
-  description: Processes that hold a GPU device open, with pid, command, devices and container.
+  description: Processes that use a GPU, with pid, command, devices and container.
   returned: always
   type: list
   elements: dict
 holders_complete:
-  description: Whether every process could be looked into.
+  description: Whether all processes could be inspected.
   returned: always
   type: bool
 mig:
@@ -271,17 +271,17 @@ mig:
   returned: always
   type: bool
 smi:
-  description: driver_version and cuda_version as nvidia-smi states them, or its error; all null
-    if it was not asked.
+  description: driver_version and cuda_version of nvidia-smi, or its error; all null if nvidia-smi
+    did not run.
   returned: always
   type: dict
 host:
-  description: distribution, release, architecture, kernel, kernel_metas, headers (whether those of
-    the running kernel are there) and secure_boot (null if it could not be read).
+  description: distribution, release, architecture, kernel, kernel_metas, headers (whether the
+    headers of the running kernel are installed) and secure_boot (null if it could not be read).
   returned: always
   type: dict
 reboot_required:
-  description: Whether a package asked for a reboot.
+  description: Whether a package requests a reboot.
   returned: always
   type: bool
 """
@@ -322,15 +322,18 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     params = module.params
     pci_root = Path(params["pci_root"])
-    # A host may have no PCI bus, but a folder that somebody names should be there.
+    # A host may have no PCI bus, but a folder that was set explicitly must exist.
     if params["pci_root"] != DEFAULT_PCI_ROOT and not pci_root.is_dir():
-        module.fail_json(msg=f"pci_root {pci_root} is not a folder; name one like /sys's.")
+        module.fail_json(
+            msg=f"pci_root: {pci_root} is not a folder; expected a folder such as "
+            f"{DEFAULT_PCI_ROOT}."
+        )
     smi = None
     if params["query"]:
         smi = params["nvidia_smi"] or module.get_bin_path("nvidia-smi")
 
     def run(command: list[str]) -> tuple[int, str, str]:
-        # A user's path may lack /sbin, where modinfo is.
+        # PATH may not contain /sbin, the folder of modinfo.
         program = module.get_bin_path(command[0]) or command[0]
         try:
             code, output, error = module.run_command(

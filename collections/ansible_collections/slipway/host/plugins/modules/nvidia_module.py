@@ -8,15 +8,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nvidia_module
-short_description: Have the installed NVIDIA kernel module in the kernel
+short_description: Load the installed NVIDIA kernel module
 description:
-  - Loads the module that is on disk. Where another version or flavour is loaded, it is replaced, if
-    no process but the driver's own daemons holds a GPU; these are stopped and started again.
-  - Afterwards the CDI specification is written anew, where the container toolkit keeps one.
-  - Where only a reboot helps, says so, and whether O(reboot) allows it. The module itself never
-    reboots.
-  - Where it is not allowed, nothing is touched, and the result says who is at work on the host and
-    what to do.
+  - Loads the installed module. Replaces a loaded module of another version or flavour if no process
+    except the driver's own daemons uses a GPU; the daemons are stopped and started again.
+  - Afterwards regenerates the CDI specification if the container toolkit maintains one.
+  - If a reboot is necessary, returns this and whether O(reboot) allows it. The module itself does
+    not reboot.
+  - If a reboot is not allowed now, changes nothing and returns who uses the host and what to do.
 options:
   modules:
     description: The kernel modules, as the C(modules) list of a role's owned state.
@@ -29,20 +28,20 @@ options:
         type: str
         required: true
       version:
-        description: The version that is expected; what counts is the module on disk.
+        description: The declared version; the module loads the installed one.
         type: str
       state:
-        description: Whether it is loaded; C(absent) for those that keep the driver from the GPUs.
+        description:
+          - Whether the module is loaded. C(absent) is for modules that conflict with the driver.
         type: str
         choices: [present, absent]
         default: present
   reboot:
     description:
-      - When the host may be rebooted. V(idle) means that no process holds a GPU, no container runs
-        and nobody is logged in at a terminal.
-      - The machine that Ansible runs on may never be.
-      - A reboot that changed nothing is not repeated; C(/var/lib/slipway/reboot.json) has its
-        reason.
+      - When the host may be rebooted. V(idle) means that no process uses a GPU, no container runs
+        and no user is logged in at a terminal.
+      - The machine that Ansible runs on is never rebooted.
+      - A reboot that did not help is not repeated; C(/var/lib/slipway/reboot.json) has its reason.
     type: str
     choices: [idle, never, always]
     default: idle
@@ -52,7 +51,7 @@ options:
     default: ""
 attributes:
   check_mode:
-    description: Says what would be done.
+    description: Reports the step that would be done.
     support: full
   diff_mode:
     description: Shows which version is loaded, before and after.
@@ -80,24 +79,24 @@ EXAMPLES = r"""
 
 RETURN = r"""
 step:
-  description: What was done, or has to be done; V(nothing), V(load), V(reload), V(reboot) or
+  description: The step that was done or is necessary; V(nothing), V(load), V(reload), V(reboot) or
     V(wait).
   returned: always
   type: str
 reason:
-  description: Why, in words.
+  description: Reason of the step.
   returned: always
   type: str
 reboot:
-  description: Whether the host is to be rebooted now.
+  description: Whether the caller must reboot the host now.
   returned: always
   type: bool
 pending:
-  description: Whether the installed module is still not in the kernel.
+  description: Whether the installed module is still not loaded.
   returned: always
   type: bool
 slipway_note:
-  description: What the owner of the host has to do.
+  description: What the administrator of the host must do.
   returned: when step is wait
   type: str
 """
@@ -144,34 +143,35 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "controller_boot_id": {"type": "str", "default": ""},
 }
+# Messages of modprobe for a module with an unknown signature.
 KEY_REFUSED = ("Key was rejected by service", "Required key not available")
 
 
 class Host:
-    """The host's kernel: what is in it, and what puts other things there."""
+    """Reads and changes the modules in the host's kernel."""
 
     def __init__(self, module: HostModule) -> None:
         self.module = module
 
     def run(self, command: list[str]) -> tuple[int, str, str]:
-        """Run a COMMAND, whose program may lie in /sbin."""
+        """Run a COMMAND, whose program may be in /sbin."""
         program = self.module.get_bin_path(command[0], required=True)
         status, out, err = self.module.run_command([program, *command[1:]])
         return status, out, err
 
-    def situation(self) -> Situation:
-        """Return what was found."""
+    def read_situation(self) -> Situation:
+        """Return the present state of modules and users of the host."""
         kernel = facts.ask_system()["kernel"]
-        stated = self.module.params["modules"]
-        loaded = {entry["name"]: detect.is_loaded(SYS, entry["name"]) for entry in stated}
+        declared = self.module.params["modules"]
+        loaded = {entry["name"]: detect.is_loaded(SYS, entry["name"]) for entry in declared}
         return Situation(
             kernel=kernel,
             installed=installed_module(MODULES, kernel, self.run),
             loaded=detect.loaded_module(*gpu_facts.read_loaded()),
             other_kernels=self._other_kernels(kernel),
-            unwanted=[e["name"] for e in stated if e["state"] == "absent" and loaded[e["name"]]],
+            unwanted=[e["name"] for e in declared if e["state"] == "absent" and loaded[e["name"]]],
             missing=[
-                e["name"] for e in stated if e["state"] == "present" and not loaded[e["name"]]
+                e["name"] for e in declared if e["state"] == "present" and not loaded[e["name"]]
             ],
             holders=detect.holders(PROC).processes,
             users=[*self._containers(), *self._terminals()],
@@ -202,35 +202,35 @@ class Host:
         return kernel_module.terminals(text for text in texts if text)
 
     def load(self, names: list[str], also: Sequence[str] = (), stuck: str = "") -> None:
-        """Load the modules of these NAMES, or fail with the kernel's own words.
+        """Load the modules NAMES; fail with the kernel's message if that is impossible.
 
-        ALSO are those that others had loaded before. What is on disk need not go with an older
-        module that is STUCK in the kernel: then the rest is the reboot's matter.
+        ALSO are modules that other programs had loaded before. If an older module is STUCK in the
+        kernel, errors are ignored: a reboot will load the rest.
         """
         for name in (*names, *also):
             status, out, err = self.run(["modprobe", name])
             if status == 0 or stuck:
                 continue
-            said = f"modprobe {name} failed: {(err or out).strip()}."
+            message = f"modprobe {name} failed: {(err or out).strip()}."
             if name in also:
-                self.module.warn(f"{said} It was loaded before the driver was replaced.")
+                self.module.warn(f"{message} It was loaded before the driver was replaced.")
                 continue
             if any(words in out + err for words in KEY_REFUSED):
-                said += " Secure Boot is on and the module is not signed with a key it knows."
-            self.module.fail_json(msg=said)
-        # Containers find the driver's files by what this writes, and it may have run too early.
+                message += " Secure Boot is on and does not know the key of the module's signature."
+            self.module.fail_json(msg=message)
+        # The service writes the list of driver files for containers, and may have run too early.
         if self.run(["systemctl", "is-enabled", "--quiet", SPECIFICATION])[0] == 0:
             self.run(["systemctl", "restart", SPECIFICATION])
 
     def unload(self) -> str:
-        """Unload the driver; return the module that the kernel did not let go, empty for none."""
+        """Unload the driver; return the module that could not be unloaded, empty if none."""
         for name in kernel_module.UNLOADED:
             if detect.is_loaded(SYS, name) and self.run(["rmmod", name])[0] != 0:
                 return name
         return ""
 
     def reload(self, names: list[str]) -> str:
-        """Replace the driver in the kernel; return the module that it did not let go."""
+        """Replace the loaded driver; return the module that could not be unloaded."""
         units = [unit for unit in kernel_module.DAEMONS.values() if self._is_active(unit)]
         if units:
             self.run(["systemctl", "stop", *units])
@@ -249,35 +249,35 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     host = Host(module)
-    wanted = [e["name"] for e in module.params["modules"] if e["state"] == "present"]
-    found = host.situation()
-    step, reason = kernel_module.next_step(found, module.params["reboot"])
+    declared = [e["name"] for e in module.params["modules"] if e["state"] == "present"]
+    situation = host.read_situation()
+    step, reason = kernel_module.next_step(situation, module.params["reboot"])
     if step is Step.FAIL and not module.check_mode:
         module.fail_json(msg=f"{reason}.")
     changed = step in (Step.LOAD, Step.RELOAD)
     if step is Step.LOAD and not module.check_mode:
-        host.load(wanted)
-    elif step is Step.RELOAD and not module.check_mode and (stuck := host.reload(wanted)):
+        host.load(declared)
+    elif step is Step.RELOAD and not module.check_mode and (stuck := host.reload(declared)):
         changed = False
-        step, reason = kernel_module.after_failed_unload(found, module.params["reboot"], stuck)
+        step, reason = kernel_module.after_failed_unload(situation, module.params["reboot"], stuck)
     if step is Step.REBOOT and not module.check_mode:
         reboot_record.write_reason(reason)
     elif step in (Step.NOTHING, Step.LOAD, Step.RELOAD) and not module.check_mode:
         reboot_record.delete()
     waits = step is Step.WAIT
-    after = found.installed if changed else found.loaded
+    after = situation.installed if changed else situation.loaded
     module.exit_json(
         changed=changed,
         step=step.value,
         reason=reason,
         reboot=step is Step.REBOOT,
         pending=step in (Step.WAIT, Step.REBOOT),
-        diff={"before": _shown(found.loaded), "after": _shown(after)},
-        **({"slipway_note": f"the NVIDIA driver waits: {reason}"} if waits else {}),
+        diff={"before": _describe(situation.loaded), "after": _describe(after)},
+        **({"slipway_note": f"NVIDIA driver installed but not loaded: {reason}"} if waits else {}),
     )
 
 
-def _shown(loaded: detect.KernelModule | None) -> str:
+def _describe(loaded: detect.KernelModule | None) -> str:
     return f"nvidia {loaded.version}\n" if loaded else ""
 
 
