@@ -87,6 +87,8 @@ CONTEXT = [
     f"ada: docker context create rootless --docker host={SOCKET}",
     "ada: docker context use rootless",
 ]
+PS = f"ada: docker --host {SOCKET} ps --quiet"
+INFO = f"ada: docker --host {SOCKET} info --format={{{{.LiveRestoreEnabled}}}}"
 IDS = "usermod --add-subuids 165536-231071 --add-subgids 165536-231071 ada"
 
 
@@ -97,7 +99,7 @@ IDS = "usermod --add-subuids 165536-231071 --add-subgids 165536-231071 ada"
         ([False, 65536, 65536, SOCKET, 7.0], 6.0, ["loginctl enable-linger ada"]),
         ([True, 0, 65536, SOCKET, 7.0], 6.0, [IDS]),
         ([True, 65536, 65536, SOCKET, 0.0], 6.0, START),
-        ([True, 65536, 65536, SOCKET, 7.0], 8.0, START),
+        ([True, 65536, 65536, SOCKET, 7.0], 8.0, [PS, *START]),
         ([True, 65536, 65536, "", 7.0], 6.0, CONTEXT),
         ([False, 0, 0, "", 0.0], 6.0, [IDS, "loginctl enable-linger ada", *START, *CONTEXT]),
     ],
@@ -133,6 +135,44 @@ def test_the_content_of_a_configuration_decides_about_a_restart(
     assert run_module(rootless_docker, engines=ENGINES)["changed"]
     assert machine.told()[-len(START) :] == START
     assert not run_module(rootless_docker, engines=ENGINES)["changed"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "containers", "live_restore", "asked", "waits"),
+    [
+        ("idle", "c1 c2", "false", [PS, INFO], "2 containers of ada run. Run again when they"),
+        ("idle", "c1", "true", [PS, INFO], ""),
+        ("idle", "", "false", [PS], ""),
+        ("always", "c1", "false", [], ""),
+        ("never", "", "false", [], "docker_engine_restart is never"),
+    ],
+)
+def test_an_engine_with_running_containers_is_not_restarted(
+    run_module: RunModule,
+    machine: Machine,
+    program: Program,
+    policy: str,
+    containers: str,
+    live_restore: str,
+    asked: list[str],
+    waits: str,
+) -> None:
+    program(
+        "runuser",
+        f'shift 5; while case "$1" in *=*) ;; *) false;; esac; do shift; done;'
+        f'echo ada: "$@" >>{machine.log};'
+        f'case "$*" in *"ps --quiet") echo {containers};; *info*) echo {live_restore};; esac',
+    )
+    machine.changed = 8.0
+    result = run_module(rootless_docker, engines=ENGINES, restart=policy)
+    did = [line for line in machine.told() if line != "systemctl start user@54321.service"]
+    assert did == [*asked, *([] if waits else START)]
+    (waiting,) = result.get("slipway_waiting", [""])
+    assert waits in waiting
+    assert result["changed"] == (not waits)
+    # What waits is found again by the next run.
+    again = run_module(rootless_docker, check=True, engines=ENGINES, restart=policy)
+    assert again["changed"] == bool(waits)
 
 
 def test_an_engine_that_does_not_start_says_why(

@@ -163,6 +163,7 @@ def test_a_host_is_asked_whom_a_change_disturbs(run: Run, host: Host) -> None:
     assert [keys for keys, _reach in host.asked][1:] == [{"users_of_host", "apt_simulations"}]
     effect = "would be removed (is 1.0; no role declares this package)"
     assert result["consequences"] == [
+        {"kind": "restart", "name": "docker.service", "effect": "would restart"},
         {"kind": "package", "name": "podman-docker", "effect": effect},
         {"kind": "session", "name": "carol", "effect": "is logged in at pts/0"},
     ]

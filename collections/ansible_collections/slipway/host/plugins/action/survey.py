@@ -239,7 +239,7 @@ def find_waiting(variables: Vars) -> set[str]:
         for name, value in variables.items()
         if name.startswith(f"__{role}_") and isinstance(value, Mapping)
         # A loop has a result for each item.
-        for part in (value, *value.get("results", ()))
+        for part in (value, *(value.get("results") or ()))
         if isinstance(part, Mapping) and part.get("slipway_waiting")
     }
 

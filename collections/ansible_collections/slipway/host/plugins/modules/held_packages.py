@@ -147,7 +147,10 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     AptError,
     describe,
 )
-from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import POLICIES
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import (
+    POLICIES,
+    waiting_result,
+)
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import packages
 
@@ -248,7 +251,8 @@ def report_waiting(module: HostModule, known: Mapping[str, changes.Known], reaso
     ]
     if missing:
         module.fail_json(msg=f"Cannot install {', '.join(missing)}: {reason}")
-    module.exit_json(changed=False, installed=[], purged=[], slipway_waiting=[reason])
+    result = waiting_result(module, [reason])
+    module.exit_json(changed=False, installed=[], purged=[], **result)
 
 
 def main() -> None:

@@ -170,7 +170,10 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.package_set impor
     combine,
 )
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
-from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import POLICIES
+from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import (
+    POLICIES,
+    waiting_result,
+)
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -224,8 +227,8 @@ def report_waiting(module: HostModule, packages: PackageSet, reason: str) -> Non
     """End the module: an upgrade can wait, but a rollback fails."""
     if module.params["state"] == "rolled_back":
         module.fail_json(msg=f"{reason} No package was changed.")
-    waiting = {"moves": [], "open": packages.storage.record.open, "slipway_waiting": [reason]}
-    module.exit_json(changed=False, **waiting)
+    result = waiting_result(module, [reason])
+    module.exit_json(changed=False, moves=[], open=packages.storage.record.open, **result)
 
 
 def main() -> None:

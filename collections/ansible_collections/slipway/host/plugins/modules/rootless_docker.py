@@ -51,6 +51,14 @@ options:
         description: Sentence with the reason and the solution.
         type: str
         required: true
+  restart:
+    description:
+      - When an engine may be restarted that runs with older files. V(idle) means that it runs no
+        container, or that C(live-restore) is on. The module then changes all else and says why the
+        restart waits.
+    type: str
+    choices: [idle, always, never]
+    default: idle
   state:
     description:
       - V(present) sets up and starts the listed engines, V(absent) removes all others. Images and
@@ -83,6 +91,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+slipway_waiting:
+  description: Which restarts wait, why, and what to do.
+  returned: when a restart waits
+  type: list
+  elements: str
 users:
   description: Users whose engines were set up or removed.
   returned: always
@@ -95,7 +108,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
+from ansible_collections.slipway.host.plugins.module_utils.docker import (
+    restart_consent,
+    rootless,
+)
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
@@ -131,6 +147,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "why": {"type": "str", "required": True},
         },
     },
+    "restart": {"type": "str", "choices": list(restart_consent.POLICIES), "default": "idle"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
 UNIT = "docker.service"
@@ -174,6 +191,26 @@ class Engine:
             self._start()
         if state.context != rootless.socket(self.uid):
             self._make_context()
+
+    def find_obstacle(self, policy: str) -> str:
+        """Return why the engine must not be restarted now, empty if it may be; see POLICIES."""
+        if policy == restart_consent.ALWAYS:
+            return ""
+        if policy == restart_consent.NEVER:
+            return restart_consent.find_obstacle(policy, None, ())
+        # By the user: the socket is in a folder where the user may put another program.
+        docker = ("docker", "--host", rootless.socket(self.uid))
+        status, running, _err = self.run_as_user(*docker, "ps", "--quiet")
+        number = len(running.split())
+        if status != 0 or not number:
+            return ""
+        live_restore = self.run_as_user(*docker, "info", "--format={{.LiveRestoreEnabled}}")[1]
+        if live_restore.strip() == "true":
+            return ""
+        return (
+            f"{number} containers of {self.name} run. Run again when they have ended, or set "
+            f"{restart_consent.OPTION} to {restart_consent.ALWAYS}"
+        )
 
     def _start(self) -> None:
         self.run_as_user("systemctl", "--user", "daemon-reload")
@@ -219,8 +256,11 @@ class Engine:
             self.run_as_root("systemctl", "stop", f"user@{self.uid}.service")
 
 
-def set_up_all(module: HostModule) -> list[model.Difference]:
-    """Set up the engines that differ; return the differences."""
+def set_up_all(module: HostModule, waiting: list[str]) -> list[model.Difference]:
+    """Set up the engines that differ; return the differences.
+
+    Add a sentence to WAITING for each engine that must not be restarted now.
+    """
     all_differences: list[model.Difference] = []
     for entry in module.params["engines"]:
         owned = {"rootless": [entry]}
@@ -238,7 +278,14 @@ def set_up_all(module: HostModule) -> list[model.Difference]:
                     "Create the user, then run again."
                 )
             state = rootless.State(*answer["rootless"][entry["user"]])
-            engine.set_up(state, bool(rootless_state.unread_files(entry, answer)))
+            restart = bool(rootless_state.unread_files(entry, answer))
+            obstacle = engine.find_obstacle(module.params["restart"]) if restart else ""
+            engine.set_up(state, restart and not obstacle)
+            if obstacle:
+                waiting.append(f"restart of the engine of {entry['user']} waits: {obstacle}.")
+                left = HERE.differences(owned)
+                all_differences = [one for one in all_differences if one not in left]
+                continue
         # The digests of before the start: what changed since then was not read.
         record_start(entry, HERE.look(owned) if differences else answer, answer)
     return all_differences
@@ -254,7 +301,7 @@ def record_start(
         started.write_record(rootless_state.record_name(entry), str(began), read)
 
 
-def remove_others(module: HostModule) -> list[model.Difference]:
+def remove_others(module: HostModule, _waiting: list[str]) -> list[model.Difference]:
     """Remove the engines of unlisted users; return the differences."""
     listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
     folder = Path(rootless.FOLDER)
@@ -292,11 +339,13 @@ def main() -> None:
     except model.ConflictError as error:
         module.fail_json(msg=f"{error}.")
     act = set_up_all if module.params["state"] == "present" else remove_others
-    differences = act(module)
+    waiting: list[str] = []
+    differences = act(module, waiting)
     module.exit_json(
         changed=bool(differences),
         users=sorted({difference.name for difference in differences}),
         diff={"prepared": "".join(f"{difference}\n" for difference in differences)},
+        **restart_consent.waiting_result(module, waiting),
     )
 
 

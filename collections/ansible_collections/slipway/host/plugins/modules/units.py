@@ -105,6 +105,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_
 from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consent import (
     POLICIES,
     ask_obstacle,
+    waiting_result,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import started, units
@@ -274,7 +275,7 @@ def main() -> None:
             unit.run(verb)
         if len(waiting) == waiting_before:
             unit.finish(verbs)
-    result: dict[str, Any] = {"slipway_waiting": waiting} if waiting else {}
+    result = waiting_result(module, waiting)
     module.exit_json(changed=bool(done), actions=done, diff=diff, **result)
 
 

@@ -95,7 +95,7 @@ class DaemonJsonFile:
 
     def describe(self, merge: Merge, waiting: str = "") -> dict[str, Any]:
         """Return the result of the module; WAITING says why the file was not changed."""
-        now = {"slipway_waiting": [waiting]} if waiting else {}
+        sentences = [waiting] if waiting else []
         return self.result | {
             "settings": parse(mask_credentials(render(merge.after))),
             "differences": merge.differences,
@@ -103,7 +103,7 @@ class DaemonJsonFile:
             "reload_required": merge.reload_required and not waiting,
             "notes": self.notes,
             "changed": self.result["changed"] or bool(self.secured),
-            **now,
+            **restart_consent.waiting_result(self.module, sentences),
         }
 
     def is_active(self) -> bool:

@@ -12,7 +12,7 @@ Standard library only, for hosts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ansible_collections.slipway.host.plugins.module_utils.state import disturbance
 
@@ -23,6 +23,13 @@ OPTION = "docker_engine_restart"
 ENGINE_PACKAGES = frozenset({"containerd", "containerd.io", "docker-ce", "docker.io"})
 
 Container = Mapping[str, Any]
+
+
+class Warner(Protocol):
+    """A module of Ansible, which displays warnings."""
+
+    def warn(self, warning: str) -> None:
+        """Display a warning."""
 
 
 def stopped_containers(
@@ -91,3 +98,10 @@ def ask_obstacle(policy: str, keeps_running: bool = True) -> str:
         return find_obstacle(policy, None, (), keeps_running)
     found = disturbance.ask_containers()
     return find_obstacle(policy, found, disturbance.ask_gpu_processes(), keeps_running)
+
+
+def waiting_result(module: Warner, waiting: Sequence[str]) -> dict[str, list[str]]:
+    """Return what the result of a module says of changes that wait; warn of each one."""
+    for sentence in waiting:
+        module.warn(sentence)
+    return {"slipway_waiting": list(waiting)} if waiting else {}
