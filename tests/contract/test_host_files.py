@@ -56,6 +56,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads programs in the folders of root's PATH, writes a new temporary file",
         ".iterdir .open tempfile.NamedTemporaryFile",
     ),
+    "module_utils/host/network_check.py": ("reads daemon.json", ".read_text"),
     "module_utils/host/job.py": (
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .open .read_bytes .read_text .rename .write_text",

@@ -319,7 +319,7 @@ def test_a_host_without_gpus_proves_none(
     gpu_host: GpuHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {"devices": []})
-    assert list(prove(gpu_host)) == ["engine"]
+    assert list(prove(gpu_host)) == ["engine", host_verify.NETWORK]
 
 
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:

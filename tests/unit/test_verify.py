@@ -25,6 +25,7 @@ from ansible_collections.slipway.host.plugins.modules import verify
 from tests.unit.conftest import RunModule
 
 Program = Callable[[str, str], None]
+NETWORK = host_verify.NETWORK
 ENGINE_PACKAGE = ["install", "installed", "28.5.2"]
 VERSION = {"Version": "28.5.2", "ApiVersion": "1.51"}
 ASKED = {"length": 5.1, "width": 2.4}
@@ -127,7 +128,7 @@ def test_what_was_run_once_is_no_service(monkeypatch: pytest.MonkeyPatch, port: 
     once = container(port, port=1)
     once["Labels"]["com.docker.compose.oneoff"] = "True"
     engine(monkeypatch, containers=[once])
-    assert [check["what"] for check in host_verify.run_checks(False, False)] == ["engine"]
+    assert [check["what"] for check in host_verify.run_checks(False, False)] == ["engine", NETWORK]
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0"])
@@ -139,7 +140,7 @@ def test_a_service_that_answers_as_declared_is_proven(
     monkeypatch.delenv("no_proxy", raising=False)
     engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
     proof = host_verify.run_checks(smoke=True, daemon_reload=True)
-    assert [check["what"] for check in proof] == ["engine", "service iris-api"]
+    assert [check["what"] for check in proof] == ["engine", "service iris-api", NETWORK]
     assert all(check["ok"] for check in proof)
     assert '"prediction": "virginica"' in proof[1]["seen"]
 
@@ -224,7 +225,7 @@ def test_without_an_expectation_any_success_counts(
 def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     others = [{"Labels": {"com.docker.compose.service": "web"}}, {"Labels": None}]
     engine(monkeypatch, containers=others)
-    assert len(host_verify.run_checks(smoke=True, daemon_reload=True)) == 1
+    assert len(host_verify.run_checks(smoke=True, daemon_reload=True)) == 2
 
 
 @pytest.mark.parametrize(
@@ -258,10 +259,10 @@ def test_the_smoke_test_of_each_tagged_image_runs(
     program("docker", 'echo "$*" >&2; exit 3')
     engine(monkeypatch, images=IMAGES)
     proof = host_verify.run_checks(smoke=True, daemon_reload=True)
-    assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu"]
+    assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu", NETWORK]
     assert "exit status 3" in proof[1]["seen"]
     assert "--entrypoint sh slipway/a:cpu smoke.sh" in proof[1]["seen"]
-    assert len(host_verify.run_checks(smoke=False, daemon_reload=True)) == 1
+    assert len(host_verify.run_checks(smoke=False, daemon_reload=True)) == 2
 
 
 def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
@@ -291,7 +292,7 @@ def test_the_module_fails_with_all_that_went_wrong(
     result = run_module(verify, smoke=False)
     assert result["failed"]
     assert result["msg"] == "service iris-api: port 1 is not published on the host"
-    assert [check["ok"] for check in result["checks"]] == [True, True, False]
+    assert [check["ok"] for check in result["checks"]] == [True, True, False, True]
     engine(monkeypatch, containers=[container(port, **EXPECTED)])
     result = run_module(verify, smoke=False)
     assert not result["changed"]

@@ -25,13 +25,14 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health_check
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
+from ansible_collections.slipway.host.plugins.module_utils.host import network_check
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 SMOKE_TIMEOUT = 1800
 GPUS, HEALTH, COMPUTATION = "GPUs", "GPU health", "GPU computation"
-GPUS_IN_CONTAINERS = "GPUs in containers"
+GPUS_IN_CONTAINERS, NETWORK = "GPUs in containers", "container network"
 REQUEST_TIMEOUT = 30
 
 
@@ -192,4 +193,5 @@ def run_checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
             check = partial(gpu_proof.check_container, len(gpus), daemon_reload)
             results.append(run_check(GPUS_IN_CONTAINERS, check))
         results += [*_check_images(smoke), *_check_services()]
+        results.append(run_check(NETWORK, network_check.check))
     return [asdict(check) for check in results]
