@@ -892,6 +892,13 @@ def test_a_foreign_container_is_named_whatever_its_labels(
     assert project_changes(found, record) == changes
 
 
+def test_the_variables_are_asked_for_after_the_containers() -> None:
+    service = {**WEB, "container": DECLARED}
+    question = survey.question([{"projects": [{"name": "api", "services": [service]}]}])
+    assert list(question) == ["projects", "images", "environments"]
+    assert question["environments"] == [json.dumps(["api", [], "of nothing"])]
+
+
 def test_projects_of_an_engine_that_does_not_answer() -> None:
     entry = {"name": "api", "services": []}
     expected = [("Docker does not answer", "running")]

@@ -12,8 +12,8 @@ short_description: Compare a host with its owned state in one round trip
 description:
   - Calls the plan of each role, asks the host for all of its owned state in one round trip, and
     compares.
-  - Compares file digests, the status of dpkg, unit states and image labels. It does not compare
-    the content of an image with its label.
+  - Compares digests of files, the status of dpkg, unit states, the content of images with the
+    record of the host, and containers by what the engine reports.
   - A host with drift joins the group C(slipway_drift) for the plays that follow.
   - If the drift leads to a change that can disturb somebody, a second question finds whom.
   - Runs the host's Python without a module transfer, so it costs about as much as C(raw).

@@ -113,8 +113,8 @@ def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: A
         return []
     return [
         f"ml_services_instances: service {project['name']} needs image {reference}, which is "
-        "missing or outdated on this host. Add it to ml_images_present, load it, or remove the "
-        "service"
+        "missing, outdated or not recorded on this host. Add it to ml_images_present, load or "
+        "accept it (see ./slipway images --help), or remove the service"
         for owned in statements
         for project in owned.get("projects", ())
         for service in project["services"]
