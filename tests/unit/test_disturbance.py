@@ -259,6 +259,11 @@ def test_an_obstacle_names_container_owner_image_and_what_to_do() -> None:
     )
 
 
+def test_words_of_a_host_are_data() -> None:
+    found = running({"owner": "al\x1b[2Jice"})
+    assert "container train of al\\x1b[2Jice (image x)" in find_obstacle("idle", found, [])
+
+
 def test_the_host_is_asked_only_where_the_answer_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     engine(monkeypatch, details())
     monkeypatch.setattr(disturbance, "ask_gpu_processes", list)

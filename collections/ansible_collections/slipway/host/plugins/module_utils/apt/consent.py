@@ -13,6 +13,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt import changes
 from ansible_collections.slipway.host.plugins.module_utils.docker import restart_consent
 from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import DAEMONS
 from ansible_collections.slipway.host.plugins.module_utils.state import disturbance
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 
 class WaitingError(Exception):
@@ -49,7 +50,7 @@ def check(simulated: str, own: Collection[str], consent: Consent) -> None:
 
 def _check_gpus() -> None:
     users = [
-        f"process {process['pid']} ({process['command']}) of {process['user']}"
+        f"process {process['pid']} ({escape_control(process['command'])}) of {process['user']}"
         for process in disturbance.ask_gpu_processes()
         if process["command"] not in DAEMONS
     ]

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ansible_collections.slipway.host.plugins.module_utils.state import disturbance
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 IDLE, ALWAYS, NEVER = "idle", "always", "never"
 POLICIES = (IDLE, ALWAYS, NEVER)
@@ -56,9 +57,10 @@ def stopped_containers(
 
 
 def describe_container(container: Container) -> str:
-    """Return a container as people know it: name, owner, image."""
+    """Return a container as people know it: name, owner, image; safe for a terminal."""
     owner = f" of {container['owner']}" if container["owner"] else ""
-    return f"container {container['name']}{owner} (image {container['image']})"
+    # Anybody who starts a container chooses the label with its owner.
+    return escape_control(f"container {container['name']}{owner} (image {container['image']})")
 
 
 def _describe_blocking(container: Container) -> str:
