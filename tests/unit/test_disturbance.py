@@ -97,6 +97,30 @@ def test_the_owner_of_a_process_owns_the_container(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("running", "text", "counts"),
+    [
+        (True, '{"live-restore": true}', True),
+        # The next engine would stop what this one leaves running.
+        (True, '{"live-restore": false}', False),
+        (True, "{}", False),
+        (True, "{", False),
+        (True, "[]", False),
+        (False, '{"live-restore": true}', False),
+    ],
+)
+def test_live_restore_counts_if_it_is_on_before_and_after_the_restart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: bool, text: str, counts: bool
+) -> None:
+    engine(monkeypatch, details(), live=running)
+    file = tmp_path / "daemon.json"
+    file.write_text(text)
+    monkeypatch.setattr(disturbance, "DAEMON_JSON", str(file))
+    found = disturbance.ask_containers()
+    assert found is not None
+    assert found["live_restore"] is counts
+
+
+@pytest.mark.parametrize(
     ("error", "found"),
     [
         (FileNotFoundError(2, "No such file"), None),

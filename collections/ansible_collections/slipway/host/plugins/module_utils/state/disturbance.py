@@ -9,6 +9,7 @@ before they disturb somebody.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 NEEDS = (containers.__name__,)
 # Restart policies with which the engine starts a container again after its own restart.
 RESTARTED = ("always", "unless-stopped")
+DAEMON_JSON = "/etc/docker/daemon.json"
 SESSIONS = "/run/systemd/sessions"
 LOGIN_PROGRAMS = ("agetty", "getty", "login", "systemd-logind")
 # Major numbers of virtual consoles and of pseudo-terminals.
@@ -35,10 +37,10 @@ FIRST_USER = 1000
 def ask_containers() -> Json | None:
     """Return the running containers, None where no engine runs.
 
-    ``live_restore``: whether they keep running while the engine restarts. ``containers``: a list of
-    mappings with id, name, image, owner (empty if unknown), comes_back (after a restart of the
-    engine) and gpu (whether the engine gave it a GPU). ``error`` is set where an engine runs that
-    does not answer.
+    ``live_restore``: whether it is on in the running engine and in daemon.json. ``containers``: a
+    list of mappings with id, name, image, owner (empty if unknown), comes_back (after a restart of
+    the engine) and gpu (whether the engine gave it a GPU). ``error`` is set where an engine runs
+    that does not answer.
     """
     try:
         info = containers.ask_engine("/info")
@@ -53,9 +55,18 @@ def ask_containers() -> Json | None:
         # A timeout; every other error means that nothing listens on the socket.
         return {"error": "timed out"} if "timed out" in str(error) else None
     return {
-        "live_restore": bool(info.get("LiveRestoreEnabled")),
+        "live_restore": bool(info.get("LiveRestoreEnabled")) and _keeps_live_restore(),
         "containers": sorted(running, key=lambda container: str(container["name"])),
     }
+
+
+def _keeps_live_restore() -> bool:
+    """Return whether the next engine has live-restore too; without it, it stops all containers."""
+    try:
+        settings = json.loads(reading.read_file(DAEMON_JSON) or b"{}")
+    except ValueError:
+        return False
+    return isinstance(settings, dict) and settings.get("live-restore") is True
 
 
 def _inspect(identifier: str) -> Json | None:
