@@ -64,7 +64,9 @@ REMOVED = ["deinstall", "config-files", "1.0"]
         pytest.param({"state": "absent", "hold": True}, None, {}, id="absent, no hold either"),
     ],
 )
-def test_a_package(entry: dict[str, Any], known: changes.Known, expected: dict[str, Any]) -> None:
+def test_a_package(
+    entry: dict[str, Any], known: changes.PackageState, expected: dict[str, Any]
+) -> None:
     plan = changes.compare([{"name": "a", **entry}], {"a": known})
     assert plan == changes.Changes(**expected)
     assert plan.needed == bool(expected)
@@ -435,7 +437,7 @@ def test_moves_of_the_same_versions_are_told_together() -> None:
     ],
 )
 def test_what_an_upgrade_asks_for(
-    entry: dict[str, Any], known: changes.Known, choices: list[list[str]]
+    entry: dict[str, Any], known: changes.PackageState, choices: list[list[str]]
 ) -> None:
     plans = changes.list_upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
     assert [plan.install for plan in plans] == choices

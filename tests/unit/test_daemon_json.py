@@ -1226,7 +1226,7 @@ def test_content_with_which_the_engine_failed_is_not_written_again(busy: Host, r
     assert "mtu: 1 → 2" in refused["msg"]
     assert busy.path.read_text() == '{"mtu": 1}'
     assert run(settings={"mtu": 3}, restart="never")["changed"]
-    daemon_json_previous.forget(previous)
+    daemon_json_previous.delete(previous)
     assert run(settings={"mtu": 2}, restart="never")["changed"]
 
 

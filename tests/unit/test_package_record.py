@@ -28,14 +28,14 @@ RECORD = Record(
         "engine": Before("docker_engine", "5:1", False, "engine_5%3a1_all.deb"),
     },
 )
-BEFORE: dict[str, changes.Known] = {
+BEFORE: dict[str, changes.PackageState] = {
     "driver": ["hold", "installed", "1"],
     "lost": ["hold", "installed", "1"],
     "new": None,
     f"linux-image-{KERNEL}": None,
     "engine": ["install", "installed", "5:1"],
 }
-AFTER: dict[str, changes.Known] = {
+AFTER: dict[str, changes.PackageState] = {
     "driver": ["hold", "installed", "2"],
     "lost": ["hold", "installed", "2"],
     "new": ["hold", "installed", "2"],
@@ -133,12 +133,12 @@ def test_a_kernel_that_runs_stays_and_its_driver_goes() -> None:
 
 def test_where_all_is_as_before_nothing_moves() -> None:
     assert package_record.plan_rollback(RECORD, BEFORE, KERNEL) == Rollback()
-    unheld: dict[str, changes.Known] = {**BEFORE, "driver": ["install", "installed", "1"]}
+    unheld: dict[str, changes.PackageState] = {**BEFORE, "driver": ["install", "installed", "1"]}
     assert package_record.plan_rollback(RECORD, unheld, KERNEL) == Rollback(hold=["driver"])
 
 
 def test_what_was_left_half_way_moves_on() -> None:
-    half: dict[str, changes.Known] = {**BEFORE, "driver": ["install", "unpacked", "1"]}
+    half: dict[str, changes.PackageState] = {**BEFORE, "driver": ["install", "unpacked", "1"]}
     back = package_record.plan_rollback(RECORD, half, KERNEL)
     assert [move.name for move in back.moves] == back.hold == ["driver"]
 

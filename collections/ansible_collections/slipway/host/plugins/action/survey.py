@@ -232,7 +232,7 @@ def refuse_unsupported(owned: Plans) -> None:
 
 
 def find_waiting(variables: Vars) -> set[str]:
-    """Return the roles with a task that registered in this run that it waits."""
+    """Return the roles whose tasks reported in this run that a change waits."""
     return {
         role
         for role in roles.all_names()

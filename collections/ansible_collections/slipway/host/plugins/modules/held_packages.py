@@ -178,9 +178,11 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def describe_after(known: Mapping[str, changes.Known], actions: changes.Changes) -> str:
+def describe_after(states: Mapping[str, changes.PackageState], actions: changes.Changes) -> str:
     """Return the result of :func:`describe` after ACTIONS."""
-    after: dict[str, changes.Known] = {k: v for k, v in known.items() if k not in actions.purge}
+    after: dict[str, changes.PackageState] = {
+        k: v for k, v in states.items() if k not in actions.purge
+    }
     for word in actions.install:
         name, _, version = word.partition("=")
         after[name] = ["install", "installed", version or "(newest)"]
@@ -190,21 +192,23 @@ def describe_after(known: Mapping[str, changes.Known], actions: changes.Changes)
     return describe(after)
 
 
-def change(apt: Apt, module: HostModule, known: Mapping[str, changes.Known]) -> changes.Changes:
+def change(
+    apt: Apt, module: HostModule, states: Mapping[str, changes.PackageState]
+) -> changes.Changes:
     """Change the packages as declared; return the changes."""
     declared = module.params["packages"]
-    actions = changes.compare(declared, known)
+    actions = changes.compare(declared, states)
     if actions.purge and not actions.install:
         actions.purge += apt.orphans(actions.purge)
     if module.params["refresh"] and actions.install:
         apt.refresh()
     if actions.install:
         actions.install += apt.available(actions.optional)
-        actions.install += apt.followers(declared, known)
+        actions.install += apt.followers(declared, states)
     for command in changes.commands(actions):
         check_consent(apt, module, actions, command)
         if missing := apt.change(command, module.params["version_fallback"]):
-            actions.install = changes.names_without_versions(declared, known)
+            actions.install = changes.names_without_versions(declared, states)
             newest = changes.commands(actions)[0]
             check_consent(apt, module, actions, newest)
             apt.change(newest)
@@ -240,14 +244,16 @@ def check_consent(
         check(simulated, own, consent)
 
 
-def report_waiting(module: HostModule, known: Mapping[str, changes.Known], reason: str) -> None:
+def report_waiting(
+    module: HostModule, states: Mapping[str, changes.PackageState], reason: str
+) -> None:
     """End the module: changes of installed packages can wait, missing packages are an error."""
     missing = [
         entry["name"]
         for entry in module.params["packages"]
         if entry["state"] == "present"
         and not entry["optional"]
-        and not changes.is_installed(known[entry["name"]])
+        and not changes.is_installed(states[entry["name"]])
     ]
     if missing:
         module.fail_json(msg=f"Cannot install {', '.join(missing)}: {reason}")
@@ -260,13 +266,13 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     declared = module.params["packages"]
     names = [entry["name"] for entry in declared]
-    known = packages.ask_packages(names)
-    actions = changes.compare(declared, known)
+    states = packages.ask_packages(names)
+    actions = changes.compare(declared, states)
     changed = actions.needed
     apt = Apt(module, module.params["lock_timeout"])
     if changed and not module.check_mode:
         try:
-            if unfinished := changes.unfinished(known):
+            if unfinished := changes.unfinished(states):
                 apt.finish_interrupted(unfinished)
             actions = change(apt, module, packages.ask_packages(names))
         except AptError as error:
@@ -275,18 +281,18 @@ def main() -> None:
             apt.hold_again(held, wait=False)
             module.fail_json(msg=str(error), output=error.output)
         except WaitingError as error:
-            report_waiting(module, known, str(error))
+            report_waiting(module, states, str(error))
     elif changed:
         try:
             for command in changes.commands(actions):
                 check_consent(apt, module, actions, command)
         except WaitingError as error:
-            report_waiting(module, known, str(error))
+            report_waiting(module, states, str(error))
     module.exit_json(
         changed=changed,
         installed=actions.install,
         purged=actions.purge + actions.forget,
-        diff={"before": describe(known), "after": describe_after(known, actions)},
+        diff={"before": describe(states), "after": describe_after(states, actions)},
         **({"slipway_note": "; ".join(apt.notes)} if apt.notes else {}),
     )
 

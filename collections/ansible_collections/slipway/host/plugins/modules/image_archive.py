@@ -87,7 +87,7 @@ def load(module: HostModule, path: str) -> list[str]:
     loaded, failed = archive.load_images(path, module.params["timeout"])
     if failed:
         module.fail_json(
-            msg="\n".join(f"{reference}: {why}" for reference, why in failed.items()),
+            msg="\n".join(f"{reference}: {reason}" for reference, reason in failed.items()),
             changed=bool(loaded),
             loaded=loaded,
         )

@@ -186,7 +186,7 @@ def restore_previous(module: HostModule, name: str, file: str | None) -> str:
 def delete_previous(entry: Mapping[str, Any]) -> None:
     """Delete the previous configuration of a unit that runs with the present one."""
     if entry["previous"]:
-        daemon_json_previous.forget(entry["previous"])
+        daemon_json_previous.delete(entry["previous"])
 
 
 class Unit:

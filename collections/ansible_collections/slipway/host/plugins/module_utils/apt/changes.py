@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 # State of a package in dpkg: ``[want, state, version]``, None if dpkg does not know the package.
-Known = Sequence[str] | None
+PackageState = Sequence[str] | None
 
 OPTIONS = [
     "--quiet=2",
@@ -72,7 +72,7 @@ def is_version(version: str, declared: str) -> bool:
     return version.startswith(declared[:-1]) if declared.endswith("*") else version == declared
 
 
-def compare(declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -> Changes:
+def compare(declared: Sequence[Mapping[str, Any]], states: Mapping[str, PackageState]) -> Changes:
     """Return the changes that install the DECLARED set.
 
     The entries are those of owned state (name, version, hold, state, optional). An installed
@@ -82,7 +82,7 @@ def compare(declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]) -
     result = Changes()
     for entry in declared:
         name = entry["name"]
-        want, state, version = known.get(name) or ("unknown", "not-installed", "")
+        want, state, version = states.get(name) or ("unknown", "not-installed", "")
         if entry.get("state", "present") == "absent":
             if state == "config-files":
                 result.forget.append(name)
@@ -127,28 +127,28 @@ def commands(actions: Changes) -> list[list[str]]:
 
 
 def names_without_versions(
-    declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]
+    declared: Sequence[Mapping[str, Any]], states: Mapping[str, PackageState]
 ) -> list[str]:
     """Return the packages of the DECLARED set to install in their newest versions."""
     return [
         entry["name"]
         for entry in declared
         if entry.get("state", "present") == "present"
-        and (not entry.get("optional") or is_installed(known.get(entry["name"])))
+        and (not entry.get("optional") or is_installed(states.get(entry["name"])))
     ]
 
 
 def list_upgrades(
-    declared: Sequence[Mapping[str, Any]], known: Mapping[str, Known]
+    declared: Sequence[Mapping[str, Any]], states: Mapping[str, PackageState]
 ) -> list[Changes]:
     """Return the changes that upgrade the DECLARED set to its newest versions, first choice first.
 
     The second choice removes optional packages: modules of a kernel for which the archive has no
     newer version. They must be named, because apt keeps held packages.
     """
-    choice = compare(declared, known)
+    choice = compare(declared, states)
     choice.downgrade = any(entry.get("version") for entry in declared)
-    installed = {name for name, entry in known.items() if is_installed(entry)}
+    installed = {name for name, entry in states.items() if is_installed(entry)}
     choice.install = [
         f"{entry['name']}={entry['version']}" if entry.get("version") else entry["name"]
         for entry in declared
@@ -227,18 +227,18 @@ def installed_bytes(shown: str) -> int:
 
 def names_in(command: Sequence[str]) -> list[str]:
     """Return the names of the packages in a COMMAND of :func:`commands`."""
-    words = command[command.index("--") + 1 :]
-    return [word.partition("=")[0].removesuffix("-") for word in words]
+    arguments = command[command.index("--") + 1 :]
+    return [argument.partition("=")[0].removesuffix("-") for argument in arguments]
 
 
-def is_installed(known: Known) -> bool:
+def is_installed(state: PackageState) -> bool:
     """Return whether a package is installed."""
-    return known is not None and known[1] == "installed"
+    return state is not None and state[1] == "installed"
 
 
-def unfinished(known: Mapping[str, Known]) -> list[str]:
+def unfinished(states: Mapping[str, PackageState]) -> list[str]:
     """Return the packages whose installation or removal was interrupted or failed."""
-    return sorted(name for name, entry in known.items() if entry and entry[1] in UNFINISHED)
+    return sorted(name for name, entry in states.items() if entry and entry[1] in UNFINISHED)
 
 
 def version_that_needs(shown: str, version: str) -> str:
@@ -280,7 +280,7 @@ UNFETCHED = re.compile(r"^[EW]: Failed to fetch (\S+) +(.*)")
 
 def is_stale(output: str) -> bool:
     """Return whether apt reports a missing or outdated package index."""
-    return any(words in output for words in STALE)
+    return any(message in output for message in STALE)
 
 
 def missing_versions(output: str) -> list[str]:
@@ -298,12 +298,12 @@ def candidates(policy: str) -> dict[str, str]:
 
 def is_syncing(output: str) -> bool:
     """Return whether apt reports a mirror during its own update."""
-    return any(words in output for words in SYNCING)
+    return any(message in output for message in SYNCING)
 
 
 def is_locked(output: str) -> bool:
     """Return whether apt or dpkg reports a lock of another process."""
-    return any(words in output for words in LOCKED)
+    return any(message in output for message in LOCKED)
 
 
 def is_interrupted(output: str) -> bool:
@@ -313,7 +313,7 @@ def is_interrupted(output: str) -> bool:
 
 def is_full(output: str) -> bool:
     """Return whether apt reports a full file system."""
-    return any(words in output for words in FULL)
+    return any(message in output for message in FULL)
 
 
 def full_path(output: str) -> str:

@@ -104,15 +104,15 @@ def fingerprints(keyring: bytes) -> list[str]:
     fingerprint only if the keyring contains exactly this key. Raise ValueError if the bytes are not
     a keyring or have no version 4 key.
     """
-    found = []
+    result = []
     for tag, body, _packet in _packets(keyring):
         if tag == PUBLIC_KEY:
-            found.append(_fingerprint(body))
+            result.append(_fingerprint(body))
         elif tag not in PARTS:
-            found.append(f"a packet of type {tag}")
-    if not any(" " not in fingerprint for fingerprint in found):
+            result.append(f"a packet of type {tag}")
+    if not any(" " not in fingerprint for fingerprint in result):
         raise ValueError("the keyring has no version 4 public key")
-    return found
+    return result
 
 
 def extract(keyring: bytes, fingerprint: str) -> bytes:

@@ -141,16 +141,18 @@ def _carries_kernel(name: str, kernel: str) -> bool:
     return name.startswith("linux-") and name.endswith(f"-{kernel}") and "nvidia" not in name
 
 
-def plan_rollback(record: Record, known: Mapping[str, changes.Known], kernel: str) -> Rollback:
+def plan_rollback(
+    record: Record, states: Mapping[str, changes.PackageState], kernel: str
+) -> Rollback:
     """Return the changes that restore the packages of RECORD.
 
-    KNOWN are the states of these packages in dpkg. The running KERNEL is not removed.
+    STATES are the states of these packages in dpkg. The running KERNEL is not removed.
     """
     result = Rollback()
     if record.state == RETURNED:
         return result
     for name, entry in sorted(record.packages.items()):
-        want, state, version = known.get(name) or ("unknown", "not-installed", "")
+        want, state, version = states.get(name) or ("unknown", "not-installed", "")
         if state in ("not-installed", "config-files"):
             version = ""
         if not entry.version and version and _carries_kernel(name, kernel):

@@ -135,11 +135,11 @@ class PackageSet:
         """Upgrade the DECLARED set of a ROLE to the newest versions; FALLBACK: version_fallback."""
         names = [entry["name"] for entry in declared]
         with self._index():
-            known = self._finish_interrupted(names)
+            states = self._finish_interrupted(names)
             self.apt.refresh()
             if errors := self.apt.unusable_sources_of(names):
                 raise AptError(f"Cannot find the newest versions. {' '.join(errors)}")
-            actions, moves = self._simulate(declared, known, fallback)
+            actions, moves = self._simulate(declared, states, fallback)
         if not moves:
             return Result(self.finished)
         self._check_gpus_free()
@@ -148,7 +148,7 @@ class PackageSet:
             return Result(True, moves)
         command = changes.commands(actions)[0]
         self._download(command, moves)
-        self._record(role, [*moves, *self._replaced(declared, known)])
+        self._record(role, [*moves, *self._replaced(declared, states)])
         held = [entry["name"] for entry in declared if entry["hold"]]
         self._change("the upgrade", command, held)
         return Result(True, moves)
@@ -157,8 +157,8 @@ class PackageSet:
         """Restore the recorded packages; with gpus_free, packages of ROLE wait for the GPUs."""
         record = self.storage.record
         kernel = facts.ask_host()["kernel"]
-        known = self._finish_interrupted(list(record.packages))
-        back = package_record.plan_rollback(record, known, kernel)
+        states = self._finish_interrupted(list(record.packages))
+        back = package_record.plan_rollback(record, states, kernel)
         if back.stays:
             self.apt.notes.append(
                 f"kept {', '.join(back.stays)} of the upgrade, because this kernel runs. Boot the "
@@ -251,25 +251,28 @@ class PackageSet:
             self.apt = Apt(self.module, self.lock_timeout, options, self.apt.notes)
             yield
 
-    def _finish_interrupted(self, names: list[str]) -> dict[str, changes.Known]:
+    def _finish_interrupted(self, names: list[str]) -> dict[str, changes.PackageState]:
         """Finish an interrupted installation; return the states of the packages."""
-        known: dict[str, changes.Known] = packages.ask_packages(names)
-        unfinished = changes.unfinished(known)
+        states: dict[str, changes.PackageState] = packages.ask_packages(names)
+        unfinished = changes.unfinished(states)
         self.finished = self.finished or bool(unfinished)
         if unfinished and not self.module.check_mode:
             self.apt.finish_interrupted(unfinished)
-            known = packages.ask_packages(names)
-        return known
+            states = packages.ask_packages(names)
+        return states
 
     def _simulate(
-        self, declared: list[dict[str, Any]], known: Mapping[str, changes.Known], fallback: str
+        self,
+        declared: list[dict[str, Any]],
+        states: Mapping[str, changes.PackageState],
+        fallback: str,
     ) -> tuple[changes.Changes, Moves]:
         """Return the changes that upgrade the set, and the versions that they move."""
         failures: list[str] = []
-        for actions in changes.list_upgrades(declared, known):
+        for actions in changes.list_upgrades(declared, states):
             kept = [entry for entry in declared if entry["name"] not in actions.purge]
             actions.install += self.apt.available(actions.optional)
-            actions.install += self.apt.followers(kept, known)
+            actions.install += self.apt.followers(kept, states)
             status, output = self.apt.run_with_retries(
                 changes.dry_run(changes.commands(actions)[0], "--simulate")
             )
@@ -288,7 +291,7 @@ class PackageSet:
         if missing and fallback == "newest":
             self.apt.notes.append(f"no source has version {versions}: installed the newest instead")
             any_version = [{**entry, "version": None, "follows": None} for entry in declared]
-            return self._simulate(any_version, known, "none")
+            return self._simulate(any_version, states, "none")
         if missing:
             raise AptError(
                 f"no source has version {versions} any more. Declare another version. Nothing was "
@@ -297,11 +300,11 @@ class PackageSet:
         raise self.apt.error("the simulation of the upgrade", failures[0])
 
     def _replaced(
-        self, declared: list[dict[str, Any]], known: Mapping[str, changes.Known]
+        self, declared: list[dict[str, Any]], states: Mapping[str, changes.PackageState]
     ) -> Iterator[changes.Move]:
         """Yield the packages that are removed after the installation of their replacements."""
         for entry in declared:
-            state = known[entry["name"]]
+            state = states[entry["name"]]
             if entry.get("replaced") and state and state[1] == "installed":
                 yield changes.Move(entry["name"], state[2], state[2])
 
@@ -334,10 +337,10 @@ class PackageSet:
             self.storage.record = Record(began=now())
         record = self.storage.record
         record.state, record.left = package_record.UPGRADING, {}
-        known = packages.ask_packages([move.name for move in moves])
+        states = packages.ask_packages([move.name for move in moves])
         before = {}
         for move in moves:
-            held = (known[move.name] or ("",))[0] == "hold"
+            held = (states[move.name] or ("",))[0] == "hold"
             file = self._store(move.name, move.before)
             new_file = self._store_cached(move.name, move.after)
             before[move.name] = Before(role, move.before, held, file, new_file)

@@ -70,10 +70,10 @@ def full_file_system(path: str) -> str:
     return f"{point} ({shutil.disk_usage(point).free // 1_000_000} MB free)"
 
 
-def describe(known: Mapping[str, changes.Known]) -> str:
+def describe(states: Mapping[str, changes.PackageState]) -> str:
     """Return a set of packages as lines for a diff."""
     lines = []
-    for name, entry in sorted(known.items()):
+    for name, entry in sorted(states.items()):
         if entry and entry[1] == "installed":
             lines.append(f"{name} {entry[2]}{' (held)' if entry[0] == 'hold' else ''}\n")
     return "".join(lines)
@@ -165,11 +165,11 @@ class Apt:
         sources = changes.sources(policy)
         # A package of a source that apt has never read has no address.
         any_unknown = any(not addresses for addresses in sources)
-        known = tuple(address for addresses in sources for address in addresses)
+        known_addresses = tuple(address for addresses in sources for address in addresses)
         return [
             error
             for address, error in self.unusable.items()
-            if any_unknown or address.startswith(known)
+            if any_unknown or address.startswith(known_addresses)
         ]
 
     def refuse_future_versions(self, install: Iterable[str], missing: Sequence[str]) -> None:
@@ -202,12 +202,12 @@ class Apt:
         return ask()
 
     def followers(
-        self, declared: list[dict[str, Any]], known: Mapping[str, changes.Known]
+        self, declared: list[dict[str, Any]], states: Mapping[str, changes.PackageState]
     ) -> list[str]:
         """Return the installed packages that must change together with their dependencies."""
         result = []
         for entry in declared:
-            state = known[entry["name"]]
+            state = states[entry["name"]]
             if entry.get("follows") and state and state[1] == "installed":
                 _status, shown = self.run(["apt-cache", "show", "-a", "--", entry["name"]])
                 version = changes.version_that_needs(shown, entry["follows"])
@@ -261,8 +261,8 @@ class Apt:
             return []
         versions = ", ".join(missing := changes.missing_versions(output))
         if not missing:
-            words = " ".join(word for word in command if not word.startswith("--"))
-            raise self.error(activity or words, output)
+            short_command = " ".join(word for word in command if not word.startswith("--"))
+            raise self.error(activity or short_command, output)
         if errors := self.unusable_sources_of(changes.names_in(command)):
             # These sources may have the declared versions, or newer ones.
             raise AptError(
@@ -281,7 +281,7 @@ class Apt:
 
         WAIT for a lock of another process; not after a command that has already waited for it.
         """
-        known = packages.ask_packages(sorted(names))
-        holdable = [name for name, entry in known.items() if entry and entry[1] != "not-installed"]
+        states = packages.ask_packages(sorted(names))
+        holdable = [name for name, entry in states.items() if entry and entry[1] != "not-installed"]
         if holdable:
             self.run([*changes.HOLD, *holdable], lock_timeout=self.lock_timeout if wait else 0)

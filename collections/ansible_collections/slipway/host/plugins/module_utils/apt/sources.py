@@ -44,18 +44,18 @@ def mixed_files(facts: Mapping[str, Any], own: Mapping[str, str]) -> list[str]:
 
 def _conflicts(facts: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, bool]:
     """Return the files that conflict with OWN, and whether they name only its repository."""
-    wanted: dict[Key, tuple[set[str], str]] = {}
+    declared: dict[Key, tuple[set[str], str]] = {}
     for uri, suite, components, signed_by in apt_sources.parse_deb822(own["content"]):
-        wanted[_key(facts, uri, suite)] = (set(components), signed_by)
+        declared[_key(facts, uri, suite)] = (set(components), signed_by)
     conflicts = {}
     sources: Mapping[str, Any] = facts.get("apt_sources", {})
     for path, entries in sources.items():
         keys = [(_key(facts, uri, suite), set(more), by) for uri, suite, more, by in entries]
         if path == own["path"]:
             continue
-        if any(key in wanted and by != wanted[key][1] for key, _components, by in keys):
+        if any(key in declared and by != declared[key][1] for key, _components, by in keys):
             conflicts[path] = all(
-                key in wanted and components <= wanted[key][0] for key, components, _by in keys
+                key in declared and components <= declared[key][0] for key, components, _by in keys
             )
     return conflicts
 

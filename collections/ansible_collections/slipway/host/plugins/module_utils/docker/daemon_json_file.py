@@ -279,7 +279,7 @@ class DaemonJsonFile:
         if not command:
             return
         try:
-            program, *words = shlex.split(command)
+            program, *arguments = shlex.split(command)
         except ValueError as error:
             self.module.fail_json(
                 msg=f"validate: {command!r}: {error}; expected a command. Correct it."
@@ -297,7 +297,8 @@ class DaemonJsonFile:
             self.notes.append("Not validated: this host has no dockerd yet.")
             return
         rc, out, err = self.module.run_command(
-            [executable, *(word.replace("%s", file) for word in words)], expand_user_and_vars=False
+            [executable, *(argument.replace("%s", file) for argument in arguments)],
+            expand_user_and_vars=False,
         )
         if rc == 0:
             return

@@ -1,10 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The previous daemon.json, kept until Docker started with the new one.
+"""The copy of the previous daemon.json, until Docker has started with the new one.
 
-The module ``daemon_json`` keeps it before it replaces the file, the module ``units`` restores it
-where Docker does not start, and deletes it after a start. So a run that is killed in between is
-finished by the next one. Content with which Docker did not start is remembered by its digest.
+The module ``daemon_json`` writes the copy before it replaces the file. The module ``units``
+restores the previous file if Docker does not start, and deletes the copy after a start. So the next
+run finishes a run that was killed in between. The digest of content with which Docker did not start
+is recorded.
 
 Standard library only, for hosts.
 """
@@ -19,15 +20,15 @@ from pathlib import Path
 from ansible_collections.slipway.host.plugins.module_utils.docker.labels import DAEMON_JSON_RECORD
 from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
-# Beside the record of the keys; see keep() for the content.
+# Path of the copy, beside the record of the keys.
 PREVIOUS = f"{DAEMON_JSON_RECORD}.previous"
 
 
 def keep(file: str, path: str, text: str | None, record_path: str, record: str) -> None:
-    """Keep the TEXT and the RECORD of the daemon.json at PATH in FILE.
+    """Write the TEXT and the RECORD of the daemon.json at PATH to FILE.
 
-    TEXT is None and RECORD empty where there is none. An earlier FILE stays: the engine still runs
-    with what is in it.
+    TEXT is None and RECORD empty if they are missing. An existing FILE is not replaced: the engine
+    still runs with its content.
     """
     if Path(file).exists():
         return
@@ -37,20 +38,20 @@ def keep(file: str, path: str, text: str | None, record_path: str, record: str) 
 
 
 def restore(file: str) -> str:
-    """Put the previous content back and return its path, empty where none was kept.
+    """Restore the previous content and return its path, empty if there is no copy.
 
-    The digest of the present content is remembered, see :func:`is_rejected`.
+    The digest of the present content is recorded, see :func:`is_rejected`.
     """
     try:
-        kept = json.loads(paths.read_file(file))
+        previous = json.loads(paths.read_file(file))
     except FileNotFoundError:
         return ""
-    path = str(kept["path"])
+    path = str(previous["path"])
     if Path(path).exists():
         _write(f"{file}.rejected", _digest(Path(path).read_bytes()), 0o600)
     for name, text, mode in (
-        (path, kept["text"], kept["mode"]),
-        (kept["record_path"], kept["record"] or None, 0o600),
+        (path, previous["text"], previous["mode"]),
+        (previous["record_path"], previous["record"] or None, 0o600),
     ):
         if text is None:
             Path(name).unlink(missing_ok=True)
@@ -60,8 +61,8 @@ def restore(file: str) -> str:
     return path
 
 
-def forget(file: str) -> None:
-    """Delete the previous content: Docker runs with the present one."""
+def delete(file: str) -> None:
+    """Delete the copy, because Docker runs with the present content."""
     for name in (file, f"{file}.rejected"):
         Path(name).unlink(missing_ok=True)
 

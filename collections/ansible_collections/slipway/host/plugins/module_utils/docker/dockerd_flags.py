@@ -66,11 +66,11 @@ def read_unit_flags(unit: str, environments: Sequence[str] = ()) -> dict[str, st
         for name, equals, value in (line.partition("=") for line in assignments)
         if equals and not name.startswith(("#", ";"))
     }
-    words: list[str] = []
+    arguments: list[str] = []
     for word in _split_words(command[1]):
         variable = re.fullmatch(r"\$\{?(\w+)\}?", word)
-        words += _split_words(variables.get(variable[1], "")) if variable else [word]
-    flags = [_flag_name(word) for word in words if word.startswith("-")]
+        arguments += _split_words(variables.get(variable[1], "")) if variable else [word]
+    flags = [_flag_name(word) for word in arguments if word.startswith("-")]
     return {KEY_OF_FLAG.get(flag, flag.lstrip("-")): flag for flag in flags}
 
 

@@ -72,8 +72,8 @@ def changes(
             yield (*at, key), old, new
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(value: Any, other: Any) -> bool:
     """Compare as JSON: the order of keys does not matter, and true is not 1 (in Python it is)."""
-    if one is MISSING or other is MISSING:
-        return one is other
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    if value is MISSING or other is MISSING:
+        return value is other
+    return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)

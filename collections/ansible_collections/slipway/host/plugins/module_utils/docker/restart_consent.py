@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether Docker may be restarted now: the option ``docker_engine_restart``.
+"""Decide whether Docker may be restarted now, see the option ``docker_engine_restart``.
 
 A restart stops containers, unless ``live-restore`` is on in the running engine. Containers with a
 restart policy start again, but what they computed on a GPU is lost. So a container blocks a restart
@@ -34,22 +34,22 @@ class Warner(Protocol):
 
 
 def stopped_containers(
-    found: Mapping[str, Any] | None,
+    answer: Mapping[str, Any] | None,
     gpu_processes: Sequence[Mapping[str, Any]],
     keeps_running: bool = True,
 ) -> list[dict[str, Any]]:
     """Return the containers that stop while Docker restarts.
 
-    FOUND is what :func:`disturbance.ask_containers` returns, GPU_PROCESSES what
+    ANSWER is what :func:`disturbance.ask_containers` returns, GPU_PROCESSES what
     :func:`disturbance.ask_gpu_processes` returns. KEEPS_RUNNING is whether ``live-restore`` works
     across the change that needs the restart. ``blocks`` of a container says whether it must not be
-    stopped; ``gpu`` is true also where only its process shows that it uses a GPU.
+    stopped; ``gpu`` is also true if only a process of the container shows that it uses a GPU.
     """
-    if not found or (found.get("live_restore") and keeps_running):
+    if not answer or (answer.get("live_restore") and keeps_running):
         return []
     on_gpu = {process["container"] for process in gpu_processes}
     stopped = []
-    for container in found.get("containers", ()):
+    for container in answer.get("containers", ()):
         gpu = container["gpu"] or container["id"] in on_gpu
         blocks = gpu or not container["comes_back"]
         stopped.append({**container, "gpu": gpu, "blocks": blocks})
@@ -57,7 +57,7 @@ def stopped_containers(
 
 
 def describe_container(container: Container) -> str:
-    """Return a container as people know it: name, owner, image; safe for a terminal."""
+    """Return name, owner and image of a container, with control characters escaped."""
     owner = f" of {container['owner']}" if container["owner"] else ""
     # Anybody who starts a container chooses the label with its owner.
     return escape_control(f"container {container['name']}{owner} (image {container['image']})")
@@ -70,7 +70,7 @@ def _describe_blocking(container: Container) -> str:
 
 def find_obstacle(
     policy: str,
-    found: Mapping[str, Any] | None,
+    answer: Mapping[str, Any] | None,
     gpu_processes: Sequence[Mapping[str, Any]],
     keeps_running: bool = True,
 ) -> str:
@@ -82,12 +82,12 @@ def find_obstacle(
         return ""
     if policy == NEVER:
         return f"{OPTION} is {NEVER}. Set it to {IDLE} or {ALWAYS}, then run again"
-    if found and found.get("error"):
+    if answer and answer.get("error"):
         return (
-            f"Docker does not answer ({found['error']}), so its containers are unknown. Repair "
+            f"Docker does not answer ({answer['error']}), so its containers are unknown. Repair "
             f"Docker, or set {OPTION} to {ALWAYS}, then run again"
         )
-    stopped = stopped_containers(found, gpu_processes, keeps_running)
+    stopped = stopped_containers(answer, gpu_processes, keeps_running)
     blocking = [_describe_blocking(container) for container in stopped if container["blocks"]]
     if not blocking:
         return ""
@@ -95,11 +95,11 @@ def find_obstacle(
 
 
 def ask_obstacle(policy: str, keeps_running: bool = True) -> str:
-    """Return as :func:`find_obstacle`, for the host that this runs on."""
+    """Return the result of :func:`find_obstacle` for this host."""
     if policy != IDLE:
         return find_obstacle(policy, None, (), keeps_running)
-    found = disturbance.ask_containers()
-    return find_obstacle(policy, found, disturbance.ask_gpu_processes(), keeps_running)
+    answer = disturbance.ask_containers()
+    return find_obstacle(policy, answer, disturbance.ask_gpu_processes(), keeps_running)
 
 
 def waiting_result(module: Warner, waiting: Sequence[str]) -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The record of the last requested reboot: a reboot that changed nothing is not repeated.
+"""The record of the last requested reboot, so that a reboot without effect is not repeated.
 
 Standard library only, for hosts.
 """
@@ -37,5 +37,5 @@ def write_reason(reason: str, file: str = RECORD, boot_id: str = BOOT_ID) -> Non
 
 
 def delete(file: str = RECORD) -> None:
-    """Delete the record: the reason is gone."""
+    """Delete the record, because its reason no longer exists."""
     Path(file).unlink(missing_ok=True)
