@@ -27,7 +27,7 @@ COPIED = (
     "tools",
     "vars",
 )
-FILES = ("ansible.cfg", "pyproject.toml", "README.md", "site.yml")
+FILES = (".gitignore", "ansible.cfg", "pyproject.toml", "README.md", "site.yml")
 MODULE_UTILS = "collections/ansible_collections/slipway/host/plugins/module_utils"
 
 
@@ -40,6 +40,8 @@ def copy(tmp_path: Path) -> Path:
         )
     for file in FILES:
         shutil.copy(ROOT / file, tmp_path)
+    # Some rules are for the files that git does not ignore.
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     return tmp_path
 
 
@@ -83,6 +85,7 @@ def test_the_role_of_the_page_works(copy: Path) -> None:
     assert "`node_exporter_address`" in (copy / "roles/node_exporter/README.md").read_text()
     assert "4 passed" in passes(copy, "tests/unit/test_node_exporter.py")
     passes(copy, "tests/contract/test_owned_state.py", "-k", "node_exporter")
+    passes(copy, "tests/contract/test_words.py", "-k", "node_exporter")
     passes(copy, "tests/contract/test_roles.py", "-k", "node_exporter")
 
 

@@ -140,6 +140,34 @@ def test_live_restore_is_a_default_except_in_a_swarm(
     assert [("swarm" in error) for error in owned["refused"]] == [True] * refused
 
 
+def test_the_settings_file_with_its_record_and_when_to_restart() -> None:
+    assert plan(default_settings={}, restart="never")["owned"]["json"] == [
+        {
+            "path": "/etc/docker/daemon.json",
+            "record": "/var/lib/slipway/daemon_json.json",
+            "restart": "never",
+            "settings": {"log-driver": "local"},
+            "defaults": {},
+        }
+    ]
+
+
+@pytest.mark.parametrize("distribution", ["Debian", "Ubuntu"])
+def test_packages_and_repository_of_docker(distribution: str) -> None:
+    found = plan(facts(distribution=distribution), source="docker")["owned"]
+    assert found["refused"] == []
+    names = ("docker-ce", "docker-ce-cli", "containerd.io")
+    plugins = ("docker-buildx-plugin", "docker-compose-plugin")
+    assert [entry["name"] for entry in found["packages"]] == [*names, *plugins]
+    assert found["keyrings"][0]["path"] == "/etc/apt/keyrings/docker.asc"
+    assert found["files"][0] == {
+        "path": "/etc/apt/sources.list.d/docker.sources",
+        "content": "# Written by Slipway's role docker_engine.\nTypes: deb\n"
+        f"URIs: https://download.docker.com/linux/{distribution.lower()}\n"
+        "Suites: trixie\nComponents: stable\nSigned-By: /etc/apt/keyrings/docker.asc\n",
+    }
+
+
 @pytest.mark.parametrize(
     ("installed", "source", "removable"),
     [

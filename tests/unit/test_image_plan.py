@@ -18,8 +18,11 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 
 from tests.contract.tree import ROOT
+from tests.unit.gpu_facts import facts
+from tests.unit.role_options import options
 
 OPTIONS = {
     "base_source": "bootstrap",
@@ -31,6 +34,21 @@ OPTIONS = {
     "proxy": {"http_proxy": "http://proxy.example", "no_proxy": ""},
     "wheels": "",
 }
+
+
+def test_the_role_owns_each_image_by_reference_and_context_digest() -> None:
+    asked = options("ml_images", present=["ml-python", "iris-api"], ml_catalogue_variant="cpu")
+    found = ml_images.plan(facts("none"), asked)
+    builds = load_catalogue(ROOT / "images").builds(["ml-python", "iris-api"], "cpu", found["base"])
+    owned = [{"reference": build.reference, "digest": build.digest} for build in builds]
+    assert found == {
+        "names": ["ml-python", "iris-api"],
+        "catalogue": str(ROOT / "images"),
+        "variant": "cpu",
+        "base": "ubuntu-24.04",
+        "args": {},
+        "owned": {"images": owned},
+    }
 
 
 @pytest.fixture(scope="module")

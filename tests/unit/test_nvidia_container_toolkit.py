@@ -118,6 +118,60 @@ def test_the_specification_is_kept_current_by_the_packages_units(
         assert "/lib/modules/6.8.0-149-generic/modules.dep" in entry["since"]
 
 
+def test_all_that_a_gpu_host_owns_besides_the_packages() -> None:
+    found = plan(facts("t4", **LOADED))
+    written = "# Written by Slipway's role nvidia_container_toolkit.\n"
+    assert found["key_url"] == "http://mirror/key"
+    assert found["owned"]["keyrings"] == [
+        {"path": "/etc/apt/keyrings/nvidia-container-toolkit.asc", "fingerprint": "F" * 40}
+    ]
+    assert [entry for entry in found["owned"]["files"] if "content" in entry] == [
+        {
+            "path": "/etc/apt/sources.list.d/nvidia-container-toolkit.sources",
+            "content": f"{written}Types: deb\nURIs: http://mirror/deb/amd64\nSuites: /\n"
+            "Signed-By: /etc/apt/keyrings/nvidia-container-toolkit.asc\n",
+        },
+        {
+            "path": "/etc/apt/preferences.d/slipway-nvidia-container-toolkit.pref",
+            "content": f"{written}Package: {' '.join(toolkit.PACKAGES)}\n"
+            "Pin: version 1.20.1-1\nPin-Priority: 1001\n",
+        },
+        {
+            "path": "/etc/apt/apt.conf.d/60slipway-nvidia-container-toolkit",
+            "content": written.replace("#", "//")
+            + "Unattended-Upgrade::Package-Blacklist {\n"
+            + '    "nvidia-container-";\n    "libnvidia-container";\n};\n',
+        },
+    ]
+    units = "/etc/systemd/system/nvidia-cdi-refresh"
+    assert found["owned"]["units"] == [
+        {
+            "name": "nvidia-cdi-refresh.path",
+            "enabled": True,
+            "unit_files": [f"{units}.path"],
+            "active": True,
+        },
+        {
+            "name": "nvidia-cdi-refresh.service",
+            "enabled": True,
+            "unit_files": [f"{units}.service"],
+        },
+    ]
+    assert found["owned"]["derived"] == [
+        {
+            "path": "/var/run/cdi/nvidia.yaml",
+            "required": True,
+            "since": [
+                "/lib/modules/6.8.0-149-generic/modules.dep",
+                "/var/lib/dpkg/info/nvidia-container-toolkit-base.list",
+                "/sys/module/nvidia/version",
+            ],
+            "holds": "nvidia.com/gpu",
+            "alone_in": ["/etc/cdi", "/var/run/cdi"],
+        }
+    ]
+
+
 def test_stale_lists_and_a_stale_specification_go() -> None:
     absent = {
         entry["path"]

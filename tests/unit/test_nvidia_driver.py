@@ -98,6 +98,49 @@ def test_what_a_host_gets(
     }
 
 
+def test_services_files_and_modules_of_a_host_with_nvswitches() -> None:
+    owned = plan(facts("8xh100"))["owned"]
+    drop_in = "/etc/systemd/system/nvidia-persistenced.service.d/slipway.conf"
+    assert owned["units"] == [
+        {
+            "name": "nvidia-persistenced.service",
+            "enabled": True,
+            "active": True,
+            "unit_files": [drop_in],
+        },
+        {"name": "nvidia-fabricmanager.service", "enabled": True, "active": True},
+    ]
+    assert owned["derived"] == [
+        {
+            "path": "/boot/initrd.img-6.8.0-149-generic",
+            "since": ["/etc/modprobe.d/slipway-nvidia-driver.conf"],
+        }
+    ]
+    assert [entry["path"] for entry in owned["files"] if "content" in entry] == [
+        "/var/lib/slipway/gpus.json",
+        "/etc/apt/preferences.d/slipway-nvidia-driver.pref",
+        "/etc/apt/apt.conf.d/60slipway-nvidia-driver",
+        "/etc/modprobe.d/slipway-nvidia-driver.conf",
+        "/etc/modules-load.d/slipway-nvidia-driver.conf",
+        drop_in,
+    ]
+    assert owned["modules"] == [
+        {"name": "nvidia"},
+        {"name": "nvidia_uvm"},
+        *({"name": name, "state": "absent"} for name in ("nouveau", "nova", "nova_core")),
+    ]
+
+
+@pytest.mark.parametrize("flavour", ["open", "proprietary"])
+def test_a_kept_driver_is_described_by_its_own_branch_and_flavour(flavour: str) -> None:
+    kind = "Open Kernel Module for x86_64" if flavour == "open" else "x86_64 Kernel Module"
+    banner = f"NVRM version: NVIDIA UNIX {kind}  580.178.04  Release Build"
+    found = plan(facts("t4", loaded="580.178.04", banner=banner), source="keep")
+    assert (found["needed"], found["managed"]) == (True, False)
+    assert (found["branch"], found["modules"]) == (580, flavour)
+    assert found["owned"]["refused"] == []
+
+
 @pytest.mark.parametrize("model", ["none", "vfio"])
 @pytest.mark.parametrize("source", ["auto", "keep", "cuda"])
 def test_a_host_that_needs_none_owns_nothing(model: str, source: str) -> None:

@@ -545,6 +545,25 @@ def filtered(*projects: dict[str, Any], args: Any = None, **changes: Any) -> lis
     return found
 
 
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [(["iris-api"], ["iris-api"]), (["ml-python", "iris-api"], ["iris-api"]), (["ml-python"], [])],
+)
+def test_iris_api_is_the_default_service_of_a_host_with_its_image(
+    images: list[str], names: list[str]
+) -> None:
+    asked = options("ml_services", instances=None) | {"ml_images_present": images}
+    found = ml_services.plan(gpu_facts.facts("none"), asked)
+    assert [project["name"] for project in found["projects"]] == names
+    assert found["owned"]["folders"][0]["entries"] == names
+    assert [project["urls"] for project in found["owned"]["projects"]] == [
+        {"iris-api": "http://127.0.0.1:5000/predict"} for _ in names
+    ]
+    assert [project["ports"] for project in found["projects"]] == [
+        ["127.0.0.1:5000"] for _ in names
+    ]
+
+
 def test_the_image_is_named_like_the_project_unless_it_is_given() -> None:
     named, by_image = filtered(
         {"name": "iris-api"},

@@ -131,6 +131,8 @@ def test_who_is_gone_keeps_no_membership_and_no_keys() -> None:
         ([{"name": "root", "state": "absent"}], [], "Root cannot be removed"),
         ([{"name": "a", "uid": -5}], [], "uid is -5; expected a number from 1"),
         ([{"name": "a", "uid": 0}], [], "uid is 0; expected a number from 1"),
+        # The kernel uses 4294967295 for "no user".
+        ([{"name": "a", "uid": 4294967295}], [], "a number from 1 to 4294967294"),
         ([{"name": "a", "home": "data/a"}], [], "home is 'data/a'; expected an absolute path"),
         ([{"name": "a", "shell": "zsh"}], [], "shell is 'zsh'; expected an absolute path"),
         ([{"name": "a", "comment": "a:b"}], [], "expected one line without ':'"),
@@ -161,6 +163,12 @@ def test_what_sshd_reads_is_a_key(key: str) -> None:
 def test_what_has_no_value_is_as_if_it_were_not_there() -> None:
     nothing = dict.fromkeys(("uid", "comment", "home", "shell", "groups", "keys"))
     assert owned([{"name": "a", **nothing}], [], True) == owned([{"name": "a"}], [], True)
+
+
+@pytest.mark.parametrize("uid", [1, 4294967294])
+def test_the_first_and_the_last_uid_are_accepted(uid: int) -> None:
+    (user,) = owned([{"name": "a", "uid": uid}], [], True)["users"]
+    assert user["uid"] == uid
 
 
 @pytest.mark.parametrize("name", ["a", "_apt", "ci-runner_2", "a" * 32])
@@ -207,7 +215,14 @@ def test_a_shared_folder_is_its_groups_and_where_the_aliases_look_for_it() -> No
     assert DEFAULT_SHARED_FOLDER in [mount["source"] for mount in aliases["ml_aliases_mounts"]]
 
 
-@pytest.mark.parametrize("path", ["/", "//", "/etc", "/./etc/", "/usr/share/lab", "/srv/../etc"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "//", "/etc", "/./etc/", "/usr/share/lab", "/srv/../etc"),
+        *("/bin/x", "/boot/x", "/dev/x", "/lib/x", "/lib32/x", "/lib64/x", "/proc/x", "/root/x"),
+        *("/run/x", "/sbin/x", "/sys/x", "/home", "/opt", "/srv", "/tmp", "/var"),
+    ],
+)
 def test_a_folder_of_the_system_is_no_teams(path: str) -> None:
     with pytest.raises(UserAccessError, match="is a system folder"):
         owned([], LAB, True, [{"group": "lab", "path": path}])
