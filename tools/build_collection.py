@@ -39,8 +39,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.declaration im
 )
 
 COPIED = ("roles", "images", "vars", "changelogs", "LICENSE", "CHANGELOG.md")
-# Pages that READMEs of roles link to.
-PAGES = ("for-users.md", "proven-on.md", "security.md", "services.md")
+PAGE_LINK = re.compile(r"\]\(\.\./\.\./docs/([\w-]+\.md)")
 GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 # In the collection, site.yml is in the folder of the other playbooks.
 SITE_PATHS = {"playbooks/look.yml": "look.yml", "vars/roles.yml": "../vars/roles.yml"}
@@ -89,12 +88,18 @@ def build(output: Path) -> Path:
     return file
 
 
+def linked_pages() -> list[str]:
+    """Return the names of the pages in docs/ that READMEs of roles link to."""
+    readmes = (ROOT / "roles").glob("*/README.md")
+    return sorted({page for file in readmes for page in PAGE_LINK.findall(file.read_text("utf-8"))})
+
+
 def assemble(tree: Path) -> None:
     """Write the files of the collection to a folder that does not exist yet."""
     shutil.copytree(SOURCE, tree, ignore=GENERATED)
     for name in COPIED:
         _copy(ROOT / name, tree / name)
-    for page in PAGES:
+    for page in linked_pages():
         _copy(ROOT / "docs" / page, tree / "docs" / page)
     # The demo needs the throwaway hosts of lab/.
     demo = shutil.ignore_patterns("demo*", "templates")
