@@ -688,6 +688,13 @@ def test_images(found: Any, engine: str | None, changes: Changes) -> None:
     assert differences("images", entry, found, engine=engine) == changes
 
 
+def test_the_folders_of_records_must_be_roots() -> None:
+    service = {"projects": [{"name": "api", "services": []}]}
+    image = {"images": [{"reference": "slipway/x:cpu", "digest": NEW}]}
+    assert engine.guarded(service, kinds.ALL) == ["/var/lib/slipway/services/api.json"]
+    assert engine.guarded(image, kinds.ALL) == ["/var/lib/slipway/images/slipway-x-cpu.json"]
+
+
 def test_images_of_an_engine_that_did_not_answer_at_all() -> None:
     owned = {"images": [{"reference": "slipway/x:cpu", "digest": NEW}]}
     (found,) = survey.differences(owned, {"engine": "connection refused"})
@@ -895,7 +902,7 @@ def test_a_foreign_container_is_named_whatever_its_labels(
 def test_the_variables_are_asked_for_after_the_containers() -> None:
     service = {**WEB, "container": DECLARED}
     question = survey.question([{"projects": [{"name": "api", "services": [service]}]}])
-    assert list(question) == ["projects", "images", "environments"]
+    assert list(question).index("projects") < list(question).index("environments")
     assert question["environments"] == [json.dumps(["api", [], "of nothing"])]
 
 

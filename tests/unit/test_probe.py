@@ -69,6 +69,8 @@ DEBIAN_13 = 'ID=debian\nVERSION_ID="13"\nVERSION_CODENAME=trixie\n'
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder in which the probe finds what it reads of the system."""
     monkeypatch.setattr(reading, "read_file", read_below(tmp_path))
+    read_record = reading.read_record
+    monkeypatch.setattr(reading, "read_record", lambda path: read_record(f"{tmp_path}{path}"))
     write(tmp_path, "/var/lib/dpkg/status", STATUS)
     write(tmp_path, "/etc/os-release", DEBIAN_13)
     return tmp_path
@@ -532,6 +534,29 @@ def test_values_of_variables_are_compared_on_the_host(engine: type[Engine], root
         answer = survey.answer({"projects": ["iris-api"], "environments": [question]})
         assert answer["environments"] == {"iris-api": found}
         assert digest not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "counts"),
+    [
+        (0o600, 0, True),
+        (0o644, 0, True),
+        (0o620, 0, False),
+        (0o602, 0, False),
+        (0o600, 65534, False),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_that_others_can_write_does_not_count(
+    root: Path, mode: int, owner: int, counts: bool
+) -> None:
+    names = ("images/slipway-x-cpu.json", "services/x.json")
+    for name, text in zip(names, ('{"id": "sha256:1"}', '{"containers": ["a"]}'), strict=True):
+        write(root, f"/var/lib/slipway/{name}", text)
+        (root / "var/lib/slipway" / name).chmod(mode)
+        os.chown(root / "var/lib/slipway" / name, owner, 0)
+    assert ("id" in containers.read_image_record("slipway/x:cpu")) == counts
+    assert (containers.read_service_record("x") is not None) == counts
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"containers": 1}', "{}"])

@@ -262,10 +262,10 @@ def refuse_foreign(
 
 
 def secure_root(module: HostModule) -> list[str]:
-    """Give the folder of all services to root; return the folders that differed."""
-    guarded = f"{module.params['folder']}/*"
+    """Give the folders of services and of their records to root; return those that differed."""
+    guarded = (f"{module.params['folder']}/*", f"{containers.SERVICE_RECORDS}/*")
     try:
-        return apply_files.secure_parents(guarded, check=module.check_mode)
+        return apply_files.secure_parents(*guarded, check=module.check_mode)
     except paths.UnsafePathError as error:
         module.fail_json(msg=f"{error} Nothing was changed.")
 

@@ -345,6 +345,7 @@ class Builder:
 
         If an image fails, the others are built, except the images on top of it.
         """
+        record.secure_records()
         failed: dict[str, str] = {}
         left = [image for image in self.job["builds"] if not is_current(image)]
         running: dict[Future[str | None], str] = {}

@@ -18,7 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
-from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    apply_files,
+    containers,
+    paths,
+)
 
 BUILT, LOADED, ACCEPTED = "built", "loaded", "accepted"
 MODE = 0o600
@@ -94,6 +98,11 @@ def is_of_old_version(reference: str, digest: str, content: Content | None) -> b
     return content.created <= recorded
 
 
+def secure_records() -> None:
+    """Give the folder of the records to root alone; raise UnsafePathError for a link instead."""
+    apply_files.secure_parents(containers.image_record_path("*"))
+
+
 def write_record(
     reference: str, content: Content, digest: str, origin: str, **details: Any
 ) -> None:
@@ -106,6 +115,7 @@ def write_record(
         "time": int(time.time()),
         **details,
     }
+    secure_records()
     path = containers.image_record_path(reference)
     with paths.opened_parent(path, make=True) as (folder, name):
         folder.replace(name, json.dumps(record).encode(), MODE, os.geteuid(), os.getegid())

@@ -116,7 +116,7 @@ def read_image_record(reference: str) -> Json:
     seconds since 1970. Records of old versions have only the digest.
     """
     try:
-        record = json.loads(reading.read_file(image_record_path(reference)) or b"{}")
+        record = json.loads(reading.read_record(image_record_path(reference)) or b"{}")
         known = {key: str(record[key]) for key in ("digest", "id", "origin") if key in record}
         if record.get("reference", reference) != reference:
             return {}
@@ -150,7 +150,7 @@ def service_record_path(project: str) -> str:
 
 def read_service_record(project: str) -> Json | None:
     """Return ``{containers, starting}`` of a compose project, None if there is no record."""
-    content = reading.read_file(service_record_path(project))
+    content = reading.read_record(service_record_path(project))
     if content is None:
         return None
     try:
@@ -387,4 +387,8 @@ def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"context digest {short_id(record['digest'])}", short_id(entry["digest"])
 
 
-KINDS = (Kind("images", "reference", "images", compare_images),)
+def _record_of(entry: Entry) -> list[str]:
+    return [image_record_path(entry["reference"])]
+
+
+KINDS = (Kind("images", "reference", "images", compare_images, guarded=_record_of),)

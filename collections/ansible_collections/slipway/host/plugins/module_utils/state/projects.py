@@ -136,4 +136,8 @@ def _further_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     )
 
 
-KINDS = (Kind("projects", "name", "projects", compare_projects, _further_of),)
+def _record_of(entry: Entry) -> list[str]:
+    return [containers.service_record_path(entry["name"])]
+
+
+KINDS = (Kind("projects", "name", "projects", compare_projects, _further_of, guarded=_record_of),)

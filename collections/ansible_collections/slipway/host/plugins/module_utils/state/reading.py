@@ -147,6 +147,21 @@ def read_file(path: str) -> bytes | None:
         return None
 
 
+def read_record(path: str) -> bytes | None:
+    """Return the content of a file of root that nobody else can write, None for any other file.
+
+    Whoever can write a record decides what counts as declared.
+    """
+    try:
+        with open(path, "rb", opener=_open_regular) as stream:
+            info = os.fstat(stream.fileno())
+            if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+                return None
+            return stream.read()
+    except OSError:
+        return None
+
+
 def read_untrusted(path: str) -> bytes:
     """Return the content of a file below a folder that others can write."""
     content: bytes = safe_paths().read_file(path, MAX_BYTES + 1)
