@@ -13,13 +13,18 @@ import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
-from ansible.template import Templar
+from ansible.template import Templar, trust_as_template
 from ansible_collections.slipway.host.plugins.action import survey
-from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, host_command
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    host_command,
+    role_plans,
+)
 
 from tests.unit.gpu_facts import facts
 
 ALICE = {"name": "alice", "uid": 1500, "home": "/home/alice"}
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk a"
 ABSENT = "user_access: users alice: missing, should be a user"
 HOST = {**facts("none"), "root": True, "docker_package": "docker.io", "docker_version": "26.1.5"}
 SNAP = {**HOST, "docker_snap": True}
@@ -43,6 +48,9 @@ class Host:
             users = self.users_of_host or dict.fromkeys(question["users_of_host"])
             return {"facts": found, "users_of_host": users, "apt_simulations": simulated}
         answer = {key: dict.fromkeys(map(str, names)) for key, names in question.items()}
+        if "projects" in question:
+            nothing = {"containers": [], "record": None, "limits": []}
+            answer["projects"] = dict.fromkeys(question["projects"], nothing)
         answer["users"] = {name: self.users.get(name) for name in question.get("users", ())}
         return {"facts": found, "engine": None, "unsafe": {}, **answer}
 
@@ -71,6 +79,8 @@ def run(host: Host) -> Run:
         arguments = {key: given.pop(key) for key in ("expect_no_drift", "compare") if key in given}
         task = Task()
         task.args = {"roles": given.pop("roles", ["user_access"]), **arguments}
+        if task.args["roles"] is None:
+            del task.args["roles"]
         variables = {"inventory_hostname": "gpu01", "user_access_users": [ALICE], **given}
         if remembered:
             variables["ansible_facts"] = {"slipway": remembered}
@@ -217,22 +227,114 @@ def test_impossible_settings_end_the_run(
 
 def test_a_conflict_ends_the_run(run: Run, host: Host) -> None:
     host.users = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}
-    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk a"
     with pytest.raises(AnsibleActionFail, match="Set 'home: /elsewhere/alice'"):
-        run(user_access_users=[{"name": "alice", "keys": [key]}])
+        run(user_access_users=[{"name": "alice", "keys": [KEY]}])
+
+
+def test_all_wrong_settings_are_named_together(run: Run, host: Host) -> None:
+    with pytest.raises(AnsibleActionFail) as caught:
+        run(user_access_usres=[], user_access_users="alice")
+    unknown, wrong = str(caught.value).split("; role")
+    assert "did you mean user_access_users" in unknown
+    assert "must be a list" in wrong and wrong.endswith(". Nothing was changed.")
+
+
+def test_a_conflict_says_that_nothing_was_changed(run: Run, host: Host) -> None:
+    host.users = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}
+    user = {"name": "alice", "keys": [KEY]}
+    with pytest.raises(AnsibleActionFail, match=r"/elsewhere/alice'\nNothing was changed"):
+        run(user_access_users=[user])
+
+
+@pytest.mark.parametrize(
+    ("variables", "drift"),
+    [
+        ({"slipway_roles": ["user_access"]}, ["user_access"]),
+        ({"slipway_roles": trust_as_template("{{ ['user_access'] }}")}, ["user_access"]),
+        ({"slipway_roles": ["user_access"], "user_access_users": []}, []),
+        (
+            {"slipway_roles": ["user_access"], "user_access_users": [], "slipway_survey": False},
+            ["user_access"],
+        ),
+    ],
+)
+def test_roles_and_comparison_come_from_variables(
+    run: Run, variables: dict[str, Any], drift: list[str]
+) -> None:
+    assert run(roles=None, user_access_docker_exclusive=False, **variables)["drift"] == drift
+
+
+def test_without_roles_the_survey_names_the_missing_argument(run: Run, host: Host) -> None:
+    with pytest.raises(AnsibleActionFail, match="no roles; expected the argument 'roles'"):
+        run(roles=None)
+    assert host.asked == []
+
+
+def test_settings_may_use_facts_of_the_host(run: Run, host: Host) -> None:
+    name = "{{ ansible_facts['slipway'].distribution | lower }}"
+    users = [{"name": trust_as_template(name)}]
+    result = run(remembered=HOST, user_access_users=users)
+    assert {entry["name"] for entry in result["differences"]["user_access"]} >= {"ubuntu"}
+
+
+def test_an_old_name_of_an_option_works_with_a_warning(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(role_plans.display, "warning", warnings.append)
+    limits = [{"who": "*", "nofile": 4096}]
+    assert run(user_access_limits=limits)["drift"] == ["user_access"]
+    assert any("who" in warning and "applies_to" in warning for warning in warnings)
+
+
+def test_a_service_whose_image_nobody_builds_ends_the_run(run: Run, host: Host) -> None:
+    with pytest.raises(AnsibleActionFail) as caught:
+        run(roles=["ml_services"], ml_services_instances=[{"name": "iris-api"}])
+    assert str(caught.value).startswith("ml_services_instances: service iris-api needs image")
+    assert str(caught.value).endswith(". Nothing was changed.")
+
+
+def test_the_addresses_of_services_are_returned(run: Run, host: Host) -> None:
+    roles = ["ml_images", "ml_services"]
+    result = run(roles=roles, ml_images_present=["iris-api"], ml_services_instances=None)
+    assert result["urls"] == {"iris-api": "http://127.0.0.1:5000/predict"}
+    assert result["drift"] == roles
 
 
 # The question on its way to the host.
 
 
-def ask(reply: dict[str, Any]) -> Any:
+def ask(reply: dict[str, Any], variables: Any = None, commands: list[str] | None = None) -> Any:
     if reply.get("rc") != 255:
         reply["stdout"] = f"{host_command.BEGIN}\n{reply['stdout']}\n{host_command.END}\n"
+
+    def execute(command: str, in_data: bytes, sudoable: bool) -> dict[str, Any]:
+        assert in_data and sudoable
+        (commands if commands is not None else []).append(command)
+        return {"stderr": "", "rc": 0, **reply}
+
     action: Any = SimpleNamespace(
-        _templar=SimpleNamespace(available_variables={}),
-        _low_level_execute_command=lambda *_, **__: {"stderr": "", "rc": 0, **reply},
+        _templar=SimpleNamespace(available_variables=variables),
+        _low_level_execute_command=execute,
     )
     return ask_host.ask(action, {})
+
+
+@pytest.mark.parametrize(
+    ("variables", "python"),
+    [
+        (None, "/usr/bin/python3"),
+        ({"ansible_python_interpreter": None}, "/usr/bin/python3"),
+        ({"ansible_python_interpreter": "/opt/python"}, "/opt/python"),
+    ],
+)
+def test_the_python_of_the_host_runs_the_script(variables: Any, python: str) -> None:
+    commands: list[str] = []
+    ask({"stdout": json.dumps({"facts": {"root": True}})}, variables, commands)
+    (command,) = commands
+    assert f"{{ {python} -I -S -\n}}" in command
+    with pytest.raises(AnsibleActionFail, match=f"expected {python}, and root rights"):
+        ask({"stdout": "nonsense"}, variables)
 
 
 def test_an_answer_needs_root() -> None:
