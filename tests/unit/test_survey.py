@@ -49,7 +49,7 @@ class Host:
             return {"facts": found, "users_of_host": users, "apt_simulations": simulated}
         answer = {key: dict.fromkeys(map(str, names)) for key, names in question.items()}
         if "projects" in question:
-            nothing = {"containers": [], "record": None, "limits": []}
+            nothing: dict[str, Any] = {"containers": [], "record": None, "limits": []}
             answer["projects"] = dict.fromkeys(question["projects"], nothing)
         answer["users"] = {name: self.users.get(name) for name in question.get("users", ())}
         return {"facts": found, "engine": None, "unsafe": {}, **answer}
