@@ -40,7 +40,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(package_record, "FOLDER", str(folder))
     monkeypatch.setattr(package_record, "FILE", str(folder / "record.json"))
     monkeypatch.setattr(apt_package_set, "ARCHIVES", archives)
-    monkeypatch.setattr(apt_package_set, "PROC", tmp_path / "proc")
     state = ["hold", "installed", "1"]
     monkeypatch.setattr(state_packages, "ask_packages", lambda names: dict.fromkeys(names, state))
     monkeypatch.setattr(apply_files, "settle", settle)
@@ -194,9 +193,7 @@ def test_who_holds_a_gpu_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     apt()
-    monkeypatch.setattr(
-        apt_package_set, "describe_gpu_users", lambda _holders: ["process 7 (train)"]
-    )
+    monkeypatch.setattr(apt_package_set, "gpu_users", lambda: ["process 7 (train) of alice"])
     assert "The GPUs are in use: process 7 (train)" in upgrade(run_module, gpus_free=True)["msg"]
     checked = upgrade(run_module, check=True, gpus_free=True)
     assert "process 7 (train)" in checked["slipway_note"]

@@ -48,13 +48,17 @@ def check(simulated: str, own: Collection[str], consent: Consent) -> None:
         _check_gpus()
 
 
-def _check_gpus() -> None:
-    users = [
+def gpu_users() -> list[str]:
+    """Return a description of each process that uses a GPU, without the driver's own daemons."""
+    return [
         f"process {process['pid']} ({escape_control(process['command'])}) of {process['user']}"
         for process in disturbance.ask_gpu_processes()
         if process["command"] not in DAEMONS
     ]
-    if users:
+
+
+def _check_gpus() -> None:
+    if users := gpu_users():
         raise WaitingError(
             f"change of driver packages waits: the GPUs are in use by {', '.join(users)}. Run "
             "again when this work has ended, or set nvidia_driver_reboot to always."

@@ -17,16 +17,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, package_record
-from ansible_collections.slipway.host.plugins.module_utils.apt.consent import check_restart
+from ansible_collections.slipway.host.plugins.module_utils.apt.consent import (
+    check_restart,
+    gpu_users,
+)
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import Before, Record
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     Apt,
     AptError,
     mount_point,
-)
-from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
-from ansible_collections.slipway.host.plugins.module_utils.gpu.kernel_module import (
-    describe_gpu_users,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
@@ -35,7 +34,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     packages,
 )
 
-PROC = Path("/proc")
 ARCHIVES = Path("/var/cache/apt/archives")
 # Folder whose file system most files of packages are on.
 UNPACKED = "/usr"
@@ -225,7 +223,7 @@ class PackageSet:
 
     def _check_gpus_free(self) -> None:
         """Fail if processes use a GPU; in check mode only add a note."""
-        users = describe_gpu_users(detect.holders(PROC).processes) if self.gpus_free else []
+        users = gpu_users() if self.gpus_free else []
         if not users:
             return
         message = f"The GPUs are in use: {'; '.join(users)}. Wait until they end, then run again."

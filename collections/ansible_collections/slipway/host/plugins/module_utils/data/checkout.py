@@ -117,7 +117,7 @@ def _clone_for_owner(git: Git, secret: Tree, limit: CloneLimit) -> Iterator[str]
         parent_path, name = os.path.split(path)
         with folders.opened_tree(parent_path) as parent:
             if parent:
-                folders.delete(name, parent)
+                parent.remove(name)
 
 
 def _give_to_owner(opened_clone: Folder, git: Git) -> None:

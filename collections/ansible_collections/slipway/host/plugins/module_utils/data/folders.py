@@ -161,17 +161,3 @@ def _walk(folder: Folder, inside: str, bottom_up: bool) -> Iterator[Step]:
             yield from _walk(below, f"{inside}{name}/", bottom_up)
     if bottom_up:
         yield inside, folders, others, folder
-
-
-def delete(name: str, parent: Folder) -> None:
-    """Delete an entry of a folder with all its content; links are deleted, not followed."""
-    info = parent.lstat(name)
-    if info is None:
-        return
-    if paths.type_of(info) != paths.FOLDER:
-        os.unlink(name, dir_fd=parent.descriptor)
-        return
-    with parent.entered(name) as folder:
-        for inside in os.listdir(folder.descriptor):
-            delete(inside, folder)
-    os.rmdir(name, dir_fd=parent.descriptor)

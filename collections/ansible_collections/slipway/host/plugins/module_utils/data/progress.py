@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 # Seconds between two progress lines of one step.
 INTERVAL = 15
@@ -30,11 +31,7 @@ def escape(text: str, limit: int = 2000) -> str:
 
     Names in archives, in repositories and on disks may have any character but a slash and a zero.
     """
-    kept = text if len(text) <= limit else text[:limit] + " ..."
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in kept
-    )
+    return escape_control(text if len(text) <= limit else text[:limit] + " ...")
 
 
 class EscapedProgress(Progress):

@@ -161,7 +161,7 @@ def delete_unfinished() -> None:
     """Delete unfinished and replaced trees from the working folder, but no download."""
     with folders.opened_working_folder() as stage:
         for name in (TREE, LINK, OLD):
-            folders.delete(name, stage)
+            stage.remove(name)
 
 
 def delete_stages(path: str, only: Sequence[str] | None = None, keep: Sequence[str] = ()) -> None:
@@ -181,7 +181,7 @@ def delete_stages(path: str, only: Sequence[str] | None = None, keep: Sequence[s
                 continue
             with _opened_private(stages, name) as stage:
                 for content in CONTENTS:
-                    folders.delete(content, stage)
+                    stage.remove(content)
                 left = os.listdir(stage.descriptor)
             if left:
                 raise UnsafePathError(
