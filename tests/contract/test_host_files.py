@@ -63,21 +63,24 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "module_utils/ml/accounts.py": (
         CALLERS_OWN,
-        ".glob .iterdir .mkdir .replace .rmdir .unlink .write_text",
+        ".iterdir .mkdir .replace .rmdir .unlink .write_text",
     ),
+    "module_utils/ml/api.py": (CALLERS_OWN, ".read_text"),
+    "module_utils/ml/commands.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
     "module_utils/ml/display.py": (CALLERS_OWN, ".chmod .read_bytes .touch .write_bytes"),
     "module_utils/ml/engine.py": (
         "reads the engine's folders of CDI files and tar archives",
-        ".glob .open .read_text",
+        ".iterdir .open .read_text",
     ),
+    "module_utils/ml/guard.py": ("opens /dev/null", "os.open"),
     "module_utils/ml/images.py": (
         "files of the caller; a new name where others can write",
         ".replace .unlink os.open tempfile.TemporaryFile",
     ),
-    "module_utils/ml/main.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
+    "module_utils/ml/main.py": ("opens /dev/null and the standard streams", "open os.open"),
     "module_utils/ml/settings.py": (
         "reads /etc/slipway, and the caller's own files",
-        ".read_text",
+        ".read_text os.open",
     ),
     "module_utils/ml/start.py": (CALLERS_OWN, ".mkdir"),
     "module_utils/ml/token.py": (CALLERS_OWN, ".hardlink_to .mkdir .read_text .unlink os.open"),

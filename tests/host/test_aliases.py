@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The user's side on real hosts: aliases and `ml`, used by people who are not root.
+"""Aliases and `ml` on real hosts, used by people who are not root.
 
-The image is a stand-in that is built in seconds; what it serves asks for the token as Jupyter does.
+The image is a stand-in that is built in seconds. Its server checks the token as Jupyter does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.host
 GROUP = "pytest-aliases"
 IMAGE = "slipway/testlab:cpu"
 TOKEN = r"token=([0-9a-f]{48})"
-# What the tests use on a host beside what the role installs.
+# Packages that the tests need in addition to those of the role.
 TOOLS = "cron zsh fish xvfb xauth docker-registry chromium"
 Named = set[tuple[str, str, str]]
 
@@ -36,8 +36,8 @@ Named = set[tuple[str, str, str]]
 Terminal: TypeAlias = "pexpect.spawn[str]"
 
 
-def found(terminal: Terminal, pattern: str) -> re.Match[str]:
-    """Wait until a terminal shows a pattern; return what it shows."""
+def wait_for_match(terminal: Terminal, pattern: str) -> re.Match[str]:
+    """Wait until a terminal shows text that matches; return the match."""
     terminal.expect(pattern)
     assert isinstance(terminal.match, re.Match)
     return terminal.match
@@ -70,7 +70,7 @@ class Lab(Site):
         )
 
     def terminal(self, user: str, command: str = "") -> Terminal:
-        """Sit a user down at a terminal on the host, before a shell's prompt."""
+        """Return a terminal of a user on the host, at the prompt of a shell."""
         words = [*self.ssh(user, "-tt"), *([command] if command else [])]
         child = pexpect.spawn(
             words[0], words[1:], encoding="utf-8", timeout=30, dimensions=(50, 200)
@@ -79,11 +79,11 @@ class Lab(Site):
         return child
 
     def url(self, user: str) -> str:
-        """Return where the user's page is, with the token."""
+        """Return the address of the user's page, with the token."""
         return self.as_user(user, "ml url testlab | sed -n 's/^notebook *//p'")
 
     def get(self, user: str, url: str) -> str:
-        """Open a page on the host; return its text or the status that refused it."""
+        """Open a page on the host; return its text or the status of the error."""
         code = (
             "import sys, urllib.request, urllib.error\n"
             "try: print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())\n"
@@ -102,14 +102,14 @@ def hosts() -> Iterator[Group]:
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The catalogue for tests, with what it takes from the project's own as it is now."""
+    """A copy of the catalogue for tests."""
     copy = tmp_path_factory.mktemp("catalogue") / "images"
     return Path(shutil.copytree(ROOT / "tests/fixtures/catalogue", copy))
 
 
 @pytest.fixture(scope="module")
 def lab(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A host with the stand-in image and its aliases, and tools to try them with."""
+    """A host with the stand-in image, its aliases, and the programs for the tests."""
     lab = Lab(hosts.ensure(HostSpec("lab-1")), tmp_path_factory.mktemp("lab-1"), catalogue)
     lab.people()
     checked = lab.run("site.yml", "--check", "--diff")
@@ -121,22 +121,22 @@ def lab(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(autouse=True)
 def cleared(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Remove what a test that failed left running."""
+    """Remove the containers that a failed test left."""
     yield
     if "lab" in request.fixturenames:
         lab: Lab = request.getfixturevalue("lab")
-        lab.on("docker ps --quiet | xargs --no-run-if-empty docker rm --force >/dev/null")
+        lab.on("docker ps --all --quiet | xargs --no-run-if-empty docker rm --force >/dev/null")
 
 
 # A person at a terminal.
 
 
-def test_a_notebook_is_served_to_its_token_and_what_is_saved_is_its_users(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_a_notebook_needs_the_token_and_saves_files_of_the_user(lab: Lab, tmp_path: Path) -> None:
     alice = lab.terminal("alice")
     alice.sendline("testlab")
-    url, token = found(alice, rf"notebook at (http://127\.0\.0\.1:8888/lab\?{TOKEN})").groups()
+    url, token = wait_for_match(
+        alice, rf"notebook at (http://127\.0\.0\.1:8888/lab\?{TOKEN})"
+    ).groups()
     alice.expect(r"alice@testlab:/code\$ ")
     alice.sendline("j8")
     alice.expect("serving")
@@ -168,15 +168,15 @@ def test_a_notebook_is_served_to_its_token_and_what_is_saved_is_its_users(
     assert lab.on("docker ps --all --quiet") == ""
 
 
-def test_two_people_have_other_ports_names_and_tokens(lab: Lab) -> None:
+def test_two_people_have_different_ports_names_and_tokens(lab: Lab) -> None:
     alice, bob = lab.terminal("alice"), lab.terminal("bob")
     address = rf"notebook at http://127\.0\.0\.1:(\d+)/lab\?{TOKEN}"
     alice.sendline("testlab")
-    port, theirs = found(alice, address).groups()
+    port, theirs = wait_for_match(alice, address).groups()
     assert port == "8888"
     bob.sendline("testlab")
     bob.expect("port 8888 is in use; notebook is at port 8889")
-    port, mine = found(bob, address).groups()
+    port, mine = wait_for_match(bob, address).groups()
     assert port == "8889" and mine != theirs
     for person, name in ((alice, "alice"), (bob, "bob")):
         person.expect(rf"{name}@testlab:/code\$ ")
@@ -222,6 +222,62 @@ def test_many_starts_at_once_do_not_collide(lab: Lab) -> None:
     assert len(lab.as_user("alice", "ml stop --all").split()) == 5
 
 
+# Connections.
+
+
+def wait_for(
+    lab: Lab, expected: str, command: str = "docker ps --all --format '{{.Names}}'"
+) -> None:
+    """Wait until a command on the host prints the expected text, at most 40 seconds."""
+    shell = f'for i in $(seq 200); do [ "$({command})" = {shlex.quote(expected)} ] && exit; '
+    lab.on(f"{shell} sleep 0.2; done; {command}; exit 1")
+
+
+def test_a_container_ends_with_its_connection(lab: Lab) -> None:
+    command = "testlab -q sh -c 'trap : HUP; while :; do sleep 1; done'"
+    # ssh without a terminal: the host sends no signal, and nothing is written to the closed pipe.
+    with subprocess.Popen([*lab.ssh("alice"), command], stdin=subprocess.PIPE) as connection:
+        wait_for(lab, "alice-testlab")
+        connection.kill()
+    wait_for(lab, "")
+    # A terminal that is closed.
+    terminal = lab.terminal("alice")
+    terminal.sendline(command)
+    wait_for(lab, "alice-testlab")
+    terminal.close(force=True)
+    wait_for(lab, "")
+    # A docker command that is killed.
+    with subprocess.Popen([*lab.ssh("alice"), command], stdin=subprocess.PIPE) as connection:
+        wait_for(lab, "alice-testlab")
+        lab.on("pkill -KILL --full '^docker run'")
+        connection.wait(timeout=30)
+    wait_for(lab, "")
+
+
+def test_detached_containers_and_nohup_survive_the_connection(lab: Lab) -> None:
+    lab.as_user("alice", "testlab -q --detach sleep 300")
+    with subprocess.Popen([*lab.ssh("alice"), "nohup testlab -q sleep 301"]) as connection:
+        wait_for(lab, "alice-testlab-2\nalice-testlab")
+        connection.kill()
+    wait_for(lab, "0", "pgrep --count --uid alice sshd")
+    assert lab.on("docker ps --format '{{.Names}}'") == "alice-testlab-2\nalice-testlab"
+
+
+def test_ended_detached_containers_keep_logs_and_status(lab: Lab) -> None:
+    lab.as_user("alice", "testlab -q --detach sh -c 'echo finished; exit 3'")
+    wait_for(lab, "exited", "docker ps --all --format '{{.State}}'")
+    assert lab.as_user("alice", "ml logs") == "finished"
+    assert lab.as_user("alice", "ml logs testlab") == "finished"
+    assert "alice-testlab" not in lab.as_user("alice", "ml list")
+    (ended,) = json.loads(lab.as_user("bob", "ml list --all --json"))["ended"]
+    assert (ended["name"], ended["user"], ended["status"]) == ("alice-testlab", "alice", 3)
+    assert re.search(r"alice-testlab +alice +\S+ +3 ", lab.as_user("bob", "ml list --all"))
+    refused = lab.try_as("bob", "ml remove alice-testlab")
+    assert refused.stderr == "ml: container alice-testlab belongs to alice; you cannot remove it\n"
+    assert lab.as_user("alice", "ml remove") == "alice-testlab"
+    assert lab.try_as("alice", "ml logs").stderr == "ml: you have no container\n"
+
+
 # Scripts.
 
 
@@ -241,10 +297,10 @@ def test_a_container_is_the_caller_where_the_caller_is(lab: Lab) -> None:
     lab.on("install -d -o root -g research -m 2770 /srv/shared")
     lab.as_user("alice", "mkdir -p code/deep 'code/course'")
     show = "sh -c 'id -un; id -Gn; pwd; echo $USER'"
-    said = lab.as_user("alice", f"cd code/deep && testlab -q {show}")
-    assert said.splitlines()[0::2] == ["alice", "/code/deep"]
-    assert "research" in said.splitlines()[1]
-    assert said.splitlines()[3] == "alice"
+    output = lab.as_user("alice", f"cd code/deep && testlab -q {show}")
+    assert output.splitlines()[0::2] == ["alice", "/code/deep"]
+    assert "research" in output.splitlines()[1]
+    assert output.splitlines()[3] == "alice"
     assert lab.as_user("alice", "testlab -q pwd") == "/code/course"
     lab.as_user("alice", "testlab -q touch /shared/ours /data/mine")
     assert lab.on("stat --format %U:%G /srv/shared/ours") == "alice:research"
@@ -278,7 +334,7 @@ def test_aliases_are_commands_of_every_shell(lab: Lab, shell: str) -> None:
     assert lab.as_user("alice", f"{shell} -c 'test_lab -q echo from {shell}'") == f"from {shell}"
 
 
-def test_a_tab_completes(lab: Lab) -> None:
+def test_shells_complete_options_and_images(lab: Lab) -> None:
     offered = lab.as_user("alice", 'fish -c \'complete -C "testlab --pr"; complete -C "ml sto"\'')
     assert offered.split() == ["--print", "stop"]
     for shell, setup in (("bash", ":"), ("zsh -f", "autoload -Uz compinit && compinit -u")):
@@ -293,7 +349,7 @@ def test_a_tab_completes(lab: Lab) -> None:
         person.close(force=True)
 
 
-# Settings, and who may.
+# Settings and access.
 
 
 SETTINGS = """\
@@ -306,16 +362,18 @@ quiet = yes
 """
 
 
-def test_a_user_has_settings(lab: Lab) -> None:
+def test_settings_of_a_user(lab: Lab) -> None:
     lab.as_user(
         "bob",
         "mkdir -p .config/slipway work && cat >.config/slipway/aliases.ini",
         stdin=SETTINGS,
     )
     try:
-        said = lab.try_as("bob", "testlab sh -c 'echo $MODE $SLIPWAY_PORT_NOTEBOOK >/code/said'")
-        assert (said.returncode, said.stderr) == (0, "")
-        assert lab.as_user("bob", "cat work/said") == "fast 9100"
+        started = lab.try_as(
+            "bob", "testlab sh -c 'echo $MODE $SLIPWAY_PORT_NOTEBOOK >/code/output'"
+        )
+        assert (started.returncode, started.stderr) == (0, "")
+        assert lab.as_user("bob", "cat work/output") == "fast 9100"
         assert lab.as_user("bob", "testlab -e MODE sh -c 'echo $MODE'; true") == ""
         assert "127.0.0.1:9200:8888" in lab.as_user("bob", "testlab --port notebook=9200 --print")
         lab.as_user("bob", "echo 'gpu = 0' >>.config/slipway/aliases.ini")
@@ -327,7 +385,7 @@ def test_a_user_has_settings(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("command", ["testlab", "testlab --print", "ml list", "ml save testlab x"])
-def test_who_may_not_use_docker_learns_whom_to_ask(lab: Lab, command: str) -> None:
+def test_a_user_without_docker_learns_the_contact(lab: Lab, command: str) -> None:
     refused = lab.try_as("carol", command)
     assert refused.returncode in (1, 125)
     assert refused.stderr.strip().endswith(
@@ -340,7 +398,7 @@ def test_who_may_not_use_docker_learns_whom_to_ask(lab: Lab, command: str) -> No
 # Images.
 
 
-def test_what_was_installed_can_be_kept_and_pushed(lab: Lab) -> None:
+def test_installed_software_can_be_committed_and_pushed(lab: Lab) -> None:
     lab.as_user("alice", "testlab -q --root --detach sh -c 'echo new >/opt/new; sleep 300'")
     kept = lab.try_as("alice", "ml commit testlab alice/lab:1")
     assert "To start it, run: testlab --image alice/lab:1" in kept.stdout
@@ -371,12 +429,12 @@ def test_what_was_installed_can_be_kept_and_pushed(lab: Lab) -> None:
 
 
 def digests(lab: Lab) -> dict[str, str]:
-    """Return the context digest of each image as `ml list` tells it."""
+    """Return the context digest of each image in `ml list`."""
     listed = json.loads(lab.as_user("alice", "ml list --json"))
     return {image["reference"]: image["digest"] for image in listed["images"]}
 
 
-def test_a_full_disk_and_a_cut_archive_leave_nothing_half(lab: Lab) -> None:
+def test_a_full_disk_and_a_cut_archive_are_errors(lab: Lab) -> None:
     lab.on("mkdir -p /mnt/small && mount -t tmpfs -o size=8m,mode=1777 tmpfs /mnt/small")
     full = lab.try_as("alice", "ml save testlab /mnt/small/lab.zst")
     assert full.returncode == 1
@@ -393,7 +451,7 @@ def test_a_full_disk_and_a_cut_archive_leave_nothing_half(lab: Lab) -> None:
 # Windows.
 
 
-def test_a_window_is_shown_and_what_it_costs_is_said(lab: Lab) -> None:
+def test_a_window_is_shown_with_a_warning(lab: Lab) -> None:
     shown = lab.try_as(
         "alice",
         "cookie=$(mcookie); xauth -q add :7 . $cookie 2>/dev/null\n"
@@ -402,7 +460,7 @@ def test_a_window_is_shown_and_what_it_costs_is_said(lab: Lab) -> None:
         "Xvfb :8 -listen tcp -nolisten unix -auth .Xauthority >/dev/null 2>&1 & second=$!\n"
         "sleep 3\n"
         "DISPLAY=:7 ml gui testlab window\n"
-        # As ssh -X has it: a display that a container does not reach by itself.
+        # As with ssh -X: a container cannot reach such a display itself.
         "DISPLAY=localhost:8 ml gui testlab window\n"
         "XAUTHORITY=/dev/null DISPLAY=:7 ml gui testlab window\n"
         "kill $first $second",
@@ -433,11 +491,11 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         {("ml_aliases", "links", "/usr/local/bin")},
     ),
     "the program edited": (f"echo '#' >>{PROGRAM}", {("ml_aliases", "files", PROGRAM)}),
-    "the program not to be run": (
+    "the program not executable": (
         "chmod 0644 /usr/local/lib/slipway/ml",
         {("ml_aliases", "files", "/usr/local/lib/slipway/ml")},
     ),
-    "what it knows edited": (
+    "the declaration edited": (
         "sed -i s/8888/9999/ /etc/slipway/aliases.json",
         {("ml_aliases", "files", "/etc/slipway/aliases.json")},
     ),
@@ -471,9 +529,7 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
         ("/usr/local/bin/testtool", "/usr/local/bin/testtool is there and is no link"),
     ],
 )
-def test_a_command_of_somebody_else_is_never_hidden_or_replaced(
-    lab: Lab, path: str, words: str
-) -> None:
+def test_an_existing_command_is_never_hidden_or_replaced(lab: Lab, path: str, words: str) -> None:
     lab.people(ml_aliases_settings={"testtool": {"enabled": False}})
     lab.converge()
     lab.on(f"echo mine >{path}")
@@ -490,7 +546,7 @@ def test_a_command_of_somebody_else_is_never_hidden_or_replaced(
         lab.converge()
 
 
-def test_commands_of_an_image_that_is_dropped_go_away(lab: Lab) -> None:
+def test_commands_of_a_removed_image_are_removed(lab: Lab) -> None:
     lab.people(ml_images_present=[])
     run = lab.converge()
     assert {task.partition(":")[0] for task in run.changed()} == {"ml_aliases"}
@@ -501,7 +557,7 @@ def test_commands_of_an_image_that_is_dropped_go_away(lab: Lab) -> None:
     assert lab.as_user("alice", "testlab -q echo back") == "back"
 
 
-def test_nothing_is_left_where_the_role_is_absent(lab: Lab) -> None:
+def test_an_absent_role_leaves_no_file(lab: Lab) -> None:
     lab.people(ml_aliases_state="absent")
     try:
         lab.converge()
@@ -518,7 +574,7 @@ def test_nothing_is_left_where_the_role_is_absent(lab: Lab) -> None:
 # A second host: no image of its own, and stand-ins for two GPUs.
 
 NVIDIA_SMI = """#!/bin/sh
-# Stands in for NVIDIA's program on a host that has no GPU.
+# Stand-in for NVIDIA's program on a host without a GPU.
 [ "$1" != -L ] || printf 'GPU %s: Stand-in (UUID: GPU-%s)\\n' 0 a 1 b
 """
 CDI = {
@@ -532,7 +588,7 @@ CDI = {
 
 @pytest.fixture(scope="module")
 def other(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A host whose aliases are there before their image, and whose engine hands out GPUs."""
+    """A host that has aliases but not their image, and an engine with CDI."""
     other = Lab(hosts.ensure(HostSpec("lab-2")), tmp_path_factory.mktemp("lab-2"), catalogue)
     other.people(
         ml_images_present=[],
@@ -543,7 +599,7 @@ def other(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactor
     return other
 
 
-def test_an_image_is_carried_to_another_host_and_is_the_same(lab: Lab, other: Lab) -> None:
+def test_an_image_is_copied_to_another_host(lab: Lab, other: Lab) -> None:
     missing = other.try_as("alice", "testlab true")
     assert f"image {IMAGE} is not on this host. Tell Dana (dana@lab" in missing.stderr
     assert "missing" in other.as_user("alice", "ml list")
@@ -554,13 +610,15 @@ def test_an_image_is_carried_to_another_host_and_is_the_same(lab: Lab, other: La
             [*other.ssh("bob"), "ml load -"], stdin=saved.stdout, capture_output=True, text=True
         )
         assert saved.stderr is not None
-        said = saved.stderr.read().decode()
+        messages = saved.stderr.read().decode()
     assert loaded.returncode == 0, loaded.stderr
-    assert said.splitlines()[1:] == loaded.stdout.splitlines()[1:], "image id and context digest"
-    assert re.search(r"^context digest  [0-9a-f]{64}$", said, flags=re.M)
+    assert messages.splitlines()[1:] == loaded.stdout.splitlines()[1:], (
+        "image id and context digest"
+    )
+    assert re.search(r"^context digest  [0-9a-f]{64}$", messages, flags=re.M)
     assert digests(other)[IMAGE] == digests(lab)[IMAGE]
     assert other.as_user("alice", "testlab -q echo carried") == "carried"
-    # The survey takes it for what it is: the image that the catalogue describes.
+    # The survey recognizes the image of the catalogue.
     other.people(
         ml_aliases_images=["testlab"],
         docker_engine_extra_settings={"features": {"cdi": True}},
@@ -568,12 +626,12 @@ def test_an_image_is_carried_to_another_host_and_is_the_same(lab: Lab, other: La
     assert other.plan() == (0, set())
 
 
-def test_everybody_gets_the_gpus_that_nobody_uses(lab: Lab, other: Lab) -> None:
+def test_containers_get_unused_gpus(lab: Lab, other: Lab) -> None:
     other.on(
         f"echo {shlex.quote(NVIDIA_SMI)} >/usr/bin/nvidia-smi; chmod 0755 /usr/bin/nvidia-smi;"
         f"mkdir -p /etc/cdi; echo {shlex.quote(json.dumps(CDI))} >/etc/cdi/nvidia.json;"
         f"docker tag {IMAGE} slipway/testlab:gpu;"
-        # As where the host has the gpu variant, which no host without a GPU builds.
+        # Simulates the gpu variant, which a host without a GPU does not build.
         'sed -i \'s/testlab:cpu/testlab:gpu/; s/"variant": "cpu"/"variant": "gpu"/\''
         " /etc/slipway/aliases.json"
     )

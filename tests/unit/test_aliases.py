@@ -1,10 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The owned state of ml_aliases: which commands a host gets, and what they know."""
+"""The owned state of ml_aliases: the commands of a host and their declaration."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -46,23 +47,23 @@ IMAGE = Planned(
 PLAIN = Options("Dana")
 
 
-def with_alias(**changed: Any) -> Planned:
-    """Return the image with its alias changed."""
-    alias = {**ALIAS, **changed}
+def with_alias(**changes: Any) -> Planned:
+    """Return the image with changes of its alias."""
+    alias = {**ALIAS, **changes}
     return replace(IMAGE, image={**IMAGE.image, "aliases": {"tool": alias}})
 
 
 def content(owned: dict[str, list[dict[str, Any]]], path: str) -> str:
-    """Return what a file is to hold."""
-    (found,) = (entry["content"] for entry in owned["files"] if entry["path"] == path)
-    assert isinstance(found, str)
-    return found
+    """Return the declared content of a file."""
+    (declared_content,) = (entry["content"] for entry in owned["files"] if entry["path"] == path)
+    assert isinstance(declared_content, str)
+    return declared_content
 
 
 def declared(image: Planned, options: Options = PLAIN) -> dict[str, Any]:
-    """Return what the program is told of an image's alias."""
-    found = json.loads(content(ml_aliases.owned([image], options), ml_aliases.DECLARATION))
-    entry: dict[str, Any] = found["aliases"]["tool"]
+    """Return the entry of the alias in the declaration on the host."""
+    declaration = json.loads(content(ml_aliases.owned([image], options), ml_aliases.DECLARATION))
+    entry: dict[str, Any] = declaration["aliases"]["tool"]
     return entry
 
 
@@ -79,7 +80,7 @@ def test_every_name_of_an_alias_is_a_link_to_the_program() -> None:
     survey.check("ml_aliases", owned)
 
 
-def test_an_image_without_aliases_leaves_the_command_for_the_rest() -> None:
+def test_without_aliases_only_the_command_ml_is_installed() -> None:
     owned = ml_aliases.owned([replace(IMAGE, image={**IMAGE.image, "aliases": {}})], PLAIN)
     assert owned["links"][0]["names"] == ["ml"]
     assert json.loads(content(owned, ml_aliases.DECLARATION))["images"] == {
@@ -87,7 +88,7 @@ def test_an_image_without_aliases_leaves_the_command_for_the_rest() -> None:
     }
 
 
-def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
+def test_the_program_reads_the_declaration(tmp_path: Path) -> None:
     file = tmp_path / "aliases.json"
     options = Options("Dana", mounts=[{"source": "~/code", "target": "/code"}])
     image = with_alias(names=["tool2"], workdir="/code/course")
@@ -101,7 +102,7 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
         variant="gpu",
         network="bridge",
         command=("serve",),
-        # All of the image's; published unless asked for otherwise are those of the settings.
+        # All ports of the image. The settings list the published ones.
         ports={
             "web": settings.Port(80, "/lab?token={token}"),
             "ssh": settings.Port(22, ""),
@@ -148,18 +149,18 @@ def test_the_program_reads_what_is_declared(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_layers_of_the_host_lie_over_the_image(
+def test_settings_of_the_host_override_those_of_the_image(
     image: Planned, options: Options, key: str, value: Any
 ) -> None:
     assert declared(image, options)["settings"][key] == value
 
 
-def test_command_is_the_aliases_own_or_the_images() -> None:
+def test_the_command_of_the_alias_precedes_that_of_the_image() -> None:
     assert declared(IMAGE)["command"] == ["serve"]
     assert declared(with_alias(command=["bash", "-l"]))["command"] == ["bash", "-l"]
 
 
-def test_an_alias_can_be_left_out() -> None:
+def test_an_alias_can_be_disabled() -> None:
     options = Options("", settings={"tool": {"enabled": False}})
     assert ml_aliases.owned([IMAGE], options)["links"][0]["names"] == ["ml"]
 
@@ -213,20 +214,22 @@ def test_an_alias_can_be_left_out() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(image: Planned, options: Options, message: str) -> None:
+def test_invalid_aliases_and_settings_are_errors(
+    image: Planned, options: Options, message: str
+) -> None:
     with pytest.raises(AliasError) as caught:
         ml_aliases.owned([image], options)
     assert message in str(caught.value)
 
 
 def test_numbers_may_be_written_without_quotes() -> None:
-    given = {"gpus": 0, "cpus": 4, "environment": {"OMP_NUM_THREADS": 8}}
-    found = declared(IMAGE, Options("", settings={"tool": given}))["settings"]
-    assert (found["gpus"], found["cpus"]) == ("0", "4")
-    assert found["environment"] == {"OMP_NUM_THREADS": "8"}
+    numbers = {"gpus": 0, "cpus": 4, "environment": {"OMP_NUM_THREADS": 8}}
+    settings_as_text = declared(IMAGE, Options("", settings={"tool": numbers}))["settings"]
+    assert (settings_as_text["gpus"], settings_as_text["cpus"]) == ("0", "4")
+    assert settings_as_text["environment"] == {"OMP_NUM_THREADS": "8"}
 
 
-def test_nothing_stays_of_a_role_that_is_absent() -> None:
+def test_an_absent_role_owns_the_removal_of_all_its_files() -> None:
     owned = ml_aliases.removed()
     present = ml_aliases.owned([IMAGE], PLAIN)
     survey.check("ml_aliases", owned)
@@ -236,7 +239,7 @@ def test_nothing_stays_of_a_role_that_is_absent() -> None:
         assert any(entry["path"].startswith(path) for path in removed), entry["path"]
 
 
-# What lies on the host.
+# Files on the host.
 
 
 def test_the_program_runs_outside_of_the_collection(tmp_path: Path) -> None:
@@ -250,10 +253,10 @@ def test_the_program_runs_outside_of_the_collection(tmp_path: Path) -> None:
     program.chmod(0o755)
     alias = tmp_path / "tool"
     alias.symlink_to(program)
-    (tmp_path / "argparse.py").write_text("raise SystemExit('the user lent a module')")
-    for command, words in (([program], "save"), ([alias], "A shell (image slipway/tool:gpu)")):
-        # Isolated from what stands in the caller's folder and environment.
-        done = subprocess.run(
+    (tmp_path / "argparse.py").write_text("raise SystemExit('imported from the user')")
+    for command, text in (([program], "save"), ([alias], "A shell (image slipway/tool:gpu)")):
+        # Modules in the caller's folder and environment are not imported.
+        completed = subprocess.run(
             [*command, "--help"],
             cwd=tmp_path,
             env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
@@ -261,8 +264,8 @@ def test_the_program_runs_outside_of_the_collection(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        assert words in done.stdout
+        assert completed.returncode == 0, completed.stderr
+        assert text in completed.stdout
 
 
 def test_completions_are_for_every_command() -> None:
@@ -274,7 +277,54 @@ def test_completions_are_for_every_command() -> None:
     assert content(owned, ml_aliases.FISH_COMPLETION).count("complete --command ") == 2
 
 
-def test_files_of_the_host_say_who_writes_them() -> None:
+def test_compiled_modules_are_kept_for_the_caller(tmp_path: Path) -> None:
+    """Only root can write beside the program, so each start would compile every module."""
+    library = tmp_path / "library"
+    for entry in ml_aliases.owned([IMAGE], PLAIN)["files"]:
+        if entry["path"].startswith(ml_aliases.LIBRARY):
+            file = library / Path(entry["path"]).relative_to(ml_aliases.LIBRARY)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(entry["content"])
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import os, pwd, runpy, sys\n"
+        "account = pwd.getpwuid(os.getuid())\n"
+        "fields = [*account][:5] + [sys.argv[1]] + [*account][6:]\n"
+        "pwd.getpwuid = lambda uid: pwd.struct_passwd(fields)\n"
+        "sys.argv = ['ml', '--help']\n"
+        f"runpy.run_path({str(library / 'ml')!r}, run_name='__main__')\n"
+    )
+
+    def run(folder: Path) -> list[Path]:
+        """Run the program in an account with the home folder; return the compiled modules."""
+        done = subprocess.run(
+            ["/usr/bin/python3", "-ISBc", code, str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # The declaration is missing, which only the program itself can report.
+        assert done.stderr.startswith("ml: cannot read /etc/slipway/aliases.json"), done.stderr
+        return sorted(tmp_path.rglob("*.pyc"))
+
+    compiled = run(home)
+    assert [file.name.partition(".")[0] for file in compiled] == [
+        "__init__", "caller", "complete", "errors", "main", "settings",
+    ]  # fmt: skip
+    assert all(home / ".cache/slipway/bytecode" in file.parents for file in compiled)
+    for file, size in zip(compiled, (0, 10, 16, 20, 100, 200), strict=True):
+        # A damaged file does not stop the program.
+        file.write_bytes(file.read_bytes()[:size])
+    run(home)
+    shutil.rmtree(home / ".cache")
+    for mode in (0o777, 0o775):
+        home.chmod(mode)
+        assert run(home) == [], "others could write code there"
+    assert run(tmp_path / "missing") == []
+
+
+def test_files_on_the_host_name_the_role_that_writes_them() -> None:
     for entry in ml_aliases.owned([IMAGE], PLAIN)["files"]:
         if "/slipway_ml/" not in entry["path"]:
             assert ml_aliases.HEADER in entry["content"], entry["path"]
@@ -285,14 +335,15 @@ def test_files_of_the_host_say_who_writes_them() -> None:
 
 def planned_state(images: list[str] | None = None, **changes: Any) -> dict[str, Any]:
     """Return the owned state of a host without GPUs."""
-    asked = options(
+    role_options = options(
         "ml_aliases",
         images=["testlab"] if images is None else images,
         ml_catalogue_folder=str(CATALOGUE),
         **changes,
     )
-    found: dict[str, Any] = ml_aliases.plan({"distribution": "Debian"}, asked)["owned"]
-    return found
+    plan = ml_aliases.plan({"distribution": "Debian"}, role_options)
+    owned: dict[str, Any] = plan["owned"]
+    return owned
 
 
 @pytest.fixture(autouse=True)
@@ -300,12 +351,12 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_filter_gives_the_aliases_of_the_images_named() -> None:
+def test_the_plan_has_the_aliases_of_the_declared_images() -> None:
     assert planned_state()["links"][0]["names"] == ["ml", "test_lab", "testlab", "testtool"]
     assert planned_state(state="absent") == ml_aliases.removed()
 
 
-def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
+def test_settings_of_an_unknown_alias_are_an_error() -> None:
     with pytest.raises(
         ml_aliases.AliasError,
         match=r"unknown alias testlap; expected an alias of an image. Did you mean",
@@ -313,16 +364,16 @@ def test_settings_of_an_alias_that_no_image_has_are_refused() -> None:
         planned_state(settings={"testlap": {"gpus": "none"}})
 
 
-def test_settings_of_an_alias_of_an_image_that_other_hosts_hold_are_not() -> None:
+def test_settings_of_an_alias_of_other_hosts_are_accepted() -> None:
     owned = planned_state([], settings={"testlab": {"gpus": "none"}})
     assert owned["links"][0]["names"] == ["ml"]
 
 
-def test_disks_of_data_sets_are_mounted_where_they_are() -> None:
-    mine = {"source": "/mnt/b/data", "target": "/mnt/b/data", "read_only": True}
-    owned = planned_state(ml_data_disks=["/mnt/a/data", "/mnt/b/data"], mounts=[mine])
-    found = json.loads(content(owned, ml_aliases.DECLARATION))["aliases"]["testlab"]["settings"]
-    assert found["mounts"] == [
+def test_disks_of_data_sets_are_mounted_at_their_own_path() -> None:
+    read_only = {"source": "/mnt/b/data", "target": "/mnt/b/data", "read_only": True}
+    owned = planned_state(ml_data_disks=["/mnt/a/data", "/mnt/b/data"], mounts=[read_only])
+    declaration = json.loads(content(owned, ml_aliases.DECLARATION))
+    assert declaration["aliases"]["testlab"]["settings"]["mounts"] == [
         {"source": "/mnt/a/data", "target": "/mnt/a/data", "optional": True},
-        mine,
+        read_only,
     ]

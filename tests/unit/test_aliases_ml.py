@@ -1,9 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command ml: containers, images, displays, and what a tab offers."""
+"""The command ml: containers, images, displays, and completion."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import os
@@ -19,21 +21,28 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.ml import (
+    api,
     complete,
     containers,
     display,
     engine,
     images,
+    launch,
     listing,
     main,
     settings,
     start,
     token,
 )
+from ansible_collections.slipway.host.plugins.module_utils.ml import (
+    commands as ml_commands,
+)
 from ansible_collections.slipway.host.plugins.module_utils.ml.containers import Container
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 from ansible_collections.slipway.host.plugins.module_utils.ml.gpus import Gpu
 from ansible_collections.slipway.host.plugins.module_utils.ml.images import Image
+
+from tests.unit import fake_engine
 
 ALIAS = settings.Alias(
     name="lab",
@@ -56,7 +65,7 @@ URL = "http://127.0.0.1:8888/lab?token={token}"
 
 def container(name: str, uid: int | None = ME, alias: str = "lab", **changed: Any) -> Container:
     user = {ME: "me", OTHER: "other", None: ""}[uid]
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "image": "slipway/lab:cpu",
         "gpus": (),
         "urls": {"web": URL},
@@ -65,7 +74,7 @@ def container(name: str, uid: int | None = ME, alias: str = "lab", **changed: An
         "started": "2026-11-20T04:00:00.123456789Z",
         **changed,
     }
-    return Container(name=name, alias=alias, user=user, uid=uid, **given)
+    return Container(name=name, alias=alias, user=user, uid=uid, **fields)
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +83,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(os, "getuid", lambda: ME)
     for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
     return tmp_path
 
 
 @pytest.fixture
+def engine_api(tmp_path: Path) -> Iterator[fake_engine.Start]:
+    """Return a function that starts a stand-in for the engine, on the socket in DOCKER_HOST."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(answers: Mapping[str, Any]) -> fake_engine.FakeEngine:
+            return stack.enter_context(fake_engine.running(tmp_path / "engine.sock", answers))
+
+        yield serve
+
+
+@pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that puts a shell script in the place of a command."""
+    """Return a function that replaces a command by a shell script."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -99,11 +120,11 @@ def inspected(labels: Mapping[str, str], ports: Mapping[str, Any] | None = None)
         "Name": "/one",
         "Config": {"Labels": labels, "Image": "slipway/lab:cpu"},
         "NetworkSettings": {"Ports": ports or {}},
-        "State": {"StartedAt": "2026-11-20T04:00:00Z"},
+        "State": {"StartedAt": "2026-11-20T04:00:00Z", "Status": "running"},
     }
 
 
-def test_a_service_is_found_where_docker_publishes_it() -> None:
+def test_the_address_of_a_service_is_its_published_port() -> None:
     ports = {
         "5000/tcp": [
             {"HostIp": "0.0.0.0", "HostPort": "80"},
@@ -112,19 +133,19 @@ def test_a_service_is_found_where_docker_publishes_it() -> None:
         "6006/tcp": None,
         "8888/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8889"}],
     }
-    found = containers.parse_container(inspected({"com.docker.compose.project": "iris"}, ports))
-    assert (found.user, found.uid, found.gpus) == ("service", None, ())
-    assert found.urls == {"5000": "*:80", "8888": "127.0.0.1:8889"}
+    service = containers.parse_container(inspected({"com.docker.compose.project": "iris"}, ports))
+    assert (service.user, service.uid, service.gpus) == ("service", None, ())
+    assert service.urls == {"5000": "*:80", "8888": "127.0.0.1:8889"}
 
 
-def test_labels_that_are_empty_say_nothing() -> None:
+def test_empty_labels_count_as_missing() -> None:
     labels = {f"io.slipway.{name}": "" for name in ("alias", "user", "uid", "gpus", "urls")}
-    found = containers.parse_container(inspected(labels))
-    assert (found.user, found.uid, found.gpus, found.urls) == ("", None, (), {})
+    parsed = containers.parse_container(inspected(labels))
+    assert (parsed.user, parsed.uid, parsed.gpus, parsed.urls) == ("", None, (), {})
 
 
 @pytest.mark.parametrize(
-    ("running", "name", "picked"),
+    ("running", "name", "selected"),
     [
         ([container("me-lab")], None, "me-lab"),
         ([container("me-lab"), container("o-lab", OTHER)], None, "me-lab"),
@@ -132,8 +153,10 @@ def test_labels_that_are_empty_say_nothing() -> None:
         ([container("me-lab"), container("me-lab-2")], "me-lab-2", "me-lab-2"),
     ],
 )
-def test_which_container_is_meant(running: list[Container], name: str | None, picked: str) -> None:
-    assert containers.select_container(running, name, "stop it").name == picked
+def test_a_container_is_selected_by_name_alias_or_owner(
+    running: list[Container], name: str | None, selected: str
+) -> None:
+    assert containers.select_container(running, name, "stop it").name == selected
 
 
 @pytest.mark.parametrize(
@@ -160,7 +183,7 @@ def test_which_container_is_meant(running: list[Container], name: str | None, pi
         ),
     ],
 )
-def test_which_container_cannot_be_meant(
+def test_a_container_is_not_selected_if_missing_ambiguous_or_foreign(
     running: list[Container], name: str | None, message: str
 ) -> None:
     with pytest.raises(MlError) as caught:
@@ -168,7 +191,7 @@ def test_which_container_cannot_be_meant(
     assert message in str(caught.value)
 
 
-def test_root_sees_to_everybodys_containers_but_not_to_their_tokens(
+def test_root_selects_containers_of_users_but_sees_no_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
@@ -177,7 +200,7 @@ def test_root_sees_to_everybodys_containers_but_not_to_their_tokens(
     assert containers.format_urls(other) == ["web  http://127.0.0.1:8888/lab"]
 
 
-def test_root_and_nobody_else_is_shown_the_token_of_a_service(
+def test_only_root_sees_the_token_of_a_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "jupyter_token"
@@ -190,16 +213,16 @@ def test_root_and_nobody_else_is_shown_the_token_of_a_service(
     service = containers.parse_container(inspected(labels))
     assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab"]
     with pytest.raises(MlError, match="notebooks belongs to service"):
-        containers.select_container([service], "notebooks", "have its address")
+        containers.select_container([service], "notebooks", "see its address")
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert containers.select_container([service], "notebooks", "have its address") == service
+    assert containers.select_container([service], "notebooks", "see its address") == service
     assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
     file.unlink()
     with pytest.raises(MlError, match=r"^cannot read .*jupyter_token: [^.]*jupyter_token'$"):
         containers.format_urls(service)
 
 
-def test_addresses_are_shown_with_the_callers_token() -> None:
+def test_addresses_contain_the_token_of_the_caller() -> None:
     token.ensure_token()
     (line,) = containers.format_urls(container("me-lab"))
     assert line == f"web  http://127.0.0.1:8888/lab?token={token.read_token()}"
@@ -216,15 +239,15 @@ IMAGE = Image(
 NOW = datetime(2026, 11, 20, 5, 0, 30, tzinfo=timezone.utc)
 
 
-def test_list_tells_the_truth_and_no_token() -> None:
+def test_list_shows_images_containers_and_gpus_without_tokens() -> None:
     token.ensure_token()
     changed = Image("me/lab:2", "lab", "cpu", "sha256:2", "", 2_500_000_000, "0001-01-01T00:00:00Z")
     running = [container("me-lab", gpus=("0",)), container("iris", None, "", urls={})]
-    listed = listing.collect_data(
+    data = listing.collect_data(
         HOST, [changed, IMAGE], running, [Gpu("0", "A100", "u"), Gpu("1", "A100", "v")],
         {"0": "me-lab"},
     )  # fmt: skip
-    assert listing.format_text(listed, NOW) == (
+    assert listing.format_text(data, NOW) == (
         "IMAGE              VARIANT  SIZE     AGE  DIGEST        COMMANDS\n"
         "me/lab:2           cpu      2.5 GB        (changed)\n"
         "slipway/lab:cpu    cpu      114 MB   2 d  0123456789ab  lab laboratory\n"
@@ -238,14 +261,14 @@ def test_list_tells_the_truth_and_no_token() -> None:
         "0    A100   me-lab\n"
         "1    A100   free"
     )
-    data = json.dumps(listed)
-    assert token.read_token() not in data and "{token}" not in data
+    text = json.dumps(data)
+    assert token.read_token() not in text and "{token}" not in text
 
 
-def test_nothing_to_list_is_said() -> None:
-    listed = listing.collect_data(settings.Host("", {}, {}), [], [], [], {})
+def test_an_empty_list_is_explained() -> None:
+    data = listing.collect_data(settings.Host("", {}, {}), [], [], [], {})
     assert (
-        listing.format_text(listed)
+        listing.format_text(data)
         == "no images of the catalogue on this host\n\nno running containers"
     )
 
@@ -254,7 +277,7 @@ def test_nothing_to_list_is_said() -> None:
     ("count", "words"),
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (37_385_731, "37.4 MB"), (3e12, "3 TB")],
 )
-def test_sizes(count: int, words: str) -> None:
+def test_sizes_have_decimal_units(count: int, words: str) -> None:
     assert listing.format_size(count) == words
 
 
@@ -268,7 +291,7 @@ def test_sizes(count: int, words: str) -> None:
         ("", ""),
     ],
 )
-def test_ages(since: str, words: str) -> None:
+def test_ages_have_the_largest_unit(since: str, words: str) -> None:
     assert listing.format_age(since, NOW) == words
 
 
@@ -276,20 +299,29 @@ def test_ages(since: str, words: str) -> None:
 
 
 class Docker(engine.Docker):
-    """Answers as docker would, from a table of what it is asked, and notes what was asked."""
+    """Answers commands by their first words, and requests by the first characters of the path."""
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         super().__init__("Dana")
-        object.__setattr__(self, "answers", answers)
-        object.__setattr__(self, "asked", [])
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def _answer(self, asked: str) -> Any:
+        self.asked.append(asked)
+        return next((self.answers[key] for key in self.answers if asked.startswith(key)), None)
 
     def run(self, *words: str) -> str:
-        asked: list[str] = self.__dict__["asked"]
-        asked.append(" ".join(words))
-        for key, answer in self.__dict__["answers"].items():
-            if asked[-1].startswith(key):
-                return answer if isinstance(answer, str) else json.dumps(answer)
-        raise MlError(f"No such image: {words[-1]}")
+        answer = self._answer(" ".join(words))
+        if answer is None:
+            raise MlError(f"unexpected command: {words}")
+        return str(answer)
+
+    def send(self, *requests: api.Request) -> list[api.Answer]:
+        contents = [self._answer(request.path) for request in requests]
+        return [
+            api.Answer(404 if content is None else 200, json.dumps(content).encode())
+            for content in contents
+        ]
 
 
 LABELS = {
@@ -297,7 +329,7 @@ LABELS = {
     "io.slipway.variant": "cpu",
     "io.slipway.digest": "0123456789abcdef",
 }
-FOUND = {
+INSPECTED = {
     "Id": "sha256:1",
     "Size": 5,
     "Created": "2026-11-20T04:00:00Z",
@@ -313,28 +345,35 @@ FOUND = {
 
 
 def test_an_image_is_listed_once_for_each_tag() -> None:
-    untagged = {**FOUND, "RepoTags": None}
-    docker = Docker({"image ls": "sha256:1\nsha256:1\n", "image inspect": [FOUND, untagged]})
+    untagged = {**INSPECTED, "RepoTags": None}
+    listed = [{"Id": "sha256:1"}, {"Id": "sha256:1"}, {"Id": "sha256:2"}]
+    docker = Docker(
+        {
+            "/images/json?filters=%7B%22label%22": listed,
+            "/images/sha256:1/json": INSPECTED,
+            "/images/sha256:2/json": untagged,
+        }
+    )
     assert [image.reference for image in images.list_images(docker)] == [
         "me/lab:1",
         "slipway/lab:cpu",
     ]
-    assert docker.__dict__["asked"][1] == "image inspect sha256:1"
-    assert images.list_images(Docker({"image ls": ""})) == []
+    assert docker.asked[1:] == ["/images/sha256:1/json", "/images/sha256:2/json"]
+    assert images.list_images(Docker({"/images/json": []})) == []
 
 
 @pytest.mark.parametrize("name", ["lab", "laboratory", "slipway/lab:cpu"])
-def test_images_are_named_by_catalogue_alias_or_reference(name: str) -> None:
-    docker = Docker({"image inspect slipway/lab:cpu": [FOUND]})
-    found = images.find_image(docker, name, HOST)
-    assert found["reference"] == "slipway/lab:cpu"
-    assert images.describe_image(found) == [
+def test_an_image_is_found_by_catalogue_name_alias_or_reference(name: str) -> None:
+    docker = Docker({"/images/slipway/lab:cpu/json": INSPECTED})
+    image = images.find_image(docker, name, HOST)
+    assert image["reference"] == "slipway/lab:cpu"
+    assert images.describe_image(image) == [
         "image id        sha256:1",
         "context digest  0123456789abcdef",
     ]
 
 
-def test_an_image_that_is_not_there_is_named() -> None:
+def test_a_missing_image_is_named_with_the_existing_ones() -> None:
     with pytest.raises(
         MlError, match=r"no image nope on this host. Images of the catalogue here: lab, other"
     ):
@@ -360,7 +399,7 @@ esac
 """
 
 
-def test_an_image_is_saved_whole_and_loaded(commands: Any, home: Path) -> None:
+def test_a_saved_image_can_be_loaded(commands: Any, home: Path) -> None:
     commands("docker", STORE)
     commands("zstd", PACK)
     file = home / "lab.tar.zst"
@@ -375,7 +414,7 @@ def test_an_image_is_saved_whole_and_loaded(commands: Any, home: Path) -> None:
     assert file.read_text() == "archive"
 
 
-def test_a_save_that_fails_leaves_what_was_there(commands: Any, home: Path) -> None:
+def test_a_failed_save_keeps_the_existing_file(commands: Any, home: Path) -> None:
     commands("docker", STORE)
     commands("zstd", PACK)
     file = home / "saved" / "lab.tar.zst"
@@ -385,7 +424,7 @@ def test_a_save_that_fails_leaves_what_was_there(commands: Any, home: Path) -> N
     file.write_text("old")
     with pytest.raises(MlError, match="no such layer"):
         images.save("broken", file, force=True)
-    assert [one.name for one in file.parent.iterdir()] == ["lab.tar.zst"]
+    assert [entry.name for entry in file.parent.iterdir()] == ["lab.tar.zst"]
     assert file.read_text() == "old"
     commands("zstd", "cat >/dev/null; echo 'zstd: No space left on device' >&2; exit 1")
     with pytest.raises(MlError, match="No space left on device"):
@@ -393,7 +432,7 @@ def test_a_save_that_fails_leaves_what_was_there(commands: Any, home: Path) -> N
     assert file.read_text() == "old"
 
 
-def test_a_damaged_archive_and_a_missing_one_are_said(commands: Any, home: Path) -> None:
+def test_loading_a_damaged_or_missing_archive_fails(commands: Any, home: Path) -> None:
     commands("docker", STORE)
     commands("zstd", "echo 'cut.zst: premature end' >&2; exit 1")
     file = home / "cut.zst"
@@ -404,7 +443,9 @@ def test_a_damaged_archive_and_a_missing_one_are_said(commands: Any, home: Path)
         images.load(home / "none.zst")
 
 
-def test_without_zstd_that_is_said(commands: Any, home: Path, monkeypatch: Any) -> None:
+def test_saving_without_zstd_names_the_missing_command(
+    commands: Any, home: Path, monkeypatch: Any
+) -> None:
     commands("docker", STORE)
     monkeypatch.setenv("PATH", str(home / "bin"))
     with pytest.raises(MlError, match="command zstd not found on this host"):
@@ -425,9 +466,9 @@ STARTED = {
 }
 
 
-def test_a_kept_container_is_an_image_that_says_where_it_comes_from() -> None:
-    planned = images.prepare_commit(STARTED, FOUND, "alice")
-    assert planned.changes == (
+def test_a_committed_image_has_labels_of_its_source() -> None:
+    prepared = images.prepare_commit(STARTED, INSPECTED, "alice")
+    assert prepared.changes == (
         'LABEL io.slipway.user=""',
         'LABEL io.slipway.urls=""',
         'LABEL io.slipway.digest=""',
@@ -441,21 +482,21 @@ def test_a_kept_container_is_an_image_that_says_where_it_comes_from() -> None:
         "WORKDIR /code",
         'CMD ["bash"]',
     )
-    said = "\n".join(planned.losses)
-    assert "files in /code are not in the image; they stay on the host" in said
-    assert "the variables API_KEY are empty in the image" in said
-    assert "the image cannot be built again" in said and "no smoke test" in said
+    losses = "\n".join(prepared.losses)
+    assert "files in /code are not in the image; they stay on the host" in losses
+    assert "the variables API_KEY are empty in the image" in losses
+    assert "the image cannot be built again" in losses and "no smoke test" in losses
 
 
-def test_what_was_kept_before_still_names_the_catalogues_image() -> None:
+def test_an_image_committed_twice_still_names_the_image_of_the_catalogue() -> None:
     again = {**LABELS, "io.slipway.digest": "", "io.slipway.committed-from-digest": "abc"}
-    image = {**FOUND, "Config": {"Labels": again, "Env": [], "Cmd": None}}
+    image = {**INSPECTED, "Config": {"Labels": again, "Env": [], "Cmd": None}}
     changes = images.prepare_commit({"Config": {}}, image, "bob").changes
     assert 'LABEL io.slipway.committed-from-digest="abc"' in changes
     assert changes[-1] == "CMD []"
 
 
-def test_the_roles_own_names_are_not_for_kept_containers() -> None:
+def test_a_commit_to_a_name_of_the_catalogue_fails() -> None:
     with pytest.raises(MlError, match="Choose another name"):
         images.commit(Docker({}), "me-lab", "slipway/lab:cpu", "me")
 
@@ -463,10 +504,10 @@ def test_the_roles_own_names_are_not_for_kept_containers() -> None:
 PUSHES = 'case "$*" in "image push good"*|"image push reg"*) ;; *) echo "%s" >&2; exit 1 ;; esac'
 
 
-def test_a_pushed_image_is_told_by_its_digest(commands: Any) -> None:
+def test_a_push_returns_the_digest_in_the_registry(commands: Any) -> None:
     commands("docker", PUSHES % "")
-    pushed = {**FOUND, "RepoDigests": ["me/lab@sha256:9", "reg:5000/me/lab@sha256:8"]}
-    docker = Docker({"image inspect": [pushed], "image tag": ""})
+    pushed = {**INSPECTED, "RepoDigests": ["me/lab@sha256:9", "reg:5000/me/lab@sha256:8"]}
+    docker = Docker({"/images/": pushed, "image tag": ""})
     assert images.push(docker, "slipway/lab:cpu", "reg:5000/me/lab:1") == (
         "reg:5000/me/lab@sha256:8"
     )
@@ -475,7 +516,7 @@ def test_a_pushed_image_is_told_by_its_digest(commands: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said", "message"),
+    ("target", "error_output", "message"),
     [
         ("reg.lab/me/x:1", "denied: no", "denied: no. Log in first: docker login reg.lab"),
         ("reg:5000/x", "no basic auth credentials", "Log in first: docker login reg:5000"),
@@ -483,35 +524,35 @@ def test_a_pushed_image_is_told_by_its_digest(commands: Any) -> None:
         ("me/x", "dial tcp: no such host", "dial tcp: no such host"),
     ],
 )
-def test_a_refused_push_leaves_no_name_behind(
-    commands: Any, target: str, said: str, message: str
+def test_a_rejected_push_removes_its_tag(
+    commands: Any, target: str, error_output: str, message: str
 ) -> None:
-    commands("docker", (PUSHES % said).replace('"image push reg"*', "never"))
+    commands("docker", (PUSHES % error_output).replace('"image push reg"*', "never"))
     docker = Docker({"image tag": "", "image rm": ""})
     with pytest.raises(MlError) as caught:
         images.push(docker, "slipway/lab:cpu", target)
     assert str(caught.value) == message if "Log in" not in message else message in str(caught.value)
-    assert docker.__dict__["asked"][-1] == f"image rm --no-prune {target}"
+    assert docker.asked[-1] == f"image rm --no-prune {target}"
 
 
-def test_a_refused_push_gives_a_name_back_to_the_image_that_had_it(commands: Any) -> None:
+def test_a_rejected_push_restores_the_previous_tag(commands: Any) -> None:
     commands("docker", 'echo "denied: no" >&2; exit 1')
-    docker = Docker({"image inspect": [{**FOUND, "Id": "sha256:old"}], "image tag": ""})
+    docker = Docker({"/images/": {**INSPECTED, "Id": "sha256:old"}, "image tag": ""})
     with pytest.raises(MlError, match="denied"):
         images.push(docker, "slipway/lab:cpu", "reg.lab/me/x:1")
-    assert docker.__dict__["asked"][-1] == "image tag sha256:old reg.lab/me/x:1"
+    assert docker.asked[-1] == "image tag sha256:old reg.lab/me/x:1"
 
 
-def test_the_roles_own_names_are_not_to_be_pushed_to() -> None:
+def test_a_push_to_a_name_of_the_catalogue_fails() -> None:
     with pytest.raises(MlError, match="Choose another name"):
         images.push(Docker({}), "slipway/lab:cpu", "slipway/keras:cpu")
 
 
-# Docker's refusals.
+# Errors of Docker.
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("error_output", "message"),
     [
         ("Cannot connect to the Docker daemon at unix:///x. Is it", "Docker does not answer on"),
         ("failed to connect to the docker API at unix:///x; check", "this host. Tell Dana"),
@@ -519,34 +560,41 @@ def test_the_roles_own_names_are_not_to_be_pushed_to() -> None:
         ("", "docker failed"),
     ],
 )
-def test_what_docker_says_is_put_in_words(said: str, message: str) -> None:
-    assert message in engine.Docker("Dana").explain(said)
-    assert "Error response" not in engine.Docker("Dana").explain(said)
+def test_errors_of_docker_are_explained(error_output: str, message: str) -> None:
+    assert message in engine.Docker("Dana").explain(error_output)
+    assert "Error response" not in engine.Docker("Dana").explain(error_output)
 
 
-def test_whoever_may_not_use_docker_learns_whom_to_ask(commands: Any) -> None:
-    commands(
-        "docker", "echo 'permission denied while trying to connect to the docker API' >&2; exit 1"
-    )
+def test_a_user_without_access_learns_the_contact(
+    commands: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "permission denied while trying to connect to the docker API"
+    commands("docker", f"echo '{message}' >&2; exit 1")
     with pytest.raises(MlError, match=r"may not use Docker on .* Ask Dana to set"):
-        engine.Docker("Dana").engine()
+        engine.Docker("Dana").run("ps")
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(MlError, match=r"may not use Docker on .* Ask Dana to set"):
+        engine.Docker("Dana").get("/info")
     assert "newgrp docker" in engine.explain_permission("Dana", "alice", listed=True)
 
 
-def test_an_engine_that_is_down_is_noticed_where_info_succeeds(commands: Any) -> None:
-    commands("docker", 'echo \'{"ServerErrors": ["Cannot connect to the Docker daemon"]}\'')
-    with pytest.raises(MlError, match=r"does not answer on this host. Tell Dana"):
-        engine.Docker("Dana").engine()
-
-
-def test_without_docker_that_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_docker_command_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(home))
+    docker = engine.Docker("Dana")
     with pytest.raises(MlError, match="command docker not found"):
-        engine.Docker("Dana").run("ps")
+        docker.run("ps")
+    with pytest.raises(MlError, match="command docker not found"):
+        start.replace_process(docker, ["docker", "logs"])
+    with pytest.raises(MlError, match="command docker not found"):
+        start.run_to_end(docker, ["docker", "run"])
 
 
 @pytest.mark.parametrize(
-    ("info", "spec", "found"),
+    ("info", "has_spec", "expected"),
     [
         ({}, True, engine.Engine(False, False)),
         ({"CDISpecDirs": ["/etc/cdi"]}, True, engine.Engine(False, True)),
@@ -555,11 +603,13 @@ def test_without_docker_that_is_said(home: Path, monkeypatch: pytest.MonkeyPatch
         ({"SecurityOptions": ["name=rootless"]}, False, engine.Engine(True, False)),
     ],
 )
-def test_what_engine_it_is(info: dict[str, Any], spec: bool, found: engine.Engine) -> None:
-    assert engine.parse_engine(info, spec) == found
+def test_properties_of_the_engine(
+    info: dict[str, Any], has_spec: bool, expected: engine.Engine
+) -> None:
+    assert engine.parse_engine(info, has_spec) == expected
 
 
-def test_a_cdi_file_counts_when_it_names_gpus(home: Path) -> None:
+def test_a_cdi_file_of_nvidia_gpus_is_detected(home: Path) -> None:
     folder = home / "cdi"
     assert not engine.has_cdi_spec([folder])
     folder.mkdir()
@@ -569,31 +619,134 @@ def test_a_cdi_file_counts_when_it_names_gpus(home: Path) -> None:
     assert engine.has_cdi_spec([home / "none", folder])
 
 
-def test_files_of_an_image_are_read_without_running_it(commands: Any, home: Path) -> None:
+def tar(name: str, content: bytes) -> bytes:
     archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as made:
-        member = tarfile.TarInfo("passwd")
-        member.size = 5
-        made.addfile(member, io.BytesIO(b"root\n"))
-    (home / "tar").write_bytes(archive.getvalue())
-    commands(
-        "docker",
-        'echo "$*" >>"$HOME/asked"\n'
-        'case "$*" in container\\ create*) echo 7f ;; cp*) cat "$HOME/tar" ;; esac',
+    with tarfile.open(fileobj=archive, mode="w") as opened:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        opened.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def test_files_of_an_image_are_read_without_running_it(engine_api: fake_engine.Start) -> None:
+    api_server = engine_api(
+        {
+            "POST /containers/create": (201, {"Id": "7f"}),
+            r"GET /containers/7f/archive\?path=/etc/passwd": tar("passwd", b"root\n"),
+            "GET /containers/7f/archive": (404, {"message": "no such file"}),
+            "DELETE /containers/7f": (204, b""),
+        }
     )
-    assert engine.Docker("").files_of("lab", ["/etc/passwd"]) == {"/etc/passwd": "root\n"}
-    assert (home / "asked").read_text().splitlines() == [
-        "container create --network=none --pull=never lab",
-        "cp 7f:/etc/passwd -",
-        "container rm 7f",
+    files = engine.Docker("").files_of("lab", ["/etc/passwd", "/etc/group"])
+    assert files == {"/etc/passwd": "root\n", "/etc/group": ""}
+    assert json.loads(api_server.bodies[0]) == {"Image": "lab", "NetworkDisabled": True}
+    assert api_server.requests[-1] == "DELETE /containers/7f?force=1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((500, {"message": "disk full"}), "disk full"),
+        ((500, {}), "unexpected answer from Docker: KeyError"),
+        ((200, b"no json"), "unexpected answer from Docker: Expecting value"),
+        ((200, []), "unexpected answer from Docker: "),
+        ((200, {"Config": None}), "unexpected answer from Docker: "),
+        ((404, {"message": "no"}), "image lab is not on this host. Tell Dana"),
+    ],
+)
+def test_an_unexpected_answer_of_the_engine_is_an_error(
+    engine_api: fake_engine.Start, answer: Any, message: str
+) -> None:
+    engine_api({"GET /images/": answer, "GET /info": {}, "GET /containers/json": []})
+    with pytest.raises(MlError) as caught:
+        start.read_engine(engine.Docker("Dana"), "lab")
+    assert message in str(caught.value)
+
+
+def test_a_start_needs_one_round_of_requests(engine_api: fake_engine.Start) -> None:
+    listed = [
+        {"Names": ["/a"], "State": "running", "Labels": {"io.slipway.gpus": "0,1"}},
+        {"Names": ["/b"], "State": "exited", "Labels": {"io.slipway.gpus": "2"}},
+        {"Names": ["/c"], "State": "running", "Labels": None},
+        {"Names": None, "State": "created"},
     ]
+    image = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "HOME=/home/slipway"]}}
+    api_server = engine_api(
+        {"GET /images/a b:1/json": image, "GET /containers/json": listed, "GET /info": {}}
+    )
+    read = start.read_engine(engine.Docker("Dana"), "a b:1")
+    assert read == (
+        launch.Image("sha256:1", "/home/slipway"),
+        ["a", "b", "c"],
+        {"a": ["0", "1"]},
+        engine.Engine(rootless=False, cdi=False),
+    )
+    assert len(api_server.requests) == 3
+
+
+# The engine's address.
+
+
+@pytest.mark.parametrize(
+    ("variables", "config", "expected"),
+    [
+        ({}, None, "/var/run/docker.sock"),
+        ({}, {}, "/var/run/docker.sock"),
+        ({}, {"currentContext": ""}, "/var/run/docker.sock"),
+        ({}, {"currentContext": "rootless"}, "/run/user/1000/docker.sock"),
+        ({"DOCKER_CONTEXT": "rootless"}, None, "/run/user/1000/docker.sock"),
+        ({"DOCKER_CONTEXT": "default"}, {"currentContext": "rootless"}, "/var/run/docker.sock"),
+        ({"DOCKER_HOST": "unix:///x.sock"}, {"currentContext": "rootless"}, "/x.sock"),
+        # Only the docker command can connect, or explain why not.
+        ({"DOCKER_HOST": "ssh://far"}, None, ""),
+        ({"DOCKER_HOST": "unix://relative"}, None, ""),
+        ({"DOCKER_CONTEXT": "missing"}, None, ""),
+        ({}, {"currentContext": "far"}, ""),
+        ({}, {"currentContext": ["list"]}, ""),
+        ({}, [], ""),
+    ],
+)
+def test_the_engine_is_the_one_of_the_docker_command(
+    home: Path, monkeypatch: pytest.MonkeyPatch, variables: Any, config: Any, expected: str
+) -> None:
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (home / ".docker").mkdir()
+    for name, address in (
+        ("rootless", "unix:///run/user/1000/docker.sock"),
+        ("far", "ssh://far"),
+    ):
+        folder = home / ".docker/contexts/meta" / hashlib.sha256(name.encode()).hexdigest()
+        folder.mkdir(parents=True)
+        meta = {"Name": name, "Endpoints": {"docker": {"Host": address}}}
+        (folder / "meta.json").write_text(json.dumps(meta))
+    if config is not None:
+        (home / ".docker/config.json").write_text(json.dumps(config))
+    assert api.find_socket() == expected
+
+
+def test_a_remote_engine_is_reached_by_the_docker_command(
+    commands: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://far")
+    (home / "answer").write_bytes(fake_engine.encode({"CDISpecDirs": None}))
+    commands("docker", '[ "$*" = "system dial-stdio" ] && read line && cat "$HOME/answer"')
+    assert engine.Docker("Dana").get("/info", "/info") == [{"CDISpecDirs": None}] * 2
+
+
+@pytest.mark.parametrize("received", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.0 x\r\n\r\n"])
+def test_a_server_that_does_not_speak_http_is_an_error(received: bytes) -> None:
+    with pytest.raises(api.ApiError, match="unexpected answer from Docker"):
+        api.parse_answer(received)
 
 
 # Displays.
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "expected"),
     [
         (":0", display.X11("", 0)),
         (":1.0", display.X11("", 1)),
@@ -601,12 +754,12 @@ def test_files_of_an_image_are_read_without_running_it(commands: Any, home: Path
         ("localhost:10.0", display.X11("localhost", 10)),
     ],
 )
-def test_which_display_is_meant(value: str, found: display.X11) -> None:
-    assert display.parse_display(value) == found
+def test_a_display_is_parsed(value: str, expected: display.X11) -> None:
+    assert display.parse_display(value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "foo", "0", ":x", "/tmp/x:0"])
-def test_what_is_no_display(value: str) -> None:
+@pytest.mark.parametrize("value", ["", "foo", "0", ":x", "/tmp/x:0", ":99999999999", ":²"])
+def test_an_invalid_display_is_an_error(value: str) -> None:
     with pytest.raises(MlError, match="expected a display such as"):
         display.parse_display(value)
 
@@ -618,7 +771,7 @@ def authority(*entries: tuple[int, bytes, bytes, bytes, bytes]) -> bytes:
     )
 
 
-def test_the_cookie_of_a_display_is_made_good_for_any_address() -> None:
+def test_the_cookie_of_a_display_is_valid_for_any_address() -> None:
     file = authority(
         (256, b"host", b"0", b"MIT-MAGIC-COOKIE-1", b"zero"),
         (256, b"host", b"10", b"MIT-MAGIC-COOKIE-1", b"ten"),
@@ -634,7 +787,7 @@ def test_the_cookie_of_a_display_is_made_good_for_any_address() -> None:
     assert display.select_cookie(b"", 0) == b""
 
 
-def test_without_a_display_the_way_to_one_is_said(home: Path) -> None:
+def test_a_missing_display_is_explained(home: Path) -> None:
     with (
         pytest.raises(MlError, match="connect with: ssh -X"),
         display.forward_display({}, home) as _,
@@ -657,8 +810,8 @@ def test_a_display_over_tcp_is_relayed_by_a_socket(home: Path, monkeypatch: Any)
         )
         folder = home / "private"
         folder.mkdir()
-        with display.forward_display({"DISPLAY": "127.0.0.1:10.0"}, folder) as (options, cost):
-            assert cost == display.X11_COST
+        with display.forward_display({"DISPLAY": "127.0.0.1:10.0"}, folder) as (options, warning):
+            assert warning == display.X11_WARNING
             assert f"--mount=type=bind,source={folder}/X10,target=/tmp/.X11-unix/X10" in options
             assert "--env=DISPLAY=:10" in options
             assert "--env=XAUTHORITY=/run/slipway/xauthority" in options
@@ -669,7 +822,7 @@ def test_a_display_over_tcp_is_relayed_by_a_socket(home: Path, monkeypatch: Any)
                 assert client.recv(16) == b"HELLO"
 
 
-def test_a_window_that_closes_does_not_end_the_others() -> None:
+def test_a_closed_window_does_not_end_the_relay() -> None:
     # As in main: without care, what is written to a window that is gone ends the whole program.
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -683,7 +836,7 @@ def test_a_window_that_closes_does_not_end_the_others() -> None:
         signal.signal(signal.SIGPIPE, before)
 
 
-def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: Any) -> None:
+def test_wayland_and_x11_are_both_forwarded(home: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(display, "X11_FOLDER", home)
     environment = {"WAYLAND_DISPLAY": "wayland-0", "XDG_RUNTIME_DIR": str(home)}
     with (
@@ -694,14 +847,14 @@ def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: 
     with socket.socket(socket.AF_UNIX) as wayland, socket.socket(socket.AF_UNIX) as x:
         wayland.bind(str(home / "wayland-0"))
         x.bind(str(home / "X1"))
-        with display.forward_display(environment, home) as (options, cost):
-            assert cost == display.WAYLAND_COST
+        with display.forward_display(environment, home) as (options, warning):
+            assert warning == display.WAYLAND_WARNING
             assert options == [
                 f"--mount=type=bind,source={home}/wayland-0,target=/run/slipway/wayland",
                 "--env=WAYLAND_DISPLAY=/run/slipway/wayland",
             ]
-        with display.forward_display({**environment, "DISPLAY": ":1"}, home) as (options, cost):
-            assert cost == display.X11_COST
+        with display.forward_display({**environment, "DISPLAY": ":1"}, home) as (options, warning):
+            assert warning == display.X11_WARNING
             assert "--env=DISPLAY=:1" in options and "--env=WAYLAND_DISPLAY=" in "".join(options)
         with (
             pytest.raises(MlError, match=r"no X11 server at .*X2"),
@@ -710,7 +863,7 @@ def test_wayland_and_x11_are_both_given_where_both_are(home: Path, monkeypatch: 
             pass
 
 
-def test_a_damaged_cookie_file_is_said(home: Path) -> None:
+def test_a_damaged_cookie_file_is_an_error(home: Path) -> None:
     (home / ".Xauthority").write_bytes(b"\x01\x00\x00")
     with (
         pytest.raises(MlError, match=r"cannot read .*Xauthority"),
@@ -719,23 +872,29 @@ def test_a_damaged_cookie_file_is_said(home: Path) -> None:
         pass
 
 
-# A tab.
+# Completion.
 
 
-def offered(*words: str) -> list[str]:
+def completed(*words: str) -> list[str]:
     return complete.complete_words(
-        words, HOST, own=lambda: ["me-lab"], images=lambda: ["lab"], gpus=lambda: ["0", "1"]
+        words,
+        HOST,
+        list_running=lambda: ["me-lab"],
+        list_ended=lambda: ["old-lab"],
+        list_images=lambda: ["lab"],
+        list_gpus=lambda: ["0", "1"],
     )
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "candidates"),
     [
         (["ml", ""], [*complete.COMMANDS, "--help"]),
         (["ml", "stop", ""], ["me-lab", "--all"]),
         (["ml", "stop", "me-lab", ""], ["me-lab", "--all"]),
         (["ml", "url", ""], ["me-lab"]),
-        (["ml", "logs", "--f"], ["me-lab", "--follow"]),
+        (["ml", "logs", "--f"], ["me-lab", "old-lab", "--follow"]),
+        (["ml", "remove", ""], ["old-lab", "--all"]),
         (["ml", "commit", ""], ["me-lab"]),
         (["ml", "commit", "me-lab", ""], []),
         (["ml", "save", ""], ["lab"]),
@@ -743,7 +902,7 @@ def offered(*words: str) -> list[str]:
         (["ml", "load", ""], []),
         (["ml", "run", ""], ["lab", "laboratory"]),
         (["ml", "gui", "lab", "--gpus", ""], ["free", "all", "none", "0", "1"]),
-        (["ml", "list", "-"], ["--json"]),
+        (["ml", "list", "-"], ["--all", "--json"]),
         (["lab", ""], []),
         (["lab", "--p"], list(complete.ALIAS_OPTIONS)),
         (["lab", "--gpus", ""], ["free", "all", "none", "0", "1"]),
@@ -755,11 +914,11 @@ def offered(*words: str) -> list[str]:
     ],
     ids=" ".join,
 )
-def test_what_a_tab_offers(words: list[str], found: list[str]) -> None:
-    assert offered(*words) == found
+def test_completion_lists_candidates(words: list[str], candidates: list[str]) -> None:
+    assert completed(*words) == candidates
 
 
-def test_completion_knows_the_options_there_are() -> None:
+def test_completion_has_every_option_and_command() -> None:
     parser = start.build_parser("lab", ALIAS)
     options = {word for action in parser._actions for word in action.option_strings}
     assert {word for word in options if word.startswith("--")} == set(complete.ALIAS_OPTIONS)
@@ -767,86 +926,92 @@ def test_completion_knows_the_options_there_are() -> None:
         word for action in parser._actions if action.nargs is None for word in action.option_strings
     }
     assert valued == complete.WITH_VALUE
-    assert set(complete.COMMANDS) == set(main.VERBS)
+    assert set(complete.COMMANDS) == set(ml_commands.VERBS)
 
 
 # The program.
 
 
 @pytest.fixture
-def declared(monkeypatch: pytest.MonkeyPatch) -> None:
+def declared_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "read_host", lambda: HOST)
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Undo what the program does to its process: a broken pipe would end the tests."""
+def restored_signals() -> Iterator[None]:
+    """Restore SIGPIPE, which the program sets: a broken pipe would end the tests."""
     handler = signal.getsignal(signal.SIGPIPE)
     yield
     signal.signal(signal.SIGPIPE, handler)
 
 
-def run(called: str, *words: str) -> int:
-    return main.main(called, words)
+def run(program: str, *words: str) -> int:
+    return main.main(program, words)
 
 
-@pytest.mark.parametrize(("called", "status"), [("/usr/local/bin/lab", 125), ("ml", 1)])
-def test_an_error_is_one_line_and_a_status_that_no_program_has(
-    declared: None, commands: Any, capsys: pytest.CaptureFixture[str], called: str, status: int
+@pytest.mark.parametrize(("program", "status"), [("/usr/local/bin/lab", 125), ("ml", 1)])
+def test_an_error_is_one_line_with_a_documented_status(
+    declared_host: None, capsys: pytest.CaptureFixture[str], program: str, status: int
 ) -> None:
-    commands("docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
-    assert run(called, *([] if status == 125 else ["list"])) == status
-    name = Path(called).name
+    assert run(program, *([] if status == 125 else ["list"])) == status
+    name = Path(program).name
     assert capsys.readouterr().err == f"{name}: Docker does not answer on this host. Tell Dana\n"
 
 
-def test_list_asks_docker_and_prints(
-    declared: None, commands: Any, capsys: pytest.CaptureFixture[str]
+def test_list_prints_json(
+    declared_host: None,
+    commands: Any,
+    engine_api: fake_engine.Start,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    commands("docker", "true")
+    engine_api({"GET /(images|containers)/json": []})
     commands("nvidia-smi", 'case "$*" in -L) echo "GPU 0: T4 (UUID: GPU-a)" ;;'
              ' *) echo "GPU-a, 999999999" ;; esac')  # fmt: skip
     assert run("ml", "list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [one["reference"] for one in listed["missing"]] == list(HOST.images.values())
+    assert [image["reference"] for image in listed["missing"]] == list(HOST.images.values())
     assert listed["gpus"] == [
         {"id": "0", "name": "T4", "uuid": "GPU-a", "used_by": "process 999999999"}
     ]
 
 
-def test_stop_stops_ones_own(
-    declared: None, commands: Any, capsys: pytest.CaptureFixture[str]
+def test_stop_stops_the_containers_of_the_caller(
+    declared_host: None,
+    commands: Any,
+    engine_api: fake_engine.Start,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     own = inspected({"io.slipway.uid": str(ME), "io.slipway.alias": "lab"})
     foreign = {**inspected({"io.slipway.uid": str(OTHER)}), "Name": "/two"}
-    commands(
-        "docker",
-        f"case \"$*\" in ps*) echo 1 2 ;; *inspect*) echo '{json.dumps([own, foreign])}' ;;"
-        ' stop*) echo "$*" ;; esac',
+    engine_api(
+        {
+            "GET /containers/json": [{"Id": "1"}, {"Id": "2"}, {"Id": "removed"}],
+            "GET /containers/1/json": own,
+            "GET /containers/2/json": foreign,
+        }
     )
+    commands("docker", 'case "$*" in stop*) echo "$*" ;; esac')
     assert run("ml", "stop", "--all") == 0
     assert run("ml", "stop", "lab") == 0
     assert run("ml", "stop") == 0
     assert capsys.readouterr().out == "stop one\n" * 3
 
 
-def test_a_display_does_not_outlive_its_command(
-    declared: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gui_does_not_detach(declared_host: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ml", "gui", "lab", "--detach", "window") == 1
     assert "Remove --detach" in capsys.readouterr().err
 
 
-def test_completion_speaks_the_shortest_word_for_an_image(
-    declared: None, commands: Any, capsys: pytest.CaptureFixture[str]
+def test_completion_uses_the_shortest_name_of_an_image(
+    declared_host: None, engine_api: fake_engine.Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands("docker", f"case \"$*\" in *ls*) echo 1 ;; *) echo '{json.dumps([FOUND])}' ;; esac")
+    engine_api({"GET /images/json": [{"Id": "1"}], "GET /images/1/json": INSPECTED})
     assert run("ml", "--complete", "/usr/local/bin/ml", "save", "") == 0
     assert capsys.readouterr().out == "me/lab:1\nlab\n"
 
 
 def test_help_names_every_command_and_alias(
-    declared: None, capsys: pytest.CaptureFixture[str]
+    declared_host: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         run("ml", "--help")

@@ -1,35 +1,41 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How an alias starts its container: the docker command, and everything that goes into it."""
+"""The start of a container by an alias: the docker command and its parts."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.ml import (
     accounts,
+    api,
     containers,
     engine,
     gpus,
+    guard,
     launch,
     reserve,
     settings,
     start,
     token,
 )
+from ansible_collections.slipway.host.plugins.module_utils.ml.caller import Caller
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 from ansible_collections.slipway.host.plugins.module_utils.ml.gpus import Choice, Gpu
 from ansible_collections.slipway.host.plugins.module_utils.ml.launch import Mounted
+
+from tests.unit import fake_engine
 
 ALIAS = settings.Alias(
     name="fast_ai",
@@ -41,14 +47,14 @@ ALIAS = settings.Alias(
     ports={"jupyter": settings.Port(8888, "/lab?token={token}"), "ssh": settings.Port(22, "")},
     settings={},
 )
-WANTED: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "image": "slipway/fastai:gpu",
     "gpus": "free",
     "ports": {"jupyter": 8888, "ssh": 2222},
 }
 
 
-def always(_what: object) -> bool:
+def always(_name: object) -> bool:
     return True
 
 
@@ -56,30 +62,34 @@ FREE = launch.Reservations(port=always, name=always)
 
 
 @pytest.fixture
-def who(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> launch.Caller:
+def caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caller:
     home = tmp_path / "alice"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    return launch.Caller("alice", 1001, 1001, (2000,), home, home)
+    return Caller("alice", 1001, 1001, (2000,), home, home)
 
 
-def planned(
-    who: launch.Caller,
-    wanted: Mapping[str, Any] | None = None,
-    begin: launch.Start | None = None,
+def assembled(
+    caller: Caller,
+    merged: Mapping[str, Any] | None = None,
+    start_options: launch.Start | None = None,
     alias: settings.Alias = ALIAS,
     rootless: bool = False,
     names: Sequence[str] = (),
     choice: Choice | None = None,
-    take: launch.Reservations = FREE,
+    reservations: launch.Reservations = FREE,
 ) -> launch.Launch:
-    image = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "HOME=/home/slipway"]}}
+    image = launch.Image("sha256:1", "/home/slipway")
     docker = engine.Engine(rootless=rootless, cdi=False)
-    found = launch.Situation(who, docker, image, names, choice or Choice(()))
+    situation = launch.Situation(caller, docker, image, names, choice or Choice(()))
     return launch.assemble_launch(
-        alias, {**WANTED, **(wanted or {})}, begin or launch.Start(), found, take
+        alias,
+        {**SETTINGS, **(merged or {})},
+        start_options or launch.Start(),
+        situation,
+        reservations,
     )
 
 
@@ -87,13 +97,13 @@ def values(options: Sequence[str], option: str) -> list[str]:
     return [word.partition("=")[2] for word in options if word.startswith(f"--{option}=")]
 
 
-def test_the_whole_command(who: launch.Caller) -> None:
-    wanted = {"mounts": [{"source": "~/code", "target": "/code"}], "workdir": "/code"}
-    found = planned(who, wanted, launch.Start(("python", "train.py"), terminal=True))
-    state = f"{who.home}/.local/state/slipway/token"
-    account = found.accounts.folder if found.accounts else None
+def test_the_complete_command(caller: Caller) -> None:
+    merged = {"mounts": [{"source": "~/code", "target": "/code"}], "workdir": "/code"}
+    launched = assembled(caller, merged, launch.Start(("python", "train.py"), terminal=True))
+    state = f"{caller.home}/.local/state/slipway/token"
+    account = launched.accounts.folder if launched.accounts else None
     urls = '{"jupyter": "http://127.0.0.1:8888/lab?token={token}", "ssh": "127.0.0.1:2222"}'
-    assert list(found.words) == [
+    assert list(launched.words) == [
         *("docker", "run", "--rm", "--init", "--pull=never", "--interactive", "--tty"),
         *("--name=alice-fast_ai", "--hostname=fast-ai"),
         "--label=io.slipway.alias=fast_ai",
@@ -102,7 +112,7 @@ def test_the_whole_command(who: launch.Caller) -> None:
         f"--label=io.slipway.urls={urls}",
         *("--user=1001:1001", "--group-add=2000"),
         *("--publish=127.0.0.1:8888:8888", "--publish=127.0.0.1:2222:22"),
-        f"--mount=type=bind,source={who.home}/code,target=/code",
+        f"--mount=type=bind,source={caller.home}/code,target=/code",
         f"--mount=type=bind,source={account}/passwd,target=/etc/passwd,readonly",
         f"--mount=type=bind,source={account}/group,target=/etc/group,readonly",
         f"--mount=type=bind,source={state},target=/run/slipway/token,readonly",
@@ -113,25 +123,27 @@ def test_the_whole_command(who: launch.Caller) -> None:
         *("--cap-drop=ALL", "--security-opt=no-new-privileges"),
         *("slipway/fastai:gpu", "python", "train.py"),
     ]
-    assert found.folders == (who.home / "code",)
+    assert launched.folders == (caller.home / "code",)
 
 
-def test_shown_command_is_the_one_that_runs(who: launch.Caller) -> None:
-    found = planned(who, {"options": ["--ulimit", "memlock=-1"], "environment": {"A": "b 'c'"}})
-    shown = start.format_command(found)
-    read = subprocess.run(
-        ["sh", "-c", f'docker() {{ printf "%s\\n" docker "$@"; }}; {shown}'],
+def test_the_printed_command_is_the_command_that_runs(caller: Caller) -> None:
+    launched = assembled(
+        caller, {"options": ["--ulimit", "memlock=-1"], "environment": {"A": "b 'c'"}}
+    )
+    printed = start.format_command(launched)
+    completed = subprocess.run(
+        ["sh", "-c", f'docker() {{ printf "%s\\n" docker "$@"; }}; {printed}'],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert read.stdout.splitlines() == list(found.words)
-    assert "\\\n    --ulimit memlock=-1 \\\n" in shown
-    assert shown.endswith("\\\n    slipway/fastai:gpu bash")
+    assert completed.stdout.splitlines() == list(launched.words)
+    assert "\\\n    --ulimit memlock=-1 \\\n" in printed
+    assert printed.endswith("\\\n    slipway/fastai:gpu bash")
 
 
 @pytest.mark.parametrize(
-    ("begin", "attached"),
+    ("start_options", "attached"),
     [
         (launch.Start(), ["--interactive"]),
         (launch.Start(terminal=True), ["--interactive", "--tty"]),
@@ -140,56 +152,58 @@ def test_shown_command_is_the_one_that_runs(who: launch.Caller) -> None:
     ],
     ids=["script", "person", "background", "shell in the background"],
 )
-def test_terminal_is_given_where_a_person_is(
-    who: launch.Caller, begin: launch.Start, attached: list[str]
+def test_a_person_gets_a_terminal(
+    caller: Caller, start_options: launch.Start, attached: list[str]
 ) -> None:
-    options = planned(who, begin=begin).options
+    options = assembled(caller, start_options=start_options).options
     assert [word for word in options if word in ("--detach", "--interactive", "--tty")] == attached
 
 
-def test_a_rootless_engine_makes_the_caller_root_inside(who: launch.Caller) -> None:
-    found = planned(who, rootless=True)
-    assert values(found.options, "user") == ["0:0"]
-    assert not values(found.options, "group-add")
-    assert found.accounts is None
+def test_the_caller_is_root_in_containers_of_a_rootless_engine(caller: Caller) -> None:
+    launched = assembled(caller, rootless=True)
+    assert values(launched.options, "user") == ["0:0"]
+    assert not values(launched.options, "group-add")
+    assert launched.accounts is None
 
 
-def test_root_inside_gets_nothing_of_the_callers(who: launch.Caller) -> None:
-    wanted = {"mounts": [{"source": "~/code", "target": "/code"}], "workdir": "/code"}
-    found = planned(who, wanted, launch.Start(root=True))
-    assert values(found.options, "user") == ["0:0"]
-    assert not any("target=/code" in mount for mount in values(found.options, "mount"))
-    assert "--cap-drop=ALL" not in found.options
-    assert found.folders == ()
+def test_option_root_mounts_no_folder_of_the_caller(caller: Caller) -> None:
+    merged = {"mounts": [{"source": "~/code", "target": "/code"}], "workdir": "/code"}
+    launched = assembled(caller, merged, launch.Start(root=True))
+    assert values(launched.options, "user") == ["0:0"]
+    assert not any("target=/code" in mount for mount in values(launched.options, "mount"))
+    assert "--cap-drop=ALL" not in launched.options
+    assert launched.folders == ()
 
 
-def test_a_second_container_has_another_name(who: launch.Caller) -> None:
-    assert planned(who, names=["alice-fast_ai", "bob-fast_ai"]).name == "alice-fast_ai-2"
-    reserved = launch.Reservations(port=always, name=lambda what: what != "name/alice-fast_ai")
-    assert planned(who, take=reserved).name == "alice-fast_ai-2"
+def test_a_second_container_has_another_name(caller: Caller) -> None:
+    assert assembled(caller, names=["alice-fast_ai", "bob-fast_ai"]).name == "alice-fast_ai-2"
+    reserved = launch.Reservations(port=always, name=lambda name: name != "name/alice-fast_ai")
+    assert assembled(caller, reservations=reserved).name == "alice-fast_ai-2"
 
 
 @pytest.mark.parametrize(
     ("user", "name"),
     [("alice", "alice-x"), ("LAB\\al", "LAB-al-x"), ("a@lab", "a-lab-x"), ("_svc", "svc-x")],
 )
-def test_names_are_what_docker_accepts(user: str, name: str) -> None:
+def test_container_names_are_valid(user: str, name: str) -> None:
     assert launch.container_name(user, "x") == name
 
 
 # Ports.
 
 
-def test_the_next_free_port_is_taken_and_said(who: launch.Caller) -> None:
-    found = planned(who, take=launch.Reservations(lambda port: port not in (8888, 8889), always))
-    assert values(found.options, "publish") == ["127.0.0.1:8890:8888", "127.0.0.1:2222:22"]
-    assert found.urls["jupyter"] == "http://127.0.0.1:8890/lab?token={token}"
-    assert found.notes == ("port 8888 is in use; jupyter is at port 8890",)
+def test_the_next_free_port_is_used_and_reported(caller: Caller) -> None:
+    launched = assembled(
+        caller, reservations=launch.Reservations(lambda port: port not in (8888, 8889), always)
+    )
+    assert values(launched.options, "publish") == ["127.0.0.1:8890:8888", "127.0.0.1:2222:22"]
+    assert launched.urls["jupyter"] == "http://127.0.0.1:8890/lab?token={token}"
+    assert launched.notes == ("port 8888 is in use; jupyter is at port 8890",)
 
 
-def test_no_port_near_is_an_error(who: launch.Caller) -> None:
+def test_no_free_port_is_an_error(caller: Caller) -> None:
     with pytest.raises(MlError, match="no free port from 8888 to 8987"):
-        planned(who, take=launch.Reservations(lambda _port: False, always))
+        assembled(caller, reservations=launch.Reservations(lambda _port: False, always))
 
 
 @pytest.mark.parametrize(
@@ -200,36 +214,36 @@ def test_no_port_near_is_an_error(who: launch.Caller) -> None:
     ],
 )
 def test_other_networks_publish_nothing(
-    who: launch.Caller, network: str, published: list[str], urls: list[str]
+    caller: Caller, network: str, published: list[str], urls: list[str]
 ) -> None:
-    found = planned(who, alias=replace(ALIAS, network=network))
-    assert values(found.options, "network") == [network]
-    assert values(found.options, "publish") == published
-    assert list(found.urls.values()) == urls
+    launched = assembled(caller, alias=ALIAS._replace(network=network))
+    assert values(launched.options, "network") == [network]
+    assert values(launched.options, "publish") == published
+    assert list(launched.urls.values()) == urls
 
 
-def test_ports_that_the_image_lacks_are_those_of_other_aliases(who: launch.Caller) -> None:
-    found = planned(who, {"ports": {"board": 6006}})
-    assert not values(found.options, "publish") and not found.urls
-    assert not found.needs_token
+def test_ports_of_other_aliases_are_ignored(caller: Caller) -> None:
+    launched = assembled(caller, {"ports": {"board": 6006}})
+    assert not values(launched.options, "publish") and not launched.urls
+    assert not launched.needs_token
 
 
-def test_a_listening_port_is_seen_and_a_reserved_one_is_held() -> None:
+def test_listening_and_reserved_ports_are_in_use() -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
         server.listen()
         assert reserve.is_listening(port)
-        assert not reserve.take_port(port)
-    assert reserve.take_port(port)
-    assert not reserve.take_port(port), "reserved by this very process"
+        assert not reserve.reserve_port(port)
+    assert reserve.reserve_port(port)
+    assert not reserve.reserve_port(port), "reserved by this very process"
 
 
-def test_a_reservation_is_kept_by_what_runs_in_our_place(tmp_path: Path) -> None:
-    what = f"test/{os.getpid()}"
+def test_a_reservation_lasts_until_the_next_program_ends(tmp_path: Path) -> None:
+    name = f"test/{os.getpid()}"
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]);"
-        f"from ml import reserve; assert reserve.take({what!r});"
+        f"from ml import reserve; assert reserve.reserve({name!r});"
         "os.execvp('sleep', ['sleep', '30'])"
     )
     folder = Path(reserve.__file__).parents[1]
@@ -239,17 +253,17 @@ def test_a_reservation_is_kept_by_what_runs_in_our_place(tmp_path: Path) -> None
             while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            assert not reserve.take(what)
+            assert not reserve.reserve(name)
         finally:
             holder.kill()
-    assert reserve.take(what), "free once the holder is gone"
+    assert reserve.reserve(name), "free once the holder is gone"
 
 
 # Folders.
 
 
-def test_missing_folders_of_the_caller_are_made_and_no_others(
-    who: launch.Caller, tmp_path: Path
+def test_only_missing_folders_in_the_home_folder_are_created(
+    caller: Caller, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -258,16 +272,16 @@ def test_missing_folders_of_the_caller_are_made_and_no_others(
         {"source": str(shared), "target": "/shared", "read_only": True},
         {"source": "/nowhere", "target": "/x", "optional": True},
     ]
-    found, missing = launch.resolve_mounts(entries, who)
-    assert missing == [who.home / "a b"]
-    assert found == [
-        Mounted(who.home / "a b", PurePosixPath("/code")),
+    mounts, missing = launch.resolve_mounts(entries, caller)
+    assert missing == [caller.home / "a b"]
+    assert mounts == [
+        Mounted(caller.home / "a b", PurePosixPath("/code")),
         Mounted(shared, PurePosixPath("/shared"), read_only=True),
     ]
     with pytest.raises(
-        MlError, match="folder /nowhere does not exist; it is the source of the mount at /x"
+        MlError, match=r"folder /nowhere does not exist, or .* source of the mount at /x"
     ):
-        launch.resolve_mounts([{"source": "/nowhere", "target": "/x"}], who)
+        launch.resolve_mounts([{"source": "/nowhere", "target": "/x"}], caller)
 
 
 @pytest.mark.parametrize(
@@ -278,12 +292,12 @@ def test_missing_folders_of_the_caller_are_made_and_no_others(
         ('/a"b', '--mount=type=bind,"source=/a""b",target=/t'),
     ],
 )
-def test_mounts_are_quoted_as_docker_reads_them(source: str, option: str) -> None:
+def test_mount_options_are_quoted_as_csv(source: str, option: str) -> None:
     assert launch.mount_option(Mounted(Path(source), PurePosixPath("/t"))) == option
 
 
 @pytest.mark.parametrize(
-    ("here", "asked", "usual", "folder", "note"),
+    ("current", "requested", "default", "folder", "note"),
     [
         ("code/mine/deep", "", "/code/course", "/code/mine/deep", ""),
         ("code", "", "/code/course", "/code", ""),
@@ -294,23 +308,23 @@ def test_mounts_are_quoted_as_docker_reads_them(source: str, option: str) -> Non
         (".", "", "/opt/x", "/opt/x", ""),
         ("code/mine", "/tmp", "/code/course", "/tmp", ""),
     ],
-    ids=["mounted", "root of a mount", "deepest mount", "usual", "usual missing", "image's own",
-         "usual in the image", "asked for"],
+    ids=["mounted", "root of a mount", "deepest mount", "default", "default missing", "image's own",
+         "default in the image", "requested"],
 )  # fmt: skip
-def test_where_it_starts(
-    who: launch.Caller, here: str, asked: str, usual: str, folder: str, note: str
+def test_the_working_folder_of_a_start(
+    caller: Caller, current: str, requested: str, default: str, folder: str, note: str
 ) -> None:
     for name in ("code/mine/deep", "code/data/x"):
-        (who.home / name).mkdir(parents=True)
-    mounted = [
-        Mounted(who.home / "code", PurePosixPath("/code")),
-        Mounted(who.home / "code/data", PurePosixPath("/data")),
+        (caller.home / name).mkdir(parents=True)
+    mounts = [
+        Mounted(caller.home / "code", PurePosixPath("/code")),
+        Mounted(caller.home / "code/data", PurePosixPath("/data")),
     ]
-    found, said = launch.working_folder(
-        asked, usual, mounted, replace(who, folder=(who.home / here).resolve())
+    result, result_note = launch.working_folder(
+        requested, default, mounts, caller._replace(folder=(caller.home / current).resolve())
     )
-    assert found == folder
-    assert note in said and bool(note) == bool(said)
+    assert result == folder
+    assert note in result_note and bool(note) == bool(result_note)
 
 
 # GPUs.
@@ -325,7 +339,7 @@ TWO = [Gpu("0", "A", "GPU-0"), Gpu("1", "A", "GPU-1")]
 PARTS = [Gpu("0:0", "A", "MIG-0"), Gpu("0:1", "A", "MIG-1"), Gpu("1", "A", "GPU-1")]
 
 
-def test_gpus_and_parts_of_them_are_listed() -> None:
+def test_gpus_and_mig_parts_are_listed() -> None:
     assert gpus.parse_gpus(LISTED) == [
         Gpu("0:0", "NVIDIA A100-SXM4-40GB, MIG 1g.5gb", "MIG-a0"),
         Gpu("0:1", "NVIDIA A100-SXM4-40GB, MIG 2g.10gb", "MIG-a1"),
@@ -335,7 +349,7 @@ def test_gpus_and_parts_of_them_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "found", "busy", "ids", "words"),
+    ("setting", "host_gpus", "users", "ids", "message"),
     [
         ("none", TWO, {}, (), ""),
         ("free", [], {}, (), "no GPU on this host; the container runs without one"),
@@ -351,16 +365,20 @@ def test_gpus_and_parts_of_them_are_listed() -> None:
         ("0:1,1", PARTS, {}, ("0:1", "1"), ""),
     ],
 )  # fmt: skip
-def test_which_gpus_a_container_gets(
-    wanted: str, found: list[Gpu], busy: dict[str, str], ids: tuple[str, ...], words: str
+def test_gpus_are_chosen_for_a_container(
+    setting: str,
+    host_gpus: list[Gpu],
+    users: dict[str, str],
+    ids: tuple[str, ...],
+    message: str,
 ) -> None:
-    choice = gpus.choose_gpus(wanted, "gpu", found, busy, always)
+    choice = gpus.choose_gpus(setting, "gpu", host_gpus, users, always)
     assert choice.ids == ids
-    assert words in choice.note + choice.warning
-    assert bool(words) == bool(choice.note or choice.warning)
+    assert message in choice.note + choice.warning
+    assert bool(message) == bool(choice.note or choice.warning)
 
 
-def test_an_image_for_cpus_gets_no_gpu_and_one_that_is_not_there_is_an_error() -> None:
+def test_cpu_images_get_no_gpu_and_a_missing_gpu_is_an_error() -> None:
     choice = gpus.choose_gpus("free", "cpu", TWO, {}, always)
     assert choice == Choice(
         (), note="the image has no gpu variant; the container runs without a GPU"
@@ -369,15 +387,15 @@ def test_an_image_for_cpus_gets_no_gpu_and_one_that_is_not_there_is_an_error() -
         gpus.choose_gpus("4", "gpu", TWO, {}, always)
 
 
-def test_a_gpu_that_somebody_else_takes_at_this_moment_is_not_free() -> None:
+def test_a_gpu_reserved_by_another_start_is_not_free() -> None:
     assert gpus.choose_gpus("free", "gpu", TWO, {}, lambda gpu: gpu != "0").ids == ("1",)
     choice = gpus.choose_gpus("free", "gpu", TWO, {}, lambda _gpu: False)
     assert "0: starting" in choice.warning
 
 
-def test_who_uses_a_gpu() -> None:
-    busy = gpus.find_users(TWO, {"GPU-0": "alice's process 7"}, {"bob-x": ["1"]})
-    assert busy == {"0": "alice's process 7", "1": "bob-x"}
+def test_the_user_of_a_gpu_is_a_container_or_process() -> None:
+    users = gpus.find_users(TWO, {"GPU-0": "alice's process 7"}, {"bob-x": ["1"]})
+    assert users == {"0": "alice's process 7", "1": "bob-x"}
 
 
 @pytest.mark.parametrize(
@@ -388,31 +406,31 @@ def test_who_uses_a_gpu() -> None:
         (("0", "1"), False, ['--gpus="device=0,1"']),
     ],
 )
-def test_how_docker_is_asked_for_gpus(ids: tuple[str, ...], cdi: bool, options: list[str]) -> None:
+def test_gpu_options_of_docker(ids: tuple[str, ...], cdi: bool, options: list[str]) -> None:
     assert gpus.gpu_options(ids, cdi) == options
 
 
-def test_gpus_are_labelled_and_told(who: launch.Caller) -> None:
-    found = planned(who, choice=Choice(("0", "1")))
-    assert "--label=io.slipway.gpus=0,1" in found.options
-    assert '--gpus="device=0,1"' in found.options
-    lines = start.start_messages(found, terminal=True, quiet=False, show=str)
+def test_gpus_are_in_labels_and_messages(caller: Caller) -> None:
+    launched = assembled(caller, choice=Choice(("0", "1")))
+    assert "--label=io.slipway.gpus=0,1" in launched.options
+    assert '--gpus="device=0,1"' in launched.options
+    lines = start.start_messages(launched, terminal=True, quiet=False, format_url=str)
     assert "starting container alice-fast_ai on GPU 0, 1" in lines
 
 
-# What is said.
+# Messages.
 
 
-def test_addresses_go_to_terminals_alone(
-    who: launch.Caller, monkeypatch: pytest.MonkeyPatch
+def test_addresses_are_shown_only_on_terminals(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     choice = Choice((), note="no GPU", warning="all busy")
-    found = planned(who, choice=choice)
-    secret = {"show": lambda url: url.replace("{token}", "5ecret")}
-    assert start.start_messages(found, False, False, **secret) == ["all busy", "no GPU"]
-    assert start.start_messages(found, True, True, **secret) == ["all busy"]
-    assert start.start_messages(found, True, False, **secret) == [
+    launched = assembled(caller, choice=choice)
+    secret = {"format_url": lambda url: url.replace("{token}", "5ecret")}
+    assert start.start_messages(launched, False, False, **secret) == ["all busy", "no GPU"]
+    assert start.start_messages(launched, True, True, **secret) == ["all busy"]
+    assert start.start_messages(launched, True, False, **secret) == [
         "all busy",
         "no GPU",
         "starting container alice-fast_ai",
@@ -420,63 +438,66 @@ def test_addresses_go_to_terminals_alone(
         "ssh at 127.0.0.1:2222",
     ]
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
-    tunnel = start.start_messages(found, True, False, **secret)[-1]
+    tunnel = start.start_messages(launched, True, False, **secret)[-1]
     assert "ssh -L 8888:127.0.0.1:8888 -L 2222:127.0.0.1:2222 " in tunnel
     assert "5ecret" not in tunnel
 
 
-# What is made before.
+# Files that are created before the start.
 
 
-def test_token_is_made_once_for_its_user_alone(who: launch.Caller) -> None:
+def test_the_token_is_created_once_and_private(caller: Caller) -> None:
     with pytest.raises(MlError, match="The next start of an alias creates it"):
         token.read_token()
     path = token.ensure_token()
     first = token.read_token()
     assert len(first) == 48
-    assert path.read_text() == first, "Jupyter would take a newline for a part of it"
+    assert path.read_text() == first, "Jupyter would read a newline as a part of the token"
     assert path.stat().st_mode & 0o777 == 0o600
     assert token.ensure_token() == path and token.read_token() == first
     assert [file.name for file in path.parent.iterdir()] == ["token"]
 
 
-def test_a_token_that_cannot_be_kept_is_an_error(
-    who: launch.Caller, monkeypatch: pytest.MonkeyPatch
+def test_a_token_that_cannot_be_written_is_an_error(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/none")
     with pytest.raises(MlError, match="cannot write your token"):
         token.ensure_token()
 
 
-def test_the_callers_name_joins_the_images_accounts(who: launch.Caller) -> None:
-    own = "root:x:0:0:root:/root:/bin/sh\nslipway:x:1001:1000::/home/slipway:/bin/sh\nbroken\n"
+def test_the_caller_is_added_to_the_accounts_of_the_image(caller: Caller) -> None:
+    image_file = (
+        "root:x:0:0:root:/root:/bin/sh\nslipway:x:1001:1000::/home/slipway:/bin/sh\nbroken\n"
+    )
     lines = ["alice:x:1001:1001:alice:/home/slipway:/bin/bash"]
-    assert accounts.merge_accounts(own, lines).splitlines() == [
+    assert accounts.merge_accounts(image_file, lines).splitlines() == [
         "root:x:0:0:root:/root:/bin/sh",
         "alice:x:1001:1001:alice:/home/slipway:/bin/bash",
     ]
 
 
-def test_accounts_are_made_once_for_an_image(who: launch.Caller) -> None:
+def test_account_files_are_written_once_for_an_image(caller: Caller) -> None:
     asked: list[str] = []
 
     def read(image: str, paths: Sequence[str]) -> dict[str, str]:
         asked.append(image)
         return dict.fromkeys(paths, "root:x:0:0:root:/root:/bin/sh\n")
 
-    wanted = accounts.accounts_for("sha256:1", "/home/slipway", "alice", 1001, 123456, (123457,))
-    accounts.write_accounts(wanted, read)
-    accounts.write_accounts(wanted, read)
+    member = caller._replace(gid=123456, groups=(123457,))
+    account = accounts.caller_accounts("sha256:1", "/home/slipway", member)
+    accounts.write_accounts(account, read)
+    accounts.write_accounts(account, read)
     assert asked == ["sha256:1"]
     assert "alice:x:1001:123456:alice:/home/slipway:/bin/bash" in (
-        (wanted.folder / "passwd").read_text()
+        (account.folder / "passwd").read_text()
     )
-    assert "group-123457:x:123457:" in (wanted.folder / "group").read_text()
-    other = replace(wanted, image="sha256:2")
-    os.utime(wanted.folder / "passwd", (0, 0))
-    os.utime(wanted.folder / "group", (0, 0))
+    assert "group-123457:x:123457:" in (account.folder / "group").read_text()
+    other = account._replace(image="sha256:2")
+    os.utime(account.folder, (0, 0))
+    (account.folder.parent / "a file of the user").touch()
     accounts.write_accounts(other, read)
-    assert not wanted.folder.exists(), "what is old is forgotten"
+    assert not account.folder.exists(), "old files are removed"
     assert (other.folder / "passwd").exists()
 
 
@@ -484,23 +505,25 @@ def test_accounts_are_made_once_for_an_image(who: launch.Caller) -> None:
 
 
 def arguments(*words: str) -> Any:
-    alias = replace(ALIAS, settings={"image": "i", "mounts": [{"source": "~", "target": "/h"}]})
+    alias = ALIAS._replace(settings={"image": "i", "mounts": [{"source": "~", "target": "/h"}]})
     return start.build_parser("fast_ai", alias).parse_args(words)
 
 
-def test_words_after_the_command_are_its_own() -> None:
-    given = arguments("--gpus", "0", "python", "x.py", "--gpus", "1", "--help")
-    assert given.gpus == "0"
-    assert given.command == ["python", "x.py", "--gpus", "1", "--help"]
+def test_words_after_the_command_belong_to_the_command() -> None:
+    parsed = arguments("--gpus", "0", "python", "x.py", "--gpus", "1", "--help")
+    assert parsed.gpus == "0"
+    assert parsed.command == ["python", "x.py", "--gpus", "1", "--help"]
 
 
-def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_options_of_the_command_line_are_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    given = arguments(
+    parsed = arguments(
         *("--gpus", "all", "--image", "me/x", "-v", "out:/out", "-v", "~/d:/data:ro"),
         *("--port", "jupyter=9000", "--quiet", "-e", "A=1", "-e", "HF_TOKEN"),
     )
-    assert start.command_line_layer(given, ALIAS) == {
+    assert start.command_line_layer(parsed, ALIAS) == {
         "gpus": "all",
         "image": "me/x",
         "quiet": True,
@@ -510,7 +533,7 @@ def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ],
         "ports": {"jupyter": 9000},
     }
-    assert given.env == ["A=1", "HF_TOKEN"]
+    assert parsed.env == ["A=1", "HF_TOKEN"]
 
 
 @pytest.mark.parametrize(
@@ -523,75 +546,262 @@ def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         (("-v", "/a:b"), "whose target is an absolute path"),
     ],
 )
-def test_what_the_command_line_cannot_set(words: Sequence[str], message: str) -> None:
+def test_invalid_options_are_errors(words: Sequence[str], message: str) -> None:
     with pytest.raises(MlError) as caught:
         start.command_line_layer(arguments(*words), ALIAS)
     assert message in str(caught.value)
 
 
 class Docker(engine.Docker):
-    """Answers as docker would, from a table of what it is asked."""
+    """Answers requests by the first characters of the path; no other image exists."""
 
-    def __init__(self, answers: Mapping[str, str]) -> None:
+    def __init__(self, answers: Mapping[str, Any]) -> None:
         super().__init__("Dana")
-        object.__setattr__(self, "answers", answers)
+        self.answers = answers
+        self.requests: list[api.Request] = []
 
-    def run(self, *words: str) -> str:
-        answers: Mapping[str, str] = self.__dict__["answers"]
-        asked = " ".join(words)
-        for key, answer in answers.items():
-            if asked.startswith(key):
-                return answer
-        raise MlError(f"No such image: {words[-1]}")
+    def send(self, *requests: api.Request) -> list[api.Answer]:
+        self.requests += requests
+        contents = [
+            next((self.answers[key] for key in self.answers if request.path.startswith(key)), None)
+            for request in requests
+        ]
+        return [
+            api.Answer(404 if content is None else 200, json.dumps(content).encode())
+            for content in contents
+        ]
 
 
-IMAGE = json.dumps([{"Id": "sha256:1", "Config": {"Env": ["HOME=/h"]}}])
+ANSWERS: dict[str, Any] = {
+    "/images/slipway/fastai:gpu/json": {"Id": "sha256:1", "Config": {"Env": ["HOME=/h"]}},
+    "/info": {},
+    "/containers/json": [{"Names": ["/alice-fast_ai"], "State": "running", "Labels": {}}],
+}
 
 
 def test_print_shows_and_changes_nothing(
-    who: launch.Caller, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    caller: Caller, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpus, "list_gpus", list)
-    alias = replace(ALIAS, settings={**WANTED, "mounts": [{"source": "~/code", "target": "/c"}]})
-    listed = "alice-fast_ai\trunning\t\nother\texited\t0\n"
-    docker = Docker({"image inspect": IMAGE, "info": "{}", "ps --all": listed})
-    given = start.build_parser("fast_ai", alias).parse_args(["--print", "-q", "--", "nvidia-smi"])
-    before = sorted(who.home.rglob("*"))
-    assert start.start(docker, alias, given) == 0
-    shown = capsys.readouterr()
-    assert "slipway/fastai:gpu nvidia-smi\n" in shown.out
-    assert shown.err == ""
-    assert sorted(who.home.rglob("*")) == before
+    monkeypatch.setenv("PATH", str(caller.home))
+    alias = ALIAS._replace(settings={**SETTINGS, "mounts": [{"source": "~/code", "target": "/c"}]})
+    parsed = start.build_parser("fast_ai", alias).parse_args(["--print", "-q", "--", "nvidia-smi"])
+    before = sorted(caller.home.rglob("*"))
+    docker = Docker(ANSWERS)
+    assert start.start(docker, alias, parsed) == 0
+    printed = capsys.readouterr()
+    assert "slipway/fastai:gpu nvidia-smi\n" in printed.out
+    assert "-fast_ai" in printed.out and "io.slipway.start" not in printed.out
+    assert printed.err == ""
+    assert sorted(caller.home.rglob("*")) == before
+    assert {request.method for request in docker.requests} == {"GET"}
 
 
-def test_an_image_that_is_not_there_says_whom_to_tell(who: launch.Caller) -> None:
-    alias = replace(ALIAS, settings=WANTED)
-    with pytest.raises(MlError, match=r"slipway/fastai:gpu is not on this host. Tell Dana"):
-        start.start(Docker({}), alias, start.build_parser("fast_ai", alias).parse_args([]))
+def test_a_missing_image_names_the_contact(caller: Caller) -> None:
+    alias = ALIAS._replace(settings={**SETTINGS, "image": "slipway/gone:gpu"})
+    with pytest.raises(MlError, match=r"slipway/gone:gpu is not on this host. Tell Dana"):
+        start.start(Docker(ANSWERS), alias, start.build_parser("fast_ai", alias).parse_args([]))
 
 
-def test_gpus_of_running_containers_are_claimed() -> None:
-    rows = "a\trunning\t0,1\nb\texited\t2\nc\trunning\t\n"
-    names, claimed = start.list_containers(Docker({"ps": rows}))
-    assert names == ["a", "b", "c"]
-    assert claimed == {"a": ["0", "1"]}
+def test_a_program_runs_to_its_end() -> None:
+    docker = Docker({})
+    assert start.run_to_end(docker, [sys.executable, "-c", "raise SystemExit(7)"]) == 7
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    assert start.run_to_end(docker, killed) == 137
 
 
-def test_what_is_started_is_waited_for() -> None:
-    assert start.run_to_end([sys.executable, "-c", "raise SystemExit(7)"]) == 7
-
-
-def test_labels_are_read_back(who: launch.Caller) -> None:
-    """What an alias writes on its container is what the other commands read of it."""
-    found = planned(who, choice=Choice(("0",)))
-    labels = dict(word.split("=", 1) for word in values(found.options, "label"))
-    read = containers.parse_container(
+def test_labels_are_read_back(caller: Caller) -> None:
+    """The other commands read the labels that an alias writes."""
+    launched = assembled(caller, choice=Choice(("0",)))
+    labels = dict(word.split("=", 1) for word in values(launched.options, "label"))
+    container = containers.parse_container(
         {
             "Name": "/alice-fast_ai",
             "Config": {"Labels": labels, "Image": "slipway/fastai:gpu"},
             "NetworkSettings": {"Ports": {}},
-            "State": {"StartedAt": "2026-11-20T05:00:00Z"},
+            "State": {"StartedAt": "2026-11-20T05:00:00Z", "Status": "running"},
         }
     )
-    assert (read.alias, read.user, read.uid, read.gpus) == ("fast_ai", "alice", 1001, ("0",))
-    assert read.urls == found.urls
+    assert (container.alias, container.user, container.uid, container.gpus) == (
+        "fast_ai",
+        "alice",
+        1001,
+        ("0",),
+    )
+    assert container.urls == launched.urls
+
+
+# The end of a container with its client.
+
+
+def test_only_streams_with_a_reader_are_watched(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    near, far = socket.socketpair()
+    with near, far, (tmp_path / "log").open("w") as log, Path(os.devnull).open("w") as null:
+        terminal, shell = os.openpty()
+        descriptors = [writer, near.fileno(), log.fileno(), null.fileno(), shell, 99999]
+        assert guard.output_streams(descriptors) == {writer, near.fileno(), shell}
+    for descriptor in (reader, writer, terminal, shell):
+        os.close(descriptor)
+
+
+def test_a_connection_is_lost_when_no_output_has_a_reader() -> None:
+    with subprocess.Popen(["sleep", "60"]) as client:
+        pidfd = os.pidfd_open(client.pid)
+        reader, writer = os.pipe()
+        near, far = socket.socketpair()
+        try:
+            os.close(reader)
+            far.close()
+            assert guard.wait_for_end(pidfd, frozenset({writer, near.fileno()}))
+            assert not guard.has_ended(pidfd)
+        finally:
+            client.kill()
+        reader, other_writer = os.pipe()
+        # One output still has a reader: only the end of the client counts.
+        assert not guard.wait_for_end(pidfd, frozenset({writer, other_writer}))
+        assert guard.has_ended(pidfd)
+        near.close()
+        for descriptor in (writer, reader, other_writer, pidfd):
+            os.close(descriptor)
+
+
+def test_a_container_without_a_client_is_stopped_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/engine.sock")
+    monkeypatch.setattr(guard, "POLL_SECONDS", 0.01)
+    listing = 'GET /containers/json\\?all=1&filters={"label": \\["io.slipway.start=7"\\]}'
+    answers: dict[str, Any] = {
+        listing: [],
+        "POST /containers/7f/stop": (204, b""),
+        "DELETE /containers/7f": (404, {"message": "already removed"}),
+    }
+    with fake_engine.running(tmp_path / "engine.sock", answers) as server:
+        assert guard.find_containers("io.slipway.start=7", 0, lambda: True) == []
+        assert len(server.requests) == 1, "the container ended before its client"
+
+        def is_ended() -> bool:
+            # The engine has created the container only now.
+            server.answers[listing] = [{"Id": "7f"}]
+            return False
+
+        assert guard.find_containers("io.slipway.start=7", 0, is_ended) == ["7f"]
+        guard.end_containers(["7f"])
+        assert server.requests[-2:] == [
+            "POST /containers/7f/stop?t=10",
+            "DELETE /containers/7f?force=1&v=1",
+        ]
+    # Without an engine the attempt ends.
+    assert guard.find_containers("io.slipway.start=7", 60, lambda: False) == []
+    guard.end_containers(["7f"])
+
+
+def test_a_restart_of_the_engine_does_not_end_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "POLL_SECONDS", 0.01)
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(b"HTTP/1.0 200 OK")
+        assert not guard.has_engine_restarted(near)
+        far.close()
+        assert guard.has_engine_restarted(near)
+    assert guard.has_engine_restarted(None)
+
+
+@pytest.mark.parametrize("lost", ["client", "connection"])
+def test_the_guard_of_a_start_stops_its_container(tmp_path: Path, lost: str) -> None:
+    answers: dict[str, Any] = {
+        "GET /containers/json": [{"Id": "7f"}],
+        "POST /containers/7f/stop": (204, b""),
+        "DELETE /containers/7f": (204, b""),
+        'GET /events\\?filters={"label": \\["io.slipway.start=7"\\]': fake_engine.ENDLESS,
+    }
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]);"
+        "from ml import guard; guard.start_guard('io.slipway.start=7');"
+        "os.execvp('sleep', ['sleep', '30'])"
+    )
+    folder = str(Path(guard.__file__).parents[1])
+    variables = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/engine.sock"}
+    with fake_engine.running(tmp_path / "engine.sock", answers) as server:
+        client = subprocess.Popen(
+            [sys.executable, "-c", code, folder],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert client.stdout is not None
+        while Path(f"/proc/{client.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.02)
+        if lost == "client":
+            client.kill()
+            # The guard writes nothing, and does not keep the reader of the output waiting.
+            assert client.stdout.read() == b""
+        client.stdout.close()
+        while "DELETE /containers/7f?force=1&v=1" not in server.requests:
+            time.sleep(0.02)
+        client.kill()
+        client.wait()
+
+
+def test_a_command_under_nohup_has_no_guard() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert guard.survives_hangup()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert not guard.survives_hangup()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Ended containers.
+
+
+def ended(name: str, day: int, uid: int = 1001) -> containers.Container:
+    return containers.Container(
+        *(name, "i", "fast_ai", "alice", uid, "", (), {}, "", ""),
+        ended=f"2026-11-{day:02}T04:00:00.1Z",
+        status=0,
+    )
+
+
+def test_ended_containers_are_limited_by_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+    now = datetime(2026, 11, 27, tzinfo=timezone.utc)
+    kept = [ended(f"new-{number}", 26) for number in range(containers.KEEP_ENDED)]
+    foreign, old, one_more = ended("foreign", 1, uid=7), ended("old", 1), ended("one-more", 25)
+    assert containers.expired([*kept, foreign], now) == []
+    assert containers.expired([*kept[1:], old, foreign], now) == [old]
+    assert containers.expired([*kept, one_more], now) == [one_more]
+
+
+def test_running_containers_precede_ended_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+    running, old = ended("running", 26)._replace(ended="", status=None), ended("old", 25)
+    assert containers.select_container([running], "fast_ai", "see it", [old]) == running
+    assert containers.select_container([running], "old", "see it", [old]) == old
+    assert containers.select_container([], None, "see it", [old]) == old
+    with pytest.raises(MlError, match=r"you have 2 containers. Name one of: old, older"):
+        containers.select_container([], None, "see it", [old, ended("older", 24)])
+    with pytest.raises(MlError, match=r"you have no container older. Did you mean old\?"):
+        containers.select_container([], "older", "see it", [old])
+
+
+def test_a_detached_start_removes_expired_containers(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1001)
+    inspected = {
+        "Name": "/old",
+        "Config": {"Labels": {"io.slipway.uid": "1001"}, "Image": "i"},
+        "NetworkSettings": {"Ports": {}},
+        "State": {
+            "StartedAt": "2020-01-01T00:00:00Z",
+            "FinishedAt": "2020-01-02T00:00:00Z",
+            "ExitCode": 3,
+            "Status": "exited",
+        },
+    }
+    docker = Docker({"/containers/json": [{"Id": "1"}], "/containers/1/json": inspected})
+    start.remove_expired(docker)
+    assert docker.requests[-1] == api.Request("/containers/old?v=1", "DELETE")

@@ -9,14 +9,14 @@ as long as image, name and groups are the same.
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from .caller import Caller, group_name, user_folder
 from .errors import MlError
 
 FILES = ("passwd", "group")
@@ -24,9 +24,8 @@ SHELL = "/bin/bash"
 KEEP_SECONDS = 30 * 24 * 3600
 
 
-@dataclass(frozen=True)
-class Accounts:
-    """The lines to add to the account files of an image, which is given by its ID."""
+class Accounts(NamedTuple):
+    """The lines to add to the account files of an image; ``image`` is the ID of the image."""
 
     image: str
     passwd: tuple[str, ...]
@@ -36,66 +35,67 @@ class Accounts:
     def folder(self) -> Path:
         """Return the folder of the merged files in the caller's cache."""
         key = "\n".join([self.image, *self.passwd, *self.group])
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(root).expanduser() / "slipway" / "accounts" / name
+        name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:16]
+        return user_folder("XDG_CACHE_HOME", ".cache") / "slipway" / "accounts" / name
 
 
-def accounts_for(
-    image: str, home: str, name: str, uid: int, gid: int, groups: Sequence[int]
-) -> Accounts:
-    """Return the account lines of the caller; HOME is the image's."""
+def caller_accounts(image: str, image_home: str, caller: Caller) -> Accounts:
+    """Return the account lines of the caller for an image (ID) and its home folder."""
+    name, uid, gid = caller.name, caller.uid, caller.gid
     return Accounts(
         image=image,
-        passwd=(f"{name}:x:{uid}:{gid}:{name}:{home or '/'}:{SHELL}",),
-        group=tuple(f"{group_name(number)}:x:{number}:" for number in (gid, *groups)),
+        passwd=(f"{name}:x:{uid}:{gid}:{name}:{image_home or '/'}:{SHELL}",),
+        group=tuple(f"{group_name(number)}:x:{number}:" for number in (gid, *caller.groups)),
     )
 
 
-def group_name(gid: int) -> str:
-    """Return the name of a group, or group-GID for a group without a name."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return f"group-{gid}"
+def merge_accounts(image_file: str, lines: Sequence[str]) -> str:
+    """Return an account file of an image with LINES added.
 
-
-def merge_accounts(own: str, lines: Sequence[str]) -> str:
-    """Return an image's OWN file with LINES instead of the lines with the same name or number."""
-    taken = {line.split(":")[0] for line in lines} | {line.split(":")[2] for line in lines}
+    Lines of the image with the same name or number are left out.
+    """
+    replaced = {line.split(":")[0] for line in lines} | {line.split(":")[2] for line in lines}
     kept = [
         line
-        for line in own.splitlines()
-        if line.count(":") > 1 and not taken & {line.split(":")[0], line.split(":")[2]}
+        for line in image_file.splitlines()
+        if line.count(":") > 1 and not replaced & {line.split(":")[0], line.split(":")[2]}
     ]
     return "\n".join([*kept, *lines]) + "\n"
 
 
-def write_accounts(wanted: Accounts, read: Callable[[str, Sequence[str]], dict[str, str]]) -> None:
-    """Write the merged files if they are missing; READ returns files of an image by path.
+def write_accounts(
+    accounts: Accounts, read_files: Callable[[str, Sequence[str]], dict[str, str]]
+) -> None:
+    """Write the merged files if they are missing; READ_FILES returns files of an image by path.
 
-    Raise MlError where the files cannot be written.
+    Raise MlError if the files cannot be written.
     """
-    folder = wanted.folder
-    if all((folder / name).is_file() for name in FILES):
+    folder = accounts.folder
+    if all(os.path.isfile(folder / name) for name in FILES):
         return
-    own = read(wanted.image, [f"/etc/{name}" for name in FILES])
+    image_files = read_files(accounts.image, [f"/etc/{name}" for name in FILES])
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, lines in (("passwd", wanted.passwd), ("group", wanted.group)):
-            fresh = folder / f".{name}.{os.getpid()}"
-            fresh.write_text(merge_accounts(own[f"/etc/{name}"], lines), encoding="utf-8")
-            fresh.replace(folder / name)
-        _remove_old(folder.parent)
+        for name, lines in (("passwd", accounts.passwd), ("group", accounts.group)):
+            temporary = folder / f".{name}.{os.getpid()}"
+            text = merge_accounts(image_files[f"/etc/{name}"], lines)
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+            temporary.replace(folder / name)
     except OSError as error:
         raise MlError(f"cannot write your account files to {folder}: {error}") from error
+    _remove_old(folder.parent)
 
 
-def _remove_old(root: Path) -> None:
-    """Remove old files; running containers keep theirs."""
-    for file in root.glob("*/*"):
-        if time.time() - file.stat().st_mtime > KEEP_SECONDS:
-            file.unlink(missing_ok=True)
-    for folder in root.iterdir():
-        if not any(folder.iterdir()):
-            folder.rmdir()
+def _remove_old(parent: Path) -> None:
+    """Remove folders of old files.  Running containers keep their files.
+
+    A folder that cannot be removed, because another start removes it or the user changed it, stays.
+    """
+    for folder in parent.iterdir():
+        try:
+            if time.time() - folder.stat().st_mtime > KEEP_SECONDS:
+                for file in folder.iterdir():
+                    file.unlink()
+                folder.rmdir()
+        except OSError:
+            continue

@@ -1,6 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Completion in shells: the words that may follow.  Without any, a shell offers file names."""
+"""Completion in shells: candidates for the next word.
+
+If there are none, the shell completes file names.
+"""
 
 from __future__ import annotations
 
@@ -17,69 +20,79 @@ ALIAS_OPTIONS = (
 WITH_VALUE = {
     *("--env", "-e", "--gpus", "--image", "--port", "--volume", "-v", "--workdir", "-w"),
 }
-COMMANDS = ("commit", "gui", "list", "load", "logs", "push", "run", "save", "stop", "url")
+COMMANDS = (
+    *("commit", "gui", "list", "load", "logs", "push", "remove", "run", "save", "stop", "url"),
+)
+# Options of commands of ml whose words are containers.
+CONTAINER_OPTIONS = {"stop": ["--all"], "remove": ["--all"], "logs": ["--follow"], "url": []}
+
+
+List = Callable[[], list[str]]
 
 
 def complete_words(
     words: Sequence[str],
     host: Host,
-    own: Callable[[], list[str]],
-    images: Callable[[], list[str]],
-    gpus: Callable[[], list[str]],
+    list_running: List,
+    list_ended: List,
+    list_images: List,
+    list_gpus: List,
 ) -> list[str]:
-    """Return the candidates for the last of the WORDS; the first one is the command.
+    """Return the candidates for the last of the WORDS; the first word is the command.
 
-    OWN, IMAGES and GPUS list the caller's containers, the images and the GPUs of this host.  They
-    are slow, so each is called only where its answer is needed.
+    The functions list the caller's containers, the images and the GPUs of this host.  They are
+    slow, so each is called only if its result is needed.
     """
-    command, *before = words[:-1] or [ML]
+    command, *previous = words[:-1] or [ML]
     current = words[-1] if len(words) > 1 else ""
     if command != ML:
-        return _complete_alias(command, before, current, host, images, gpus)
-    if not before:
+        return _complete_alias(command, previous, current, host, list_images, list_gpus)
+    if not previous:
         return [*COMMANDS, "--help"]
-    verb, *rest = before
+    verb, *arguments = previous
     if verb in ("run", "gui"):
-        if not rest:
+        if not arguments:
             return sorted(host.aliases)
-        return _complete_alias(rest[0], rest[1:], current, host, images, gpus)
-    if verb in ("stop", "logs", "url"):
-        options = {"stop": ["--all"], "logs": ["--follow"], "url": []}[verb]
-        return [*own(), *options]
+        name, *alias_words = arguments
+        return _complete_alias(name, alias_words, current, host, list_images, list_gpus)
+    if verb in CONTAINER_OPTIONS:
+        names = [] if verb == "remove" else list_running()
+        names += list_ended() if verb in ("remove", "logs") else []
+        return [*names, *CONTAINER_OPTIONS[verb]]
     if verb == "list":
-        return ["--json"]
-    if rest:
+        return ["--all", "--json"]
+    if arguments:
         return []
-    return {"commit": own, "save": images, "push": images}.get(verb, list)()
+    return {"commit": list_running, "save": list_images, "push": list_images}.get(verb, list)()
 
 
 def _complete_alias(
     name: str,
-    before: Sequence[str],
+    previous: Sequence[str],
     current: str,
     host: Host,
-    images: Callable[[], list[str]],
-    gpus: Callable[[], list[str]],
+    list_images: List,
+    list_gpus: List,
 ) -> list[str]:
-    """Return the candidates after an alias: its options, then their values."""
-    previous = before[-1] if before else ""
-    if previous == "--gpus":
-        return ["free", "all", "none", *gpus()]
-    if previous == "--image":
-        return images()
-    if previous == "--port":
+    """Return the candidates after an alias: its options, or the values of an option."""
+    option = previous[-1] if previous else ""
+    if option == "--gpus":
+        return ["free", "all", "none", *list_gpus()]
+    if option == "--image":
+        return list_images()
+    if option == "--port":
         alias = host.aliases.get(name)
         return [f"{port}=" for port in alias.ports] if alias else []
-    if previous in WITH_VALUE or _has_command(before):
+    if option in WITH_VALUE or _has_command(previous):
         return []
     return list(ALIAS_OPTIONS) if current.startswith("-") else []
 
 
-def _has_command(before: Sequence[str]) -> bool:
-    """Whether the command to run in the container begins in the words before."""
-    value = False
-    for word in before:
-        if not value and not word.startswith("-"):
+def _has_command(words: Sequence[str]) -> bool:
+    """Return whether WORDS contain the command to run in the container, or its beginning."""
+    is_value = False
+    for word in words:
+        if not is_value and not word.startswith("-"):
             return True
-        value = not value and word in WITH_VALUE
+        is_value = not is_value and word in WITH_VALUE
     return False

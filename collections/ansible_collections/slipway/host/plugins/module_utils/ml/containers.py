@@ -1,34 +1,41 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Containers of the catalogue's images: their owners and addresses."""
+"""Containers of the catalogue's images: their owners, addresses and ends."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import labels, token
-from .engine import Docker
+from . import api, labels, token
+from .engine import MISSING, Docker
 from .errors import MlError
 from .settings import suggest
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
 TOKEN = "{token}"
 ANY_ADDRESS = ("", "0.0.0.0", "::")
+# Ended detached containers keep their logs until the user removes them, within these limits.
+KEEP_ENDED = 20
+KEEP_DAYS = 14
 
 
-@dataclass(frozen=True)
-class Container:
-    """A running container.
+class Container(NamedTuple):
+    """A container, running or ended.
 
     uid: of the user who started the container by an alias; None for other containers.
     project: name of the compose project of a service; empty for other containers.
     gpus: IDs, as of :class:`gpus.Gpu`.
     urls: addresses by name of the port.  ``{token}`` stands for the token of the user, or of the
     service; the service's is in the file ``token``, which only root can read.
+    started, ended: time stamps of docker; ``ended`` is empty while the container runs.
+    status: the exit status, None while the container runs.
     """
 
     name: str
@@ -41,53 +48,72 @@ class Container:
     urls: Mapping[str, str]
     token: str
     started: str
+    ended: str = ""
+    status: int | None = None
 
     @property
     def mine(self) -> bool:
-        """Whether the caller started it."""
+        """Whether the caller started the container."""
         return self.uid == os.getuid()
 
 
 def parse_container(inspected: Mapping[str, Any]) -> Container:
     """Return a container from docker's description of it."""
-    found_labels = inspected["Config"].get("Labels") or {}
-    uid = found_labels.get(labels.UID, "")
-    project = found_labels.get(labels.COMPOSE_PROJECT, "")
+    container_labels = inspected["Config"].get("Labels") or {}
+    uid = container_labels.get(labels.UID, "")
+    project = container_labels.get(labels.COMPOSE_PROJECT, "")
+    state = inspected["State"]
+    ended = state.get("Status") in ("exited", "dead")
     return Container(
         name=inspected["Name"].lstrip("/"),
         image=inspected["Config"]["Image"],
-        alias=found_labels.get(labels.ALIAS, ""),
-        user=found_labels.get(labels.USER, "") or ("service" if project else ""),
-        uid=int(uid) if uid.isdigit() else None,
+        alias=container_labels.get(labels.ALIAS, ""),
+        user=container_labels.get(labels.USER, "") or ("service" if project else ""),
+        uid=int(uid) if uid.isdecimal() else None,
         project=project,
-        gpus=tuple(filter(None, found_labels.get(labels.GPUS, "").split(","))),
-        urls=_urls(found_labels, inspected["NetworkSettings"].get("Ports") or {}),
-        token=found_labels.get(labels.TOKEN, ""),
-        started=inspected["State"]["StartedAt"],
+        gpus=tuple(filter(None, container_labels.get(labels.GPUS, "").split(","))),
+        urls=_urls(container_labels, inspected["NetworkSettings"].get("Ports") or {}),
+        token=container_labels.get(labels.TOKEN, ""),
+        started=state["StartedAt"],
+        ended=state["FinishedAt"] if ended else "",
+        status=state["ExitCode"] if ended else None,
     )
 
 
-def _urls(found_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]:
+def _urls(container_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]:
     """Return the addresses in the container's label, else those that docker publishes."""
     try:
-        noted = json.loads(found_labels.get(labels.URLS, ""))
-        return {str(name): str(url) for name, url in noted.items()}
+        labelled = json.loads(container_labels.get(labels.URLS, ""))
+        return {str(name): str(url) for name, url in labelled.items()}
     except (ValueError, AttributeError):
         pass
     urls: dict[str, str] = {}
-    for inside, bindings in sorted(ports.items()):
+    for container_port, bindings in sorted(ports.items()):
         for binding in bindings or ():
             # A port may be bound for IPv4 and for IPv6; one address is enough to find it.
             address = "*" if binding["HostIp"] in ANY_ADDRESS else binding["HostIp"]
-            urls.setdefault(inside.partition("/")[0], f"{address}:{binding['HostPort']}")
+            urls.setdefault(container_port.partition("/")[0], f"{address}:{binding['HostPort']}")
     return urls
 
 
 def list_running(docker: Docker) -> list[Container]:
     """Return the running containers of the catalogue's images, by name."""
-    label = f"label={labels.IMAGE}"
-    listed = docker.run("ps", "--quiet", "--no-trunc", "--filter", label)
-    containers = map(parse_container, docker.inspect("container", listed.split()))
+    return _list(docker, {"label": [labels.IMAGE]})
+
+
+def list_ended(docker: Docker) -> list[Container]:
+    """Return the ended containers that aliases started, the last one first."""
+    filters = {"label": [labels.IMAGE, labels.UID], "status": ["exited", "dead"]}
+    containers = [container for container in _list(docker, filters) if container.ended]
+    return sorted(containers, key=lambda container: container.ended, reverse=True)
+
+
+def _list(docker: Docker, filters: Mapping[str, Sequence[str]]) -> list[Container]:
+    (found,) = docker.get(f"/containers/json?filters={api.escape(json.dumps(filters))}")
+    answers = docker.send(*(api.Request(f"/containers/{entry['Id']}/json") for entry in found))
+    # A container may be removed between the two requests.
+    present = [answer for answer in answers if answer.status != MISSING]
+    containers = [docker.parse(answer, parse_container) for answer in present]
     return sorted(containers, key=lambda container: container.name)
 
 
@@ -96,31 +122,77 @@ def gpus_by_container(containers: Iterable[Container]) -> dict[str, tuple[str, .
     return {container.name: container.gpus for container in containers if container.gpus}
 
 
-def select_container(containers: Sequence[Container], name: str | None, doing: str) -> Container:
+def select_container(
+    running: Sequence[Container],
+    name: str | None,
+    action: str,
+    ended: Sequence[Container] = (),
+) -> Container:
     """Return the caller's container with a NAME or of an alias; without NAME, the only one.
 
-    DOING ends the error "you cannot ...".  Raise MlError for no container, for several, and for
-    the container of another user.
+    Running containers precede ENDED ones of the same alias.  ACTION ends the error "you cannot
+    ...".  Raise MlError for no container, for several, and for the container of another user.
     """
+    selected: list[Container] = []
+    for group in (running, ended):
+        selected = _matching(group, name, action)
+        if selected:
+            break
+    if len(selected) == 1:
+        return selected[0]
+    kind = "containers" if ended else "running containers"
+    if selected:
+        names = ", ".join(container.name for container in selected)
+        raise MlError(f"you have {len(selected)} {kind}. Name one of: {names}")
+    names_of_caller = [container.name for container in (*running, *ended) if container.mine]
+    if name is None or not names_of_caller:
+        raise MlError(f"you have no {kind.removesuffix('s')}")
+    raise MlError(f"you have no {kind.removesuffix('s')} {name}. {suggest(name, names_of_caller)}")
+
+
+def _matching(containers: Sequence[Container], name: str | None, action: str) -> list[Container]:
+    """Return the caller's containers with a NAME or of an alias; without NAME, all of them."""
     mine = [container for container in containers if container.mine]
-    if name is not None:
-        exact = [
-            container for container in containers if name in (container.name, container.project)
-        ]
-        if exact and not exact[0].mine and os.getuid() != 0:
-            owner = exact[0].user or "another user"
-            raise MlError(f"container {name} belongs to {owner}; you cannot {doing}")
-        matching = exact or [container for container in mine if container.alias == name]
-    else:
-        matching = mine
-    names = [container.name for container in matching or mine]
-    if len(matching) == 1:
-        return matching[0]
-    if matching:
-        raise MlError(f"you have {len(names)} running containers. Name one of: {', '.join(names)}")
-    if name is None or not names:
-        raise MlError("you have no running container")
-    raise MlError(f"you have no running container {name}. {suggest(name, names)}")
+    if name is None:
+        return mine
+    exact = [container for container in containers if name in (container.name, container.project)]
+    if exact and not exact[0].mine and os.getuid() != 0:
+        owner = exact[0].user or "another user"
+        raise MlError(f"container {name} belongs to {owner}; you cannot {action}")
+    return exact or [container for container in mine if container.alias == name]
+
+
+def expired(ended: Sequence[Container], now: datetime) -> list[Container]:
+    """Return the caller's ENDED containers beyond the limits of number and age."""
+    from datetime import timedelta
+
+    mine = [container for container in ended if container.mine]
+    oldest = now - timedelta(days=KEEP_DAYS)
+    return [
+        container
+        for position, container in enumerate(mine)
+        if position >= KEEP_ENDED or (parse_time(container.ended) or now) < oldest
+    ]
+
+
+def remove_containers(docker: Docker, containers: Iterable[Container]) -> None:
+    """Remove ended containers with their logs."""
+    docker.send(*(api.Request(f"/containers/{one.name}?v=1", "DELETE") for one in containers))
+
+
+def parse_time(stamp: str) -> datetime | None:
+    """Return the time in a time stamp of docker, None for a stamp without a time."""
+    from datetime import datetime
+
+    # Docker writes nanoseconds, which Python 3.10 does not read.
+    match = re.match(r"([0-9]{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", stamp, re.ASCII)
+    if not match or stamp.startswith("0001"):
+        return None
+    offset = re.search(r"[+-]\d\d:\d\d\Z", stamp, re.ASCII)
+    try:
+        return datetime.fromisoformat(match[1] + (offset[0] if offset else "+00:00"))
+    except ValueError:
+        return None
 
 
 def hide_token(url: str) -> str:
@@ -128,11 +200,11 @@ def hide_token(url: str) -> str:
     return url.partition("?")[0] if TOKEN in url else url
 
 
-def insert_token(url: str, file: str = "") -> str:
-    """Return an address with the token in a FILE, or else with the caller's."""
+def insert_token(url: str, service_file: str = "") -> str:
+    """Return an address with the token of a service from its file, or else with the caller's."""
     if TOKEN not in url:
         return url
-    return url.replace(TOKEN, token.read_token(Path(file) if file else None))
+    return url.replace(TOKEN, token.read_token(Path(service_file) if service_file else None))
 
 
 def format_urls(container: Container) -> list[str]:
@@ -143,8 +215,8 @@ def format_urls(container: Container) -> list[str]:
     if not container.urls:
         raise MlError(f"container {container.name} publishes no port, so it has no address")
     width = max(map(len, container.urls))
-    opened = container.mine or (container.token and os.getuid() == 0)
+    with_token = container.mine or (container.token and os.getuid() == 0)
     return [
-        f"{name:{width}}  {insert_token(url, container.token) if opened else hide_token(url)}"
+        f"{name:{width}}  {insert_token(url, container.token) if with_token else hide_token(url)}"
         for name, url in container.urls.items()
     ]

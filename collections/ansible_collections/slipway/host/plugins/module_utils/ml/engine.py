@@ -1,35 +1,33 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the docker command, and explains its errors to the person at the terminal."""
+"""The Docker Engine: runs the docker command, sends requests, explains errors to the caller."""
 
 from __future__ import annotations
 
-import grp
 import io
-import json
 import os
-import pwd
-import socket
-import subprocess
-import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+from . import api
+from .api import Answer, Request
+from .caller import user_name
 from .errors import MlError
 
 GROUP = "docker"
 CDI_KIND = "nvidia.com/gpu"
 # Folders of the CDI specifications that NVIDIA's toolkit writes.
 CDI_FOLDERS = (Path("/var/run/cdi"), Path("/etc/cdi"))
+FOUND, MISSING = 200, 404
 
-# Docker's words for an engine that does not answer, before and from version 28.
+# Docker's messages for an engine that does not answer, before and from version 28.
 NO_ANSWER = ("Cannot connect to the Docker daemon", "failed to connect to the docker API")
 
+Parsed = TypeVar("Parsed")
 
-@dataclass(frozen=True)
-class Engine:
+
+class Engine(NamedTuple):
     """The properties of the engine that matter to an alias.
 
     rootless: the engine runs as the user, who is root in its containers.
@@ -40,75 +38,115 @@ class Engine:
     cdi: bool
 
 
-@dataclass(frozen=True)
 class Docker:
-    """The docker command; CONTACT is the person to tell about problems."""
+    """The Docker Engine of the caller."""
 
-    contact: str
+    def __init__(self, contact: str) -> None:
+        """Set the person to tell about problems."""
+        self.contact = contact
 
     def run(self, *words: str) -> str:
-        """Run docker and return its output.  Raise MlError where it fails."""
-        return self._run(words).decode("utf-8", "replace")
+        """Run the docker command and return its output.  Raise MlError if it fails."""
+        import subprocess
 
-    def _run(self, words: Sequence[str]) -> bytes:
         try:
-            done = subprocess.run(["docker", *words], capture_output=True, check=False)
-        except FileNotFoundError:
-            raise MlError(f"command docker not found on this host. Tell {self.contact}") from None
-        if done.returncode != 0:
-            raise MlError(self.explain(done.stderr.decode("utf-8", "replace")))
-        return done.stdout
+            completed = subprocess.run(["docker", *words], capture_output=True, check=False)
+        except (OSError, ValueError) as error:
+            raise self.cannot_run(error) from None
+        if completed.returncode != 0:
+            raise MlError(self.explain(completed.stderr.decode("utf-8", "replace")))
+        return completed.stdout.decode("utf-8", "replace")
 
-    def explain(self, said: str) -> str:
-        """Return the error of docker's output SAID, for the person at the terminal."""
-        if "permission denied while trying to connect" in said:
+    def cannot_run(self, error: Exception) -> MlError:
+        """Return the error for a docker command that does not start."""
+        if isinstance(error, FileNotFoundError):
+            return MlError(f"command docker not found on this host. Tell {self.contact}")
+        return MlError(f"cannot run docker: {error}")
+
+    def explain(self, error_output: str) -> str:
+        """Return docker's error for the person at the terminal."""
+        if "permission denied while trying to connect" in error_output:
             return explain_permission(self.contact, *_membership())
-        if any(words in said for words in NO_ANSWER):
+        if any(message in error_output for message in NO_ANSWER):
             return f"Docker does not answer on this host. Tell {self.contact}"
-        lines = [line for line in said.strip().splitlines() if line] or ["docker failed"]
+        lines = [line for line in error_output.strip().splitlines() if line] or ["docker failed"]
         return lines[-1].removeprefix("Error response from daemon: ")
 
-    def engine(self) -> Engine:
-        """Return the engine.  Raise MlError where the user may not use it or it does not answer."""
-        info = json.loads(self.run("info", "--format", "{{json .}}"))
-        # docker info may succeed although the engine does not answer, and list the error here.
-        for problem in info.get("ServerErrors") or ():
-            raise MlError(self.explain(problem))
-        return parse_engine(info, has_cdi_spec(CDI_FOLDERS))
+    def send(self, *requests: Request) -> list[Answer]:
+        """Send requests at the same time; return the answers.  Raise MlError without an answer."""
+        try:
+            return api.fetch(*requests)
+        except api.ApiError as error:
+            raise MlError(self.explain(str(error))) from None
 
-    def inspect(self, kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return docker's description of images or containers (KIND), all of which must exist."""
-        if not names:
-            return []
-        inspected: list[dict[str, Any]] = json.loads(self.run(kind, "inspect", *names))
-        return inspected
+    def parse(self, answer: Answer, parse: Callable[[Any], Parsed]) -> Parsed:
+        """Return the parsed content of an answer.  Raise MlError for an error of the engine."""
+        try:
+            content = answer.json()
+            if not FOUND <= answer.status < 300:
+                raise MlError(self.explain(str(content["message"])))
+            return parse(content)
+        except api.ApiError as error:
+            raise MlError(str(error)) from None
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise MlError(f"unexpected answer from Docker: {error!r}") from error
+
+    def get(self, *paths: str) -> list[Any]:
+        """Return the decoded answers for paths.  Raise MlError if the engine refuses one."""
+        answers = self.send(*map(Request, paths))
+        return [self.parse(answer, lambda content: content) for answer in answers]
 
     def image(self, reference: str) -> dict[str, Any] | None:
         """Return docker's description of an image, None for an image that is not on the host."""
-        try:
-            return self.inspect("image", [reference])[0]
-        except MlError as error:
-            if "No such image" in str(error):
-                return None
-            raise
+        return self.parse_image(self.send(image_request(reference))[0])
+
+    def parse_image(self, answer: Answer) -> dict[str, Any] | None:
+        """Return the image of an answer to :func:`image_request`, None for no such image."""
+        if answer.status == MISSING:
+            return None
+        return self.parse(answer, dict)
+
+    def parse_engine(self, answer: Answer) -> Engine:
+        """Return the engine of an answer to ENGINE_REQUEST."""
+        return self.parse(answer, lambda info: parse_engine(info, has_cdi_spec(CDI_FOLDERS)))
 
     def files_of(self, image: str, paths: Sequence[str]) -> dict[str, str]:
         """Return the text of files of an image, by path, without running the image."""
-        container = self.run("container", "create", "--network=none", "--pull=never", image).strip()
+        create = Request("/containers/create", "POST", {"Image": image, "NetworkDisabled": True})
+        container = self.parse(self.send(create)[0], lambda content: str(content["Id"]))
         try:
+            archives = self.send(
+                *(Request(f"/containers/{container}/archive?path={path}") for path in paths)
+            )
             return {
-                path: _untarred(self._run(["cp", f"{container}:{path}", "-"])) for path in paths
+                path: self._untar(archive) for path, archive in zip(paths, archives, strict=True)
             }
         finally:
-            self.run("container", "rm", container)
+            self.send(Request(f"/containers/{container}?force=1", "DELETE"))
+
+    def _untar(self, archive: Answer) -> str:
+        """Return the text of the one file in a tar archive; empty for a missing file."""
+        import tarfile
+
+        if archive.status == MISSING:
+            return ""
+        if archive.status != FOUND:
+            self.parse(archive, lambda content: content)
+        try:
+            with tarfile.open(fileobj=io.BytesIO(archive.content)) as opened:
+                member = opened.next()
+                stream = opened.extractfile(member) if member else None
+                return stream.read().decode("utf-8", "replace") if stream else ""
+        except (tarfile.TarError, KeyError) as error:
+            raise MlError(f"unexpected answer from Docker: {error}") from error
 
 
-def _untarred(archive: bytes) -> str:
-    """Return the text of the one file in a tar archive."""
-    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
-        member = opened.next()
-        stream = opened.extractfile(member) if member else None
-        return stream.read().decode("utf-8", "replace") if stream else ""
+ENGINE_REQUEST = Request("/info")
+
+
+def image_request(reference: str) -> Request:
+    """Return the request for docker's description of an image."""
+    return Request(f"/images/{api.escape(reference)}/json")
 
 
 def explain_permission(contact: str, user: str, listed: bool) -> str:
@@ -119,13 +157,15 @@ def explain_permission(contact: str, user: str, listed: bool) -> str:
             "Log out and in again, or run: newgrp docker"
         )
     return (
-        f"{user} may not use Docker on {socket.gethostname()}. "
+        f"{user} may not use Docker on {os.uname().nodename}. "
         f"Ask {contact} to set 'docker: true' for you in user_access_users"
     )
 
 
 def _membership() -> tuple[str, bool]:
     """Return the user's name, and whether the user is listed in the group docker."""
+    import grp
+
     user = user_name(os.getuid())
     try:
         return user, user in grp.getgrnam(GROUP).gr_mem
@@ -133,26 +173,22 @@ def _membership() -> tuple[str, bool]:
         return user, False
 
 
-def user_name(uid: int) -> str:
-    """Return the login name of a uid, the number where it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def parse_engine(info: Mapping[str, Any], spec: bool) -> Engine:
-    """Return the engine that ``docker info`` describes; SPEC: a CDI file describes GPUs."""
+def parse_engine(info: Mapping[str, Any], has_spec: bool) -> Engine:
+    """Return the engine that ``docker info`` describes; HAS_SPEC: a CDI file describes GPUs."""
     return Engine(
         rootless=any("rootless" in option for option in info.get("SecurityOptions") or ()),
-        cdi=spec and bool(info.get("CDISpecDirs")),
+        cdi=has_spec and bool(info.get("CDISpecDirs")),
     )
 
 
 def has_cdi_spec(folders: Sequence[Path]) -> bool:
-    """Whether a file in the FOLDERS describes NVIDIA GPUs."""
+    """Return whether a file in the folders describes NVIDIA GPUs."""
     for folder in folders:
-        for file in sorted(folder.glob("*")) if folder.is_dir() else ():
+        try:
+            files = sorted(folder.iterdir())
+        except OSError:
+            continue
+        for file in files:
             try:
                 if CDI_KIND in file.read_text(encoding="utf-8", errors="replace"):
                     return True

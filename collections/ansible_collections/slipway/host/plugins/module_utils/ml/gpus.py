@@ -4,17 +4,25 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import MlError
 
+if TYPE_CHECKING:
+    import subprocess
 
-@dataclass(frozen=True)
-class Gpu:
+NVIDIA_SMI = "nvidia-smi"
+LIST = ("-L",)
+PROCESSES = ("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
+# nvidia-smi can hang for minutes if a GPU is faulty.
+TIMEOUT_SECONDS = 30
+
+
+class Gpu(NamedTuple):
     """A GPU, or a part of a partitioned GPU (MIG).
 
     id: its ID in docker and the toolkit, ``0`` or, for a part, ``0:1``.
@@ -25,8 +33,7 @@ class Gpu:
     uuid: str
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The GPUs for a container, with a note or a warning for the person."""
 
     ids: tuple[str, ...]
@@ -34,11 +41,58 @@ class Choice:
     warning: str = ""
 
 
-def parse_gpus(said: str) -> list[Gpu]:
+class Query:
+    """The GPUs of this host and their processes, read by nvidia-smi in the background."""
+
+    def __init__(self) -> None:
+        """Start nvidia-smi, if the host has it."""
+        folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+        installed = any(os.access(Path(folder, NVIDIA_SMI), os.X_OK) for folder in folders)
+        self._listing = _start_nvidia_smi(*LIST) if installed else None
+        self._processes = _start_nvidia_smi(*PROCESSES) if installed else None
+
+    def gpus(self) -> list[Gpu]:
+        """Return the GPUs of this host that a container can use."""
+        return parse_gpus(_output(self._listing))
+
+    def processes(self) -> dict[str, str]:
+        """Return the process that computes on each GPU, by UUID, as text."""
+        return parse_processes(_output(self._processes))
+
+
+def _start_nvidia_smi(*words: str) -> subprocess.Popen[bytes] | None:
+    import subprocess
+
+    try:
+        return subprocess.Popen(
+            [NVIDIA_SMI, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except (OSError, ValueError):
+        return None
+
+
+def _output(process: subprocess.Popen[bytes] | None) -> str:
+    """Return the output of nvidia-smi; empty without nvidia-smi or without a driver."""
+    import subprocess
+
+    if process is None:
+        return ""
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return ""
+    return output.decode("utf-8", "replace") if process.returncode == 0 else ""
+
+
+def parse_gpus(listing: str) -> list[Gpu]:
     """Return the GPUs that ``nvidia-smi -L`` lists; a partitioned GPU is listed as its parts."""
     parts_by_gpu: dict[str, list[Gpu]] = {}
     index = ""
-    for line in said.splitlines():
+    for line in listing.splitlines():
         whole = re.match(r"GPU (\d+): (.+) \(UUID: (\S+)\)", line)
         part = re.match(r"\s+MIG (\S+)\s+Device\s+(\d+): \(UUID: (\S+)\)", line)
         if whole:
@@ -54,28 +108,11 @@ def parse_gpus(said: str) -> list[Gpu]:
     return [gpu for group in parts_by_gpu.values() for gpu in group]
 
 
-def _run_nvidia_smi(*words: str) -> str:
-    """Return the output of nvidia-smi; empty without nvidia-smi or without a driver."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def list_gpus() -> list[Gpu]:
-    """Return the GPUs of this host that a container can use."""
-    return parse_gpus(_run_nvidia_smi("-L"))
-
-
-def list_processes() -> dict[str, str]:
-    """Return the process that computes on each GPU, by UUID, as text."""
+def parse_processes(listing: str) -> dict[str, str]:
+    """Return the process that computes on each GPU, by UUID, from the output of nvidia-smi."""
     processes: dict[str, str] = {}
-    said = _run_nvidia_smi("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader")
-    for line in said.splitlines():
-        uuid, _, pid = (word.strip() for word in line.partition(","))
+    for line in listing.splitlines():
+        uuid, _, pid = (field.strip() for field in line.partition(","))
         processes.setdefault(uuid, _describe_process(pid))
     return processes
 
@@ -92,64 +129,63 @@ def find_users(
 ) -> dict[str, str]:
     """Return the user of each GPU, by ID: a container that has the GPU, else a process.
 
-    COMPUTING is from :func:`list_processes`, CLAIMED are the GPUs of running containers by name.
+    COMPUTING is from :meth:`Query.processes`, CLAIMED are the GPUs of running containers by name.
     """
-    busy = {gpu.id: computing[gpu.uuid] for gpu in gpus if gpu.uuid in computing}
+    users = {gpu.id: computing[gpu.uuid] for gpu in gpus if gpu.uuid in computing}
     for container, ids in claimed.items():
-        busy.update(dict.fromkeys(ids, container))
-    return busy
+        users.update(dict.fromkeys(ids, container))
+    return users
 
 
 def choose_gpus(
-    wanted: str,
+    setting: str,
     variant: str,
     gpus: Sequence[Gpu],
-    busy: Mapping[str, str],
-    take: Callable[[str], bool],
+    users: Mapping[str, str],
+    reserve: Callable[[str], bool],
 ) -> Choice:
-    """Return the GPUs for the setting WANTED among the host's GPUS.
+    """Return the GPUs for the setting ``gpus`` among the host's GPUS.
 
-    VARIANT is the image's; BUSY are the users by GPU; TAKE reserves a GPU and returns success.
+    VARIANT is the image's; USERS are by GPU; RESERVE reserves a GPU and returns success.
     Raise MlError for a GPU that does not exist.
     """
-    if wanted == "none":
+    if setting == "none":
         return Choice(())
     if not gpus:
         return Choice((), note="no GPU on this host; the container runs without one")
     if variant != "gpu":
         return Choice((), note="the image has no gpu variant; the container runs without a GPU")
     ids = [gpu.id for gpu in gpus]
-    if wanted == "all":
+    if setting == "all":
         return Choice(tuple(ids))
-    if wanted != "free":
-        return Choice(
-            _named_gpus(wanted.split(","), ids), warning=_warn_shared(wanted.split(","), busy)
-        )
-    free = tuple(gpu for gpu in ids if gpu not in busy and take(gpu))
+    if setting != "free":
+        indexes = setting.split(",")
+        return Choice(_select_gpus(indexes, ids), warning=_warn_shared(indexes, users))
+    free = tuple(gpu for gpu in ids if gpu not in users and reserve(gpu))
     if free:
         return Choice(free)
-    taken = ", ".join(f"{gpu}: {busy.get(gpu, 'starting')}" for gpu in ids)
+    in_use = ", ".join(f"{gpu}: {users.get(gpu, 'starting')}" for gpu in ids)
     return Choice(
         (),
-        warning=f"all GPUs are in use ({taken}); the container runs without one. To share a GPU, "
+        warning=f"all GPUs are in use ({in_use}); the container runs without one. To share a GPU, "
         "add: --gpus 0",
     )
 
 
-def _named_gpus(wanted: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
+def _select_gpus(indexes: Sequence[str], ids: Sequence[str]) -> tuple[str, ...]:
     """Return the IDs for indexes; the index of a partitioned GPU means all its parts."""
-    chosen: list[str] = []
-    for index in wanted:
+    selected: list[str] = []
+    for index in indexes:
         matching = [gpu for gpu in ids if gpu == index or gpu.startswith(f"{index}:")]
         if not matching:
             raise MlError(f"no GPU {index} on this host; expected one of: {', '.join(ids)}")
-        chosen += matching
-    return tuple(dict.fromkeys(chosen))
+        selected += matching
+    return tuple(dict.fromkeys(selected))
 
 
-def _warn_shared(wanted: Sequence[str], busy: Mapping[str, str]) -> str:
-    taken = [f"{gpu} with {busy[gpu]}" for gpu in wanted if gpu in busy]
-    return f"the container shares GPU {', '.join(taken)}" if taken else ""
+def _warn_shared(indexes: Sequence[str], users: Mapping[str, str]) -> str:
+    shared = [f"{gpu} with {users[gpu]}" for gpu in indexes if gpu in users]
+    return f"the container shares GPU {', '.join(shared)}" if shared else ""
 
 
 def gpu_options(ids: Sequence[str], cdi: bool) -> list[str]:

@@ -6,29 +6,26 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import labels, launch
+from . import api, labels, launch
 from .engine import Docker
 from .errors import MlError
 from .settings import Host
 
-# Tags with this prefix are the role's: their images were built and tested.
+# Only the role ml_images creates tags with this prefix: their images were built and tested.
 RESERVED_PREFIX = "slipway/"
 # A file name that stands for standard input or output.
 STREAM = Path("-")
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image of the catalogue, or one committed from it; size in bytes, its context digest."""
+class Image(NamedTuple):
+    """An image of the catalogue, or an image committed from one; size in bytes."""
 
     reference: str
     name: str
@@ -38,17 +35,21 @@ class Image:
     size: int
     created: str
 
+    def short_name(self, host: Host) -> str:
+        """Return the name of the image, or its reference if the name means another image."""
+        return self.name if host.images.get(self.name) == self.reference else self.reference
+
 
 def parse_images(inspected: Mapping[str, Any]) -> list[Image]:
-    """Return an image for each of its tags."""
-    found_labels = inspected["Config"].get("Labels") or {}
+    """Return an image for each tag of docker's description of an image."""
+    image_labels = inspected["Config"].get("Labels") or {}
     return [
         Image(
             reference=reference,
-            name=found_labels.get(labels.IMAGE, ""),
-            variant=found_labels.get(labels.VARIANT, ""),
+            name=image_labels.get(labels.IMAGE, ""),
+            variant=image_labels.get(labels.VARIANT, ""),
             id=inspected["Id"],
-            digest=found_labels.get(labels.DIGEST, ""),
+            digest=image_labels.get(labels.DIGEST, ""),
             size=inspected["Size"],
             created=inspected["Created"],
         )
@@ -58,10 +59,10 @@ def parse_images(inspected: Mapping[str, Any]) -> list[Image]:
 
 def list_images(docker: Docker) -> list[Image]:
     """Return the tagged images of the catalogue on this host, by reference."""
-    label = f"label={labels.IMAGE}"
-    listed = docker.run("image", "ls", "--quiet", "--no-trunc", "--filter", label)
-    ids = sorted(set(listed.split()))
-    images = [image for entry in docker.inspect("image", ids) for image in parse_images(entry)]
+    filters = api.escape(json.dumps({"label": [labels.IMAGE]}))
+    (listed,) = docker.get(f"/images/json?filters={filters}")
+    described = docker.get(*sorted({f"/images/{entry['Id']}/json" for entry in listed}))
+    images = [image for entry in described for image in parse_images(entry)]
     return sorted(images, key=lambda image: image.reference)
 
 
@@ -81,17 +82,18 @@ def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
 
 def describe_image(inspected: Mapping[str, Any]) -> list[str]:
     """Return lines to compare an image with the same image on another host."""
-    found_labels = inspected["Config"].get("Labels") or {}
+    image_labels = inspected["Config"].get("Labels") or {}
     lines = [f"image id        {inspected['Id']}"]
-    if found_labels.get(labels.DIGEST):
-        lines.append(f"context digest  {found_labels[labels.DIGEST]}")
+    if image_labels.get(labels.DIGEST):
+        lines.append(f"context digest  {image_labels[labels.DIGEST]}")
     return lines
 
 
 def save(reference: str, file: Path, force: bool) -> None:
-    """Write an image to a zstd archive, whole or not at all; ``-`` is standard output.
+    """Write an image to a zstd archive; ``-`` is standard output.
 
-    Raise MlError where the file exists and FORCE is false, or cannot be written.
+    An incomplete archive is removed.  Raise MlError if the file exists and FORCE is false, or if it
+    cannot be written.
     """
     source = ("docker", "image", "save", reference)
     compress = ("zstd", "--quiet", "--threads=0")
@@ -100,14 +102,14 @@ def save(reference: str, file: Path, force: bool) -> None:
             raise MlError("cannot write an archive to a terminal. Name a file, or pipe the output")
         _pipe(source, (*compress, "--stdout"), stdout=None)
         return
-    if file.exists() and not force:
+    if os.path.lexists(file) and not force:
         raise MlError(f"file {file} already exists. To replace it, add: --force")
-    if not file.parent.is_dir():
+    if not os.path.isdir(file.parent):
         raise MlError(f"folder {file.parent} does not exist")
     # In the folder of the target: a rename replaces the target in one step.
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    partial = file.parent / f".slipway.{os.urandom(8).hex()}"
     try:
-        # A new file: in a folder that others can write, a link may have any name already.
+        # Only a new file: in a folder that others can write, the name may be a link.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o666), "wb") as stream:
             _pipe(source, (*compress, "--stdout"), stdout=stream.fileno())
@@ -123,21 +125,21 @@ def load(file: Path) -> list[str]:
 
     Raise MlError for an archive that cannot be read or is damaged.
     """
-    if file != STREAM and not file.is_file():
+    if file != STREAM and not os.path.isfile(file):
         raise MlError(f"file {file} does not exist")
     # With --force, zstd passes on an archive that is not compressed.
     unpack = ("zstd", "--decompress", "--quiet", "--stdout", "--force")
-    words = unpack if file == STREAM else (*unpack, "--", str(file))
-    said = _pipe(words, ("docker", "image", "load", "--quiet"))
-    return [line.partition(": ")[2] for line in said.splitlines() if ": " in line]
+    command = unpack if file == STREAM else (*unpack, "--", str(file))
+    output = _pipe(command, ("docker", "image", "load", "--quiet"))
+    return [line.partition(": ")[2] for line in output.splitlines() if ": " in line]
 
 
 def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subprocess.PIPE) -> str:
-    """Run FIRST | SECOND and return the output; empty where STDOUT leads elsewhere.
+    """Run FIRST | SECOND and return the output; empty if STDOUT is a file.
 
-    Raise MlError with their output where either fails.
+    Raise MlError with their error output if one of them fails.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
             head = subprocess.Popen(first, stdout=subprocess.PIPE, stderr=errors)
             tail = subprocess.Popen(
@@ -149,19 +151,20 @@ def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subp
             )
         except FileNotFoundError as error:
             raise MlError(f"command {error.filename} not found on this host") from None
-        assert head.stdout is not None  # it is a pipe
+        except (OSError, ValueError) as error:
+            raise MlError(f"cannot run {first[0]} and {second[0]}: {error}") from None
+        assert head.stdout is not None  # the stream is a pipe
         # So that the first program notices the end of the second.
         head.stdout.close()
-        written, _ = tail.communicate()
+        output, _ = tail.communicate()
         if head.wait() != 0 or tail.returncode != 0:
             errors.seek(0)
-            said = [line.strip() for line in errors if line.strip()]
-            raise MlError("; ".join(said) or f"{first[0]} or {second[0]} failed")
-    return written or ""
+            lines = [line.strip() for line in errors if line.strip()]
+            raise MlError("; ".join(lines) or f"{first[0]} or {second[0]} failed")
+    return output or ""
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """A prepared commit: the instructions for docker, and the differences to the container."""
 
     changes: tuple[str, ...]
@@ -171,27 +174,28 @@ class Commit:
 def prepare_commit(container: Mapping[str, Any], image: Mapping[str, Any], user: str) -> Commit:
     """Return the commit of a container as a new image.
 
-    CONTAINER and IMAGE are docker's descriptions.  Labels of the new image name the image it comes
-    from.  Its context digest is empty, because its content no longer matches.  User, folder,
-    variables and labels of the one start are reset to those of the image.
+    CONTAINER and IMAGE are docker's descriptions.  Labels of the new image name the image that it
+    was made from.  The context digest is empty, because it no longer describes the content.  User,
+    folder, variables and labels of the start are reset to those of the image.
     """
-    ours, before = container["Config"], image["Config"]
-    image_labels = before.get("Labels") or {}
+    started, built = container["Config"], image["Config"]
+    image_labels = built.get("Labels") or {}
     provenance = {
-        **{name: "" for name in ours.get("Labels") or {} if name not in image_labels},
+        **{name: "" for name in started.get("Labels") or {} if name not in image_labels},
         labels.DIGEST: "",
         labels.COMMITTED_FROM_DIGEST: image_labels.get(labels.DIGEST)
         or image_labels.get(labels.COMMITTED_FROM_DIGEST, ""),
         labels.COMMITTED_FROM: image["Id"],
         labels.COMMITTED_BY: user,
     }
-    own = set(before.get("Env") or ())
-    names = [entry.partition("=")[0] for entry in ours.get("Env") or () if entry not in own]
+    image_variables = set(built.get("Env") or ())
+    variables = [entry for entry in started.get("Env") or () if entry not in image_variables]
+    names = [entry.partition("=")[0] for entry in variables]
     changes = [f"LABEL {name}={json.dumps(value)}" for name, value in provenance.items()]
     changes += [f"ENV {name}=" for name in names]
-    changes += [f"USER {before['User']}"] if before.get("User") else []
-    changes += [f"WORKDIR {before['WorkingDir']}"] if before.get("WorkingDir") else []
-    changes += [f"CMD {json.dumps(before.get('Cmd') or [])}"]
+    changes += [f"USER {built['User']}"] if built.get("User") else []
+    changes += [f"WORKDIR {built['WorkingDir']}"] if built.get("WorkingDir") else []
+    changes += [f"CMD {json.dumps(built.get('Cmd') or [])}"]
     return Commit(tuple(changes), tuple(_losses(container, names)))
 
 
@@ -201,9 +205,9 @@ def _losses(container: Mapping[str, Any], variables: Sequence[str]) -> Iterator[
     mounted = [target for target in targets if not target.startswith(launch.OWN_TARGETS)]
     if mounted:
         yield f"files in {', '.join(mounted)} are not in the image; they stay on the host"
-    given = [name for name in variables if not name.startswith(launch.OWN_VARIABLES)]
-    if given:
-        yield f"the variables {', '.join(given)} are empty in the image"
+    emptied = [name for name in variables if not name.startswith(launch.OWN_VARIABLES)]
+    if emptied:
+        yield f"the variables {', '.join(emptied)} are empty in the image"
     yield (
         "the image cannot be built again from sources, unlike an image of the catalogue "
         "(docs/add-an-image.md)"
@@ -214,15 +218,15 @@ def _losses(container: Mapping[str, Any], variables: Sequence[str]) -> Iterator[
 def commit(docker: Docker, name: str, reference: str, user: str) -> tuple[str, ...]:
     """Commit a container as an image; return the differences to the container, as sentences.
 
-    Raise MlError for a reference of the catalogue, and where docker fails.
+    Raise MlError for a reference of the catalogue, and if docker fails.
     """
     if reference.startswith(RESERVED_PREFIX):
         raise MlError(
             f"{reference}: names with {RESERVED_PREFIX} are for images of the catalogue. "
             "Choose another name, such as me/work:1"
         )
-    container = docker.inspect("container", [name])[0]
-    image = docker.inspect("image", [container["Image"]])[0]
+    (container,) = docker.get(f"/containers/{api.escape(name)}/json")
+    (image,) = docker.get(f"/images/{container['Image']}/json")
     prepared = prepare_commit(container, image, user)
     options = [f"--change={change}" for change in prepared.changes]
     docker.run("container", "commit", *options, name, reference)
@@ -232,32 +236,31 @@ def commit(docker: Docker, name: str, reference: str, user: str) -> tuple[str, .
 def push(docker: Docker, source: str, target: str) -> str:
     """Push an image under the name TARGET; return its digest in the registry.
 
-    Docker's progress goes to standard error.  Raise MlError for a name of the catalogue, and where
-    the registry rejects the image; TARGET then names the same image as before.
+    Docker's progress goes to standard error.  Raise MlError for a name of the catalogue, and if the
+    registry rejects the image; TARGET then names the same image as before.
     """
     if source != target and target.startswith(RESERVED_PREFIX):
         raise MlError(
             f"{target}: names with {RESERVED_PREFIX} are for images of the catalogue. "
             "Choose another name, such as me/work:1"
         )
-    before = docker.image(target)
+    previous = docker.image(target)
     docker.run("image", "tag", source, target)
-    done = subprocess.run(
+    completed = subprocess.run(
         ["docker", "image", "push", target],
         stdout=sys.stderr,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         check=False,
     )
-    if done.returncode == 0:
-        return _registry_digest(
-            target, docker.inspect("image", [target])[0].get("RepoDigests") or []
-        )
-    if before is None:
+    if completed.returncode == 0:
+        return _registry_digest(target, (docker.image(target) or {}).get("RepoDigests") or [])
+    if previous is None:
         docker.run("image", "rm", "--no-prune", target)
     else:
-        docker.run("image", "tag", before["Id"], target)
-    raise MlError(explain_refusal(target, docker.explain(done.stderr)))
+        docker.run("image", "tag", previous["Id"], target)
+    raise MlError(explain_refusal(target, docker.explain(completed.stderr)))
 
 
 def _registry_digest(target: str, digests: Sequence[str]) -> str:
@@ -268,10 +271,10 @@ def _registry_digest(target: str, digests: Sequence[str]) -> str:
     return next((digest for digest in digests if digest.partition("@")[0] == repository), "")
 
 
-def explain_refusal(target: str, why: str) -> str:
-    """Return WHY a registry rejected an image, and what to do."""
-    if any(word in why for word in ("denied", "unauthorized", "no basic auth credentials")):
+def explain_refusal(target: str, reason: str) -> str:
+    """Return the REASON why a registry rejected an image, and the remedy."""
+    if any(word in reason for word in ("denied", "unauthorized", "no basic auth credentials")):
         first, slash, _rest = target.partition("/")
         registry = first if slash and ("." in first or ":" in first) else ""
-        return f"{why}. Log in first: docker login {registry}".rstrip()
-    return why
+        return f"{reason}. Log in first: docker login {registry}".rstrip()
+    return reason

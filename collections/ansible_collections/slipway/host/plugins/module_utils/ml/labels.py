@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Labels that the command ``ml`` reads or writes; :mod:`docker.labels` has them all.
+"""Labels that the command ``ml`` reads or writes; :mod:`docker.labels` lists all labels.
 
-They stand here because this package is installed on hosts without the rest of the project.
+They are in this package because hosts get this package without the rest of the project.
 """
 
 from __future__ import annotations
@@ -23,3 +23,5 @@ GPUS = "io.slipway.gpus"
 URLS = "io.slipway.urls"
 TOKEN = "io.slipway.token"
 COMPOSE_PROJECT = "com.docker.compose.project"
+# A random number for each start, by which the guard of a start finds the container.
+START = "io.slipway.start"

@@ -4,17 +4,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import accounts, containers, engine, gpus, labels, reserve, token
+from .caller import Caller, expand_home
 from .errors import MlError
 from .settings import Alias, Layer
 
@@ -30,26 +28,13 @@ OWN_VARIABLES = (
 PUBLISHED_ON = reserve.LOCALHOST
 
 
-@dataclass(frozen=True)
-class Caller:
-    """The person who starts a container; ``folder`` is the working folder."""
-
-    name: str
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-    home: Path
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """The options of one start.
 
     terminal: whether the container gets a terminal, because input and output are a person's.
     workdir: the folder in the container from the command line, else empty.
     root: whether to run as root, to install software; then none of the caller's folders is mounted.
-    options: more options of docker run.
+    options: additional options of docker run.
     """
 
     command: tuple[str, ...] = ()
@@ -60,30 +45,31 @@ class Start:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Situation:
-    """The state of the host that a start depends on.
+class Image(NamedTuple):
+    """The image to start: its ID, and the home folder that it sets, or empty."""
 
-    image: docker's description.  names: of all containers.
-    """
+    id: str
+    home: str
+
+
+class Situation(NamedTuple):
+    """The state of the host that a start depends on; ``names`` are those of all containers."""
 
     caller: Caller
     engine: engine.Engine
-    image: Mapping[str, Any]
+    image: Image
     names: Collection[str]
     gpus: gpus.Choice
 
 
-@dataclass(frozen=True)
-class Reservations:
+class Reservations(NamedTuple):
     """The functions that reserve ports and names."""
 
-    port: Callable[[int], bool] = reserve.take_port
-    name: Callable[[str], bool] = reserve.take
+    port: Callable[[int], bool] = reserve.reserve_port
+    name: Callable[[str], bool] = reserve.reserve
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """A container that is ready to start.
 
     options: of docker run.  program: the image and its command.  folders: to create first, as the
@@ -111,8 +97,7 @@ class Launch:
         return any(containers.TOKEN in url for url in self.urls.values())
 
 
-@dataclass(frozen=True)
-class Mounted:
+class Mounted(NamedTuple):
     """A folder of the host that is mounted; ``source`` is absolute."""
 
     source: Path
@@ -120,65 +105,51 @@ class Mounted:
     read_only: bool = False
 
 
-def current_caller() -> Caller:
-    """Return the user of this process and its working folder."""
-    uid, gid = os.getuid(), os.getgid()
-    try:
-        folder = Path.cwd()
-    except FileNotFoundError:
-        folder = Path("/")
-    return Caller(
-        name=engine.user_name(uid),
-        uid=uid,
-        gid=gid,
-        groups=tuple(sorted(set(os.getgroups()) - {gid})),
-        home=Path("~").expanduser(),
-        folder=folder,
-    )
-
-
 def assemble_launch(
     alias: Alias,
-    wanted: Layer,
+    merged: Layer,
     start: Start,
     situation: Situation,
-    take: Reservations | None = None,
+    reservations: Reservations | None = None,
 ) -> Launch:
-    """Return a start with the merged settings WANTED.  Raise MlError for impossible settings."""
-    take = take or Reservations()
-    who = situation.caller
-    name = reserve.next_name(container_name(who.name, alias.name), situation.names, take.name)
-    mounted, missing = resolve_mounts(() if start.root else wanted.get("mounts", ()), who)
-    folder, folder_note = working_folder(start.workdir, wanted.get("workdir", ""), mounted, who)
-    ports, port_notes = reserve_ports(alias, wanted, take.port)
+    """Return a start with the MERGED settings.  Raise MlError for impossible settings."""
+    reservations = reservations or Reservations()
+    caller = situation.caller
+    name = reserve.reserve_next_name(
+        container_name(caller.name, alias.name), situation.names, reservations.name
+    )
+    mounts, missing = resolve_mounts(() if start.root else merged.get("mounts", ()), caller)
+    folder, folder_note = working_folder(start.workdir, merged.get("workdir", ""), mounts, caller)
+    ports, port_notes = reserve_ports(alias, merged, reservations.port)
     urls = port_urls(alias, ports)
     as_root = start.root or situation.engine.rootless
     # root has an account in the image already.
-    named = None if as_root else _caller_accounts(situation)
+    account = None if as_root else _caller_account(situation)
     options = (
-        *("--rm", "--init", "--pull=never"),
+        *_lifetime(start),
+        *("--init", "--pull=never"),
         *_attachment(start),
-        *(f"--name={name}", f"--hostname={alias.name.replace('_', '-')}"),
-        *_labels(alias, who, situation.gpus.ids, urls),
-        *_identity(who, as_root),
+        *(f"--name={name}", f"--hostname={host_name(alias.name)}"),
+        *_labels(alias, caller, situation.gpus.ids, urls),
+        *_identity(caller, as_root),
         *([f"--network={alias.network}"] if alias.network != "bridge" else ()),
         *_publication(alias, ports),
-        *(mount_option(mount) for mount in [*mounted, *_account_mounts(named)]),
+        *(mount_option(mount) for mount in [*mounts, *_account_mounts(account)]),
         *_token_options(urls),
         *([f"--workdir={folder}"] if folder else ()),
         *gpus.gpu_options(situation.gpus.ids, situation.engine.cdi),
-        *_limits(wanted),
-        *_environment(who, ports, wanted.get("environment", {})),
+        *_limits(merged),
+        *_environment(caller, ports, merged.get("environment", {})),
         *(() if start.root else CONFINED),
-        *wanted.get("options", ()),
+        *merged.get("options", ()),
         *start.options,
     )
     return Launch(
         name=name,
         options=options,
-        program=(wanted["image"], *(start.command or alias.command)),
+        program=(merged["image"], *(start.command or alias.command)),
         folders=tuple(missing),
-        accounts=named,
+        accounts=account,
         urls=urls,
         notes=tuple(filter(None, (folder_note, *port_notes))),
         gpus=situation.gpus,
@@ -190,61 +161,67 @@ def container_name(user: str, alias: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{user}-{alias}").lstrip("_.-")
 
 
+def host_name(alias: str) -> str:
+    """Return the host name in the container, which the kernel limits to 64 characters."""
+    return alias.replace("_", "-")[:63]
+
+
 def resolve_mounts(
-    entries: Sequence[Mapping[str, Any]], who: Caller
+    entries: Sequence[Mapping[str, Any]], caller: Caller
 ) -> tuple[list[Mounted], list[Path]]:
     """Return the mounts, and the caller's folders to create for them.
 
     A missing folder below the caller's home is created by the caller, because docker would create
     it as root.  Raise MlError for any other missing folder that is not optional.
     """
-    mounted, missing = [], []
+    mounts, missing = [], []
     for entry in entries:
-        source = Path(re.sub(r"^~(?=/|$)", str(who.home), str(entry["source"])))
-        if not source.exists():
-            if who.home in source.parents:
+        source = expand_home(str(entry["source"]))
+        if not os.path.exists(source):
+            if caller.home in source.parents:
                 missing.append(source)
             elif entry.get("optional"):
                 continue
             else:
                 raise MlError(
-                    f"folder {source} does not exist; it is the source of the mount at "
-                    f"{entry['target']}"
+                    f"folder {source} does not exist, or you may not open it; it is the source of "
+                    f"the mount at {entry['target']}"
                 )
         target = PurePosixPath(entry["target"])
-        mounted.append(Mounted(source, target, bool(entry.get("read_only"))))
-    return mounted, missing
+        mounts.append(Mounted(source, target, bool(entry.get("read_only"))))
+    return mounts, missing
 
 
 def working_folder(
-    asked: str, usual: str, mounted: Sequence[Mounted], who: Caller
+    requested: str, default: str, mounts: Sequence[Mounted], caller: Caller
 ) -> tuple[str, str]:
     """Return the folder in the container to start in, empty for the image's own, and a note.
 
-    The folder is ASKED, else the caller's working folder if it is mounted, else USUAL.  A folder
-    that does not exist is replaced by its nearest parent, because docker would create it as root.
+    The folder is REQUESTED, else the caller's working folder if it is mounted, else DEFAULT.  A
+    folder that does not exist is replaced by its nearest parent, because docker would create it as
+    root.
     """
-    if asked:
-        return asked, ""
-    here = _path_inside(who.folder, mounted)
-    if here:
-        return str(here), ""
-    target = PurePosixPath(usual)
-    for mount in mounted:
-        if usual and (target == mount.target or mount.target in target.parents):
-            there = mount.source / target.relative_to(mount.target)
-            while not there.is_dir() and there != mount.source:
-                there, target = there.parent, target.parent
-    if str(target) != usual and usual:
-        return str(target), f"folder {usual} does not exist yet; the container starts in {target}"
-    return usual, ""
+    if requested:
+        return requested, ""
+    current = _container_path(caller.folder, mounts)
+    if current:
+        return str(current), ""
+    target = PurePosixPath(default)
+    for mount in mounts:
+        if default and (target == mount.target or mount.target in target.parents):
+            source = mount.source / target.relative_to(mount.target)
+            while not os.path.isdir(source) and source != mount.source:
+                source, target = source.parent, target.parent
+    if default and str(target) != default:
+        return str(target), f"folder {default} does not exist yet; the container starts in {target}"
+    return default, ""
 
 
-def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | None:
+def _container_path(folder: Path, mounts: Sequence[Mounted]) -> PurePosixPath | None:
     """Return the path of a host's folder in the container, None if it is not mounted."""
     deepest: tuple[int, PurePosixPath] | None = None
-    for mount in mounted:
-        source = mount.source.resolve()
+    for mount in mounts:
+        source = Path(os.path.realpath(mount.source))
         if folder == source or source in folder.parents:
             candidate = len(source.parts), mount.target / folder.relative_to(source)
             deepest = max(deepest or candidate, candidate)
@@ -252,36 +229,42 @@ def _path_inside(folder: Path, mounted: Sequence[Mounted]) -> PurePosixPath | No
 
 
 def mount_option(mount: Mounted) -> str:
-    """Return the option of docker run; docker reads its fields as CSV."""
+    """Return the option of docker run."""
     fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields + ["readonly"] * mount.read_only)
-    return f"--mount={line.getvalue()}"
+    fields += ["readonly"] * mount.read_only
+    return f"--mount={','.join(map(_quote_field, fields))}"
+
+
+def _quote_field(field: str) -> str:
+    """Return a field as docker reads it, as CSV."""
+    if not re.search(r'[,"\r\n]', field):
+        return field
+    return '"' + field.replace('"', '""') + '"'
 
 
 def reserve_ports(
-    alias: Alias, wanted: Layer, take: Callable[[int], bool]
+    alias: Alias, merged: Layer, reserve_port: Callable[[int], bool]
 ) -> tuple[dict[str, int], list[str]]:
     """Return the host's port of each published port, and a note for each that differs.
 
-    Without a network nothing is published; on the host's network there is no choice.
+    Without a network nothing is published; on the host's network the port of the image is used.
     """
     if alias.network == "none":
         return {}, []
     if alias.network == "host":
-        return {name: alias.ports[name].inside for name in _published(alias, wanted)}, []
+        return {name: alias.ports[name].inside for name in _published(alias, merged)}, []
     ports, notes = {}, []
-    for name in _published(alias, wanted):
-        usual = wanted["ports"][name]
-        ports[name] = reserve.next_port(usual, take)
-        if ports[name] != usual:
-            notes.append(f"port {usual} is in use; {name} is at port {ports[name]}")
+    for name in _published(alias, merged):
+        default = merged["ports"][name]
+        ports[name] = reserve.reserve_next_port(default, reserve_port)
+        if ports[name] != default:
+            notes.append(f"port {default} is in use; {name} is at port {ports[name]}")
     return ports, notes
 
 
-def _published(alias: Alias, wanted: Layer) -> list[str]:
+def _published(alias: Alias, merged: Layer) -> list[str]:
     """Return the names of the ports to publish that the image has."""
-    return [name for name in wanted.get("ports", {}) if name in alias.ports]
+    return [name for name in merged.get("ports", {}) if name in alias.ports]
 
 
 def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
@@ -294,6 +277,11 @@ def port_urls(alias: Alias, ports: Mapping[str, int]) -> dict[str, str]:
     return urls
 
 
+def _lifetime(start: Start) -> list[str]:
+    """Return the option that removes a container at its end; a detached one keeps its logs."""
+    return [] if start.detach else ["--rm"]
+
+
 def _attachment(start: Start) -> list[str]:
     if start.detach:
         # A shell without a terminal ends at once; with a terminal it waits for docker attach.
@@ -301,42 +289,42 @@ def _attachment(start: Start) -> list[str]:
     return ["--interactive", "--tty"] if start.terminal else ["--interactive"]
 
 
-def _labels(alias: Alias, who: Caller, ids: Sequence[str], urls: Mapping[str, str]) -> list[str]:
+def _labels(alias: Alias, caller: Caller, ids: Sequence[str], urls: Mapping[str, str]) -> list[str]:
     """Return the labels that ml list, url and stop read."""
     values = {
         labels.ALIAS: alias.name,
-        labels.USER: who.name,
-        labels.UID: str(who.uid),
+        labels.USER: caller.name,
+        labels.UID: str(caller.uid),
         labels.GPUS: ",".join(ids),
         labels.URLS: json.dumps(urls) if urls else "",
     }
     return [f"--label={name}={value}" for name, value in values.items() if value]
 
 
-def _identity(who: Caller, as_root: bool) -> list[str]:
+def _identity(caller: Caller, as_root: bool) -> list[str]:
     """Return the user of the container: the caller, with the groups of shared folders.
 
     A rootless engine runs as the caller, who is root in its containers.
     """
     if as_root:
         return ["--user=0:0"]
-    return [f"--user={who.uid}:{who.gid}", *(f"--group-add={group}" for group in who.groups)]
+    return [
+        f"--user={caller.uid}:{caller.gid}",
+        *(f"--group-add={group}" for group in caller.groups),
+    ]
 
 
-def _caller_accounts(situation: Situation) -> accounts.Accounts:
+def _caller_account(situation: Situation) -> accounts.Accounts:
     """Return the caller's account files for the image."""
-    variables = dict(entry.split("=", 1) for entry in situation.image["Config"].get("Env") or ())
-    who = situation.caller
-    return accounts.accounts_for(
-        situation.image["Id"], variables.get("HOME", ""), who.name, who.uid, who.gid, who.groups
-    )
+    image = situation.image
+    return accounts.caller_accounts(image.id, image.home, situation.caller)
 
 
-def _account_mounts(named: accounts.Accounts | None) -> list[Mounted]:
-    if named is None:
+def _account_mounts(account: accounts.Accounts | None) -> list[Mounted]:
+    if account is None:
         return []
     return [
-        Mounted(named.folder / name, PurePosixPath("/etc") / name, read_only=True)
+        Mounted(account.folder / name, PurePosixPath("/etc") / name, read_only=True)
         for name in accounts.FILES
     ]
 
@@ -357,15 +345,17 @@ def _token_options(urls: Mapping[str, str]) -> list[str]:
     return [mount_option(mount), f"--env=JUPYTER_TOKEN_FILE={token.INSIDE}"]
 
 
-def _limits(wanted: Layer) -> list[str]:
+def _limits(merged: Layer) -> list[str]:
     names = {"shm_size": "--shm-size", "memory": "--memory", "cpus": "--cpus"}
-    return [f"{option}={wanted[key]}" for key, option in names.items() if wanted.get(key)]
+    return [f"{option}={merged[key]}" for key, option in names.items() if merged.get(key)]
 
 
-def _environment(who: Caller, ports: Mapping[str, int], further: Mapping[str, str]) -> list[str]:
+def _environment(
+    caller: Caller, ports: Mapping[str, int], settings: Mapping[str, str]
+) -> list[str]:
     """Return the environment variables: the caller's name, the host's ports, and the settings."""
     # Many programs read the name of the user here.
-    variables = {"USER": who.name, "LOGNAME": who.name}
+    variables = {"USER": caller.name, "LOGNAME": caller.name}
     for name, port in ports.items():
         variables["SLIPWAY_PORT_" + re.sub(r"\W", "_", name).upper()] = str(port)
-    return [f"--env={name}={value}" for name, value in {**variables, **further}.items()]
+    return [f"--env={name}={value}" for name, value in {**variables, **settings}.items()]

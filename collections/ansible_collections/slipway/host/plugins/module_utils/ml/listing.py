@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from . import containers
-from .containers import Container
+from .containers import Container, parse_time
 from .gpus import Gpu
 from .images import Image
 from .settings import Host
@@ -30,12 +29,9 @@ def format_size(count: int) -> str:
 
 def format_age(since: str, now: datetime) -> str:
     """Return the age of a time stamp of docker in its largest unit; empty for no time stamp."""
-    # Docker writes nanoseconds, which Python 3.10 does not read.
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", since)
-    if not match or since.startswith("0001"):
+    then = parse_time(since)
+    if then is None:
         return ""
-    offset = re.search(r"[+-]\d\d:\d\d\Z", since)
-    then = datetime.fromisoformat(match[1] + (offset[0] if offset else "+00:00"))
     seconds = max(0, int((now - then).total_seconds()))
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -57,38 +53,49 @@ def collect_data(
     images: Sequence[Image],
     running: Sequence[Container],
     gpus: Sequence[Gpu],
-    busy: Mapping[str, str],
+    gpu_users: Mapping[str, str],
+    ended: Sequence[Container] | None = None,
 ) -> dict[str, Any]:
-    """Return the data of ``ml list``; it never contains a token."""
-    by_image: dict[str, list[str]] = {}
+    """Return the data of ``ml list``; it never contains a token.
+
+    GPU_USERS are by ID of the GPU.  Without a list of ENDED containers the data has no such key.
+    """
+    commands: dict[str, list[str]] = {}
     for name, alias in host.aliases.items():
-        by_image.setdefault(host.images.get(alias.image, ""), []).append(name)
-    shown = {image.reference for image in images}
+        commands.setdefault(host.images.get(alias.image, ""), []).append(name)
+    present = {image.reference for image in images}
     missing = [
         {"reference": reference, "name": name, "variant": reference.partition(":")[2]}
         for name, reference in host.images.items()
-        if reference not in shown
+        if reference not in present
     ]
     return {
         "images": [
-            {**vars(image), "commands": sorted(by_image.get(image.reference, ()))}
+            {**image._asdict(), "commands": sorted(commands.get(image.reference, ()))}
             for image in images
         ],
         "missing": missing,
-        "running": [
-            {
-                **vars(one),
-                "gpus": list(one.gpus),
-                "urls": {name: containers.hide_token(url) for name, url in one.urls.items()},
-            }
-            for one in running
-        ],
-        "gpus": [{**vars(gpu), "used_by": busy.get(gpu.id, "")} for gpu in gpus],
+        "running": [_describe_running(container) for container in running],
+        "gpus": [{**gpu._asdict(), "used_by": gpu_users.get(gpu.id, "")} for gpu in gpus],
+        **({} if ended is None else {"ended": [_describe_ended(one) for one in ended]}),
     }
 
 
-def format_text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
-    """Return the tables of ``ml list``."""
+def _describe_running(container: Container) -> dict[str, Any]:
+    """Return the data of a running container, without what only ended ones have."""
+    urls = {name: containers.hide_token(url) for name, url in container.urls.items()}
+    data = {**container._asdict(), "gpus": list(container.gpus), "urls": urls}
+    return {key: value for key, value in data.items() if key not in ("ended", "status")}
+
+
+def _describe_ended(container: Container) -> dict[str, Any]:
+    """Return the data of an ended container."""
+    keys = ("name", "image", "alias", "user", "uid", "started", "ended", "status")
+    return {key: getattr(container, key) for key in keys}
+
+
+def format_text(data: Mapping[str, Any], now: datetime | None = None) -> str:
+    """Return the tables of ``ml list`` for data of :func:`collect_data`."""
     now = now or datetime.now(timezone.utc)
     images = [
         [
@@ -99,21 +106,21 @@ def format_text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
             image["digest"][:SHORT] or "(changed)",
             " ".join(image["commands"]),
         ]
-        for image in listed["images"]
+        for image in data["images"]
     ]
     images += [
-        [image["reference"], image["variant"], "missing", "", "", ""] for image in listed["missing"]
+        [image["reference"], image["variant"], "missing", "", "", ""] for image in data["missing"]
     ]
     running = [
         [
-            one["name"],
-            one["user"] or "-",
-            one["image"],
-            ",".join(one["gpus"]) or "-",
-            format_age(one["started"], now),
-            " ".join(f"{name} {url}" for name, url in one["urls"].items()),
+            container["name"],
+            container["user"] or "-",
+            container["image"],
+            ",".join(container["gpus"]) or "-",
+            format_age(container["started"], now),
+            " ".join(f"{name} {url}" for name, url in container["urls"].items()),
         ]
-        for one in listed["running"]
+        for container in data["running"]
     ]
     blocks = [
         format_table(["IMAGE", "VARIANT", "SIZE", "AGE", "DIGEST", "COMMANDS"], images)
@@ -123,7 +130,26 @@ def format_text(listed: Mapping[str, Any], now: datetime | None = None) -> str:
         if running
         else ["no running containers"],
     ]
-    if listed["gpus"]:
-        rows = [[gpu["id"], gpu["name"], gpu["used_by"] or "free"] for gpu in listed["gpus"]]
+    if "ended" in data:
+        blocks.append(_format_ended(data["ended"], now))
+    if data["gpus"]:
+        rows = [[gpu["id"], gpu["name"], gpu["used_by"] or "free"] for gpu in data["gpus"]]
         blocks.append(format_table(["GPU", "MODEL", "USED BY"], rows))
     return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _format_ended(ended: Sequence[Mapping[str, Any]], now: datetime) -> list[str]:
+    """Return the table of ended containers."""
+    rows = [
+        [
+            container["name"],
+            container["user"] or "-",
+            container["image"],
+            str(container["status"]),
+            format_age(container["ended"], now),
+        ]
+        for container in ended
+    ]
+    if not rows:
+        return ["no ended containers"]
+    return format_table(["ENDED", "USER", "IMAGE", "STATUS", "SINCE"], rows)

@@ -25,17 +25,14 @@ quiet         whether to print warnings only
 
 from __future__ import annotations
 
-import configparser
-import difflib
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from .caller import user_folder
 from .errors import MlError
 
 Layer = Mapping[str, Any]
@@ -43,33 +40,42 @@ Layer = Mapping[str, Any]
 HOST_FILE = Path("/etc/slipway/aliases.json")
 USER_FILE = "slipway/aliases.ini"
 # The section of the user's file for all aliases.
-EVERY = "*"
+ALL_ALIASES = "*"
+# A larger file is no settings file.
+LARGEST_FILE = 1 << 20
 
 # Docker's default of 64 MB for /dev/shm is too small for PyTorch's data loaders.  This is a limit;
 # it reserves no memory.
 DEFAULTS: Layer = {"gpus": "free", "shm_size": "8g"}
 
-GPUS = re.compile(r"(free|all|none|\d+(:\d+)?(,\d+(:\d+)?)*)\Z")
-SIZE = re.compile(r"\d+[bkmg]?\Z", re.IGNORECASE)
+GPUS = re.compile(r"(free|all|none|\d+(:\d+)?(,\d+(:\d+)?)*)\Z", re.ASCII)
+SIZE = re.compile(r"\d+[bkmg]?\Z", re.IGNORECASE | re.ASCII)
 ABSOLUTE = re.compile(r"/[^\0\n]*\Z")
-NUMBER = re.compile(r"\d+(\.\d+)?\Z")
+SOURCE = re.compile(r"(/[^\0\n]*|~(/[^\0\n]*)?)\Z")
+NUMBER = re.compile(r"\d+(\.\d+)?\Z", re.ASCII)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 LINE = re.compile(r"[^\0\n]+\Z")
 YES = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 
 
-def _text_check(pattern: re.Pattern[str], meaning: str) -> Callable[[Any], str | None]:
-    """Return a check that a value is text that matches; a check returns the expected value."""
-    return lambda value: None if isinstance(value, str) and pattern.match(value) else meaning
+# A check returns None for a valid value, else the expected value as text.
+Check = Callable[[Any], "str | None"]
 
 
-def _mapping_check(key: re.Pattern[str], fits: Callable[[Any], bool], meaning: str) -> Any:
+def _text_check(pattern: re.Pattern[str], expected: str) -> Check:
+    """Return a check that a value is text that matches."""
+    return lambda value: None if isinstance(value, str) and pattern.match(value) else expected
+
+
+def _mapping_check(key: re.Pattern[str], is_valid: Callable[[Any], bool], expected: str) -> Check:
+    """Return a check that all keys of a mapping match and all its values are valid."""
+
     def check(value: Any) -> str | None:
-        good = isinstance(value, Mapping) and all(
-            isinstance(name, str) and key.match(name) and fits(inner)
-            for name, inner in value.items()
+        valid = isinstance(value, Mapping) and all(
+            isinstance(name, str) and key.match(name) and is_valid(entry)
+            for name, entry in value.items()
         )
-        return None if good else meaning
+        return None if valid else expected
 
     return check
 
@@ -79,23 +85,23 @@ def _is_port(value: Any) -> bool:
 
 
 def _check_mounts(value: Any) -> str | None:
-    meaning = "a list of mounts, each with source, target, and optionally read_only and optional"
+    expected = "a list of mounts, each with source, target, and optionally read_only and optional"
     if not isinstance(value, list):
-        return meaning
+        return expected
     for entry in value:
         known = isinstance(entry, Mapping) and set(entry) <= {
             "source", "target", "read_only", "optional",
         }  # fmt: skip
         if not known or not {"source", "target"} <= set(entry):
-            return meaning
-        if not re.match(r"(/|~(/|\Z))", str(entry["source"])):
+            return expected
+        if not SOURCE.match(str(entry["source"])):
             return "mounts whose source is an absolute path or begins with ~"
         if not ABSOLUTE.match(str(entry["target"])):
             return "mounts whose target is an absolute path"
     return None
 
 
-CHECKS: Mapping[str, Callable[[Any], str | None]] = {
+CHECKS: Mapping[str, Check] = {
     "image": _text_check(LINE, "an image reference such as me/work:1"),
     "gpus": _text_check(GPUS, "free, all, none, or indexes such as 0,1"),
     "workdir": _text_check(ABSOLUTE, "an absolute path in the container"),
@@ -117,7 +123,9 @@ CHECKS: Mapping[str, Callable[[Any], str | None]] = {
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return a sentence with the known word that was probably meant, else with all of them."""
+    """Return a sentence with the most similar known word, else with all known words."""
+    import difflib
+
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
     return f"Did you mean {near[0]}?" if near else f"Choose one of: {', '.join(names) or 'none'}"
@@ -154,8 +162,7 @@ def merge_layers(*layers: Layer) -> dict[str, Any]:
     return merged
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """A port of an image: its number in the container, and the path that a person opens there.
 
     The path is empty for a port without a page; ``{token}`` in it stands for the user's token.
@@ -165,8 +172,7 @@ class Port:
     path: str
 
 
-@dataclass(frozen=True)
-class Alias:
+class Alias(NamedTuple):
     """A command that starts a container, as the host declares it."""
 
     name: str
@@ -180,8 +186,7 @@ class Alias:
     settings: Layer
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """The host's declaration: the contact person, aliases by every name, images by name."""
 
     contact: str
@@ -189,14 +194,14 @@ class Host:
     images: Mapping[str, str]
 
     def alias(self, name: str) -> Alias:
-        """Return the alias of a name.  Raise MlError where there is none."""
+        """Return the alias of a name.  Raise MlError for an unknown name."""
         if name not in self.aliases:
             raise MlError(f"no alias {name} on this host. {suggest(name, self.aliases)}")
         return self.aliases[name]
 
 
 def read_host(file: Path = HOST_FILE) -> Host:
-    """Read the host's declaration.  Raise MlError where it cannot be read."""
+    """Read the host's declaration.  Raise MlError if it cannot be read."""
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
         return Host(
@@ -217,7 +222,7 @@ def read_host(file: Path = HOST_FILE) -> Host:
             },
             images=declared["images"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MlError(
             f"cannot read {file}: {error}. Slipway's role ml_aliases writes this file: run it again"
         ) from error
@@ -225,8 +230,24 @@ def read_host(file: Path = HOST_FILE) -> Host:
 
 def user_file() -> Path:
     """Return the path of the user's settings."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(folder).expanduser() / USER_FILE
+    return user_folder("XDG_CONFIG_HOME", ".config") / USER_FILE
+
+
+def _read_user_file(file: Path) -> str:
+    """Return the text of the user's settings, empty without a file.
+
+    Raise OSError for a file that cannot be read, and for a pipe or device, which might never end.
+    """
+    try:
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            if not os.path.isfile(stream.fileno()):
+                raise OSError("not a file")
+            content = stream.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        return ""
+    if len(content) > LARGEST_FILE:
+        raise OSError(f"larger than {LARGEST_FILE} bytes")
+    return content.decode("utf-8")
 
 
 def read_user_layer(alias: Alias, file: Path) -> dict[str, Any]:
@@ -234,15 +255,29 @@ def read_user_layer(alias: Alias, file: Path) -> dict[str, Any]:
 
     Raise MlError for a file that cannot be read and for invalid settings.
     """
+    try:
+        text = _read_user_file(file)
+    except (OSError, ValueError) as error:
+        raise MlError(f"cannot read {file}: {error}") from error
+    return parse_user_layer(alias, text, str(file)) if text else {}
+
+
+def parse_user_layer(alias: Alias, text: str, file: str) -> dict[str, Any]:
+    """Return the user's layer for an alias from the text of FILE.
+
+    Raise MlError for invalid settings.
+    """
+    import configparser
+
     parser = configparser.RawConfigParser(delimiters=("=",), default_section="")
     # Names of variables are case-sensitive.
     parser.optionxform = str  # type: ignore[method-assign,assignment]
     try:
-        parser.read(file, encoding="utf-8")
-    except (OSError, ValueError, configparser.Error) as error:
+        parser.read_string(text, file)
+    except configparser.Error as error:
         raise MlError(f"cannot read {file}: {error}") from error
     layers = []
-    for section in (EVERY, alias.name):
+    for section in (ALL_ALIASES, alias.name):
         if parser.has_section(section):
             where = f"{file}, section [{section}]"
             layer = _parse_section(parser.items(section), where)
@@ -262,11 +297,11 @@ def _parse_section(items: Iterable[tuple[str, str]], where: str) -> dict[str, An
                 _parse_value(where, parse_mount, f"{value}:{key}")
             )
         elif dot and kind == "port":
-            layer.setdefault("ports", {})[name] = int(value) if value.isdigit() else value
+            layer.setdefault("ports", {})[name] = parse_port(value)
         elif dot and kind == "env":
             layer.setdefault("environment", {})[name] = value
         elif key == "options":
-            layer[key] = _parse_value(where, shlex.split, value)
+            layer[key] = _parse_value(where, _split_options, value)
         elif key == "quiet":
             layer[key] = YES.get(value.lower(), value)
         elif key in ("ports", "mounts", "environment"):
@@ -279,26 +314,37 @@ def _parse_section(items: Iterable[tuple[str, str]], where: str) -> dict[str, An
     return layer
 
 
-def _parse_value(where: str, read: Callable[[str], Any], value: str) -> Any:
-    """Return the result of READ for a value; name the place WHERE in its errors."""
+def _split_options(value: str) -> list[str]:
+    import shlex
+
+    return shlex.split(value)
+
+
+def parse_port(number: str) -> int | str:
+    """Return a port number as a number; any other text unchanged, for the check of the layer."""
+    return int(number) if re.fullmatch(r"[0-9]{1,5}", number) else number
+
+
+def _parse_value(where: str, parse: Callable[[str], Any], value: str) -> Any:
+    """Return the parsed value; WHERE begins the message of an error."""
     try:
-        return read(value)
+        return parse(value)
     except (MlError, ValueError) as error:
         raise MlError(f"{where}: {error}") from error
 
 
-def parse_mount(spelled: str) -> dict[str, Any]:
+def parse_mount(text: str) -> dict[str, Any]:
     """Return the mount of ``SOURCE[:ro]:TARGET`` or ``SOURCE:TARGET[:ro]``.
 
     Raise MlError for any other form.
     """
-    words = spelled.split(":")
-    read_only = "ro" in words[1:]
-    paths = [word.strip() for word in words if word not in ("ro", "rw")]
+    fields = text.split(":")
+    read_only = "ro" in fields[1:]
+    paths = [field.strip() for field in fields if field not in ("ro", "rw")]
     if len(paths) != 2:
-        raise MlError(f"mount {spelled!r}; expected SOURCE:TARGET or SOURCE:TARGET:ro")
+        raise MlError(f"mount {text!r}; expected SOURCE:TARGET or SOURCE:TARGET:ro")
     mount = {"source": paths[0], "target": paths[1], "read_only": read_only}
     expected = _check_mounts([mount])
     if expected:
-        raise MlError(f"mount {spelled!r}; expected {expected}")
+        raise MlError(f"mount {text!r}; expected {expected}")
     return mount

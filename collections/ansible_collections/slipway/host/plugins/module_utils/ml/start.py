@@ -8,14 +8,14 @@ import argparse
 import os
 import shlex
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from . import accounts, containers, engine, gpus, labels, launch, reserve, settings, token
+from . import accounts, containers, engine, gpus, guard, labels, launch, reserve, settings, token
+from .api import Request
+from .caller import current_caller, user_name
 from .engine import Docker
 from .errors import MlError
 from .settings import Alias, Layer
@@ -117,24 +117,27 @@ def command_line_layer(arguments: argparse.Namespace, alias: Alias) -> dict[str,
     if arguments.quiet:
         layer["quiet"] = True
     if arguments.volume:
-        layer["mounts"] = [_parse_volume(spelled) for spelled in arguments.volume]
+        layer["mounts"] = [_parse_volume(text) for text in arguments.volume]
     if arguments.port:
-        layer["ports"] = dict(_parse_port(spelled) for spelled in arguments.port)
+        layer["ports"] = dict(_parse_port(text) for text in arguments.port)
     settings.check_layer(layer, "command line", alias.ports)
     return layer
 
 
-def _parse_volume(spelled: str) -> dict[str, Any]:
+def _parse_volume(text: str) -> dict[str, Any]:
     """Return a mount; a relative source is relative to the caller's working folder."""
-    source, colon, rest = spelled.partition(":")
-    if source and not source.startswith("~"):
-        source = str(Path(source).absolute())
+    source, colon, rest = text.partition(":")
+    if source and not source.startswith(("~", "/")):
+        try:
+            source = str(Path(source).absolute())
+        except OSError as error:
+            raise MlError(f"mount {text!r}: cannot read the current folder: {error}") from error
     return settings.parse_mount(f"{source}{colon}{rest}")
 
 
-def _parse_port(spelled: str) -> tuple[str, Any]:
-    name, _, number = spelled.partition("=")
-    return name, int(number) if number.isdigit() else number
+def _parse_port(text: str) -> tuple[str, Any]:
+    name, _, number = text.partition("=")
+    return name, settings.parse_port(number)
 
 
 def start(
@@ -146,83 +149,133 @@ def start(
 ) -> int:
     """Start a container, with --print only print the command; return the exit status.
 
-    OPTIONS are more options of docker run.  With REPLACE, docker run replaces this process, and
-    gets its input and signals.
+    OPTIONS are additional options of docker run.  With REPLACE, docker run replaces this process,
+    and gets its input and signals.
     """
-    wanted = merge_settings(alias, arguments)
-    launched = prepare_launch(docker, alias, arguments, wanted, options)
-    terminal = sys.stderr.isatty()
+    merged = merge_settings(alias, arguments)
+    guarded = not (arguments.show or arguments.detach or guard.survives_hangup())
+    label = guard.new_start_label()
+    if guarded:
+        options = (*options, f"--label={label}")
+    launched = prepare_launch(docker, alias, arguments, merged, options)
+    terminal, quiet = is_terminal(2), merged.get("quiet", False)
     if arguments.show:
-        print_messages(
-            alias.name,
-            start_messages(launched, terminal, wanted.get("quiet", False), containers.hide_token),
-        )
+        print_messages(alias.name, start_messages(launched, terminal, quiet, containers.hide_token))
         print(format_command(launched))
         return 0
+    if arguments.detach:
+        remove_expired(docker)
     create_files(docker, launched)
-    print_messages(
-        alias.name,
-        start_messages(launched, terminal, wanted.get("quiet", False), containers.insert_token),
-    )
+    print_messages(alias.name, start_messages(launched, terminal, quiet, containers.insert_token))
+    if guarded:
+        guard.start_guard(label)
     if replace:
-        replace_process(launched.words)
-    return run_to_end(launched.words)
+        replace_process(docker, launched.words)
+    return run_to_end(docker, launched.words)
+
+
+def remove_expired(docker: Docker) -> None:
+    """Remove the caller's ended containers beyond the limits of number and age."""
+    from datetime import datetime, timezone
+
+    ended = containers.list_ended(docker)
+    expired = containers.expired(ended, datetime.now(timezone.utc))
+    if expired:
+        containers.remove_containers(docker, expired)
+
+
+def is_terminal(descriptor: int) -> bool:
+    """Return whether a descriptor of this process is a terminal; False for a closed one."""
+    return os.isatty(descriptor)
 
 
 def merge_settings(alias: Alias, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of a start from all layers."""
-    own = settings.read_user_layer(alias, settings.user_file())
-    return settings.merge_layers(alias.settings, own, command_line_layer(arguments, alias))
+    user_layer = settings.read_user_layer(alias, settings.user_file())
+    return settings.merge_layers(alias.settings, user_layer, command_line_layer(arguments, alias))
 
 
 def prepare_launch(
     docker: Docker,
     alias: Alias,
     arguments: argparse.Namespace,
-    wanted: Layer,
+    merged: Layer,
     options: Sequence[str] = (),
 ) -> launch.Launch:
-    """Return the start of a container on this host.  Raise MlError where it cannot start."""
+    """Return the start of a container on this host.  Raise MlError if it cannot start."""
+    query = gpus.Query() if merged["gpus"] != "none" else None
+    image, names, claimed, docker_engine = read_engine(docker, merged["image"])
+    host_gpus = query.gpus() if query else []
+    computing = query.processes() if query and host_gpus else {}
+    choice = gpus.choose_gpus(
+        merged["gpus"],
+        alias.variant,
+        host_gpus,
+        gpus.find_users(host_gpus, computing, claimed),
+        lambda gpu: reserve.reserve(f"gpu/{gpu}"),
+    )
     command = tuple(arguments.command)
     if command[:1] == ("--",):
         command = command[1:]
-    image = docker.image(wanted["image"])
-    if image is None:
-        raise MlError(f"image {wanted['image']} is not on this host. Tell {docker.contact}")
-    names, claimed = list_containers(docker)
-    host_gpus = gpus.list_gpus() if wanted["gpus"] != "none" else []
-    busy = gpus.find_users(host_gpus, gpus.list_processes() if host_gpus else {}, claimed)
-    choice = gpus.choose_gpus(
-        wanted["gpus"], alias.variant, host_gpus, busy, lambda gpu: reserve.take(f"gpu/{gpu}")
-    )
-    person = sys.stdin.isatty() and sys.stdout.isatty()
-    begin = launch.Start(
+    start_options = launch.Start(
         command=command,
-        terminal=person and not arguments.detach,
+        terminal=is_terminal(0) and is_terminal(1) and not arguments.detach,
         detach=arguments.detach,
         workdir=arguments.workdir,
         root=arguments.root,
         options=(*options, *(f"--env={variable}" for variable in arguments.env)),
     )
-    situation = launch.Situation(launch.current_caller(), docker.engine(), image, names, choice)
-    return launch.assemble_launch(alias, wanted, begin, situation)
+    situation = launch.Situation(current_caller(), docker_engine, image, names, choice)
+    return launch.assemble_launch(alias, merged, start_options, situation)
 
 
-def list_containers(docker: Docker) -> tuple[list[str], dict[str, list[str]]]:
+def read_engine(
+    docker: Docker, reference: str
+) -> tuple[launch.Image, list[str], dict[str, list[str]], engine.Engine]:
+    """Return what a start depends on, in one round of requests.
+
+    These are the image, the names of all containers, the GPUs of the running ones by name, and the
+    engine.  Raise MlError for an image that is not on this host.
+    """
+    image_answer, containers_answer, engine_answer = docker.send(
+        engine.image_request(reference), CONTAINERS_REQUEST, engine.ENGINE_REQUEST
+    )
+    docker_engine = docker.parse_engine(engine_answer)
+    if image_answer.status == engine.MISSING:
+        raise MlError(f"image {reference} is not on this host. Tell {docker.contact}")
+    names, claimed = docker.parse(containers_answer, parse_names)
+    return docker.parse(image_answer, parse_image), names, claimed, docker_engine
+
+
+CONTAINERS_REQUEST = Request("/containers/json?all=1")
+
+
+def parse_image(inspected: Mapping[str, Any]) -> launch.Image:
+    """Return an image from docker's description of it."""
+    variables = inspected["Config"].get("Env") or ()
+    homes = [entry[len("HOME=") :] for entry in variables if entry.startswith("HOME=")]
+    return launch.Image(str(inspected["Id"]), homes[0] if homes else "")
+
+
+def parse_names(listed: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of all containers, and the GPUs of the running ones by name."""
-    form = f'{{{{.Names}}}}\t{{{{.State}}}}\t{{{{.Label "{labels.GPUS}"}}}}'
-    rows = [line.split("\t") for line in docker.run("ps", "--all", "--format", form).splitlines()]
-    claimed = {name: ids.split(",") for name, state, ids in rows if ids and state == "running"}
-    return [name for name, _state, _ids in rows], claimed
+    names, claimed = [], {}
+    for entry in listed:
+        for name in entry["Names"] or ():
+            names.append(name.lstrip("/"))
+            ids = (entry.get("Labels") or {}).get(labels.GPUS, "")
+            if ids and entry["State"] == "running":
+                claimed[names[-1]] = ids.split(",")
+    return names, claimed
 
 
 def start_messages(
-    launched: launch.Launch, terminal: bool, quiet: bool, show: Callable[[str], str]
+    launched: launch.Launch, terminal: bool, quiet: bool, format_url: Callable[[str], str]
 ) -> list[str]:
     """Return the lines for the person who starts a container.
 
     Its name and addresses are for a TERMINAL only: an address with a token must not be written to a
-    log.  SHOW formats an address.
+    log.  FORMAT_URL shows or hides the token in an address.
     """
     lines = [launched.gpus.warning, "" if quiet else launched.gpus.note]
     if terminal and not quiet:
@@ -231,7 +284,7 @@ def start_messages(
             f"starting container {launched.name}{f' on GPU {ids}' if ids else ''}",
             *launched.notes,
         ]
-        lines += [f"{port} at {show(url)}" for port, url in launched.urls.items()]
+        lines += [f"{port} at {format_url(url)}" for port, url in launched.urls.items()]
         if launched.urls and "SSH_CONNECTION" in os.environ:
             lines.append(
                 f"to open it on your own machine, run there: {tunnel_command(launched.urls)}"
@@ -251,7 +304,7 @@ def tunnel_command(urls: Mapping[str, str]) -> str:
         url.removeprefix("http://").partition("/")[0].rpartition(":")[2] for url in urls.values()
     ]
     words = [f"-L {port}:{reserve.LOCALHOST}:{port}" for port in ports]
-    return f"ssh {' '.join(words)} {engine.user_name(os.getuid())}@{socket.gethostname()}"
+    return f"ssh {' '.join(words)} {user_name(os.getuid())}@{os.uname().nodename}"
 
 
 def format_command(launched: launch.Launch) -> str:
@@ -276,16 +329,33 @@ def create_files(docker: Docker, launched: launch.Launch) -> None:
         accounts.write_accounts(launched.accounts, docker.files_of)
 
 
-def replace_process(words: Sequence[str]) -> NoReturn:
-    """Replace this process by another program."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execvp(words[0], list(words))
+def replace_process(docker: Docker, words: Sequence[str]) -> int:
+    """Replace this process by another program.  Raise MlError if the program does not start."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    try:
+        os.execvp(words[0], list(words))
+    except (OSError, ValueError) as error:
+        raise docker.cannot_run(error) from None
 
 
-def run_to_end(words: Sequence[str]) -> int:
-    """Run another program to its end; Ctrl-C reaches the program, not this process."""
-    with subprocess.Popen(words) as process:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        return process.wait()
+def run_to_end(docker: Docker, words: Sequence[str]) -> int:
+    """Run another program to its end and return its exit status.
+
+    Ctrl-C reaches the program, not this process.
+    """
+    import subprocess
+
+    def pass_on(number: int, _frame: object) -> None:
+        process.send_signal(number)
+
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        process = subprocess.Popen(words)
+    except (OSError, ValueError) as error:
+        raise docker.cannot_run(error) from None
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    status = process.wait()
+    # As a shell reports the end by a signal.
+    return status if status >= 0 else 128 - status

@@ -20,6 +20,8 @@ HEADER = "Written by Slipway's role ml_aliases; changes are overwritten."
 LIBRARY = "/usr/local/lib/slipway"
 PROGRAM = f"{LIBRARY}/{complete.ML}"
 PACKAGE = "slipway_ml"
+# The module that is installed as PROGRAM, beside the package.
+PROGRAM_SOURCE = "program.py"
 COMMANDS = "/usr/local/bin"
 DECLARATION = str(settings.HOST_FILE)
 # Other folders of PATH: a command in COMMANDS must not hide a command in one of these.
@@ -283,19 +285,16 @@ def program_sources() -> tuple[tuple[str, str], ...]:
 
 
 def _program_files() -> Iterator[dict[str, Any]]:
-    """Yield the files of the program: a package, and a launcher that starts it."""
+    """Yield the files of the program: a package, and the program that runs it."""
     for name, content in program_sources():
-        yield {"path": f"{LIBRARY}/{PACKAGE}/{name}", "content": content}
-    # -I: Python ignores PYTHONPATH and the current folder when it imports modules.
-    launcher = (
-        "#!/usr/bin/python3 -IB\n"
-        f"# {HEADER}\n"
-        "import sys\n\n"
-        f'sys.path.insert(0, "{LIBRARY}")\n'
-        f"from {PACKAGE}.main import main\n\n"
-        "sys.exit(main(sys.argv[0], sys.argv[1:]))\n"
-    )
-    yield {"path": PROGRAM, "content": launcher, "mode": "0755"}
+        if name == PROGRAM_SOURCE:
+            # -I: Python ignores PYTHONPATH and the current folder when it imports modules.
+            # -S: Python does not search the packages of the distribution, which takes time.
+            # -B: Python compiles nothing into /usr/local/lib; the program has its own cache.
+            head = f"#!/usr/bin/python3 -ISB\n# {HEADER}\n"
+            yield {"path": PROGRAM, "content": head + content, "mode": "0755"}
+        else:
+            yield {"path": f"{LIBRARY}/{PACKAGE}/{name}", "content": content}
 
 
 def _bash(commands: Sequence[str]) -> str:
