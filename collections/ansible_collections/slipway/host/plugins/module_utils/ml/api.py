@@ -60,7 +60,7 @@ class Answer(NamedTuple):
     def json(self) -> Any:
         """Return the decoded content.  Raise ApiError for content that is not JSON."""
         try:
-            return json.loads(self.content)
+            return json.loads(self.content.decode("utf-8"))
         except ValueError as error:
             raise ApiError(f"unexpected answer from Docker: {error}") from error
 

@@ -207,11 +207,9 @@ def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     from . import images
 
     image = images.find_image(docker, arguments.image, host)
-    images.save(image["reference"], arguments.file, arguments.force)
+    images.save(image.reference, arguments.file, arguments.force)
     # Standard output may contain the archive.
-    print(
-        "\n".join([f"saved {image['reference']}", *images.describe_image(image)]), file=sys.stderr
-    )
+    print("\n".join([f"saved {image.reference}", *images.describe_image(image)]), file=sys.stderr)
     return 0
 
 
@@ -247,7 +245,7 @@ def push(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     from . import images
 
     image = images.find_image(docker, arguments.image, host)
-    print(images.push(docker, image["reference"], arguments.target))
+    print(images.push(docker, image.reference, arguments.target))
     return 0
 
 

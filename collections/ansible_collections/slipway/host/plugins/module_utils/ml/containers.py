@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import api, labels, token
-from .engine import MISSING, Docker
+from .engine import MISSING, Docker, parse_ids
 from .errors import MlError
 from .settings import suggest
 
@@ -65,8 +65,8 @@ def parse_container(inspected: Mapping[str, Any]) -> Container:
     state = inspected["State"]
     ended = state.get("Status") in ("exited", "dead")
     return Container(
-        name=inspected["Name"].lstrip("/"),
-        image=inspected["Config"]["Image"],
+        name=str(inspected["Name"]).lstrip("/"),
+        image=str(inspected["Config"]["Image"]),
         alias=container_labels.get(labels.ALIAS, ""),
         user=container_labels.get(labels.USER, "") or ("service" if project else ""),
         uid=int(uid) if uid.isdecimal() else None,
@@ -74,9 +74,9 @@ def parse_container(inspected: Mapping[str, Any]) -> Container:
         gpus=tuple(filter(None, container_labels.get(labels.GPUS, "").split(","))),
         urls=_urls(container_labels, inspected["NetworkSettings"].get("Ports") or {}),
         token=container_labels.get(labels.TOKEN, ""),
-        started=state["StartedAt"],
-        ended=state["FinishedAt"] if ended else "",
-        status=state["ExitCode"] if ended else None,
+        started=str(state["StartedAt"]),
+        ended=str(state["FinishedAt"]) if ended else "",
+        status=int(state["ExitCode"]) if ended else None,
     )
 
 
@@ -109,8 +109,9 @@ def list_ended(docker: Docker) -> list[Container]:
 
 
 def _list(docker: Docker, filters: Mapping[str, Sequence[str]]) -> list[Container]:
-    (found,) = docker.get(f"/containers/json?filters={api.escape(json.dumps(filters))}")
-    answers = docker.send(*(api.Request(f"/containers/{entry['Id']}/json") for entry in found))
+    path = f"/containers/json?filters={api.escape(json.dumps(filters))}"
+    (ids,) = docker.get(parse_ids, path)
+    answers = docker.send(*(api.Request(f"/containers/{api.escape(name)}/json") for name in ids))
     # A container may be removed between the two requests.
     present = [answer for answer in answers if answer.status != MISSING]
     containers = [docker.parse(answer, parse_container) for answer in present]

@@ -191,8 +191,7 @@ class _Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 def _copy(source: socket.socket, target: socket.socket) -> None:
     try:
         while chunk := source.recv(CHUNK):
-            # Without the flag, a closed window would end this process by SIGPIPE, see main.
-            target.sendall(chunk, socket.MSG_NOSIGNAL)
+            target.sendall(chunk)
         target.shutdown(socket.SHUT_WR)
     except OSError:
         # The other end is closed; its reader notices that itself.

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +26,22 @@ FOUND, MISSING = 200, 404
 NO_ANSWER = ("Cannot connect to the Docker daemon", "failed to connect to the docker API")
 
 Parsed = TypeVar("Parsed")
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Raise MlError if the block cannot parse an answer of the engine."""
+    try:
+        yield
+    except api.ApiError as error:
+        raise MlError(str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise MlError(f"unexpected answer from Docker: {error!r}") from error
+
+
+def parse_ids(listed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the IDs in a list of containers or images, each once."""
+    return sorted({str(entry["Id"]) for entry in listed})
 
 
 class Engine(NamedTuple):
@@ -81,20 +98,15 @@ class Docker:
 
     def parse(self, answer: Answer, parse: Callable[[Any], Parsed]) -> Parsed:
         """Return the parsed content of an answer.  Raise MlError for an error of the engine."""
-        try:
+        with parsing():
             content = answer.json()
             if not FOUND <= answer.status < 300:
                 raise MlError(self.explain(str(content["message"])))
             return parse(content)
-        except api.ApiError as error:
-            raise MlError(str(error)) from None
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise MlError(f"unexpected answer from Docker: {error!r}") from error
 
-    def get(self, *paths: str) -> list[Any]:
-        """Return the decoded answers for paths.  Raise MlError if the engine refuses one."""
-        answers = self.send(*map(Request, paths))
-        return [self.parse(answer, lambda content: content) for answer in answers]
+    def get(self, parse: Callable[[Any], Parsed], *paths: str) -> list[Parsed]:
+        """Return the parsed answers for paths.  Raise MlError if the engine refuses one."""
+        return [self.parse(answer, parse) for answer in self.send(*map(Request, paths))]
 
     def image(self, reference: str) -> dict[str, Any] | None:
         """Return docker's description of an image, None for an image that is not on the host."""

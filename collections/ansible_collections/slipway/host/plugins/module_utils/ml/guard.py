@@ -84,7 +84,7 @@ def _guard(client: int, label: str) -> None:
     containers = find_containers(
         label, APPEAR_SECONDS if connection_lost else 0, lambda: has_ended(client)
     )
-    if connection_lost or not has_engine_restarted(events):
+    if containers and (connection_lost or not has_engine_restarted(events)):
         end_containers(containers)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import api, labels, launch
-from .engine import Docker
+from .engine import Docker, parse_ids, parsing
 from .errors import MlError
 from .settings import Host
 
@@ -42,32 +42,34 @@ class Image(NamedTuple):
 
 def parse_images(inspected: Mapping[str, Any]) -> list[Image]:
     """Return an image for each tag of docker's description of an image."""
+    return [parse_image(inspected, tag) for tag in inspected.get("RepoTags") or ()]
+
+
+def parse_image(inspected: Mapping[str, Any], reference: str) -> Image:
+    """Return an image from docker's description of it."""
     image_labels = inspected["Config"].get("Labels") or {}
-    return [
-        Image(
-            reference=reference,
-            name=image_labels.get(labels.IMAGE, ""),
-            variant=image_labels.get(labels.VARIANT, ""),
-            id=inspected["Id"],
-            digest=image_labels.get(labels.DIGEST, ""),
-            size=inspected["Size"],
-            created=inspected["Created"],
-        )
-        for reference in inspected.get("RepoTags") or ()
-    ]
+    return Image(
+        reference=str(reference),
+        name=str(image_labels.get(labels.IMAGE, "")),
+        variant=str(image_labels.get(labels.VARIANT, "")),
+        id=str(inspected["Id"]),
+        digest=str(image_labels.get(labels.DIGEST, "")),
+        size=int(inspected["Size"]),
+        created=str(inspected["Created"]),
+    )
 
 
 def list_images(docker: Docker) -> list[Image]:
     """Return the tagged images of the catalogue on this host, by reference."""
     filters = api.escape(json.dumps({"label": [labels.IMAGE]}))
-    (listed,) = docker.get(f"/images/json?filters={filters}")
-    described = docker.get(*sorted({f"/images/{entry['Id']}/json" for entry in listed}))
-    images = [image for entry in described for image in parse_images(entry)]
+    (ids,) = docker.get(parse_ids, f"/images/json?filters={filters}")
+    images_by_id = docker.get(parse_images, *(f"/images/{api.escape(name)}/json" for name in ids))
+    images = [image for tagged in images_by_id for image in tagged]
     return sorted(images, key=lambda image: image.reference)
 
 
-def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
-    """Return docker's description of an image by its name in the catalogue, alias or reference.
+def find_image(docker: Docker, name: str, host: Host) -> Image:
+    """Return an image by its name in the catalogue, alias or reference.
 
     Raise MlError for an image that is not on this host.
     """
@@ -77,15 +79,15 @@ def find_image(docker: Docker, name: str, host: Host) -> dict[str, Any]:
     if inspected is None:
         known = ", ".join(sorted(host.images)) or "none"
         raise MlError(f"no image {reference} on this host. Images of the catalogue here: {known}")
-    return {**inspected, "reference": reference}
+    with parsing():
+        return parse_image(inspected, reference)
 
 
-def describe_image(inspected: Mapping[str, Any]) -> list[str]:
+def describe_image(image: Image) -> list[str]:
     """Return lines to compare an image with the same image on another host."""
-    image_labels = inspected["Config"].get("Labels") or {}
-    lines = [f"image id        {inspected['Id']}"]
-    if image_labels.get(labels.DIGEST):
-        lines.append(f"context digest  {image_labels[labels.DIGEST]}")
+    lines = [f"image id        {image.id}"]
+    if image.digest:
+        lines.append(f"context digest  {image.digest}")
     return lines
 
 
@@ -225,9 +227,10 @@ def commit(docker: Docker, name: str, reference: str, user: str) -> tuple[str, .
             f"{reference}: names with {RESERVED_PREFIX} are for images of the catalogue. "
             "Choose another name, such as me/work:1"
         )
-    (container,) = docker.get(f"/containers/{api.escape(name)}/json")
-    (image,) = docker.get(f"/images/{container['Image']}/json")
-    prepared = prepare_commit(container, image, user)
+    with parsing():
+        (container,) = docker.get(dict, f"/containers/{api.escape(name)}/json")
+        (image,) = docker.get(dict, f"/images/{api.escape(container['Image'])}/json")
+        prepared = prepare_commit(container, image, user)
     options = [f"--change={change}" for change in prepared.changes]
     docker.run("container", "commit", *options, name, reference)
     return prepared.losses
@@ -255,11 +258,12 @@ def push(docker: Docker, source: str, target: str) -> str:
         check=False,
     )
     if completed.returncode == 0:
-        return _registry_digest(target, (docker.image(target) or {}).get("RepoDigests") or [])
+        with parsing():
+            return _registry_digest(target, (docker.image(target) or {}).get("RepoDigests") or [])
     if previous is None:
         docker.run("image", "rm", "--no-prune", target)
     else:
-        docker.run("image", "tag", previous["Id"], target)
+        docker.run("image", "tag", str(previous.get("Id")), target)
     raise MlError(explain_refusal(target, docker.explain(completed.stderr)))
 
 

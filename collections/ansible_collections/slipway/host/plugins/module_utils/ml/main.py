@@ -24,8 +24,6 @@ EXIT_FAILED = 1
 def main(program: str, words: Sequence[str]) -> int:
     """Run the command with the name of PROGRAM; return the exit status."""
     open_standard_streams()
-    # Otherwise Python and the program that replaces it would not end with the reader of a pipe.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     name = os.path.basename(program)
     try:
         status = run(name, words)
@@ -34,6 +32,10 @@ def main(program: str, words: Sequence[str]) -> int:
         return fail(name, str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of the output has ended, as in ml list | head.
+        discard_output()
+        return 128 + signal.SIGPIPE
     except OSError as error:
         # Output is the only work left without an explanation of its own, such as a full disk.
         discard_output()
@@ -77,7 +79,7 @@ def open_standard_streams() -> None:
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -204,28 +204,56 @@ def read_host(file: Path = HOST_FILE) -> Host:
     """Read the host's declaration.  Raise MlError if it cannot be read."""
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
+        aliases = {
+            main: _parse_alias(_text(main), entry) for main, entry in declared["aliases"].items()
+        }
         return Host(
-            contact=declared["contact"],
+            contact=_text(declared["contact"]),
             aliases={
-                name: Alias(
-                    name=main,
-                    description=entry["description"],
-                    image=entry["image"],
-                    variant=entry["variant"],
-                    network=entry["network"],
-                    command=tuple(entry["command"]),
-                    ports={key: Port(**port) for key, port in entry["ports"].items()},
-                    settings=entry["settings"],
-                )
+                _text(name): aliases[main]
                 for main, entry in declared["aliases"].items()
                 for name in (main, *entry["names"])
             },
-            images=declared["images"],
+            images={name: _text(reference) for name, reference in declared["images"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MlError) as error:
         raise MlError(
             f"cannot read {file}: {error}. Slipway's role ml_aliases writes this file: run it again"
         ) from error
+
+
+def _parse_alias(name: str, entry: Mapping[str, Any]) -> Alias:
+    """Return a declared alias.  Raise TypeError, KeyError or MlError for an invalid one."""
+    ports = {
+        key: Port(_port(port["inside"]), _text(port["path"]))
+        for key, port in entry["ports"].items()
+    }
+    merged = entry["settings"]
+    check_layer(merged, f"alias {name}", ports)
+    return Alias(
+        name=name,
+        description=_text(entry["description"]),
+        image=_text(entry["image"]),
+        variant=_text(entry["variant"]),
+        network=_text(entry["network"]),
+        command=tuple(map(_text, entry["command"])),
+        ports=ports,
+        settings={"image": merged["image"], "gpus": merged["gpus"], **merged},
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a text.  Raise TypeError for another value."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _port(value: Any) -> int:
+    """Return a port number.  Raise TypeError for another value."""
+    if not _is_port(value):
+        raise TypeError(f"{value!r} is not a port number")
+    return int(value)
 
 
 def user_file() -> Path:

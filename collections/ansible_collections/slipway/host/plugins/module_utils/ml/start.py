@@ -333,6 +333,8 @@ def replace_process(docker: Docker, words: Sequence[str]) -> int:
     """Replace this process by another program.  Raise MlError if the program does not start."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    # Python ignores the signal, and the program would inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvp(words[0], list(words))
     except (OSError, ValueError) as error:
