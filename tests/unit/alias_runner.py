@@ -86,7 +86,7 @@ def run(main: Any, example: dict[str, Any]) -> int:
             ("stderr", 2, 1, "backslashreplace"),
         )
     }
-    sys.stdout, sys.stderr = streams["stdout"], streams["stderr"]  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams["stdout"], streams["stderr"]
     declaration = Path(example["declaration"])
     main.settings.read_host = functools.partial(main.settings.read_host, declaration)
     status: int = main.main(example["program"], example["words"])

@@ -106,9 +106,9 @@ def world() -> Iterator[World]:
             (folder / path).chmod(mode)
         (folder / "file").write_text("text")
         os.mkfifo(folder / "pipe", 0o666)
-        for command in ("docker", "zstd"):
-            (folder / "bin" / command).write_text("#!/bin/sh\nexit 0\n")
-            (folder / "bin" / command).chmod(0o755)
+        for program in ("docker", "zstd"):
+            (folder / "bin" / program).write_text("#!/bin/sh\nexit 0\n")
+            (folder / "bin" / program).chmod(0o755)
         with fake_engine.running(folder / "engine.sock", {}) as engine:
             (folder / "engine.sock").chmod(0o666)
             command = [sys.executable, alias_runner.__file__, MODULES, str(LIMIT_SECONDS)]
@@ -116,6 +116,7 @@ def world() -> Iterator[World]:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             ) as runner:
                 yield World(folder, engine, runner)
+                assert runner.stdin
                 runner.stdin.close()
         (folder / "closed").chmod(0o700)
 
@@ -192,7 +193,7 @@ ML_WORDS = st.one_of(
         st.lists(st.one_of(NAMES, PATHS), max_size=3),
     ).map(lambda pair: [pair[0], *pair[1]]),
 )
-COMMANDS = st.one_of(
+COMMANDS: st.SearchStrategy[tuple[str, list[str]]] = st.one_of(
     st.tuples(st.sampled_from(["lab", "laboratory"]), ALIAS_WORDS),
     st.tuples(st.just("ml"), ML_WORDS),
     st.tuples(ODD_TEXT, st.just([])),
