@@ -127,25 +127,21 @@ def select_container(
     running: Sequence[Container],
     name: str | None,
     action: str,
-    ended: Sequence[Container] = (),
+    ended: Sequence[Container] | None = None,
 ) -> Container:
     """Return the caller's container with a NAME or of an alias; without NAME, the only one.
 
     Running containers precede ENDED ones of the same alias.  ACTION ends the error "you cannot
     ...".  Raise MlError for no container, for several, and for the container of another user.
     """
-    selected: list[Container] = []
-    for group in (running, ended):
-        selected = _matching(group, name, action)
-        if selected:
-            break
+    selected = _matching(running, name, action) or _matching(ended or (), name, action)
     if len(selected) == 1:
         return selected[0]
-    kind = "containers" if ended else "running containers"
+    kind = "running containers" if ended is None else "containers"
     if selected:
         names = ", ".join(container.name for container in selected)
         raise MlError(f"you have {len(selected)} {kind}. Name one of: {names}")
-    names_of_caller = [container.name for container in (*running, *ended) if container.mine]
+    names_of_caller = [container.name for container in (*running, *(ended or ())) if container.mine]
     if name is None or not names_of_caller:
         raise MlError(f"you have no {kind.removesuffix('s')}")
     raise MlError(f"you have no {kind.removesuffix('s')} {name}. {suggest(name, names_of_caller)}")
