@@ -1,12 +1,12 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a first run costs over a plain shell script that does the same work.
+"""Cost of a first run, compared with a shell script that does the same work.
 
 Usage: ./slipway run python bench/first_run.py [--rounds N]
 
-Two fresh hosts, in turn: one gets `site.yml`, the other a script with the same apt, build, smoke
-test and compose commands over one ssh connection.  CPU is that of both sides.  Most of it is the
-work itself; the difference is what Slipway adds.
+Two new hosts are measured one after the other.  On the first host, `site.yml` runs.  On the second
+host, a script runs the same apt, build, smoke test and compose commands over one ssh connection.
+CPU is the sum of controller and host.  The difference between the rows is the cost of Slipway.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def upload(bench: Bench, content: bytes, target: str) -> None:
 
 
 def prepared_script(bench: Bench, compose: bytes) -> str:
-    """Put the build context and the compose file on the host; return the script."""
+    """Upload the build context and the compose file to the host; return the script."""
     build = catalogue.load_catalogue(ROOT / "images").builds(["iris-api"], "cpu", "debian-13")[0]
     upload(bench, context.pack(build.files), "/tmp/context.tar")
     upload(bench, compose, COMPOSE)
@@ -77,26 +77,26 @@ def prepared_script(bench: Bench, compose: bytes) -> str:
     return SCRIPT.replace("MMDEBSTRAP", mmdebstrap).replace("COMPOSE", COMPOSE)
 
 
-def timed(bench: Bench, act: Callable[[], object]) -> Cost:
-    """Return what ACT costs."""
+def measure_call(bench: Bench, function: Callable[[], object]) -> Cost:
+    """Return the cost of a function call."""
     controller, host, began = children_cpu(), bench.host_cpu(), time.monotonic()
-    act()
+    function()
     wall = time.monotonic() - began
     return Cost(children_cpu() - controller, bench.host_cpu() - host, wall, None)
 
 
 def one_round(group: Group, folder: Path) -> tuple[Cost, Cost]:
-    """Return the cost of Slipway and of the script, each on a host of its own."""
+    """Return the cost of Slipway and of the script, each on a new host."""
     group.remove()
     ours = Bench(folder, group.ensure(HostSpec("first-1")), 1)
     inventory = ours.inventory(1)
-    slipway = timed(ours, lambda: ours.run(["ansible-playbook", SITE, "-i", inventory]))
+    slipway = measure_call(ours, lambda: ours.run(["ansible-playbook", SITE, "-i", inventory]))
     compose = on(ours.host, f"cat {COMPOSE}").encode()
     group.remove()
     theirs = Bench(folder, group.ensure(HostSpec("first-2")), 1)
     script = prepared_script(theirs, compose)
     command = theirs.host.ssh_command("sudo", "sh", "-ec", script)
-    return slipway, timed(theirs, lambda: theirs.run(command))
+    return slipway, measure_call(theirs, lambda: theirs.run(command))
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The state of ordinary.yml, for pyinfra; the benchmark passes the same data."""
+"""The state of ordinary.yml for pyinfra, with the same data."""
 
 import io
 import json

@@ -1,19 +1,19 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a re-run costs: one table, every row measured in this one run, on one throwaway host.
+"""Cost of a re-run: one table, all rows measured in one run on one throwaway host.
 
 Usage: ./slipway run python bench/run.py [--playbook FILE ...] [--files] [--rounds N] [--keep]
 
-  --playbook FILE  one more row: another playbook, run against the same host (a peer's roles)
-  --files          also the survey over 50, 500 and 5000 owned files
-  --rounds N       times each row is measured; the cheapest counts (default 3)
-  --keep           leave the host for another go
+  --playbook FILE  adds a row: another playbook on the same host, for example with other roles
+  --files          adds a table: the survey of 50, 500 and 5000 owned files
+  --rounds N       number of measurements of each row; the cheapest counts (default 3)
+  --keep           keep the host for the next run
 
-"Empty" is the first row, "one host" the same thing with one host.  CPU is user and system time of
-all processes: of the controller as the kernel counts it for the command, of the host as the engine
-counts it for the host's container.  Round trips are the connections' EXEC lines of a separate run
-with -vvv.  Several hosts are several names of one host, each with its own connection, so its CPU is
-the sum of all.  Wall time depends on what else the machine does; compare the rest.
+"Empty" is the first row, "one host" is the row of the same command with one host.  CPU is user and
+system time of all processes: on the controller from the kernel, on the host from the engine, for
+the container of the host.  Round trips are the EXEC lines of a separate run with -vvv.  Several
+hosts are several names of one host with a connection each, so the CPU of the host is the sum.  Wall
+time depends on the load of the machine; compare the other columns.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SITE = str(ROOT / "site.yml")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took, in seconds, and how many round trips."""
+    """The cost of a command: seconds, and number of round trips."""
 
     controller: float
     host: float
@@ -73,7 +73,7 @@ def children_cpu() -> float:
 
 
 class Bench:
-    """One host and what is run against it."""
+    """Runs commands on one host and measures them."""
 
     def __init__(self, folder: Path, host: Host, rounds: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Bench:
         return str(file)
 
     def run(self, command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-        """Run a command that must succeed; return what it wrote."""
+        """Run a command that must succeed; return its output."""
         settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **(environment or {})}
         done = subprocess.run(
             command, env={**os.environ, **settings}, capture_output=True, text=True, check=False
@@ -157,7 +157,7 @@ def on(host: Host, script: str) -> str:
 
 
 def install_pyinfra(folder: Path) -> str:
-    """Install pyinfra into an environment of its own, where it is not yet; return its path."""
+    """Install pyinfra in a separate environment if it is missing; return its path."""
     environment = folder / "pyinfra"
     program = environment / "bin" / "pyinfra"
     if not program.exists():
@@ -205,7 +205,7 @@ def rows(bench: Bench, playbooks: Sequence[str]) -> list[tuple[str, int, Cost]]:
     found = [
         ("empty playbook", 1, bench.play(str(empty))),
         ("one ssh", 1, bench.measure(bench.host.ssh_command("true"), trips=False)),
-        # The least that Ansible can ask of a host: what is beyond it is ours.
+        # The lowest cost of a task in Ansible. The difference to it is the cost of Slipway.
         ("one task, raw: true", 1, bench.play(str(least))),
         ("one task, raw: true", 20, bench.play(str(least), 20)),
         ("slipway site", 1, bench.play(SITE)),
@@ -248,7 +248,7 @@ def show(found: Sequence[tuple[str, int, Cost]]) -> str:
         for label, hosts, cost in found
     ]
     heading = (
-        *("WHAT", "HOSTS", "CONTROLLER S", "HOST S", "TIMES EMPTY"),
+        *("COMMAND", "HOSTS", "CONTROLLER S", "HOST S", "TIMES EMPTY"),
         *("CONTROLLER TIMES ONE HOST", "SUM TIMES ONE HOST", "CONTROLLER MS/HOST"),
         *("TRIPS/HOST", "WALL S"),
     )
@@ -256,7 +256,7 @@ def show(found: Sequence[tuple[str, int, Cost]]) -> str:
 
 
 def files(bench: Bench) -> str:
-    """Return the table of what the probe costs the host over many owned files."""
+    """Return a table of the cost of a survey on the host, by number of owned files."""
     on(bench.host, "mkdir -p /srv/bench; cd /srv/bench; seq 5000 | xargs -n 500 touch")
     lines = []
     for count in (0, 50, 500, 5000):
@@ -286,9 +286,9 @@ def main() -> int:
     group = Group(GROUP, state)
     bench = Bench(state, group.ensure(HostSpec("bench-1")), arguments.rounds)
     try:
-        print("bringing the host to its declared state", file=sys.stderr)
+        print("configuring the host", file=sys.stderr)
         bench.run(["ansible-playbook", SITE, "-i", bench.inventory(1)])
-        # What community.docker's modules need on a host and Slipway does not.
+        # A dependency of the modules of community.docker, which Slipway does not need.
         on(bench.host, "apt-get -qq install -y python3-requests >/dev/null")
         print(show(rows(bench, arguments.playbook)))
         if arguments.files:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Install the collections that requirements.yml pins, without Ansible Galaxy.
 
-The PyPI package ``ansible`` is a bundle of collections.  Its wheel is fetched by pip, checked
-against the hash in collections.lock, and only the pinned collections are unpacked from it.
-A collection that the bundle does not hold in the pinned version comes from Galaxy instead.
+The PyPI package ``ansible`` is a bundle of collections.  pip downloads its wheel and checks the
+hash in collections.lock.  Only the pinned collections are unpacked from the wheel.  A collection
+whose pinned version is not in the wheel is installed from Galaxy.
 
 Usage: install_collections.py DESTINATION
 """
@@ -26,14 +26,14 @@ REQUIREMENTS = TOOLS.parent / "requirements.yml"
 LOCK = TOOLS / "collections.lock"
 
 
-def pinned() -> dict[str, str]:
-    """Return collection name to version, as requirements.yml pins them."""
+def read_pinned_versions() -> dict[str, str]:
+    """Return the versions in requirements.yml by name of the collection."""
     entries = yaml.safe_load(REQUIREMENTS.read_text())["collections"]
     return {entry["name"]: str(entry["version"]) for entry in entries}
 
 
 def installed_version(destination: Path, name: str) -> str | None:
-    """Return the version of a collection under DESTINATION, None where it is not there."""
+    """Return the version of a collection in a folder, None for a missing collection."""
     manifest = destination / "ansible_collections" / name.replace(".", "/") / "MANIFEST.json"
     try:
         return str(json.loads(manifest.read_text())["collection_info"]["version"])
@@ -42,9 +42,9 @@ def installed_version(destination: Path, name: str) -> str | None:
 
 
 def download_bundle(folder: Path) -> Path:
-    """Fetch the locked wheel into FOLDER; pip checks its hash.
+    """Download the locked wheel into a folder; return its path.  pip checks the hash.
 
-    The wheel is only unpacked, never run, so the Python it asks for does not matter.
+    The wheel is only unpacked, not run, so the Python version that it requires does not matter.
     """
     subprocess.run(
         [
@@ -58,7 +58,7 @@ def download_bundle(folder: Path) -> Path:
 
 
 def unpack(bundle: Path, destination: Path, names: set[str]) -> None:
-    """Unpack the collections NAMES of the wheel BUNDLE, each replacing what was there."""
+    """Unpack the named collections of the wheel; replace installed versions."""
     with zipfile.ZipFile(bundle) as archive:
         for name in sorted(names):
             prefix = f"ansible_collections/{name.replace('.', '/')}/"
@@ -68,24 +68,25 @@ def unpack(bundle: Path, destination: Path, names: set[str]) -> None:
 
 
 def main() -> int:
-    """Install what is missing or of another version; return the exit status."""
+    """Install collections that are missing or have another version; return the exit status."""
     destination = Path(sys.argv[1]).resolve()
-    wanted = pinned()
+    pinned = read_pinned_versions()
 
-    def missing() -> set[str]:
-        return {n for n, version in wanted.items() if installed_version(destination, n) != version}
+    def find_missing() -> set[str]:
+        return {n for n, version in pinned.items() if installed_version(destination, n) != version}
 
-    if missing():
+    if find_missing():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                unpack(download_bundle(Path(folder)), destination, missing())
+                unpack(download_bundle(Path(folder)), destination, find_missing())
             except subprocess.CalledProcessError:
-                print("slipway: PyPI did not give the collections, asking Galaxy", file=sys.stderr)
-    for name in sorted(missing()):
+                message = "slipway: cannot download the collections from PyPI, trying Galaxy"
+                print(message, file=sys.stderr)
+    for name in sorted(find_missing()):
         subprocess.run(
             [
                 *(str(Path(sys.executable).parent / "ansible-galaxy"), "collection", "install"),
-                *("--force", "--no-deps", "-p", str(destination), f"{name}:{wanted[name]}"),
+                *("--force", "--no-deps", "-p", str(destination), f"{name}:{pinned[name]}"),
             ],
             check=True,
         )

@@ -1,10 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lock the Python packages of the catalogue's images, and say what moved.
+"""Lock the Python packages of the catalogue's images, and print the changes.
 
-An image that stands on another locks only what it adds, at the versions that the other has.
-PyTorch's wheels for CPUs live on an index of their own; where that is out of reach, PyPI's, which
-carry CUDA, serve all variants.
+The lock of an image that is built on another image contains only the added packages, at versions
+that fit the other image.  PyTorch's wheels for CPUs are on a separate index.  If this index is not
+available, all variants use the wheels of PyPI, which contain CUDA.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ COMPILE = (
 
 
 class LockError(Exception):
-    """Packages could not be locked; the text is uv's, with what was to be locked."""
+    """Packages could not be locked; the message names the file and contains the errors of uv."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One lock to make: from which wishes, and on top of which other locks."""
+    """One lock to compile: its requirements, and the locks of the images below."""
 
-    wishes: Path
+    requirements: Path
     below: tuple[Path, ...] = ()
 
     @property
     def lock(self) -> Path:
-        """Return the lock's path, beside its wishes."""
-        return self.wishes.with_suffix(".lock")
+        """Return the path of the lock, beside its requirements."""
+        return self.requirements.with_suffix(".lock")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Lock what the arguments ask for; return the exit status."""
+    """Compile the locks that the arguments name; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
         if options.torch_index or options.torch_wheels:
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./slipway images lock", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="images; all when none is named")
-    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="images to lock; default: all")
+    parser.add_argument("--upgrade", action="store_true", help="use the newest versions")
     torch = parser.add_mutually_exclusive_group()
     torch.add_argument(
         "--torch-index",
@@ -89,19 +89,19 @@ def _parser() -> argparse.ArgumentParser:
         "--torch-wheels",
         metavar="FOLDER",
         type=Path,
-        help="the same from a folder of wheels; hosts need it too: ml_images_build.wheels",
+        help="the same from a folder of wheels; hosts also need it: ml_images_build.wheels",
     )
     return parser
 
 
 def tasks(names: Sequence[str]) -> Iterator[Task]:
-    """Yield what is to be locked for the named images and those that stand on them, in order."""
+    """Yield the locks of the named images and of the images built on them, in build order."""
     catalogue = load_catalogue(IMAGES, check_locks=False)
     if not names:
         yield Task(IMAGES / "_shared/installer.in")
     lineages = {name: [i.name for i in catalogue.lineage(name)] for name in catalogue.images}
     for name in names:
-        catalogue.lineage(name)  # refuses a name that does not exist
+        catalogue.lineage(name)  # raises an error for an unknown name
     chosen = [name for name, line in lineages.items() if not names or set(names) & set(line)]
     seen = set()
     for name in sorted(chosen, key=lambda name: len(lineages[name])):
@@ -110,9 +110,9 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
             yield Task(image.folder / image.build_requirements_file)
         for variant in VARIANTS:
             line = [
-                ancestor.folder / wishes
+                ancestor.folder / requirements
                 for ancestor in catalogue.lineage(name)
-                if (wishes := ancestor.requirements_file(variant))
+                if (requirements := ancestor.requirements_file(variant))
             ]
             if line and line[0].parent == image.folder and line[0] not in seen:
                 seen.add(line[0])
@@ -120,36 +120,39 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
 
 
 def lock(task: Task, upgrade: bool) -> None:
-    """Make one lock and say what moved in it."""
-    before = task.lock.read_text(encoding="utf-8") if task.lock.exists() else ""
+    """Compile one lock and print its changes."""
+    previous = task.lock.read_text(encoding="utf-8") if task.lock.exists() else ""
     constraints = [f"--constraints={path}" for path in task.below]
-    fresh = ["--upgrade"] if upgrade else []
-    text = compiled([str(task.wishes), *constraints, *fresh], before)
+    upgrade_options = ["--upgrade"] if upgrade else []
+    text = compile_lock([str(task.requirements), *constraints, *upgrade_options], previous)
     below = [pin for path in task.below for pin in locks.read_pins(path.read_text("utf-8"))]
     pins = locks.added_pins(locks.read_pins(text), below)
     _write(task.lock, locks.write_pins(pins))
 
 
 def lock_torch(index: str | None, wheels: Path | None) -> None:
-    """Lock PyTorch's wheels for CPUs, at the catalogue's versions if an index is asked."""
-    text = hashed_wheels(wheels) if wheels else indexed_wheels(str(index))
+    """Lock PyTorch's wheels for CPUs from a folder, or the catalogue's versions from an index."""
+    text = lock_folder(wheels) if wheels else lock_index(str(index))
     if "+cpu" not in text:
-        raise LockError(f"{wheels or index} has no wheel of torch for CPUs alone (version +cpu)")
+        raise LockError(
+            f"{wheels or index}: no wheel of torch for CPUs; expected a version with +cpu. "
+            "Use another index or folder."
+        )
     _write(IMAGES / TORCH_LOCK, text)
 
 
-def indexed_wheels(index: str) -> str:
-    """Return the lock of what an index has of PyTorch, at the versions of the catalogue."""
+def lock_index(index: str) -> str:
+    """Return the lock of PyTorch's packages on an index, at the versions of the catalogue."""
     pinned = locks.read_pins((IMAGES / "pytorch/requirements.lock").read_text("utf-8"))
-    wishes = [f"{pin.name}=={pin.version}" for pin in pinned if pin.name in locks.TORCH_FAMILY]
+    names = [f"{pin.name}=={pin.version}" for pin in pinned if pin.name in locks.TORCH_FAMILY]
     with tempfile.TemporaryDirectory() as folder:
-        asked = Path(folder) / "torch.in"
-        asked.write_text("\n".join(wishes) + "\n", encoding="utf-8")
-        return compiled([str(asked), "--no-deps", f"--default-index={index}"], "")
+        requirements = Path(folder) / "torch.in"
+        requirements.write_text("\n".join(names) + "\n", encoding="utf-8")
+        return compile_lock([str(requirements), "--no-deps", f"--default-index={index}"], "")
 
 
-def hashed_wheels(folder: Path) -> str:
-    """Return the lock of the newest wheels of PyTorch that a folder holds."""
+def lock_folder(folder: Path) -> str:
+    """Return the lock of the newest wheels of PyTorch in a folder."""
     wheels: dict[str, dict[Version, list[Path]]] = {}
     for file in sorted(folder.glob("*.whl")):
         name, version, _, _ = parse_wheel_filename(file.name)
@@ -166,53 +169,53 @@ def hashed_wheels(folder: Path) -> str:
     return text
 
 
-def compiled(arguments: Sequence[str], before: str) -> str:
-    """Return the lock that uv makes; versions of the lock before are kept where they can be."""
+def compile_lock(arguments: Sequence[str], previous: str) -> str:
+    """Return a lock compiled by uv; versions of the previous lock are kept if they still fit."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "new.lock"
-        output.write_text(before, encoding="utf-8")
+        output.write_text(previous, encoding="utf-8")
         command = ["uv", *COMPILE, *arguments, f"--output-file={output}"]
         environment = {"UV_NO_CONFIG": "1", "UV_SYSTEM_CERTS": "1", **_index(), **os.environ}
-        done = subprocess.run(
+        completed = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT
         )
-        if done.returncode != 0:
-            raise LockError(f"{arguments[0]}:\n{done.stderr.strip()}")
+        if completed.returncode != 0:
+            raise LockError(f"cannot lock {arguments[0]}:\n{completed.stderr.strip()}")
         text = output.read_text(encoding="utf-8")
-    bare = [str(pin) for pin in locks.read_pins(text) if "--hash=" not in pin.text]
-    if bare:
+    without_hash = [str(pin) for pin in locks.read_pins(text) if "--hash=" not in pin.text]
+    if without_hash:
         raise LockError(
-            f"{arguments[0]}: the index tells no hashes of {', '.join(bare)}, so they cannot "
-            "be locked. Download the wheels and lock those: --torch-wheels FOLDER"
+            f"cannot lock {arguments[0]}: the index has no hashes of {', '.join(without_hash)}; "
+            "expected a hash of each package. Download the wheels, then use --torch-wheels FOLDER"
         )
     return text
 
 
 def _index() -> dict[str, str]:
-    """Tell uv the index that pip is set to use, since it does not read pip's configuration."""
-    asked = subprocess.run(
+    """Return the package index of pip as a variable of uv, which does not read pip's settings."""
+    completed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
         capture_output=True,
         text=True,
         check=False,
     )
-    index = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip()
+    index = os.environ.get("PIP_INDEX_URL") or completed.stdout.strip()
     return {"UV_DEFAULT_INDEX": index} if index else {}
 
 
-def _write(file: Path, after: str) -> None:
-    """Write a lock whole or not at all, and say what moved in it."""
+def _write(file: Path, text: str) -> None:
+    """Replace a lock in one step, and print the changed versions."""
     name = file.relative_to(ROOT)
-    before = file.read_text(encoding="utf-8") if file.exists() else None
-    if after == before:
-        print(f"{name}: nothing moved")
+    previous = file.read_text(encoding="utf-8") if file.exists() else None
+    if text == previous:
+        print(f"{name}: unchanged")
         return
-    written = file.with_suffix(".lock.new")
-    written.write_text(after, encoding="utf-8")
-    written.rename(file)
-    moved = locks.describe_changes(locks.read_pins(before or ""), locks.read_pins(after))
-    print(f"{name}: {len(moved)} moved" if moved else f"{name}: same versions, other text")
-    for line in moved:
+    temporary = file.with_suffix(".lock.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(file)
+    changes = locks.describe_changes(locks.read_pins(previous or ""), locks.read_pins(text))
+    print(f"{name}: {len(changes)} changed" if changes else f"{name}: same versions, other text")
+    for line in changes:
         print(f"  {line}")
 
 

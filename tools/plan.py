@@ -1,11 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Say what `./slipway site` would change, as a table or as JSON.
+"""Print the changes that `./slipway site` would make, as a table or as JSON.
 
 Usage: ./slipway plan [--json] [ARGUMENTS FOR ansible-playbook ...]
 
-Exit status: 0 nothing would change, 2 something would, 1 a host could not be asked. With --json,
-standard output is JSON in each of these cases.
+Exit status: 0 no changes, 2 changes, 1 a host could not be surveyed. With --json, standard output
+is JSON in each of these cases.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     as_json = "--json" in arguments
-    passed_on = [argument for argument in arguments if argument != "--json"]
+    playbook_arguments = [argument for argument in arguments if argument != "--json"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
         run = subprocess.run(
-            ["ansible-playbook", str(ROOT / "playbooks" / "plan.yml"), *passed_on],
+            ["ansible-playbook", str(ROOT / "playbooks" / "plan.yml"), *playbook_arguments],
             env={**os.environ, "SLIPWAY_REPORT": str(file)},
             capture_output=True,
             text=True,
@@ -42,14 +42,14 @@ def main(arguments: list[str]) -> int:
         report = json.loads(file.read_text()) if file.exists() else {}
     status = state_report.exit_status(report)
     if not report or (run.returncode and status != state_report.EXIT_ERROR):
-        # Ansible itself failed: only its own words say why.
+        # Ansible itself failed: only its output has the reason.
         sys.stderr.write(run.stdout + run.stderr)
         status = state_report.EXIT_ERROR
     else:
-        # Such as an inventory that was passed over.
-        words = ("[WARNING]", "[DEPRECATION WARNING]")
+        # Such as a warning about an inventory that Ansible ignored.
+        prefixes = ("[WARNING]", "[DEPRECATION WARNING]")
         sys.stderr.writelines(
-            line for line in run.stderr.splitlines(True) if line.startswith(words)
+            line for line in run.stderr.splitlines(True) if line.startswith(prefixes)
         )
     if as_json:
         print(json.dumps(report, indent=2, sort_keys=True))
@@ -63,7 +63,7 @@ if __name__ == "__main__":
         result = main(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # Who reads the plan has seen enough, as head has.
+        # The reader of the output has ended, as in plan | head.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         result = state_report.EXIT_ERROR
     except KeyboardInterrupt:

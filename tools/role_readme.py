@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write the table of variables in each role's README from its argument spec and its defaults.
 
-Only what stands between the two marking lines is written; the words around it are a person's.
+Only the text between the two marking lines is written. People write the other text.
 
 Usage: ./slipway run python tools/role_readme.py
 """
@@ -21,14 +21,14 @@ import yaml
 ROLES = Path(__file__).resolve().parent.parent / "roles"
 BEGIN = "<!-- variables: written by tools/role_readme.py -->"
 END = "<!-- end of variables -->"
-# A longer default is looked up where it stands.
+# The table refers to defaults/main.yml for a longer default.
 WIDEST_DEFAULT = 60
 
 Option = Mapping[str, Any]
 
 
 class ReadmeError(ValueError):
-    """A README has no place for the table."""
+    """A README has no marking lines for the table."""
 
 
 def _markdown(text: str | list[str]) -> str:
@@ -46,12 +46,12 @@ def _type(option: Option) -> str:
 
 
 def _default(option: Option, value: Any) -> str:
-    """Return the cell for a default: VALUE as JSON, or the word for there being none."""
+    """Return the cell for a default: VALUE as JSON, ``required``, or empty without a default."""
     if option.get("required"):
         return "required"
     if value is None or (option.get("options") and isinstance(value, Mapping)):
         return ""
-    # Templates are read more easily without JSON's quotes.
+    # Templates are easier to read without JSON's quotes.
     text = value if isinstance(value, str) and value else json.dumps(value)
     if len(text) > WIDEST_DEFAULT:
         return "see [defaults](defaults/main.yml)"
@@ -83,7 +83,7 @@ def table(role: Path) -> str:
 def updated(role: Path, text: str) -> str:
     """Return the README's TEXT with the table of ROLE between the marking lines.
 
-    Raise ReadmeError where the text lacks one of them.
+    Raise ReadmeError if one of the lines is missing.
     """
     for mark in (BEGIN, END):
         if mark not in text:
@@ -93,7 +93,7 @@ def updated(role: Path, text: str) -> str:
 
 
 def main() -> int:
-    """Bring every role's README up to date; return the exit status."""
+    """Update the README of every role; return the exit status."""
     for file in sorted(ROLES.glob("*/README.md")):
         text = file.read_text(encoding="utf-8")
         new = updated(file.parent, text)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`./slipway images lock` by the real uv, with an index that the test serves."""
+"""`./slipway images lock` with the real uv and a package index of the test."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the catalogue with the program that locks it."""
+    """A copy of the catalogue and of the program that locks its packages."""
 
     folder: Path
 
     def lock(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Do what `./slipway images lock` does."""
+        """Run the program of `./slipway images lock`."""
         return subprocess.run(
             [sys.executable, str(self.folder / "tools/lock_images.py"), *arguments],
             capture_output=True,
             text=True,
             check=False,
-            # What the machine needs to reach real indexes is not for this one.
+            # The index of the test is on this machine, not behind a proxy.
             env={**os.environ, "no_proxy": "*", "NO_PROXY": "*"},
         )
 
@@ -49,22 +49,22 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    litter = shutil.ignore_patterns("__pycache__", TORCH_LOCK)
+    ignored = shutil.ignore_patterns("__pycache__", TORCH_LOCK)
     for name in ("images", "tools", "collections"):
-        shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=litter)
+        shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=ignored)
     return Project(tmp_path / "project")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves folders with their listings, which is what an index is."""
+    """Serves folders with their listings, as a package index does."""
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An index at an address of this machine, and its folder."""
+    """The address of an index on this machine, and its folder."""
     folder = tmp_path / "index"
     folder.mkdir()
     handler = functools.partial(Quiet, directory=str(folder))
@@ -75,13 +75,13 @@ def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def wheel(folder: Path, project: str, version: str, hashed: bool = True) -> str:
-    """Put a wheel that holds nothing into an index; return its SHA-256, which the index tells."""
+    """Add an empty wheel to an index; return the SHA-256 digest in the index."""
     name = f"{project}-{version}"
     path = folder / project / f"{name}-py3-none-any.whl"
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
-        about = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
-        archive.writestr(f"{name}.dist-info/METADATA", about)
+        metadata = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
+        archive.writestr(f"{name}.dist-info/METADATA", metadata)
         archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{name}.dist-info/RECORD", "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -92,7 +92,7 @@ def wheel(folder: Path, project: str, version: str, hashed: bool = True) -> str:
 
 
 def family() -> dict[str, str]:
-    """Return the releases of PyTorch's projects that the catalogue is locked at."""
+    """Return the locked versions of PyTorch's packages in the catalogue."""
     pins = locks.read_pins((ROOT / "images/pytorch/requirements.lock").read_text("utf-8"))
     return {pin.name: pin.version for pin in pins if pin.name in locks.TORCH_FAMILY}
 
@@ -103,14 +103,14 @@ def test_wheels_for_cpus_are_locked_at_the_catalogues_versions(
     url, folder = index
     digests = [wheel(folder, name, f"{version}+cpu") for name, version in family().items()]
     wheel(folder, "torch", "99.0+cpu")
-    done = project.lock("--torch-index", url)
-    assert done.returncode == 0, done.stderr
+    completed = project.lock("--torch-index", url)
+    assert completed.returncode == 0, completed.stderr
     text = project.torch_lock.read_text()
     pins = {pin.name: pin.version for pin in locks.read_pins(text)}
     assert pins == {name: f"{version}+cpu" for name, version in family().items()}
     assert all(digest in text for digest in digests)
     assert url not in text
-    assert "nothing moved" in project.lock("--torch-index", url).stdout
+    assert "unchanged" in project.lock("--torch-index", url).stdout
 
 
 def test_an_index_without_the_catalogues_version_is_named(
@@ -119,29 +119,29 @@ def test_an_index_without_the_catalogues_version_is_named(
     url, folder = index
     for name in family():
         wheel(folder, name, "0.1+cpu")
-    done = project.lock("--torch-index", url)
-    assert done.returncode == 1
-    assert f"torch=={family()['torch']}" in done.stderr
+    completed = project.lock("--torch-index", url)
+    assert completed.returncode == 1
+    assert f"torch=={family()['torch']}" in completed.stderr
     assert not project.torch_lock.exists()
 
 
-def test_an_index_with_wheels_for_gpus_is_refused(
+def test_an_index_with_wheels_for_gpus_is_an_error(
     project: Project, index: tuple[str, Path]
 ) -> None:
     url, folder = index
     for name, version in family().items():
         wheel(folder, name, version)
-    done = project.lock("--torch-index", url)
-    assert done.returncode == 1
-    assert "no wheel of torch for CPUs" in done.stderr
+    completed = project.lock("--torch-index", url)
+    assert completed.returncode == 1
+    assert "no wheel of torch for CPUs" in completed.stderr
     assert not project.torch_lock.exists()
 
 
-def test_an_index_without_hashes_is_refused(project: Project, index: tuple[str, Path]) -> None:
+def test_an_index_without_hashes_is_an_error(project: Project, index: tuple[str, Path]) -> None:
     url, folder = index
     for name, version in family().items():
         wheel(folder, name, f"{version}+cpu", hashed=False)
-    done = project.lock("--torch-index", url)
-    assert done.returncode == 1
-    assert "the index tells no hashes of torch==" in done.stderr
+    completed = project.lock("--torch-index", url)
+    assert completed.returncode == 1
+    assert "the index has no hashes of torch==" in completed.stderr
     assert not project.torch_lock.exists()

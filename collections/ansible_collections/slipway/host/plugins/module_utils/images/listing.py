@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue against what a host holds: what is there, how big it is, what was proven.
+"""Compares the catalogue with the images on a host: states, sizes, smoke tests.
 
 PRIVATE to the collection. Runs on the controller.
 """
