@@ -16,7 +16,7 @@ description:
   - Merges the declared settings into Docker's C(daemon.json) and keeps every other key as it is, in
     its place.
   - Objects are merged key by key. Every other value, lists too, is replaced as a whole, because an
-    edited list cannot be told from two lists.
+    edited list and two merged lists look the same.
   - A file with the same content in another format is not rewritten. New content has four spaces of
     indentation. A file that is empty or starts with a byte order mark is always rewritten, because
     engines before 23.0 do not start with it.
@@ -92,9 +92,10 @@ options:
       - When the daemon of O(unit) may be restarted, if it runs and the change needs a restart.
         V(idle) means that no container runs that would stop and not start again, or that uses a
         GPU; C(live-restore) counts if it is on in the running daemon. V(never) means never.
-      - Where it may not be restarted, the file is not changed, and RV(slipway_waiting) says why.
-      - Until M(slipway.host.units) restarted the daemon, the previous content is kept beside
-        O(record).
+      - If a restart is not allowed, the file is not changed, and RV(slipway_waiting) has the
+        reason.
+      - The previous content is kept beside O(record) until M(slipway.host.units) has restarted the
+        daemon.
       - Content with which the daemon did not start before is an error, except with V(always).
     type: str
     choices: [idle, always, never]

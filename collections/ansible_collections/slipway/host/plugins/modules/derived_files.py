@@ -109,7 +109,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 def prepare(entry: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
-    """Remove rivals of a file and repair its type, owner and mode; a command may keep them."""
+    """Remove rivals of a file and repair its type, owner and mode, which a command may keep."""
     for rival in derived.rivals(entry, answer):
         apply_files.settle({"path": rival, "state": "absent"})
     try:
@@ -129,7 +129,7 @@ def prepare(entry: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
 
 
 def write_record(entries: list[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
-    """Record what files and their sources are now; records of other files stay."""
+    """Record the present state of files and their sources; keep the records of other files."""
     records = {
         **derived.read_record(answer["texts"].get(derived.RECORD) or ""),
         **{
@@ -144,7 +144,7 @@ def write_record(entries: list[Mapping[str, Any]], answer: Mapping[str, Any]) ->
 
 
 def run(module: HostModule, command: list[str]) -> str:
-    """Run a command, which must succeed; return its output."""
+    """Run a command and return its output; fail if the command fails."""
     status, out, err = module.run_command(command)
     output = (err or out).strip() or "none"
     if status != 0:
@@ -152,13 +152,13 @@ def run(module: HostModule, command: list[str]) -> str:
     return output
 
 
-def make(module: HostModule, here: Here, command: list[str]) -> None:
-    """Make the files that differ by the command, and record them."""
+def regenerate(module: HostModule, here: Here, command: list[str]) -> None:
+    """Regenerate the differing files by the command, and record their state."""
     entries: list[Mapping[str, Any]] = module.params["derived"]
     owned = {"derived": entries}
     apply_files.secure_parents(*here.guarded(owned))
     answer = here.look(owned)
-    differing = {found.name for found in here.differences(owned, answer)}
+    differing = {difference.name for difference in here.differences(owned, answer)}
     for entry in entries:
         if entry["path"] in differing:
             prepare(entry, answer)
@@ -168,8 +168,8 @@ def make(module: HostModule, here: Here, command: list[str]) -> None:
     after = here.look(owned)
     for path in sorted(differing):
         if after["made"][path] == before[path]:
-            why = "was not generated" if before[path] else "is missing"
-            module.fail_json(msg=f"{' '.join(command)} succeeded, but {path} {why}. {end}")
+            problem = "was not generated" if before[path] else "is missing"
+            module.fail_json(msg=f"{' '.join(command)} succeeded, but {path} {problem}. {end}")
     write_record(entries, after)
     if left := here.differences(owned):
         module.fail_json(
@@ -181,20 +181,20 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     here = Here(derived)
-    found = here.differences({"derived": module.params["derived"]})
-    if not found:
+    differences = here.differences({"derived": module.params["derived"]})
+    if not differences:
         module.exit_json(changed=False)
     commands = module.params["commands"]
-    words = next((words for words in commands if module.get_bin_path(words[0])), commands[0])
-    command = [str(word) for word in words]
+    available = (command for command in commands if module.get_bin_path(command[0]))
+    command = [str(word) for word in next(available, commands[0])]
     if not module.check_mode:
         try:
-            make(module, here, command)
+            regenerate(module, here, command)
         except (OSError, paths.UnsafePathError) as error:
             module.fail_json(msg=str(error))
-    is_made = any(difference.kind != parents.KIND for difference in found)
-    result = {"command": command} if is_made else {}
-    module.exit_json(changed=True, diff=diff_of(found), **result)
+    needs_command = any(difference.kind != parents.KIND for difference in differences)
+    result = {"command": command} if needs_command else {}
+    module.exit_json(changed=True, diff=diff_of(differences), **result)
 
 
 if __name__ == "__main__":

@@ -201,8 +201,8 @@ def validate(module: HostModule, entry: Mapping[str, Any]) -> None:
             )
 
 
-class Work:
-    """The files and folders of one call: what changed, and what was refused."""
+class Entries:
+    """Changes files and folders; collects the changed paths, their diffs, and refused entries."""
 
     def __init__(self, module: HostModule) -> None:
         self.module = module
@@ -211,10 +211,10 @@ class Work:
         self.refused: list[str] = []
         self.diff: list[dict[str, str]] = []
 
-    def do(self, path: str, make: Callable[[], dict[str, str] | None]) -> None:
-        """Make one entry as declared and note its diff, or why it is refused."""
+    def apply(self, path: str, change: Callable[[], dict[str, str] | None]) -> None:
+        """Call the CHANGE of one entry; add its diff, or the reason why it is refused."""
         try:
-            diff = make()
+            diff = change()
         except model.ConflictError as error:
             self.refused.append(f"{error}.")
         except paths.UnsafePathError as error:
@@ -226,52 +226,55 @@ class Work:
                 self.changed.append(path)
                 self.diff.append(diff)
 
-    def file(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
-        """Make one entry of ``files``; return its diff, None where nothing differs."""
+    def change_file(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
+        """Change one entry of ``files``; return its diff, None if nothing differs."""
         path, is_absent = entry["path"], entry["state"] == "absent"
         owned = {"files": [without_unset(entry)]}
-        # First: what is in a folder that others could write counts as theirs until then.
-        found = self.secured(owned)
+        # First, because a file counts as a user's while others can write its folder.
+        differences = self.secure_parents(owned)
         answer = self.here.look(owned)
         if path in answer["unsafe"] and not is_absent:
             raise paths.UnsafePathError(*answer["unsafe"][path])
-        own = self.here.differences(owned, answer)
-        found += [difference for difference in own if difference not in found]
-        if not own:
-            return diff_of(found) if found else None
+        of_entry = self.here.differences(owned, answer)
+        differences += [other for other in of_entry if other not in differences]
+        if not of_entry:
+            return diff_of(differences) if differences else None
         validate(self.module, entry)
-        diff = diff_entry(Path(path), entry, found)
+        diff = diff_entry(Path(path), entry, differences)
         act = apply_files.check if self.module.check_mode else apply_files.settle
         act(entry)
         return diff
 
-    def folder(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
-        """Remove undeclared names from a folder; return the diff, None where nothing differs."""
+    def clean_folder(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
+        """Remove undeclared names from a folder; return the diff, None if nothing differs."""
         owned = {"folders": [entry]}
-        found = self.here.differences(owned)
-        if found and not self.module.check_mode:
-            self.secured(owned)
+        differences = self.here.differences(owned)
+        if differences and not self.module.check_mode:
+            self.secure_parents(owned)
             for name in set(files.ask_names(entry["path"]) or ()) - set(entry["entries"]):
                 apply_files.settle({"path": f"{entry['path']}/{name}", "state": "absent"})
-        return diff_of(found) if found else None
+        return diff_of(differences) if differences else None
 
-    def secured(self, owned: Mapping[str, Any]) -> list[model.Difference]:
-        """Give the parent folders to root; return where they differed."""
-        found = self.here.parent_differences(owned)
-        if found and not self.module.check_mode:
+    def secure_parents(self, owned: Mapping[str, Any]) -> list[model.Difference]:
+        """Make root the only writer of the parent folders; return their differences."""
+        differences = self.here.parent_differences(owned)
+        if differences and not self.module.check_mode:
             apply_files.secure_parents(*self.here.guarded(owned))
-        return found
+        return differences
 
 
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    work = Work(module)
+    entries = Entries(module)
     for entry in module.params["files"]:
-        work.do(entry["path"], partial(work.file, entry))
+        entries.apply(entry["path"], partial(entries.change_file, entry))
     for entry in module.params["folders"]:
-        work.do(entry["path"], partial(work.folder, entry))
-    module.finish(work.refused, changed=bool(work.changed), paths=work.changed, diff=work.diff)
+        entries.apply(entry["path"], partial(entries.clean_folder, entry))
+    paths_changed = entries.changed
+    module.finish(
+        entries.refused, changed=bool(paths_changed), paths=paths_changed, diff=entries.diff
+    )
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def main() -> None:
         differences = here.differences(owned, answer)
     except model.ConflictError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
-    made: list[str] = []
+    created: list[str] = []
     removed: list[str] = []
     for entry in module.params["links"]:
         folder, target = Path(entry["folder"]), entry["target"]
@@ -147,16 +147,16 @@ def main() -> None:
             for name, present_target in present.items()
             if present_target == target and name not in entry["names"]
         ]
-        made += [str(folder / name) for name in missing]
+        created += [str(folder / name) for name in missing]
         removed += [str(folder / name) for name in stale]
         if not module.check_mode:
             try:
                 change_links(entry["folder"], target, missing, stale)
             except (OSError, paths.UnsafePathError) as error:
-                module.fail_json(msg=f"links in {folder}: {error}", made=made, removed=removed)
+                module.fail_json(msg=f"links in {folder}: {error}", made=created, removed=removed)
     module.exit_json(
         changed=bool(differences),
-        made=made,
+        made=created,
         removed=removed,
         diff=diff_of(differences),
     )

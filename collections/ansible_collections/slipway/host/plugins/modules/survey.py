@@ -15,7 +15,7 @@ description:
   - Compares digests of files, the status of dpkg, unit states, the content of images with the
     record of the host, and containers by what the engine reports.
   - A host with drift joins the group C(slipway_drift) for the plays that follow.
-  - If the drift leads to a change that can disturb somebody, a second question finds whom.
+  - If the repair of the drift can disturb users, asks the host a second time which users.
   - Runs the host's Python without a module transfer, so it costs about as much as C(raw).
 options:
   roles:

@@ -1,9 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Default settings for daemon.json, which never override what somebody else set.
+"""Default settings for daemon.json, which do not override other settings.
 
-A default applies to a key that nobody set: neither the inventory, nor anybody in the file before
-the project wrote it. A default that the project wrote is repaired like any other setting.
+A default applies to a key without a value: neither the inventory sets it, nor the file had it
+before the project wrote the file. A default that the project wrote is repaired like any other
+setting.
 
 Standard library only, for hosts.
 """
@@ -82,7 +83,7 @@ def _without_own_keys(data: Json, record: Sequence[OwnedKey]) -> Json:
 
 
 def _is_set(data: Json, key: KeyPath) -> bool:
-    """Whether data has a value at a key path, or a value that is no object on the way to it."""
+    """Return whether data has a value at a key path, or a value that is not an object above it."""
     value = data
     for part in key:
         if not isinstance(value, dict):
@@ -94,10 +95,11 @@ def _is_set(data: Json, key: KeyPath) -> bool:
 
 
 def _fits_log_driver(foreign: Json, declared: Json, defaults: Json) -> bool:
-    """Whether the effective log driver is the one that the default log options are for."""
-    of_defaults = defaults.get("log-driver", LOG_DRIVER)
+    """Return whether the effective log driver is the driver of the default log options."""
+    default_driver = defaults.get("log-driver", LOG_DRIVER)
     return bool(
-        (declared.get("log-driver") or foreign.get("log-driver") or of_defaults) == of_defaults
+        (declared.get("log-driver") or foreign.get("log-driver") or default_driver)
+        == default_driver
     )
 
 

@@ -147,9 +147,9 @@ class DaemonJsonFile:
         return f"{self.params['record']}.previous"
 
     def secure_parents(self) -> list[str]:
-        """Give the parent folders of file and record to root; return those that differed."""
+        """Make root the only writer of the parents of file and record; return the changed ones."""
         if os.geteuid() != 0:
-            return []  # a user's own daemon.json
+            return []  # The file belongs to a rootless engine.
         guarded = (self.params["path"], str(self.target), self.params["record"])
         try:
             changed = apply_files.secure_parents(*guarded, check=self.module.check_mode)
