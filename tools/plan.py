@@ -4,8 +4,9 @@
 
 Usage: ./slipway plan [--json] [ARGUMENTS FOR ansible-playbook ...]
 
-Exit status: 0 no changes, 2 changes, 1 a host could not be surveyed. With --json, standard output
-is JSON in each of these cases.
+Exit status: 0 no changes, 2 changes, 3 conflicts about which a person must decide, and maybe
+changes, 1 a host could not be surveyed. With --json, standard output is JSON in each of these
+cases.
 """
 
 from __future__ import annotations

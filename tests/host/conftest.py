@@ -133,7 +133,10 @@ class Site:
         return run
 
     def plan(self) -> tuple[int, set[tuple[str, str, str]]]:
-        """Return the exit status of `slipway plan` and what it names: role, kind and name."""
+        """Return the exit status of `slipway plan` and what it names: role, kind and name.
+
+        It names what differs and what is in conflict.
+        """
         done = subprocess.run(
             [
                 *(str(ROOT / "slipway"), "plan", "--json", "-i", str(self.inventory)),
@@ -149,7 +152,8 @@ class Site:
         named = {
             (role, one["kind"], one["name"])
             for entry in report.values()
-            for role, found in entry["differences"].items()
+            for part in ("differences", "conflicts")
+            for role, found in entry[part].items()
             for one in found
         }
         return done.returncode, named

@@ -159,7 +159,7 @@ def test_what_users_prepared_is_refused_for_them_alone(site: Attacked) -> None:
         site.home(user, script)
     site.declare_users(["alice", *ATTACKS, "dave"], KEY, NEW)
     status, named = site.plan()
-    assert status == 2
+    assert status == 3
     assert {("user_access", "lines", f"/home/{user}/.ssh/authorized_keys") for user in ATTACKS} <= (
         named
     )

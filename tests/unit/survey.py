@@ -36,6 +36,13 @@ def answer(asked: Mapping[str, Any], reach: Sequence[str] = (), timeout: float =
     }
 
 
+def compare(
+    statements: Mapping[str, Owned], found: Mapping[str, Any], known: Sequence[model.Conflict] = ()
+) -> dict[str, model.Comparison]:
+    """Return where an answer differs from the owned state of roles, and what is in the way."""
+    return engine.compare(statements, found, kinds.ALL, known)
+
+
 def differences(owned: Owned, found: Mapping[str, Any]) -> list[model.Difference]:
     """Return where an answer differs from owned state."""
     return engine.differences(owned, found, kinds.ALL)

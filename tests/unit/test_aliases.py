@@ -74,9 +74,9 @@ def test_every_name_of_an_alias_is_a_link_to_the_program() -> None:
             "folder": "/usr/local/bin",
             "target": "/usr/local/lib/slipway/ml",
             "names": ["ml", "tool", "tool2"],
+            "unhidden": ["/usr/sbin", "/usr/bin", "/snap/bin"],
         }
     ]
-    assert {"path": "/usr/bin/tool2"} in owned["unhidden"]
     survey.check("ml_aliases", owned)
 
 

@@ -73,7 +73,7 @@ def test_missing_folders_and_files_are_made_once(run_module: RunModule, homes: P
     assert checked["users"] == ["root", "alice", "bob"]
     assert not (homes / "alice/.ssh").exists()
     done = run_module(authorized_keys, keys=wanted)
-    assert (done["changed"], done["refused"], done["diff"]) == (True, [], checked["diff"])
+    assert (done["changed"], done["conflicts"], done["diff"]) == (True, [], checked["diff"])
     for user, uid in UIDS.items():
         assert status(homes / user / ".ssh") == (uid, uid, "0700")
         assert status(homes / user / ".ssh/authorized_keys") == (uid, uid, "0600")
@@ -106,7 +106,7 @@ def test_modes_of_the_users_own_folder_are_repaired(
     file = write(homes, "bob", f"{SECOND}\n", mode=file_mode)
     file.parent.chmod(folder_mode)
     assert run_module(authorized_keys, check=True, keys=keys(homes, "bob"))["changed"]
-    assert run_module(authorized_keys, keys=keys(homes, "bob"))["refused"] == []
+    assert run_module(authorized_keys, keys=keys(homes, "bob"))["conflicts"] == []
     assert status(file.parent)[2] == "0700"
     assert int(status(file)[2], 8) & 0o622 == 0o600
     assert file.read_text() == f"{SECOND}\n{FIRST}\n"
@@ -192,7 +192,7 @@ def test_what_is_in_the_way_is_refused_for_that_user_alone(
     before = status(hers), status(hers.parent)
     done = run_module(authorized_keys, check=check, keys=keys(homes, "bob", "root"))
     assert done["failed"] and done["users"] == ["root"]
-    assert done["refused"] == [done["msg"]]
+    assert [one["reason"] for one in done["conflicts"]] == [done["msg"]]
     assert done["msg"].startswith("keys of bob: ")
     assert words.format(homes=homes) in done["msg"]
     assert (homes / "root/.ssh/authorized_keys").exists() is not check
@@ -203,7 +203,7 @@ def test_what_is_in_the_way_is_refused_for_that_user_alone(
 def test_a_home_of_roots_gets_its_folder_from_root(run_module: RunModule, homes: Path) -> None:
     os.chown(homes / "bob", 0, 0)
     (homes / "bob").chmod(0o755)
-    assert run_module(authorized_keys, keys=keys(homes, "bob"))["refused"] == []
+    assert run_module(authorized_keys, keys=keys(homes, "bob"))["conflicts"] == []
     assert status(homes / "bob/.ssh") == (UIDS["bob"], UIDS["bob"], "0700")
 
 
@@ -214,5 +214,5 @@ def test_users_and_homes_that_are_still_to_come(run_module: RunModule, homes: Pa
     assert checked["users"] == ["bob", "carol"]
     done = run_module(authorized_keys, keys=wanted)
     assert done["failed"]
-    assert "found no home folder" in done["refused"][0]
-    assert "found no user carol" in done["refused"][1]
+    assert "found no home folder" in done["conflicts"][0]["reason"]
+    assert "found no user carol" in done["conflicts"][1]["reason"]

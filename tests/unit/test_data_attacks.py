@@ -108,7 +108,7 @@ class Host:
         owned = self.planned(*items, code=code)["owned"]
         owned = {kind: owned[kind] for kind in datasets.KINDS}
         answer = json.loads(json.dumps(survey.answer(survey.question([owned]))))
-        return datasets.compare(owned, answer)[1]
+        return [one.reason for one in survey.compare({"": owned}, answer)[""].conflicts]
 
     def state(self) -> list[tuple[str, int, int, bytes]]:
         """Return all that root keeps for itself."""

@@ -29,7 +29,7 @@ def test_homes_below_roots_folders_are_accepted(run_module: RunModule, base: Pat
     (base / "disk").symlink_to(base)
     homes = {"a": f"{base}/there", "b": f"{base}/new", "c": f"{base}/x/y/z", "d": f"{base}/disk/d"}
     done = run_module(home_folders, homes=homes)
-    assert (done["changed"], done["users"], done["refused"]) == (False, [], [])
+    assert (done["changed"], done["users"], done["conflicts"]) == (False, [], [])
 
 
 @pytest.mark.parametrize("name", ["team/a", "team/new/a", "link"])
@@ -40,6 +40,6 @@ def test_links_and_folders_of_others_are_refused(
     (base / "team").chmod(0o2775)
     (base / "link").symlink_to("/etc")
     done = run_module(home_folders, homes={"a": f"{base}/{name}", "b": f"{base}/b"})
-    assert (done["users"], len(done["refused"])) == (["a"], 1)
+    assert (done["users"], len(done["conflicts"])) == (["a"], 1)
     words = "a symbolic link to /etc" if name == "link" else "a parent folder that others can write"
-    assert f"found {words}" in done["refused"][0]
+    assert f"found {words}" in done["conflicts"][0]["reason"]

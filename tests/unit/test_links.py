@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.slipway.host.plugins.module_utils.state import links as state_links
-from ansible_collections.slipway.host.plugins.module_utils.state import model
 from ansible_collections.slipway.host.plugins.modules import links
 
 from tests.unit import survey
@@ -49,20 +48,29 @@ def test_what_differs(found: dict[str, str] | None, differences: list[tuple[str,
     assert changes(found) == differences
 
 
-@pytest.mark.parametrize(("leads", "words"), [("", "is no link"), ("/x", "is a link to /x")])
+@pytest.mark.parametrize(
+    ("leads", "words"), [("", "something that is not a link"), ("/x", "a link to /x")]
+)
 def test_what_is_in_the_way_is_for_a_person_to_decide(leads: str, words: str) -> None:
-    with pytest.raises(model.ConflictError) as caught:
-        changes({"ml": TARGET, "lab": leads})
-    assert f"/bin/lab is there and {words}, but has to be a link to {TARGET}" in str(caught.value)
+    answer = {"links": {"/bin": {"lab": leads}}}
+    found = survey.compare({"": {"links": [ENTRY]}}, answer)[""]
+    (conflict,) = found.conflicts
+    assert (conflict.kind, conflict.name) == ("links", "/bin/lab")
+    assert f"/bin/lab: found {words}; expected a link to {TARGET}" in conflict.reason
+    # The other link is still a difference.
+    assert [one.found for one in found.differences] == ["ml is missing"]
 
 
 def test_a_command_that_would_be_hidden_is_for_a_person_to_decide() -> None:
-    owned = {"unhidden": [{"path": "/usr/bin/lab"}]}
-    assert survey.question([owned]) == {"files": ["/usr/bin/lab"]}
-    assert not survey.differences(owned, {"files": {"/usr/bin/lab": None}})
-    found = ["file", "0755", "root", "root", "0"]
-    with pytest.raises(model.ConflictError, match="hide the existing command /usr/bin/lab"):
-        survey.differences(owned, {"files": {"/usr/bin/lab": found}})
+    owned = {"links": [{**ENTRY, "unhidden": ["/usr/bin"]}]}
+    assert survey.question([owned])["files"] == ["/usr/bin/lab", "/usr/bin/ml"]
+    files: dict[str, Any] = {"/usr/bin/lab": None, "/usr/bin/ml": None}
+    answer = {"links": {"/bin": {}}, "files": files}
+    assert len(survey.differences(owned, answer)) == 2
+    files["/usr/bin/lab"] = ["file", "0755", "root", "root", "0"]
+    found = survey.compare({"": owned}, answer)[""]
+    assert "hide the existing command /usr/bin/lab" in found.conflicts[0].reason
+    assert [one.found for one in found.differences] == ["ml is missing"]
 
 
 def test_the_probe_says_where_names_lead(tmp_path: Path) -> None:
@@ -122,18 +130,20 @@ def test_a_missing_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("taken", ["name", "system"])
-def test_nothing_changes_where_a_name_is_taken(
+def test_a_name_that_is_taken_keeps_no_other_link_from_being_made(
     folder: Path, capsys: pytest.CaptureFixture[str], taken: str
 ) -> None:
-    system = folder / ("mine" if taken == "system" else "none")
-    names = ["ml", "mine"] if taken == "name" else ["ml"]
-    before = sorted(folder.iterdir())
-    failed = run(
-        capsys,
-        links=[{"folder": str(folder), "target": TARGET, "names": names}],
-        unhidden=[{"path": str(system)}],
-    )
-    assert failed["failed"]
-    assert failed["msg"].endswith("Nothing was changed.")
-    assert ("mine is there" if taken == "name" else "hide the existing command") in failed["msg"]
-    assert sorted(folder.iterdir()) == before
+    system = folder.parent / "system"
+    system.mkdir()
+    if taken == "system":
+        (folder / "mine").rename(system / "mine")
+    wanted = {"folder": str(folder), "target": TARGET, "names": ["ml", "mine"]}
+    failed = run(capsys, links=[{**wanted, "unhidden": [str(system)]}])
+    assert failed["failed"] and failed["changed"]
+    assert failed["made"] == [f"{folder}/ml"]
+    (conflict,) = failed["conflicts"]
+    assert (conflict["kind"], conflict["name"]) == ("links", f"{folder}/mine")
+    words = "found something that is not a link" if taken == "name" else "hide the existing command"
+    assert words in conflict["reason"]
+    assert failed["msg"] == conflict["reason"]
+    assert (folder / "ml").is_symlink() and not (folder / "mine").is_symlink()

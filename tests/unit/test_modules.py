@@ -157,7 +157,8 @@ def test_what_others_put_in_the_way_is_refused_and_the_rest_is_done(
     for check in (True, False):
         result = run_module(files, check=check, files=wanted)
         assert result["paths"] == [str(other)]
-        assert result["failed"] and result["refused"] == [result["msg"]]
+        assert result["failed"]
+        assert [one["reason"] for one in result["conflicts"]] == [result["msg"]]
         assert "; expected a f" in result["msg"]
     assert other.read_text() == "a"
     assert (target.stat().st_mode & 0o7777, list(target.iterdir())) == (0o750, [])
@@ -398,6 +399,8 @@ def test_the_old_name_of_reads_stays(run_module: RunModule, unit: Path) -> None:
 
 def members(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
     monkeypatch.setattr(accounts, "ask_groups", lambda names: dict.fromkeys(names, found))
+    users = {"alice": [1500, 1500, "", ""], "eve": [1501, 1501, "", ""]}
+    monkeypatch.setattr(accounts, "ask_users", lambda names: {n: users.get(n) for n in names})
 
 
 @pytest.mark.parametrize(
@@ -432,9 +435,21 @@ def test_members_of_a_group_that_is_not_there(
 ) -> None:
     members(monkeypatch, None)
     asked: dict[str, Any] = {"group": "lab", "users": ["alice"]}
-    assert "the group lab: the group does not exist" in run_module(group_members, **asked)["msg"]
+    failed = run_module(group_members, **asked)
+    assert "group lab: found no such group for alice" in failed["msg"]
+    assert [(one["kind"], one["name"]) for one in failed["conflicts"]] == [("members", "lab")]
     assert run_module(group_members, check=True, **asked)["changed"]
     assert not run_module(group_members, group="docker", users=[], exclusive=True)["changed"]
+
+
+def test_a_user_who_is_not_there_is_no_new_member_and_stays_an_old_one(
+    run_module: RunModule, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(monkeypatch, [998, ["bob"]])
+    program("gpasswd", "exit 3")
+    asked: dict[str, Any] = {"group": "lab", "users": ["bob", "carol"], "exclusive": True}
+    result = run_module(group_members, **asked)
+    assert (result["changed"], result["added"], result["removed"]) == (False, [], [])
 
 
 def test_members_for_the_sake_of_devices(
@@ -454,10 +469,6 @@ def test_a_program_with_the_groups_of_before_is_warned_of(
 ) -> None:
     members(monkeypatch, [998, ["eve"]])
     program("gpasswd", "true")
-    numbered = {"alice": [1500, 1500, "", ""], "eve": [1501, 1501, "", ""]}
-    monkeypatch.setattr(
-        accounts, "ask_users", lambda names: {name: numbered[name] for name in names}
-    )
     running = [(1500, frozenset({100})), (1501, frozenset({998}))]
     monkeypatch.setattr(sessions, "processes", lambda: running)
     asked: dict[str, Any] = {"group": "docker", "users": ["alice"], "exclusive": True}

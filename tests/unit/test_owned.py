@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
-from ansible_collections.slipway.host.plugins.module_utils.docker import (
-    daemon_json,
-    daemon_json_record,
-)
+from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json_record
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     engine,
     kinds,
@@ -139,11 +136,11 @@ def test_secrets(entry: dict[str, Any], found: Any, changes: Changes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "words"), [(None, "missing"), (FOLDER, "a directory"), (secret(""), "empty")]
+    ("source", "words"), [(None, "nothing"), (FOLDER, "a directory"), (secret(""), "an empty")]
 )
 def test_a_secret_cannot_be_a_copy_of_nothing(source: Any, words: str) -> None:
     stated = {"path": "/etc/x", "owner": "7", "group": "8", "source": "/root/s"}
-    with pytest.raises(model.ConflictError, match=f"/root/s, .* is {words}"):
+    with pytest.raises(model.ConflictError, match=f"/root/s, .*: found {words}"):
         survey.differences({"secrets": [stated]}, {"files": {"/etc/x": None, "/root/s": source}})
 
 
@@ -172,7 +169,7 @@ def test_mounts(found: Any, target: str | None, changes: Changes) -> None:
 def test_what_is_only_read_has_to_be_there() -> None:
     entry = {"path": "/srv/x", "owner": "7", "group": "8", "read_only": True}
     assert differences("mounts", entry, FOLDER) == []
-    with pytest.raises(model.ConflictError, match="/srv/x, which a service is to read, is miss"):
+    with pytest.raises(model.ConflictError, match=r"/srv/x, .*: found nothing"):
         differences("mounts", entry, None)
 
 
@@ -256,8 +253,8 @@ def test_the_record_of_json(text: Any, state: Any, changes: Changes) -> None:
     assert [(one.found, one.expected) for one in found] == changes
 
 
-def test_broken_json_stops_the_survey_with_its_place() -> None:
-    with pytest.raises(daemon_json.DaemonJsonError, match=r"/etc/x\.json.*line 1"):
+def test_broken_json_is_in_the_way_and_the_place_is_named() -> None:
+    with pytest.raises(model.ConflictError, match=r"/etc/x\.json.*line 1"):
         json_differences({"debug": True}, '{"debug": }')
 
 
@@ -623,6 +620,7 @@ def test_keys_where_nobody_looks_stop_with_what_to_do() -> None:
     assert differences("lines", {**entry, "home": "/home/alice"}, "k\n", **new) == []
 
 
+USERS = {"alice": ALICE}
 EVE_OUT = ("eve is a member", "no member, because nobody listed it")
 
 
@@ -639,14 +637,22 @@ EVE_OUT = ("eve is a member", "no member, because nobody listed it")
 )
 def test_members(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert (
-        differences("members", {"group": "docker", "users": ["alice"], **entry}, found) == changes
+        differences("members", {"group": "docker", "users": ["alice"], **entry}, found, users=USERS)
+        == changes
     )
+
+
+def test_a_missing_user_is_not_missing_in_each_group_as_well() -> None:
+    entry = {"group": "docker", "users": ["alice", "bob"], "exclusive": True}
+    users = {"alice": None, "bob": ALICE}
+    found = differences("members", entry, [998, ["eve"]], users=users)
+    assert found == [("bob is not a member", "a member"), EVE_OUT]
 
 
 def test_a_group_of_others_has_to_be_there() -> None:
     entry = {"group": "video", "users": ["alice", "bob"], "foreign": True}
     assert differences("members", entry, [44, ["alice", "bob"]]) == []
-    with pytest.raises(model.ConflictError, match="no group video for alice, bob: declare it in"):
+    with pytest.raises(model.ConflictError, match=r"no such group for alice, bob; .* Declare"):
         differences("members", entry, None)
 
 
@@ -751,7 +757,6 @@ def project_changes(
         ([described(config="c0")], [("web runs an older configuration", "the declared one")]),
         ([described(image="sha256:2")], [("web runs image 2", "1")]),
         ([described(), described("db")], [("db is there", "removed")]),
-        ([described(user="0:0")], None),
         ([described(user="1:1")], [("web: user 1:1", "1000:1000")]),
         ([described(restart="no")], [("web: restart no", "unless-stopped")]),
         (
@@ -865,19 +870,20 @@ EVIL: dict[str, Any] = {
     "mounts": [["bind", "/", "/host", True]],
     "id": "evil",
 }
-REFUSED = [
-    ("container api-web-1 (evil) was not started by Slipway",
-     "no such container; remove it: docker rm --force evil"),
-]  # fmt: skip
+REFUSED = (
+    "has its labels but was not started by Slipway; expected no such container. Stop using it, "
+    "then run: docker rm --force "
+)
 
 
 @pytest.mark.parametrize(
     ("found", "record", "changes"),
     [
-        ([described(**EVIL)], None, [*REFUSED, ("web is missing", "running")]),
+        ([described(**EVIL)], None, f"{REFUSED}evil"),
+        ([described(user="0:0")], None, REFUSED),
         ([described(), described(**EVIL)], None, REFUSED),
         ([described(**EVIL), described()], FOREIGN, REFUSED),
-        ([described(config="c0", id="evil")], FOREIGN, [*REFUSED, ("web is missing", "running")]),
+        ([described(config="c0", id="evil")], FOREIGN, REFUSED),
         ([described(), described(id="evil")], FOREIGN, REFUSED),
         ([described()], FOREIGN, []),
         ([described("db", id="evil", name="api-web-1"), described()], FOREIGN, REFUSED),
@@ -885,6 +891,7 @@ REFUSED = [
     ids=[
         *(
             "alone",
+            "as root",
             "beside ours",
             "first",
             "another configuration",
@@ -894,9 +901,14 @@ REFUSED = [
     ],
 )
 def test_a_foreign_container_is_named_whatever_its_labels(
-    found: Any, record: Any, changes: Changes
+    found: Any, record: Any, changes: Changes | str
 ) -> None:
-    assert project_changes(found, record) == changes
+    if isinstance(changes, str):
+        with pytest.raises(model.ConflictError) as caught:
+            project_changes(found, record)
+        assert changes in str(caught.value)
+    else:
+        assert project_changes(found, record) == changes
 
 
 def test_the_variables_are_asked_for_after_the_containers() -> None:
@@ -958,10 +970,9 @@ def test_a_project_needs_an_image(
         "images": {"slipway/web:cpu": there},
         "projects": {"api": project_answer(found)},
     }
-    sentences = projects.without_image(owned, answer)
-    assert [one.partition(",")[0] for one in sentences] == (
-        ["ml_services_instances: service api needs image slipway/web:cpu"] if missing else []
-    )
+    found = projects.without_image(owned, answer)
+    assert [(one.kind, one.name) for one in found] == ([("projects", "api")] if missing else [])
+    assert all("service api needs image slipway/web:cpu" in one.reason for one in found)
 
 
 def test_a_host_that_builds_no_image_gets_its_engine_first() -> None:
@@ -1047,7 +1058,7 @@ def test_a_sound_statement_is_accepted() -> None:
 def test_members_for_the_sake_of_devices(devices: Any, found: Any, changes: Changes) -> None:
     entry = {"group": "render", "users": ["alice"], "devices": ["/dev/dri/renderD"]}
     answer = {"/dev/dri/renderD": devices}
-    assert differences("members", entry, found, devices=answer) == changes
+    assert differences("members", entry, found, devices=answer, users=USERS) == changes
 
 
 @pytest.mark.parametrize(
@@ -1130,7 +1141,7 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
         "starts": ["rootless-alice"],
         "targets": ["/etc/j", "/var/r"],
         "texts": ["/etc/j", "/home/b/k", "/var/r"],
-        "users": ["alice", "bob"],
+        "users": ["a", "alice", "bob"],
     }
 
 
@@ -1144,13 +1155,13 @@ def test_a_difference_reads_as_a_sentence() -> None:
 
 UNSAFE = {"/home/b/.ssh/k": ["/home/b/.ssh", "a symbolic link to /etc, owned by b", "a folder"]}
 IN_THE_WAY = (
-    "/home/b/.ssh is a symbolic link to /etc, owned by b",
-    "a folder; move it out of the way",
+    "/home/b/.ssh: found a symbolic link to /etc, owned by b; expected a folder. Move it out of "
+    "the way, then run again."
 )
 
 
 @pytest.mark.parametrize("kind", ["lines", "files", "mounts", "secrets"])
-def test_what_a_user_put_in_the_way_is_a_difference_of_that_entry(kind: str) -> None:
+def test_what_a_user_put_in_the_way_is_a_conflict_of_that_entry(kind: str) -> None:
     own = {"owner": "7", "group": "7"} if kind in ("mounts", "secrets") else {}
     entry = {"path": "/home/b/.ssh/k", "lines": ["x"], **own}
     other = {"path": "/srv/x", "lines": ["x"], **own}
@@ -1159,9 +1170,11 @@ def test_what_a_user_put_in_the_way_is_a_difference_of_that_entry(kind: str) -> 
         "files": {"/home/b/.ssh/k": None, "/srv/x": None},
         "unsafe": UNSAFE,
     }
-    first, second = survey.differences({kind: [entry, other]}, answer)
-    assert (first.name, first.found, first.expected) == ("/home/b/.ssh/k", *IN_THE_WAY)
-    assert (second.name, second.found.endswith("missing")) == ("/srv/x", True)
+    found = survey.compare({"role": {kind: [entry, other]}}, answer)["role"]
+    (conflict,) = found.conflicts
+    assert (conflict.name, conflict.reason) == ("/home/b/.ssh/k", IN_THE_WAY)
+    (difference,) = found.differences
+    assert (difference.name, difference.found.endswith("missing")) == ("/srv/x", True)
 
 
 def test_what_is_to_be_absent_is_removed_as_a_name() -> None:

@@ -21,6 +21,19 @@ DRIFT = entry(state="drift", differences={"docker_engine": [UNIT], "user_access"
 DOWN = entry(state="unreachable", error="ssh: connect to host gpu02: timed out")
 
 
+CONFLICT = {
+    "kind": "links",
+    "name": "/usr/local/bin/ml",
+    "reason": "/usr/local/bin/ml: found a file.",
+    "blocks": [],
+}
+BLOCKING = {**CONFLICT, "reason": "home of bob: found a link.", "blocks": ["lines /home/bob/k"]}
+IN_CONFLICT = entry(
+    differences={"docker_engine": [UNIT]},
+    conflicts={"ml_aliases": [CONFLICT], "user_access": [BLOCKING]},
+)
+
+
 def lines(*text: str) -> str:
     return "\n".join(text)
 
@@ -101,6 +114,23 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     assert alone.endswith("\niris-api: http://gpu01:5000/predict")
 
 
+def test_conflicts_have_a_table_of_their_own_beside_the_drift() -> None:
+    table = lines(
+        "",
+        "HOST   ROLE         CONFLICT: A PERSON MUST DECIDE",
+        "gpu01  ml_aliases   /usr/local/bin/ml: found a file.",
+        "gpu01  user_access  home of bob: found a link. Waiting for it: lines /home/bob/k.",
+    )
+    assert state_report.plan({"gpu01": {**IN_CONFLICT, "state": "drift"}}) == lines(
+        "HOST   ROLE           WHAT WOULD CHANGE",
+        "gpu01  docker_engine  units docker.service: inactive -> active",
+        table,
+    )
+    assert state_report.summary({"gpu01": {**IN_CONFLICT, "state": "conflict"}}) == lines(
+        "HOST   RESULT    WHERE IT DIFFERED BEFORE", "gpu01  conflict  docker_engine (1)", table
+    )
+
+
 def test_an_address_that_only_its_host_can_reach_says_so() -> None:
     report = {
         host: entry(urls={"api": "http://127.0.0.1:5000/", "web": f"http://{host}:80/"})
@@ -121,9 +151,11 @@ def test_an_address_that_only_its_host_can_reach_says_so() -> None:
         ({"a": entry()}, state_report.EXIT_CLEAN),
         ({"a": entry(), "b": DRIFT}, state_report.EXIT_DRIFT),
         ({"a": DRIFT, "b": DOWN}, state_report.EXIT_ERROR),
+        ({"a": DRIFT, "b": IN_CONFLICT}, state_report.EXIT_CONFLICT),
+        ({"a": DOWN, "b": IN_CONFLICT}, state_report.EXIT_ERROR),
         ({"a": entry(state="failed", error="no")}, state_report.EXIT_ERROR),
     ],
-    ids=["no host", "no drift", "drift", "unreachable", "failed"],
+    ids=["no host", "no drift", "drift", "unreachable", "conflict", "both", "failed"],
 )
 def test_exit_status(report: dict[str, Any], status: int) -> None:
     assert state_report.exit_status(report) == status

@@ -299,10 +299,14 @@ def test_a_shared_folder_that_was_taken_away_replaces_the_containers_of_all_its_
     assert ["/lab/" in line or "/reader/" in line for line in started] == [True, True], started
 
 
-def test_a_source_that_is_not_there_changes_nothing(run_module: RunModule, host: Host) -> None:
+def test_a_project_without_the_source_of_its_secret_is_left_alone(
+    run_module: RunModule, host: Host
+) -> None:
     result = run(run_module, host, host.project(source="/does/not/exist"))
     assert result["failed"]
-    assert "/does/not/exist" in result["msg"] and "Nothing was changed" in result["msg"]
+    (conflict,) = result["conflicts"]
+    assert conflict["kind"] == "secrets"
+    assert "/does/not/exist" in conflict["reason"]
     assert names_in(host.folder) == []
 
 
@@ -317,6 +321,7 @@ def test_a_folder_that_the_user_cannot_write_to_is_told_before_anything_is_chang
     assert result["failed"]
     assert f"4242:4242 may not write to {host.data}; expected a" in result["msg"]
     assert f"Run chown 4242:4242 {host.data}" in result["msg"]
+    assert [(one["kind"], one["name"]) for one in result["conflicts"]] == [("projects", "lab")]
     assert names_in(host.folder) == []
     host.data.chmod(0o777)
     assert not run(run_module, host, project).get("failed")
@@ -356,9 +361,7 @@ def test_a_link_on_the_way_to_a_volume_is_refused_for_that_project_alone(
     trapped["mounts"][0]["path"] = str(tmp_path / "link/data")
     result = run(run_module, host, trapped, sound, check=check)
     assert result["failed"]
-    assert (
-        f"service lab: {tmp_path}/link: found a symbolic link to {tmp_path}/else" in result["msg"]
-    )
+    assert f"{tmp_path}/link: found a symbolic link to {tmp_path}/else" in result["msg"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
     assert not (host.folder / "lab").exists()
     assert (host.folder / "sound").exists() is not check

@@ -61,9 +61,11 @@ def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
 CONSEQUENCE = {"kind": "container", "name": "train", "effect": "would stop"}
 SURVEYED = {
     "differences": {"docker_engine": [{}]},
+    "conflicts": {},
     "consequences": [CONSEQUENCE],
     "urls": {},
 }
+IN_THE_WAY = {"ml_aliases": [{"kind": "links", "name": "ml", "reason": "ml: no.", "blocks": []}]}
 
 
 class Callback(summary.CallbackModule):
@@ -135,3 +137,27 @@ def test_what_waits_is_in_report_and_exit_status(
     if state == "waiting":
         assert callback.report["gpu01"]["waiting"] == ["restart waits\\x1b"]
         assert callback.lines[-1].endswith("gpu01: restart waits\\x1b")
+
+
+@pytest.mark.parametrize("waiting", [[], ["restart waits"]])
+def test_a_host_with_a_conflict_did_not_fail_and_is_not_done(waiting: list[str]) -> None:
+    callback = Callback()
+    run_site(callback, slipway_waiting=waiting)
+    # The survey after the roles sees more than the first one.
+    callback.task_ends("gpu01", "slipway.host.survey", **{**SURVEYED, "conflicts": IN_THE_WAY})
+    callback.play_starts("Report conflicts")
+    callback.task_ends("gpu01", "ansible.builtin.fail", failed=True, msg="ml: no.")
+    # Ansible's own exit status is that of a failed host.
+    assert callback.run_ends() == 0
+    entry = callback.report["gpu01"]
+    assert (entry["state"], entry["conflicts"]) == ("conflict", IN_THE_WAY)
+    assert "error" not in entry
+    assert callback.lines[-1].endswith("gpu01  ml_aliases  ml: no.")
+
+
+def test_a_host_that_failed_before_stays_failed() -> None:
+    callback = Callback()
+    run_site(callback, failed=True, msg="no room")
+    callback.task_ends("gpu01", "slipway.host.survey", **{**SURVEYED, "conflicts": IN_THE_WAY})
+    assert callback.run_ends() == 0
+    assert callback.report["gpu01"]["state"] == "failed"

@@ -39,6 +39,7 @@ class Host:
         self.users: dict[str, Any] = {}
         self.users_of_host: dict[str, Any] = {}
         self.apt = ""
+        self.groups: list[list[str]] = []
 
     def __call__(self, _action: Any, question: dict[str, Any], reach: Any = ()) -> Any:
         self.asked.append((set(question), list(reach)))
@@ -55,6 +56,7 @@ class Host:
         return {"facts": found, "engine": None, "unsafe": {}, **answer}
 
 
+ARGUMENTS = ("expect_no_drift", "compare", "fail_on_conflict")
 Run = Callable[..., dict[str, Any]]
 
 
@@ -64,7 +66,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(ask_host, "ask", host)
 
     def add_group(_self: Any, name: str, parent_group_names: list[str]) -> None:
-        assert (name, parent_group_names) == ("slipway_drift", ["all"])
+        host.groups.append([name, *parent_group_names])
 
     # ansible-core 2.21 and later; it needs a running task.
     monkeypatch.setattr(survey.ActionModule, "add_group", add_group, raising=False)
@@ -76,7 +78,7 @@ def run(host: Host) -> Run:
     """Return the function that surveys the host for variables and arguments of the task."""
 
     def run(remembered: Any = None, **given: Any) -> dict[str, Any]:
-        arguments = {key: given.pop(key) for key in ("expect_no_drift", "compare") if key in given}
+        arguments = {key: given.pop(key) for key in ARGUMENTS if key in given}
         task = Task()
         task.args = {"roles": given.pop("roles", ["user_access"]), **arguments}
         if task.args["roles"] is None:
@@ -94,8 +96,9 @@ def run(host: Host) -> Run:
     return run
 
 
-def test_drift_is_told_by_role_and_the_host_joins_the_group(run: Run) -> None:
+def test_drift_is_told_by_role_and_the_host_joins_the_group(run: Run, host: Host) -> None:
     result = run()
+    assert host.groups == [["slipway_drift", "all"]]
     assert result["drift"] == ["user_access"]
     assert {"kind": "users", "name": "alice", "found": "missing", "expected": "a user"} in (
         result["differences"]["user_access"]
@@ -225,10 +228,43 @@ def test_impossible_settings_end_the_run(
     assert host.asked == []
 
 
-def test_a_conflict_ends_the_run(run: Run, host: Host) -> None:
-    host.users = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}
+MOVED = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}
+
+
+def test_a_conflict_stands_beside_the_drift(run: Run, host: Host) -> None:
+    host.users = MOVED
+    result = run(user_access_users=[{"name": "alice", "keys": [KEY]}, {"name": "bob"}])
+    (conflict,) = result["conflicts"]["user_access"]
+    assert conflict["kind"] == "lines"
+    assert "Set 'home: /elsewhere/alice'" in conflict["reason"]
+    assert ("users", "bob") in {
+        (one["kind"], one["name"]) for one in result["differences"]["user_access"]
+    }
+    assert host.groups == [["slipway_drift_and_conflict", "slipway_drift", "slipway_conflict"]]
+
+
+def test_a_conflict_alone_is_no_work_for_a_role(run: Run, host: Host) -> None:
+    host.users = MOVED
+    declared = {"user_access_docker_exclusive": False, "user_access_limits": []}
+    result = run(user_access_users=[{"name": "alice", "keys": [KEY]}], **declared)
+    assert (result["drift"], list(result["conflicts"])) == ([], ["user_access"])
+    assert host.groups == [["slipway_conflict", "all"]]
+    # After the roles, what is in conflict is not what they left undone.
+    run(user_access_users=[{"name": "alice", "keys": [KEY]}], expect_no_drift=True, **declared)
+
+
+def test_a_conflict_that_a_role_met_is_told_after_it(run: Run, host: Host) -> None:
+    met = {"kind": "users", "name": "alice", "reason": "home folder of alice: found a link."}
+    declared: dict[str, Any] = {"user_access_docker_exclusive": False, "user_access_limits": []}
+    for result in ({"conflicts": [met]}, {"results": [{"conflicts": [met]}, {"skipped": True}]}):
+        found = run(expect_no_drift=True, __user_access_x=result, **declared)
+        assert [one["reason"] for one in found["conflicts"]["user_access"]] == [met["reason"]]
+
+
+def test_an_upgrade_stops_at_a_conflict(run: Run, host: Host) -> None:
+    host.users = MOVED
     with pytest.raises(AnsibleActionFail, match="Set 'home: /elsewhere/alice'"):
-        run(user_access_users=[{"name": "alice", "keys": [KEY]}])
+        run(user_access_users=[{"name": "alice", "keys": [KEY]}], fail_on_conflict=True)
 
 
 def test_all_wrong_settings_are_named_together(run: Run, host: Host) -> None:
@@ -237,13 +273,6 @@ def test_all_wrong_settings_are_named_together(run: Run, host: Host) -> None:
     unknown, wrong = str(caught.value).split("; role")
     assert "did you mean user_access_users" in unknown
     assert "must be a list" in wrong and wrong.endswith(". Nothing was changed.")
-
-
-def test_a_conflict_says_that_nothing_was_changed(run: Run, host: Host) -> None:
-    host.users = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}
-    user = {"name": "alice", "keys": [KEY]}
-    with pytest.raises(AnsibleActionFail, match=r"/elsewhere/alice'\nNothing was changed"):
-        run(user_access_users=[user])
 
 
 @pytest.mark.parametrize(
@@ -287,11 +316,11 @@ def test_an_old_name_of_an_option_works_with_a_warning(
     assert any("who" in warning and "applies_to" in warning for warning in warnings)
 
 
-def test_a_service_whose_image_nobody_builds_ends_the_run(run: Run, host: Host) -> None:
-    with pytest.raises(AnsibleActionFail) as caught:
-        run(roles=["ml_services"], ml_services_instances=[{"name": "iris-api"}])
-    assert str(caught.value).startswith("ml_services_instances: service iris-api needs image")
-    assert str(caught.value).endswith(". Nothing was changed.")
+def test_a_service_whose_image_nobody_builds_is_in_conflict(run: Run, host: Host) -> None:
+    result = run(roles=["ml_services"], ml_services_instances=[{"name": "iris-api"}])
+    (conflict,) = result["conflicts"]["ml_services"]
+    assert conflict["reason"].startswith("ml_services_instances: service iris-api needs image")
+    assert result["drift"] == []
 
 
 def test_the_addresses_of_services_are_returned(run: Run, host: Host) -> None:

@@ -287,9 +287,12 @@ def test_device_groups_are_for_people_with_gpus_to_use(
 def test_an_engine_of_ones_own_is_no_membership() -> None:
     state = owned([ALICE, CAROL], [], True, facts=NO_GPU)
     assert members(state)["docker"] == []
+    obstacles = [["obstacles", entry["path"]] for entry in state["obstacles"]]
+    assert file(state, "/etc/slipway/rootless/carol.json")["needs"] == obstacles
     assert state["rootless"] == [
         {
             "user": "carol",
+            "needs": obstacles,
             "reads": [rootless.UNIT, rootless.DOCKERD, "/etc/slipway/rootless/carol.json"],
         }
     ]

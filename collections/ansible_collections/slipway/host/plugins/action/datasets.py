@@ -23,7 +23,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "environment": {"type": "dict", "default": {}, "no_log": True},
 }
 WORK = "/var/lib/slipway/data"
-KINDS = ("folders", "datasets", "checkouts")
+KINDS = ("datasets", "checkouts", "folders")
 
 display = Display()
 
@@ -43,7 +43,8 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         owned = {kind: arguments["owned"].get(kind, []) for kind in KINDS}
         answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
-        differing, conflicts = compare(owned, answer)
+        comparison = engine.compare({"": owned}, answer, kinds.ALL)[""]
+        differing, conflicts = comparison.differences, comparison.conflicts
         for sentence in state_trees.skipped_trees(answer):
             display.warning(f"{(task_vars or {}).get('inventory_hostname')}: {sentence}")
         paths = {difference.name for difference in differing}
@@ -54,25 +55,25 @@ class ActionModule(ActionBase):
             outcome = detached_job.run_job(
                 self, WORK, worker.__name__, pack_job(trees, owned["folders"], arguments)
             )
-            conflicts += [f"{name}: {reason}" for name, reason in outcome["failed"].items()]
+            conflicts = [*conflicts, *failures(trees, outcome["failed"])]
+        result["conflicts"] = [vars(conflict) for conflict in conflicts]
         if conflicts:
-            result.update(failed=True, msg="\n".join(conflicts))
+            result.update(failed=True, msg="\n".join(conflict.reason for conflict in conflicts))
         return result
 
 
-def compare(
-    owned: Mapping[str, Sequence[Mapping[str, Any]]], answer: Mapping[str, Any]
-) -> tuple[list[model.Difference], list[str]]:
-    """Return the differences, and a sentence for each entry that cannot be compared."""
-    differing: list[model.Difference] = []
-    conflicts: list[str] = []
-    for kind, entries in owned.items():
-        for entry in entries:
-            try:
-                differing += engine.differences({kind: [entry]}, answer, kinds.ALL)
-            except model.ConflictError as error:
-                conflicts.append(str(error))
-    return differing, conflicts
+def failures(
+    trees: Sequence[Mapping[str, Any]], reasons: Mapping[str, str]
+) -> list[model.Conflict]:
+    """Return a conflict for each tree that the worker could not make, from REASONS by name."""
+    by_name = {tree["name"]: tree for tree in trees}
+    return [
+        # Work beside the trees has a path as its name.
+        model.Conflict(by_name[name]["kind"], by_name[name]["path"], f"{name}: {why}")
+        if name in by_name
+        else model.Conflict("folders", name, f"{name}: {why}")
+        for name, why in reasons.items()
+    ]
 
 
 def pack_job(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
-from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json
 from ansible_collections.slipway.host.plugins.module_utils.images import index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
@@ -32,8 +31,10 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str"},
     "compare": {"type": "bool"},
     "expect_no_drift": {"type": "bool", "default": False},
+    "fail_on_conflict": {"type": "bool", "default": False},
 }
-GROUP = "slipway_drift"
+DRIFT_GROUP, CONFLICT_GROUP = "slipway_drift", "slipway_conflict"
+BOTH_GROUPS = "slipway_drift_and_conflict"
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
 
@@ -74,19 +75,22 @@ class ActionModule(ActionBase):
         cached = variables.get("ansible_facts", {}).get("slipway")
         self._check_input(names, variables, cached)
         facts, owned, answer = self._ask(names, variables, cached)
-        try:
-            drift = {name: engine.differences(owned[name], answer, kinds.ALL) for name in names}
-        except (daemon_json.DaemonJsonError, model.ConflictError) as error:
-            raise AnsibleActionFail(f"{error}\nNothing was changed.") from error
-        if missing := projects.without_image(list(owned.values()), answer):
-            raise AnsibleActionFail("; ".join(missing) + ". Nothing was changed.")
+        known = [
+            *projects.without_image(list(owned.values()), answer),
+            *([] if self._task.check_mode else met_conflicts(names, variables)),
+        ]
+        compared = engine.compare(owned, answer, kinds.ALL, known)
+        drift = {name: comparison.differences for name, comparison in compared.items()}
+        conflicts = {name: one.conflicts for name, one in compared.items() if one.conflicts}
+        if arguments["fail_on_conflict"] and conflicts:
+            sentences = [one.reason for several in conflicts.values() for one in several]
+            raise AnsibleActionFail(" ".join(sentences))
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         if arguments["expect_no_drift"]:
             expect_no_drift(drift, find_waiting(variables))
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
-        if drifted:
-            self._join_group(result)
+        self._join_groups(result, bool(drifted), bool(conflicts))
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
@@ -100,6 +104,10 @@ class ActionModule(ActionBase):
                 name: [vars(difference) for difference in differences]
                 for name, differences in drift.items()
                 if differences
+            },
+            conflicts={
+                name: [vars(conflict) for conflict in several]
+                for name, several in conflicts.items()
             },
         )
         return result
@@ -210,12 +218,17 @@ class ActionModule(ActionBase):
         if problems:
             raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + ". Nothing was changed.")
 
-    def _join_group(self, result: dict[str, Any]) -> None:
-        """Add the host to the group of the plays that change hosts."""
+    def _join_groups(self, result: dict[str, Any], drift: bool, conflict: bool) -> None:
+        """Add the host to the groups of the plays that follow."""
+        parents = [DRIFT_GROUP] * drift + [CONFLICT_GROUP] * conflict
+        if not parents:
+            return
+        # A task can add a host to one group only, and that group to several parents.
+        group = BOTH_GROUPS if len(parents) > 1 else parents.pop()
         # ansible-core 2.19 and 2.20 read the group from the result, as for group_by.
-        result.update(add_group=GROUP, parent_groups=["all"])
+        result.update(add_group=group, parent_groups=parents or ["all"])
         if hasattr(self, "add_group"):  # 2.21 and later
-            self.add_group(GROUP, parent_group_names=["all"])
+            self.add_group(group, parent_group_names=parents or ["all"])
 
 
 def refuse_unsupported(owned: Plans) -> None:
@@ -259,6 +272,20 @@ def expect_no_drift(
             f"the roles ran, but the host still differs: {'; '.join(left)}. Run again. If the "
             "differences remain, another program on the host changes the declared state back."
         )
+
+
+def met_conflicts(names: Sequence[str], variables: Vars) -> list[model.Conflict]:
+    """Return the conflicts that the tasks of roles met and registered in this run."""
+    prefixes = tuple(f"__{name}_" for name in names)
+    registered = [value for name, value in variables.items() if name.startswith(prefixes)]
+    results = [value for value in registered if isinstance(value, Mapping)]
+    return [
+        model.Conflict(str(one["kind"]), str(one["name"]), str(one["reason"]))
+        for result in results
+        # A loop has a result for each item.
+        for part in (result, *result.get("results", ()))
+        for one in part.get("conflicts", ())
+    ]
 
 
 def service_urls(owned: Plans) -> dict[str, str]:

@@ -60,6 +60,8 @@ NO_TASKS = (
 )
 # The first play of site.yml that changes hosts.
 CHANGES = "Apply roles to hosts with drift"
+# The play that fails the hosts with conflicts.
+CONFLICTS = "Report conflicts"
 SURVEY = ("slipway.host.survey", "survey")
 
 
@@ -86,6 +88,7 @@ class CallbackModule(CallbackBase):
             "state": report.NO_DRIFT,
             "differences": {},
             "information": [],
+            "conflicts": {},
             "consequences": [],
             "waiting": [],
             "urls": {},
@@ -114,15 +117,19 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_ok(self, result: Any) -> None:
         """Record the result of the first survey, and the notes of other tasks."""
         answer, host = result.result, result.host.name
-        if result.task.action in SURVEY and "differences" in answer and host not in self.report:
-            # The first survey of a run. The survey after the roles finds no drift or fails.
+        if result.task.action in SURVEY and "differences" in answer:
+            is_first = host not in self.report
             entry = self._entry(host)
-            entry["differences"] = answer["differences"]
-            entry["consequences"] = answer["consequences"]
-            entry["urls"] = answer["urls"]
-            entry["information"] = answer.get("information", [])
-            if answer["differences"]:
-                entry["state"] = report.DRIFT
+            # A role may have met more conflicts, or made what was missing.
+            entry["conflicts"] = answer["conflicts"]
+            if is_first:
+                # The survey after the roles finds no drift or fails.
+                entry["differences"] = answer["differences"]
+                entry["consequences"] = answer["consequences"]
+                entry["urls"] = answer["urls"]
+                entry["information"] = answer.get("information", [])
+                if answer["differences"]:
+                    entry["state"] = report.DRIFT
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
         self._record_waiting(host, answer.get("slipway_waiting", ()))
@@ -139,7 +146,9 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Record the first error of a host."""
-        if not ignore_errors:
+        if not ignore_errors and self.play == CONFLICTS:
+            self._entry(result.host.name)["state"] = report.CONFLICT
+        elif not ignore_errors:
             self._record_error(result, report.FAILED)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
@@ -159,7 +168,7 @@ class CallbackModule(CallbackBase):
             surveyed = entry["state"] in (report.DRIFT, report.NO_DRIFT)
             if surveyed and stats.summarize(host)["changed"]:
                 entry["state"] = report.WOULD_CHANGE if in_check_mode() else report.CHANGED
-            if entry["waiting"] and entry["state"] not in (report.FAILED, report.UNREACHABLE):
+            if entry["waiting"] and entry["state"] not in report.UNFINISHED:
                 entry["state"] = report.WAITING
         file = self.get_option("report")
         if file:
@@ -175,7 +184,7 @@ class CallbackModule(CallbackBase):
             # Ansible would exit with 0, and a script with a wrong -i or --tags would not notice.
             raise SystemExit(1)
         states = {entry["state"] for entry in self.report.values()}
-        if report.WAITING in states and not states & {report.FAILED, report.UNREACHABLE}:
+        if report.WAITING in states and not states & report.UNFINISHED:
             raise SystemExit(report.EXIT_WAITING)
 
 

@@ -39,7 +39,7 @@ options:
         elements: str
         required: true
       home:
-        description: Home folder that I(path) was derived from; not used by this module.
+        description: Home folder that I(path) was derived from; the user must not have another one.
         type: path
 attributes:
   check_mode:
@@ -67,11 +67,11 @@ users:
   returned: always
   type: list
   elements: str
-refused:
-  description: A sentence for each user whose keys could not be changed.
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
   returned: always
   type: list
-  elements: str
+  elements: dict
 """
 
 import os
@@ -81,7 +81,7 @@ from contextlib import suppress
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import lines, model, paths
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "keys": {
@@ -223,6 +223,8 @@ def set_keys(entry: Mapping[str, Any], check: bool) -> dict[str, str] | None:
             f"keys of {user}: found no user {user}; expected an account. Declare the user in "
             "user_access_users."
         ) from None
+    if entry.get("home") not in (None, account.pw_dir):
+        raise KeysError(f"{lines.home_conflict(entry, account.pw_dir)}.")
     keys = KeyFile(entry, account)
     result = _with_rights_of(user, keys, keys.differs, check)
     if result["differs"] and not check:
@@ -273,18 +275,18 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     users: list[str] = []
-    refused: list[str] = []
+    conflicts: list[model.Conflict] = []
     diff: list[dict[str, str]] = []
     for entry in module.params["keys"]:
         try:
             changes = set_keys(entry, module.check_mode)
         except KeysError as error:
-            refused.append(str(error))
+            conflicts.append(model.Conflict("lines", entry["path"], str(error)))
             continue
         if changes is not None:
             users.append(entry["user"])
             diff.append(changes)
-    module.finish(refused, changed=bool(users), users=users, diff=diff)
+    module.finish(conflicts, changed=bool(users), users=users, diff=diff)
 
 
 if __name__ == "__main__":

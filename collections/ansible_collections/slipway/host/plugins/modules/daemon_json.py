@@ -218,6 +218,11 @@ slipway_waiting:
   returned: when the change waits
   type: list
   elements: str
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
+  returned: when the file or the unit of the engine has to be corrected by a person
+  type: list
+  elements: dict
 backup_file:
   description: The copy of the old file.
   returned: when O(backup) is true, the content changed and there was a file
@@ -258,7 +263,8 @@ def main() -> None:
     try:
         module.exit_json(**DaemonJsonFile(module).run())
     except DaemonJsonError as error:
-        module.fail_json(msg=str(error))
+        conflict = {"kind": "json", "name": module.params["path"], "reason": str(error)}
+        module.fail_json(msg=str(error), conflicts=[conflict])
     except OSError as error:
         module.fail_json(
             msg=f"Cannot read or write {error.filename or module.params['path']}: "

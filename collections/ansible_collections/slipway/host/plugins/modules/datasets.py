@@ -65,4 +65,11 @@ paths:
   returned: always
   type: list
   elements: str
+conflicts:
+  description:
+    - What is in the way, and why trees could not be made, a mapping with kind, name and reason for
+      each.
+  returned: always
+  type: list
+  elements: dict
 """

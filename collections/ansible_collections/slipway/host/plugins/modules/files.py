@@ -111,11 +111,11 @@ paths:
   returned: always
   type: list
   elements: str
-refused:
-  description: A sentence for each entry that could not be changed.
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
   returned: always
   type: list
-  elements: str
+  elements: dict
 """
 
 from collections.abc import Callable, Mapping
@@ -202,25 +202,24 @@ def validate(module: HostModule, entry: Mapping[str, Any]) -> None:
 
 
 class Entries:
-    """Changes files and folders; collects the changed paths, their diffs, and refused entries."""
+    """Changes files and folders; collects the changed paths, their diffs, and conflicts."""
 
     def __init__(self, module: HostModule) -> None:
         self.module = module
         self.here = Here(files)
         self.changed: list[str] = []
-        self.refused: list[str] = []
+        self.conflicts: list[model.Conflict] = []
         self.diff: list[dict[str, str]] = []
 
-    def apply(self, path: str, change: Callable[[], dict[str, str] | None]) -> None:
-        """Call the CHANGE of one entry; add its diff, or the reason why it is refused."""
+    def apply(self, kind: str, path: str, change: Callable[[], dict[str, str] | None]) -> None:
+        """Call the CHANGE of one entry; add its diff, or what is in the way."""
         try:
             diff = change()
-        except model.ConflictError as error:
-            self.refused.append(f"{error}.")
-        except paths.UnsafePathError as error:
-            self.refused.append(str(error))
+        except (model.ConflictError, paths.UnsafePathError) as error:
+            self.conflicts.append(model.Conflict(kind, path, str(error)))
         except (OSError, LookupError) as error:
-            self.refused.append(f"Cannot change {path}: {error}")
+            reason = f"Cannot change {path}: {error}"
+            self.conflicts.append(model.Conflict(kind, path, reason))
         else:
             if diff is not None:
                 self.changed.append(path)
@@ -228,13 +227,11 @@ class Entries:
 
     def change_file(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
         """Change one entry of ``files``; return its diff, None if nothing differs."""
-        path, is_absent = entry["path"], entry["state"] == "absent"
+        path = entry["path"]
         owned = {"files": [without_unset(entry)]}
         # First, because a file counts as a user's while others can write its folder.
         differences = self.secure_parents(owned)
         answer = self.here.look(owned)
-        if path in answer["unsafe"] and not is_absent:
-            raise paths.UnsafePathError(*answer["unsafe"][path])
         of_entry = self.here.differences(owned, answer)
         differences += [other for other in of_entry if other not in differences]
         if not of_entry:
@@ -268,12 +265,12 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     entries = Entries(module)
     for entry in module.params["files"]:
-        entries.apply(entry["path"], partial(entries.change_file, entry))
+        entries.apply("files", entry["path"], partial(entries.change_file, entry))
     for entry in module.params["folders"]:
-        entries.apply(entry["path"], partial(entries.clean_folder, entry))
+        entries.apply("folders", entry["path"], partial(entries.clean_folder, entry))
     paths_changed = entries.changed
     module.finish(
-        entries.refused, changed=bool(paths_changed), paths=paths_changed, diff=entries.diff
+        entries.conflicts, changed=bool(paths_changed), paths=paths_changed, diff=entries.diff
     )
 
 

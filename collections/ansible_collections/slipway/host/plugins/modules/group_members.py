@@ -16,11 +16,11 @@ description:
   - Warns if a user has running programs, because they keep their old groups.
 options:
   group:
-    description: Name of the group; it must exist unless check mode is on.
+    description: Name of the group; a missing group is a conflict unless check mode is on.
     type: str
     required: true
   users:
-    description: Names of the users.
+    description: Names of the users; those that do not exist are left out.
     type: list
     elements: str
     required: true
@@ -64,13 +64,18 @@ removed:
   returned: always
   type: list
   elements: str
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
+  returned: always
+  type: list
+  elements: dict
 """
 
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import accounts
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts, model
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "group": {"type": "str", "required": True},
@@ -93,12 +98,12 @@ def main() -> None:
     applies = devices is None or any(group in accounts.ask_devices(path) for path in devices)
     declared = set(module.params["users"]) if applies else set()
     if answer is None and declared and not module.check_mode:
-        module.fail_json(
-            msg=f"Cannot add {', '.join(sorted(declared))} to the group {group}: the group does "
-            "not exist. Create the group, then run again."
-        )
+        reason = f"{accounts.missing_group(group, sorted(declared))}."
+        module.finish([model.Conflict("members", group, reason)], added=[], removed=[])
     members = set(answer[1]) if answer else set()
     added = sorted(declared - members)
+    if not module.check_mode:
+        added = [name for name, user in accounts.ask_users(added).items() if user]
     removed = sorted(members - declared) if module.params["exclusive"] else []
     if not module.check_mode and (added or removed):
         for option, names in (("--add", added), ("--delete", removed)):
@@ -108,7 +113,8 @@ def main() -> None:
         for warning in sessions.find_outdated(group, answer[0], *changes, sessions.processes()):
             module.warn(warning)
     after = (members | declared) - set(removed)
-    module.exit_json(
+    module.finish(
+        [],
         changed=bool(added or removed),
         added=added,
         removed=removed,

@@ -43,11 +43,11 @@ users:
   returned: always
   type: list
   elements: str
-refused:
-  description: A sentence for each user whose home folder is refused.
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
   returned: always
   type: list
-  elements: str
+  elements: dict
 """
 
 from typing import Any
@@ -82,14 +82,15 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     users: list[str] = []
-    refused: list[str] = []
+    conflicts: list[dict[str, str]] = []
     for user, path in module.params["homes"].items():
         try:
             check(path)
         except (paths.UnsafePathError, OSError) as error:
             users.append(user)
-            refused.append(f"home folder of {user}: {error}")
-    module.exit_json(changed=False, users=users, refused=refused)
+            reason = f"home folder of {user}: {error}"
+            conflicts.append({"kind": "users", "name": user, "reason": reason})
+    module.exit_json(changed=False, users=users, conflicts=conflicts)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ short_description: Create and remove the links in a folder to one target
 description:
   - Creates the links that a role's owned state declares, and removes undeclared links to the same
     target. Does not change other entries of the folder.
-  - Fails without a change if another file has the name of a link, or if a link would hide a command
-    of the system.
+  - If another file has the name of a link, or if a link would hide a command of the system, that
+    link is left alone. All other links are created and removed, then the module fails.
   - Compares the links with the host in the same way as the survey.
 options:
   links:
@@ -35,16 +35,11 @@ options:
         type: list
         elements: str
         required: true
-  unhidden:
-    description: Commands that must not exist, as the C(unhidden) list of a role's owned state.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      path:
-        description: Path of the command.
-        type: path
-        required: true
+      unhidden:
+        description: Folders with commands of the system; a link must not hide one of these.
+        type: list
+        elements: path
+        default: []
 attributes:
   check_mode:
     description: Reports which links would be created and removed.
@@ -63,8 +58,7 @@ EXAMPLES = r"""
       - folder: /usr/local/bin
         target: /usr/local/lib/slipway/ml
         names: [ml, pytorch]
-    unhidden:
-      - path: /usr/bin/pytorch
+        unhidden: [/usr/bin]
 """
 
 RETURN = r"""
@@ -78,6 +72,11 @@ removed:
   returned: always
   type: list
   elements: str
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
+  returned: always
+  type: list
+  elements: dict
 """
 
 import os
@@ -89,7 +88,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     files,
     links,
-    model,
     paths,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
@@ -103,13 +101,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "folder": {"type": "path", "required": True},
             "target": {"type": "path", "required": True},
             "names": {"type": "list", "elements": "str", "required": True},
+            "unhidden": {"type": "list", "elements": "path", "default": []},
         },
-    },
-    "unhidden": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {"path": {"type": "path", "required": True}},
     },
 }
 
@@ -129,19 +122,23 @@ def change_links(folder: str, target: str, missing: list[str], stale: list[str])
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    owned = {"unhidden": module.params["unhidden"], "links": module.params["links"]}
+    owned = {"links": module.params["links"]}
     here = Here(links, files)
     answer = here.look(owned)
-    try:
-        differences = here.differences(owned, answer)
-    except model.ConflictError as error:
-        module.fail_json(msg=f"{error}. Nothing was changed.")
+    comparison = here.compare(owned, answer)
+    in_conflict = {conflict.name for conflict in comparison.conflicts}
     created: list[str] = []
     removed: list[str] = []
     for entry in module.params["links"]:
         folder, target = Path(entry["folder"]), entry["target"]
+        if entry["folder"] in in_conflict:
+            continue
         present = answer["links"][entry["folder"]] or {}
-        missing = [name for name in entry["names"] if name not in present]
+        missing = [
+            name
+            for name in entry["names"]
+            if name not in present and f"{entry['folder']}/{name}" not in in_conflict
+        ]
         stale = [
             name
             for name, present_target in present.items()
@@ -154,11 +151,12 @@ def main() -> None:
                 change_links(entry["folder"], target, missing, stale)
             except (OSError, paths.UnsafePathError) as error:
                 module.fail_json(msg=f"links in {folder}: {error}", made=created, removed=removed)
-    module.exit_json(
-        changed=bool(differences),
+    module.finish(
+        comparison.conflicts,
+        changed=bool(comparison.differences),
         made=created,
         removed=removed,
-        diff=diff_of(differences),
+        diff=diff_of(comparison.differences),
     )
 
 

@@ -34,7 +34,9 @@ options:
         default: []
         aliases: [since]
   obstacles:
-    description: Conditions of the host that prevent all engines, as in a role's owned state.
+    description:
+      - Conditions of the host that prevent all engines, as in a role's owned state. With such a
+        condition no engine is set up, and the module fails.
     type: list
     elements: dict
     default: []
@@ -101,6 +103,11 @@ users:
   returned: always
   type: list
   elements: str
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
+  returned: always
+  type: list
+  elements: dict
 """
 
 import pwd
@@ -334,14 +341,14 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     obstacles = {"obstacles": module.params["obstacles"]}
     texts = {entry["path"]: files.ask_text(entry["path"]) for entry in module.params["obstacles"]}
-    try:
-        HERE.differences(obstacles, {"texts": texts})
-    except model.ConflictError as error:
-        module.fail_json(msg=f"{error}.")
-    act = set_up_all if module.params["state"] == "present" else remove_others
+    conflicts = HERE.compare(obstacles, {"texts": texts}).conflicts
     waiting: list[str] = []
-    differences = act(module, waiting)
-    module.exit_json(
+    if module.params["state"] == "absent":
+        differences = remove_others(module, waiting)
+    else:
+        differences = [] if conflicts else set_up_all(module, waiting)
+    module.finish(
+        conflicts,
         changed=bool(differences),
         users=sorted({difference.name for difference in differences}),
         diff={"prepared": "".join(f"{difference}\n" for difference in differences)},

@@ -14,13 +14,14 @@ description:
     the services that differ from their declaration, and waits until they are healthy. A container
     that is as declared keeps running. A service that does not get healthy fails the task and leaves
     the others.
+  - A service with a conflict is left alone and named; the others are applied, then the module
+    fails. A conflict is a missing source of a secret, a folder that the service cannot write, or a
+    container that has the labels of the service but was not started by this module.
   - A service that leaves a port is replaced before the service that gets the port. If services swap
     ports, one of them is stopped first.
   - A service whose folder exists but that is not declared is stopped and removed. Its volumes stay,
     and so do folders of the host that it used.
   - A secret without content or source is generated on the host and never leaves it.
-  - A container that has the labels of a service but was not started by this module is neither used
-    nor removed. The service is refused and named, the others are applied.
   - Uses the same comparison as the survey.
 options:
   folder:
@@ -124,6 +125,11 @@ removed:
   returned: always
   type: list
   elements: str
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
+  returned: always
+  type: list
+  elements: dict
 """
 
 from collections.abc import Mapping, Sequence
@@ -223,42 +229,33 @@ def apply_project(module: HostModule, project: Project, replace: bool) -> None:
 
 def compare(
     module: HostModule, declared: Sequence[Project]
-) -> tuple[dict[str, list[model.Difference]], list[str], dict[str, ServiceFailure]]:
-    """Return the differences of each project, undeclared folders, and projects to refuse."""
+) -> tuple[dict[str, list[model.Difference]], list[str], list[model.Conflict]]:
+    """Return the differences of each project, undeclared folders, and what is in the way.
+
+    A project with a conflict is left alone.
+    """
     root = module.params["folder"]
     folders = {"folders": [{"path": root, "entries": [project["name"] for project in declared]}]}
     answer = HERE.look(folders, *map(owned_state, declared))
     undeclared = set(answer["folders"][root] or ()) - {project["name"] for project in declared}
-    try:
-        found = {
-            project["name"]: HERE.differences(owned_state(project), answer) for project in declared
-        }
-    except model.ConflictError as error:
-        module.fail_json(msg=f"{error}. Nothing was changed.")
+    compared = HERE.compare_each(
+        {project["name"]: owned_state(project) for project in declared}, answer
+    )
+    differing = {
+        name: comparison.differences
+        for name, comparison in compared.items()
+        if comparison.differences and not comparison.conflicts
+    }
     names = [name for name in undeclared if compose_commands.PROJECT_NAME.fullmatch(name)]
-    entries = [{"name": name, "services": []} for name in sorted(names)]
-    refused = refuse_foreign(entries, HERE.look({"projects": entries}))
-    refused.update(refuse_foreign([project["projects"][0] for project in declared], answer))
-    differing = {name: differences for name, differences in found.items() if differences}
-    return differing, sorted(undeclared), refused
-
-
-def refuse_foreign(
-    entries: Sequence[model.Entry], answer: model.Answer
-) -> dict[str, ServiceFailure]:
-    """Return why projects are refused whose labels a container of somebody else has."""
-    refused = {}
-    for entry in () if answer["engine"] else entries:
-        foreign = projects.foreign_containers(entry, answer)
-        if foreign:
-            names = [f"{found['name']} ({containers.short_id(found['id'])})" for found in foreign]
-            commands = " ".join(containers.short_id(found["id"]) for found in foreign)
-            refused[entry["name"]] = ServiceFailure(
-                f"service {entry['name']}: container {', '.join(names)} has its labels but was not "
-                "started by Slipway; expected no such container. Stop using it, then run: "
-                f"docker rm --force {commands}"
-            )
-    return refused
+    strangers = HERE.compare({"projects": [{"name": name, "services": []} for name in names]})
+    kept = {conflict.name for conflict in strangers.conflicts}
+    # Several services may mount one folder.
+    conflicts = {
+        (conflict.kind, conflict.name): conflict
+        for comparison in (strangers, *compared.values())
+        for conflict in comparison.conflicts
+    }
+    return differing, sorted(undeclared - kept), list(conflicts.values())
 
 
 def secure_root(module: HostModule) -> list[str]:
@@ -274,19 +271,16 @@ def act(
     module: HostModule,
     undeclared: Sequence[str],
     differing: Sequence[Project],
-    refused: Mapping[str, ServiceFailure],
 ) -> list[ServiceFailure]:
-    """Apply the differing projects, except the refused ones; return the failures."""
-    failures = list(refused.values())
+    """Apply the differing projects; return the failures."""
+    failures: list[ServiceFailure] = []
     # First, because a declared service may use a port of an undeclared one.
     for name in undeclared:
-        if name not in refused:
-            with collected(failures, name):
-                compose_commands.remove_project(module, Path(module.params["folder"], name))
+        with collected(failures, name):
+            compose_commands.remove_project(module, Path(module.params["folder"], name))
     # One service may read the folder that another one writes.
-    accepted = [project for project in differing if project["name"] not in refused]
-    replaced, unsafe = mount_folders.create_mounts(accepted, failures)
-    accepted = [project for project in accepted if project["name"] not in unsafe]
+    replaced, unsafe = mount_folders.create_mounts(differing, failures)
+    accepted = [project for project in differing if project["name"] not in unsafe]
     published = compose_commands.published_ports(module) if len(accepted) > 1 else {}
     for project, to_stop in ports.order_replacements(accepted, published):
         with collected(failures, project["name"]):
@@ -314,25 +308,28 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     declared = module.params["projects"]
-    found, undeclared, refused = compare(module, declared)
+    found, undeclared, conflicts = compare(module, declared)
     secured = secure_root(module)
     differing = [project for project in declared if project["name"] in found]
     unwritable = [
-        text for project in differing for text in mount_folders.unwritable_mounts(project)
+        conflict for project in differing for conflict in mount_folders.unwritable_mounts(project)
     ]
-    if unwritable:
-        module.fail_json(msg=f"{'; '.join(unwritable)}. Nothing was changed.")
+    conflicts += unwritable
+    hindered = {conflict.name for conflict in unwritable}
+    differing = [project for project in differing if project["name"] not in hindered]
     diffs = describe_changes(undeclared, differing, found)
     if module.check_mode:
-        failures = list(refused.values())
+        failures: list[ServiceFailure] = []
         mount_folders.create_mounts(differing, failures, check=True)
     else:
-        failures = act(module, undeclared, differing, refused)
+        failures = act(module, undeclared, differing)
     if failures:
+        messages = [*map(str, failures), *(conflict.reason for conflict in conflicts)]
         logs = "".join(failure.logs for failure in failures)
-        module.fail_json(msg="\n".join(map(str, failures)), logs=logs)
-    module.exit_json(
-        changed=bool(found or undeclared or secured),
+        module.fail_json(msg="\n".join(messages), logs=logs)
+    module.finish(
+        conflicts,
+        changed=bool(differing or undeclared or secured),
         started=[project["name"] for project in differing],
         removed=undeclared,
         diff=diffs,

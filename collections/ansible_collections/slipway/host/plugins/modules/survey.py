@@ -14,7 +14,10 @@ description:
     compares.
   - Compares digests of files, the status of dpkg, unit states, the content of images with the
     record of the host, and containers by what the engine reports.
-  - A host with drift joins the group C(slipway_drift) for the plays that follow.
+  - A host with drift joins the group C(slipway_drift) for the plays that follow, a host with
+    conflicts the group C(slipway_conflict).
+  - A conflict is something in the way of one owned thing, about which a person must decide. The
+    owned thing is then no drift, and neither is what needs it.
   - If the repair of the drift can disturb users, asks the host a second time which users.
   - Runs the host's Python without a module transfer, so it costs about as much as C(raw).
 options:
@@ -33,6 +36,10 @@ options:
     description:
       - Fail if anything differs, because the roles have just run. A role may differ if one of
         its tasks returned C(slipway_waiting).
+    type: bool
+    default: false
+  fail_on_conflict:
+    description: Fail if something is in the way of one of the roles.
     type: bool
     default: false
 attributes:
@@ -69,6 +76,21 @@ differences:
         name: docker.service
         found: inactive
         expected: active
+conflicts:
+  description:
+    - For each role with conflicts, the owned things in conflict, the reason with what to do, and
+      the owned things that differ and wait for them.
+    - Conflicts that tasks of the roles met and registered earlier in the run are included.
+  returned: always
+  type: dict
+  sample:
+    ml_aliases:
+      - kind: links
+        name: /usr/local/bin/ml
+        reason: >-
+          /usr/local/bin/ml: found something that is not a link; expected a link to
+          /usr/local/lib/slipway/ml, or nothing. Move it out of the way.
+        blocks: []
 consequences:
   description:
     - What the repair of the drift disturbs - restarts, stopped containers, removed packages - and

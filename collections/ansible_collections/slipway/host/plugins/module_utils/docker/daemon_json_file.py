@@ -208,7 +208,7 @@ class DaemonJsonFile:
                 f"without {flag})."
             )
             if merge.changed:
-                self.module.fail_json(msg=message)
+                raise DaemonJsonError(message)
             self.module.warn(message)
 
     def read_unit_flags(self) -> dict[str, str]:

@@ -40,4 +40,5 @@ BILL_OF_MATERIALS = f"{IMAGE_FOLDER}/sbom.json"
 # On hosts, for root only.
 STATE_FOLDER = "/var/lib/slipway"
 BUILD_LOCK = f"{STATE_FOLDER}/build.lock"
+DAEMON_JSON = "/etc/docker/daemon.json"
 DAEMON_JSON_RECORD = f"{STATE_FOLDER}/daemon_json.json"

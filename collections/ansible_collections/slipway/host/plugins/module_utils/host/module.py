@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.host import environment
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Conflict
 
 
 class HostModule(AnsibleModule):
@@ -18,12 +19,14 @@ class HostModule(AnsibleModule):
         environment.apply()
         super().__init__(*arguments, **options)  # type: ignore[no-untyped-call] # of ansible-core
 
-    def finish(self, refused: Sequence[str], **result: Any) -> NoReturn:
-        """Return the result of a module that works on several entries; fail if any was refused.
+    def finish(self, conflicts: Sequence[Conflict], **result: Any) -> NoReturn:
+        """Return the result of a module that works on several entries; fail if there are CONFLICTS.
 
-        REFUSED has a sentence for each entry that could not be changed.
+        The key ``conflicts`` of the result tells a role that everything else was done.
         """
-        result["refused"] = refused
-        if refused:
-            self.fail_json(msg="\n".join(refused), **result)
+        result["conflicts"] = [
+            {"kind": one.kind, "name": one.name, "reason": one.reason} for one in conflicts
+        ]
+        if conflicts:
+            self.fail_json(msg="\n".join(one.reason for one in conflicts), **result)
         self.exit_json(**result)

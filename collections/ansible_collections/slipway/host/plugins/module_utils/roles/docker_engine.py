@@ -12,6 +12,10 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import (
     daemon_json,
     daemon_json_previous,
 )
+from ansible_collections.slipway.host.plugins.module_utils.docker.labels import (
+    DAEMON_JSON,
+    DAEMON_JSON_RECORD,
+)
 from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit as _toolkit,
 )
@@ -44,9 +48,6 @@ KEYRING = "/etc/apt/keyrings/docker.asc"
 SOURCES = "/etc/apt/sources.list.d/docker.sources"
 # Files of older Docker instructions and of Ansible's apt_repository. apt fails on every command if
 # two files declare the same repository with different key files.
-DAEMON_JSON = "/etc/docker/daemon.json"
-# The default of the module daemon_json.
-DAEMON_JSON_RECORD = "/var/lib/slipway/daemon_json.json"
 
 
 def platform(facts: Mapping[str, Any]) -> str:
@@ -255,13 +256,20 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 }
             ],
             "units": [
-                {"name": "docker.socket", "enabled": present, "active": present},
+                {
+                    "name": "docker.socket",
+                    "enabled": present,
+                    "active": present,
+                    "needs": [["json", DAEMON_JSON]],
+                },
                 {
                     "name": "docker.service",
                     "restart": options["docker_engine_restart"],
                     "previous": daemon_json_previous.PREVIOUS,
                     "enabled": present,
                     "active": present,
+                    # With a broken file the engine does not start.
+                    "needs": [["json", DAEMON_JSON]],
                     "reads": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if for_gpus else ())],
                 },
             ],

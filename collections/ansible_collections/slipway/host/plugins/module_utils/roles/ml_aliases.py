@@ -156,9 +156,13 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
             {"path": LIBRARY, "entries": sorted({PACKAGE, complete.ML})},
             {"path": f"{LIBRARY}/{PACKAGE}", "entries": [name for name, _ in program_sources()]},
         ],
-        "links": [{"folder": COMMANDS, "target": PROGRAM, "names": commands}],
-        "unhidden": [
-            {"path": f"{folder}/{name}"} for name in commands for folder in SYSTEM_FOLDERS
+        "links": [
+            {
+                "folder": COMMANDS,
+                "target": PROGRAM,
+                "names": commands,
+                "unhidden": list(SYSTEM_FOLDERS),
+            }
         ],
     }
 
@@ -174,7 +178,6 @@ def removed() -> dict[str, list[dict[str, Any]]]:
         "files": [{"path": path, "state": "absent"} for path in paths],
         "folders": [],
         "links": [{"folder": COMMANDS, "target": PROGRAM, "names": []}],
-        "unhidden": [],
     }
 
 

@@ -316,11 +316,11 @@ def _owned(
         stages.setdefault(folder, set()).update([name] if tree in present else [])
     return {
         "packages": [{"name": name} for name in _packages(trees, present_kinds)],
+        **kinds,
         "folders": [
             {"path": f"{folder}/{state_trees.STAGES}", "entries": sorted(names)}
             for folder, names in sorted(stages.items())
         ],
-        **kinds,
     }
 
 

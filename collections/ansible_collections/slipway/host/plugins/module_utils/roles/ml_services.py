@@ -112,6 +112,8 @@ def assemble_projects(projects: Sequence[Project], host: Host) -> dict[str, Any]
     gpus = services_gpus.reserve_gpus(requests, host.gpus)
     entries = [_project_entry(project, gpus.get(project.name, ()), host) for project in projects]
     share_writers_mounts(entries)
+    for entry in entries:
+        entry["projects"][0]["together"] = _parts(entry)
     owned = {kind: [item for entry in entries for item in entry[kind]] for kind in OWNED}
     owned["folders"].insert(0, {"path": FOLDER, "entries": [entry["name"] for entry in entries]})
     return {"folder": FOLDER, "projects": entries, "owned": owned}
@@ -167,6 +169,15 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
             }
         ],
     }
+
+
+def _parts(entry: Mapping[str, Any]) -> list[list[str]]:
+    """Return kind and name of what a project is made of: it is made whole or not at all."""
+    return [
+        [kind, item["path"]]
+        for kind in ("files", "folders", "secrets", "mounts")
+        for item in entry[kind]
+    ]
 
 
 def _running_service(

@@ -256,7 +256,15 @@ def _engine_files(names: Sequence[str], settings: Entry, facts: Entry) -> list[d
     return [
         *({"path": path, **file} for path, file in docker_rootless.FILES.items()),
         *({"path": path, "state": "directory"} for path in docker_rootless.CDI_FOLDERS),
-        *({"path": docker_rootless.config_file(name), "content": f"{config}\n"} for name in names),
+        *(
+            {
+                "path": docker_rootless.config_file(name),
+                "content": f"{config}\n",
+                # The engine would start at the next login.
+                "needs": [["obstacles", item["path"]] for item in docker_rootless.OBSTACLES],
+            }
+            for name in names
+        ),
     ]
 
 
@@ -302,6 +310,7 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
         "rootless": [
             {
                 "user": name,
+                "needs": [["obstacles", item["path"]] for item in docker_rootless.OBSTACLES],
                 "reads": [
                     docker_rootless.UNIT,
                     docker_rootless.DOCKERD,

@@ -21,6 +21,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     paths,
     service_files,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Conflict
 
 Project = Mapping[str, Any]
 
@@ -79,17 +80,19 @@ def create_mounts(
     return mounting, refused
 
 
-def unwritable_mounts(project: Project) -> Iterator[str]:
-    """Yield a sentence for each existing folder that the user of a service cannot write."""
+def unwritable_mounts(project: Project) -> Iterator[Conflict]:
+    """Yield a conflict for each existing folder that the user of a service cannot write."""
     for mount in project["mounts"]:
         path, owner, group = mount["path"], mount["owner"], mount["group"]
         if mount.get("read_only") or not Path(path).is_dir():
             continue
         if not _may_write(path, int(owner), int(group)):
-            yield (
+            yield Conflict(
+                "projects",
+                project["name"],
                 f"service {project['name']}: {owner}:{group} may not write to {path}; expected a "
                 f"folder that the service can write. Run chown {owner}:{group} {path}, set uid and "
-                "gid of the service to its owner, or add :ro to the volume"
+                "gid of the service to its owner, or add :ro to the volume.",
             )
 
 

@@ -129,10 +129,7 @@ def compare_members(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield the missing and undeclared members of a group."""
     found = answer["groups"][entry["group"]]
     if found is None and entry.get("foreign", False):
-        raise ConflictError(
-            f"there is no group {entry['group']} for {', '.join(entry['users'])}: declare it in "
-            "user_access_groups, or take it off their groups"
-        )
+        raise ConflictError(missing_group(entry["group"], entry["users"]))
     members = set(found[1]) if found else set()
     if "devices" in entry and not any(
         entry["group"] in answer["devices"][beginning] for beginning in entry["devices"]
@@ -140,18 +137,40 @@ def compare_members(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     wanted = set(entry["users"])
     for user in sorted(wanted - members):
-        yield f"{user} is not a member", "a member"
+        # A missing user is a difference of its own.
+        if answer["users"][user] is not None:
+            yield f"{user} is not a member", "a member"
     if entry.get("exclusive", False):
         for user in sorted(members - wanted):
             yield f"{user} is a member", "no member, because nobody listed it"
 
 
-def _devices_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+def missing_group(group: str, users: Iterable[str]) -> str:
+    """Return the conflict of a group that is not there to add USERS to."""
+    return (
+        f"group {group}: found no such group for {', '.join(users)}; expected an existing group. "
+        "Declare it in user_access_groups, or remove it from the groups of these users"
+    )
+
+
+def _devices_and_users_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "devices", entry.get("devices", ())
+    yield "users", entry["users"]
+
+
+def owner_and_group(entry: Entry, _answer: Answer) -> Iterator[tuple[str, str]]:
+    """Yield the user and the group that an entry with an owner needs."""
+    yield "users", str(entry.get("owner"))
+    yield "groups", str(entry.get("group"))
+
+
+def account_of(entry: Entry, _answer: Answer) -> Iterator[tuple[str, str]]:
+    """Yield the user that an entry of a user needs."""
+    yield "users", str(entry.get("user"))
 
 
 KINDS = (
     Kind("groups", "name", "groups", compare_groups),
     Kind("users", "name", "users", compare_users),
-    Kind("members", "group", "groups", compare_members, _devices_of),
+    Kind("members", "group", "groups", compare_members, _devices_and_users_of),
 )

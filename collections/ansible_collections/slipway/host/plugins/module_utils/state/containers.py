@@ -357,6 +357,7 @@ ASKS = {
 # --- Nothing below is sent to hosts with the survey. ---
 import time
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
 from ansible_collections.slipway.host.plugins.module_utils.state.model import MISSING, Kind
 
 
@@ -387,8 +388,20 @@ def compare_images(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"context digest {short_id(record['digest'])}", short_id(entry["digest"])
 
 
+def needs_of_engine(_entry: Entry, answer: Answer) -> Iterator[tuple[str, str]]:
+    """Yield the settings that an engine which does not answer cannot be started without."""
+    if answer["engine"]:
+        yield "json", docker_labels.DAEMON_JSON
+
+
 def _record_of(entry: Entry) -> list[str]:
     return [image_record_path(entry["reference"])]
 
 
-KINDS = (Kind("images", "reference", "images", compare_images, guarded=_record_of),)
+KINDS = (
+    Kind(
+        *("images", "reference", "images", compare_images),
+        guarded=_record_of,
+        needs=needs_of_engine,
+    ),
+)

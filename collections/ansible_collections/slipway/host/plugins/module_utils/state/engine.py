@@ -9,22 +9,30 @@ entries. ``refused`` is no kind: its sentences say why the role cannot work on a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ansible_collections.slipway.host.plugins.module_utils.state import parents, probe
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    MISSING,
     Answer,
     Ask,
     Change,
+    Comparison,
+    Conflict,
+    ConflictError,
     Difference,
     Entry,
     Kind,
     OwnedStateError,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state.paths import UnsafePathError
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 Owned: TypeAlias = "Mapping[str, Sequence[Entry]]"
 Kinds: TypeAlias = "Mapping[str, Kind]"
+# Kind and name of an owned thing.
+Name: TypeAlias = "tuple[str, str]"
 REFUSED = "refused"
 
 
@@ -96,21 +104,122 @@ def look(statements: Sequence[Owned], kinds: Kinds, asks: Mapping[str, Ask]) -> 
     return probe.answer(question(statements, kinds), asks)
 
 
-def differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
-    """Return where a host differs from the owned state of a role: parent folders, then entries.
+def compare(
+    statements: Mapping[str, Owned],
+    answer: Answer,
+    kinds: Kinds,
+    known: Sequence[Conflict] = (),
+) -> dict[str, Comparison]:
+    """Return where a host differs from the owned state of each role, and what is in the way.
 
-    Raise DaemonJsonError, with line and column, for a broken JSON file, and ConflictError where
-    something else is in the way. An obstacle that a user created is a difference: it must not keep
-    the rest of the host from being compared.
+    STATEMENTS are owned state by role. KNOWN are conflicts that the answer does not show, such as
+    those that a role met when it ran. Differences are in the declared order, those of parent
+    folders first. An entry in conflict, and all that needs it, is not a difference: its role leaves
+    it alone.
     """
-    return parent_differences(owned, answer, kinds) + [
-        # A host may answer with anything; a terminal must only show it.
-        Difference(name, *map(escape_control, (str(entry[kinds[name].by]), found, expected)))
+    items = [
+        _compare_entry(role, kinds[name], entry, answer)
+        for role, owned in statements.items()
         for name, entries in entries_of(owned)
         for entry in entries
-        for found, expected in _obstacles(entry, kinds[name], answer)
-        or kinds[name].compare(entry, answer)
     ]
+    _accept_paths_to_come(items)
+    for item in items:
+        item.conflicts += [conflict for conflict in known if item.is_named(conflict)]
+    causes = _find_causes(items, answer)
+    blocks: dict[Name, list[str]] = {}
+    for item in items:
+        if item.changes and item.name in causes and not item.is_blocked:
+            blocks.setdefault(causes[item.name], []).append(" ".join(item.name))
+    workable: dict[str, dict[str, list[Entry]]] = {role: {} for role in statements}
+    for item in items:
+        if not item.is_blocked and item.name not in causes:
+            workable[item.role].setdefault(item.kind.name, []).append(item.entry)
+    result = {
+        role: Comparison(parent_differences(owned, answer, kinds), [])
+        for role, owned in workable.items()
+    }
+    told: set[tuple[str, str]] = set()
+    for item in items:
+        for conflict in item.conflicts:
+            # Several entries may be below one link of a user.
+            if (item.role, conflict.reason) not in told:
+                told.add((item.role, conflict.reason))
+                names = blocks.get((conflict.kind, conflict.name), ())
+                waiting = tuple(dict.fromkeys(names))
+                result[item.role].conflicts.append(replace(conflict, blocks=waiting))
+        if not item.is_blocked and item.name not in causes:
+            result[item.role].differences.extend(item.differences())
+    return result
+
+
+def differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
+    """Return where a host differs from owned state; raise ConflictError for the first conflict."""
+    comparison = compare({"": owned}, answer, kinds)[""]
+    for conflict in comparison.conflicts:
+        raise ConflictError(conflict.reason)
+    return comparison.differences
+
+
+@dataclass
+class _Item:
+    """One entry of owned state with its changes and conflicts."""
+
+    role: str
+    kind: Kind
+    entry: Entry
+    changes: list[Change]
+    conflicts: list[Conflict]
+    missing: str = ""
+
+    @property
+    def name(self) -> Name:
+        """Return kind and name of the entry."""
+        return self.kind.name, str(self.entry[self.kind.by])
+
+    @property
+    def is_blocked(self) -> bool:
+        """Return whether a conflict is in the way of the whole entry, not only of a part."""
+        return any((conflict.kind, conflict.name) == self.name for conflict in self.conflicts)
+
+    def is_named(self, conflict: Conflict) -> bool:
+        """Return whether a conflict is about this entry, and not told yet."""
+        return (conflict.kind, conflict.name) == self.name and not self.is_blocked
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield the changes of the entry, safe for a terminal."""
+        for found, expected in self.changes:
+            yield Difference(self.kind.name, *map(escape_control, (self.name[1], found, expected)))
+
+
+def _compare_entry(role: str, kind: Kind, entry: Entry, answer: Answer) -> _Item:
+    """Return an entry with its changes and its conflicts."""
+    item = _Item(role, kind, entry, [], [])
+
+    def note(error: ConflictError) -> None:
+        # A host may answer with anything; a terminal must only show it.
+        reason = escape_control(str(error).rstrip("."))
+        item.conflicts.append(Conflict(kind.name, error.part or item.name[1], f"{reason}."))
+        item.missing = error.missing
+
+    try:
+        for change in _obstacles(entry, kind, answer) or kind.compare(entry, answer):
+            if isinstance(change, ConflictError):
+                note(change)
+            else:
+                item.changes.append(change)
+    except ConflictError as error:
+        note(error)
+    return item
+
+
+def _accept_paths_to_come(items: Sequence[_Item]) -> None:
+    """Turn conflicts about missing paths into changes, if another entry makes that path."""
+    made = [str(item.entry["path"]) for item in items if item.changes and "path" in item.entry]
+    for item in items:
+        if item.missing and any(f"{item.missing}/".startswith(f"{path}/") for path in made):
+            item.conflicts.clear()
+            item.changes.append((MISSING, "there"))
 
 
 def information(statements: Sequence[Owned], answer: Answer, kinds: Kinds) -> list[str]:
@@ -126,12 +235,52 @@ def information(statements: Sequence[Owned], answer: Answer, kinds: Kinds) -> li
 
 
 def _obstacles(entry: Entry, kind: Kind, answer: Answer) -> list[Change]:
-    """Return the obstacle that a user created; the probe did not read the path behind it."""
+    """Raise ConflictError for something that a user put in the way; the probe did not read it.
+
+    A path that must be absent is a change: the role removes the name, whatever it is.
+    """
     unsafe: Mapping[str, Sequence[str]] = answer.get("unsafe", {})
     for path in (entry[kind.by], entry.get("source")):
         if path is not None and path in unsafe:
-            where, found, expected = unsafe[path]
             if entry.get("state") == "absent":
                 return [("present", "absent")]
-            return [(f"{where} is {found}", f"{expected}; move it out of the way")]
+            raise ConflictError(str(UnsafePathError(*unsafe[path])))
     return []
+
+
+def _find_causes(items: Sequence[_Item], answer: Answer) -> dict[Name, Name]:
+    """Return the entries that wait for others, each with the entry in conflict.
+
+    The key ``together`` of an entry names parts that are made together with it or not at all.
+    """
+    in_conflict = {(conflict.kind, conflict.name) for item in items for conflict in item.conflicts}
+    causes: dict[Name, Name] = {}
+    waiting = [(item, _needs_of(item, answer)) for item in items]
+    found = True
+    while found:
+        found = False
+        for item, needs in waiting:
+            parts = [_pair(part) for part in item.entry.get("together", ())]
+            missing = [causes.get(need, need) for need in needs if need in {*in_conflict, *causes}]
+            missing += [name for name in (*parts, item.name) if name in in_conflict]
+            if not missing:
+                continue
+            cause = missing[0]
+            for name in (item.name, *parts):
+                if name != cause and name not in causes:
+                    causes[name] = cause
+                    found = True
+    return causes
+
+
+def _needs_of(item: _Item, answer: Answer) -> list[Name]:
+    return [
+        *map(_pair, item.entry.get("needs", ())),
+        *item.kind.needs(item.entry, answer),
+    ]
+
+
+def _pair(words: Sequence[str]) -> Name:
+    """Return kind and name from data that came through JSON or a template."""
+    kind, name = words
+    return str(kind), str(name)

@@ -11,8 +11,6 @@ to people, so nothing in its place is replaced.
 
 folders: path, entries: the names that may be in the folder, and no others.
 
-unhidden: path of a command of the system that a command of ours would hide; it must be absent.
-
 obstacles: path, holds, why: a file with this content prevents the role from working, and WHY says
 what to do.
 """
@@ -177,7 +175,7 @@ ASKS = {
 # --- Nothing below is sent to hosts with the survey. ---
 import hashlib
 
-from ansible_collections.slipway.host.plugins.module_utils.state import acl, attributes
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts, acl, attributes
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     ConflictError,
@@ -208,7 +206,7 @@ def compare_files(entry: Entry, answer: Answer) -> Iterator[Change]:
     if kind != state and default_acl:
         raise ConflictError(
             f"{entry['path']}: found a {kind}; expected a folder. Declare the target of the link, "
-            "or move it out of the way"
+            "or move it out of the way, then run again"
         )
     content = entry.get("content") if kind == state else None
     if content is not None and digest != hashlib.sha256(content.encode()).hexdigest():
@@ -236,16 +234,6 @@ def compare_folders(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield f"{name} is there", "removed"
 
 
-def compare_unhidden(entry: Entry, answer: Answer) -> Iterator[Change]:
-    """Raise ConflictError if the command exists."""
-    if answer["files"][entry["path"]] is not None:
-        raise ConflictError(
-            f"An alias would hide the existing command {entry['path']}. Rename the alias in "
-            "image.yml, or disable it in ml_aliases_settings"
-        )
-    return iter(())
-
-
 def compare_obstacles(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Raise ConflictError if the file has the obstructing content."""
     if (answer["texts"][entry["path"]] or "").strip() == entry["holds"]:
@@ -270,8 +258,11 @@ def inside(entry: Entry) -> Iterator[str]:
 
 
 KINDS = (
-    Kind("files", "path", "files", compare_files, _acls_of, guarded=_present_path),
+    Kind(
+        *("files", "path", "files", compare_files, _acls_of),
+        guarded=_present_path,
+        needs=accounts.owner_and_group,
+    ),
     Kind("folders", "path", "folders", compare_folders, guarded=inside),
-    Kind("unhidden", "path", "files", compare_unhidden),
     Kind("obstacles", "path", "texts", compare_obstacles),
 )

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 from ansible_collections.slipway.host.plugins.module_utils.state import (
@@ -15,6 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Answer,
+    Comparison,
     Difference,
 )
 
@@ -32,8 +33,25 @@ class Here:
         """Return the answer of this host about owned state."""
         return engine.look(owned, self.kinds, self.asks)
 
+    def compare(self, owned: engine.Owned, answer: Answer | None = None) -> Comparison:
+        """Return where this host differs and what is in the way.
+
+        Ask it unless its ANSWER is given.
+        """
+        found = self.look(owned) if answer is None else answer
+        return self.compare_each({"": owned}, found)[""]
+
+    def compare_each(
+        self, statements: Mapping[str, engine.Owned], answer: Answer
+    ) -> dict[str, Comparison]:
+        """Return the same for several statements by their names."""
+        return engine.compare(statements, answer, self.kinds)
+
     def differences(self, owned: engine.Owned, answer: Answer | None = None) -> list[Difference]:
-        """Return where this host differs; ask it unless its ANSWER is given."""
+        """Return where this host differs; ask it unless its ANSWER is given.
+
+        Raise ConflictError where something is in the way.
+        """
         found = self.look(owned) if answer is None else answer
         return engine.differences(owned, found, self.kinds)
 

@@ -25,6 +25,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     Answer,
     Change,
+    ConflictError,
     Entry,
     Kind,
 )
@@ -71,14 +72,20 @@ def _recorded(entry: Entry, answer: Answer) -> tuple[str, Sequence[daemon_json_r
 
 def _plan_merge(entry: Entry, text: str | None, answer: Answer) -> daemon_json.Merge:
     _text, record = _recorded(entry, answer)
-    return daemon_json.plan_merge(
-        text,
-        entry["settings"],
-        entry.get("absent", ()),
-        record,
-        name=entry["path"],
-        defaults=entry.get("defaults"),
-    )
+    try:
+        return daemon_json.plan_merge(
+            text,
+            entry["settings"],
+            entry.get("absent", ()),
+            record,
+            name=entry["path"],
+            defaults=entry.get("defaults"),
+        )
+    except daemon_json.DaemonJsonError as error:
+        # Somebody must look at a broken file: its meaning is unknown. The message marks a column
+        # by a line with a caret.
+        words = (line.strip() for line in str(error).splitlines() if line.strip(" ^"))
+        raise ConflictError(" ".join(words)) from error
 
 
 def _compare_record(entry: Entry, answer: Answer, merge: daemon_json.Merge) -> Iterator[Change]:

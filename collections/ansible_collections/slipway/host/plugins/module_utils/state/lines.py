@@ -29,10 +29,7 @@ def compare_lines(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield missing lines, and files that others can write."""
     user = answer["users"][entry["user"]] if entry.get("home") else None
     if user and user[2] != entry["home"]:
-        raise ConflictError(
-            f"user_access_users: user {entry['user']} has home {user[2]}, but keys would go to "
-            f"{entry['path']}. Set 'home: {user[2]}'"
-        )
+        raise ConflictError(home_conflict(entry, user[2]))
     for path, expected in _key_paths(entry):
         state = answer.get("files", {}).get(path)
         if state is None or (path == _home_of(entry) and state[0] == "link"):
@@ -43,6 +40,14 @@ def compare_lines(entry: Entry, answer: Answer) -> Iterator[Change]:
     missing = sum(line not in present for line in entry["lines"])
     if missing:
         yield f"{missing} of {len(entry['lines'])} lines {MISSING}", "all there"
+
+
+def home_conflict(entry: Entry, home: str) -> str:
+    """Return the conflict of a user whose HOME is not the one that the path was derived from."""
+    return (
+        f"user_access_users: user {entry['user']} has home {home}, but keys would go to "
+        f"{entry['path']}; expected the same home. Set 'home: {home}'"
+    )
 
 
 def _key_paths(entry: Entry) -> Iterator[tuple[str, attributes.Attributes]]:
@@ -83,4 +88,6 @@ def _files_and_user_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
         yield "users", [entry["user"]]
 
 
-KINDS = (Kind("lines", "path", "texts", compare_lines, _files_and_user_of),)
+KINDS = (
+    Kind("lines", "path", "texts", compare_lines, _files_and_user_of, needs=accounts.account_of),
+)

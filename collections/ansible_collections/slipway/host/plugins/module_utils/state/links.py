@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Links to one target in a folder.
 
-Keys of an entry of links: folder, target, names: the links to the target that are in the folder,
-and no others. Everything else in the folder is not ours.
+Keys of an entry of links (``?``: optional): folder, target, names: the links to the target that are
+in the folder, and no others. Everything else in the folder is not ours. unhidden?: folders with
+commands of the system; a link must not hide one of these.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from ansible_collections.slipway.host.plugins.module_utils.state.model import (
@@ -64,18 +65,31 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
 )
 
 
-def compare_links(entry: Entry, answer: Answer) -> Iterator[Change]:
-    """Yield missing and undeclared links."""
+def compare_links(entry: Entry, answer: Answer) -> Iterator[Change | ConflictError]:
+    """Yield missing and undeclared links, and what is in the way of single links."""
     folder, target = entry["folder"], entry["target"]
     found = answer["links"][folder] or {}
     for name in sorted(entry["names"]):
         leads = found.get(name)
-        if leads is None:
+        path = f"{folder}/{name}"
+        hidden = next(
+            (other for other in _hidden_paths(entry, name) if answer["files"][other] is not None),
+            None,
+        )
+        if hidden:
+            yield ConflictError(
+                f"{path}: an alias would hide the existing command {hidden}; expected another "
+                "name. Rename the alias in image.yml, or disable it in ml_aliases_settings",
+                path,
+            )
+        elif leads is None:
             yield f"{name} is {MISSING}", f"a link to {target}"
         elif leads != target:
-            raise ConflictError(
-                f"{folder}/{name} is there and is {f'a link to {leads}' if leads else 'no link'}, "
-                f"but has to be a link to {target}; move it out of the way, or do without {name}"
+            what = f"a link to {leads}" if leads else "something that is not a link"
+            yield ConflictError(
+                f"{path}: found {what}; expected a link to {target}, or nothing. Move it out of "
+                "the way, or disable the alias in ml_aliases_settings",
+                path,
             )
     for name in sorted(set(found) - set(entry["names"])):
         if found[name] == target:
@@ -86,4 +100,14 @@ def _folder_of(entry: Entry) -> list[str]:
     return [f"{entry['folder']}/*"]
 
 
-KINDS = (Kind("links", "folder", "links", compare_links, guarded=_folder_of),)
+def _hidden_paths(entry: Entry, name: str) -> Iterator[str]:
+    """Yield where a command of the system with this name would be."""
+    for folder in entry.get("unhidden") or ():
+        yield f"{folder}/{name}"
+
+
+def _commands_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    yield "files", [path for name in entry["names"] for path in _hidden_paths(entry, name)]
+
+
+KINDS = (Kind("links", "folder", "links", compare_links, _commands_of, guarded=_folder_of),)

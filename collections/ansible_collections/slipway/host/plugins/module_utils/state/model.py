@@ -21,7 +21,16 @@ class OwnedStateError(ValueError):
 
 
 class ConflictError(ValueError):
-    """Something that the role does not own is in the way: a person must decide."""
+    """Something that the role does not own is in the way: a person must decide.
+
+    A comparison raises it for a whole entry. It yields the error for a part of an entry, such as
+    one of several links; ``part`` is then the name of that part. ``missing`` is a path that must
+    be there first: no conflict if another entry makes that path in the same run.
+    """
+
+    def __init__(self, reason: str, part: str = "", missing: str = "") -> None:
+        super().__init__(reason)
+        self.part, self.missing = part, missing
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,33 @@ class Difference:
     def __str__(self) -> str:
         """Return the difference as one line for a person."""
         return f"{self.kind} {self.name}: {self.found}, should be {self.expected}"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Something in the way of one owned thing.
+
+    ``kind`` and ``name`` identify the owned thing, ``reason`` says what is in the way and what to
+    do. ``blocks`` are the other owned things, as ``kind name``, that differ and wait for this one.
+    """
+
+    kind: str
+    name: str
+    reason: str
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a role has to change on a host, and what it cannot change because of a conflict."""
+
+    differences: list[Difference]
+    conflicts: list[Conflict]
+
+
+def no_needs(_entry: Entry, _answer: Answer) -> Iterable[tuple[str, str]]:
+    """Need no other owned thing."""
+    return ()
 
 
 def no_further(_entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
@@ -63,15 +99,19 @@ class Kind:
 
     ``name`` is the list in the owned state, ``by`` the key of an entry that names it and goes into
     the question ``asks``. ``compare`` yields pairs of what was found and what was expected.
-    ``further`` yields further questions with their names. ``inform`` yields sentences about what
-    others configured for the thing: no drift, and Slipway leaves it in place. ``guarded`` returns
-    the paths whose parent folders must be root's, see :mod:`parents`.
+    ``further`` yields further questions with their names. A comparison raises or yields
+    ConflictError where something else is in the way. ``needs`` returns kind and name of owned
+    things without which an entry cannot be made; the key ``needs`` of an entry has more of them.
+    ``inform`` yields sentences about what others configured for the thing: no drift, and Slipway
+    leaves it in place. ``guarded`` returns the paths whose parent folders must be root's, see
+    :mod:`parents`.
     """
 
     name: str
     by: str
     asks: str
-    compare: Callable[[Entry, Answer], Iterator[Change]]
+    compare: Callable[[Entry, Answer], Iterator[Change | ConflictError]]
     further: Callable[[Entry], Iterator[tuple[str, Iterable[Any]]]] = no_further
     inform: Callable[[Entry, Answer], Iterator[str]] = no_information
     guarded: Callable[[Entry], Iterable[str]] = no_paths
+    needs: Callable[[Entry, Answer], Iterable[tuple[str, str]]] = no_needs

@@ -22,6 +22,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     Answer,
     Change,
+    Conflict,
+    ConflictError,
     Entry,
     Kind,
 )
@@ -35,16 +37,10 @@ def compare_projects(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield "Docker does not answer", "running"
         return
     foreign = foreign_containers(entry, answer)
-    for found in foreign:
-        identity = containers.short_id(found["id"])
-        yield (
-            f"container {found['name']} ({identity}) was not started by Slipway",
-            f"no such container; remove it: docker rm --force {identity}",
-        )
+    if foreign:
+        raise ConflictError(_describe_foreign(entry["name"], foreign))
     wanted = {service["name"]: service for service in entry["services"]}
     for found in answer["projects"][entry["name"]]["containers"]:
-        if found in foreign:
-            continue
         declared = wanted.pop(found["service"], None)
         if declared is None:
             yield f"{found['service']} is there", "removed"
@@ -75,6 +71,16 @@ def _compare_container(
         yield f"{name} was made before a secret changed", "made after it"
 
 
+def _describe_foreign(name: str, foreign: Sequence[Mapping[str, Any]]) -> str:
+    names = [f"{found['name']} ({containers.short_id(found['id'])})" for found in foreign]
+    commands = " ".join(containers.short_id(found["id"]) for found in foreign)
+    return (
+        f"service {name}: container {', '.join(names)} has its labels but was not started by "
+        "Slipway; expected no such container. Stop using it, then run: docker rm --force "
+        f"{commands}"
+    )
+
+
 def foreign_containers(entry: Entry, answer: Answer) -> list[Mapping[str, Any]]:
     """Return the containers with the labels of a project that Slipway did not start.
 
@@ -103,8 +109,10 @@ def foreign_containers(entry: Entry, answer: Answer) -> list[Mapping[str, Any]]:
     return foreign
 
 
-def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: Answer) -> list[str]:
-    """Return a sentence for each project to start whose image nobody builds and the host lacks.
+def without_image(
+    statements: Sequence[Mapping[str, Sequence[Entry]]], answer: Answer
+) -> list[Conflict]:
+    """Return a conflict for each project to start whose image nobody builds and the host lacks.
 
     On a host that builds none they are loaded, and that takes the engine first.
     """
@@ -112,19 +120,39 @@ def without_image(statements: Sequence[Mapping[str, Sequence[Entry]]], answer: A
     if answer["engine"] and not built:
         return []
     return [
-        f"ml_services_instances: service {project['name']} needs image {reference}, which is "
-        "missing, outdated or not recorded on this host. Add it to ml_images_present, load or "
-        "accept it (see ./slipway images --help), or remove the service"
+        Conflict(
+            "projects",
+            project["name"],
+            f"ml_services_instances: service {project['name']} needs image {reference}: found no "
+            "such image, or one that is outdated or not recorded on this host; expected the image "
+            "of the catalogue. Add it to ml_images_present, load or accept it (see ./slipway "
+            "images --help), or remove the service.",
+        )
         for owned in statements
         for project in owned.get("projects", ())
         for service in project["services"]
         if (reference := service.get("reference"))
         and reference not in built
-        and any(compare_projects(project, answer))
+        and _differs(project, answer)
         and any(
             containers.compare_images({"reference": reference, "digest": service["image"]}, answer)
         )
     ]
+
+
+def _differs(project: Entry, answer: Answer) -> bool:
+    """Return whether a project differs and nothing is in its way."""
+    try:
+        return any(compare_projects(project, answer))
+    except ConflictError:
+        return False
+
+
+def _needs_of(entry: Entry, answer: Answer) -> Iterator[tuple[str, str]]:
+    yield from containers.needs_of_engine(entry, answer)
+    for service in entry["services"]:
+        if service.get("reference"):
+            yield "images", service["reference"]
 
 
 def _further_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
@@ -140,4 +168,10 @@ def _record_of(entry: Entry) -> list[str]:
     return [containers.service_record_path(entry["name"])]
 
 
-KINDS = (Kind("projects", "name", "projects", compare_projects, _further_of, guarded=_record_of),)
+KINDS = (
+    Kind(
+        *("projects", "name", "projects", compare_projects, _further_of),
+        guarded=_record_of,
+        needs=_needs_of,
+    ),
+)

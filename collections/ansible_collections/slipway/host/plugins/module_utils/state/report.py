@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a run found and did, as data, and the tables that a person reads.
 
-A report is a mapping of host name to a mapping with ``state`` (``no_drift``, ``drift``,
-``changed``, ``would_change`` in check mode, ``waiting``, ``failed`` or ``unreachable``),
-``differences`` (role to a list of mappings with kind, name, found and expected), ``consequences``
-(see :mod:`consequences`), ``waiting`` (why changes wait, and what to do), ``information``
-(sentences about what others configured, no drift), ``urls`` (service to address), ``notes`` (lines)
-and ``error``. Until version 0.3 it also has ``status``, with the old names of the states.
+A report is a mapping of host name to a mapping with these keys. ``state``: ``no_drift``, ``drift``,
+``changed``, ``would_change`` (in check mode), ``waiting``, ``conflict``, ``failed`` or
+``unreachable``. After ``conflict`` everything is done but the entries in conflict. ``differences``:
+role to a list of mappings with kind, name, found and expected. ``conflicts``: role to a list of
+mappings with kind, name, reason and blocks. ``consequences``: see :mod:`consequences`. ``waiting``:
+why changes wait, and what to do. ``information``: sentences about what others configured, no drift.
+``urls``: service to address. ``notes``: lines. ``error``: the first error. Until version 0.3 a
+report also has ``status``, with the old names of the states.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from typing import Any
 Report = Mapping[str, Mapping[str, Any]]
 
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
-WAITING, FAILED, UNREACHABLE = "waiting", "failed", "unreachable"
+CONFLICT, WAITING, FAILED, UNREACHABLE = "conflict", "waiting", "failed", "unreachable"
+# States of hosts that did not reach the declared state.
+UNFINISHED = frozenset({CONFLICT, FAILED, UNREACHABLE})
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
 
 # What an address begins with that nobody but the host can reach.
 LOOPBACK = ("//127.", "//[::1]")
-EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT = 0, 1, 2
+EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT, EXIT_CONFLICT = 0, 1, 2, 3
 # Exit status of site and upgrade if all is done but what waits; Ansible itself uses others.
 EXIT_WAITING = 6
 # How tables name what is disturbed, by the kind of the consequence.
@@ -74,8 +78,19 @@ def consequences(report: Report) -> str:
     return table(rows, ("HOST", "WHAT THE CHANGES DISTURB, AND WHO USES THE HOST")) if rows else ""
 
 
+def conflicts(report: Report) -> str:
+    """Return the conflicts, a row for each with what waits for it; empty without conflicts."""
+    rows = []
+    for host, entry in sorted(report.items()):
+        for role, found in entry.get("conflicts", {}).items():
+            for one in found:
+                waiting = f" Waiting for it: {', '.join(one['blocks'])}." if one["blocks"] else ""
+                rows.append((host, role, one["reason"] + waiting))
+    return table(rows, ("HOST", "ROLE", "CONFLICT: A PERSON MUST DECIDE")) if rows else ""
+
+
 def plan(report: Report) -> str:
-    """Return what would change and why, a row for each owned thing that differs."""
+    """Return what would change and why, a row for each owned thing that differs, then conflicts."""
     rows: list[tuple[str, str, str]] = []
     for host, entry in sorted(report.items()):
         if entry.get("error"):
@@ -84,7 +99,8 @@ def plan(report: Report) -> str:
         found = [(host, role, why) for role, why in _why(entry["differences"])]
         rows.extend(found or [(host, "-", _phrase(NO_DRIFT))])
     changes = table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
-    return "\n\n".join(filter(None, [changes, consequences(report), information(report)]))
+    tables = [changes, conflicts(report), consequences(report), information(report)]
+    return "\n\n".join(filter(None, tables))
 
 
 def information(report: Report) -> str:
@@ -98,7 +114,7 @@ def information(report: Report) -> str:
 
 
 def summary(report: Report) -> str:
-    """Return the table that ends a run: a row for each host, then its addresses and notes."""
+    """Return what ends a run: a row for each host, its addresses and notes, then conflicts."""
     rows = []
     after = []
     for host, entry in sorted(report.items()):
@@ -110,13 +126,16 @@ def summary(report: Report) -> str:
             + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")
             for service, url in sorted(entry["urls"].items())
         ]
-    return "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
+    hosts = "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
+    return "\n\n".join(filter(None, [hosts, conflicts(report)]))
 
 
 def exit_status(report: Report) -> int:
-    """Return 1 where a host could not be surveyed, else 2 where one has drift, else 0."""
+    """Return 1 if a host could not be surveyed, else 3 if one has conflicts, else 2 for drift."""
     if any(entry["state"] in (FAILED, UNREACHABLE) for entry in report.values()):
         return EXIT_ERROR
+    if any(entry.get("conflicts") for entry in report.values()):
+        return EXIT_CONFLICT
     if any(entry["differences"] for entry in report.values()):
         return EXIT_DRIFT
     return EXIT_CLEAN

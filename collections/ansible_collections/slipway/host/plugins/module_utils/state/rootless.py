@@ -85,7 +85,7 @@ ASKS = {"rootless": reading.each(ask_rootless)}
 
 # --- Nothing below is sent to hosts with the survey. ---
 from ansible_collections.slipway.host.plugins.module_utils.docker import rootless
-from ansible_collections.slipway.host.plugins.module_utils.state import started
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts, started
 from ansible_collections.slipway.host.plugins.module_utils.state.model import MISSING, Kind
 
 
@@ -126,4 +126,6 @@ def _further(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "reads", entry.get("reads") or ()
 
 
-KINDS = (Kind("rootless", "user", "rootless", compare_rootless, _further),)
+KINDS = (
+    Kind("rootless", "user", "rootless", compare_rootless, _further, needs=accounts.account_of),
+)

@@ -43,12 +43,16 @@ def compare_secrets(entry: Entry, answer: Answer) -> Iterator[Change]:
     source = entry.get("source")
     origin = answer["files"][source] if source else None
     if source and (origin is None or origin[4] in (None, NOTHING)):
-        what = "empty" if origin and origin[4] else f"a {origin[0]}" if origin else MISSING
-        raise ConflictError(f"{source}, which {entry['path']} is to be a copy of, is {what}")
+        found = f"a {origin[0]}" if origin else "nothing"
+        what = "an empty file" if origin and origin[4] else found
+        raise ConflictError(
+            f"{source}, the source of {entry['path']}: found {what}; expected a file with a "
+            "secret. Write the secret into it"
+        )
     file = {**entry, "mode": SECRET_MODE}
     yield from files.compare_files(file, answer)
-    found = answer["files"][entry["path"]]
-    digest = found[4] if found else None
+    present = answer["files"][entry["path"]]
+    digest = present[4] if present else None
     if origin and digest and digest != origin[4]:
         yield f"differs from {source}", "the same"
     elif digest == NOTHING:
@@ -61,7 +65,11 @@ def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
     state = answer["files"][path]
     if state is None:
         if entry.get("read_only"):
-            raise ConflictError(f"{path}, which a service is to read, is {MISSING}")
+            raise ConflictError(
+                f"{path}, a folder that a service reads: found nothing; expected a folder or a "
+                "file. Create it, or remove it from the mounts of the service",
+                missing=path,
+            )
         yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
     elif state[0] == "link":
         target = answer["link_targets"][path]

@@ -236,6 +236,7 @@ ASKS = {"trees": reading.each(ask_tree), "offers": ask_offers}
 
 # --- Nothing below is sent to hosts with the survey. ---
 from ansible_collections.slipway.host.plugins.module_utils.data import checkout_drift
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     ConflictError,
@@ -369,6 +370,8 @@ def _offers_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
 
 
 KINDS = (
-    Kind("datasets", "path", "trees", compare_datasets, _offers_of),
-    Kind("checkouts", "path", "trees", compare_checkouts, _offers_of),
+    Kind("datasets", "path", "trees", compare_datasets, _offers_of, needs=accounts.owner_and_group),
+    Kind(
+        "checkouts", "path", "trees", compare_checkouts, _offers_of, needs=accounts.owner_and_group
+    ),
 )

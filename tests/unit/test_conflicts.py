@@ -1,0 +1,176 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A conflict blocks its entry and what needs it, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils.state import model
+
+from tests.unit import survey
+
+ALICE, BOB = [1500, 1500, "/home/alice", "/bin/bash", ""], None
+HOME = model.Conflict("users", "bob", "home folder of bob: found a link.")
+
+
+def compare(
+    statements: dict[str, Any], known: tuple[model.Conflict, ...] = (), **answer: Any
+) -> tuple[list[str], list[model.Conflict]]:
+    """Return the names of what differs, and the conflicts."""
+    asked = survey.question(list(statements.values()))
+    complete = {key: {**dict.fromkeys(map(str, names))} for key, names in asked.items()}
+    for key, found in answer.items():
+        complete[key] = {**complete.get(key, {}), **found} if isinstance(found, dict) else found
+    compared = survey.compare(statements, {"engine": None, **complete}, known)
+    return (
+        [f"{one.kind} {one.name}" for part in compared.values() for one in part.differences],
+        [one for part in compared.values() for one in part.conflicts],
+    )
+
+
+def test_what_needs_a_user_in_conflict_waits_in_every_role() -> None:
+    statements = {
+        "user_access": {
+            "users": [{"name": "alice"}, {"name": "bob"}],
+            "lines": [
+                {"path": f"/home/{name}/.ssh/authorized_keys", "lines": ["k"], "user": name}
+                for name in ("alice", "bob")
+            ],
+        },
+        "ml_data": {
+            "files": [{"path": "/srv/a", "owner": "bob"}, {"path": "/srv/b", "owner": "alice"}]
+        },
+    }
+    differing, conflicts = compare(statements, (HOME,), users={"alice": ALICE, "bob": BOB})
+    assert differing == ["lines /home/alice/.ssh/authorized_keys", "files /srv/b"]
+    (conflict,) = conflicts
+    assert conflict.reason == HOME.reason
+    assert conflict.blocks == ("lines /home/bob/.ssh/authorized_keys", "files /srv/a")
+
+
+def test_what_is_as_declared_does_not_wait() -> None:
+    statements = {"r": {"users": [{"name": "bob"}], "left_by_root": [{"user": "bob"}]}}
+    _differing, (conflict,) = compare(statements, (HOME,), left={"bob": []})
+    assert conflict.blocks == ()
+
+
+def test_a_conflict_goes_on_from_need_to_need() -> None:
+    units = [
+        {"name": "a.service", "active": True, "needs": [["files", "/etc/a"]]},
+        {"name": "b.service", "active": True, "needs": [["units", "a.service"]]},
+        {"name": "c.service", "active": True},
+    ]
+    # The order of entries does not matter.
+    for order in (units, units[::-1]):
+        differing, (conflict,) = compare(
+            {"r": {"units": order, "files": [{"path": "/etc/a"}]}},
+            unsafe={"/etc/a": ["/etc", "a link, owned by bob", "a folder"]},
+        )
+        assert differing == ["units c.service"]
+        assert set(conflict.blocks) == {"units a.service", "units b.service"}
+        assert conflict.reason == (
+            "/etc: found a link, owned by bob; expected a folder. Move it out of the way, then run "
+            "again."
+        )
+
+
+def service(name: str, *mounts: str) -> dict[str, Any]:
+    parts = [["mounts", mount] for mount in mounts] + [["files", f"/etc/{name}"]]
+    return {
+        "mounts": [
+            {"path": mount, "owner": "7", "group": "7", "read_only": True} for mount in mounts
+        ],
+        "files": [{"path": f"/etc/{name}", "content": "x"}],
+        "projects": [{"name": name, "services": [{"name": name}], "together": parts}],
+    }
+
+
+NO_CONTAINERS: dict[str, Any] = {"record": None, "containers": []}
+
+
+def services(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"ml_services": {kind: [i for e in entries for i in e[kind]] for kind in entries[0]}}
+
+
+def test_a_service_is_made_whole_or_not_at_all() -> None:
+    statements = services(service("lab", "/srv/gone"), service("web"))
+    differing, (conflict,) = compare(
+        statements, projects={"lab": NO_CONTAINERS, "web": NO_CONTAINERS}
+    )
+    assert differing == ["files /etc/web", "projects web"]
+    assert (conflict.kind, conflict.name) == ("mounts", "/srv/gone")
+    assert conflict.blocks == ("files /etc/lab", "projects lab")
+
+
+def test_a_folder_of_two_services_does_not_carry_a_conflict_to_the_other() -> None:
+    folder = ["directory", "0755", "root", "root", None, 0, 0]
+    statements = services(service("lab", "/srv/data"), service("web", "/srv/data"))
+    port = model.Conflict("projects", "lab", "port 80 is in use.")
+    differing, (conflict,) = compare(
+        statements,
+        (port,),
+        projects={"lab": NO_CONTAINERS, "web": NO_CONTAINERS},
+        files={"/srv/data": folder},
+    )
+    assert differing == ["files /etc/web", "projects web"]
+    assert conflict.blocks == ("files /etc/lab",)
+
+
+@pytest.mark.parametrize(
+    ("tree", "waits"), [("/srv", False), ("/srv/pets", False), ("/srv/other", True)]
+)
+def test_a_path_that_another_role_makes_in_the_same_run_is_no_conflict(
+    tree: str, waits: bool
+) -> None:
+    statements = services(service("lab", "/srv/pets"))
+    statements["ml_data"] = {"files": [{"path": tree, "state": "directory"}]}
+    differing, conflicts = compare(statements, projects={"lab": NO_CONTAINERS})
+    assert bool(conflicts) is waits
+    assert ("projects lab" in differing) is not waits
+
+
+def test_an_engine_that_does_not_answer_waits_for_its_settings() -> None:
+    statements = {
+        "docker_engine": {
+            "json": [{"path": "/etc/docker/daemon.json", "settings": {"debug": True}}],
+            "units": [
+                {
+                    "name": "docker.service",
+                    "active": True,
+                    "needs": [["json", "/etc/docker/daemon.json"]],
+                }
+            ],
+        },
+        "ml_images": {"images": [{"reference": "a:cpu", "digest": "d" * 64}]},
+    }
+    broken = {"/etc/docker/daemon.json": "{"}
+    differing, (conflict,) = compare(statements, texts=broken, engine="no such file")
+    assert differing == []
+    assert conflict.blocks == ("units docker.service", "images a:cpu")
+    # An engine that answers builds images as before.
+    differing, _conflicts = compare(statements, texts=broken)
+    assert differing == ["images a:cpu"]
+
+
+def test_one_obstacle_of_several_entries_is_told_once() -> None:
+    unsafe = {
+        path: ["/srv/x", "a link, owned by bob", "a folder"] for path in ("/srv/x/a", "/srv/x/b")
+    }
+    files = [{"path": path} for path in unsafe]
+    differing, conflicts = compare({"r": {"files": files}}, unsafe=unsafe)
+    assert (differing, len(conflicts)) == ([], 1)
+
+
+def test_words_of_a_host_are_escaped() -> None:
+    unsafe = {"/srv/x": ["/srv/x", "a link to /\x1b[2J", "a folder"]}
+    _differing, (conflict,) = compare({"r": {"files": [{"path": "/srv/x"}]}}, unsafe=unsafe)
+    assert "\\x1b[2J" in conflict.reason
+
+
+def test_who_does_not_expect_conflicts_fails() -> None:
+    owned = {"files": [{"path": "/srv/x"}]}
+    answer = {"files": {"/srv/x": None}, "unsafe": {"/srv/x": ["/srv", "a link", "a folder"]}}
+    with pytest.raises(model.ConflictError, match="/srv: found a link"):
+        survey.differences(owned, answer)
