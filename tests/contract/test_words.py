@@ -59,6 +59,7 @@ COVERED = (
     "collections/*/plugins/action/*.py",
     "collections/*/plugins/modules/*.py",
     "collections/*/plugins/callback/*.py",
+    "collections/*/plugins/doc_fragments/*.py",
     "collections/*/plugins/lookup/*.py",
     "collections/*/plugins/plugin_utils/*.py",
     "collections/*/slipway/host/README.md",
@@ -180,6 +181,12 @@ PATTERNS = (
         CLAUSE,
         "Reboot where only that helps",
         "Reboot to load the NVIDIA module",
+    ),
+    Pattern(
+        r"(none|empty|nothing|raises? \w+) where",
+        CLAUSE,
+        "Return the link, None where there is none",
+        "Return the link, None if there is no link",
     ),
     Pattern(
         r"(can|could|cannot) be had",

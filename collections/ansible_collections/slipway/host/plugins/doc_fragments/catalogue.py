@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The options of all plugins over the catalogue."""
+"""Document the options that all plugins for catalogue images have."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   catalogue:
-    description: Folder of the catalogue, on the controller.
+    description: Folder of the catalogue on the controller.
     type: path
     required: true
   variant:
-    description: Variant the host can use.
+    description: Variant that the host can use.
     type: str
     choices: [cpu, gpu]
     required: true
   base:
-    description: Base of images that ask for the default one, a name of C(bases.yml).
+    description: Name in C(bases.yml) of the base for images with the default base.
     type: str
     required: true
   args:
-    description: Build arguments, by image and argument.
+    description: Build arguments by name of image and name of argument.
     type: dict
     default: {}
 """

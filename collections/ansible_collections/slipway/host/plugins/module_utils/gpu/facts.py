@@ -74,7 +74,7 @@ def read_function(path: str) -> list[Any]:
 
 
 def read_secure_boot(sys: str = "/sys") -> bool | None:
-    """Return whether the kernel demands signed modules, None where that cannot be read.
+    """Return whether the kernel requires signed modules, None if this is unknown.
 
     A host that booted without UEFI has no Secure Boot. Validation that is disabled in the shim
     (``mokutil --disable-validation``) counts as off, because the kernel treats it so.

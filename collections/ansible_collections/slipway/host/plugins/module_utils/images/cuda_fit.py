@@ -22,7 +22,7 @@ Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
 
 
 def misfit(cuda: str, driver: str, gpus: Iterable[int]) -> str | None:
-    """Say why a release of CUDA, such as `13.2`, does not run on a host; None where it does.
+    """Return why a release of CUDA, such as `13.2`, does not run on a host, None if it runs.
 
     DRIVER is the version of the module in the host's kernel, GPUS are PCI device IDs.
     """

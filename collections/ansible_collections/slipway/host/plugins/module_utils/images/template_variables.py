@@ -76,7 +76,7 @@ def _apt_packages(packages: Any, variant: str) -> list[str]:
 
 
 def _require_python(image: Image, root: Base) -> Python:
-    """Return the base's Python; raise CatalogueError where locks do not fit it."""
+    """Return the base's Python; raise CatalogueError if the locks are for another Python."""
     python = root.python
     if python is None or tuple(map(int, python.version.split("."))) < OLDEST_PYTHON:
         present = f"Python {python.version}" if python else "no Python"

@@ -127,7 +127,7 @@ def _dataset(
 
 
 def _source(where: str, item: Item) -> Address | None:
-    """Return the address of an archive, None where it is a file on the host."""
+    """Return the address of an archive, None for a file on the host."""
     if item.get("path"):
         _check_path(where, str(item["path"]))
         return None
