@@ -933,11 +933,11 @@ def test_a_container_must_have_read_its_secrets(changed: float, stale: bool) -> 
             {"name": "api", "services": [{"name": "web", "config": "c1"}], "since": ["/etc/s"]}
         ]
     }
-    assert survey.question([owned])["mtimes"] == ["/etc/s"]
+    assert survey.question([owned])["ctimes"] == ["/etc/s"]
     answer = {
         "engine": None,
         "projects": {"api": project_answer([described()])},
-        "mtimes": {"/etc/s": changed},
+        "ctimes": {"/etc/s": changed},
     }
     found = [one.found for one in survey.differences(owned, answer)]
     assert found == (["web was made before a secret changed"] if stale else [])

@@ -146,7 +146,8 @@ def test_names_times_and_texts(tmp_path: Path) -> None:
     missing = str(tmp_path / "none")
     assert reading.list_names(str(tmp_path)) == ["a", "b"]
     assert reading.list_names(missing) is None
-    assert files.ask_time(str(tmp_path / "b")) == 1.5
+    # Anybody who may write the file can set the time of modification.
+    assert files.ask_time(str(tmp_path / "b")) == (tmp_path / "b").stat().st_ctime > 1.5
     assert files.ask_time(missing) is None
     assert files.ask_text(str(tmp_path / "b")) == "ä"
     assert files.ask_text(str(tmp_path / "a")) == "base64:" + base64.b64encode(b"\xff\x00").decode()

@@ -67,7 +67,7 @@ def question(statements: Sequence[Owned], kinds: Kinds) -> dict[str, list[Any]]:
             kind = kinds[name]
             for entry in entries:
                 names.setdefault(kind.asks, set()).add(entry[kind.by])
-                for asks, more in (("mtimes", entry.get("since", ())), *kind.further(entry)):
+                for asks, more in (("ctimes", entry.get("since", ())), *kind.further(entry)):
                     if more:
                         names.setdefault(asks, set()).update(more)
         if folders := parent_folders(owned, kinds):

@@ -93,9 +93,12 @@ def ask_link_target(path: str) -> str | None:
 
 
 def ask_time(path: str) -> float | None:
-    """Return when a file's content last changed, seconds since 1970, None where there is none."""
+    """Return the time of a file's last change, in seconds since 1970, None where there is none.
+
+    It is the ctime: anybody who may write a file can set its time of modification.
+    """
     try:
-        return os.stat(path).st_mtime
+        return os.stat(path).st_ctime
     except OSError:
         return None
 
@@ -166,7 +169,7 @@ ASKS = {
     "acls": reading.each(ask_acl),
     "targets": reading.each(ask_target),
     "link_targets": reading.each(ask_link_target),
-    "mtimes": reading.each(ask_time),
+    "ctimes": reading.each(ask_time),
     "folders": reading.each(ask_names),
     "texts": reading.each(ask_text),
 }

@@ -238,8 +238,10 @@ class Folder:
             if not self.trusted and info.st_uid != uid:
                 raise self.refuse(name, info, f"a file owned by {_names([uid])}")
             set_owner(descriptor, uid, gid)
-            # After the owner: the kernel clears setuid and setgid bits when that changes.
-            os.fchmod(descriptor, mode)
+            # After the owner: the kernel clears setuid and setgid bits when that changes. A file
+            # that is right keeps the time of its last change.
+            if os.fstat(descriptor).st_mode & 0o7777 != mode:
+                os.fchmod(descriptor, mode)
 
     def make_folder(self, name: str, mode: int, uid: int, gid: int) -> None:
         """Make a folder, or set owner, group and mode of the one that is there.

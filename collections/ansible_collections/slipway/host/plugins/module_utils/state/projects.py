@@ -67,7 +67,7 @@ def _compare_container(
     yield from changes
     # The engine counts whole seconds.
     since = entry.get("since", ())
-    if not changes and any(int(answer["mtimes"][path] or 0) > found["created"] for path in since):
+    if not changes and any(int(answer["ctimes"][path] or 0) > found["created"] for path in since):
         yield f"{name} was made before a secret changed", "made after it"
 
 
