@@ -60,13 +60,14 @@ UPDATE_INITRAMFS = """\
 #!/bin/sh
 # Stand-in on a simulated host.
 echo "$0 $*" >>/run/stand-in.log
-touch "/boot/initrd.img-$(cat /proc/sys/kernel/osrelease)"
+head --bytes=5M /dev/zero >"/boot/initrd.img-$(cat /proc/sys/kernel/osrelease)"
 """
 # At each boot: set the kernel's release, and load the modules that modules-load.d names.
 BOOT = f"""\
 #!/bin/sh
 mount --bind {FOLDER}/osrelease /proc/sys/kernel/osrelease
-touch -a "/boot/initrd.img-$(cat {FOLDER}/osrelease)"
+initrd="/boot/initrd.img-$(cat {FOLDER}/osrelease)"
+test -s "$initrd" || head --bytes=5M /dev/zero >"$initrd"
 rm -rf /sys/module/nvidia* /sys/module/ib_umad
 sed '/^#/d' /etc/modules-load.d/*.conf 2>/dev/null | xargs -rn1 /usr/local/sbin/modprobe || true
 """

@@ -399,8 +399,8 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         "rm -r /sys/module/nvidia_uvm",
         {(DRIVER, "modules", "nvidia_uvm")},
     ),
-    "the initramfs of before": (
-        "touch -d yesterday /boot/initrd.img-6.8.0-149-generic",
+    "an empty initramfs": (
+        ": >/boot/initrd.img-6.8.0-149-generic",
         {(DRIVER, "derived", "/boot/initrd.img-6.8.0-149-generic")},
     ),
     "a hold of the toolkit dropped": (
@@ -424,10 +424,18 @@ TAMPERED: dict[str, tuple[str, Named]] = {
     ),
     "a specification that somebody wrote": (
         "mkdir -p /etc/cdi; cp /run/cdi/nvidia.yaml /etc/cdi/nvidia.yaml",
-        {(TOOLKIT, "files", "/etc/cdi/nvidia.yaml")},
+        {
+            (TOOLKIT, "files", "/etc/cdi/nvidia.yaml"),
+            (TOOLKIT, "derived", "/var/run/cdi/nvidia.yaml"),
+        },
     ),
     "the specification lost": (
         "rm /run/cdi/nvidia.yaml",
+        {(TOOLKIT, "derived", "/var/run/cdi/nvidia.yaml")},
+    ),
+    "a specification edited, with its old time, and another one": (
+        "cd /run/cdi; cp nvidia.yaml /etc/cdi/gpus.json; touch -r nvidia.yaml time;"
+        "sed -i s/nosuid/suid/ nvidia.yaml; touch -r time nvidia.yaml; rm time",
         {(TOOLKIT, "derived", "/var/run/cdi/nvidia.yaml")},
     ),
     "a list of an older installation": (

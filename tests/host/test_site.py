@@ -87,6 +87,21 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         "systemctl mask --runtime docker.service",
         {("docker_engine", "units", "docker.service")},
     ),
+    "paths of several roles open to others": (
+        "chmod 0777 /etc/docker /etc/docker/daemon.json /etc/slipway /usr/local/lib/slipway;"
+        "chmod 0777 /home/alice/.ssh; chown bob /var/lib/slipway/daemon_json.json;"
+        "echo 'raise SystemExit' >/usr/local/lib/slipway/slipway_ml/json.py",
+        {
+            ("docker_engine", "parent_folders", "/etc/docker"),
+            ("docker_engine", "json", "/etc/docker/daemon.json"),
+            ("ml_aliases", "parent_folders", "/etc/slipway"),
+            ("ml_aliases", "parent_folders", "/usr/local/lib/slipway"),
+            ("ml_aliases", "folders", "/usr/local/lib/slipway/slipway_ml"),
+            ("ml_services", "parent_folders", "/etc/slipway"),
+            ("user_access", "parent_folders", "/etc/slipway"),
+            ("user_access", "lines", "/home/alice/.ssh/authorized_keys"),
+        },
+    ),
     "a package removed": (
         "apt-get -qq purge -y --allow-change-held-packages docker-buildx >/dev/null",
         {("docker_engine", "packages", "docker-buildx")},
