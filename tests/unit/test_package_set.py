@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils.apt import package_record, run
 from ansible_collections.slipway.host.plugins.module_utils.apt import package_set as apt_package_set
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import Before, Record
+from ansible_collections.slipway.host.plugins.module_utils.docker import restart_consent
 from ansible_collections.slipway.host.plugins.module_utils.state import apply_files
 from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
 from ansible_collections.slipway.host.plugins.modules import package_set
@@ -198,6 +199,42 @@ def test_who_holds_a_gpu_is_told(
     checked = upgrade(run_module, check=True, gpus_free=True)
     assert "process 7 (train)" in checked["slipway_note"]
     assert upgrade(run_module)["changed"]
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running container that a restart of Docker would stop."""
+    monkeypatch.setattr(
+        restart_consent,
+        "ask_obstacle",
+        lambda policy, _keeps: "" if policy == "always" else "container train uses a GPU",
+    )
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_an_upgrade_that_restarts_a_busy_engine_waits(
+    run_module: RunModule, host: Path, apt: Callable[..., None], busy: None, check: bool
+) -> None:
+    apt(simulated="Inst docker.io [26.1.5-1] (28.5.2-1 x)\\nInst docker-cli [1] (2 x)\\n")
+    result = upgrade(run_module, check=check)
+    assert not result["changed"]
+    assert result["slipway_waiting"] == [
+        "change of docker.io (restarts Docker) waits: container train uses a GPU."
+    ]
+    assert not (host / "upgrade").exists()
+    assert not told(host, "apt-mark")
+    assert upgrade(run_module, check=check, restart="always")["changed"]
+
+
+def test_a_rollback_of_a_busy_engine_fails_before_a_change(
+    run_module: RunModule, host: Path, apt: Callable[..., None], busy: None
+) -> None:
+    apt()
+    write(Record(package_record.PROVEN, packages={"docker.io": Before("x", "0.9")}))
+    result = run_module(package_set, state="rolled_back")
+    assert result["failed"]
+    assert result["msg"].endswith("container train uses a GPU. No package was changed.")
+    assert not (host / "told").exists()
 
 
 def test_a_package_that_nobody_has_any_more_is_told(
