@@ -61,6 +61,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .open .read_bytes .read_text .rename .write_text",
     ),
+    "module_utils/ml/doctor.py": (
+        "reads sysfs, procfs, system folders and CDI specifications with the rights of the caller",
+        ".iterdir .read_text os.readlink",
+    ),
     "module_utils/ml/accounts.py": (
         CALLERS_OWN,
         ".iterdir .mkdir .replace .rmdir .unlink .write_text",

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from . import complete, containers, gpus, start
@@ -74,6 +75,10 @@ def _add_container_verbs(add_verb: AddVerb) -> None:
     verb = add_verb("remove", "remove your ended containers with their logs")
     verb.add_argument("names", nargs="*", metavar="NAME", help=container)
     verb.add_argument("--all", action="store_true", help="remove all your ended containers")
+    summary = "find out why a container does not see the GPUs of this host"
+    verb = add_verb("doctor", summary)
+    of = "also check this image: name in the catalogue, alias, or reference"
+    verb.add_argument("image", nargs="?", metavar="IMAGE", help=of)
     verb = add_verb("url", "show the addresses of one of your containers, with your token")
     verb.add_argument("name", nargs="?", metavar="NAME", help=container)
 
@@ -202,6 +207,18 @@ def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def examine_gpus(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
+    """Show each step by which GPUs reach a container; the exit status is 1 if one failed."""
+    from . import doctor, images
+
+    name: str | None = arguments.image
+    find_image = None if name is None else partial(images.find_image, docker, name, host)
+    steps = list(doctor.examine(doctor.Host(docker.contact), docker, find_image))
+    for step in steps:
+        print(f"{'ok    ' if step.passed else 'FAILED'}  {step.subject}: {step.result}")
+    return 0 if steps[-1].passed else 1
+
+
 def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Write an image to a file."""
     from . import images
@@ -257,6 +274,7 @@ VERBS: Mapping[str, Callable[[Docker, Host, argparse.Namespace], int]] = {
     "logs": logs,
     "remove": remove,
     "url": url,
+    "doctor": examine_gpus,
     "save": save,
     "load": load,
     "commit": commit,

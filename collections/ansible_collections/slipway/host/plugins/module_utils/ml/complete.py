@@ -21,7 +21,8 @@ WITH_VALUE = {
     *("--env", "-e", "--gpus", "--image", "--port", "--volume", "-v", "--workdir", "-w"),
 }
 COMMANDS = (
-    *("commit", "gui", "list", "load", "logs", "push", "remove", "run", "save", "stop", "url"),
+    *("commit", "doctor", "gui", "list", "load", "logs", "push", "remove", "run", "save"),
+    *("stop", "url"),
 )
 # Options of commands of ml whose words are containers.
 CONTAINER_OPTIONS = {"stop": ["--all"], "remove": ["--all"], "logs": ["--follow"], "url": []}
@@ -63,7 +64,8 @@ def complete_words(
         return ["--all", "--json"]
     if arguments:
         return []
-    return {"commit": list_running, "save": list_images, "push": list_images}.get(verb, list)()
+    lists = {"commit": list_running, **dict.fromkeys(("doctor", "push", "save"), list_images)}
+    return lists.get(verb, list)()
 
 
 def _complete_alias(
