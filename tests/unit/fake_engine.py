@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -54,7 +54,8 @@ class FakeEngine:
             threading.Thread(target=self._handle, args=(connection,), daemon=True).start()
 
     def _handle(self, connection: socket.socket) -> None:
-        with connection:
+        # A client may end before it reads the answer.
+        with connection, contextlib.suppress(OSError):
             received = b""
             while b"\r\n\r\n" not in received:
                 chunk = connection.recv(1 << 16)
@@ -90,7 +91,7 @@ def encode(content: Content) -> bytes:
     return f"HTTP/1.0 {status} Text\r\nServer: stand-in\r\n\r\n".encode() + body
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(file: Path, answers: Mapping[str, Content]) -> Iterator[FakeEngine]:
     """Yield an engine that listens on the socket FILE."""
     engine = FakeEngine(file, answers)

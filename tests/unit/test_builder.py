@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The builder on a host, with an engine that is a script and keeps its images in a file."""
+"""The builder on a host, with a script as the engine that keeps its images in a file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from ansible_collections.slipway.host.plugins.module_utils.images import builder
 from ansible_collections.slipway.host.plugins.module_utils.images import output
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
-# Answers as docker does to what the builder says. Images are kept in $ENGINE/images.json as
-# reference to labels, with `_id` and `_created` for what the engine adds. $ENGINE/say holds what
-# shall happen; $ENGINE/log gets each command. With `together`, a build goes on when so many have
-# begun, and gives up after a while.
+# Answers the docker commands of the builder. $ENGINE/images.json maps references to labels; `_id`
+# and `_created` are values of the engine. $ENGINE/say contains the planned events, $ENGINE/log gets
+# each command. With `together`, a build waits until that many builds have started, or for a while.
 DOCKER = """#!{python} -IS
 import fcntl, json, os, sys, time
 engine = os.environ["ENGINE"]
@@ -126,7 +125,7 @@ class Host:
         self.folder.mkdir()
 
     def run(self) -> dict[str, Any]:
-        """Carry out the job; return its result."""
+        """Run the job; return its result."""
         (self.root / "images.json").write_text(json.dumps(self.images))
         (self.root / "say").write_text(json.dumps(self.say))
         (self.folder / "job.json").write_text(json.dumps(self.job))
@@ -156,11 +155,11 @@ class Host:
 
     @property
     def progress(self) -> list[str]:
-        """What a person was told."""
+        """Return the progress messages."""
         return (self.folder / "progress").read_text().splitlines()
 
     def commands(self, *begin: str) -> list[list[str]]:
-        """The docker commands that begin with the words BEGIN."""
+        """Return the docker commands that begin with BEGIN."""
         log = self.root / "log"
         spoken = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return [words for words in spoken if words[: len(begin)] == list(begin)]
@@ -210,7 +209,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path)
 
 
-def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
+def test_an_image_is_tagged_after_build_and_smoke_test(host: Host) -> None:
     assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
     assert host.images[TOOL][labels.DIGEST] == "new-tool"
     assert host.images[TOOL]["org.opencontainers.image.base.digest"] == f"sha256:{LOCAL_BASE}"
@@ -220,7 +219,7 @@ def test_an_image_is_built_proven_and_only_then_tagged(host: Host) -> None:
     assert host.record(TOOL)["proven"] == []
 
 
-def test_the_image_that_was_tested_gets_the_tag_whatever_the_candidate_is_now(host: Host) -> None:
+def test_the_tested_image_gets_the_tag_even_if_the_candidate_tag_moved(host: Host) -> None:
     other = {labels.DIGEST: "new-tool", "_id": "sha256:another"}
     host.say = {"while_testing": {f"{TOOL}-candidate": other}}
     host.run()
@@ -229,7 +228,7 @@ def test_the_image_that_was_tested_gets_the_tag_whatever_the_candidate_is_now(ho
     assert tested in host.commands("run")[0]
 
 
-def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host) -> None:
+def test_progress_lists_the_steps_that_run_without_cached_steps(host: Host) -> None:
     host.run()
     assert host.progress[0] == "tool: [system 1/2] RUN echo hello"
     assert host.progress[1] == "tool: smoke test"
@@ -237,7 +236,7 @@ def test_a_person_is_told_the_steps_that_run_and_not_the_cached_ones(host: Host)
     assert len(host.progress) == 3
 
 
-def test_an_image_that_is_recorded_is_left_alone(host: Host) -> None:
+def test_a_recorded_image_is_not_built(host: Host) -> None:
     host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1"}
     host.write_record(TOOL, digest="new-tool", id="sha256:1")
     assert host.run() == {"built": [], "recorded": [], "failed": {}}
@@ -260,7 +259,7 @@ def test_an_image_that_is_recorded_is_left_alone(host: Host) -> None:
         *("broken", "another form", "a broken time"),
     ],
 )
-def test_the_label_of_an_image_proves_nothing(host: Host, record: Any) -> None:
+def test_the_label_of_an_image_is_not_trusted(host: Host, record: Any) -> None:
     host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1"}
     if record is not None:
         host.write_record_text(TOOL, record if isinstance(record, str) else json.dumps(record))
@@ -288,7 +287,7 @@ def test_an_image_of_an_old_version_is_tested_and_recorded_instead_of_built(host
     ],
     ids=["made later", "no date", "another date", "another label", "fails its test"],
 )
-def test_another_image_than_the_old_version_built_is_built(
+def test_an_image_that_the_old_version_did_not_build_is_built(
     host: Host, image: dict[str, str], say: dict[str, Any]
 ) -> None:
     host.images[TOOL] = {labels.DIGEST: "new-tool", "_id": "sha256:1", **image}
@@ -306,7 +305,7 @@ def test_another_image_than_the_old_version_built_is_built(
     ],
     ids=["smoke", "build"],
 )
-def test_a_failure_leaves_the_image_that_serves(
+def test_a_failed_build_keeps_the_previous_image(
     host: Host, say: dict[str, Any], words: list[str]
 ) -> None:
     host.images[TOOL] = {labels.DIGEST: "old"}
@@ -320,7 +319,7 @@ def test_a_failure_leaves_the_image_that_serves(
     assert host.progress[-1] == "tool: FAILED"
 
 
-def test_one_failure_does_not_keep_the_others_from_being_built(host: Host) -> None:
+def test_a_failed_build_does_not_stop_the_others(host: Host) -> None:
     host.job["builds"].append(build(OTHER))
     host.say = {"broken_build": TOOL}
     result = host.run()
@@ -328,7 +327,7 @@ def test_one_failure_does_not_keep_the_others_from_being_built(host: Host) -> No
     assert list(result["failed"]) == [TOOL]
 
 
-def test_what_stands_on_a_failed_image_is_not_built(host: Host) -> None:
+def test_images_on_top_of_a_failed_image_are_not_built(host: Host) -> None:
     host.job["builds"].append(build(OTHER, parent=TOOL))
     host.say = {"broken_build": TOOL}
     result = host.run()
@@ -336,7 +335,7 @@ def test_what_stands_on_a_failed_image_is_not_built(host: Host) -> None:
     assert len(host.commands("buildx")) == 1
 
 
-def test_images_that_do_not_stand_on_each_other_are_built_together(host: Host) -> None:
+def test_independent_images_are_built_in_parallel(host: Host) -> None:
     host.job["builds"].append(build(OTHER))
     host.job["parallel"] = 2
     host.say = {"together": 2}
@@ -344,7 +343,7 @@ def test_images_that_do_not_stand_on_each_other_are_built_together(host: Host) -
     assert (sorted(result["built"]), result["failed"]) == ([OTHER, TOOL], {})
 
 
-def test_no_more_are_built_together_than_may_be(host: Host) -> None:
+def test_parallel_builds_are_limited(host: Host) -> None:
     host.job["builds"].append(build(OTHER))
     host.job["parallel"] = 1
     host.run()
@@ -361,7 +360,7 @@ def test_an_image_waits_for_its_parent(host: Host) -> None:
 @pytest.mark.parametrize(
     ("processors", "at_once"), [(1, 1), (2, 1), (4, 2), (64, 4), (None, 1)], ids=str
 )
-def test_how_many_are_built_together_follows_the_processors(
+def test_the_number_of_parallel_builds_depends_on_the_processors(
     host: Host, monkeypatch: pytest.MonkeyPatch, processors: int | None, at_once: int
 ) -> None:
     host.job["parallel"] = 0
@@ -371,13 +370,13 @@ def test_how_many_are_built_together_follows_the_processors(
     assert builder.parallel_builds() == at_once
 
 
-def test_an_image_stands_on_its_parent(host: Host) -> None:
+def test_an_image_is_built_on_its_parent(host: Host) -> None:
     host.job["builds"].append(build(OTHER, parent=TOOL))
     host.run()
     assert f"--build-arg=BASE={TOOL}" in host.commands("buildx")[1]
 
 
-def test_a_base_is_pulled_where_a_registry_answers(host: Host) -> None:
+def test_a_base_is_pulled_if_a_registry_answers(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.say = {"registry": True}
     assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
@@ -385,7 +384,7 @@ def test_a_base_is_pulled_where_a_registry_answers(host: Host) -> None:
     assert LOCAL_BASE in host.images
 
 
-def test_a_base_is_bootstrapped_where_none_answers(host: Host) -> None:
+def test_a_base_is_bootstrapped_if_no_registry_answers(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.job["apt_mirror"] = "http://mirror.example/debian"
     assert host.run() == {"built": [TOOL], "recorded": [], "failed": {}}
@@ -399,7 +398,7 @@ def test_a_base_is_bootstrapped_where_none_answers(host: Host) -> None:
     assert not list(host.folder.glob("base.tar"))
 
 
-def test_a_registry_that_is_asked_for_and_does_not_answer_is_an_error(host: Host) -> None:
+def test_a_required_registry_that_does_not_answer_is_an_error(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.job["base_source"] = "registry"
     failed = host.run()["failed"][TOOL]
@@ -408,28 +407,28 @@ def test_a_registry_that_is_asked_for_and_does_not_answer_is_an_error(host: Host
     assert not (host.root / "bootstrapped").exists()
 
 
-def test_an_engine_may_reach_a_registry_that_its_command_does_not(host: Host) -> None:
+def test_the_engine_may_reach_a_registry_that_the_command_cannot_reach(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.say = {"registry": "of the engine"}
     assert host.run()["built"] == [TOOL]
     assert not (host.root / "bootstrapped").exists()
 
 
-def test_a_base_that_can_only_be_pulled_says_so_where_it_cannot(host: Host) -> None:
+def test_a_base_without_bootstrap_needs_a_registry(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.job["builds"][0]["base"]["bootstrap"] = None
     failed = host.run()["failed"][TOOL]
     assert "base debian-13 has no key bootstrap" in failed
 
 
-def test_no_registry_is_asked_where_bootstrapping_is_asked_for(host: Host) -> None:
+def test_base_source_bootstrap_contacts_no_registry(host: Host) -> None:
     del host.images[LOCAL_BASE]
     host.job["base_source"] = "bootstrap"
     host.run()
     assert not host.commands("manifest") and not host.commands("pull")
 
 
-def test_secrets_are_lent_to_the_build_and_gone_afterwards(host: Host) -> None:
+def test_secrets_are_removed_after_the_build(host: Host) -> None:
     secrets = host.folder / "secrets"
     secrets.mkdir()
     (secrets / "pip_conf").write_text("[global]\n")
@@ -443,7 +442,7 @@ def test_secrets_are_lent_to_the_build_and_gone_afterwards(host: Host) -> None:
     assert not secrets.exists()
 
 
-def test_the_smoke_test_gets_the_least_a_container_can_have(host: Host) -> None:
+def test_the_smoke_test_runs_with_few_rights(host: Host) -> None:
     host.run()
     (command,) = host.commands("run")
     for option in ("--network none", "--read-only", "--cap-drop ALL", "--user 1234:1234"):
@@ -469,23 +468,23 @@ def test_a_second_build_waits_for_the_first(host: Host) -> None:
     assert json.loads((host.folder / "result.json").read_text())["built"] == [TOOL]
 
 
-def test_whatever_goes_wrong_there_is_a_result(host: Host) -> None:
+def test_every_failure_has_a_result(host: Host) -> None:
     del host.job["builds"][0]["smoke"]
     assert "KeyError" in host.run()["failed"]["job"]
 
 
-def test_a_command_without_end_counts_as_failed() -> None:
+def test_a_command_without_end_fails() -> None:
     done = images_builder.run(["sh", "-c", "echo begun; exec sleep 30"], timeout=0.2)
     assert (done.returncode, done.stdout, done.stderr) == (124, "begun\n", "no end after 0 s")
 
 
-def test_lines_come_as_they_are_said_even_the_last_unended_one() -> None:
+def test_lines_are_reported_at_once_including_an_unfinished_last_line() -> None:
     script = "printf 'one\\ntw'; sleep 0.5; printf 'o\\nthree'"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as process:
-        said = list(output.read_lines(process))
-    assert [line for line in said if line is not None] == ["one", "two", "three"]
-    # While nothing was said, whoever waits was told so.
-    assert None in said
+        lines = list(output.read_lines(process))
+    assert [line for line in lines if line is not None] == ["one", "two", "three"]
+    # Without output, the caller gets None from time to time.
+    assert None in lines
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue engine: what it refuses, what it resolves, and what identifies a build."""
+"""The catalogue: validation, inheritance, and digests of builds."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return an empty catalogue: the project's own schemas, template and bases, no image."""
+    """Return a catalogue without images: the schemas, template and bases of the project."""
     catalogue = tmp_path / "images"
     catalogue.mkdir()
     for name in ("image.schema.json", "bases.schema.json", "bases.yml", "Dockerfile.j2"):
@@ -100,7 +100,7 @@ def test_an_old_key_is_accepted_with_a_warning(folder: Path, write: Write) -> No
     )
 
 
-def test_an_old_key_beside_its_new_name_is_refused(folder: Path, write: Write) -> None:
+def test_an_old_key_beside_its_new_name_is_an_error(folder: Path, write: Write) -> None:
     secrets = {"token": {"variable": "T", "path_variable": "T"}}
     write(ports={"web": 80}, services={"a": {"secrets": secrets}})
     assert (
@@ -109,7 +109,7 @@ def test_an_old_key_beside_its_new_name_is_refused(folder: Path, write: Write) -
     ) in refusal(folder)
 
 
-def test_an_unknown_key_is_not_answered_with_an_old_one(folder: Path, write: Write) -> None:
+def test_an_unknown_key_does_not_suggest_an_old_key(folder: Path, write: Write) -> None:
     write(services={"a": {"secrets": {"token": {"path_variable": "T", "x": 1}}}})
     assert "token.x: unknown key; expected one of: otherwise, path_variable." in refusal(folder)
 
@@ -120,7 +120,7 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-# What people get wrong in image.yml
+# Errors in image.yml
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def refusal(folder: Path) -> str:
         ),
     ],
 )
-def test_a_wrong_declaration_is_refused_with_file_and_key(
+def test_an_invalid_declaration_names_file_and_key(
     folder: Path, write: Write, keys: dict[str, Any], words: list[str]
 ) -> None:
     image = write(**keys)
@@ -232,13 +232,15 @@ def test_a_missing_key_is_named(folder: Path, write: Write) -> None:
         pytest.param("title: a\nbuild:\n  x: 1\n", 3, "build.x: unknown key", id="key"),
     ],
 )
-def test_the_line_is_named(folder: Path, write: Write, text: str, line: int, words: str) -> None:
+def test_an_error_names_the_line(
+    folder: Path, write: Write, text: str, line: int, words: str
+) -> None:
     image = write()
     (image / "image.yml").write_text(text, encoding="utf-8")
     assert f"{image / 'image.yml'}:{line}: {words}" in refusal(folder)
 
 
-def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
+def test_a_binary_file_is_an_error(folder: Path, write: Write) -> None:
     (write() / "image.yml").write_bytes(b"title: \xff\n")
     assert "image.yml: cannot read the file" in refusal(folder)
 
@@ -318,7 +320,7 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
             },
             {},
             [
-                "services.a.endpoint.secret: no secret that is always there has the name 'tokn'",
+                "services.a.endpoint.secret: unknown or optional secret 'tokn'",
                 "Did you mean 'token'?",
             ],
             id="secret",
@@ -334,7 +336,7 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
                 },
             },
             {},
-            ["services.a.endpoint.secret: no secret that is always there has the name 'token'"],
+            ["services.a.endpoint.secret: unknown or optional secret 'token'"],
             id="secret that may be missing",
         ),
         pytest.param(
@@ -357,7 +359,7 @@ def test_a_file_that_is_not_text_is_refused(folder: Path, write: Write) -> None:
         ),
     ],
 )
-def test_what_an_image_names_must_be_there(
+def test_files_and_names_in_a_declaration_must_exist(
     folder: Path, write: Write, keys: dict[str, Any], files: dict[str, str], words: list[str]
 ) -> None:
     write(contents=files, **keys)
@@ -366,7 +368,7 @@ def test_what_an_image_names_must_be_there(
         assert word in message
 
 
-def test_two_images_cannot_have_one_alias(folder: Path, write: Write) -> None:
+def test_an_alias_of_two_images_is_an_error(folder: Path, write: Write) -> None:
     write("one", aliases={"j8": {"description": "x"}})
     write("two", aliases={"lab": {"description": "x", "names": ["j8"]}})
     assert "aliases: duplicate alias 'j8'" in refusal(folder)
@@ -380,26 +382,26 @@ def test_two_images_cannot_have_one_alias(folder: Path, write: Write) -> None:
         pytest.param("default", "the image has the name of base 'default'", id="default"),
     ],
 )
-def test_a_folder_needs_a_name_of_its_own(
+def test_a_folder_with_the_name_of_a_base_is_an_error(
     folder: Path, write: Write, name: str, words: str
 ) -> None:
     write(name)
     assert words in refusal(folder)
 
 
-def test_a_folder_needs_a_declaration(folder: Path) -> None:
+def test_a_folder_without_a_declaration_is_an_error(folder: Path) -> None:
     (folder / "tool").mkdir()
     assert "tool: image.yml is missing" in refusal(folder)
 
 
-def test_hidden_and_shared_folders_and_files_are_no_images(folder: Path) -> None:
+def test_hidden_and_shared_folders_and_files_are_not_images(folder: Path) -> None:
     (folder / ".cache").mkdir()
     (folder / "_notes").mkdir()
     (folder / "README.md").touch()
     assert load_catalogue(folder).images == {}
 
 
-def test_bases_in_a_circle_are_shown(folder: Path, write: Write) -> None:
+def test_a_circle_of_bases_is_an_error(folder: Path, write: Write) -> None:
     write("one", base="two")
     write("two", base="three")
     write("three", base="one")
@@ -412,7 +414,7 @@ def test_the_default_base_must_exist(folder: Path) -> None:
     assert "bases.yml: default: unknown base 'debian-14'" in refusal(folder)
 
 
-# What people get wrong when they ask
+# Errors in requests
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def test_the_default_base_must_exist(folder: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_question_is_refused(
+def test_an_invalid_request_is_an_error(
     folder: Path, write: Write, ask: dict[str, Any], words: list[str]
 ) -> None:
     write(args={"VERSION": {"default": "1", "description": "x"}})
@@ -473,7 +475,7 @@ def test_python_packages_need_a_base_with_a_current_python(folder: Path, write: 
             replace(catalogue, bases={"debian-13": base}).builds(["tool"], "cpu")
 
 
-def test_a_mistake_in_a_template_names_it(folder: Path, write: Write) -> None:
+def test_an_error_in_a_template_names_file_and_line(folder: Path, write: Write) -> None:
     write(contents={"Dockerfile.j2": '{% extends "Dockerfile.j2" %}\n{% block files %}{{ typo }}'})
     with pytest.raises(CatalogueError, match=r"tool/Dockerfile.j2:2: "):
         build(folder)
@@ -482,7 +484,7 @@ def test_a_mistake_in_a_template_names_it(folder: Path, write: Write) -> None:
         build(folder)
 
 
-def test_links_in_a_context_are_refused(folder: Path, write: Write) -> None:
+def test_links_in_a_context_are_errors(folder: Path, write: Write) -> None:
     image = write(files=[{"from": "app", "to": "/app"}])
     (image / "app").mkdir()
     (image / "app/link").symlink_to("/etc/passwd")
@@ -490,14 +492,14 @@ def test_links_in_a_context_are_refused(folder: Path, write: Write) -> None:
         build(folder)
 
 
-# What the names asked for turn into
+# Builds of the requested names
 
 
 def references(builds: list[ImageBuild]) -> list[str]:
     return [build.reference for build in builds]
 
 
-def test_an_image_comes_after_the_one_it_is_based_on_and_once(folder: Path, write: Write) -> None:
+def test_an_image_is_built_once_after_its_parent(folder: Path, write: Write) -> None:
     write("above", base="middle")
     write("beside", base="ground")
     write("middle", base="ground")
@@ -525,7 +527,7 @@ def test_an_image_comes_after_the_one_it_is_based_on_and_once(folder: Path, writ
         (["gpu"], ["cpu"], "gpu", ["slipway/ground:cpu", "slipway/tool:gpu"]),
     ],
 )
-def test_a_host_gets_the_variant_that_fits(
+def test_a_host_gets_a_variant_that_it_can_use(
     folder: Path,
     write: Write,
     offered: list[str],
@@ -538,13 +540,13 @@ def test_a_host_gets_the_variant_that_fits(
     assert references(load_catalogue(folder).builds(["tool"], wanted)) == expected
 
 
-def test_an_image_for_gpus_alone_is_refused_elsewhere(folder: Path, write: Write) -> None:
+def test_an_image_without_cpu_variant_needs_a_gpu(folder: Path, write: Write) -> None:
     write(variants=["gpu"])
     with pytest.raises(CatalogueError, match="variants: no cpu variant"):
         build(folder)
 
 
-def test_images_that_leave_the_base_open_take_the_hosts(folder: Path, write: Write) -> None:
+def test_images_with_the_default_base_use_the_base_of_the_host(folder: Path, write: Write) -> None:
     write()
     write("fixed", base="debian-12")
     catalogue = load_catalogue(folder)
@@ -553,9 +555,7 @@ def test_images_that_leave_the_base_open_take_the_hosts(folder: Path, write: Wri
         assert (tool.root.name, fixed.root.name) == (expected, "debian-12")
 
 
-def test_what_runs_is_inherited_and_what_a_host_does_with_it_is_not(
-    folder: Path, write: Write
-) -> None:
+def test_inherited_and_not_inherited_keys(folder: Path, write: Write) -> None:
     write(
         "ground",
         variants=["cpu", "gpu"],
@@ -577,7 +577,7 @@ def test_what_runs_is_inherited_and_what_a_host_does_with_it_is_not(
     assert (tool["aliases"], tool["environment"]) == ({}, {})
 
 
-def test_defaults_reach_into_what_is_declared(folder: Path, write: Write) -> None:
+def test_defaults_apply_within_declared_mappings(folder: Path, write: Write) -> None:
     write(services={"s": {"memory": "1g"}}, aliases={"a": {"description": "x"}})
     image = build(folder).image
     assert image["services"]["s"] == {
@@ -596,7 +596,7 @@ def test_defaults_reach_into_what_is_declared(folder: Path, write: Write) -> Non
     assert image["end_of_life"] is None
 
 
-def test_a_date_stays_the_text_that_was_written(folder: Path, write: Write) -> None:
+def test_a_date_in_yaml_is_a_text(folder: Path, write: Write) -> None:
     image = write()
     with (image / "image.yml").open("a", encoding="utf-8") as file:
         file.write("end_of_life: 2018-09-01\nsuccessor: pytorch\n")
@@ -605,10 +605,10 @@ def test_a_date_stays_the_text_that_was_written(folder: Path, write: Write) -> N
     assert 'LABEL io.slipway.successor="pytorch"' in dockerfile
 
 
-# What is rendered
+# Rendered Dockerfiles
 
 
-def test_packages_and_locks_are_those_of_the_variant(folder: Path, write: Write) -> None:
+def test_packages_and_locks_depend_on_the_variant(folder: Path, write: Write) -> None:
     write(
         variants=["cpu", "gpu"],
         packages={"all": ["curl"], "gpu": ["nvtop"]},
@@ -642,7 +642,7 @@ def test_values_are_quoted_for_docker(folder: Path, write: Write, value: str, qu
     assert f"ARG B={quoted}\n" in dockerfile
 
 
-def test_an_argument_that_is_set_is_in_the_dockerfile(folder: Path, write: Write) -> None:
+def test_a_build_argument_is_in_the_dockerfile(folder: Path, write: Write) -> None:
     write(args={"VERSION": {"default": "1", "description": "x"}})
     changed = build(folder, args={"tool": {"VERSION": "2"}})
     assert (build(folder).args, changed.args) == ({"VERSION": "1"}, {"VERSION": "2"})
@@ -666,7 +666,7 @@ def test_an_image_extends_the_shared_template(folder: Path, write: Write) -> Non
         ("smoke.sh", ("/opt/slipway/start", "sh", "/opt/slipway/smoke.sh")),
     ],
 )
-def test_the_smoke_test_lies_in_the_image(
+def test_the_image_contains_its_smoke_test(
     folder: Path, write: Write, file: str, command: tuple[str, ...]
 ) -> None:
     write(contents={file: ""}, smoke={"file": file, "timeout": 7})
@@ -675,7 +675,7 @@ def test_the_smoke_test_lies_in_the_image(
     assert f"COPY image/{file} {command[2]}" in tool.dockerfile
 
 
-# What identifies a build
+# Digests of builds
 
 
 @pytest.mark.parametrize(
@@ -705,7 +705,7 @@ def test_the_smoke_test_lies_in_the_image(
         ),
     ],
 )
-def test_the_digest_follows_everything_the_image_is_made_from(
+def test_the_digest_depends_on_everything_that_an_image_is_built_from(
     folder: Path, write: Write, change: Callable[[Path], None]
 ) -> None:
     image = write(
@@ -723,7 +723,7 @@ def test_the_digest_follows_everything_the_image_is_made_from(
     ]
 
 
-def test_the_digest_follows_nothing_else(folder: Path, write: Write) -> None:
+def test_the_digest_depends_on_nothing_else(folder: Path, write: Write) -> None:
     image = write(
         contents={"app/a": "", "a.in": "flask\n", "a.lock": LOCK},
         files=[{"from": "app", "to": "/app"}],
@@ -745,13 +745,13 @@ def test_the_digest_follows_nothing_else(folder: Path, write: Write) -> None:
     assert after.labels[labels.DIGEST] == after.digest
 
 
-def test_variants_and_bases_differ(folder: Path, write: Write) -> None:
+def test_variants_and_bases_have_different_digests(folder: Path, write: Write) -> None:
     write(variants=["cpu", "gpu"])
     choices = [{}, {"variant": "gpu"}, {"base": "debian-12"}, {"base": "ubuntu-24.04"}]
     assert len({build(folder, **choice).digest for choice in choices}) == len(choices)
 
 
-def test_a_context_is_packed_alike_everywhere(folder: Path, write: Write) -> None:
+def test_packing_a_context_is_reproducible(folder: Path, write: Write) -> None:
     image = write(contents={"app/b": "b", "app/a": "a"}, files=[{"from": "app", "to": "/app"}])
     (image / "app/b").chmod(0o777)
     tool = build(folder)
@@ -767,8 +767,8 @@ def test_a_context_is_packed_alike_everywhere(folder: Path, write: Write) -> Non
     assert modes["shared/install-apt"] == 0o755
 
 
-def test_files_of_one_size_have_dates_of_their_own(folder: Path, write: Write) -> None:
-    """BuildKit takes a file of the same size and date for the one that it was sent before."""
+def test_files_of_the_same_size_have_different_dates(folder: Path, write: Write) -> None:
+    """BuildKit does not read a file again if size and date are unchanged."""
     dates = set()
     for content in ("x==1.0", "x==1.1"):
         write(contents={"wishes": content}, files=[{"from": "wishes", "to": "/wishes"}])
@@ -778,7 +778,7 @@ def test_files_of_one_size_have_dates_of_their_own(folder: Path, write: Write) -
     assert all(946_684_800 <= date < 2_000_000_000 for date in dates)
 
 
-# How pip's configuration reaches uv inside a build
+# Settings of pip for uv in a build
 
 
 @pytest.mark.parametrize(
@@ -806,7 +806,7 @@ def test_files_of_one_size_have_dates_of_their_own(folder: Path, write: Write) -
         ),
     ],
 )
-def test_pip_settings_are_said_to_uv(
+def test_settings_of_pip_are_passed_to_uv(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     configuration: str,
@@ -827,7 +827,7 @@ def test_pip_settings_are_said_to_uv(
     ]
 
 
-def test_tests_that_nothing_imports_are_not_kept(tmp_path: Path) -> None:
+def test_unused_test_packages_are_removed(tmp_path: Path) -> None:
     script = runpy.run_path(str(IMAGES / "_shared/install-python"))
     files = {
         "plain/tests/test_it.py": "from plain.tests.support import x",
@@ -870,7 +870,7 @@ def test_tests_that_nothing_imports_are_not_kept(tmp_path: Path) -> None:
         pytest.param("torch==2.14.1", True, "install torch==2.14.1", id="another version"),
     ],
 )
-def test_what_uv_is_told(
+def test_options_of_uv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, there: bool, action: str
 ) -> None:
     script = runpy.run_path(str(IMAGES / "_shared/install-python"))
@@ -910,10 +910,10 @@ def catalogue() -> Catalogue:
 
 @pytest.mark.parametrize("base", ["debian-12", "debian-13", "ubuntu-24.04"])
 @pytest.mark.parametrize("variant", ["cpu", "gpu"])
-def test_every_image_keeps_the_rules(catalogue: Catalogue, base: str, variant: str) -> None:
+def test_every_image_follows_the_rules(catalogue: Catalogue, base: str, variant: str) -> None:
     for made in catalogue.builds(catalogue.images, variant, base):
         lines = made.dockerfile.splitlines()
-        # Either would ask a registry for a frontend or run as root.
+        # Either would download a frontend from a registry or run as root.
         assert not any("syntax=" in line for line in lines)
         assert [line for line in lines if line][-1].startswith("USER ")
         assert not lines[-1].startswith(("USER 0", "USER root"))
@@ -923,7 +923,7 @@ def test_every_image_keeps_the_rules(catalogue: Catalogue, base: str, variant: s
         assert "required=true" not in made.dockerfile
 
 
-def test_frameworks_of_the_all_in_one_are_the_locked_ones_unless_versions_are_chosen(
+def test_deepdocker_has_the_locked_frameworks_unless_versions_are_set(
     catalogue: Catalogue,
 ) -> None:
     def dockerfile(**args: str) -> str:
@@ -941,7 +941,7 @@ def test_frameworks_of_the_all_in_one_are_the_locked_ones_unless_versions_are_ch
     assert f"/opt/slipway/install-rstudio {url} 0123abcd" in with_rstudio
 
 
-def test_services_of_the_all_in_one_listen_where_the_declaration_says(catalogue: Catalogue) -> None:
+def test_services_of_deepdocker_listen_on_the_declared_ports(catalogue: Catalogue) -> None:
     folder = IMAGES / "deepdocker"
     ports = catalogue.images["deepdocker"].settings["ports"]
     services = {file.stem for file in (folder / "services").glob("*.conf")} - {"supervisord"}
@@ -951,9 +951,7 @@ def test_services_of_the_all_in_one_listen_where_the_declaration_says(catalogue:
 
 
 @pytest.mark.parametrize("name", ["legacy-caffe-theano", "legacy-torch7"])
-def test_what_is_not_maintained_says_so_and_gets_no_network(
-    catalogue: Catalogue, name: str
-) -> None:
+def test_unmaintained_images_have_a_notice_and_no_network(catalogue: Catalogue, name: str) -> None:
     (made,) = catalogue.builds([name], "gpu", "debian-13")
     assert made.variant == "cpu"
     assert made.image["network"] == "none"
@@ -961,7 +959,7 @@ def test_what_is_not_maintained_says_so_and_gets_no_network(
     assert "LABEL io.slipway.successor=" in made.dockerfile
 
 
-def test_what_the_project_did_not_build_is_told(catalogue: Catalogue) -> None:
+def test_images_not_built_by_the_project_are_reported(catalogue: Catalogue) -> None:
     told = {
         made.name
         for made in catalogue.builds(catalogue.images, "cpu")
@@ -977,7 +975,7 @@ def test_what_the_project_did_not_build_is_told(catalogue: Catalogue) -> None:
         ("bases.schema.json", [IMAGES / "bases.yml"]),
     ],
 )
-def test_editors_judge_the_declarations_as_we_do(schema: str, files: list[Path]) -> None:
+def test_the_schema_accepts_all_declarations(schema: str, files: list[Path]) -> None:
     rules = json.loads((IMAGES / schema).read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(rules)
     validator = jsonschema.Draft202012Validator(rules)
@@ -1010,14 +1008,14 @@ def test_editors_judge_the_declarations_as_we_do(schema: str, files: list[Path])
         {"requirements": {"cpu": "a.in"}},
     ],
 )
-def test_editors_and_a_run_agree(change: dict[str, Any]) -> None:
+def test_the_schema_and_the_catalogue_report_the_same_errors(change: dict[str, Any]) -> None:
     rules = json.loads((IMAGES / "image.schema.json").read_text(encoding="utf-8"))
     document = {**TOOL, **change}
     ours = not list(declaration.validate(document, rules))
     assert ours is jsonschema.Draft202012Validator(rules).is_valid(document)
 
 
-def test_every_mistake_has_its_line_in_the_order_of_the_file(folder: Path, write: Write) -> None:
+def test_all_errors_are_listed_by_line(folder: Path, write: Write) -> None:
     file = write() / "image.yml"
     file.write_text("zz: 1\ntitle: 2\nsmoke: {file: smoke.sh}\nports:\n  web: 80.0\n")
     lines = refusal(folder).splitlines()
@@ -1031,7 +1029,7 @@ def test_every_mistake_has_its_line_in_the_order_of_the_file(folder: Path, write
     )
 
 
-def test_a_keyword_without_words_of_its_own_is_still_enforced() -> None:
+def test_every_keyword_of_the_schema_is_enforced() -> None:
     (problem,) = declaration.validate({"a": "long"}, {"properties": {"a": {"maxLength": 2}}})
     assert str(problem) == "a: 'long'; expected a value that fits maxLength: 2. Change the value."
 
@@ -1045,7 +1043,7 @@ def no_jsonschema(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_jsonschema")
-def test_without_jsonschema_a_catalogue_of_ones_own_is_refused(folder: Path, write: Write) -> None:
+def test_without_jsonschema_another_catalogue_is_an_error(folder: Path, write: Write) -> None:
     write()
     message = refusal(folder)
     assert "bases.yml: cannot validate the file" in message
@@ -1080,7 +1078,7 @@ def test_the_source_tree_has_no_released_files() -> None:
 
 
 def test_jsonschema_is_imported_only_to_read_a_catalogue() -> None:
-    """It takes longer to import than a survey that finds its catalogue in the cache."""
+    """Its import takes longer than a survey with the catalogue in the cache."""
     program = (
         "import sys\n"
         "from ansible_collections.slipway.host.plugins.module_utils.images import index\n"

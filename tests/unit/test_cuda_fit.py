@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which CUDA runs on which driver and GPU, and what is said where it does not."""
+"""Releases of CUDA that drivers and GPUs run, and the messages for others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ H100, V100, GTX_1080 = 0x2330, 0x1DB4, 0x1B80
             "13.2",
             "575.57.08",
             [H100],
-            ["brings CUDA 13.2", "needs NVIDIA driver 580 or newer", "the host runs 575.57.08"],
+            ["contains CUDA 13.2", "needs NVIDIA driver 580 or newer", "the host runs 575.57.08"],
             id="one branch too old for 13",
         ),
         pytest.param("12.5", "525.60.13", [H100], [], id="the oldest driver for 12"),
@@ -37,15 +37,19 @@ H100, V100, GTX_1080 = 0x2330, 0x1DB4, 0x1B80
             "13.2",
             "580.65.06",
             [H100, V100],
-            ["brings CUDA 13.2", "CUDA 12 is the last for the host's", "V100"],
+            ["contains CUDA 13.2", "CUDA 12 is the newest release for the host's", "V100"],
             id="one card is too old",
         ),
-        pytest.param("13.0", "580.65.06", [GTX_1080], ["CUDA 12 is the last"], id="Pascal"),
+        pytest.param(
+            "13.0", "580.65.06", [GTX_1080], ["CUDA 12 is the newest release"], id="Pascal"
+        ),
         pytest.param("12.5", "580.65.06", [V100, GTX_1080], [], id="old cards with their CUDA"),
         pytest.param("13.2", "580.65.06", [], [], id="no card is seen"),
     ],
 )
-def test_which_cuda_runs_where(cuda: str, driver: str, gpus: list[int], words: list[str]) -> None:
+def test_releases_of_cuda_that_drivers_and_gpus_run(
+    cuda: str, driver: str, gpus: list[int], words: list[str]
+) -> None:
     found = cuda_fit.misfit(cuda, driver, gpus)
     assert (found is None) == (not words)
     for word in words:
@@ -60,17 +64,17 @@ def builds() -> list[ImageBuild]:
 def test_builds_of_the_catalogue_on_a_host_with_an_old_driver(builds: list[ImageBuild]) -> None:
     host = facts("t4", loaded="570.211.01\n")
     found = cuda_fit.misfits(builds, host)
-    # jupyter, below it, and iris-api bring no CUDA along.
+    # jupyter, the image below, and iris-api contain no CUDA.
     assert set(found) == {"slipway/pytorch:gpu"}
     assert "the host runs 570.211.01" in found["slipway/pytorch:gpu"]
     assert cuda_fit.misfits(builds, facts("t4", loaded="580.65.06\n")) == {}
 
 
-def test_a_host_without_a_driver_builds_for_others(builds: list[ImageBuild]) -> None:
+def test_a_host_without_a_driver_builds_all_images(builds: list[ImageBuild]) -> None:
     assert cuda_fit.misfits(builds, facts("none")) == {}
     assert cuda_fit.misfits(builds, facts("t4")) == {}
 
 
-def test_a_host_with_a_driver_takes_cpu_images(builds: list[ImageBuild]) -> None:
+def test_cpu_images_run_with_any_driver(builds: list[ImageBuild]) -> None:
     cpu = load_catalogue(ROOT / "images").builds(["pytorch"], "cpu", "debian-13")
     assert cuda_fit.misfits(cpu, facts("t4", loaded="470.1\n")) == {}

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Archives of images: what is saved, which archives are loaded, and when a tag moves."""
+"""Archives of images: saving, loading, and the tags of loaded images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="writes root's files")
 
 TOOL, OTHER = "slipway/tool:cpu", "slipway/other:cpu"
 # $ENGINE/tags.json maps tags to content IDs, $ENGINE/images.json content IDs to labels. An archive
-# is both for the tags that it has. A smoke test fails for the IDs in $ENGINE/broken.
+# contains both for its tags. A smoke test fails for the IDs in $ENGINE/broken.
 DOCKER = """#!{python} -IS
 import json, os, sys
 engine = os.environ["ENGINE"]
@@ -72,7 +72,7 @@ class Engine:
         self.break_images()
 
     def set_image(self, reference: str, identity: str, **image_labels: str) -> None:
-        """Give an image of the catalogue this content."""
+        """Set the content of an image of the catalogue."""
         smoke = json.dumps(["/opt/slipway/start", "sh", "/opt/slipway/smoke.sh"])
         known = {labels.DIGEST: "d", labels.SMOKE: smoke, **image_labels}
         self.write("tags", {**self.read("tags"), reference: identity})
@@ -83,11 +83,11 @@ class Engine:
         record.write_record(reference, content, "d", record.BUILT)
 
     def break_images(self, *identities: str) -> None:
-        """Let the smoke tests of these images fail."""
+        """Make the smoke tests of these images fail."""
         self.write("broken", list(identities))
 
     def forget(self) -> None:
-        """Become another host: no image, no record."""
+        """Remove all images and records, as on another host."""
         self.write("tags", {})
         self.write("images", {})
         for file in Path(containers.IMAGE_RECORDS).glob("*"):
@@ -139,7 +139,7 @@ def load(run_module: RunModule, engine: Engine) -> Any:
     return run
 
 
-def test_an_archive_is_written_for_root_alone_with_its_record(engine: Engine, save: Any) -> None:
+def test_an_archive_and_its_record_are_readable_by_root_only(engine: Engine, save: Any) -> None:
     assert save(TOOL, OTHER, check=True)["changed"]
     assert not engine.archive.parent.exists()
     assert save(TOOL, OTHER)["changed"]
@@ -150,7 +150,7 @@ def test_an_archive_is_written_for_root_alone_with_its_record(engine: Engine, sa
     assert written["images"] == {TOOL: "d", OTHER: "d"}
 
 
-def test_a_failure_leaves_the_old_archive(engine: Engine, save: Any) -> None:
+def test_a_failed_save_keeps_the_old_archive(engine: Engine, save: Any) -> None:
     engine.archive.parent.mkdir()
     engine.archive.write_text("old")
     (engine.folder / "full").touch()
@@ -159,7 +159,7 @@ def test_a_failure_leaves_the_old_archive(engine: Engine, save: Any) -> None:
     assert [path.read_text() for path in engine.archive.parent.iterdir()] == ["old"]
 
 
-def test_a_link_on_the_way_is_not_followed(engine: Engine, save: Any) -> None:
+def test_a_link_in_the_path_is_not_followed(engine: Engine, save: Any) -> None:
     other = engine.folder / "other"
     other.mkdir()
     engine.archive.parent.symlink_to(other)
@@ -193,7 +193,7 @@ def test_images_are_loaded_tested_and_recorded_once(engine: Engine, save: Any, l
     assert len(engine.tested()) == 2
 
 
-def test_an_image_that_fails_its_test_leaves_the_old_tag(
+def test_an_image_that_fails_its_test_does_not_move_the_tag(
     engine: Engine, save: Any, load: Any
 ) -> None:
     save(TOOL, OTHER)
@@ -221,7 +221,7 @@ def test_an_image_that_fails_its_test_leaves_the_old_tag(
     ],
     ids=["other content", "no record", "a list", "no JSON", "no images", "no archive"],
 )
-def test_an_archive_that_differs_from_its_record_is_refused(
+def test_an_archive_that_differs_from_its_record_is_an_error(
     engine: Engine, save: Any, load: Any, damage: Any, words: str
 ) -> None:
     save(TOOL)
@@ -232,7 +232,7 @@ def test_an_archive_that_differs_from_its_record_is_refused(
     assert engine.read("tags") == {} and not engine.tested()
 
 
-def test_an_image_of_another_context_than_the_record_names_is_refused(
+def test_an_image_of_another_context_than_in_the_record_is_an_error(
     engine: Engine, save: Any, load: Any
 ) -> None:
     save(TOOL)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a host should hold of the catalogue: remembered, and never wrongly."""
+"""The cache of the declared images of a host."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Plan = Callable[[], list[index.Planned]]
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a catalogue of one image, with a cache of its own."""
+    """Return a catalogue of one image, with a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "images"
     ours = ("*.json", "bases.yml", "Dockerfile.j2", "_shared", "iris-api")
@@ -42,7 +42,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def plan(images: Path) -> Plan:
-    """Return a function that plans as a new process would."""
+    """Return a function that plans as in a new process."""
 
     def ask() -> list[index.Planned]:
         index.fingerprint.cache_clear()
@@ -55,14 +55,14 @@ def entries(images: Path) -> list[Path]:
     return sorted((images.parent / "cache/slipway/catalogue").glob("*.json"))
 
 
-def test_what_is_remembered_is_what_was_worked_out(
+def test_a_cached_result_equals_the_computed_result(
     images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (build,) = catalogue.load_catalogue(images).builds(["iris-api"], "cpu", "debian-13")
     first = plan()
     assert (first[0].reference, first[0].digest) == (build.reference, build.digest)
     assert len(entries(images)) == 1
-    # With an entry there, the catalogue is not even read.
+    # With a cache entry, the catalogue is not read.
     monkeypatch.delattr(catalogue, "load_catalogue")
     assert plan() == first
 
@@ -84,7 +84,7 @@ def test_a_warning_is_displayed_in_each_run(
     assert "services.api.secrets.token.variable is now named path_variable." in displayed[0]
 
 
-def test_hosts_that_ask_at_the_same_time_make_it_once(
+def test_parallel_requests_compute_the_result_once(
     images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = images.parent / "made"
@@ -105,7 +105,7 @@ def test_hosts_that_ask_at_the_same_time_make_it_once(
     assert made.read_text() == "once\n"
 
 
-def test_a_changed_file_is_another_catalogue(images: Path, plan: Plan) -> None:
+def test_a_changed_file_changes_the_cache_key(images: Path, plan: Plan) -> None:
     before = plan()[0].digest
     smoke = images / "iris-api/smoke.py"
     smoke.write_text(smoke.read_text() + "\n# changed\n")
@@ -113,21 +113,21 @@ def test_a_changed_file_is_another_catalogue(images: Path, plan: Plan) -> None:
     assert len(entries(images)) == 2
 
 
-def test_a_file_that_became_executable_is_another_catalogue(images: Path, plan: Plan) -> None:
+def test_an_executable_bit_changes_the_cache_key(images: Path, plan: Plan) -> None:
     plan()
     (images / "iris-api/smoke.py").chmod(0o755)
     plan()
     assert len(entries(images)) == 2
 
 
-def test_a_broken_entry_is_worked_out_anew(images: Path, plan: Plan) -> None:
+def test_a_broken_entry_is_computed_again(images: Path, plan: Plan) -> None:
     first = plan()
     for broken in ("", "{", "[]]", '[{"name": "x"}]'):
         entries(images)[0].write_text(broken)
         assert plan() == first
 
 
-def test_a_cache_that_cannot_be_written_is_none(
+def test_a_cache_that_cannot_be_written_is_ignored(
     images: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (images.parent / "file").touch()
@@ -135,7 +135,7 @@ def test_a_cache_that_cannot_be_written_is_none(
     assert plan()[0].reference == "slipway/iris-api:cpu"
 
 
-def test_old_entries_are_forgotten(images: Path, plan: Plan) -> None:
+def test_old_entries_are_removed(images: Path, plan: Plan) -> None:
     plan()
     (old,) = entries(images)
     os.utime(old, (0, time.time() - index.KEEP_SECONDS - 60))
@@ -144,7 +144,7 @@ def test_old_entries_are_forgotten(images: Path, plan: Plan) -> None:
     assert old not in entries(images)
 
 
-def test_what_the_catalogue_refuses_is_not_remembered(images: Path) -> None:
+def test_errors_of_the_catalogue_are_not_cached(images: Path) -> None:
     with pytest.raises(DeclarationError, match="unknown image 'irisapi'"):
         index.planned(str(images), ["irisapi"], "cpu", "debian-13", {})
     assert entries(images) == []

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue against what a host holds, read from the engine's own words."""
+"""The catalogue compared with the images of a host, as the engine reports them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def builds() -> list[ImageBuild]:
 
 
 def inspected(identity: str, size: int, *tags: str) -> dict[str, Any]:
-    """Return what `docker image inspect` tells, as far as it is read."""
+    """Return the fields of `docker image inspect` that are read."""
     labels = {docker_labels.IMAGE: "any", docker_labels.DIGEST: "a claim"}
     return {"Id": identity, "RepoTags": list(tags), "Size": size, "Config": {"Labels": labels}}
 
 
 def recorded(reference: str, digest: str, identity: str = "", **details: Any) -> dict[str, Any]:
-    """Return a record of an image; its content ID is its digest where none is given."""
+    """Return a record of an image; the default of its content ID is its digest."""
     return {"reference": reference, "digest": digest, "id": identity or digest, **details}
 
 
 def answer(images: list[dict[str, Any]], *records: Mapping[str, Any]) -> str:
-    """Return what a host answers to QUESTION."""
+    """Return the answer of a host to QUESTION."""
     told = [f"{listing.SEPARATOR}\n{json.dumps(record)}\n" for record in records]
     return json.dumps(images) + "\n" + "".join(told)
 
@@ -49,7 +49,7 @@ def rows(builds: list[ImageBuild], text: str, *declared: str) -> dict[str, listi
     return {row.reference: row for row in listing.compare(builds, held, declared)}
 
 
-def test_what_a_host_answers_is_read_with_the_records_of_its_builds() -> None:
+def test_the_answer_of_a_host_has_images_and_build_records() -> None:
     details: dict[str, Any] = {"build_seconds": 61.5, "smoke_seconds": 46.0, "proven": ["smoke: a"]}
     record = recorded(PYTORCH, "d1", **details)
     held = listing.read_answer(
@@ -59,12 +59,12 @@ def test_what_a_host_answers_is_read_with_the_records_of_its_builds() -> None:
             {"digest": "d2"},
         )
     )
-    assert held[PYTORCH] == listing.Held(PYTORCH, 2000, record)
-    # A record of an old version names no content.
-    assert held[JUPYTER] == listing.Held(JUPYTER, 900, {})
+    assert held[PYTORCH] == listing.HostImage(PYTORCH, 2000, record)
+    # A record of an old version has no content ID.
+    assert held[JUPYTER] == listing.HostImage(JUPYTER, 900, {})
 
 
-def test_an_image_with_two_tags_is_held_twice_and_one_without_not_at_all() -> None:
+def test_each_tag_of_an_image_is_listed_and_untagged_images_are_not() -> None:
     held = listing.read_answer(
         answer([inspected("d", 9, JUPYTER, "registry.example/jupyter:cpu"), inspected("e", 9)])
     )
@@ -77,7 +77,7 @@ def test_no_answer_is_an_error(text: str) -> None:
         listing.read_answer(text)
 
 
-def test_current_outdated_missing_and_unknown(builds: list[ImageBuild]) -> None:
+def test_images_are_current_outdated_missing_or_unknown(builds: list[ImageBuild]) -> None:
     jupyter, _ = builds
     images = [inspected(jupyter.digest, 900, JUPYTER), inspected("old", 2000, PYTORCH)]
     records = [recorded(JUPYTER, jupyter.digest), recorded(PYTORCH, "old")]
@@ -98,28 +98,28 @@ def test_content_that_differs_from_the_record_is_not_current(builds: list[ImageB
     assert found[JUPYTER].state == listing.UNRECORDED
 
 
-def test_an_image_adds_what_the_one_below_does_not_have(builds: list[ImageBuild]) -> None:
+def test_the_added_size_excludes_the_image_below(builds: list[ImageBuild]) -> None:
     images = [inspected("a", 900, JUPYTER), inspected("b", 2000, PYTORCH)]
     found = rows(builds, answer(images))
     assert [(found[name].size, found[name].added) for name in (JUPYTER, PYTORCH)] == [
         (900, 900),
         (2000, 1100),
     ]
-    # What it adds to an image that is not there is not known: all of it is shown.
+    # The added size is unknown if the parent is missing: the whole size is shown.
     assert rows(builds, answer([inspected("b", 2000, PYTORCH)]))[PYTORCH].added == 2000
 
 
-def test_why_an_image_does_not_run_on_the_host_is_a_note(builds: list[ImageBuild]) -> None:
-    (_, row) = listing.compare(builds, {}, [], {PYTORCH: "brings CUDA 13.2, which needs ..."})
-    assert row.notes[-1] == "brings CUDA 13.2, which needs ..."
+def test_an_image_that_does_not_run_on_the_host_has_a_note(builds: list[ImageBuild]) -> None:
+    (_, row) = listing.compare(builds, {}, [], {PYTORCH: "contains CUDA 13.2, which needs ..."})
+    assert row.notes[-1] == "contains CUDA 13.2, which needs ..."
     assert row.notes[:-1] == list(builds[1].notes)
 
 
-def test_what_is_not_needed_is_removed_from_the_top(builds: list[ImageBuild]) -> None:
+def test_unneeded_images_are_removed_before_their_parents(builds: list[ImageBuild]) -> None:
     images = [inspected("a", 900, JUPYTER), inspected("b", 2000, PYTORCH)]
     found = list(rows(builds, answer(images)).values())
     assert list(listing.unneeded(found)) == [PYTORCH, JUPYTER]
-    # An image is needed by those that stand on it: the catalogue declares both.
+    # An image is needed by the images built on it: the catalogue declares both.
     found = list(rows(builds, answer(images), PYTORCH, JUPYTER).values())
     assert list(listing.unneeded(found)) == []
     assert list(listing.unneeded(list(rows(builds, answer([])).values()))) == []
@@ -132,7 +132,7 @@ TABLE_ROWS = (
 )
 
 
-def test_the_table_for_people() -> None:
+def test_the_table_in_the_terminal() -> None:
     assert listing.table(TABLE_ROWS) == "\n".join(
         [
             "image        on the host      size     adds     build  smoke test  proves",
@@ -144,8 +144,8 @@ def test_the_table_for_people() -> None:
     )
 
 
-def test_the_table_for_a_page() -> None:
-    """What the host holds of the catalogue, and nothing of what it is to hold."""
+def test_the_table_for_a_documentation_page() -> None:
+    """The page lists the images on the host, without the declared state."""
     foreign = listing.Row("slipway/gone:cpu", listing.UNKNOWN, False, 5)
     assert listing.page([*TABLE_ROWS, foreign]).splitlines() == [
         "| image | size | adds | build | smoke test | proves |",
@@ -165,7 +165,7 @@ esac
 
 
 @pytest.mark.parametrize("holds", [True, False], ids=["an image", "nothing"])
-def test_the_question_is_answered_by_a_shell(
+def test_the_question_is_a_valid_shell_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holds: bool
 ) -> None:
     (tmp_path / "docker").write_text(DOCKER)

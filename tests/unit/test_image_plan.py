@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The job that is sent to the builder: complete, and with its secrets closed."""
+"""The job for the builder on a host: its content and its secrets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def description(archive: bytes) -> dict[str, Any]:
     return found
 
 
-def test_the_job_says_what_the_builder_needs_of_each_image(builds: list[ImageBuild]) -> None:
+def test_the_job_has_all_values_of_each_image(builds: list[ImageBuild]) -> None:
     (build,) = builds
     (entry,) = description(images_job.pack_job(builds, OPTIONS))["builds"]
     assert entry["reference"] == "slipway/iris-api:cpu"
@@ -80,38 +80,38 @@ def test_the_job_says_what_the_builder_needs_of_each_image(builds: list[ImageBui
     assert entry["base"]["name"] == "debian-13"
     assert entry["base"]["bootstrap"]["suite"] == "trixie"
     assert entry["base"]["local"].startswith("slipway/base:debian-13-")
-    # The host itself can prove the image later, also one that came by `docker load`.
+    # The host can test the image later, also an image from `docker load`.
     assert json.loads(entry["labels"][labels.SMOKE]) == entry["smoke"] == list(build.smoke)
 
 
-def test_the_context_is_in_it(builds: list[ImageBuild]) -> None:
+def test_the_job_contains_the_build_context(builds: list[ImageBuild]) -> None:
     archive = images_job.pack_job(builds, OPTIONS)
     context = unpacked(content(archive, description(archive)["builds"][0]["context"]))
     assert {"Dockerfile", "image/smoke.py"} <= set(context.getnames())
 
 
-def test_options_that_say_nothing_are_left_out(builds: list[ImageBuild]) -> None:
+def test_empty_options_are_omitted(builds: list[ImageBuild]) -> None:
     job = description(images_job.pack_job(builds, OPTIONS))
     assert job["proxy"] == {"http_proxy": "http://proxy.example"}
     assert job["secrets"] == {"pip_conf": "secrets/pip_conf", "ca": OPTIONS["ca_file"]}
     plain = description(images_job.pack_job(builds, {}))
     assert (plain["base_source"], plain["proxy"]) == ("auto", {})
-    # A build trusts what its host trusts, unless it is told not to.
+    # By default, a build trusts the certificates of its host.
     assert plain["secrets"] == {"ca": "/etc/ssl/certs/ca-certificates.crt"}
     assert description(images_job.pack_job(builds, {"ca_file": ""}))["secrets"] == {}
 
 
-def test_secrets_are_files_of_their_own_that_only_root_reads(builds: list[ImageBuild]) -> None:
+def test_secrets_are_separate_files_that_only_root_reads(builds: list[ImageBuild]) -> None:
     archive = images_job.pack_job(builds, OPTIONS)
     assert content(archive, "secrets/pip_conf").decode() == OPTIONS["pip_conf"]
     assert b"user:secret" not in content(archive, "job.json")
     assert {member.mode for member in unpacked(archive).getmembers()} == {0o600}
 
 
-def test_the_builder_starts_from_what_was_sent_alone(
+def test_the_builder_needs_only_the_files_of_the_job(
     builds: list[ImageBuild], tmp_path: Path
 ) -> None:
-    """An import that did not come along would show on a host only."""
+    """A missing import would fail on a host only."""
     with unpacked(images_job.pack_job(builds, OPTIONS)) as archive:
         archive.extractall(tmp_path, filter="data")
     started = subprocess.run(

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The smoke tests of images that a host holds, with an engine that is a script."""
+"""Smoke tests of the images on a host, with a script as the engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.slipway.host.plugins.modules import image_smoke
 
 TOOL, OTHER = "slipway/tool:cpu", "slipway/other:gpu"
 
-# Images are $ENGINE/images.json, reference to labels; $ENGINE/run is what a container does.
+# $ENGINE/images.json maps references to labels; a container runs $ENGINE/run.
 DOCKER = """#!{python} -IS
 import json, os, sys
 engine = os.environ["ENGINE"]
@@ -54,7 +54,7 @@ class Engine:
             TOOL: {docker_labels.SMOKE: smoke, "io.slipway.variant": "cpu"},
             OTHER: {docker_labels.SMOKE: smoke, "io.slipway.variant": "gpu"},
         }
-        # With CDI, of which it knows no specification.
+        # With CDI, but without a specification.
         self.info: dict[str, Any] = {"CDISpecDirs": [str(folder / "none"), str(folder / "cdi")]}
         self.run = "print('smoke: 1.0 s  does its job'); print('a word of a library')"
 
@@ -106,7 +106,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine(tmp_path)
 
 
-def test_each_image_is_proven_by_the_command_that_it_bears(engine: Engine) -> None:
+def test_each_image_is_tested_by_the_command_in_its_label(engine: Engine) -> None:
     result = engine.prove(TOOL, OTHER)
     assert result == {
         "changed": False,
@@ -120,7 +120,7 @@ def test_each_image_is_proven_by_the_command_that_it_bears(engine: Engine) -> No
     assert run[run.index("--entrypoint") + 1] == "/opt/slipway/start"
 
 
-def test_a_container_gets_the_least_it_can_have(engine: Engine) -> None:
+def test_the_container_of_a_smoke_test_has_few_rights(engine: Engine) -> None:
     engine.prove(TOOL)
     run = " ".join(engine.runs()[0])
     for option in (
@@ -142,9 +142,7 @@ def test_a_container_gets_the_least_it_can_have(engine: Engine) -> None:
         pytest.param(False, OTHER, False, id="a gpu image on a host without"),
     ],
 )
-def test_gpus_are_lent_where_they_are_used(
-    engine: Engine, gpus: bool, reference: str, lent: bool
-) -> None:
+def test_only_gpu_images_get_gpus(engine: Engine, gpus: bool, reference: str, lent: bool) -> None:
     if gpus:
         images_smoke.GPU_DEVICE.touch()
     engine.prove(reference)
@@ -160,7 +158,7 @@ def test_gpus_are_lent_where_they_are_used(
         pytest.param({}, "kind: nvidia.com/gpu", ("--gpus", "all"), id="before CDI"),
     ],
 )
-def test_gpus_come_as_they_do_to_those_who_use_the_image(
+def test_gpus_are_provided_as_to_users_of_the_image(
     engine: Engine, info: dict[str, Any] | None, specification: str, option: tuple[str, str]
 ) -> None:
     images_smoke.GPU_DEVICE.touch()
@@ -172,7 +170,7 @@ def test_gpus_come_as_they_do_to_those_who_use_the_image(
     assert option in pairwise(run)
 
 
-def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engine) -> None:
+def test_a_failed_smoke_test_does_not_stop_the_others(engine: Engine) -> None:
     engine.run = (
         "if 'sha256:slipway/tool:cpu' in words:\n"
         "    print('smoke: FAILED: it adds up', file=sys.stderr)\n"
@@ -185,11 +183,11 @@ def test_one_that_fails_does_not_keep_the_others_from_being_proven(engine: Engin
     assert set(result["proven"]) == {OTHER}
 
 
-def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
+def test_a_smoke_test_without_end_fails(engine: Engine) -> None:
     engine.run = "import time; time.sleep(30)"
     assert engine.prove(TOOL, timeout=1)["msg"] == f"{TOOL}: no end after 1 s"
     (run,) = engine.runs()
-    # The engine goes on with a container whose command was killed.
+    # The engine keeps a container running whose docker command was killed.
     removed = ["rm", "--force", run[run.index("--name") + 1]]
     assert json.loads((engine.folder / "log").read_text().splitlines()[-1]) == removed
 
@@ -201,7 +199,7 @@ def test_one_that_does_not_end_has_failed(engine: Engine) -> None:
         pytest.param({}, f"label {docker_labels.SMOKE} is missing", id="somebody else's"),
     ],
 )
-def test_what_cannot_be_proven_is_said(
+def test_images_without_a_smoke_test_are_reported(
     engine: Engine, labels: dict[str, str] | None, words: str
 ) -> None:
     del engine.images[TOOL]
@@ -211,7 +209,7 @@ def test_what_cannot_be_proven_is_said(
     assert result["failed"] and words in result["msg"]
 
 
-def test_an_image_is_accepted_only_when_that_is_asked_for_and_its_test_passed(
+def test_an_image_is_accepted_only_on_request_after_its_smoke_test(
     engine: Engine,
 ) -> None:
     engine.images[TOOL][docker_labels.DIGEST] = "d"

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The actions images_info and images, with what a host answers in place of a host."""
+"""The actions images_info and images, with prepared answers of a host."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OLD_DRIVER = facts("t4", loaded="570.211.01\n")
 
 
 def action(module: Any, **arguments: Any) -> Any:
-    """Return an action with these arguments for a host called gpu01."""
+    """Return an action with these arguments for the host gpu01."""
     task = Task()
     task.args = {**ARGUMENTS, **arguments}
     connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), has_pipelining=True)
@@ -47,7 +47,7 @@ def action(module: Any, **arguments: Any) -> Any:
 def ask_info(
     monkeypatch: pytest.MonkeyPatch, text: str, host: dict[str, Any] | None = None, **arguments: Any
 ) -> dict[str, Any]:
-    """Return the result of images_info where the host answers TEXT."""
+    """Return the result of images_info for the answer TEXT of the host."""
     asked = action(images_info, **arguments)
     output = f"{host_command.BEGIN}\n{text}\n{host_command.END}\n"
     reply = {"stdout": output, "stderr": "", "rc": 0}
@@ -56,13 +56,13 @@ def ask_info(
     return result
 
 
-def test_the_whole_catalogue_is_compared_and_what_is_declared_is_told(
+def test_all_images_are_compared_and_declared_ones_are_marked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = ask_info(monkeypatch, answer([]))
     assert not result["changed"]
     states = {row["reference"]: row for row in result["images"]}
-    # A host with a GPU takes cpu images where there is no other.
+    # A host with a GPU uses the cpu image if there is no gpu image.
     assert {"slipway/pytorch:gpu", "slipway/iris-api:cpu"} <= set(states)
     declared = {name for name, row in states.items() if row["declared"]}
     assert declared == {"slipway/jupyter:gpu", "slipway/pytorch:gpu"}
@@ -70,7 +70,7 @@ def test_the_whole_catalogue_is_compared_and_what_is_declared_is_told(
     assert result["unneeded"] == []
 
 
-def test_what_a_host_holds_is_told_with_what_it_need_not_hold(
+def test_unneeded_images_of_a_host_are_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     catalogue = load_catalogue(ROOT / "images")
@@ -87,14 +87,16 @@ def test_what_a_host_holds_is_told_with_what_it_need_not_hold(
     assert result["unneeded"] == ["slipway/keras:gpu"]
 
 
-def test_an_image_that_does_not_run_on_the_host_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_does_not_run_on_the_host_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = ask_info(monkeypatch, answer([]), OLD_DRIVER)["images"]
     notes = {row["reference"]: " ".join(row["notes"]) for row in rows}
     assert "the host runs 570.211.01" in notes["slipway/pytorch:gpu"]
     assert "570" not in notes["slipway/jupyter:gpu"]
 
 
-def test_the_table_is_shown_when_it_is_asked_for(
+def test_the_table_is_shown_on_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask_info(monkeypatch, answer([]))
@@ -117,7 +119,7 @@ def test_the_table_is_shown_when_it_is_asked_for(
         pytest.param(answer([]), ["pytorhc"], "Did you mean 'pytorch'?", id="no such image"),
     ],
 )
-def test_what_goes_wrong_is_a_sentence(
+def test_an_error_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, text: str, names: list[str], words: str
 ) -> None:
     with pytest.raises(AnsibleActionFail, match=words.replace("?", r"\?")):
@@ -125,7 +127,7 @@ def test_what_goes_wrong_is_a_sentence(
 
 
 @pytest.mark.parametrize("check_mode", [False, True], ids=["for real", "in check mode"])
-def test_images_stops_before_a_build_that_the_driver_does_not_run(
+def test_images_fails_before_a_build_that_the_driver_cannot_run(
     monkeypatch: pytest.MonkeyPatch, check_mode: bool
 ) -> None:
     build = action(images)
@@ -136,11 +138,13 @@ def test_images_stops_before_a_build_that_the_driver_does_not_run(
     with pytest.raises(AnsibleActionFail) as caught:
         build.run(None, {})
     said = str(caught.value)
-    assert said.startswith("slipway/pytorch:gpu brings CUDA 13.")
+    assert said.startswith("slipway/pytorch:gpu contains CUDA 13.")
     assert said.endswith("Nothing was built.")
 
 
-def test_images_builds_what_the_driver_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_builds_releases_of_cuda_that_the_driver_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     build = action(images)
     reply = {"facts": facts("t4", loaded="580.65.06\n"), "images": {}, "engine": None}
     monkeypatch.setattr(ask_host, "ask", lambda *_: reply)

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The iris image's own code: what it accepts, what it refuses, and how it predicts.
+"""The code of the iris image: accepted and rejected requests, and predictions.
 
 The server as a whole is asked by the image's smoke test, inside the image.
 """
@@ -37,7 +37,7 @@ TRAINED = {
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make the image's package importable for one test."""
+    """Make the package of the image importable for one test."""
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
     for name in [name for name in sys.modules if name.startswith("iris_api")]:
@@ -124,7 +124,7 @@ def test_a_measurement_is_read(measurement: Any, body: bytes, length: float, wid
         pytest.param(b" " * 4097, 413, "body", "larger than 4096 bytes", id="large"),
     ],
 )
-def test_a_bad_request_is_refused_by_field(
+def test_an_invalid_request_names_the_field(
     measurement: Any, body: bytes, status: int, field: str, words: str
 ) -> None:
     with pytest.raises(measurement.InvalidRequest) as caught:
@@ -135,7 +135,7 @@ def test_a_bad_request_is_refused_by_field(
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
-def test_another_content_type_is_refused(measurement: Any, kind: str) -> None:
+def test_another_content_type_is_an_error(measurement: Any, kind: str) -> None:
     with pytest.raises(measurement.InvalidRequest, match="send application/json") as caught:
         measurement.parse(b'{"length": 5.1, "width": 2.4}', kind)
     assert (caught.value.status, caught.value.field) == (415, "Content-Type")
@@ -156,14 +156,14 @@ def test_the_model_predicts(
     assert model.Model.load(trained).predict(length, width) == species
 
 
-def test_the_first_of_equal_scores_wins(model: Any, trained: Path) -> None:
+def test_the_first_of_equal_scores_is_chosen(model: Any, trained: Path) -> None:
     trained.write_text(
         json.dumps({**TRAINED, "coefficients": [[0, 0]] * 3, "intercepts": [0, 1, 1]})
     )
     assert model.Model.load(trained).predict(1, 1) == "versicolor"
 
 
-def test_a_model_survives_saving(model: Any, trained: Path, tmp_path: Path) -> None:
+def test_a_saved_model_can_be_loaded(model: Any, trained: Path, tmp_path: Path) -> None:
     loaded = model.Model.load(trained)
     loaded.save(tmp_path / "again.json")
     assert model.Model.load(tmp_path / "again.json") == loaded
@@ -181,13 +181,13 @@ def test_a_model_survives_saving(model: Any, trained: Path, tmp_path: Path) -> N
         pytest.param({**TRAINED, "classes": [], "coefficients": [], "intercepts": []}, id="none"),
     ],
 )
-def test_what_is_no_model_is_not_served(model: Any, trained: Path, document: Any) -> None:
+def test_an_invalid_model_is_not_served(model: Any, trained: Path, document: Any) -> None:
     trained.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ValueError, match="holds no iris model"):
         model.Model.load(trained)
 
 
-# With Flask, where the environment has it; the smoke test asks the same of the real server.
+# With Flask, if it is installed; the smoke test sends the same requests to the real server.
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_the_api_predicts(client: Any) -> None:
     assert with_charset.status_code == 200
 
 
-def test_the_api_names_the_field_at_fault(client: Any) -> None:
+def test_the_api_names_the_invalid_field(client: Any) -> None:
     answer = client.post("/predict", json={"length": "5.1", "width": 2.4})
     assert answer.status_code == 422
     assert answer.json == {
@@ -221,20 +221,18 @@ def test_the_api_names_the_field_at_fault(client: Any) -> None:
         ("PUT", "/", 405, "method"),
     ],
 )
-def test_every_refusal_is_json(
-    client: Any, method: str, path: str, status: int, field: str
-) -> None:
+def test_every_error_is_json(client: Any, method: str, path: str, status: int, field: str) -> None:
     answer = client.open(path, method=method)
     assert (answer.status_code, answer.json["error"]["field"]) == (status, field)
     assert (status == 405) is ("Allow" in answer.headers)
 
 
-def test_a_body_of_10_mb_is_read_to_its_end_and_refused(client: Any) -> None:
+def test_a_body_of_10_mb_is_read_completely_and_rejected(client: Any) -> None:
     answer = client.post("/predict", data=b" " * 10_000_000, content_type=JSON)
     assert (answer.status_code, answer.json["error"]["field"]) == (413, "body")
 
 
-def test_the_page_needs_nothing_from_elsewhere(client: Any) -> None:
+def test_the_page_loads_nothing_from_other_servers(client: Any) -> None:
     answer = client.get("/")
     page = answer.get_data(as_text=True)
     assert answer.mimetype == "text/html"
@@ -245,6 +243,6 @@ def test_the_page_needs_nothing_from_elsewhere(client: Any) -> None:
     assert "unsafe" not in policy
 
 
-def test_the_health_check_says_what_is_served(client: Any) -> None:
+def test_the_health_check_names_the_model(client: Any) -> None:
     answer = client.get("/healthz")
     assert answer.json == {"status": "ok", "accuracy": TRAINED["accuracy"], "scikit_learn": "1.9.1"}

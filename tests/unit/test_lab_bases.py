@@ -33,17 +33,17 @@ def engine(machine: FakeDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Engine(machine, tmp_path)
 
 
-def test_every_base_starts_from_exactly_one_thing() -> None:
+def test_every_base_has_exactly_one_source() -> None:
     for base in BASES.values():
         assert [bool(base.suite), bool(base.image), bool(base.parent)].count(True) == 1, base.name
 
 
-def test_unknown_base_is_an_error_that_lists_them() -> None:
+def test_unknown_base_is_an_error_that_lists_the_bases() -> None:
     with pytest.raises(LabError, match=r"unknown base 'debian-99'; expected one of debian-13, "):
         base_named("debian-99")
 
 
-def test_keys_tell_recipes_apart() -> None:
+def test_different_recipes_have_different_keys() -> None:
     keys = {content_key(base) for base in BASES.values()}
     assert len(keys) == len(BASES)
 
@@ -72,7 +72,7 @@ def test_key_changes_with_the_packages_and_with_the_parent(
     assert content_key(DEBIAN) != before[0]
 
 
-def test_base_is_made_once(engine: Engine, machine: FakeDocker) -> None:
+def test_base_is_built_once(engine: Engine, machine: FakeDocker) -> None:
     assert ensure_base(engine, DEBIAN) == image_tag(DEBIAN)
     assert ensure_base(engine, DEBIAN) == image_tag(DEBIAN)
     assert machine.how_often("mmdebstrap") == 1
@@ -80,19 +80,19 @@ def test_base_is_made_once(engine: Engine, machine: FakeDocker) -> None:
     assert machine.containers == {}
 
 
-def test_base_of_a_base_brings_its_parent(engine: Engine, machine: FakeDocker) -> None:
+def test_parent_of_a_base_is_built(engine: Engine, machine: FakeDocker) -> None:
     ensure_base(engine, LIKE)
     ensure_base(engine, base_named("ubuntu-like-26.04"))
     assert machine.how_often("mmdebstrap") == 1
     assert image_tag(DEBIAN) in machine.images
 
 
-def test_pulled_image_is_dropped_once_the_base_is_made(engine: Engine, machine: FakeDocker) -> None:
+def test_pulled_image_is_removed_after_the_build(engine: Engine, machine: FakeDocker) -> None:
     ensure_base(engine, UBUNTU)
     assert list(machine.images) == [image_tag(UBUNTU)]
 
 
-def test_image_that_was_here_before_stays(engine: Engine, machine: FakeDocker) -> None:
+def test_existing_image_is_kept(engine: Engine, machine: FakeDocker) -> None:
     machine.images[UBUNTU.image] = {}
     ensure_base(engine, UBUNTU)
     assert machine.how_often("docker", "pull") == 0
@@ -109,7 +109,7 @@ def test_older_recipe_of_the_same_base_is_removed_when_unused(
     assert set(machine.images) == {image_tag(other), image_tag(DEBIAN)}
 
 
-def test_older_recipe_in_use_stays(engine: Engine, machine: FakeDocker) -> None:
+def test_older_recipe_in_use_is_kept(engine: Engine, machine: FakeDocker) -> None:
     old = Base("debian-13", "an older script", suite="trixie")
     machine.run("docker", "run", "--name=host", ensure_base(engine, old))
     ensure_base(engine, DEBIAN)
@@ -139,7 +139,7 @@ def test_older_recipe_in_use_stays(engine: Engine, machine: FakeDocker) -> None:
         ),
     ],
 )
-def test_base_that_cannot_be_had_gives_the_reason(
+def test_base_that_cannot_be_built_has_a_reason(
     engine: Engine, machine: FakeDocker, base: Base, failing: dict[str, str], reason: str
 ) -> None:
     machine.failing = failing
@@ -157,7 +157,7 @@ def test_base_that_cannot_be_had_gives_the_reason(
         (Completed(1, "", ""), "no output"),
     ],
 )
-def test_image_that_cannot_be_pulled_gives_the_reason(
+def test_image_that_cannot_be_pulled_has_a_reason(
     engine: Engine, machine: FakeDocker, pull: Completed, reason: str
 ) -> None:
     machine.pull = pull
@@ -174,7 +174,7 @@ def test_unstable_is_allowed_an_old_release_file(engine: Engine, machine: FakeDo
     assert '--aptopt=Acquire::Check-Valid-Until "false";' in bootstrap
 
 
-def test_purge_spares_what_a_host_uses(engine: Engine, machine: FakeDocker) -> None:
+def test_purge_keeps_images_in_use(engine: Engine, machine: FakeDocker) -> None:
     machine.images["somebody-elses:1"] = {}
     machine.run("docker", "run", "--name=host", ensure_base(engine, DEBIAN))
     ensure_base(engine, LIKE)

@@ -17,7 +17,7 @@ from lab.processes import process_name, wait_until
 from tests.unit.scripted_commands import ScriptedCommands
 
 
-def test_command_gives_status_and_output() -> None:
+def test_command_returns_status_and_output() -> None:
     done = Commands().run("sh", "-c", "cat; echo word >&2; exit 3", stdin=b"in", check=False)
     assert done == Completed(3, "in", "word\n")
 
@@ -61,7 +61,7 @@ def test_binary_output_is_decoded_with_replacements() -> None:
     ],
     ids=["ends", "fails", "no-output", "no-end"],
 )
-def test_command_has_a_deadline_for_its_first_output(script: str, expected: Completed) -> None:
+def test_command_has_a_time_limit_for_its_first_output(script: str, expected: Completed) -> None:
     started = time.monotonic()
     assert (
         Commands().run_with_output_deadline("sh", "-c", script, first_output=0.3, timeout=1)

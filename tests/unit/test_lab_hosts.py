@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Throwaway hosts: the chosen action, and the commands that the engine gets."""
+"""Throwaway hosts: the chosen action, and the commands for the engine."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_invalid_spec_is_an_error(spec: HostSpec, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "7", "gpu-01", "a" * 40])
-def test_good_names_are_accepted(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     check_spec(HostSpec(name, hostname=name, mounts=(Mount("/", "/mnt"),)))
 
 
@@ -120,7 +120,7 @@ RECORD = HostRecord("id1", "172.17.0.2", "running")
         pytest.param(STATE, RECORD, False, Action.START, id="keys-are-lost"),
     ],
 )
-def test_decision(
+def test_the_action_depends_on_container_record_and_keys(
     state: ContainerState | None, record: HostRecord, has_keys: bool, action: Action
 ) -> None:
     assert decide(state, record, "digest", has_keys) is action
@@ -140,7 +140,7 @@ def test_digest_changes_with_the_spec(other: HostSpec) -> None:
     assert spec_digest(other) == spec_digest(other)
 
 
-def test_two_checkouts_have_containers_of_their_own() -> None:
+def test_two_checkouts_have_different_containers() -> None:
     names = {container_name("web", "try", Path(f"/home/{user}")) for user in ("ada", "bob")}
     assert len(names) == 2
 
@@ -154,7 +154,7 @@ def test_two_checkouts_have_containers_of_their_own() -> None:
         pytest.param(1 << 39, [], id="too-new-for-old-engines"),
     ],
 )
-def test_hosts_get_the_capabilities_there_are(capabilities: int, expected: list[str]) -> None:
+def test_hosts_get_the_available_capabilities(capabilities: int, expected: list[str]) -> None:
     assert capability_options(capabilities) == expected
 
 
@@ -168,7 +168,7 @@ def test_bounding_set_is_read_from_the_kernel() -> None:
     [("cgroup.controllers", "--cgroupns=private"), ("unified/cgroup.procs", "--cgroupns=host")],
     ids=["version-2", "both-versions"],
 )
-def test_cgroup_options_follow_what_is_mounted(tmp_path: Path, file: str, option: str) -> None:
+def test_cgroup_options_depend_on_the_mounts(tmp_path: Path, file: str, option: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
     options, command = cgroup_options(tmp_path)
@@ -204,7 +204,7 @@ def test_host_is_created_once(group: Group, machine: FakeDocker) -> None:
     assert len(machine.containers) == 1
 
 
-def test_host_lets_in_the_groups_key_and_trusts_the_controllers_authorities(
+def test_host_accepts_the_key_of_the_group_and_trusts_the_cas_of_the_controller(
     group: Group, machine: FakeDocker
 ) -> None:
     host = group.ensure(WEB)
@@ -217,7 +217,7 @@ def test_host_lets_in_the_groups_key_and_trusts_the_controllers_authorities(
     assert known == f"web,{host.address} ssh-ed25519 HOST-{container.identity}\n"
 
 
-def test_host_comes_back_after_the_engine_was_restarted(group: Group, machine: FakeDocker) -> None:
+def test_host_is_started_after_a_restart_of_the_engine(group: Group, machine: FakeDocker) -> None:
     before = group.ensure(WEB)
     (identity,) = (container.identity for container in machine.containers.values())
     machine.restart()
@@ -266,7 +266,7 @@ def test_host_with_a_changed_spec_is_recreated(group: Group, machine: FakeDocker
     assert len(machine.containers) == 1
 
 
-def test_host_that_does_not_come_up_is_an_error_with_its_console(
+def test_host_that_does_not_boot_is_an_error_with_its_console(
     group: Group, machine: FakeDocker
 ) -> None:
     machine.system_state = "maintenance"
@@ -276,7 +276,7 @@ def test_host_that_does_not_come_up_is_an_error_with_its_console(
     assert machine.containers
 
 
-def test_broken_unstable_is_unavailable_and_leaves_nothing(
+def test_broken_unstable_is_unavailable_and_leaves_no_container(
     group: Group, machine: FakeDocker
 ) -> None:
     machine.system_state = "maintenance"
@@ -285,7 +285,7 @@ def test_broken_unstable_is_unavailable_and_leaves_nothing(
     assert (machine.containers, machine.volumes) == ({}, {})
 
 
-def test_host_that_ends_is_not_waited_for(
+def test_host_that_ends_is_an_error_at_once(
     group: Group, machine: FakeDocker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hosts, "BOOT_SECONDS", 60)
@@ -296,7 +296,7 @@ def test_host_that_ends_is_not_waited_for(
     assert machine.how_often("docker", "exec") == 1
 
 
-def test_removal_of_one_host_leaves_the_others(group: Group, machine: FakeDocker) -> None:
+def test_removal_of_one_host_keeps_the_others(group: Group, machine: FakeDocker) -> None:
     group.ensure(WEB)
     other = group.ensure(HostSpec("db"))
     assert group.remove("web", dry_run=True)
@@ -309,7 +309,7 @@ def test_removal_of_one_host_leaves_the_others(group: Group, machine: FakeDocker
     assert group.pending_action(HostSpec("db")) is Action.KEEP
 
 
-def test_removal_of_a_group_leaves_other_groups_and_checkouts(
+def test_removal_of_a_group_keeps_other_groups_and_checkouts(
     group: Group, machine: FakeDocker, tmp_path: Path
 ) -> None:
     others = [
@@ -334,9 +334,7 @@ def test_removal_finds_a_host_whose_folder_was_lost(group: Group, machine: FakeD
     assert (machine.containers, machine.volumes) == ({}, {})
 
 
-def test_without_an_engine_nothing_is_planned_or_removed_in_vain(
-    group: Group, machine: FakeDocker
-) -> None:
+def test_without_an_engine_removal_only_removes_files(group: Group, machine: FakeDocker) -> None:
     machine.answers = False
     assert group.pending_action(WEB) is Action.CREATE
     assert not group.remove()
@@ -347,7 +345,7 @@ def test_without_an_engine_nothing_is_planned_or_removed_in_vain(
 
 
 @pytest.mark.parametrize("name", ["", "Try", "a/b"])
-def test_group_needs_a_good_name(tmp_path: Path, name: str) -> None:
+def test_group_needs_a_valid_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(LabError, match="invalid group name"):
         Group(name, tmp_path)
 

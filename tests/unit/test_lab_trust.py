@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Certificates and public keys that throwaway hosts and their controller know each other by."""
+"""Certificates and public keys that throwaway hosts and their controller trust."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PUBLIC, COMPANY, OTHER = b"a public authority" * 9, b"a company's own" * 9, b"an
         pytest.param("-----BEGIN PRIVATE KEY-----\nYWJj\n-----END PRIVATE KEY-----", 0, id="key"),
     ],
 )
-def test_certificates_are_found_in_pem_text(text: str, count: int) -> None:
+def test_certificates_are_read_from_pem_text(text: str, count: int) -> None:
     assert len(trust.certificates(text)) == count
 
 
@@ -60,7 +60,7 @@ def test_own_certificates_are_those_the_distribution_lacks(
     assert set(found) == set(trust.certificates("\n".join(map(pem, own))))
 
 
-def test_bundles_named_by_the_environment_count(
+def test_bundles_in_environment_variables_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trust, "BUNDLE", tmp_path / "missing.crt")
@@ -80,7 +80,7 @@ def test_tar_has_a_file_for_each_certificate() -> None:
     own = trust.certificates(pem(PUBLIC) + pem(COMPANY))
     with tarfile.open(fileobj=io.BytesIO(trust.certificates_tar(own))) as tar:
         contents = {member.name: tar.extractfile(member) for member in tar.getmembers()}
-    # update-ca-certificates looks only at names that end so.
+    # update-ca-certificates reads only files with this suffix.
     assert all(name.endswith(".crt") and "/" not in name for name in contents)
     assert len(contents) == 2
 
@@ -92,7 +92,7 @@ def test_tar_has_a_file_for_each_certificate() -> None:
         pytest.param(
             "a,10.0.0.9 ssh-ed25519 OLD\na,10.0.0.9 ssh-rsa OLD\n",
             "a,10.0.0.2 ssh-ed25519 KEY\n",
-            id="host-was-made-anew",
+            id="host-was-recreated",
         ),
         pytest.param(
             "b,10.0.0.2 ssh-ed25519 OLD\n",
@@ -112,6 +112,6 @@ def test_known_hosts_has_exactly_the_hosts_keys(before: str, after: str) -> None
     assert trust.known_hosts_with(after, "a", "10.0.0.2", keys) == after
 
 
-def test_unreadable_file_reads_as_nothing(tmp_path: Path) -> None:
+def test_unreadable_file_is_empty(tmp_path: Path) -> None:
     assert trust.read_text(tmp_path / "missing") == ""
     assert trust.read_text(tmp_path) == ""

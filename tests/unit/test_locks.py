@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Locks: what they pin, what moved, where PyTorch comes from, and traps that others fell into."""
+"""Locks: pins, changes, the source of PyTorch, and known problems of packages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def names(text: str) -> list[str]:
     return [pin.name for pin in read_pins(text)]
 
 
-def test_a_lock_is_read_with_markers_and_hashes_and_without_remarks() -> None:
+def test_a_lock_is_read_with_markers_and_hashes_without_comments() -> None:
     text = (
         "# remark\n"
         "Numpy_X==2.4.6 ; python_full_version < '3.12' \\\n"
@@ -56,12 +56,12 @@ def test_a_lock_is_read_with_markers_and_hashes_and_without_remarks() -> None:
     assert write_pins([torch]) == "torch==2.13.0+cpu \\\n    --hash=sha256:cc\n"
 
 
-def test_wishes_are_named_as_locks_name_them() -> None:
+def test_names_of_requirements_are_normalised() -> None:
     wishes = "-r common.in\n# why\nScikit_Learn>=1\ntensorflow[and-cuda]\nxgboost ; x\n"
     assert list(required_names(wishes)) == ["scikit-learn", "tensorflow", "xgboost"]
 
 
-def test_an_image_locks_what_the_one_below_does_not_have_word_for_word() -> None:
+def test_an_image_locks_only_packages_that_the_image_below_lacks() -> None:
     below = read_pins(lock("a==1", "b==1 ; python_full_version < '3.12'"))
     pins = read_pins(lock("a==1", "b==1", "c==1"))
     assert [str(pin) for pin in added_pins(pins, below)] == ["b==1", "c==1"]
@@ -82,7 +82,9 @@ def test_an_image_locks_what_the_one_below_does_not_have_word_for_word() -> None
         ),
     ],
 )
-def test_what_moved_is_said(before: list[str], after: list[str], lines: list[str]) -> None:
+def test_changes_of_a_lock_are_listed(
+    before: list[str], after: list[str], lines: list[str]
+) -> None:
     assert describe_changes(read_pins(lock(*before)), read_pins(lock(*after))) == lines
 
 
@@ -106,7 +108,7 @@ def test_what_moved_is_said(before: list[str], after: list[str], lines: list[str
         pytest.param(["b==1"], "3.13", None, id="another"),
     ],
 )
-def test_the_version_for_a_python(
+def test_the_version_of_a_package_for_a_python(
     requirements: list[str], python: str, version: str | None
 ) -> None:
     assert version_for(read_pins(lock(*requirements)), "a", python) == version
@@ -119,7 +121,7 @@ CUDA = (
 CPU_TORCH = lock("torch==2.15.0+cpu", "torchvision==0.29.2+cpu")
 
 
-def test_cpu_wheels_take_the_place_of_the_family_and_cuda_goes() -> None:
+def test_cpu_wheels_replace_pytorch_and_cuda_is_removed() -> None:
     text = use_cpu_wheels(lock("absl-py==2", *CUDA, "werkzeug==3"), CPU_TORCH)
     assert [str(pin) for pin in read_pins(text)] == [
         "absl-py==2",
@@ -129,13 +131,13 @@ def test_cpu_wheels_take_the_place_of_the_family_and_cuda_goes() -> None:
     ]
 
 
-def test_torchvision_for_cuda_is_left_out_where_there_is_none_for_cpus() -> None:
-    """Trap: `operator torchvision::nms does not exist` with torch for CPUs."""
+def test_torchvision_for_cuda_is_removed_without_a_cpu_wheel() -> None:
+    """Known problem: `operator torchvision::nms does not exist` with torch for CPUs."""
     text = use_cpu_wheels(lock(*CUDA), lock("torch==2.13.0+cpu"))
     assert names(text) == ["torch"]
 
 
-def test_what_a_lock_does_not_want_it_does_not_get() -> None:
+def test_cpu_wheels_add_no_package() -> None:
     assert names(use_cpu_wheels(lock("torch==2.15.0"), CPU_TORCH)) == ["torch"]
     plain = "# a remark\n" + lock("flask==3")
     assert use_cpu_wheels(plain, CPU_TORCH) == plain
@@ -155,7 +157,7 @@ def test_the_release_of_cuda_is_that_of_its_runtime(
     assert cuda_release(read_pins(lock(*requirements))) == release
 
 
-# The catalogue's own locks, under every Python that a base may have.
+# The locks of the catalogue, with every Python of the bases.
 
 
 def lines() -> Iterator[tuple[str, str, tuple[Pin, ...]]]:
@@ -177,14 +179,14 @@ LINES = [pytest.param(*line, id=f"{line[0]}-{line[1]}") for line in lines() if l
 
 
 def held(pins: tuple[Pin, ...], python: str) -> dict[str, str]:
-    """Return the version of each package that an environment of this Python holds."""
+    """Return the version of each package in an environment of this Python."""
     found = {pin.name: version_for(pins, pin.name, python) for pin in pins}
     return {name: version for name, version in found.items() if version}
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("name", "variant", "pins"), LINES)
-def test_no_image_falls_into_a_known_trap(
+def test_no_image_has_a_known_problem(
     name: str, variant: str, pins: tuple[Pin, ...], python: str
 ) -> None:
     packages = held(pins, python)

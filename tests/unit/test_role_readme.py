@@ -56,7 +56,7 @@ def test_a_variable_is_a_row(
     assert rows(tmp_path, {"x": {"description": "A.", **option}}, defaults) == [row]
 
 
-def test_what_is_within_a_variable_has_rows_of_its_own(tmp_path: Path) -> None:
+def test_keys_of_a_variable_have_their_own_rows(tmp_path: Path) -> None:
     options = {
         "build": {
             "type": "dict",
@@ -88,7 +88,7 @@ def test_ansibles_markup_becomes_markdown(tmp_path: Path) -> None:
     assert row.endswith(r"| Use `a`, not `b`. *Never* **both**, a \| b. |")
 
 
-def test_only_what_is_between_the_marks_is_written(tmp_path: Path) -> None:
+def test_only_the_text_between_the_marks_is_written(tmp_path: Path) -> None:
     rows(tmp_path, {}, {})
     text = f"# Words\n\n{role_readme.BEGIN}\nold\n{role_readme.END}\n\nMore words.\n"
     new = role_readme.updated(tmp_path, text)

@@ -29,7 +29,7 @@ NOBLE = "ubuntu-like-24.04"
         *("rtx-pro-6000", "k80", "gh200", "v100-b200"),
     ],
 )
-def test_what_the_decision_asks_for_is_in_the_stand_in_archives(model: str) -> None:
+def test_packages_of_the_gpu_decision_are_in_the_stand_in_archives(model: str) -> None:
     kernel = gpu_host.kernel_of(model, NOBLE)
     found = host_facts(facts(model))
     host = HostFacts(
@@ -41,7 +41,7 @@ def test_what_the_decision_asks_for_is_in_the_stand_in_archives(model: str) -> N
     assert set(decide(host, DriverRequest()).packages) <= archive | cuda
 
 
-def test_a_grace_hopper_runs_the_kernel_of_its_pages() -> None:
+def test_a_grace_hopper_runs_the_kernel_with_64_kib_pages() -> None:
     assert gpu_host.kernel_of("gh200", NOBLE) == "6.8.0-149-generic-64k"
     names = {package.name for package in nvidia_packages.ubuntu(kernel="6.8.0-149-generic-64k")}
     assert "linux-modules-nvidia-580-server-open-generic-64k" in names
@@ -54,7 +54,7 @@ def variables(base: str) -> dict[str, Any]:
     return gpu_host.GpuHost(Path("/x"), base, made, nothing, nothing, nothing).variables
 
 
-def test_images_of_an_ubuntu_like_host_stand_on_debian() -> None:
+def test_images_of_an_ubuntu_like_host_are_built_on_debian() -> None:
     assert variables(NOBLE)["ml_catalogue_base"] == "debian-13"
     assert "ml_catalogue_base" not in variables("debian-13")
 

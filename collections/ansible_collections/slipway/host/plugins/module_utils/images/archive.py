@@ -27,7 +27,7 @@ CHUNK = 1 << 20
 
 
 class ArchiveError(Exception):
-    """Images were not saved or loaded; the text says why and what to do."""
+    """Images were not saved or loaded; the message has the reason and the remedy."""
 
 
 def record_path(path: str) -> str:
@@ -164,7 +164,7 @@ def _load_contents(
     with paths.opened_file(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
         _check_digest(path, _copy(stream, None), digest)
         stream.seek(0)
-        # Through a pipe: somebody may still write to the file.
+        # Through a pipe, so that the loaded bytes are checked: somebody may change the file.
         with subprocess.Popen(
             ["docker", "load", "--quiet"],
             stdin=subprocess.PIPE,
@@ -177,19 +177,19 @@ def _load_contents(
             except BrokenPipeError:
                 read = ""
             errors = process.communicate()[1].decode("utf-8", "replace").strip()
-    found = {reference: record.inspect_image(reference) for reference in references}
+    loaded = {reference: record.inspect_image(reference) for reference in references}
     for reference in references:
-        _restore_tag(reference, before[reference], found[reference])
+        _restore_tag(reference, before[reference], loaded[reference])
     if process.returncode != 0:
         raise ArchiveError(f"docker load failed: {errors or process.returncode}")
     _check_digest(path, read, digest)
-    return found
+    return loaded
 
 
-def _check_digest(path: str, found: str, expected: str) -> None:
-    if found != expected:
+def _check_digest(path: str, digest: str, expected: str) -> None:
+    if digest != expected:
         raise ArchiveError(
-            f"{path}: SHA-256 {found[:12]}; expected {expected[:12]} of {record_path(path)}. "
+            f"{path}: SHA-256 {digest[:12]}; expected {expected[:12]} of {record_path(path)}. "
             "Copy the archive again, or save the images again."
         )
 
@@ -197,7 +197,7 @@ def _check_digest(path: str, found: str, expected: str) -> None:
 def _restore_tag(
     reference: str, before: record.Content | None, after: record.Content | None
 ) -> None:
-    """Give the tag back to the image that had it, and name the loaded image a candidate."""
+    """Restore the tag of the previous image, and tag the loaded image as a candidate."""
     if after is None:
         return
     _docker("tag", after.identity, reference + smoke.CANDIDATE)
@@ -214,9 +214,9 @@ def _docker(*arguments: str) -> None:
 def _accept(reference: str, content: record.Content | None, digest: str, timeout: float) -> None:
     """Test a loaded image, record it and set its tag."""
     if content is None or content.digest != digest:
-        found = containers.short_id(content.digest) or "none" if content else "no image"
+        label = containers.short_id(content.digest) or "none" if content else "no image"
         raise ArchiveError(
-            f"context digest in the archive: {found}; expected {containers.short_id(digest)}. "
+            f"context digest in the archive: {label}; expected {containers.short_id(digest)}. "
             "Save the images again."
         )
     proven = smoke.test_content(content, timeout)

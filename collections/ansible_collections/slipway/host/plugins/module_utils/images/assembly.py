@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Assembles builds: base, variant, Dockerfile, files and context digest of each image.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
 )
 
 TORCH_LOCK = "torch-cpu.lock"
-"""Beside bases.yml, optional: PyTorch for cpu variants, from wheels that carry no CUDA."""
+"""Optional file beside bases.yml: PyTorch for cpu variants, from wheels without CUDA."""
 
 # Mounted into every build; see images/Dockerfile.j2.
 _SHARED_FILES = (
@@ -59,7 +59,7 @@ class Assembly:
     builds: dict[tuple[str, str], ImageBuild] = field(default_factory=dict)
 
     def add(self, image: Image, variant: str) -> ImageBuild:
-        """Return the image's build for a host that can use the variant, and remember it."""
+        """Add the image's build for a host that can use the variant; return the build."""
         variant = _choose_variant(image, variant)
         parent_image = self.images.get(image.base)
         parent = self.add(parent_image, variant) if parent_image else None
@@ -111,11 +111,11 @@ class Assembly:
 
 
 def _choose_variant(image: Image, usable: str) -> str:
-    """Return the variant of an image for a host that can use `usable`: gpu hosts run cpu too."""
-    offered = image.settings["variants"]
-    if usable in offered:
+    """Return the variant for a host that can use `usable`; hosts with a GPU also run cpu builds."""
+    variants = image.settings["variants"]
+    if usable in variants:
         return usable
-    if "cpu" in offered:
+    if "cpu" in variants:
         return "cpu"
     raise CatalogueError(
         f"{image.file}: variants: no cpu variant; expected one because the host has no GPU. "
@@ -136,8 +136,8 @@ def _read_locks(image: Image, variant: str, torch_lock: str | None) -> dict[str,
 
 
 def _template(image: Image) -> str:
-    own = image.folder / "Dockerfile.j2"
-    return f"{image.name}/Dockerfile.j2" if own.exists() else "Dockerfile.j2"
+    own_template = image.folder / "Dockerfile.j2"
+    return f"{image.name}/Dockerfile.j2" if own_template.exists() else "Dockerfile.j2"
 
 
 def _context_files(image: Image, locks: Mapping[str, str]) -> Iterator[ContextFile]:
@@ -168,11 +168,11 @@ def _notes(image: Image, variant: str, pins: Sequence[Pin]) -> Iterator[str]:
     torch = next((pin.version for pin in pins if pin.name == "torch"), None)
     if torch and variant == "cpu" and cuda_release(pins):
         yield (
-            f"torch {torch} comes from PyPI and carries CUDA: about 3 GB that a CPU does not use. "
+            f"torch {torch} comes from PyPI and contains CUDA: about 3 GB that a CPU does not use. "
             "To use CPU wheels, run: ./slipway images lock --torch-index URL"
         )
     elif torch and variant == "cpu":
-        left_out = "" if any(pin.name == "torchvision" for pin in pins) else ", without torchvision"
-        yield f"torch {torch} is the CPU wheel that {TORCH_LOCK} names{left_out}"
+        missing = "" if any(pin.name == "torchvision" for pin in pins) else ", without torchvision"
+        yield f"torch {torch} is the CPU wheel that {TORCH_LOCK} names{missing}"
     if image.settings["unproven"]:
         yield f"not built by the project itself: {image.settings['unproven']}"

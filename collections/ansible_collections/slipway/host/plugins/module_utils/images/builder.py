@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Builds images on the host: base, build, smoke test, and only then the tag.
 
-The controller starts and follows it, see :mod:`host.job`.  The folder of a job contains
-``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this module with its
-imports.  Standard library of Python 3.10 only.
+The controller starts the builder and follows its progress, see :mod:`host.job`.  A job folder
+contains ``job.json``, one ``<n>.tar`` build context per image, ``secrets/``, and this module with
+its imports.  Standard library of Python 3.10 only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOCK = Path(labels.BUILD_LOCK)
 REGISTRY_TIMEOUT = 20
 # Seconds for a pull from such a registry: the engine may still have a mirror or a proxy.
 ENGINE_TIMEOUT = 300
-# Seconds without output after which a line tells that the step still runs.
+# Seconds without output after which a line reports that the step still runs.
 HEARTBEAT = 15
 STEP = re.compile(r"#(\d+) (.*)")
 # Parts of a step that a person does not need to read.
@@ -60,12 +60,12 @@ def run(command: list[str], timeout: float | None = None) -> subprocess.Complete
         return subprocess.CompletedProcess(command, 124, output, f"no end after {timeout:.0f} s")
 
 
-def run_or_fail(doing: str, command: list[str], timeout: float | None = None) -> str:
+def run_or_fail(action: str, command: list[str], timeout: float | None = None) -> str:
     """Run COMMAND and return its output; raise BuildError with the end of its output on failure."""
-    done = run(command, timeout)
-    if done.returncode != 0:
-        raise BuildError(f"{doing} failed: {last_lines(done.stdout + done.stderr)}")
-    return done.stdout.strip()
+    completed = run(command, timeout)
+    if completed.returncode != 0:
+        raise BuildError(f"{action} failed: {last_lines(completed.stdout + completed.stderr)}")
+    return completed.stdout.strip()
 
 
 def read_image_id(reference: str) -> str | None:
@@ -84,7 +84,7 @@ def apt_sources(recipe: Job, mirror: str) -> str:
 
 
 def is_current(image: Job) -> bool:
-    """Whether the host's record and its engine agree that an image needs no build."""
+    """Return whether record and engine of the host agree that an image needs no build."""
     content = record.inspect_image(image["reference"])
     return record.is_recorded(image["reference"], image["digest"], content)
 
@@ -141,9 +141,9 @@ class Builder:
         return local
 
     def pull(self, reference: str) -> subprocess.CompletedProcess[str]:
-        """Pull from a registry; give up early on a registry that does not answer."""
-        asked = run(["docker", "manifest", "inspect", reference], REGISTRY_TIMEOUT)
-        timeout = ENGINE_TIMEOUT if asked.returncode else None
+        """Pull from a registry; wait only a short time for a registry that does not answer."""
+        manifest = run(["docker", "manifest", "inspect", reference], REGISTRY_TIMEOUT)
+        timeout = ENGINE_TIMEOUT if manifest.returncode else None
         return run(["docker", "pull", "--quiet", reference], timeout)
 
     def bootstrap(self, base: Job, local: str) -> None:
@@ -265,27 +265,27 @@ class Builder:
         environment = {**os.environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
         log: list[str] = []
         steps: dict[str, str] = {}
-        step, told = "starting", time.monotonic()
+        step, reported = "starting", time.monotonic()
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         ) as process:
             for line in read_lines(process):
                 if line is None:
-                    if time.monotonic() - told > HEARTBEAT:
-                        told = time.monotonic()
+                    if time.monotonic() - reported > HEARTBEAT:
+                        reported = time.monotonic()
                         self.progress.say(f"{name}: still running: {step}")
                     continue
                 log.append(line)
                 match = STEP.match(line)
                 if not match:
                     continue
-                number, words = match.groups()
-                if words.startswith("[") and not words.startswith(("[internal]", "[context")):
-                    steps[number] = NOISE.sub("", words)[:90]
-                elif words == "CACHED":
+                number, text = match.groups()
+                if text.startswith("[") and not text.startswith(("[internal]", "[context")):
+                    steps[number] = NOISE.sub("", text)[:90]
+                elif text == "CACHED":
                     steps.pop(number, None)
                 elif number in steps:
-                    step, told = steps.pop(number), time.monotonic()
+                    step, reported = steps.pop(number), time.monotonic()
                     self.progress.say(f"{name}: {step}")
             status = process.wait()
         (self.folder / f"{name}.log").write_text("\n".join(log), encoding="utf-8")
@@ -306,7 +306,7 @@ class Builder:
         return proven
 
     def save_bill_of_materials(self, reference: str, candidate: str) -> None:
-        """Copy the image's bill of materials to the host, where all of them are in one folder."""
+        """Copy the image's bill of materials to the folder of all bills on the host."""
         container = f"slipway-bill-{os.getpid()}-{threading.get_ident()}"
         run_or_fail("creating a container", ["docker", "create", f"--name={container}", candidate])
         try:
@@ -347,13 +347,13 @@ class Builder:
         """
         record.secure_records()
         failed: dict[str, str] = {}
-        left = [image for image in self.job["builds"] if not is_current(image)]
+        waiting = [image for image in self.job["builds"] if not is_current(image)]
         running: dict[Future[str | None], str] = {}
         with ThreadPoolExecutor(self.parallel_builds()) as pool:
-            while left or running:
-                unfinished = {image["reference"] for image in left} | set(running.values())
-                for image in [other for other in left if other["parent"] not in unfinished]:
-                    left.remove(image)
+            while waiting or running:
+                unfinished = {image["reference"] for image in waiting} | set(running.values())
+                for image in [other for other in waiting if other["parent"] not in unfinished]:
+                    waiting.remove(image)
                     if image["parent"] in failed:
                         failed[image["reference"]] = (
                             f"not built, because {image['parent']} below it failed"
@@ -361,9 +361,9 @@ class Builder:
                     else:
                         running[pool.submit(self.build_or_explain, image)] = image["reference"]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    reference, why = running.pop(future), future.result()
-                    if why is not None:
-                        failed[reference] = why
+                    reference, reason = running.pop(future), future.result()
+                    if reason is not None:
+                        failed[reference] = reason
         # Remove replaced images that no container uses.
         run(["docker", "image", "prune", "--force", f"--filter=label={labels.DIGEST}"])
         return {"built": self.built, "recorded": self.recorded, "failed": failed}

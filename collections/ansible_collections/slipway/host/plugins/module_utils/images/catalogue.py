@@ -1,13 +1,13 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The catalogue of images: read, checked, and turned into builds.
+"""Reads and checks the catalogue of images, and assembles builds.
 
-PRIVATE to the collection. Runs on the controller; hosts get packed contexts.
+Only for the collection itself. Runs on the controller; hosts get packed contexts.
 
-An image is a folder with an image.yml. `load_catalogue` reads all of them and refuses mistakes
-with file, line and key. `Catalogue.builds` returns the builds of the images asked for, each after
-the build below it. A build has its rendered Dockerfile and files, and a digest over everything it
-is built from: equal digests mean that there is nothing to build.
+An image is a folder with an image.yml. `load_catalogue` reads all images; an error names file, line
+and key. `Catalogue.builds` returns the builds of named images, each after the build below it. A
+build has a rendered Dockerfile, files, and a digest over everything that it is built from. Nothing
+is built if the digest is unchanged.
 """
 
 from __future__ import annotations
@@ -46,12 +46,15 @@ class Catalogue:
     bases: Mapping[str, Base]
     images: Mapping[str, Image]
     torch_lock: str | None = field(default=None, repr=False)
-    """The text of TORCH_LOCK where that file exists."""
+    """The text of TORCH_LOCK, if that file exists."""
     warnings: tuple[str, ...] = ()
     """A sentence for each old key in an image.yml."""
 
     def lineage(self, name: str) -> list[Image]:
-        """Return an image and the images below it, itself first; raise CatalogueError for none."""
+        """Return an image and the images below it, the image first.
+
+        Raise CatalogueError for an unknown name.
+        """
         return lineage(self.images, self._find_image(name).name)
 
     def builds(
@@ -63,18 +66,18 @@ class Catalogue:
     ) -> list[ImageBuild]:
         """Return the builds of the named images, each after the build below it.
 
-        `variant` is what the host can use: an image without a gpu build gives its cpu build to a
-        host with a GPU. `base` is the host's choice for images with the base `default`, else that
-        of bases.yml. `args` sets build arguments, by image and argument.
+        `variant` is the variant that the host can use: a host with a GPU gets the cpu build of an
+        image without a gpu variant. `base` is the base of the host for images with the base
+        `default`; the default is in bases.yml. `args` sets build arguments, by image and argument.
 
         Raise CatalogueError for a name, variant, base or argument that does not exist.
         """
         if variant not in VARIANTS:
             raise CatalogueError(describe_unknown("unknown variant", variant, VARIANTS))
-        values = {name: self._checked_args(name, given) for name, given in (args or {}).items()}
+        all_args = {name: self._checked_args(name, values) for name, values in (args or {}).items()}
         default_base = self._find_base(base or self.default_base)
         assembly = Assembly(
-            self.folder, self.bases, self.images, self.torch_lock, default_base, values
+            self.folder, self.bases, self.images, self.torch_lock, default_base, all_args
         )
         for name in names:
             assembly.add(self._find_image(name), variant)
@@ -82,14 +85,14 @@ class Catalogue:
 
     def _find_image(self, name: str) -> Image:
         if name not in self.images:
-            what = f"{self.folder}: unknown image"
-            raise CatalogueError(describe_unknown(what, name, self.images))
+            problem = f"{self.folder}: unknown image"
+            raise CatalogueError(describe_unknown(problem, name, self.images))
         return self.images[name]
 
     def _find_base(self, name: str) -> Base:
         if name not in self.bases:
-            what = f"{self.folder / 'bases.yml'}: unknown base"
-            raise CatalogueError(describe_unknown(what, name, self.bases))
+            problem = f"{self.folder / 'bases.yml'}: unknown base"
+            raise CatalogueError(describe_unknown(problem, name, self.bases))
         return self.bases[name]
 
     def _checked_args(self, name: str, args: Any) -> Mapping[str, str]:
@@ -101,8 +104,8 @@ class Catalogue:
             )
         for arg, value in args.items():
             if arg not in image.settings["args"]:
-                what = f"{image.file}: args: unknown build argument"
-                raise CatalogueError(describe_unknown(what, arg, image.settings["args"]))
+                problem = f"{image.file}: args: unknown build argument"
+                raise CatalogueError(describe_unknown(problem, arg, image.settings["args"]))
             if not isinstance(value, str) or not value or "\n" in value:
                 raise CatalogueError(
                     f"ml_catalogue_build_args: {name}.{arg} is {value!r}; expected text on one "
@@ -112,11 +115,11 @@ class Catalogue:
 
 
 def load_catalogue(folder: Path, check_locks: bool = True) -> Catalogue:
-    """Read bases.yml and every image.yml below the folder of the catalogue, and check them all.
+    """Read and check bases.yml and every image.yml below the folder of the catalogue.
 
     Raise CatalogueError or its parent DeclarationError with file and key for a mistake.  Folders
-    that begin with a dot or an underscore are not images.  `check_locks` is false where the locks
-    are about to be made.
+    that begin with a dot or an underscore are not images.  `check_locks` is false when the locks
+    are created next.
     """
     default_base, bases = read_bases(folder)
     warnings: list[str] = []

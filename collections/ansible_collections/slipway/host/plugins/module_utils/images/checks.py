@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Rules of the catalogue that no schema can state: names and files that must exist.
+"""Checks that a schema cannot express: names and files that must exist.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check_images(images: Mapping[str, Image], check_locks: bool = True) -> None:
 
 
 def _check_files(image: Image) -> None:
-    """Refuse files that are not in the image's folder."""
+    """Raise CatalogueError for a file that is not in the folder of the image."""
     settings = image.settings
     build = settings["build"] or {}
     for key, entries in (("files", settings["files"]), ("build.files", build.get("files", []))):
@@ -61,7 +61,7 @@ def _require(image: Image, key: str, path: str) -> None:
 
 
 def _check_locks(images: Mapping[str, Image], image: Image) -> None:
-    """Refuse locks that are missing, unsafe or out of date."""
+    """Raise CatalogueError for a lock that is missing, unsafe or out of date."""
     if image.build_requirements_file:
         _check_lock(image, "build.requirements", image.build_requirements_file, [])
     for variant in VARIANTS:
@@ -76,7 +76,7 @@ def _check_locks(images: Mapping[str, Image], image: Image) -> None:
 
 
 def _check_lock(image: Image, key: str, requirements: str, below: Iterable[Path]) -> None:
-    """Refuse a lock that is missing, without hashes, with addresses, or out of date.
+    """Raise CatalogueError for a lock without hashes or with addresses, missing or out of date.
 
     `below` are the requirements of the images below, whose locks count as well.
     """
@@ -108,7 +108,7 @@ def _check_lock(image: Image, key: str, requirements: str, below: Iterable[Path]
 
 
 def _required_packages(requirements: Path) -> Iterator[str]:
-    """Yield the projects that a file requires, with those of the files it includes."""
+    """Yield the packages in a requirements file and in the files that it includes."""
     text = requirements.read_text(encoding="utf-8")
     yield from required_names(text)
     for included in re.findall(r"^-r (\S+)$", text, flags=re.MULTILINE):
@@ -116,7 +116,7 @@ def _required_packages(requirements: Path) -> Iterator[str]:
 
 
 def _check_ports(image: Image) -> None:
-    """Refuse services and aliases that use a port which the image does not declare."""
+    """Raise CatalogueError for a service or alias with a port that the image does not declare."""
     settings, ports = image.settings, image.settings["ports"]
     used: list[tuple[str, str]] = []
     for service, declared in settings["services"].items():
@@ -135,18 +135,18 @@ def _check_ports(image: Image) -> None:
 
 
 def _check_services(images: Mapping[str, Image], image: Image) -> None:
-    """Refuse services that use undeclared secrets or build arguments."""
+    """Raise CatalogueError for a service with an undeclared secret or build argument."""
     args = [arg for lower in lineage(images, image.name) for arg in lower.settings["args"]]
     for service, declared in image.settings["services"].items():
         key = f"{image.file}: services.{service}"
         # A secret that may be omitted cannot protect an endpoint.
-        always = [
+        required = [
             name for name, rule in declared["secrets"].items() if rule["otherwise"] != "omitted"
         ]
         secret = declared.get("endpoint", {}).get("secret")
-        if secret is not None and secret not in always:
-            what = f"{key}.endpoint.secret: no secret that is always there has the name"
-            raise CatalogueError(describe_unknown(what, secret, always))
+        if secret is not None and secret not in required:
+            problem = f"{key}.endpoint.secret: unknown or optional secret"
+            raise CatalogueError(describe_unknown(problem, secret, required))
         if secret is None and any("{token}" in url for url in declared["urls"].values()):
             raise CatalogueError(
                 f"{key}.urls: {{token}} without endpoint.secret; expected the secret whose value "
@@ -154,12 +154,12 @@ def _check_services(images: Mapping[str, Image], image: Image) -> None:
             )
         for arg in declared["args"]:
             if arg not in args:
-                what = f"{key}.args: unknown build argument"
-                raise CatalogueError(describe_unknown(what, arg, args))
+                problem = f"{key}.args: unknown build argument"
+                raise CatalogueError(describe_unknown(problem, arg, args))
 
 
 def _check_aliases(images: Iterable[Image]) -> None:
-    """Refuse two aliases of one name: aliases become commands in one folder of a host."""
+    """Raise CatalogueError for a duplicate alias: aliases are commands in one folder of a host."""
     owners: dict[str, Image] = {}
     for image in images:
         for alias, declared in image.settings["aliases"].items():

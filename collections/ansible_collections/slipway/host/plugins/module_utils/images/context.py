@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build contexts: the files an image is made from, rendered, identified and packed.
+"""Build contexts: reads, renders and packs the files of an image, and computes the digest.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 
 Everything here depends on content alone: the same catalogue gives the same bytes and the same
 digest on every controller, whatever its umask, clock or checkout.
@@ -23,15 +23,15 @@ from typing import Any
 
 import jinja2
 
-# Files of tools that do not belong into an image.
-_LITTER = frozenset({"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
+# Files of tools, which are not copied into an image.
+_TOOL_FILES = frozenset({"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
 
 _YEAR_2000 = 946_684_800
 _TWENTY_YEARS = 631_152_000
 
 
 class ContextError(Exception):
-    """A file of a build context cannot be used; the text names it."""
+    """A file of a build context cannot be used; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def read_files(source: Path, path: str) -> Iterator[ContextFile]:
     the context.
     """
     if source.is_symlink() or not (source.is_dir() or source.is_file()):
-        found = "not a plain file or folder" if source.is_symlink() else "does not exist"
-        raise ContextError(f"{source}: {found}; expected a file or a folder. Replace or add it.")
+        problem = "not a plain file or folder" if source.is_symlink() else "does not exist"
+        raise ContextError(f"{source}: {problem}; expected a file or a folder. Replace or add it.")
     if source.is_dir():
         for entry in sorted(source.iterdir()):
-            if entry.name not in _LITTER:
+            if entry.name not in _TOOL_FILES:
                 yield from read_files(entry, f"{path}/{entry.name}")
     else:
         yield ContextFile(path, bool(source.stat().st_mode & 0o100), source.read_bytes())

@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether the CUDA that an image brings along runs on a host's driver and GPUs.
+"""Checks whether the CUDA release in an image runs on the driver and GPUs of a host.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import host, tabl
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 OLDEST_DRIVER: Mapping[int, int] = MappingProxyType({11: 450, 12: 525, 13: 580})
-"""The driver branch that a major release of CUDA needs at least, in any of its minor releases.
+"""The oldest driver branch for all minor releases of a major release of CUDA.
 
 Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
 """
@@ -31,32 +31,32 @@ def misfit(cuda: str, driver: str, gpus: Iterable[int]) -> str | None:
     oldest = OLDEST_DRIVER[max(known for known in OLDEST_DRIVER if known <= max(major, 11))]
     if int(driver.partition(".")[0]) < oldest:
         return (
-            f"brings CUDA {cuda}, which needs NVIDIA driver {oldest} or newer, and the host runs "
-            f"{driver}; take a newer driver (nvidia_driver_branch), or the cpu variant on this "
-            "host (ml_catalogue_variant: cpu)"
+            f"contains CUDA {cuda}, which needs NVIDIA driver {oldest} or newer; the host runs "
+            f"{driver}. Install a newer driver (nvidia_driver_branch), or use the cpu variant on "
+            "this host (ml_catalogue_variant: cpu)"
         )
     for gpu in gpus:
         newest = tables.architecture_of(gpu).cuda
         if newest is not None and newest < major:
             return (
-                f"brings CUDA {cuda}, and CUDA {newest} is the last for the host's "
-                f"{tables.name_of(gpu)}; lock packages that bring CUDA {newest}, or take the "
+                f"contains CUDA {cuda}; CUDA {newest} is the newest release for the host's "
+                f"{tables.name_of(gpu)}. Lock packages that contain CUDA {newest}, or use the "
                 "cpu variant on this host (ml_catalogue_variant: cpu)"
             )
     return None
 
 
 def misfits(builds: Iterable[ImageBuild], facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return why builds do not run on a host, by reference; those that do are left out.
+    """Return why builds do not run on a host, by reference of the build.
 
-    FACTS is `ansible_facts['slipway']`. A host without a driver in its kernel builds for others,
-    or gets its driver after the next boot: everything fits.
+    FACTS is `ansible_facts['slipway']`. The result is empty for a host without a loaded driver: the
+    host builds for other hosts, or loads its driver at the next boot.
     """
     driver = host.loaded(facts)
     if driver is None:
         return {}
     gpus = [gpu.device for gpu in host.host_facts(facts).gpus]
-    found = {
+    reasons = {
         build.reference: misfit(build.cuda, driver.version, gpus) for build in builds if build.cuda
     }
-    return {reference: why for reference, why in found.items() if why}
+    return {reference: reason for reference, reason in reasons.items() if reason}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reads YAML declarations strictly and validates them by JSON Schema.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 
 The schemas are ordinary JSON Schema (2020-12), so editors complete and check the same files.  Each
 error names file, line and key: `<file>:<line>: <key>: <found>; expected <expected>. <What to do>.`
@@ -43,7 +43,7 @@ OLD_KEYS_UNTIL = "0.3"
 
 
 class DeclarationError(ValueError):
-    """A declaration that cannot be used. The text names the file, the key and what is allowed."""
+    """An invalid declaration. The message names the file, the key and the allowed values."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _validate_file(path: Path, document: Any, schema: Schema) -> list[Problem]:
 def with_defaults(document: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     """Return the mapping with the schema's `default` for every property that is absent.
 
-    Nested mappings that are present get theirs too. The input is not changed.
+    Nested mappings that are present get their defaults too. The input is not changed.
     """
     return _fill(document, schema, schema)
 
@@ -214,7 +214,7 @@ def _validator_class() -> type[Draft202012Validator]:
         if isinstance(value, str) and not re.search(re.sub(r"\$$", r"\\Z", pattern), value):
             yield ValidationError(f"{value!r} does not match {pattern!r}")
 
-    # To JSON Schema, 80.0 is an integer; a port must not be written that way.
+    # JSON Schema accepts 80.0 as an integer; as a port number it is a mistake.
     checker = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _checker, value: isinstance(value, int) and not isinstance(value, bool)
     )
@@ -225,7 +225,7 @@ def _validator_class() -> type[Draft202012Validator]:
 
 
 def _problems(error: ValidationError, schema: Schema) -> Iterator[Problem]:
-    """Yield what an error of jsonschema means, one problem for each key or item that is wrong."""
+    """Yield the problems in an error of jsonschema, one for each invalid key or item."""
     path: KeyPath = tuple(error.absolute_path)
     value: Any = error.instance
     rule = _rule_at(schema, path)
@@ -252,7 +252,7 @@ def _problems(error: ValidationError, schema: Schema) -> Iterator[Problem]:
 
 
 def _value_problem(error: ValidationError, rule: Schema) -> tuple[str, str, str]:
-    """Return what was found, what was expected and the remedy for one value."""
+    """Return the value found, the value expected and the remedy."""
     value: Any = error.instance
     limit: Any = error.validator_value
     change = "Change the value."
@@ -279,7 +279,7 @@ def _value_problem(error: ValidationError, rule: Schema) -> tuple[str, str, str]
 
 
 def _rule_at(schema: Schema, path: KeyPath) -> Schema:
-    """Return the part of a schema that is in force at a key path of a document."""
+    """Return the part of a schema that applies to a key path of a document."""
     rule = _resolve(schema, schema)
     for part in path:
         if isinstance(part, int):
@@ -291,7 +291,7 @@ def _rule_at(schema: Schema, path: KeyPath) -> Schema:
 
 
 def _resolve(schema: Schema, root: Schema) -> Schema:
-    """Follow a `$ref` into `$defs`; keywords beside the reference win over those behind it."""
+    """Follow a `$ref` into `$defs`; keywords beside the reference override those of its target."""
     reference = schema.get("$ref")
     if reference is None:
         return schema
@@ -305,7 +305,7 @@ def _type_names(expected: str | list[str]) -> str:
 
 
 def _needs_quotes(value: Any, expected: str | list[str]) -> bool:
-    """Whether YAML made something else of a text that was written without quotes."""
+    """Return whether YAML read a text without quotes as another type."""
     return "string" in expected and isinstance(value, bool | int | float)
 
 
@@ -322,7 +322,7 @@ def _describe(value: Any) -> str:
 
 
 def _expect(expected: str, rule: Schema) -> str:
-    """Return what is expected, with the rule's description behind it."""
+    """Return the expected value, followed by the description of the rule."""
     description = rule.get("description")
     return f"{expected} ({description})" if description else expected
 
@@ -333,10 +333,10 @@ def _allowed(rule: Schema, pattern: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML with every key once and without dates: `2023-04-30` stays the text that was written."""
+    """YAML without duplicate keys and without dates: `2023-04-30` is a text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse a duplicate key, of which YAML would silently use the last."""
+        """Raise an error for a duplicate key; YAML would silently use the last one."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):

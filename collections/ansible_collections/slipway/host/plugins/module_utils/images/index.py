@@ -1,10 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The images that a host should hold, from a cache.
+"""The declared images of a host, from a cache.
 
-Rendering and hashing every build context takes about 60 ms a host, as long as the rest of a survey.
-So the result is stored in the user's cache folder.  Its key is a digest over the whole catalogue,
-the code that turns it into builds, and the request.  The cache has no data of hosts.
+Rendering and hashing all build contexts takes about 60 ms for each host, as long as the rest of a
+survey.  So the result is stored in the user's cache folder.  Its key is a digest over the
+catalogue, the code that assembles builds, and the request.  The cache has no data of hosts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEEP_SECONDS = 30 * 24 * 3600
 
 @dataclass(frozen=True)
 class Planned:
-    """An image as a host should hold it; the fields are those of ``ImageBuild``."""
+    """A declared image of a host; the fields are those of ``ImageBuild``."""
 
     name: str
     variant: str
@@ -63,9 +63,9 @@ def _store(file: Path, text: str) -> None:
     """Write a cache entry and remove old ones; ignore a cache that cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        written = file.with_suffix(f".{os.getpid()}")
-        written.write_text(text, encoding="utf-8")
-        written.rename(file)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(file)
         for entry in file.parent.iterdir():
             if time.time() - entry.stat().st_mtime > KEEP_SECONDS:
                 entry.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def _load(file: Path) -> _Entry | None:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Lock a cache entry, so that only one of the processes for the hosts makes it."""
+    """Lock a cache entry, so that only one of the processes for the hosts creates it."""
     with ExitStack() as stack:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _lock(file: Path) -> Iterator[None]:
 def planned(
     folder: str, names: Sequence[str], variant: str, base: str, args: Args
 ) -> list[Planned]:
-    """Return the images NAMES and the images below them as a host should hold them, in build order.
+    """Return the named images and the images below them, in build order.
 
     Raise DeclarationError for a mistake in the catalogue or in the request.
     """

@@ -49,9 +49,9 @@ def _pip_conf(options: Mapping[str, Any]) -> str:
         parser.add_section("global")
     extra = parser.get("global", "extra-index-url", fallback="")
     parser.set("global", "extra-index-url", f"{extra} {index}".strip())
-    written = io.StringIO()
-    parser.write(written)
-    return written.getvalue()
+    text_file = io.StringIO()
+    parser.write(text_file)
+    return text_file.getvalue()
 
 
 def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:

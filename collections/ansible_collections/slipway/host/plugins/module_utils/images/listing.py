@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Compares the catalogue with the images on a host: states, sizes, smoke tests.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ UNRECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
-class Held:
-    """An image on a host: its size in bytes, and the record of exactly this content.
+class HostImage:
+    """An image on a host: its size in bytes, and the record of its content.
 
-    The record is empty if the host has none of this content.
+    The record is empty if the host has no record of this content.
     """
 
     reference: str
@@ -52,7 +52,7 @@ class Row:
     """One image of the catalogue or of the host, compared.
 
     `added` is its size without the image below it, in bytes; both sizes are None for an image that
-    is not on the host. `declared` says whether the host should hold the image.
+    is not on the host. `declared`: whether the image is declared for the host.
     """
 
     reference: str
@@ -66,7 +66,7 @@ class Row:
     notes: Sequence[str] = ()
 
 
-def read_answer(text: str) -> dict[str, Held]:
+def read_answer(text: str) -> dict[str, HostImage]:
     """Return the images in a host's answer to QUESTION, by reference.
 
     Raise ValueError for any other text.
@@ -75,43 +75,43 @@ def read_answer(text: str) -> dict[str, Held]:
     records = {
         (record.get("reference"), record.get("id")): record for record in map(json.loads, recorded)
     }
-    held = {}
+    images = {}
     for image in json.loads(inspected):
         for reference in image.get("RepoTags") or ():
             record = records.get((reference, image["Id"]), {})
-            held[reference] = Held(reference, image["Size"], record)
-    return held
+            images[reference] = HostImage(reference, image["Size"], record)
+    return images
 
 
 def compare(
     builds: Sequence[ImageBuild],
-    held: Mapping[str, Held],
+    images: Mapping[str, HostImage],
     declared: Collection[str],
     unfit: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
     """Return the state of the catalogue's BUILDS on a host, then other images of Slipway there.
 
-    DECLARED are the references that the host should hold; UNFIT has reasons why images do not run
-    there.
+    DECLARED are the references that are declared for the host; UNFIT has reasons why images do not
+    run there.
     """
-    rows = [_row(build, held, build.reference in declared, unfit) for build in builds]
+    rows = [_row(build, images, build.reference in declared, unfit) for build in builds]
     known = {build.reference for build in builds}
     rows += [
         Row(reference, UNKNOWN, False, image.size)
-        for reference, image in sorted(held.items())
+        for reference, image in sorted(images.items())
         if reference not in known
     ]
     return rows
 
 
 def _row(
-    build: ImageBuild, held: Mapping[str, Held], declared: bool, unfit: Mapping[str, str]
+    build: ImageBuild, images: Mapping[str, HostImage], declared: bool, unfit: Mapping[str, str]
 ) -> Row:
-    image = held.get(build.reference)
+    image = images.get(build.reference)
     notes = [*build.notes, *([unfit[build.reference]] if build.reference in unfit else ())]
     if image is None:
         return Row(build.reference, MISSING, declared, notes=notes)
-    below = held.get(build.parent) if build.parent else None
+    below = images.get(build.parent) if build.parent else None
     return Row(
         reference=build.reference,
         state=_state(image.record, build.digest),
@@ -150,8 +150,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def page(rows: Sequence[Row]) -> str:
     """Return a Markdown table of the catalogue's images on the host: sizes, times, smoke tests."""
-    held = [row for row in rows if row.state in (CURRENT, OUTDATED, UNRECORDED)]
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in held)]
+    present = [row for row in rows if row.state in (CURRENT, OUTDATED, UNRECORDED)]
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *(_cells(row) for row in present)]
     # The state on this one host does not belong on a page.
     return "\n".join(f"| {' | '.join([line[0], *line[2:]])} |" for line in lines)
 

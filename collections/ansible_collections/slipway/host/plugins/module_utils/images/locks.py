@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Lock files of the catalogue: their pins, their changes, and the source of PyTorch.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 
 `uv pip compile --universal --generate-hashes` writes a lock: one pin in each paragraph, with a
 marker where the pin is not for every platform. An image that is built on another image locks only
@@ -84,17 +84,17 @@ def added_pins(pins: Iterable[Pin], below: Iterable[Pin]) -> list[Pin]:
 
 
 def use_cpu_wheels(text: str, torch_lock: str) -> str:
-    """Return a lock in which PyTorch comes from `torch_lock` and CUDA is left out.
+    """Return a lock in which PyTorch comes from `torch_lock`, without CUDA.
 
-    Packages of PyTorch's family that `torch_lock` does not have are left out as well, because they
-    are built for CUDA. A lock without PyTorch is returned as it is.
+    Packages of PyTorch's family that `torch_lock` does not have are removed too, because they are
+    built for CUDA. A lock without PyTorch is returned unchanged.
     """
     pins = read_pins(text)
     kept = [p for p in pins if p.name not in TORCH_FAMILY and not _CUDA.match(p.name)]
     if len(kept) == len(pins):
         return text
-    named = {pin.name for pin in pins}
-    wheels = [pin for pin in read_pins(torch_lock) if pin.name in named]
+    names = {pin.name for pin in pins}
+    wheels = [pin for pin in read_pins(torch_lock) if pin.name in names]
     return write_pins(sorted([*kept, *wheels], key=lambda pin: (pin.name, pin.marker)))
 
 
@@ -146,4 +146,4 @@ def _versions(pins: Sequence[Pin]) -> Mapping[str, str]:
     versions: dict[str, list[str]] = {}
     for pin in pins:
         versions.setdefault(pin.name, []).append(pin.version)
-    return {name: " / ".join(dict.fromkeys(found)) for name, found in versions.items()}
+    return {name: " / ".join(dict.fromkeys(listed)) for name, listed in versions.items()}

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reads bases.yml and every image.yml of a catalogue, with inherited keys and defaults.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
     describe_unknown,
 )
 
-# What an image hands down to the images built on it, unless they declare it themselves.  The other
-# keys are either in its layers already (packages, files, environment) or its own (aliases).
+# Keys that the images built on an image inherit, unless they declare the keys themselves.  Other
+# keys are in the layers already (packages, files, environment), or apply to one image (aliases).
 _INHERITED = (
     "variants", "user", "workdir", "ports", "volumes", "entrypoint", "command", "healthcheck",
     "network", "services",
@@ -43,8 +43,8 @@ def read_bases(folder: Path) -> tuple[str, dict[str, Base]]:
     document = with_defaults(load(file, schema), schema)
     bases = {name: _base(name, declared) for name, declared in document["bases"].items()}
     if document["default"] not in bases:
-        what = f"{file}: default: unknown base"
-        raise CatalogueError(describe_unknown(what, document["default"], bases))
+        problem = f"{file}: default: unknown base"
+        raise CatalogueError(describe_unknown(problem, document["default"], bases))
     return document["default"], bases
 
 
@@ -119,10 +119,10 @@ def _check_base(
     bases: set[str],
     declarations: Declarations,
 ) -> None:
-    """Refuse an image that has the name of a base, or an unknown base."""
+    """Raise CatalogueError for an image with the name of a base, or with an unknown base."""
     if name in bases or name == "default":
         raise CatalogueError(
-            f"{file}: the image has the name of base {name!r}; expected a name of its own. "
+            f"{file}: the image has the name of base {name!r}; expected another name. "
             "Rename the folder."
         )
     base = declaration.get("base", "default")

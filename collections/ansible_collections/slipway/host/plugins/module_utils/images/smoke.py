@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs an image's smoke test in a container with the fewest rights.
+"""Runs an image's smoke test in a container with few rights.
 
 Runs on hosts, as part of the builder as well as of a module, so it imports little of the project.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images.record import Content
 
-# No network, only /tmp writable, no privileges, and a user that the image does not know.
+# No network, only /tmp writable, no privileges, and a user without an account in the image.
 OPTIONS = [
     *("--rm", "--init", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"),
     *("--user", "1234:1234", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
@@ -37,23 +37,25 @@ class SmokeError(ValueError):
 
 
 def _gpu_options(reference: str) -> list[str]:
-    """Return the options that give a gpu image the host's GPUs; none on a host without."""
+    """Return the options for access to the host's GPUs; empty for a cpu image or without a GPU."""
     if not GPU_DEVICE.exists():
         return []
     label = f'{{{{index .Config.Labels "{labels.VARIANT}"}}}}'
-    if _ask_docker("image", "inspect", "--format", label, reference).strip() != "gpu":
+    if _docker_output("image", "inspect", "--format", label, reference).strip() != "gpu":
         return []
-    folders = json.loads(_ask_docker("info", "--format", "{{json .}}") or "{}").get("CDISpecDirs")
+    folders = json.loads(_docker_output("info", "--format", "{{json .}}") or "{}").get(
+        "CDISpecDirs"
+    )
     return ["--device", f"{CDI_KIND}=all"] if _is_described(folders or ()) else ["--gpus", "all"]
 
 
-def _ask_docker(*words: str) -> str:
+def _docker_output(*words: str) -> str:
     """Return docker's output, empty for an error."""
     return subprocess.run(["docker", *words], capture_output=True, text=True, check=False).stdout
 
 
 def _is_described(folders: Sequence[str]) -> bool:
-    """Whether a CDI specification in one of the engine's FOLDERS describes NVIDIA GPUs."""
+    """Return whether a CDI specification in one of the engine's FOLDERS describes NVIDIA GPUs."""
     return any(
         CDI_KIND in file.read_text(encoding="utf-8", errors="replace")
         for folder in folders
@@ -75,14 +77,14 @@ def test_content(content: Content, timeout: float) -> list[str]:
 def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
     """Run the smoke test COMMAND in the image REFERENCE within TIMEOUT seconds.
 
-    Return its lines that begin with "smoke: ". Raise SmokeError with the end of its output where
+    Return its lines that begin with "smoke: ". Raise SmokeError with the end of its output if
     the test fails.
     """
     entry = ["--entrypoint", command[0], reference]
     name = f"slipway-smoke-{uuid.uuid4().hex}"
     run: list[str] = ["docker", "run", "--name", name, *OPTIONS, *_gpu_options(reference), *entry]
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [*run, *command[1:]],
             capture_output=True,
             text=True,
@@ -94,7 +96,7 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
         # The time-out ended only the docker command; the container still runs and holds its GPUs.
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
         raise SmokeError(f"no end after {timeout:.0f} s") from None
-    if done.returncode != 0:
-        output = (done.stdout + done.stderr).strip().splitlines()[-25:]
-        raise SmokeError("\n".join([f"exit status {done.returncode}", *output]))
-    return [line for line in done.stdout.splitlines() if line.startswith("smoke: ")]
+    if completed.returncode != 0:
+        output = (completed.stdout + completed.stderr).strip().splitlines()[-25:]
+        raise SmokeError("\n".join([f"exit status {completed.returncode}", *output]))
+    return [line for line in completed.stdout.splitlines() if line.startswith("smoke: ")]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The variables of images/Dockerfile.j2 for one build.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
 )
 
 OLDEST_PYTHON = (3, 11)
-"""The oldest release of Python that locks are made for."""
+"""The oldest release of Python that locks support."""
 
 _GPU_ENVIRONMENT = {
     "NVIDIA_VISIBLE_DEVICES": "all",
@@ -38,7 +38,7 @@ def template_variables(
     args: Mapping[str, str],
     pins: Sequence[Pin],
 ) -> dict[str, Any]:
-    """Return the variables of a template; images/Dockerfile.j2 says what each is."""
+    """Return the variables of a template; images/Dockerfile.j2 describes them."""
     settings = image.settings
     requirements = image.requirements_file(variant)
     build_requirements = image.build_requirements_file
@@ -76,7 +76,7 @@ def _apt_packages(packages: Any, variant: str) -> list[str]:
 
 
 def _require_python(image: Image, root: Base) -> Python:
-    """Return the base's Python; raise CatalogueError if the locks are for another Python."""
+    """Return the base's Python; raise CatalogueError if locks do not support its release."""
     python = root.python
     if python is None or tuple(map(int, python.version.split("."))) < OLDEST_PYTHON:
         present = f"Python {python.version}" if python else "no Python"
@@ -101,13 +101,13 @@ def _labels(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _version(image: Image, root: Base, pins: Sequence[Pin]) -> str:
-    """Return an image's version: as declared, or for `lock:NAME` that of a locked package."""
+    """Return an image's version: the declared one, or for `lock:NAME` that of a locked package."""
     declared: str = image.settings["version"]
     kind, _, name = declared.partition(":")
     if kind != "lock":
         return declared
     python = root.python.version if root.python else ""
-    # Some frameworks publish their CPU builds under a name of their own.
+    # Some frameworks publish their CPU builds under another name.
     candidates = (version_for(pins, package, python) for package in (name, f"{name}-cpu"))
     version = next(filter(None, candidates), None)
     if version is None:

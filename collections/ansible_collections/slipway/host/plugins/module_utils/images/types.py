@@ -1,8 +1,8 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The nouns of the catalogue: bases, images and builds.
+"""The types of the catalogue: bases, images and builds.
 
-PRIVATE to the collection. Runs on the controller.
+Only for the collection itself. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ VARIANTS = ("cpu", "gpu")
 
 
 class CatalogueError(DeclarationError):
-    """A mistake in the catalogue or in a request for builds; the text says what to change."""
+    """A mistake in the catalogue or in a request for builds; the message has the remedy."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How mmdebstrap builds a base from a distribution's own packages."""
+    """The recipe by which mmdebstrap builds a base from the packages of a distribution."""
 
     distribution: str
     suite: str
@@ -59,8 +59,8 @@ class Base:
     @property
     def identity(self) -> str:
         """Return a text that differs between bases, the same for a pull and for a bootstrap."""
-        made = self.bootstrap
-        recipe = [made.distribution, made.suite, made.components, made.packages] if made else None
+        b = self.bootstrap
+        recipe = [b.distribution, b.suite, b.components, b.packages] if b else None
         return json.dumps([self.reference, recipe])
 
 
@@ -100,9 +100,9 @@ class ImageBuild:
     reference: str
     """The tag of the finished image, for example `slipway/iris-api:cpu`."""
     digest: str
-    """Context digest: SHA-256, in hex, over everything the image is built from."""
+    """Context digest: SHA-256, in hex, over everything that the image is built from."""
     root: Base
-    """The base at the bottom, from a registry or bootstrapped."""
+    """The base below all images, from a registry or bootstrapped."""
     parent: str | None
     """The reference of the build below this one, earlier in order; None: `root` is below."""
     dockerfile: str
@@ -147,8 +147,8 @@ def lock_file(requirements_file: str) -> str:
     return f"{requirements_file.removesuffix('.in')}.lock"
 
 
-def describe_unknown(what: str, name: str, known_names: Iterable[str]) -> str:
-    """Return the sentences that a name is not known, which names are, and which was meant."""
+def describe_unknown(problem: str, name: str, known_names: Iterable[str]) -> str:
+    """Return an error for an unknown name: the problem, the known names, and the most similar."""
     names = sorted(known_names)
     expected = f"one of: {', '.join(names)}" if names else "none, because none is declared"
-    return f"{what} {name!r}; expected {expected}. {suggest(name, names) or 'Correct the name.'}"
+    return f"{problem} {name!r}; expected {expected}. {suggest(name, names) or 'Correct the name.'}"
