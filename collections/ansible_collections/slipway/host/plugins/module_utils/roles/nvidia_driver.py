@@ -25,6 +25,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     driver_files,
     driver_packages,
     driver_repository,
+    driver_request,
     health,
     tables,
 )
@@ -40,11 +41,9 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
 from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import driver_misfit
 from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import PREBUILT
 
-DISTRIBUTION = "distribution"
-KEEP = "keep"
+KEEP = driver_request.KEEP
 GPU_RECORD = gpu_facts.RECORD
 DAEMONS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
-_DRIVER_VERSION = re.compile(r"\d{3}\.\d+(?:\.\d+)?")
 # Packages that people install of Ubuntu's desktop flavour of the driver.
 _DESKTOP_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
 
@@ -64,7 +63,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         return _removal(present, host)
     source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
     try:
-        request = _driver_request(host, options)
+        request = driver_request.read_request(host, options)
         decision = decide(host, request)
         if not decision.needed:
             return _without_gpus(facts, decision, options)
@@ -227,45 +226,6 @@ def _result(
     }
 
 
-def _driver_request(host: HostFacts, options: Mapping[str, Any]) -> DriverRequest:
-    """Return the role's options as input of the decision."""
-    source, version = options["nvidia_driver_source"], options["nvidia_driver_version"]
-    modules = options["nvidia_driver_modules"]
-    if version and not isinstance(version, str):
-        raise Refusal(
-            f"nvidia_driver_version: found the number {version}; expected a string. Quote it"
-        )
-    if version and not _DRIVER_VERSION.fullmatch(version):
-        raise Refusal(
-            f"nvidia_driver_version: found {version!r}; expected a driver version such as"
-            " '580.178.04'"
-        )
-    number = _branch_number(options["nvidia_driver_branch"])
-    if version:
-        version_branch = int(version.split(".")[0])
-        if number not in (None, version_branch):
-            raise Refusal(
-                f"nvidia_driver_version {version} belongs to branch {version_branch}, but "
-                f"nvidia_driver_branch is {number}. Remove one of the two variables"
-            )
-        number = version_branch
-    # A kept driver may come from any source.
-    request_source = {AUTO: AUTO, KEEP: AUTO, DISTRIBUTION: host.distribution}.get(source, source)
-    return DriverRequest(
-        request_source, number, None if modules == AUTO else modules, options["nvidia_driver_video"]
-    )
-
-
-def _branch_number(branch: int | str) -> int | None:
-    if str(branch) == AUTO:
-        return None
-    if re.fullmatch(r"\d{3}", str(branch)):
-        return int(branch)
-    raise Refusal(
-        f"nvidia_driver_branch: found {branch!r}; expected 'auto' or a number such as 580"
-    )
-
-
 def _prefer_installed(
     facts: Mapping[str, Any],
     host: HostFacts,
@@ -378,7 +338,7 @@ def _refuse_desktop_flavour(present: Mapping[str, str]) -> None:
     if desktop_packages and _installed_driver(present) is None:
         raise Refusal(
             f"{desktop_packages[-1]} with desktop parts is installed; expected the -server "
-            f"flavour, which has none. Set nvidia_driver_source to {DISTRIBUTION} to replace the "
+            f"flavour, which has none. Set nvidia_driver_source to distribution to replace the "
             f"driver, or to {KEEP} to keep it"
         )
 
