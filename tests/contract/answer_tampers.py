@@ -120,6 +120,7 @@ CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"group": "render", "users": ["alice"], "devices": ["/dev/dri/renderD"]},
         {
             "groups": {"render": [998, ["alice"]]},
+            "users": {"alice": [4001, 4001, "/home/alice", "/bin/sh", ""]},
             "devices": {"/dev/dri/renderD": {"render": "/dev/dri/renderD128"}},
         },
     ),

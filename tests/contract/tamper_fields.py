@@ -27,8 +27,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "members": frozenset({"group", "users", "exclusive", "devices"}),
     "packages": frozenset({"name", "version", "hold", "state"}),
     "units": frozenset({"name", "enabled", "active", "file", "reads"}),
-    "links": frozenset({"names", "target"}),
-    "unhidden": frozenset({"path"}),
+    "links": frozenset({"names", "target", "unhidden"}),
     "obstacles": frozenset({"holds"}),
     "datasets": frozenset(
         {"path", "type", "mode", "owner", "group", "places", "version", "names", "state"}
@@ -49,8 +48,10 @@ FIELDS: Mapping[str, frozenset[str]] = {
 }
 
 # Fields of entries that are no state of the host, or belong to people (docs/security.md).
+NEEDS = {"needs": "other entries that this one waits for"}
 NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
-    "files": {"validate": "a command of the module", "secret": "hides the diff"},
+    "rootless": NEEDS,
+    "files": {**NEEDS, "validate": "a command of the module", "secret": "hides the diff"},
     "folders": {"path": "a missing folder has no undeclared names"},
     "json": {"restart": "when Docker may be restarted"},
     "lines": {
@@ -64,12 +65,17 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "read_only": "whether a missing folder is made",
     },
     "derived": {"required": "whether a missing file is made", "group": "as for lines"},
-    "members": {"foreign": "whether a missing group is a conflict"},
+    "members": {
+        "foreign": "whether a missing group is a conflict",
+        "owner": "for all kinds with an owner: the user must be there first",
+        "user": "for all kinds with a user: the user must be there first",
+    },
     "packages": {
         "optional": "whether a missing package is installed",
         "follows": "how a version changes",
     },
     "units": {
+        **NEEDS,
         "restart": "when the unit may be restarted",
         "previous": "the way back",
         "unit_files": "which drop-ins are not reported",
@@ -81,5 +87,8 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "offer": "a question to the server of an optional tree",
         "settled": "whether the revision is a commit",
     },
-    "projects": {"urls": "addresses for people"},
+    "projects": {
+        "urls": "addresses for people",
+        "together": "other entries that are made with this one or not at all",
+    },
 }

@@ -101,13 +101,13 @@ def _links() -> Iterator[Tamper]:
         ("a file in its place", f"rm {name}; touch {name}"),
     ):
         yield Tamper("links", folder, "target", title, script, back)
-    hidden, obstacle = "/usr/bin/matrix-hidden", f"{BASE}/obstacle"
-    yield Tamper(
-        "unhidden", hidden, "path", "a command of the system", f"touch {hidden}", f"rm {hidden}"
-    )
-    yield Tamper(
-        "obstacles", obstacle, "holds", "in the way", f"echo 0 >{obstacle}", f"rm {obstacle}"
-    )
+    hidden, obstacle = "/opt/matrix/matrix-b", f"{BASE}/obstacle"
+    for kind, name, field, path, script in (
+        ("links", folder, "unhidden", hidden, f"mkdir /opt/matrix; touch {hidden}"),
+        ("obstacles", obstacle, "holds", obstacle, f"echo 0 >{obstacle}"),
+    ):
+        undo = f"rm -r {'/opt/matrix' if path == hidden else path}"
+        yield Tamper(kind, name, field, "in the way", script, undo)
 
 
 def _trees() -> Iterator[Tamper]:
@@ -207,9 +207,9 @@ def statement() -> dict[str, list[dict[str, Any]]]:
                 "folder": "/usr/local/bin",
                 "target": "/usr/bin/true",
                 "names": ["matrix-a", "matrix-b"],
+                "unhidden": ["/opt/matrix"],
             }
         ],
-        "unhidden": [{"path": "/usr/bin/matrix-hidden"}],
         "obstacles": [{"path": f"{BASE}/obstacle", "holds": "0", "why": f"{BASE}/obstacle is 0"}],
         "datasets": [
             {"path": f"{DATA}/pets", "version": "one", **tree},

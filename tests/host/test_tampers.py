@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
-from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, model
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
 
 from lab.host_spec import HostSpec
@@ -109,12 +109,10 @@ def named(answer: Any) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for kind, entries in owned().items():
         for entry in entries:
-            try:
-                differences = engine.differences({kind: [entry]}, answer, kinds.ALL)
-            except (model.ConflictError, ValueError):
+            comparison = engine.compare({"": {kind: [entry]}}, answer, kinds.ALL)[""]
+            found |= {(one.kind, one.name) for one in comparison.differences}
+            if comparison.conflicts:
                 found.add((kind, str(entry[kinds.ALL[kind].by])))
-            else:
-                found |= {(one.kind, one.name) for one in differences}
     return found
 
 

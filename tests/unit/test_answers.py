@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.state import model
 
 from tests.contract.answer_tampers import ANSWER_TAMPERS, CLEAN, AnswerTamper
 from tests.unit import survey
@@ -19,11 +20,13 @@ from tests.unit import survey
 @pytest.mark.parametrize("subject", CLEAN)
 def test_a_host_as_declared_has_no_differences(subject: str) -> None:
     entry, answer = CLEAN[subject]
-    assert survey.differences({subject.partition(" ")[0]: [entry]}, answer) == []
+    comparison = survey.compare({"": {subject.partition(" ")[0]: [entry]}}, answer)[""]
+    assert comparison == model.Comparison([], [])
 
 
 @pytest.mark.parametrize("tamper", ANSWER_TAMPERS, ids=str)
 def test_a_tampered_answer_differs(tamper: AnswerTamper) -> None:
     entry, answer = copy.deepcopy(CLEAN[tamper.subject])
     tamper.change(answer)
-    assert survey.differences({tamper.kind: [entry]}, answer)
+    comparison = survey.compare({"": {tamper.kind: [entry]}}, answer)[""]
+    assert comparison.differences or comparison.conflicts
