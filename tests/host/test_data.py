@@ -244,7 +244,7 @@ def test_a_wrong_checksum_is_refused(site: DataSite) -> None:
     wrong = f"sha256:{'0' * 64}"
     site.wanted(site.archive("wrong", PETS, checksum=wrong))
     said = site.fails()
-    assert f"found {sha256(PETS)}; expected {wrong}. It was not unpacked" in said
+    assert f"found {sha256(PETS)}; expected {wrong}. The archive was not unpacked" in said
     assert site.on(f"ls {DATA}; find {DATA}/{STAGES} -type f") == "pets"
     site.wanted()
     site.must()

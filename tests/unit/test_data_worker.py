@@ -270,7 +270,7 @@ def test_another_checksum_is_refused_and_not_kept(host: Host) -> None:
     declared = host.pets(tar(CONTENT), checksum=f"sha256:{'0' * 64}")
     why = host.settle(declared)["pets"]
     assert f"found {sha256(tar(CONTENT))[:10]}" in why
-    assert f"expected sha256:{'0' * 64}. It was not unpacked" in why
+    assert f"expected sha256:{'0' * 64}. The archive was not unpacked" in why
     assert not host.tree.exists() and not unfinished(host).exists()
 
 

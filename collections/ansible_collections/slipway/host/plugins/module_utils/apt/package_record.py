@@ -18,7 +18,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes
 
 FOLDER = "/var/lib/slipway/upgrade"
-# state/facts.py, which is sent to hosts alone, has the same path.
+# state/facts.py has the same path: it is sent to hosts without this file.
 FILE = f"{FOLDER}/record.json"
 
 UPGRADING, PROVEN = "upgrading", "proven"

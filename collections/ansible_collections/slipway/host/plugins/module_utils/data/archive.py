@@ -176,9 +176,9 @@ class Archive:
             if not tree["local"]:
                 download.discard()
             raise TreeError(
-                f"checksum of {tree['from']}: found {checksum}; expected {tree['checksum']}. It "
-                "was not unpacked. Check whether the file has a newer version, or was changed by "
-                "somebody else."
+                f"checksum of {tree['from']}: found {checksum}; expected {tree['checksum']}. The "
+                "archive was not unpacked. Check whether the file has a newer version, or was "
+                "changed by somebody else."
             )
         return checksum
 

@@ -37,7 +37,7 @@ Tree = Mapping[str, Any]
 HANDOVER = "/var/tmp"
 # Folder for clones of root whose target is in a folder that others can write.
 PRIVATE = "/var/lib/slipway/data"
-# So many examples are shown in a message.
+# Number of examples in a message.
 SHOWN = 3
 
 

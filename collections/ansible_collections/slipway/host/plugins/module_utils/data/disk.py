@@ -15,7 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data.progress import 
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import paths
 
-# One part of so many is reserved, at most so many bytes.
+# Reserved are one part in RESERVED_SHARE of a disk, at most RESERVED_BYTES.
 RESERVED_SHARE, RESERVED_BYTES = 20, 1 << 30
 REMEDY = "Free some space, or add a folder on a larger disk to ml_data_disks."
 

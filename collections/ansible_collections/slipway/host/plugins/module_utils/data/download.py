@@ -33,7 +33,7 @@ PART, RECORD = staging.PART, staging.PART_RECORD
 CHUNK = 1 << 20
 # Seconds without data after which a connection counts as lost.
 TIMEOUT = 60
-# The download fails after so many tries without a new byte; seconds between two of them.
+# Number of tries without a new byte before the download fails, and seconds between two tries.
 MAX_TRIES, PAUSE = 3, 2.0
 # Status codes of a server that may answer later.
 BUSY = (429, 500, 502, 503, 504)

@@ -20,7 +20,7 @@ RATIO, FLOOR = 100, 32 << 20
 ENTRIES, LINKS = 20_000_000, 1_000_000
 # Bytes of headers and padding in an uncompressed archive, in addition to the files.
 HEADERS, PADDING = 4096, 64 << 20
-# Free space is checked after so many bytes or entries.
+# Numbers of bytes and entries between two checks of the free space.
 BYTES_PER_CHECK, ENTRIES_PER_CHECK = 1 << 20, 500
 DECLARE_SIZE = "declare its unpacked size, such as 'size: 30G'"
 

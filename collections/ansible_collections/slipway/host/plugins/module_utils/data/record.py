@@ -26,9 +26,9 @@ from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
 
 FOLDER = folders.RECORDS
 RECORD, FILES = "record.json", "files.gz"
-# At most so many names at the top of a tree are recorded for the survey.
+# Number of names at the top of a tree that are recorded for the survey, at most.
 MAX_NAMES = 256
-# So many examples are shown in a message.
+# Number of examples in a message.
 SHOWN = 3
 # A longer list of files counts as broken; bytes.
 MAX_LIST = 1 << 30

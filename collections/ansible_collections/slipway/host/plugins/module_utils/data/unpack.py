@@ -46,7 +46,7 @@ MAGIC = {
 CHUNK = 1 << 20
 ENCRYPTED = 1
 LINK_KINDS = ("link", "hard link")
-# At most so many chunks are read after the end of a tar archive.
+# Number of chunks to read after the end of a tar archive, at most.
 CHUNKS_AFTER_END = 64
 # Linux supports no longer path, and follows no more links.
 MAX_PATH, MAX_LINKS = 4096, 40
