@@ -126,6 +126,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads system files by path, declared paths by state.paths",
         "open os.listdir os.open os.readlink",
     ),
+    "module_utils/state/service_files.py": (
+        "opens a folder only to ask whether its user may write to it",
+        "os.open",
+    ),
     "module_utils/state/trees.py": (
         "reads files within an opened tree",
         ".open open os.open os.readlink",

@@ -163,7 +163,24 @@ LINK = ["link", *FOLDER[1:]]
 )
 def test_mounts(found: Any, target: str | None, changes: Changes) -> None:
     entry = {"path": "/srv/x", "owner": "7", "group": "8"}
-    assert differences("mounts", entry, found, link_targets={"/srv/x": target}) == changes
+    answer = {"link_targets": {"/srv/x": target}, "writable": {"7:8:/srv/x": None}}
+    assert differences("mounts", entry, found, **answer) == changes
+
+
+@pytest.mark.parametrize(
+    ("writable", "read_only", "conflict"),
+    [(True, False, False), (False, False, True), (False, True, False)],
+)
+def test_a_service_must_be_able_to_write(writable: bool, read_only: bool, conflict: bool) -> None:
+    entry = {"path": "/srv/x", "owner": "7", "group": "8", "read_only": read_only}
+    asked = survey.question([{"mounts": [entry]}])
+    assert asked.get("writable", []) == ([] if read_only else ["7:8:/srv/x"])
+    answer = {"link_targets": {"/srv/x": "/srv/x"}, "writable": {"7:8:/srv/x": writable}}
+    if conflict:
+        with pytest.raises(model.ConflictError, match="7:8 may not write to /srv/x; expected a"):
+            differences("mounts", entry, FOLDER, **answer)
+    else:
+        assert differences("mounts", entry, FOLDER, **answer) == []
 
 
 def test_what_is_only_read_has_to_be_there() -> None:

@@ -36,6 +36,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     packages,
     paths,
     reading,
+    service_files,
     started,
     trees,
     units,
@@ -297,6 +298,28 @@ def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         },
     }
     assert none == {**units.NO_UNIT, "active": "inactive", "reload": True}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes the rights of other users")
+def test_whether_a_user_may_write_to_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a:b"
+    ids = os.geteuid(), os.getegid(), os.getgroups()
+    assert service_files.ask_writable(f"7:8:{folder}") is None
+    folder.mkdir()
+    for owner, mode, writable in (
+        ((0, 0), 0o755, False),
+        ((7, 0), 0o755, True),
+        ((0, 8), 0o770, True),
+        ((0, 8), 0o760, False),
+        ((0, 0), 0o777, True),
+    ):
+        os.chown(folder, *owner)
+        folder.chmod(mode)
+        assert service_files.ask_writable(f"7:8:{folder}") is writable
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == ids
+    file = tmp_path / "file"
+    file.touch()
+    assert service_files.ask_writable(f"7:8:{file}") is None
 
 
 def test_a_file_that_a_program_has_read(tmp_path: Path) -> None:

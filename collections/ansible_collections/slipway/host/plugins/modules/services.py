@@ -311,12 +311,6 @@ def main() -> None:
     found, undeclared, conflicts = compare(module, declared)
     secured = secure_root(module)
     differing = [project for project in declared if project["name"] in found]
-    unwritable = [
-        conflict for project in differing for conflict in mount_folders.unwritable_mounts(project)
-    ]
-    conflicts += unwritable
-    hindered = {conflict.name for conflict in unwritable}
-    differing = [project for project in differing if project["name"] not in hindered]
     diffs = describe_changes(undeclared, differing, found)
     if module.check_mode:
         failures: list[ServiceFailure] = []

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.services.failures import (
@@ -21,7 +19,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     paths,
     service_files,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state.model import Conflict
 
 Project = Mapping[str, Any]
 
@@ -78,33 +75,3 @@ def create_mounts(
         if any(mount["path"] in created for mount in project["mounts"])
     }
     return mounting, refused
-
-
-def unwritable_mounts(project: Project) -> Iterator[Conflict]:
-    """Yield a conflict for each existing folder that the user of a service cannot write."""
-    for mount in project["mounts"]:
-        path, owner, group = mount["path"], mount["owner"], mount["group"]
-        if mount.get("read_only") or not Path(path).is_dir():
-            continue
-        if not _may_write(path, int(owner), int(group)):
-            yield Conflict(
-                "projects",
-                project["name"],
-                f"service {project['name']}: {owner}:{group} may not write to {path}; expected a "
-                f"folder that the service can write. Run chown {owner}:{group} {path}, set uid and "
-                "gid of the service to its owner, or add :ro to the volume.",
-            )
-
-
-def _may_write(path: str, uid: int, gid: int) -> bool:
-    """Whether a user may write to a folder, by owner, group, ACL or file system."""
-    # The folder is entered with root's rights: containers do not use the path to it.
-    tested = subprocess.run(
-        ["test", "-w", ".", "-a", "-x", "."],
-        cwd=path,
-        user=uid,
-        group=gid,
-        extra_groups=[],
-        check=False,
-    )
-    return tested.returncode == 0

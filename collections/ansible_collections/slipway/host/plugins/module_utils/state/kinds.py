@@ -29,9 +29,9 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Those that answer questions themselves come first.
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, files, kernel_modules, links),
-    *(packages, rootless, started, trees, units),
+    *(packages, rootless, service_files, started, trees, units),
 )
-_OTHERS = (json_settings, keyrings, lines, projects, service_files)
+_OTHERS = (json_settings, keyrings, lines, projects)
 
 ALL = engine.by_name(*(module.KINDS for module in (*_ASKING, *_OTHERS)))
 # Which file of this package answers a key of a question.

@@ -13,21 +13,63 @@ existing folder belong to people and stay. It may be a link of root's, but not i
 
 from __future__ import annotations
 
+import os
+
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+        Answer,
+        Change,
+        Entry,
+    )
+
+
+def ask_writable(name: str) -> bool | None:
+    """Return whether a user may write to a folder, None without a folder.
+
+    NAME is ``UID:GID:PATH``. The folder is opened with root's rights: a container needs no rights
+    on the way to it. It has no other groups than GID.
+    """
+    uid, gid, path = name.split(":", 2)
+    try:
+        folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    groups, own_uid, own_gid = os.getgroups(), os.geteuid(), os.getegid()
+    try:
+        if own_uid != 0:
+            return os.access(".", os.W_OK | os.X_OK, dir_fd=folder)
+        # Real and saved user ID stay root's, so the user can neither signal nor trace the process.
+        os.setgroups([])
+        os.setegid(int(gid))
+        os.seteuid(int(uid))
+        return os.access(".", os.W_OK | os.X_OK, dir_fd=folder, effective_ids=True)
+    finally:
+        os.close(folder)
+        os.seteuid(own_uid)
+        os.setegid(own_gid)
+        if own_uid == 0:
+            os.setgroups(groups)
+
+
+ASKS = {"writable": reading.each(ask_writable)}
+
+
+# --- Nothing below is sent to hosts with the survey. ---
 import hashlib
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.state import files
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
-    Answer,
-    Change,
     ConflictError,
-    Entry,
     Kind,
 )
 
-ASKS = files.ASKS
 SECRET_MODE = "0600"
 # A container must not get these by a link.
 SYSTEM_PARENTS = ("/", "/home", "/var", "/var/lib")
@@ -60,7 +102,7 @@ def compare_secrets(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 
 def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
-    """Yield the missing folder of a mount, and a link into a folder of the system."""
+    """Yield what keeps a container from using the folder of a mount."""
     path = entry["path"]
     state = answer["files"][path]
     if state is None:
@@ -71,10 +113,19 @@ def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
                 missing=path,
             )
         yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
-    elif state[0] == "link":
+        return
+    if state[0] == "link":
         target = answer["link_targets"][path]
         if target is None or is_system_path(target):
             yield f"a link to {target or 'nothing'}", "a folder"
+            return
+    if not entry.get("read_only") and answer["writable"][_writer_of(entry)] is False:
+        user = f"{entry['owner']}:{entry['group']}"
+        raise ConflictError(
+            f"{user} may not write to {path}; expected a folder that the service can write. Run "
+            f"chown {user} {path}, set uid and gid of the service to its owner, or add :ro to the "
+            "volume"
+        )
 
 
 def is_system_path(path: str) -> bool:
@@ -87,8 +138,14 @@ def _source_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
         yield "files", [entry["source"]]
 
 
-def _link_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+def _writer_of(entry: Entry) -> str:
+    return f"{entry['owner']}:{entry['group']}:{entry['path']}"
+
+
+def _link_and_writer_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "link_targets", [entry["path"]]
+    if not entry.get("read_only"):
+        yield "writable", [_writer_of(entry)]
 
 
 def _path_of(entry: Entry) -> list[str]:
@@ -97,5 +154,5 @@ def _path_of(entry: Entry) -> list[str]:
 
 KINDS = (
     Kind("secrets", "path", "files", compare_secrets, _source_of, guarded=_path_of),
-    Kind("mounts", "path", "files", compare_mounts, _link_of),
+    Kind("mounts", "path", "files", compare_mounts, _link_and_writer_of),
 )
