@@ -331,7 +331,8 @@ def test_a_run_that_is_killed_while_unpacking_is_finished_by_the_next(site: Data
         "kill -9 $(cat /var/lib/slipway/data/*/pid)"
     )
     running.join()
-    assert runs[0].status == "failed" and "was killed; run again" in runs[0].output
+    said = " ".join(runs[0].output.split())
+    assert runs[0].status == "failed" and "was killed; run again" in said
     assert site.on(f"ls {DATA}; ls {half} | wc -l").startswith("pets\n")
     site.server.requests.clear()
     site.must()
