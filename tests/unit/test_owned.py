@@ -624,7 +624,18 @@ ALICE = [1500, 1500, "/home/alice", "/bin/bash", "Alice"]
     ],
 )
 def test_users(entry: dict[str, Any], found: Any, changes: Changes) -> None:
-    assert differences("users", {"name": "alice", **entry}, found) == changes
+    further = {"uids": {"1": None, "1500": "alice"}, "homes": {"/home/alice": None, "/data": None}}
+    assert differences("users", {"name": "alice", **entry}, found, **further) == changes
+
+
+@pytest.mark.parametrize("found", [None, ALICE])
+def test_a_uid_of_another_user_and_an_unsafe_home_are_in_the_way(found: Any) -> None:
+    for entry, words in (({"uid": 7}, "found uid 7 of user bob"), ({"home": "/data"}, "a link")):
+        stated = {"name": "alice", **entry}
+        asked = survey.question([{"users": [stated]}])
+        assert (asked.get("uids"), asked.get("homes")) in ((["7"], None), (None, ["/data"]))
+        with pytest.raises(model.ConflictError, match=words):
+            differences("users", stated, found, uids={"7": "bob"}, homes={"/data": "a link"})
 
 
 def test_keys_where_nobody_looks_stop_with_what_to_do() -> None:

@@ -144,13 +144,16 @@ def test_a_host_with_a_conflict_did_not_fail_and_is_not_done(waiting: list[str])
     callback = Callback()
     run_site(callback, slipway_waiting=waiting)
     # The survey after the roles sees more than the first one.
-    callback.task_ends("gpu01", "slipway.host.survey", **{**SURVEYED, "conflicts": IN_THE_WAY})
+    urls = {"api": "http://gpu01:5000/"}
+    after = {**SURVEYED, "conflicts": IN_THE_WAY, "urls": urls}
+    callback.task_ends("gpu01", "slipway.host.survey", **after)
     callback.play_starts("Report conflicts")
     callback.task_ends("gpu01", "ansible.builtin.fail", failed=True, msg="ml: no.")
     # Ansible's own exit status is that of a failed host.
     assert callback.run_ends() == 0
     entry = callback.report["gpu01"]
     assert (entry["state"], entry["conflicts"]) == ("conflict", IN_THE_WAY)
+    assert entry["urls"] == urls
     assert "error" not in entry
     assert callback.lines[-1].endswith("gpu01  ml_aliases  ml: no.")
 

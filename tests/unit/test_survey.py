@@ -15,6 +15,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
 from ansible.template import Templar, trust_as_template
 from ansible_collections.slipway.host.plugins.action import survey
+from ansible_collections.slipway.host.plugins.module_utils.state import model
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     host_command,
@@ -323,11 +324,47 @@ def test_a_service_whose_image_nobody_builds_is_in_conflict(run: Run, host: Host
     assert result["drift"] == []
 
 
-def test_the_addresses_of_services_are_returned(run: Run, host: Host) -> None:
+def test_a_service_that_does_not_run_has_no_address(run: Run, host: Host) -> None:
     roles = ["ml_images", "ml_services"]
     result = run(roles=roles, ml_images_present=["iris-api"], ml_services_instances=None)
-    assert result["urls"] == {"iris-api": "http://127.0.0.1:5000/predict"}
-    assert result["drift"] == roles
+    assert (result["urls"], result["drift"]) == ({}, roles)
+
+
+NOTHING_IN_THE_WAY = model.Comparison([], [])
+
+
+@pytest.mark.parametrize(
+    ("compared", "urls"),
+    [
+        (NOTHING_IN_THE_WAY, {"web": "http://a:1/", "api": "http://a:2/"}),
+        (
+            model.Comparison([model.Difference("files", "web", "missing", "a file")], []),
+            {"web": "http://a:1/", "api": "http://a:2/"},
+        ),
+        (
+            model.Comparison([model.Difference("projects", "web", "missing", "running")], []),
+            {"api": "http://a:2/"},
+        ),
+        (
+            model.Comparison([], [model.Conflict("projects", "api", "no.")]),
+            {"web": "http://a:1/"},
+        ),
+        (
+            model.Comparison([], [model.Conflict("mounts", "/srv", "no.", ("projects web",))]),
+            {"api": "http://a:2/"},
+        ),
+    ],
+    ids=["running", "another difference", "not running", "in conflict", "waiting"],
+)
+def test_only_services_that_run_as_declared_have_addresses(
+    compared: model.Comparison, urls: dict[str, str]
+) -> None:
+    projects = [
+        {"name": "web", "urls": {"web": "http://a:1/"}},
+        {"name": "api", "urls": {"api": "http://a:2/"}},
+    ]
+    owned: Any = {"ml_services": {"projects": projects}, "user_access": {}}
+    assert survey.service_urls(owned, {"ml_services": compared}) == urls
 
 
 # The question on its way to the host.

@@ -95,7 +95,7 @@ class ActionModule(ActionBase):
             changed=False,
             ansible_facts={"slipway": facts},
             drift=drifted,
-            urls=service_urls(owned),
+            urls=service_urls(owned, compared),
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
@@ -288,14 +288,30 @@ def met_conflicts(names: Sequence[str], variables: Vars) -> list[model.Conflict]
     ]
 
 
-def service_urls(owned: Plans) -> dict[str, str]:
-    """Return the URL of each declared service, by service name."""
+def service_urls(owned: Plans, compared: Mapping[str, model.Comparison]) -> dict[str, str]:
+    """Return the URL of each declared service that runs as declared, by its name."""
+    down = {
+        name
+        for comparison in compared.values()
+        for kind, name in (
+            *((one.kind, one.name) for one in comparison.differences),
+            *((one.kind, one.name) for one in comparison.conflicts),
+            *(_kind_and_name(text) for one in comparison.conflicts for text in one.blocks),
+        )
+        if kind == "projects"
+    }
     return {
         name: url
         for statement in owned.values()
         for project in statement.get("projects", ())
+        if project["name"] not in down
         for name, url in project.get("urls", {}).items()
     }
+
+
+def _kind_and_name(text: str) -> tuple[str, str]:
+    kind, _, name = text.partition(" ")
+    return kind, name
 
 
 def is_same_host(facts: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -122,11 +122,11 @@ class CallbackModule(CallbackBase):
             entry = self._entry(host)
             # A role may have met more conflicts, or made what was missing.
             entry["conflicts"] = answer["conflicts"]
+            entry["urls"] = answer["urls"]
             if is_first:
                 # The survey after the roles finds no drift or fails.
                 entry["differences"] = answer["differences"]
                 entry["consequences"] = answer["consequences"]
-                entry["urls"] = answer["urls"]
                 entry["information"] = answer.get("information", [])
                 if answer["differences"]:
                     entry["state"] = report.DRIFT

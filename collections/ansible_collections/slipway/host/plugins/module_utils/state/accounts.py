@@ -80,7 +80,53 @@ def ask_devices(beginning: str) -> Json:
     return found
 
 
+def ask_uid(uid: str) -> str | None:
+    """Return the user with a number, null without one."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(int(uid)).pw_name
+    except KeyError:
+        return None
+
+
+def ask_home(path: str) -> str | None:
+    """Return why root must not create or move a home folder at a path, null if it may.
+
+    useradd and usermod work as root and follow links.
+    """
+    paths = reading.safe_paths()
+    while path:
+        try:
+            _check_home(path)
+        except FileNotFoundError:
+            path = path.rstrip("/").rpartition("/")[0]
+            continue
+        except (paths.UnsafePathError, OSError) as error:
+            return str(error)
+        break
+    return None
+
+
+def _check_home(path: str) -> None:
+    """Raise UnsafePathError for a link, and for a folder of others on the way to a home."""
+    paths = reading.safe_paths()
+    with paths.opened_parent(path) as (folder, name):
+        if not folder.trusted:
+            raise paths.UnsafePathError(
+                path,
+                f"a parent folder that others can write ({folder.path}, owned by "
+                f"{paths.owner_name(folder.info())})",
+                "parent folders that only root can write",
+            )
+        info = folder.lstat(name)
+        if info is not None and paths.type_of(info) != paths.FOLDER:
+            raise folder.refuse(name, info, "a folder or nothing")
+
+
 ASKS = {
+    "uids": reading.each(ask_uid),
+    "homes": reading.each(ask_home),
     "users": lambda names, _reply: ask_users(names),
     "groups": lambda names, _reply: ask_groups(names),
     "devices": reading.each(ask_devices),
@@ -111,6 +157,7 @@ def compare_users(entry: Entry, answer: Answer) -> Iterator[Change]:
         if found is not None:
             yield "present", "absent"
         return
+    _check_conflicts(entry, found, answer)
     if found is None:
         yield MISSING, "a user"
         return
@@ -123,6 +170,25 @@ def compare_users(entry: Entry, answer: Answer) -> Iterator[Change]:
         should = entry.get(what)
         if should is not None and should != was:
             yield f"{what} {was}", str(should)
+
+
+def _check_conflicts(entry: Entry, found: Any, answer: Answer) -> None:
+    """Raise ConflictError for a number of somebody else, and for a home that is not safe."""
+    name, uid, home = entry["name"], entry.get("uid"), entry.get("home")
+    owner = None if uid is None else answer["uids"][str(uid)]
+    if owner not in (None, name) and (found is None or found[0] != uid):
+        raise ConflictError(
+            f"user {name}: found uid {uid} of user {owner}; expected a uid that nobody has. Change "
+            "uid in user_access_users"
+        )
+    if home and answer["homes"][home]:
+        raise ConflictError(f"home folder of {name}: {answer['homes'][home]}")
+
+
+def _numbers_and_homes_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    if entry.get("state", "present") == "present":
+        yield "uids", [str(entry["uid"])] if entry.get("uid") is not None else []
+        yield "homes", [entry["home"]] if entry.get("home") else []
 
 
 def compare_members(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -171,6 +237,6 @@ def account_of(entry: Entry, _answer: Answer) -> Iterator[tuple[str, str]]:
 
 KINDS = (
     Kind("groups", "name", "groups", compare_groups),
-    Kind("users", "name", "users", compare_users),
+    Kind("users", "name", "users", compare_users, _numbers_and_homes_of),
     Kind("members", "group", "groups", compare_members, _devices_and_users_of),
 )

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Home folders that useradd and usermod must not be sent to. Needs root."""
+"""Users that useradd and usermod must not be sent to. Needs root."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.modules import home_folders
+from ansible_collections.slipway.host.plugins.modules import user_conflicts
 
 from tests.unit.conftest import RunModule
 
@@ -27,8 +27,9 @@ def base() -> Iterator[Path]:
 def test_homes_below_roots_folders_are_accepted(run_module: RunModule, base: Path) -> None:
     (base / "there").mkdir()
     (base / "disk").symlink_to(base)
-    homes = {"a": f"{base}/there", "b": f"{base}/new", "c": f"{base}/x/y/z", "d": f"{base}/disk/d"}
-    done = run_module(home_folders, homes=homes)
+    homes = [f"{base}/there", f"{base}/new", f"{base}/x/y/z", f"{base}/disk/d"]
+    users = [{"name": f"user{number}", "home": home} for number, home in enumerate(homes)]
+    done = run_module(user_conflicts, users=users)
     assert (done["changed"], done["users"], done["conflicts"]) == (False, [], [])
 
 
@@ -39,7 +40,26 @@ def test_links_and_folders_of_others_are_refused(
     (base / "team").mkdir()
     (base / "team").chmod(0o2775)
     (base / "link").symlink_to("/etc")
-    done = run_module(home_folders, homes={"a": f"{base}/{name}", "b": f"{base}/b"})
+    users = [{"name": "a", "home": f"{base}/{name}"}, {"name": "b", "home": f"{base}/b"}]
+    gone = {"name": "c", "home": f"{base}/{name}", "state": "absent"}
+    done = run_module(user_conflicts, users=[*users, gone])
     assert (done["users"], len(done["conflicts"])) == (["a"], 1)
     words = "a symbolic link to /etc" if name == "link" else "a parent folder that others can write"
     assert f"found {words}" in done["conflicts"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "reason"),
+    [
+        ("other", 0, "user other: found uid 0 of user root; expected a uid that nobody has."),
+        ("root", 0, ""),
+        ("root", 4242424, ""),
+    ],
+)
+def test_a_number_of_another_user_is_a_conflict(
+    run_module: RunModule, name: str, uid: int, reason: str
+) -> None:
+    done = run_module(user_conflicts, users=[{"name": name, "uid": uid}])
+    reasons = [conflict["reason"] for conflict in done["conflicts"]]
+    assert done["users"] == ([name] if reason else [])
+    assert [text[: len(reason)] for text in reasons] == ([reason] if reason else [])

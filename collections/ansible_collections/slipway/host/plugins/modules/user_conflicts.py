@@ -1,0 +1,81 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The module slipway.host.user_conflicts."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: user_conflicts
+short_description: Find users that cannot be created or changed as declared
+description:
+  - Finds a declared uid that another user has, and a declared home folder that root must not create
+    or move. C(useradd) and C(usermod) work as root and follow links, so only root may be able to
+    change a name on the way to a home folder.
+  - Uses the same comparison as the survey.
+  - Changes nothing and does not fail; the caller leaves out these users.
+options:
+  users:
+    description: The users, as the C(users) list of a role's owned state.
+    type: list
+    elements: dict
+    required: true
+attributes:
+  check_mode:
+    description: Changes nothing, so check mode makes no difference.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+author:
+  - Slipway contributors (!UNKNOWN)
+"""
+
+EXAMPLES = r"""
+- name: Find conflicts of users
+  slipway.host.user_conflicts:
+    users:
+      - {name: alice, uid: 2000, home: /data/homes/alice}
+"""
+
+RETURN = r"""
+users:
+  description: Names of the users with a conflict.
+  returned: always
+  type: list
+  elements: str
+conflicts:
+  description: What is in the way, a mapping with kind, name and reason for each conflict.
+  returned: always
+  type: list
+  elements: dict
+"""
+
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts
+from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    "users": {"type": "list", "elements": "dict", "required": True},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    found = Here(accounts).compare({"users": module.params["users"]}).conflicts
+    module.exit_json(
+        changed=False,
+        users=[conflict.name for conflict in found],
+        conflicts=[
+            {"kind": conflict.kind, "name": conflict.name, "reason": conflict.reason}
+            for conflict in found
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
