@@ -66,7 +66,7 @@ COVERED = (
     "collections/*/slipway/host/meta/*",
     "collections/*/slipway/host/tests/*",
     "changelogs/config.yaml",
-    "tests/host/test_aliases.py",
+    "tests/host/*.py",
     "tests/unit/alias_runner.py",
     "tests/unit/fake_engine.py",
     "tests/unit/test_aliases*.py",

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A throwaway host that site.yml runs on, and what tests ask of it."""
+"""A throwaway host for site.yml, and the queries of the tests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What goes wrong with apt on real hosts, made real: the error says it, and nothing is lost."""
+"""Failures of apt on real hosts: each error has its reason, and no data is lost."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class AptSite(Site):
         return {**event["event_data"]["res"], "failed": failed}
 
     def state(self, name: str) -> str:
-        """Return what dpkg wants of a package and its state, empty where it never heard of it."""
+        """Return the selection and state of a package in dpkg, empty for an unknown package."""
         return self.on(f"dpkg-query -W -f '${{db:Status-Want}} ${{db:Status-Status}}' {name} || :")
 
 
@@ -121,7 +121,7 @@ def site(host: AptSite) -> Iterator[AptSite]:
 
 
 @pytest.mark.parametrize("file", ["/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock"])
-def test_who_holds_the_lock_is_told(site: AptSite, file: str) -> None:
+def test_the_holder_of_the_lock_is_named(site: AptSite, file: str) -> None:
     holder = site.hold_lock(file, 600)
     result = site.install("good", refresh="lists" in file, lock_timeout=1)
     assert result["failed"]
@@ -159,7 +159,7 @@ def test_an_interrupted_installation_is_finished(site: AptSite, name: str, words
     assert site.on("dpkg --audit") == ""
 
 
-def test_a_source_that_cannot_be_reached_is_named(site: AptSite) -> None:
+def test_an_unreachable_source_is_named(site: AptSite) -> None:
     site.source("bad", "http://127.0.0.1:9/")
     result = site.install("nowhere")
     assert result["failed"]
@@ -168,7 +168,7 @@ def test_a_source_that_cannot_be_reached_is_named(site: AptSite) -> None:
     assert "make it reachable from the host" in result["msg"]
 
 
-def test_a_source_that_nothing_is_wanted_of_may_be_out_of_reach(site: AptSite) -> None:
+def test_an_unused_source_may_be_unreachable(site: AptSite) -> None:
     site.source("bad", "http://127.0.0.1:9/")
     assert not site.install("good", refresh=True)["failed"]
 
@@ -181,7 +181,7 @@ def test_a_source_that_nothing_is_wanted_of_may_be_out_of_reach(site: AptSite) -
         pytest.param("unsigned", "key.asc", id="no signature"),
     ],
 )
-def test_a_source_that_is_not_trusted_is_named(site: AptSite, folder: str, key: str) -> None:
+def test_an_untrusted_source_is_named(site: AptSite, folder: str, key: str) -> None:
     site.source("good", f"copy:{SEEN}/{folder}", key)
     result = site.install("nowhere")
     assert result["failed"]

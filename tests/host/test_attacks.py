@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Users without any rights prepare their files so that root would do something for them.
+"""Users without rights prepare files so that root would act for them.
 
 Each attack is made for real by an ordinary user of a host. What root must not follow is refused
 for that user alone: everything else that is declared in the same run is done.
@@ -154,7 +154,7 @@ def guarded(site: Attacked) -> str:
     )
 
 
-def test_what_users_prepared_is_refused_for_them_alone(site: Attacked) -> None:
+def test_an_attack_blocks_only_the_user_who_prepared_it(site: Attacked) -> None:
     before = guarded(site)
     for user, (script, _words) in ATTACKS.items():
         site.home(user, script)
@@ -182,7 +182,7 @@ def test_what_users_prepared_is_refused_for_them_alone(site: Attacked) -> None:
     assert site.on("find /home -type f -size -1M -exec grep -l '^root:' {} + || true") == ""
 
 
-def test_modes_of_ones_own_folder_are_repaired(site: Attacked) -> None:
+def test_modes_of_the_users_own_folder_are_repaired(site: Attacked) -> None:
     site.home("dave", "chmod 777 .ssh; chmod 666 .ssh/authorized_keys")
     site.declare_users(["dave"], KEY, NEW)
     assert ("user_access", "lines", "/home/dave/.ssh/authorized_keys") in site.plan()[1]
@@ -191,7 +191,7 @@ def test_modes_of_ones_own_folder_are_repaired(site: Attacked) -> None:
     assert site.plan() == (0, set())
 
 
-def test_homes_where_root_has_no_more_rights_than_others(site: Attacked) -> None:
+def test_homes_with_root_squash(site: Attacked) -> None:
     """As on a network file system with root_squash."""
     wrapper = "/usr/local/bin/squashed-python"
     site.on(
@@ -210,7 +210,7 @@ def test_homes_where_root_has_no_more_rights_than_others(site: Attacked) -> None
     assert site.plan() == (0, set())
 
 
-def test_a_link_on_the_way_to_a_shared_folder_or_volume_is_refused(site: Attacked) -> None:
+def test_a_link_in_the_path_of_a_shared_folder_or_volume_is_an_error(site: Attacked) -> None:
     site.on(
         "groupadd --force lab; install -d -m 2775 -g lab /srv/team; gpasswd --add etc lab;"
         "printf '#!/bin/sh\\n' >/usr/local/bin/docker; chmod 755 /usr/local/bin/docker"
@@ -242,7 +242,7 @@ def test_a_link_on_the_way_to_a_shared_folder_or_volume_is_refused(site: Attacke
     assert guarded(site) == before
 
 
-def test_a_declared_home_below_a_folder_of_others_is_refused(site: Attacked) -> None:
+def test_a_declared_home_in_a_folder_of_others_is_an_error(site: Attacked) -> None:
     site.home("etc", "ln -s /etc /srv/team/frank")
     site.declare_users([], user_access_users=[
         {"name": "frank", "home": "/srv/team/frank", "keys": [KEY]},
@@ -256,7 +256,7 @@ def test_a_declared_home_below_a_folder_of_others_is_refused(site: Attacked) -> 
     site.on("userdel -r grace 2>/dev/null")
 
 
-def test_links_in_the_folder_of_docker_give_nothing_away(site: Attacked) -> None:
+def test_links_in_the_docker_folder_change_no_owner(site: Attacked) -> None:
     site.on("mkdir -p /root/.docker/deep; touch /root/.docker/deep/secret")
     site.home("etc", "mkdir .docker; ln -s /root/.docker/deep .docker/contexts")
     site.home("shadow", "ln -s /root/.docker .docker")
@@ -267,7 +267,7 @@ def test_links_in_the_folder_of_docker_give_nothing_away(site: Attacked) -> None
     assert site.home("dave", "stat --format=%U .docker .docker/contexts/left") == "dave\ndave"
 
 
-def test_who_swaps_folder_and_link_all_the_time_wins_nothing(site: Attacked) -> None:
+def test_swapping_folder_and_link_gains_nothing(site: Attacked) -> None:
     before = guarded(site)
     site.on(f"cat >/tmp/swap.py <<'END'\n{SWAP}\nEND")
     site.on("systemd-run --quiet --unit=swap --uid=racer python3 /tmp/swap.py")

@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The engine on other releases than Debian 13, wherever a host of them can be had.
+"""The engine on other releases than Debian 13, if a host with the release can be created.
 
-Ubuntu needs a registry, Debian 12 Docker's own repository; Debian unstable may be broken for
-reasons of its own.  What cannot be had is skipped with the reason.
+Ubuntu needs a registry, Debian 12 needs Docker's repository, and Debian unstable may be broken.  An
+unavailable release is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def bases() -> Iterator[Group]:
 @pytest.mark.parametrize(
     "base", ["debian-sid", "debian-12", "ubuntu-22.04", "ubuntu-24.04", "ubuntu-26.04"]
 )
-def test_engine_on(base: str, bases: Group, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_engine_is_installed_on_other_releases(
+    base: str, bases: Group, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     name = base.replace(".", "-")
     try:
         host = bases.ensure(HostSpec(name, base=base))

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The installed collection, in an empty folder with ansible-core and the collection file alone."""
+"""The installed collection, in an empty folder with only ansible-core and the collection file."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def installed(host: Site) -> Installed:
     return environment
 
 
-def test_ansible_core_is_alone(installed: Installed) -> None:
+def test_only_ansible_core_is_installed(installed: Installed) -> None:
     packages = installed.execute("pip", "list", "--format=freeze")
     assert "ansible-core==" in packages
     assert "jsonschema" not in packages
@@ -138,7 +138,7 @@ def test_site_without_the_survey_changes_nothing(installed: Installed) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_plan_names_and_site_repairs_what_was_tampered_with(
+def test_plan_names_and_site_repairs_tampered_things(
     installed: Installed, host: Site, row: str
 ) -> None:
     script, named = TAMPERED[row]

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Data sets and repositories on a real host: cut, wrong, full, killed, tampered with, removed.
+"""Data sets and repositories on a real host: failures, tampering, removal.
 
 They come from a web server of this machine, which the host reaches without a proxy.
 """
@@ -78,7 +78,7 @@ class DataSite(Site):
         return {**found, "strip": 1, **more}
 
     def wanted(self, *more: dict[str, Any]) -> None:
-        """Declare what the host is to have, and MORE archives."""
+        """Declare the data of the host, and MORE archives."""
         self.declare(
             user_access_groups=[{"name": "research"}],
             user_access_users=[{"name": "alice", "groups": ["research"]}],
@@ -143,7 +143,7 @@ def well_served(request: pytest.FixtureRequest) -> Iterator[None]:
     server.tell_length = True
 
 
-def test_everything_is_where_it_should_be(site: DataSite) -> None:
+def test_all_trees_are_complete(site: DataSite) -> None:
     assert site.on(f"stat -c '%A %U %G' {DATA}/pets {DATA}/pets/train {DATA}/pets/README") == (
         "drwxr-s--- alice research\ndrwxr-s--- alice research\n-rw-r----- alice research"
     )
@@ -154,7 +154,7 @@ def test_everything_is_where_it_should_be(site: DataSite) -> None:
     assert site.on(f"ls -A {DATA} {CODE} {DISK} /mnt/small | grep {STAGES} || true") == ""
 
 
-def test_second_run_changes_nothing_and_asks_nobody(site: DataSite) -> None:
+def test_second_run_changes_nothing_and_downloads_nothing(site: DataSite) -> None:
     asked = len(site.server.requests)
     assert site.plan() == (0, set())
     assert site.must().changed() == set()
@@ -165,7 +165,7 @@ def test_second_run_changes_nothing_and_asks_nobody(site: DataSite) -> None:
     assert site.on("ls /var/lib/slipway/data") == "", "no job is left"
 
 
-def test_secrets_are_nowhere_on_the_host(site: DataSite) -> None:
+def test_no_secret_stays_on_the_host(site: DataSite) -> None:
     assert any(request.headers["X-Key"] == TOKEN for request in site.server.requests)
     # Not spelled as it is: the journal keeps this command, too.
     assert site.on("grep -rl '7c1f[-]token' /var/lib/slipway /srv /mnt /var/log || true") == ""
@@ -173,7 +173,7 @@ def test_secrets_are_nowhere_on_the_host(site: DataSite) -> None:
 
 PETS_TREE, LARGE_LINK = ("datasets", f"{DATA}/pets"), ("datasets", "/mnt/small/large")
 COURSE = ("checkouts", f"{CODE}/course")
-# Each a few at once, since a look and a run take their time.
+# Several changes at once, because a survey and a run take time.
 TAMPERED: dict[str, dict[str, tuple[str, str]]] = {
     "what is gone": {
         f"rm -r {DATA}/pets": PETS_TREE,
@@ -198,17 +198,17 @@ TAMPERED: dict[str, dict[str, tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("tampered", TAMPERED.values(), ids=TAMPERED.keys())
-def test_plan_names_and_the_run_repairs_exactly_what_was_tampered_with(
+def test_plan_names_and_the_run_repairs_exactly_the_tampered_things(
     site: DataSite, tampered: dict[str, tuple[str, str]]
 ) -> None:
     site.on("\n".join(tampered).replace("SECOND", site.second))
     assert site.plan() == (2, {("ml_data", *named) for named in tampered.values()})
     assert site.must().changed() == {TREES_TASK}
     assert site.plan() == (0, set())
-    test_everything_is_where_it_should_be(site)
+    test_all_trees_are_complete(site)
 
 
-def test_a_download_that_is_cut_goes_on_in_the_next_run(site: DataSite) -> None:
+def test_an_interrupted_download_is_resumed_by_the_next_run(site: DataSite) -> None:
     content = tar({"noise/noise": os.urandom(6_000_000)}, "w")
     half = len(content) // 2
     site.wanted(site.archive("noise", content))
@@ -228,7 +228,7 @@ def test_a_download_that_is_cut_goes_on_in_the_next_run(site: DataSite) -> None:
     assert site.on(f"ls -A {DATA}") == "noise\npets"
 
 
-def test_what_is_taken_off_the_list_stays_until_it_is_declared_absent(site: DataSite) -> None:
+def test_an_undeclared_tree_stays_until_it_is_declared_absent(site: DataSite) -> None:
     site.wanted()
     assert site.plan() == (0, set())
     site.on(f"echo mine > {DATA}/noise/mine")
@@ -240,7 +240,7 @@ def test_what_is_taken_off_the_list_stays_until_it_is_declared_absent(site: Data
     site.on(f"rm -r {DATA}/noise")
 
 
-def test_a_wrong_checksum_is_refused(site: DataSite) -> None:
+def test_a_wrong_checksum_is_an_error(site: DataSite) -> None:
     wrong = f"sha256:{'0' * 64}"
     site.wanted(site.archive("wrong", PETS, checksum=wrong))
     said = site.fails()
@@ -250,7 +250,7 @@ def test_a_wrong_checksum_is_refused(site: DataSite) -> None:
     site.must()
 
 
-def test_too_small_a_disk_is_told_before_anything_is_fetched(site: DataSite) -> None:
+def test_a_small_disk_is_reported_before_the_download(site: DataSite) -> None:
     content = os.urandom(9_000_000)
     # Nobody has that much, so the other disk is passed over too.
     site.wanted(site.archive("huge", content, to="/mnt/small/huge", size="900T"))
@@ -263,7 +263,7 @@ def test_too_small_a_disk_is_told_before_anything_is_fetched(site: DataSite) -> 
 
 
 @pytest.mark.parametrize("when", ["downloading", "unpacking"])
-def test_a_disk_that_gets_full_shows_nothing_half(site: DataSite, when: str) -> None:
+def test_a_full_disk_leaves_no_incomplete_tree(site: DataSite, when: str) -> None:
     """Nobody knew how much it is: the server tells no length, or it compresses well."""
     content = {
         "downloading": tar({"full/noise": os.urandom(12_000_000)}, "w"),
@@ -294,7 +294,7 @@ def many(count: int) -> bytes:
 
 
 def watch(site: DataSite, script: str) -> set[str]:
-    """Return all that a look a hundred times a second sees while the site is settled."""
+    """Return all names that a loop sees a hundred times a second while site.yml runs."""
     site.on("rm -f /tmp/stop /tmp/seen")
     site.on(
         f"(while [ ! -e /tmp/stop ]; do {script} >>/tmp/seen 2>/dev/null || echo none >>/tmp/seen;"
@@ -305,7 +305,7 @@ def watch(site: DataSite, script: str) -> set[str]:
     return set(site.on("sort -u /tmp/seen").split())
 
 
-def test_a_tree_is_seen_whole_or_not_at_all(site: DataSite) -> None:
+def test_a_tree_appears_only_when_it_is_complete(site: DataSite) -> None:
     """One is unpacked, then replaced by another; who looks meanwhile never sees a part."""
     count = f"ls {DATA}/many | wc -l"
     look = f"[ -d {DATA}/many ] && {count}"
@@ -319,7 +319,7 @@ def test_a_tree_is_seen_whole_or_not_at_all(site: DataSite) -> None:
     site.must()
 
 
-def test_a_run_that_is_killed_while_unpacking_is_finished_by_the_next(site: DataSite) -> None:
+def test_a_killed_run_is_finished_by_the_next(site: DataSite) -> None:
     site.wanted(site.archive("many", many(60_000)))
     runs: list[Run] = []
     running = threading.Thread(target=lambda: runs.append(site.settle()))
@@ -343,7 +343,7 @@ def test_a_run_that_is_killed_while_unpacking_is_finished_by_the_next(site: Data
     site.must()
 
 
-def test_the_connection_may_go_while_it_works(site: DataSite) -> None:
+def test_a_lost_connection_does_not_stop_the_work(site: DataSite) -> None:
     """What the first run began goes on to its end."""
     content = tar({"slow/noise": os.urandom(2_000_000)}, "w")
     site.wanted(site.archive("slow", content))
@@ -371,7 +371,7 @@ def test_the_connection_may_go_while_it_works(site: DataSite) -> None:
     site.must()
 
 
-def test_an_optional_one_waits_for_its_address(site: DataSite) -> None:
+def test_an_optional_tree_is_skipped_until_its_address_answers(site: DataSite) -> None:
     site.wanted(site.archive("late", PETS, optional=True))
     site.server.status = 503
     run = site.must()
@@ -390,7 +390,7 @@ def test_an_optional_one_waits_for_its_address(site: DataSite) -> None:
 def test_work_in_a_repository_is_never_lost(site: DataSite) -> None:
     file = f"{CODE}/course/lesson"
     site.on(f"echo mine > {file}")
-    assert site.plan() == (0, set()), "it is somebody's business"
+    assert site.plan() == (0, set()), "users own the files in a tree"
     before, site.course["revision"] = site.course["revision"], site.second
     site.wanted()
     assert site.plan() == (2, {("ml_data", "checkouts", f"{CODE}/course")})
@@ -423,7 +423,7 @@ def state_of(site: DataSite, folder: str) -> str:
     )
 
 
-def test_a_link_of_bobs_leads_root_nowhere(site: DataSite) -> None:
+def test_root_does_not_follow_a_link_of_a_user(site: DataSite) -> None:
     """He wants his repository among the modules that root imports."""
     site.on(
         "getent passwd bob >/dev/null || useradd -m -s /bin/bash bob;"
@@ -448,7 +448,7 @@ def test_a_link_of_bobs_leads_root_nowhere(site: DataSite) -> None:
     site.on("rm -rf /home/bob/code")
 
 
-def test_what_is_refused_leaves_the_other_trees(site: DataSite) -> None:
+def test_an_error_of_one_tree_does_not_stop_the_others(site: DataSite) -> None:
     site.on(f"su bob -c 'ln -s /usr/local/lib/roots ~/code'; rm -rf {DATA}/fine")
     attacked(site, site.archive("fine", PETS))
     playbook = site.folder / "alone.yml"
@@ -464,7 +464,7 @@ def test_what_is_refused_leaves_the_other_trees(site: DataSite) -> None:
     site.on(f"rm /home/bob/code; rm -rf {DATA}/fine")
 
 
-def test_bob_swaps_names_all_the_while(site: DataSite) -> None:
+def test_swapping_names_gains_nothing(site: DataSite) -> None:
     """Folder, link and stage; he hopes for one moment between a check and a use."""
     before = state_of(site, "/usr/local/lib/roots")
     site.on(
@@ -522,7 +522,7 @@ def test_an_archive_that_grows_a_thousandfold_is_stopped(site: DataSite) -> None
     site.must()
 
 
-def test_something_of_somebody_else_is_left_alone(site: DataSite) -> None:
+def test_a_foreign_tree_is_not_changed(site: DataSite) -> None:
     site.on(f"mkdir {DATA}/taken")
     site.wanted(site.archive("taken", PETS))
     assert f"{DATA}/taken: found a directory, owned by root, that was not made" in site.fails()
@@ -530,7 +530,7 @@ def test_something_of_somebody_else_is_left_alone(site: DataSite) -> None:
     site.on(f"rmdir {DATA}/taken")
 
 
-def test_removal_leaves_nothing_of_it(site: DataSite) -> None:
+def test_removal_removes_all_files_of_the_role(site: DataSite) -> None:
     gone = [("pets", None), ("large", "/mnt/small/large")]
     site.declare(
         ml_data_archives=[

@@ -106,7 +106,7 @@ def declared(key: Key, **more: Any) -> dict[str, Any]:
     return {"docker_engine_repository": repository, **more}
 
 
-def test_another_key_is_refused_and_nothing_is_written(docker_site: Site, key: Key) -> None:
+def test_another_key_is_an_error_and_changes_nothing(docker_site: Site, key: Key) -> None:
     repository = declared(key)["docker_engine_repository"]
     docker_site.declare(docker_engine_repository={**repository, "fingerprint": "0" * 40})
     run = docker_site.run("site.yml")
@@ -128,12 +128,12 @@ def test_reachable_repository_is_chosen_and_its_set_held(docker_site: Site, key:
     assert docker_site.on("systemctl is-active docker.service") == "active"
 
 
-def test_second_run_stays_with_it(docker_site: Site) -> None:
+def test_second_run_keeps_the_chosen_repository(docker_site: Site) -> None:
     assert docker_site.plan() == (0, set())
     assert converge(docker_site).changed() == set()
 
 
-def test_removal_leaves_nothing(docker_site: Site, key: Key) -> None:
+def test_removal_removes_repository_key_and_packages(docker_site: Site, key: Key) -> None:
     docker_site.declare(
         **declared(key), docker_engine_source="docker", docker_engine_state="absent"
     )

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Simulated GPU hosts: driver and container toolkit by real apt, from stand-in packages.
+"""Simulated GPU hosts: driver and container toolkit from stand-in packages, with real apt.
 
 The devices are a made-up PCI tree, the packages bear the vendors' names and hold nothing, and the
 Ubuntu hosts are ubuntu-like: Debian 13 that calls itself Ubuntu.  What is real is apt, dpkg,
@@ -120,7 +120,7 @@ class GpuSite(Site):
         super().declare(**self.variables, **variables)
 
     def version(self, package: str) -> str:
-        """Return the version of a package, empty where it is not installed."""
+        """Return the version of a package, empty for a package that is not installed."""
         query = f"dpkg-query --show --showformat='${{Version}}' {package} 2>/dev/null || true"
         return self.on(query)
 
@@ -176,11 +176,11 @@ def reported(run: Run, host: str) -> list[str]:
     ]
 
 
-def test_only_the_host_that_no_driver_serves_fails(first: Run) -> None:
+def test_only_the_host_without_a_suitable_driver_fails(first: Run) -> None:
     assert set(first.stats["failures"]) == {REFUSED}, first.output
 
 
-def test_the_refused_host_was_not_touched(fleet: Fleet, first: Run) -> None:
+def test_the_failed_host_is_unchanged(fleet: Fleet, first: Run) -> None:
     said = told(first, REFUSED)
     assert EXPECTED[REFUSED].says in said
     assert "Nothing was changed" in said
@@ -189,7 +189,7 @@ def test_the_refused_host_was_not_touched(fleet: Fleet, first: Run) -> None:
     assert site.version("docker.io") == ""
 
 
-def test_a_host_without_gpus_is_not_even_asked_about_them(fleet: Fleet, first: Run) -> None:
+def test_a_host_without_gpus_runs_no_gpu_task(fleet: Fleet, first: Run) -> None:
     roles = {
         event["event_data"].get("role")
         for event in first.events
@@ -201,9 +201,7 @@ def test_a_host_without_gpus_is_not_even_asked_about_them(fleet: Fleet, first: R
 
 
 @pytest.mark.parametrize("model", DRIVEN)
-def test_a_gpu_host_gets_the_driver_that_its_hardware_wants(
-    fleet: Fleet, first: Run, model: str
-) -> None:
+def test_a_gpu_host_gets_the_driver_for_its_hardware(fleet: Fleet, first: Run, model: str) -> None:
     expected, site = EXPECTED[model], fleet.sites[model]
     assert expected.says in told(first, model)
     for package in expected.packages:
@@ -219,7 +217,7 @@ def test_a_gpu_host_gets_the_driver_that_its_hardware_wants(
 
 
 @pytest.mark.parametrize("model", DRIVEN)
-def test_all_of_it_is_held(fleet: Fleet, first: Run, model: str) -> None:
+def test_all_driver_packages_are_held(fleet: Fleet, first: Run, model: str) -> None:
     script = (
         "dpkg-query --show --showformat='${db:Status-Want} ${Package}\\n' '*nvidia*' nvlsm "
         "2>/dev/null | grep -v '^unknown' || true"
@@ -230,14 +228,16 @@ def test_all_of_it_is_held(fleet: Fleet, first: Run, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", DRIVEN)
-def test_the_persistence_daemon_persists(fleet: Fleet, first: Run, model: str) -> None:
+def test_the_persistence_daemon_runs(fleet: Fleet, first: Run, model: str) -> None:
     site = fleet.sites[model]
     site.on("systemctl is-enabled nvidia-persistenced; systemctl is-active nvidia-persistenced")
     assert "--no-persistence-mode" not in site.on("cat /run/stand-in.log")
 
 
 @pytest.mark.parametrize("model", ["8xh100", "8xb200"])
-def test_the_fabric_manager_runs_where_switches_are(fleet: Fleet, first: Run, model: str) -> None:
+def test_the_fabric_manager_runs_on_hosts_with_switches(
+    fleet: Fleet, first: Run, model: str
+) -> None:
     fleet.sites[model].on("systemctl is-active nvidia-fabricmanager")
 
 
@@ -262,8 +262,8 @@ def test_the_plan_is_clean(fleet: Fleet, first: Run, model: str) -> None:
 VERIFY = "playbooks/verify.yml"
 KEPT = "also after systemctl daemon-reload"
 LEFT = "docker ps --all --quiet; docker image ls --all --quiet"
-# As it happens to containers that got their devices behind the engine's back: they are gone from
-# them once systemd has read its units anew.
+# Simulates containers whose devices the engine does not know: they lose the devices when systemd
+# reloads its units.
 FORGETFUL_SYSTEMCTL = """\
 #!/bin/sh
 # Stand-in on a simulated host.
@@ -299,7 +299,7 @@ def t4(fleet: Fleet, first: Run) -> GpuSite:
     site = fleet.sites["t4"]
     version = site.on("docker version --format '{{.Server.Version}}'")
     if tuple(map(int, version.split(".")[:2])) < (28, 2):
-        pytest.skip(f"{UNSTABLE} cannot be had, and Debian 13's engine is {version}")
+        pytest.skip(f"{UNSTABLE} is not available, and Debian 13's engine is {version}")
     return site
 
 
@@ -313,7 +313,7 @@ def forgetful(t4: GpuSite) -> Iterator[None]:
     file.unlink()
 
 
-def test_verify_proves_it_again_and_leaves_nothing(t4: GpuSite) -> None:
+def test_verify_repeats_the_checks_and_leaves_no_container(t4: GpuSite) -> None:
     reloads = "journalctl --quiet --identifier systemd | grep -c 'Reload requested'"
     before = t4.on(reloads)
     run = t4.run(VERIFY)
@@ -324,7 +324,7 @@ def test_verify_proves_it_again_and_leaves_nothing(t4: GpuSite) -> None:
     assert t4.on(LEFT) == ""
 
 
-def test_gpus_that_are_lost_fail_the_proof(t4: GpuSite, forgetful: None) -> None:
+def test_lost_gpus_fail_the_acceptance_check(t4: GpuSite, forgetful: None) -> None:
     run = t4.run(VERIFY)
     assert run.status == "failed"
     assert (
@@ -334,13 +334,13 @@ def test_gpus_that_are_lost_fail_the_proof(t4: GpuSite, forgetful: None) -> None
     assert t4.on(LEFT) == ""
 
 
-def test_the_reload_can_be_switched_off(t4: GpuSite, forgetful: None) -> None:
+def test_the_reload_can_be_disabled(t4: GpuSite, forgetful: None) -> None:
     run = t4.run(VERIFY, host_verify_daemon_reload=False)
     assert run.status == "successful", run.output
     assert "skipped systemctl daemon-reload" in run.output
 
 
-def test_somebodys_training_keeps_its_gpus(t4: GpuSite, forgetful: None) -> None:
+def test_a_running_training_keeps_its_gpus(t4: GpuSite, forgetful: None) -> None:
     t4.on(TRAINING)
     run = t4.run(VERIFY)
     assert run.status == "successful", run.output
@@ -348,7 +348,7 @@ def test_somebodys_training_keeps_its_gpus(t4: GpuSite, forgetful: None) -> None
     t4.on("docker rm --force training; docker image rm stand-in/training")
 
 
-def test_without_cdi_the_proof_says_what_to_switch_on(t4: GpuSite) -> None:
+def test_without_cdi_the_error_names_the_setting(t4: GpuSite) -> None:
     off = """echo '{"features": {"cdi": false}}' >/etc/docker/daemon.json"""
     t4.on(f"cp /etc/docker/daemon.json /root; {off}; systemctl restart docker")
     run = t4.run(VERIFY)
@@ -459,7 +459,7 @@ def h100(fleet: Fleet, first: Run) -> GpuSite:
 
 
 @pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
-def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
+def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     h100: GpuSite, script: str, named: Named
 ) -> None:
     h100.on(script)
@@ -494,7 +494,7 @@ def driver_of(site: GpuSite) -> tuple[str, str, str]:
     return versions.removeprefix("hold "), loaded, told.removeprefix("STAND_IN=")
 
 
-def test_a_version_that_is_gone_stops_the_run_before_a_package_changes(h100: GpuSite) -> None:
+def test_a_withdrawn_version_fails_before_any_package_changes(h100: GpuSite) -> None:
     h100.declare(nvidia_driver_version=BETWEEN, nvidia_driver_version_fallback="none")
     before = h100.on("dpkg-query --show '*'")
     run = h100.run("site.yml")
@@ -504,7 +504,7 @@ def test_a_version_that_is_gone_stops_the_run_before_a_package_changes(h100: Gpu
     assert driver_of(h100) == (upstream(OLD),) * 3
 
 
-def test_or_the_newest_of_its_branch_comes_and_that_is_told(h100: GpuSite) -> None:
+def test_a_withdrawn_version_may_be_replaced_by_the_newest_of_its_branch(h100: GpuSite) -> None:
     h100.declare(nvidia_driver_version=BETWEEN)
     run = h100.converge()
     assert "took the newest instead" in run.output
@@ -514,7 +514,7 @@ def test_or_the_newest_of_its_branch_comes_and_that_is_told(h100: GpuSite) -> No
     assert h100.plan() == (0, set())
 
 
-def test_an_exact_version_brings_the_whole_set_back(h100: GpuSite) -> None:
+def test_an_exact_version_restores_all_driver_packages(h100: GpuSite) -> None:
     h100.declare(nvidia_driver_version=upstream(OLD), nvidia_driver_version_fallback="none")
     h100.converge()
     assert driver_of(h100) == (upstream(OLD),) * 3
@@ -522,7 +522,7 @@ def test_an_exact_version_brings_the_whole_set_back(h100: GpuSite) -> None:
     assert h100.converge().changed() == set()
 
 
-def test_a_driver_that_the_kernel_keeps_waits_and_says_for_what(h100: GpuSite) -> None:
+def test_a_driver_in_use_waits_with_the_reason(h100: GpuSite) -> None:
     h100.on("echo 575.57.08 >/sys/module/nvidia/version; touch /run/stand-in.stuck")
     # The kernel of a throwaway host is that of the machine which Ansible runs on.
     run = h100.run("site.yml", nvidia_driver_reboot="always")

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Images on a host: Jupyter's door, an image that is added by the book, and what is built again."""
+"""Images on a host: access to Jupyter, a new image, and rebuilt images."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def derive(project: Project, keys: str) -> None:
     (folder / "smoke.sh").write_text("dot -V && python -c 'import pandas'\n")
 
 
-def test_an_image_is_added_by_one_folder(project: Project) -> None:
+def test_a_new_folder_adds_an_image(project: Project) -> None:
     assert set(IMAGES) <= set(project.held())
     layers = "docker image inspect --format '{{json .RootFS.Layers}}' slipway/%s:cpu"
     lower, upper = (project.site.on(layers % name) for name in ("tabular", "graphs"))
@@ -121,14 +121,14 @@ def test_an_image_is_added_by_one_folder(project: Project) -> None:
     assert '"pkg:pypi/pandas@' in bill
 
 
-def test_nothing_is_built_again(project: Project) -> None:
+def test_the_second_run_builds_nothing(project: Project) -> None:
     before = project.held()
     run = project.build(*IMAGES)
     assert not run.changed()
     assert project.held() == before
 
 
-def test_what_changes_is_built_again_with_what_stands_on_it_and_nothing_else(
+def test_a_changed_image_and_the_images_built_on_it_are_rebuilt(
     project: Project,
 ) -> None:
     derive(project, "base: tabular\npackages: [graphviz, tree]")
@@ -139,7 +139,7 @@ def test_what_changes_is_built_again_with_what_stands_on_it_and_nothing_else(
     assert project.rebuilt(*IMAGES) == {"tabular", "graphs"}
 
 
-def test_a_smoke_test_is_run_again_where_the_image_is(project: Project) -> None:
+def test_a_smoke_test_runs_again_on_the_host(project: Project) -> None:
     run = project.site.run(
         "playbooks/images_smoke.yml",
         ml_images_present=["tabular"],
@@ -160,7 +160,7 @@ def status(url: str, token: str = "") -> int:
         return error.code
 
 
-def test_jupyter_lets_in_by_token_alone_and_what_it_writes_is_the_callers(
+def test_jupyter_needs_the_token_and_writes_files_of_the_caller(
     project: Project,
 ) -> None:
     site = project.site

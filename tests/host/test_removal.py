@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Removal of driver, engine and container toolkit leaves a host as it was, by real apt and dpkg.
+"""Removal of driver, engine and container toolkit restores a host, with real apt and dpkg.
 
-What was there before the first run is compared with what is left after the last one: packages,
-holds, and every file below the folders that the roles write to.
+Packages, holds, and all files below the folders that the roles write to are compared before the
+first run and after the last one.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def removed(site: RemovalSite) -> Run:
     """The run that removes what the first run brought."""
     site.declare(**site.variables)
     site.converge()
-    # The comparison sees what there is to see.
+    # The comparison detects the installed packages and files.
     brought = site.look().since(site.before)
     assert {"docker.io", "docker.io installed", DAEMON_JSON} < set(brought)
     assert [name for name in brought if name.startswith("/etc/apt/")]
@@ -107,13 +107,13 @@ def removed(site: RemovalSite) -> Run:
 
 def test_removal_leaves_the_host_as_it_was(site: RemovalSite, removed: Run) -> None:
     left = site.look().since(site.before)
-    # The file is nobody's in particular; what was set in it is gone.
+    # Other programs may use the file. Only the settings in it are removed.
     assert [name for name in left if not name.startswith(STAYS)] == [DAEMON_JSON]
     assert json.loads(site.on(f"cat {DAEMON_JSON}")) == {}
     assert site.before.since(site.look()) == []
     site.on("test -e /var/lib/docker/volumes/theirs/kept")
 
 
-def test_afterwards_there_is_nothing_to_do(site: RemovalSite, removed: Run) -> None:
+def test_a_run_after_the_removal_changes_nothing(site: RemovalSite, removed: Run) -> None:
     assert site.plan() == (0, set())
     assert site.converge(slipway_survey=False).changed() == set()

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A changed image replaces a running service, a broken one does not, and nothing lent is kept."""
+"""A changed image replaces a running service, a broken image does not."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ def test_unknown_key_of_an_image_is_named(converged: Site, catalogue: Path) -> N
     assert "Did you mean 'packages'" in run.output
 
 
-def test_nothing_that_the_build_was_lent_is_in_the_image(converged: Site, catalogue: Path) -> None:
-    # Proxies and mirrors that really serve are not to be had here; settings that apt and pip read
-    # and ignore prove the same: what was lent is not kept.
+def test_build_settings_and_secrets_are_not_in_the_image(converged: Site, catalogue: Path) -> None:
+    # This machine has no proxy and no mirror. Settings that apt and pip read and ignore prove the
+    # same: the image does not keep the settings of the build.
     converged.on(
         "mkdir -p /srv/wheels-" + CANARY + ";"
         "(cat /etc/ssl/certs/ca-certificates.crt; echo '# " + CANARY + "') > /srv/ca.crt"

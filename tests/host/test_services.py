@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Services on real hosts: doors that open by token, data that stays, secrets that nobody sees."""
+"""Services on real hosts: tokens, data and secrets."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_second_run_changes_nothing(lab: Services) -> None:
     assert lab.on("docker ps --quiet --no-trunc") == before
 
 
-def test_jupyter_opens_with_its_own_token_alone(lab: Services) -> None:
+def test_jupyter_opens_only_with_its_own_token(lab: Services) -> None:
     other = f"{FOLDER}/scratch/secrets/jupyter_token"
     assert [lab.ask(8888, "/api/status", token)[0] for token in ("", other, TOKEN)] == [
         403,
@@ -134,13 +134,13 @@ def test_jupyter_opens_with_its_own_token_alone(lab: Services) -> None:
     assert lab.ask(8889, "/api/status", other)[0] == 200
 
 
-def test_services_are_published_on_the_host_alone(lab: Services) -> None:
+def test_services_are_published_only_on_the_host(lab: Services) -> None:
     listening = lab.on("ss --listening --tcp --numeric --no-header | awk '{print $4}'").split()
     for port in (5000, 6006, 8888, 8889):
         assert [one for one in listening if one.endswith(f":{port}")] == [f"127.0.0.1:{port}"]
 
 
-def test_a_run_tells_where_the_token_is_and_ml_tells_root_the_address(lab: Services) -> None:
+def test_a_run_names_the_token_file_and_ml_shows_root_the_address(lab: Services) -> None:
     told = lab.converge().output
     assert f"notebooks: http://127.0.0.1:8888/lab (token: {TOKEN})" in told
     url = lab.on("ml url notebooks").split()[-1]
@@ -183,7 +183,7 @@ WRITE_A_RUN = (
 )
 
 
-def test_tensorboard_shows_what_was_written_beside_the_notebooks(lab: Services) -> None:
+def test_tensorboard_shows_logs_beside_the_notebooks(lab: Services) -> None:
     lab.on(
         f"docker run --rm --user 4242:4343 --volume {NOTES}:/work slipway/tensorboard:cpu "
         f"python -c {shlex.quote(WRITE_A_RUN)} 2>/dev/null"
@@ -198,7 +198,7 @@ def test_tensorboard_shows_what_was_written_beside_the_notebooks(lab: Services) 
     assert "Read-only file system" in refused
 
 
-def test_limits_and_confinement_reach_the_engine(lab: Services) -> None:
+def test_limits_and_confinement_are_set_in_the_engine(lab: Services) -> None:
     found = lab.container("notebooks")
     host = found["HostConfig"]
     assert host["ShmSize"] == 256 << 20
@@ -216,8 +216,8 @@ def test_limits_and_confinement_reach_the_engine(lab: Services) -> None:
     assert (host["PidsLimit"] or 0) == (512 if pids else 0)
 
 
-# Where a secret must not be: what docker tells, what processes show, what was logged, and all files
-# but its own. It is looked for by way of a file, since a command line would be found.
+# Places without secrets: the output of docker, process lists, logs, and all files except its own.
+# The search reads the secret from a file, because it would find its own command line.
 SEARCH = f"""
 search() {{ grep "$@" --fixed-strings --file {TOKEN}; }}
 docker ps --all --quiet | xargs docker inspect | search --count || true
@@ -233,7 +233,7 @@ def traces(lab: Services) -> list[str]:
     return lab.on(SEARCH).splitlines()
 
 
-def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None:
+def test_a_generated_secret_is_only_in_its_file(lab: Services) -> None:
     lab.on(f"rm {TOKEN}")
     run = lab.run("site.yml", "-vvv", "--diff")
     assert run.status == "successful", run.output
@@ -244,7 +244,7 @@ def test_a_secret_that_is_made_is_nowhere_but_in_its_file(lab: Services) -> None
     assert traces(lab) == ["0", "0", "0", "0", TOKEN]
 
 
-def test_a_secret_that_is_given_is_nowhere_either(lab: Services) -> None:
+def test_a_declared_secret_is_only_in_its_file(lab: Services) -> None:
     given = "given-by-a-vault-9b2c"
     project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "content": given}]}
     lab.serve({"name": "iris-api"}, project, SCRATCH, BOARD)
@@ -273,7 +273,7 @@ def test_a_secret_may_be_a_file_of_the_host_with_a_line_end(lab: Services) -> No
     lab.on("rm /root/token")
     run = lab.run("site.yml")
     assert run.status == "failed"
-    assert f"/root/token, which {TOKEN} is to be a copy of, is missing" in run.output
+    assert f"/root/token, the source of {TOKEN}: found nothing" in run.output
     assert "Nothing was changed" in run.output
     lab.serve(*PROJECTS)
 
@@ -318,7 +318,7 @@ TAMPERED: dict[str, tuple[str, Named]] = {
 
 
 @pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
-def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
+def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     lab: Services, script: str, named: Named
 ) -> None:
     lab.on(script)
@@ -331,7 +331,7 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
     assert lab.on(f"stat -c %u:%g {NOTES}/after.ipynb") == "4242:4343"
 
 
-def test_a_service_that_is_unwell_is_made_anew(lab: Services) -> None:
+def test_an_unhealthy_service_is_recreated(lab: Services) -> None:
     before = lab.container("iris-api")["Id"]
     # All of its processes but the first, which only waits for the others, stand still.
     lab.on(
@@ -387,7 +387,7 @@ def test_an_image_of_an_old_version_is_recorded_and_nothing_restarts(lab: Servic
     assert json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"] == before[0]
 
 
-def test_a_foreign_container_is_named_and_left_alone(lab: Services) -> None:
+def test_a_foreign_container_is_named_and_not_changed(lab: Services) -> None:
     labels = lab.container("scratch")["Config"]["Labels"]
     options = " ".join(shlex.quote(f"--label={key}={value}") for key, value in labels.items())
     # So that the record has this container, whatever ran before.
@@ -428,7 +428,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("keys", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_is_refused_before_the_first_change(
+def test_invalid_settings_fail_before_the_first_change(
     lab: Services, keys: dict[str, Any], words: str
 ) -> None:
     before = lab.on(f"docker ps --quiet --no-trunc; ls -lR --time-style=full-iso {FOLDER}")
@@ -441,7 +441,7 @@ def test_what_cannot_be_is_refused_before_the_first_change(
     assert lab.on(f"docker ps --quiet --no-trunc; ls -lR --time-style=full-iso {FOLDER}") == before
 
 
-def test_what_is_dropped_goes_and_its_data_stays(lab: Services) -> None:
+def test_an_undeclared_service_is_removed_and_its_data_stays(lab: Services) -> None:
     token = f"{FOLDER}/scratch/secrets/jupyter_token"
     save(lab, 8889, token, "kept.ipynb")
     lab.serve({"name": "iris-api"})
@@ -458,7 +458,7 @@ def test_what_is_dropped_goes_and_its_data_stays(lab: Services) -> None:
     assert lab.ask(8889, "/api/contents/kept.ipynb", token)[0] == 200
 
 
-def test_a_project_goes_whatever_became_of_its_compose_file(lab: Services) -> None:
+def test_a_project_is_removed_without_its_compose_file(lab: Services) -> None:
     lab.on(f"echo 'services: [' >{FOLDER}/scratch/compose.yaml")
     lab.serve({"name": "iris-api"}, NOTEBOOKS, BOARD)
     lab.converge()
@@ -470,7 +470,7 @@ def test_a_project_goes_whatever_became_of_its_compose_file(lab: Services) -> No
 GUIDE = re.compile(r"## Without Ansible.*?```sh\n(.*?)```", re.DOTALL)
 
 
-def test_the_compose_file_serves_a_person_without_ansible(lab: Services) -> None:
+def test_the_compose_file_works_without_ansible(lab: Services) -> None:
     lab.serve()
     lab.converge()
     (steps,) = GUIDE.findall((ROOT / "docs/services.md").read_text(encoding="utf-8"))
@@ -527,7 +527,7 @@ def gpu_lab(
     return lab
 
 
-def test_a_project_gets_the_gpus_that_it_reserved(gpu_lab: Services) -> None:
+def test_a_project_gets_its_reserved_gpus(gpu_lab: Services) -> None:
     page = {"image": "testlab"}
     projects: list[dict[str, Any]] = [
         {"name": "first", "gpus": [1, 3], **page},

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole site on one host: fresh, again, tampered with, broken, and taken back.
+"""The whole site on one host: first run, second run, tampering, failures, removal.
 
 Two independent witnesses must agree: the survey says what differs, and the roles without the
 survey say what they change.
@@ -29,7 +29,7 @@ def start_times(site: Site) -> str:
     )
 
 
-def test_api_answers_from_the_image_built_there(converged: Site) -> None:
+def test_api_answers_from_the_image_built_on_the_host(converged: Site) -> None:
     assert predict(converged) == {"prediction": "virginica"}
 
 
@@ -160,7 +160,7 @@ TAMPERED: dict[str, tuple[str, Named]] = {
 
 
 @pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
-def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
+def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     converged: Site, script: str, named: Named
 ) -> None:
     converged.on(script)
@@ -173,7 +173,7 @@ def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
     assert predict(converged) == {"prediction": "virginica"}
 
 
-def test_times_of_files_restart_nothing(converged: Site) -> None:
+def test_changed_times_of_files_cause_no_restart(converged: Site) -> None:
     before = start_times(converged)
     for time in ("2099-01-01", "now"):
         converged.on(f"touch --date {time} /etc/docker/daemon.json")
@@ -231,7 +231,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("variables", "words"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
-def test_bad_input_is_refused_before_the_first_change(
+def test_invalid_input_fails_before_the_first_change(
     converged: Site, variables: dict[str, Any], words: str
 ) -> None:
     run = converged.run("site.yml", **variables)
@@ -241,7 +241,7 @@ def test_bad_input_is_refused_before_the_first_change(
     assert run.changed() == set()
 
 
-def test_verify_fails_where_a_host_is_not_as_declared(converged: Site) -> None:
+def test_verify_fails_on_a_host_with_drift(converged: Site) -> None:
     assert converged.run("playbooks/verify.yml").status == "successful"
     run = converged.run("playbooks/verify.yml", docker_engine_hold=False)
     assert run.status == "failed"
@@ -249,7 +249,7 @@ def test_verify_fails_where_a_host_is_not_as_declared(converged: Site) -> None:
     assert run.changed() == set()
 
 
-def test_broken_json_on_the_host_is_refused_and_kept(converged: Site) -> None:
+def test_broken_json_on_the_host_is_an_error_and_kept(converged: Site) -> None:
     broken = '{"debug": tru}'
     good = converged.on("cat /etc/docker/daemon.json")
     converged.on(f"printf '%s' '{broken}' > /etc/docker/daemon.json")
@@ -273,7 +273,7 @@ def test_user_keys_of_daemon_json_survive(converged: Site) -> None:
     assert settings["log-opts"]["max-size"] == "50m"
 
 
-def test_dropped_setting_of_daemon_json_is_seen_and_taken_back(converged: Site) -> None:
+def test_an_undeclared_setting_of_daemon_json_is_drift_and_removed(converged: Site) -> None:
     converged.declare(**DECLARED, docker_engine_extra_settings={"labels": ["rack=9"]})
     converged.converge()
     assert "rack=9" in converged.on("cat /etc/docker/daemon.json")

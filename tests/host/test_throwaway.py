@@ -64,11 +64,11 @@ def test_host_is_a_server_with_systemd_and_apt(host: Host) -> None:
     on(host, "python3 -c 'import apt'")
 
 
-def test_host_sees_the_devices_it_is_given(host: Host) -> None:
+def test_host_has_its_devices(host: Host) -> None:
     assert on(host, "cat /sys/bus/pci/devices/*/vendor") == "0x10de"
 
 
-def test_password_and_root_are_not_let_in(host: Host) -> None:
+def test_password_and_root_logins_are_rejected(host: Host) -> None:
     settings = on(host, "sudo sshd -T")
     assert "passwordauthentication no" in settings
     assert "permitrootlogin no" in settings
@@ -85,14 +85,14 @@ def test_ssh_refuses_a_host_with_another_key(host: Host, tmp_path: Path) -> None
     assert "verification failed" in refused.stderr
 
 
-def test_a_second_time_nothing_changes(group: Group, spec: HostSpec, host: Host) -> None:
+def test_a_second_run_changes_nothing(group: Group, spec: HostSpec, host: Host) -> None:
     assert group.pending_action(spec) is Action.KEEP
     again = group.ensure(spec)
     assert not again.changed
     assert again.address == host.address
 
 
-def test_second_host_is_a_host_of_its_own(group: Group, host: Host) -> None:
+def test_second_host_is_separate(group: Group, host: Host) -> None:
     second = group.ensure(HostSpec("two"))
     identity = "cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub"
     assert set(on(host, identity).split()).isdisjoint(on(second, identity).split())
@@ -103,7 +103,7 @@ def test_second_host_is_a_host_of_its_own(group: Group, host: Host) -> None:
     assert on(host, "sudo systemctl is-system-running") == "running"
 
 
-def test_stopped_host_comes_back_with_its_data(group: Group, spec: HostSpec, host: Host) -> None:
+def test_stopped_host_is_started_with_its_data(group: Group, spec: HostSpec, host: Host) -> None:
     on(host, "sudo touch /var/lib/docker/kept /etc/kept")
     engine = Engine()
     (container,) = engine.lines("ps", "--quiet", f"--filter=label=slipway.state={group.state.path}")
@@ -114,7 +114,7 @@ def test_stopped_host_comes_back_with_its_data(group: Group, spec: HostSpec, hos
     on(back, "test -e /var/lib/docker/kept && test -e /etc/kept")
 
 
-def test_removal_leaves_nothing(group: Group, spec: HostSpec) -> None:
+def test_removal_removes_containers_and_files(group: Group, spec: HostSpec) -> None:
     group.ensure(spec)
     label = f"--filter=label=slipway.state={group.state.path}"
     engine = Engine()

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plays `upgrade` and `rollback` by real apt, on simulated GPU hosts.
+"""The plays `upgrade` and `rollback` with real apt, on simulated GPU hosts.
 
 Archives hold one version at a time here, as Ubuntu's does: once the newer packages are there, the
 older ones are nowhere but on the hosts.
@@ -146,15 +146,13 @@ def first(site: UpgradeSite) -> Packages:
     return site.packages()
 
 
-def test_a_host_that_has_the_newest_is_left_alone(site: UpgradeSite, first: Packages) -> None:
+def test_a_host_with_the_newest_packages_is_unchanged(site: UpgradeSite, first: Packages) -> None:
     assert site.upgraded().changed() == set()
     assert site.packages() == first
     site.on(f"test ! -e {RECORD}")
 
 
-def test_check_mode_tells_what_would_move_and_moves_nothing(
-    site: UpgradeSite, first: Packages
-) -> None:
+def test_check_mode_lists_upgrades_and_changes_nothing(site: UpgradeSite, first: Packages) -> None:
     site.release()
     site.declare(nvidia_container_toolkit_version=NEW_TOOLKIT)
     lists = "cd /var/lib/apt/lists; ls -l --time-style=full-iso"
@@ -177,7 +175,7 @@ STOPS = {
         "systemctl stop training",
         "The GPUs are in use: process",
     ),
-    "an archive out of reach": (
+    "an unreachable archive": (
         "systemctl stop stand-in-server",
         "systemctl start stand-in-server; sleep 1",
         f"Cannot find the newest versions. apt source {gpu_host.SERVER}/",
@@ -196,7 +194,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize(("begin", "end", "words"), STOPS.values(), ids=STOPS.keys())
-def test_what_cannot_work_changes_nothing(
+def test_an_impossible_upgrade_changes_nothing(
     site: UpgradeSite, first: Packages, begin: str, end: str, words: str
 ) -> None:
     site.on(begin)
@@ -219,7 +217,7 @@ def other(group: Group, site: UpgradeSite, first: Packages) -> UpgradeSite:
     return other
 
 
-def test_the_first_failure_stops_the_run_and_tells_the_way_back(
+def test_the_first_failure_stops_the_run_and_names_the_rollback(
     site: UpgradeSite, other: UpgradeSite, first: Packages
 ) -> None:
     site.on("touch /run/broken")
@@ -235,10 +233,8 @@ def test_the_first_failure_stops_the_run_and_tells_the_way_back(
     assert {name for name, (want, _version) in first.items() if want == "hold"} <= held
 
 
-def test_the_way_back_from_a_failed_upgrade_needs_no_archive(
-    site: UpgradeSite, first: Packages
-) -> None:
-    # Neither apt's cache: what was there is kept. The others are still to be kept.
+def test_a_rollback_needs_no_archive(site: UpgradeSite, first: Packages) -> None:
+    # Without apt's cache too: the previous packages are kept elsewhere.
     site.on("rm /var/cache/apt/archives/*nvidia*-580*")
     run = site.run(ROLLBACK)
     assert run.status == "successful", run.output
@@ -248,7 +244,7 @@ def test_the_way_back_from_a_failed_upgrade_needs_no_archive(
     assert site.run(ROLLBACK).changed() == set()
 
 
-def test_a_driver_that_the_kernel_does_not_take_fails_the_upgrade(
+def test_a_driver_that_the_kernel_cannot_load_fails_the_upgrade(
     site: UpgradeSite, first: Packages
 ) -> None:
     site.on("rm /run/broken; touch /run/stand-in.stuck")
@@ -260,7 +256,7 @@ def test_a_driver_that_the_kernel_does_not_take_fails_the_upgrade(
     site.on("rm /run/stand-in.stuck")
 
 
-def test_run_again_it_goes_on_and_both_hosts_have_the_newest(
+def test_the_next_run_upgrades_both_hosts(
     site: UpgradeSite, other: UpgradeSite, first: Packages
 ) -> None:
     both = Both(site, other)
@@ -278,16 +274,14 @@ def test_run_again_it_goes_on_and_both_hosts_have_the_newest(
         assert host.driver() == (NEW, NEW)
         host.on("systemctl is-active nvidia-persistenced nvidia-fabricmanager docker")
         assert host.plan() == (0, set())
-    # The first one's way back still leads to where it began.
+    # The rollback record of the first upgrade still has the first version.
     before = site.record()["packages"]["nvidia-utils-580-server"]
     assert before["version"] == f"{OLD}-0ubuntu0.24.04.1"
     assert site.record()["state"] == "proven"
     assert both.run(UPGRADE).changed() == set()
 
 
-def test_what_was_rolled_back_is_not_brought_again_silently(
-    site: UpgradeSite, first: Packages
-) -> None:
+def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first: Packages) -> None:
     site.on("apt-get clean")
     run = site.run(ROLLBACK)
     assert run.status == "successful", run.output
@@ -308,7 +302,7 @@ def test_what_was_rolled_back_is_not_brought_again_silently(
     assert site.packages() == first
 
 
-def test_another_branch_and_back(site: UpgradeSite, first: Packages) -> None:
+def test_upgrade_to_another_branch_and_rollback(site: UpgradeSite, first: Packages) -> None:
     (branch,) = nvidia_packages.BRANCHES[595][1:]
     site.declare(nvidia_driver_branch="595")
     site.upgraded(slipway_upgrade=["nvidia_driver"])
@@ -323,10 +317,10 @@ def test_another_branch_and_back(site: UpgradeSite, first: Packages) -> None:
     assert site.plan() == (0, set())
 
 
-def test_a_version_that_an_archive_out_of_reach_may_have(
+def test_a_version_that_only_an_unreachable_archive_may_have(
     site: UpgradeSite, first: Packages
 ) -> None:
-    begin, end, _words = STOPS["an archive out of reach"]
+    begin, end, _words = STOPS["an unreachable archive"]
     site.declare(nvidia_driver_version=BETWEEN)
     site.on(begin)
     run = site.run("site.yml")
@@ -342,7 +336,7 @@ def test_a_version_that_an_archive_out_of_reach_may_have(
     assert site.packages() == first
 
 
-def test_an_interrupted_dpkg_is_seen_and_finished(other: UpgradeSite) -> None:
+def test_an_interrupted_dpkg_is_detected_and_finished(other: UpgradeSite) -> None:
     """Its database says that all is installed; its journal says what it was doing."""
     name = "nvidia-utils-580-server"
     # What dpkg leaves when it is killed between two writes of its database.

@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""People on a real host: who reaches Docker, whose files a team's are, and engines without root.
+"""Users on a real host: access to Docker, files of teams, rootless engines.
 
-The host is a container, which has to be helped in two things that a server has: the device that
-gives engines of users their network is made, and their containers do without cgroups of their own.
+The host is a container. It differs from a server in two things: the tests create the device for the
+network of rootless engines, and containers of these engines run without their own cgroups.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def site(hosts: Group, tmp_path_factory: pytest.TempPathFactory) -> People:
     return site
 
 
-def test_again_nothing_changes_and_both_witnesses_agree(site: People) -> None:
+def test_a_second_run_changes_nothing_with_and_without_survey(site: People) -> None:
     began = site.on("stat --format=%Y /run/user/$(id -u carol)/docker.sock")
     assert site.plan() == (0, set())
     assert site.converge(slipway_survey=False).changed() == set()
@@ -105,12 +105,12 @@ def test_again_nothing_changes_and_both_witnesses_agree(site: People) -> None:
 # Who reaches Docker.
 
 
-def test_who_is_listed_uses_docker_from_the_next_login_on(site: People) -> None:
+def test_a_listed_user_may_use_docker_after_the_next_login(site: People) -> None:
     assert "docker" in site.as_user("alice", "id --name --groups").split()
     assert site.as_user("alice", "docker info --format '{{.OSType}}'") == "linux"
 
 
-def test_who_is_not_listed_cannot_and_is_told_whom_to_ask(site: People) -> None:
+def test_an_unlisted_user_may_not_use_docker_and_learns_the_contact(site: People) -> None:
     refused = site.try_as("bob", "docker ps")
     assert refused.returncode != 0 and "permission denied" in refused.stderr
     told = site.try_as("bob", "ml list")
@@ -118,7 +118,7 @@ def test_who_is_not_listed_cannot_and_is_told_whom_to_ask(site: People) -> None:
     assert f"bob may not use Docker on people-1. Ask {CONTACT}" in told.stderr
 
 
-def test_people_who_run_programs_with_the_groups_of_before_are_named(site: People) -> None:
+def test_users_with_programs_in_old_groups_are_named(site: People) -> None:
     site.on("gpasswd --delete alice docker; gpasswd --add bob docker")
     older = [
         subprocess.Popen([*site.ssh(name), "echo here; exec sleep 120"], stdout=subprocess.PIPE)
@@ -156,7 +156,7 @@ def test_the_user_of_ansible_is_in_the_group_for_the_tasks_that_follow(
 # Folders of a team.
 
 
-def test_what_one_makes_in_the_shared_folder_the_team_can_write(site: People) -> None:
+def test_new_files_in_the_shared_folder_are_writable_for_the_team(site: People) -> None:
     site.as_user("bob", "umask 077; mkdir /srv/shared/run; echo one >/srv/shared/run/log")
     site.as_user("alice", "echo two >>/srv/shared/run/log; touch /srv/shared/run/more")
     assert site.as_user("bob", "cat /srv/shared/run/log") == "one\ntwo"
@@ -165,7 +165,7 @@ def test_what_one_makes_in_the_shared_folder_the_team_can_write(site: People) ->
     assert site.try_as("carol", "ls /srv/shared").returncode != 0
 
 
-def test_whom_somebody_else_named_in_the_acl_stays_there(site: People) -> None:
+def test_foreign_entries_of_an_acl_are_kept(site: People) -> None:
     site.on("apt-get -qq install -y acl >/dev/null 2>&1; setfacl -d -m u:carol:rX /srv/shared")
     assert site.plan() == (0, set())
     site.on("setfacl -d -m g::r /srv/shared")
@@ -175,14 +175,14 @@ def test_whom_somebody_else_named_in_the_acl_stays_there(site: People) -> None:
     site.on("setfacl -d -x u:carol /srv/shared")
 
 
-def test_a_dropped_shared_folder_keeps_what_is_in_it(site: People) -> None:
+def test_an_undeclared_shared_folder_keeps_its_files(site: People) -> None:
     site.people(user_access_shared_folders=[])
     assert site.plan() == (0, set())
     site.on("test -d /srv/shared")
     site.people()
 
 
-def test_a_shared_folder_that_is_a_link_is_refused_and_kept(site: People) -> None:
+def test_a_shared_folder_that_is_a_link_is_an_error_and_kept(site: People) -> None:
     site.on("ln -s /srv /mnt/elsewhere")
     site.people(user_access_shared_folders=[{"group": "lab", "path": "/mnt/elsewhere"}])
     run = site.run()
@@ -196,12 +196,12 @@ def test_a_shared_folder_that_is_a_link_is_refused_and_kept(site: People) -> Non
 # Limits.
 
 
-def test_limits_hold_in_the_sessions_of_those_they_are_for(site: People) -> None:
+def test_limits_apply_to_sessions_of_their_users(site: People) -> None:
     assert site.as_user("bob", "ulimit -Hn; ulimit -Sn; ulimit -Hl") == "4096\n4096\n4096"
     assert site.as_user("carol", "ulimit -Hn") != "4096"
 
 
-def test_a_limit_that_would_lock_people_out_is_refused(site: People) -> None:
+def test_a_limit_that_prevents_logins_is_an_error(site: People) -> None:
     effective = site.on("grep CapEff /proc/self/status").split()[1]
     if int(effective, 16) >> 24 & 1:
         pytest.skip("this machine may raise any limit (it has CAP_SYS_RESOURCE)")
@@ -228,7 +228,7 @@ def test_no_limits_leave_no_file(site: People) -> None:
 # What sudo docker login leaves.
 
 
-def test_what_root_left_in_the_docker_folder_is_given_back_to_its_depths(site: People) -> None:
+def test_files_of_root_in_the_docker_folder_get_their_owner_back(site: People) -> None:
     site.on(
         "cd /home/alice; install --directory --mode=0700 .docker .docker/buildx/activity;"
         "echo '{}' >.docker/config.json; touch .docker/buildx/activity/default"
@@ -240,7 +240,7 @@ def test_what_root_left_in_the_docker_folder_is_given_back_to_its_depths(site: P
     site.as_user("alice", "docker context ls")
 
 
-def test_nothing_outside_is_given_away_however_the_folder_is_prepared(site: People) -> None:
+def test_no_file_outside_the_docker_folder_changes_its_owner(site: People) -> None:
     site.on("mkdir --parents /root/.docker /root/deep; touch /root/.docker/secret /root/deep/er")
     # A folder that leads elsewhere, and one with links and a further name in it.
     site.as_user("bob", "ln -s /root/.docker ~/.docker")
@@ -256,7 +256,7 @@ def test_nothing_outside_is_given_away_however_the_folder_is_prepared(site: Peop
     site.on("rm --recursive /home/alice/.docker /home/bob/.docker /root/.docker /root/deep")
 
 
-def test_a_pipe_in_place_of_a_file_does_not_hold_up_the_survey(site: People) -> None:
+def test_a_pipe_in_place_of_a_file_does_not_block_the_survey(site: People) -> None:
     keys = "/home/bob/.ssh/authorized_keys"
     site.on(f"mv {keys} {keys}.kept; mkfifo {keys}")
     assert site.plan() == (2, {("user_access", "lines", keys)})
@@ -266,7 +266,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hold_up_the_survey(site: People) -> 
 # Engines without root.
 
 
-def test_an_engine_without_root_runs_containers_beside_the_one_of_root(site: People) -> None:
+def test_a_rootless_engine_runs_beside_the_engine_of_root(site: People) -> None:
     options = site.as_user("carol", "docker info --format '{{json .SecurityOptions}}'")
     assert "name=rootless" in json.loads(options)
     assert "docker" not in site.as_user("carol", "id --name --groups").split()
@@ -280,14 +280,14 @@ def test_an_engine_without_root_runs_containers_beside_the_one_of_root(site: Peo
     assert site.as_user("alice", "docker ps --quiet") == ""
 
 
-def test_its_containers_are_given_gpus_by_cdi(site: People) -> None:
+def test_containers_of_a_rootless_engine_get_gpus_by_cdi(site: People) -> None:
     site.on(f"cat >/etc/cdi/stand-in.json <<'END'\n{json.dumps(CDI)}\nEND")
     run = "docker run --rm --device nvidia.com/gpu=all box /usr/bin/busybox env"
     assert "STAND_IN_GPU=all" in site.as_user("carol", run)
     site.on("rm /etc/cdi/stand-in.json")
 
 
-def test_settings_of_her_own_win_over_those_of_the_host(site: People) -> None:
+def test_settings_of_the_user_override_those_of_the_host(site: People) -> None:
     own = '{"exec-opts": ["native.cgroupdriver=cgroupfs"], "labels": ["desk=7"]}'
     site.as_user("carol", f"mkdir -p ~/.config/docker; echo '{own}' >~/.config/docker/daemon.json")
     site.as_user("carol", "systemctl --user restart docker")
@@ -347,7 +347,7 @@ TAMPERED: dict[str, tuple[str, Named]] = {
 
 
 @pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
-def test_plan_names_and_site_repairs_what_was_tampered_with(
+def test_plan_names_and_site_repairs_the_tampered_things(
     site: People, script: str, named: Named
 ) -> None:
     site.on(script)
@@ -357,7 +357,7 @@ def test_plan_names_and_site_repairs_what_was_tampered_with(
     assert site.as_user("carol", "docker info --format '{{.OSType}}'") == "linux"
 
 
-def test_user_namespaces_that_are_switched_off_stop_the_run_in_words(site: People) -> None:
+def test_disabled_user_namespaces_fail_with_an_explanation(site: People) -> None:
     setting = "/proc/sys/user/max_user_namespaces"
     site.on(f"echo 0 >/root/none; mount --bind /root/none {setting}")
     try:
@@ -369,7 +369,7 @@ def test_user_namespaces_that_are_switched_off_stop_the_run_in_words(site: Peopl
     assert run.changed() == set()
 
 
-def test_an_engine_is_taken_away_and_its_data_stay(site: People) -> None:
+def test_a_removed_engine_keeps_its_data(site: People) -> None:
     site.people({"name": "carol"})
     assert ("user_access", "folders", "/etc/slipway/rootless") in site.plan()[1]
     site.converge()
@@ -380,7 +380,7 @@ def test_an_engine_is_taken_away_and_its_data_stay(site: People) -> None:
     assert "permission denied" in site.try_as("carol", "docker ps").stderr
 
 
-def test_an_account_goes_while_its_engine_runs_and_keeps_its_home(site: People) -> None:
+def test_a_removed_account_with_a_running_engine_keeps_its_home(site: People) -> None:
     site.people()
     site.converge()
     assert site.as_user("carol", "docker info --format '{{.OSType}}'") == "linux"

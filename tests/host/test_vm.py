@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Virtual machines with a kernel of their own: a reboot by the role, and a real DKMS build.
+"""Virtual machines with their own kernel: a reboot by the role, and a real DKMS build.
 
 Real are the kernel, its modules and their loading, the reboot, apt and DKMS.  The PCI tree is made
 up and lies over the real one.  NVIDIA's module does not load where there is no GPU, so the reboot
@@ -112,7 +112,7 @@ def rebooting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestSite]:
         yield site
 
 
-def test_a_host_that_must_not_reboot_waits(rebooting: GuestSite) -> None:
+def test_a_host_without_permission_to_reboot_waits(rebooting: GuestSite) -> None:
     before = rebooting.boot_id()
     assert rebooting.loaded("nouveau")
     run = rebooting.run("site.yml", nvidia_driver_reboot="never")
@@ -126,7 +126,7 @@ def test_a_host_that_must_not_reboot_waits(rebooting: GuestSite) -> None:
     assert not rebooting.loaded("nvidia")
 
 
-def test_the_next_run_reboots_it_goes_on_and_finishes(rebooting: GuestSite) -> None:
+def test_the_next_run_reboots_the_host_and_finishes(rebooting: GuestSite) -> None:
     before = rebooting.boot_id()
     run = rebooting.converge()
     assert rebooting.boot_id() != before
@@ -137,7 +137,7 @@ def test_the_next_run_reboots_it_goes_on_and_finishes(rebooting: GuestSite) -> N
     assert "nvidia-smi lists 1 of 1" in run.output
 
 
-def test_after_it_nothing_moves(rebooting: GuestSite) -> None:
+def test_the_run_after_the_reboot_changes_nothing(rebooting: GuestSite) -> None:
     before = rebooting.boot_id()
     assert rebooting.plan() == (0, set())
     assert rebooting.converge(slipway_survey=False).changed() == set()
@@ -173,7 +173,7 @@ def test_debians_driver_is_built_for_the_guests_kernel(driven: GuestSite) -> Non
     assert built.startswith(f"nvidia-current/{version}, {kernel}, x86_64: installed")
 
 
-def test_the_role_takes_it_and_says_what_the_kernel_says(driven: GuestSite) -> None:
+def test_the_role_adopts_the_driver_and_reports_the_loaded_module(driven: GuestSite) -> None:
     run = driven.run("site.yml")
     # The kernel takes the module, which looks for a GPU.
     assert run.status == "failed"
