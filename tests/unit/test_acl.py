@@ -22,7 +22,7 @@ TEAM = "0200000001000700ffffffff04000700ffffffff20000000ffffffff"
 GUEST = "0200000001000700ffffffff02000500ea03000004000700ffffffff10000700ffffffff20000000ffffffff"
 
 
-def test_what_is_written_is_what_setfacl_writes() -> None:
+def test_the_written_acl_equals_that_of_setfacl() -> None:
     assert acl.packed(acl.wanted("0770", {})).hex() == TEAM
     assert acl.packed(acl.wanted("0770", acl.parse(GUEST))).hex() == GUEST
 
@@ -52,12 +52,12 @@ def test_what_is_written_is_what_setfacl_writes() -> None:
         ),
     ],
 )
-def test_a_difference_is_told_in_words(mode: str, found: str, change: Any) -> None:
+def test_a_difference_is_readable_text(mode: str, found: str, change: Any) -> None:
     assert acl.difference(mode, found) == change
 
 
 @pytest.mark.parametrize("text", ["01000000", "0200000001", "02"])
-def test_what_is_no_acl_is_refused(text: str) -> None:
+def test_an_invalid_acl_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="not an ACL of version 2"):
         acl.parse(text)
 
@@ -70,9 +70,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shared"
 
 
-def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
-    run_module: RunModule, folder: Path
-) -> None:
+def test_a_folder_gets_its_acl_once_with_any_umask(run_module: RunModule, folder: Path) -> None:
     wanted = declared(folder, state="directory", mode="2770", default_acl="0770")
     assert run_module(files, check=True, files=wanted)["changed"] and not folder.exists()
     assert run_module(files, files=wanted)["changed"]
@@ -92,14 +90,14 @@ def test_a_folder_is_given_its_acl_once_and_the_umask_does_not_matter(
 
 
 @pytest.mark.usefixtures("only_root_writes")
-def test_a_link_in_the_place_of_such_a_folder_is_kept(run_module: RunModule, folder: Path) -> None:
+def test_a_link_in_place_of_the_folder_is_kept(run_module: RunModule, folder: Path) -> None:
     folder.symlink_to("/elsewhere")
     result = run_module(files, files=declared(folder, state="directory", default_acl="0770"))
     assert result["failed"] and "found a link; expected a folder" in result["msg"]
     assert folder.is_symlink()
 
 
-def test_a_file_system_without_acls_is_told_of(
+def test_a_file_system_without_acls_is_reported(
     run_module: RunModule, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.mkdir()

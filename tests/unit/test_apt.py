@@ -78,7 +78,7 @@ def test_a_missing_package_that_is_optional_is_no_change_of_its_own() -> None:
     assert not plan.needed
 
 
-def test_what_is_replaced_goes_with_what_replaces_it() -> None:
+def test_a_replaced_package_is_removed_with_its_replacement() -> None:
     wanted: list[dict[str, Any]] = [
         {"name": "new", "hold": True},
         {"name": "old", "state": "absent"},
@@ -96,12 +96,12 @@ def test_what_is_replaced_goes_with_what_replaces_it() -> None:
     assert "--no-install-recommends" in change
 
 
-def test_what_nothing_replaces_is_purged() -> None:
+def test_packages_without_replacement_are_purged() -> None:
     (purge,) = changes.commands(changes.Changes(purge=["old"], forget=["gone"]))
     assert purge[-4:] == ["purge", "--", "old", "gone"]
 
 
-def test_the_newest_of_a_set_are_those_that_have_to_be_there() -> None:
+def test_only_required_packages_decide_the_newest_set() -> None:
     wanted: list[dict[str, Any]] = [
         {"name": "a", "version": "1"},
         {"name": "b", "state": "absent"},
@@ -143,11 +143,11 @@ def test_which_version_of_a_package_follows_the_others(
     assert changes.version_that_needs(shown, version) == expected
 
 
-def test_nothing_to_do_takes_no_command() -> None:
+def test_no_change_runs_no_command() -> None:
     assert changes.commands(changes.Changes()) == []
 
 
-def test_only_a_downgrade_is_allowed_to_be_one() -> None:
+def test_only_a_planned_downgrade_is_allowed() -> None:
     (up,) = changes.commands(changes.Changes(install=["a"]))
     (down,) = changes.commands(changes.Changes(install=["a=1"], downgrade=True))
     assert "--allow-downgrades" not in up
@@ -167,7 +167,7 @@ def test_only_a_downgrade_is_allowed_to_be_one() -> None:
         ("", False, False),
     ],
 )
-def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> None:
+def test_errors_of_apt_are_parsed(output: str, stale: bool, syncing: bool) -> None:
     assert changes.is_stale(output) == stale
     assert changes.is_syncing(output) == syncing
 
@@ -181,9 +181,7 @@ def test_apts_words_are_understood(output: str, stale: bool, syncing: bool) -> N
         ("The file was not found", []),
     ],
 )
-def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
-    output: str, gone: list[str]
-) -> None:
+def test_a_withdrawn_version_differs_from_an_unknown_package(output: str, gone: list[str]) -> None:
     assert changes.missing_versions(output) == gone
 
 
@@ -197,7 +195,7 @@ def test_a_version_that_vanished_is_told_from_a_package_that_was_never_there(
         ("".join(f"E: {number}\n" for number in range(9)), "E: 4; E: 5; E: 6; E: 7; E: 8"),
     ],
 )
-def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
+def test_lines_with_the_reason_of_a_failure(output: str, told: str | None) -> None:
     expected = "; ".join(output.split("\n")).strip("; ") if told is None else told
     assert changes.error_lines(output) == expected
 
@@ -214,9 +212,7 @@ def test_the_lines_that_tell_what_failed(output: str, told: str | None) -> None:
         ("E: Unable to locate package a", 0, 0, 0),
     ],
 )
-def test_what_stops_apt_is_understood(
-    output: str, locked: int, interrupted: int, full: int
-) -> None:
+def test_obstacles_of_apt_are_parsed(output: str, locked: int, interrupted: int, full: int) -> None:
     assert changes.is_locked(output) == bool(locked)
     assert changes.is_interrupted(output) == bool(interrupted)
     assert changes.is_full(output) == bool(full)
@@ -237,7 +233,7 @@ def test_what_stops_apt_is_understood(
         ("E: Write error - write (28: No space left on device)", ""),
     ],
 )
-def test_where_there_is_no_space(output: str, path: str) -> None:
+def test_full_file_systems_are_named(output: str, path: str) -> None:
     assert changes.full_path(output).rstrip("/") == path
 
 
@@ -293,15 +289,13 @@ VERIFICATION = "W: An error occurred during the signature verification. The repo
         ),
     ],
 )
-def test_sources_that_cannot_be_used_are_named_with_what_to_do(
-    output: str, expected: list[str]
-) -> None:
+def test_unusable_sources_are_named_with_a_remedy(output: str, expected: list[str]) -> None:
     found = list(changes.unusable_sources(output).values())
     assert len(found) == len(expected)
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
 
 
-def test_what_is_left_half_done() -> None:
+def test_interrupted_packages_are_listed() -> None:
     known = {
         "a": ["install", "unpacked", "1"],
         "b": INSTALLED,
@@ -362,7 +356,7 @@ def test_a_half_synchronised_mirror_is_tried_again_and_then_named(
     assert "mismatch. apt source http://m/Packages: download failed" in result["msg"]
 
 
-def test_an_interrupted_dpkg_is_finished_and_apt_asked_again(
+def test_an_interrupted_dpkg_is_finished_and_apt_runs_again(
     run_module: RunModule, apt: Apt
 ) -> None:
     calls = apt("[ $count -gt 0 ] || { echo 'E: dpkg was interrupted, you must'; exit 100; }")
@@ -377,7 +371,7 @@ def test_a_lock_is_waited_for(run_module: RunModule, apt: Apt) -> None:
     assert calls() == ["apt-get install a"] * 3
 
 
-def test_a_lock_is_waited_for_only_so_long(run_module: RunModule, apt: Apt) -> None:
+def test_waiting_for_a_lock_ends_after_a_time_limit(run_module: RunModule, apt: Apt) -> None:
     calls = apt("echo 'E: Could not get lock /var/x'; exit 100")
     result = run_module(held_packages, packages=WANTED, lock_timeout=0)
     assert calls() == ["apt-get install a"]
@@ -408,12 +402,12 @@ MOVES = [
 ]
 
 
-def test_what_apt_would_do_is_read() -> None:
+def test_a_simulation_of_apt_is_parsed() -> None:
     assert changes.moves(SIMULATED) == MOVES
     assert changes.moves("Reading package lists...\n") == []
 
 
-def test_moves_of_the_same_versions_are_told_together() -> None:
+def test_packages_with_the_same_versions_are_reported_together() -> None:
     assert changes.describe_moves(MOVES) == [
         "1.0 -> 2.0: driver, libcommon, swapped",
         "6.7 -> (removed): kernel-1",
@@ -436,7 +430,7 @@ def test_moves_of_the_same_versions_are_told_together() -> None:
         pytest.param({"state": "absent"}, HELD, [[]], id="to be removed"),
     ],
 )
-def test_what_an_upgrade_asks_for(
+def test_packages_of_an_upgrade(
     entry: dict[str, Any], known: changes.PackageState, choices: list[list[str]]
 ) -> None:
     plans = changes.list_upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
@@ -471,19 +465,19 @@ b:
     assert changes.sources(policy) == [["http://archive", "copy:/srv/x"], []]
 
 
-def test_what_apt_would_take() -> None:
+def test_candidate_versions_of_apt() -> None:
     policy = "a:\n  Installed: (none)\n  Candidate: 1:2-1\nb:\n  Candidate: (none)\nc:\n"
     assert changes.candidates(policy) == {"a": "1:2-1"}
 
 
-def test_the_room_that_packages_take() -> None:
+def test_disk_space_of_packages() -> None:
     assert (
         changes.installed_bytes("Package: a\nInstalled-Size: 3\n\nPackage: b\nInstalled-Size: 4\n")
         == 7168
     )
 
 
-def test_what_was_interrupted_is_finished_before_anything_is_planned(
+def test_interrupted_changes_are_finished_before_planning(
     run_module: RunModule, apt: Apt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = iter(["interrupted", "installed"])
@@ -498,7 +492,7 @@ def test_what_was_interrupted_is_finished_before_anything_is_planned(
     assert result["slipway_note"] == "finished an interrupted installation: a"
 
 
-def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
+def test_a_version_of_an_unread_source_is_not_replaced_by_the_newest(
     run_module: RunModule, apt: Apt, program: Callable[[str, str], None]
 ) -> None:
     program("apt-cache", "printf 'a:\\n        500 http://m noble/main amd64 Packages\\n'")
@@ -528,7 +522,7 @@ def test_the_newest_is_not_taken_for_a_version_that_an_unread_source_may_have(
         ("1.19.0-1", "1.20.1-1", False),
     ],
 )
-def test_a_version_that_is_still_to_come_is_not_taken_for_one_that_is_gone(
+def test_a_future_version_is_not_a_withdrawn_version(
     run_module: RunModule,
     apt: Apt,
     program: Callable[[str, str], None],
@@ -552,7 +546,7 @@ def test_a_version_that_is_still_to_come_is_not_taken_for_one_that_is_gone(
     assert (words in result.get("msg", "")) == too_new
 
 
-def test_what_came_with_a_package_goes_with_it(
+def test_dependencies_are_removed_with_their_package(
     run_module: RunModule, apt: Apt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_packages, "ask_packages", lambda names: dict.fromkeys(names, HELD))
@@ -566,7 +560,7 @@ def test_what_came_with_a_package_goes_with_it(
     assert calls()[-1] == "apt-get purge a came"
 
 
-def test_what_fails_half_way_is_held_nevertheless(
+def test_packages_of_a_failed_change_are_held(
     run_module: RunModule,
     apt: Apt,
     program: Callable[[str, str], None],

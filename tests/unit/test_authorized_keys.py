@@ -67,7 +67,7 @@ def write(homes: Path, user: str, content: str, mode: int = 0o600) -> Path:
     return file
 
 
-def test_missing_folders_and_files_are_made_once(run_module: RunModule, homes: Path) -> None:
+def test_missing_folders_and_files_are_created_once(run_module: RunModule, homes: Path) -> None:
     wanted = keys(homes, "root", "alice", "bob")
     checked = run_module(authorized_keys, check=True, keys=wanted)
     assert checked["users"] == ["root", "alice", "bob"]
@@ -91,7 +91,7 @@ def test_other_lines_and_the_mode_are_kept(run_module: RunModule, homes: Path) -
     assert [path.name for path in file.parent.iterdir()] == ["authorized_keys"]
 
 
-def test_bytes_that_are_no_text_are_kept(run_module: RunModule, homes: Path) -> None:
+def test_bytes_that_are_not_text_are_kept(run_module: RunModule, homes: Path) -> None:
     file = write(homes, "bob", "")
     file.write_bytes(b"# J\xf6rg\n")
     assert run_module(authorized_keys, keys=keys(homes, "bob"))["changed"]
@@ -113,7 +113,7 @@ def test_modes_of_the_users_own_folder_are_repaired(
     assert not run_module(authorized_keys, keys=keys(homes, "bob"))["changed"]
 
 
-def test_a_file_that_its_user_made_read_only_stays_so(run_module: RunModule, homes: Path) -> None:
+def test_a_read_only_file_of_a_user_stays_read_only(run_module: RunModule, homes: Path) -> None:
     file = write(homes, "bob", f"{FIRST}\n", mode=0o400)
     assert not run_module(authorized_keys, keys=keys(homes, "bob"))["changed"]
     assert status(file)[2] == "0400"
@@ -184,7 +184,7 @@ def foreign_home(homes: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("check", [True, False])
-def test_what_is_in_the_way_is_refused_for_that_user_alone(
+def test_an_obstacle_is_an_error_of_one_user_only(
     run_module: RunModule, homes: Path, attack: Any, words: str, check: bool
 ) -> None:
     hers = write(homes, "alice", f"{SECOND}\n")
@@ -200,14 +200,14 @@ def test_what_is_in_the_way_is_refused_for_that_user_alone(
     assert hers.read_text() == f"{SECOND}\n"
 
 
-def test_a_home_of_roots_gets_its_folder_from_root(run_module: RunModule, homes: Path) -> None:
+def test_the_folder_in_a_home_of_root_belongs_to_root(run_module: RunModule, homes: Path) -> None:
     os.chown(homes / "bob", 0, 0)
     (homes / "bob").chmod(0o755)
     assert run_module(authorized_keys, keys=keys(homes, "bob"))["conflicts"] == []
     assert status(homes / "bob/.ssh") == (UIDS["bob"], UIDS["bob"], "0700")
 
 
-def test_users_and_homes_that_are_still_to_come(run_module: RunModule, homes: Path) -> None:
+def test_users_and_homes_that_do_not_exist_yet(run_module: RunModule, homes: Path) -> None:
     (homes / "bob").rmdir()
     wanted = keys(homes, "bob", "carol")
     checked = run_module(authorized_keys, check=True, keys=wanted)

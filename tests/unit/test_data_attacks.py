@@ -167,9 +167,7 @@ def swapping(folder: Path, real: str, link: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("to", ["code", "code/pets", "code/deep/pets"])
-def test_a_users_link_is_refused_and_named_and_the_other_trees_are_made(
-    host: Host, to: str
-) -> None:
+def test_a_link_of_a_user_is_an_error_and_other_trees_are_created(host: Host, to: str) -> None:
     (host.home / "code").symlink_to(host.precious)
     bad, good = host.pets(to=str(host.home / to)), host.pets(name="good", to=f"{host.base}/good")
     found = f"{host.home}/code: found a symbolic link to {host.precious}, owned by root"
@@ -192,7 +190,7 @@ def test_a_repository_does_not_follow_a_users_link(host: Host, course: Course) -
     assert host.settle(declared, code=True)["course"] == conflict
 
 
-def test_a_link_leads_to_a_declared_place_alone(host: Host) -> None:
+def test_a_link_may_lead_only_to_a_declared_folder(host: Host) -> None:
     disk = host.base / "disk"
     disk.mkdir()
     host.disks = [str(disk)]
@@ -209,7 +207,7 @@ def test_a_link_leads_to_a_declared_place_alone(host: Host) -> None:
     assert (disk / "pets/README").exists() and host.conflicts(host.pets()) == []
 
 
-def test_a_place_on_a_disk_is_no_link_itself(host: Host) -> None:
+def test_a_folder_on_a_disk_must_not_be_a_link(host: Host) -> None:
     disk = host.base / "disk"
     disk.mkdir(mode=0o777)
     disk.chmod(0o777)
@@ -221,7 +219,7 @@ def test_a_place_on_a_disk_is_no_link_itself(host: Host) -> None:
     assert f"{disk}/pets: found a symbolic link" in host.settle(host.pets())["pets"]
 
 
-def test_roots_own_links_are_followed(host: Host) -> None:
+def test_links_of_root_are_followed(host: Host) -> None:
     (host.base / "large/pets").mkdir(parents=True)
     (host.base / "data").symlink_to("large")
     declared = host.pets(to=f"{host.base}/data/pets/now", owner="root")
@@ -230,7 +228,7 @@ def test_roots_own_links_are_followed(host: Host) -> None:
 
 
 @pytest.mark.parametrize("what", ["pipe", "file", "device"])
-def test_what_is_no_folder_is_refused(host: Host, what: str) -> None:
+def test_a_file_in_place_of_a_folder_is_an_error(host: Host, what: str) -> None:
     place = host.home / "pets"
     if what == "pipe":
         os.mkfifo(place)
@@ -248,7 +246,7 @@ def test_what_is_no_folder_is_refused(host: Host, what: str) -> None:
 ROUNDS = 25
 
 
-def test_a_folder_that_is_swapped_with_a_link_all_the_while(host: Host) -> None:
+def test_swapping_a_folder_with_a_link_gains_nothing(host: Host) -> None:
     code = host.mine("code")
     (host.home / "link").symlink_to(host.precious)
     with swapping(host.home, "code", "link"):
@@ -258,7 +256,7 @@ def test_a_folder_that_is_swapped_with_a_link_all_the_while(host: Host) -> None:
             host.settle({"name": f"pets{number}", "to": to, "state": "absent"})
 
 
-def test_a_stage_that_is_swapped_all_the_while(host: Host) -> None:
+def test_swapping_an_unfinished_tree_gains_nothing(host: Host) -> None:
     code = host.mine("code")
     (code / "link").symlink_to(host.precious)
     with swapping(code, trees.STAGES, "link"):
@@ -268,7 +266,7 @@ def test_a_stage_that_is_swapped_all_the_while(host: Host) -> None:
             host.settle({"name": f"pets{number}", "to": to, "state": "absent"})
 
 
-def test_a_repository_whose_folders_are_swapped_all_the_while(host: Host, course: Course) -> None:
+def test_swapping_folders_of_a_repository_gains_nothing(host: Host, course: Course) -> None:
     code = host.mine("code")
     (host.home / "link").symlink_to(host.precious)
     with swapping(host.home, "code", "link"):
@@ -291,7 +289,7 @@ def swap_when(monkeypatch: pytest.MonkeyPatch, what: Any, name: str, act: Any) -
 
 
 @pytest.mark.parametrize("then", ["removed", "replaced"])
-def test_what_is_put_in_the_place_of_a_checked_tree_stays(
+def test_a_tree_swapped_after_the_check_is_kept(
     host: Host, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     """In a shared folder bob renames alice's folder to the name that root is about to remove."""
@@ -315,7 +313,7 @@ def test_what_is_put_in_the_place_of_a_checked_tree_stays(
     assert (pets / "thesis").read_text() == "hers"
 
 
-def test_a_tree_of_somebody_else_is_not_given_away(host: Host) -> None:
+def test_a_tree_of_another_user_keeps_its_owner(host: Host) -> None:
     """Bob renames alice's tree of the same archive to the name of his."""
     declared = host.pets(owner="daemon", mode="0700")
     assert host.settle(declared) == {}
@@ -329,7 +327,7 @@ def test_a_tree_of_somebody_else_is_not_given_away(host: Host) -> None:
     assert (host.base / "pets/train").stat().st_uid == BOB.pw_uid
 
 
-def test_a_further_name_of_a_file_is_not_given_away(host: Host) -> None:
+def test_a_hard_link_keeps_its_owner(host: Host) -> None:
     secret = host.base / "secret"
     secret.write_text("secret")
     secret.chmod(0o600)
@@ -356,7 +354,7 @@ def test_a_folder_of_roots_that_is_renamed_to_be_a_stage_keeps_its_content(host:
     assert (host.home / trees.STAGES / "2026/dump").read_text() == "all"
 
 
-def test_a_stage_of_a_user_is_refused(host: Host) -> None:
+def test_an_unfinished_tree_of_a_user_is_an_error(host: Host) -> None:
     host.mine(trees.STAGES)
     assert "expected a folder that only root can write" in host.settle(host.pets())["pets"]
 
@@ -364,7 +362,7 @@ def test_a_stage_of_a_user_is_refused(host: Host) -> None:
 # Notes in trees.
 
 
-def test_a_note_of_the_user_is_none(host: Host) -> None:
+def test_a_record_of_a_user_is_ignored(host: Host) -> None:
     pets = host.mine("pets")
     (pets / ".slipway").mkdir()
     note = {"version": sha256(PETS), "names": ["README"], "files": 0}
@@ -387,7 +385,7 @@ def test_a_note_of_the_user_is_none(host: Host) -> None:
         "{" + '"version": "1", "names": ["' + "x" * (1 << 21) + '"]}',
     ],
 )
-def test_a_note_of_any_content_is_read_without_harm(host: Host, text: str) -> None:
+def test_a_record_with_any_content_is_harmless(host: Host, text: str) -> None:
     assert host.settle(host.pets()) == {}
     (host.home / "pets/.slipway/record.json").write_text(text)
     found = trees.ask_tree(str(host.home / "pets"))
@@ -417,7 +415,7 @@ def spy(host: Host) -> Path:
     return ran
 
 
-def test_nothing_of_a_users_repository_runs_as_root(host: Host, course: Course) -> None:
+def test_no_program_of_a_repository_runs_as_root(host: Host, course: Course) -> None:
     declared = course.at("v1", to=f"{host.home}/course", owner="nobody")
     assert host.settle(declared, code=True) == {}
     tree, ran = host.home / "course", spy(host)
@@ -452,7 +450,7 @@ def test_nothing_of_a_users_repository_runs_as_root(host: Host, course: Course) 
 
 
 @pytest.mark.parametrize("path", ["--upload-pack=x", "file:///etc", "../../precious", "ext::id"])
-def test_submodules_and_their_paths_are_left_alone(host: Host, course: Course, path: str) -> None:
+def test_submodules_are_not_changed(host: Host, course: Course, path: str) -> None:
     """A malicious repository is cloned as root."""
     (course.path / ".gitmodules").write_text(
         f'[submodule "x"]\n\tpath = sub\n\turl = {path}\n\tupdate = !touch {host.precious}/ran\n'
@@ -484,7 +482,7 @@ def test_a_clone_has_no_hooks_and_only_known_protocols(
 
 
 @pytest.mark.parametrize("what", ["file", "link"])
-def test_a_git_folder_that_is_elsewhere_is_refused(host: Host, course: Course, what: str) -> None:
+def test_a_git_folder_outside_the_tree_is_an_error(host: Host, course: Course, what: str) -> None:
     declared = course.at("v1", to=f"{host.home}/course", owner="nobody")
     assert host.settle(declared, code=True) == {}
     tree = host.home / "course"
@@ -503,7 +501,7 @@ def test_a_git_folder_that_is_elsewhere_is_refused(host: Host, course: Course, w
     assert sorted(elsewhere.iterdir()) == before
 
 
-def test_a_note_is_not_written_through_a_link(host: Host, course: Course) -> None:
+def test_a_record_is_not_written_through_a_link(host: Host, course: Course) -> None:
     declared = course.at("v1", to=f"{host.home}/course", owner="nobody")
     assert host.settle(declared, code=True) == {}
     note = host.home / "course/.git/slipway.json"
@@ -514,7 +512,7 @@ def test_a_note_is_not_written_through_a_link(host: Host, course: Course) -> Non
     assert json.loads(note.read_text())["branch"] == "main" and not note.is_symlink()
 
 
-def test_git_is_not_root_where_others_write(host: Host, course: Course) -> None:
+def test_git_does_not_run_as_root_in_folders_of_others(host: Host, course: Course) -> None:
     tree = host.base / "course"
     declared = course.at("v1", to=str(tree))
     assert host.settle(declared, code=True) == {}
@@ -551,7 +549,7 @@ def test_a_repository_of_the_host_is_read_as_its_owner(host: Host, course: Cours
     assert "mine" in host.settle({**declared, "to": f"{host.base}/n"}, code=True)
 
 
-def test_a_git_that_never_ends_or_says_too_much_is_stopped(
+def test_a_git_without_end_or_with_endless_output_is_stopped(
     host: Host, course: Course, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     declared = course.at("v1", to=f"{host.home}/course", owner="nobody")
@@ -607,19 +605,19 @@ TWIN = {"type": tarfile.LNKTYPE, "linkname": "pets/out/module.py"}
     ],
 )
 @pytest.mark.parametrize("to", ["pets", "bob/pets"])
-def test_an_archive_writes_and_leads_nowhere_else(host: Host, members: Any, to: str) -> None:
+def test_an_archive_writes_only_into_its_tree(host: Host, members: Any, to: str) -> None:
     failed = host.settle(host.pets(archive(*members), to=str(host.base / to)))
     assert list(failed) == ["pets"]
     assert not (host.base / to).exists()
 
 
-def test_of_a_name_that_comes_twice_the_last_counts(host: Host) -> None:
+def test_the_last_entry_of_a_repeated_name_is_used(host: Host) -> None:
     twice = archive(("pets/x", FILE, b"first"), ("pets/x", FILE, b"second"))
     assert host.settle(host.pets(twice)) == {}
     assert (host.home / "pets/x").read_text() == "second"
 
 
-def test_a_name_moves_no_cursor(host: Host) -> None:
+def test_control_characters_in_names_are_escaped(host: Host) -> None:
     bad = archive(("pets/\x1b[2J\nok: all fine/../../x", FILE, b""))
     why = host.settle(host.pets(bad))["pets"]
     assert "\x1b" not in why + host.said and "\n" not in why
@@ -707,7 +705,7 @@ def test_a_long_header_is_counted(host: Host) -> None:
 
 
 @pytest.mark.parametrize("tell", [True, False])
-def test_a_server_that_sends_without_end_is_left(
+def test_an_endless_download_is_stopped(
     host: Host, monkeypatch: pytest.MonkeyPatch, tell: bool
 ) -> None:
     host.server.tell_length, host.server.endless = tell, True
@@ -736,7 +734,7 @@ def test_a_disk_is_never_filled(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
 # Archives of the host.
 
 
-def test_a_file_that_was_moved_in_is_not_read_for_a_user(host: Host) -> None:
+def test_a_file_moved_into_a_tree_is_not_read_for_a_user(host: Host) -> None:
     file = host.home / "pets.tar"
     file.write_bytes(PETS)
     file.chmod(0o600)
@@ -765,7 +763,9 @@ def test_an_archive_of_a_user_is_the_one_whose_checksum_was_compare(
     assert not (host.base / trees.STAGES).exists()
 
 
-def test_what_is_swapped_twice_is_not_lost(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_is_swapped_twice_is_not_lost(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bob renames once more while root puts the wrong folder back."""
     assert host.settle(host.pets()) == {}
     pets = host.home / "pets"

@@ -49,7 +49,7 @@ def test_a_repository_is_checked_out_once(host: Host, course: Course, revision: 
     assert (tree(host) / ".git/HEAD").stat() == before
 
 
-def test_a_mode_is_put_right_beside_work_in_progress(host: Host, course: Course) -> None:
+def test_a_mode_is_repaired_beside_work_in_progress(host: Host, course: Course) -> None:
     host.settle(course.at("v1"), code=True)
     (tree(host) / "lesson").write_text("mine")
     tree(host).chmod(0o777)
@@ -64,7 +64,7 @@ def test_an_unknown_revision_leaves_nothing(host: Host, course: Course) -> None:
     assert not tree(host).exists()
 
 
-def test_another_revision_is_moved_to(host: Host, course: Course) -> None:
+def test_another_revision_is_checked_out(host: Host, course: Course) -> None:
     host.settle(course.at("v1"), code=True)
     third = commit(course.path, "three")
     declared = course.at(third)
@@ -75,7 +75,7 @@ def test_another_revision_is_moved_to(host: Host, course: Course) -> None:
     assert not list(Path(checkout.HANDOVER).glob("slipway-clone-*"))
 
 
-def test_a_tree_that_somebody_moved_goes_back(host: Host, course: Course) -> None:
+def test_a_changed_revision_is_restored(host: Host, course: Course) -> None:
     host.settle(course.at("v1"), code=True)
     git(tree(host), "checkout", "-q", course.second)
     declared = course.at("v1")
@@ -87,7 +87,7 @@ def test_a_tree_that_somebody_moved_goes_back(host: Host, course: Course) -> Non
     assert git(tree(host), "rev-parse", "HEAD") == course.first
 
 
-def test_a_branch_is_moved_by_who_works_on_it(host: Host, course: Course) -> None:
+def test_a_branch_is_changed_by_its_users_only(host: Host, course: Course) -> None:
     host.settle(course.at("main"), code=True)
     mine = commit(tree(host), "mine")
     declared = course.at("main")
@@ -122,7 +122,7 @@ WORK = {
 
 
 @pytest.mark.parametrize(("script", "words"), WORK.values(), ids=WORK.keys())
-def test_work_is_never_lost_by_a_move(host: Host, course: Course, script: str, words: str) -> None:
+def test_a_checkout_never_loses_work(host: Host, course: Course, script: str, words: str) -> None:
     host.settle(course.at("v1"), code=True)
     subprocess.run(script, shell=True, cwd=tree(host), env=ENVIRONMENT, check=True)
     before = git(tree(host), "rev-parse", "HEAD")
@@ -141,9 +141,7 @@ PRECIOUS = {
 
 
 @pytest.mark.parametrize(("script", "words"), PRECIOUS.values(), ids=PRECIOUS.keys())
-def test_work_is_never_lost_by_a_removal(
-    host: Host, course: Course, script: str, words: str
-) -> None:
+def test_a_removal_never_loses_work(host: Host, course: Course, script: str, words: str) -> None:
     host.settle(course.at("main"), code=True)
     subprocess.run(script, shell=True, cwd=tree(host), env=ENVIRONMENT, check=True)
     gone = {"name": "course", "state": "absent"}
@@ -157,7 +155,7 @@ def test_a_tree_without_work_is_removed(host: Host, course: Course) -> None:
     assert not list(host.code.iterdir())
 
 
-def test_somebodys_own_clone_is_taken_over_and_kept(host: Host, course: Course) -> None:
+def test_an_existing_clone_is_adopted_and_kept(host: Host, course: Course) -> None:
     host.code.mkdir()
     git(host.code, "clone", "-q", str(course.path), "course")
     (tree(host) / "mine").write_text("mine")
@@ -167,14 +165,14 @@ def test_somebodys_own_clone_is_taken_over_and_kept(host: Host, course: Course) 
     assert git(tree(host), "rev-parse", "HEAD") == course.first
 
 
-def test_a_clone_of_something_else_is_in_the_way(host: Host, course: Course) -> None:
+def test_a_clone_of_another_repository_is_an_error(host: Host, course: Course) -> None:
     host.code.mkdir()
     git(host.code, "init", "-q", "course")
     with pytest.raises(model.ConflictError, match="was not made from this declaration"):
         host.differences(host.plan(course.at("v1"), code=True))
 
 
-def test_another_origin_is_put_right(host: Host, course: Course) -> None:
+def test_another_origin_is_repaired(host: Host, course: Course) -> None:
     host.settle(course.at("v1"), code=True)
     git(tree(host), "remote", "set-url", "origin", "/elsewhere")
     declared = course.at("v1")
@@ -238,7 +236,7 @@ def test_a_token_is_sent_and_kept_nowhere(host: Host, course: Course) -> None:
     assert "secret" not in str(host.plan(declared, code=True)["trees"])
 
 
-def test_an_optional_one_is_left_out(host: Host, course: Course) -> None:
+def test_an_unavailable_optional_repository_is_skipped(host: Host, course: Course) -> None:
     declared = {**course.at("v1"), "url": publish(host.server, course), "optional": True}
     planned = host.plan(declared, code=True)
     host.server.status = 503

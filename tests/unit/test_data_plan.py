@@ -53,7 +53,7 @@ def planned(
     return plan(archives, repositories, disks)
 
 
-def test_nothing_declared_owns_nothing() -> None:
+def test_without_declarations_nothing_is_owned() -> None:
     assert planned()["owned"] == {"packages": [], "folders": [], "datasets": [], "checkouts": []}
 
 
@@ -104,7 +104,7 @@ def test_a_compression_that_python_lacks_is_installed() -> None:
     assert {"name": "zstd"} in owned["packages"]
 
 
-def test_what_is_absent_needs_nothing_but_its_name() -> None:
+def test_an_absent_tree_needs_only_its_name() -> None:
     trees = plan(
         [{"name": "pets", "state": "absent"}],
         [{"name": "course", "state": "absent", "to": "/srv/there"}],
@@ -148,7 +148,7 @@ def test_what_is_secret_of_an_address(
     assert (found.url, found.shown, found.headers) == address
 
 
-def test_secrets_are_apart() -> None:
+def test_secrets_are_separate() -> None:
     archive = {"url": URL.replace("//", "//me:pass1@") + "?key=pass2", "headers": {"X": "pass3"}}
     found = planned(archive)
     assert "pass" not in json.dumps([found["trees"], found["owned"]])
@@ -233,7 +233,9 @@ def test_a_bad_repository_is_named(repository: dict[str, Any], words: str) -> No
         ({"to": "/srv/code/course"}, {}, "contain each other"),
     ],
 )
-def test_trees_are_apart(archive: dict[str, Any], repository: dict[str, Any], words: str) -> None:
+def test_trees_do_not_overlap(
+    archive: dict[str, Any], repository: dict[str, Any], words: str
+) -> None:
     with pytest.raises(DataError, match=words):
         planned(archive, repository)
 
@@ -243,7 +245,7 @@ def test_a_disk_is_a_folder_on_it() -> None:
         planned({}, disks=("/mnt",))
 
 
-def test_an_incomplete_data_set_is_refused() -> None:
+def test_an_incomplete_data_set_is_an_error() -> None:
     with pytest.raises(DataError, match="ml_data_archives: pets: url and path"):
         plan([{"name": "pets"}], [])
 

@@ -175,7 +175,7 @@ def test_a_file_of_the_host_is_unpacked_and_stays(host: Host, tmp_path: Path) ->
     assert (host.holds(), file.read_bytes()) == (EXPECTED, content)
 
 
-def test_what_is_no_archive_is_put_there_as_it_is(host: Host) -> None:
+def test_a_file_that_is_not_an_archive_is_copied(host: Host) -> None:
     declared = host.pets(b"weights", unpack=False, strip=0)
     assert "cannot read the archive as tar" in host.settle({**declared, "unpack": True})["pets"]
     assert not host.tree.exists()
@@ -199,7 +199,7 @@ def test_without_a_checksum_the_first_one_is_taken_and_told(host: Host) -> None:
 LARGE = {"pets/large": os.urandom(200_000), **CONTENT}
 
 
-def test_a_cut_download_goes_on_where_it_was(host: Host) -> None:
+def test_an_interrupted_download_is_resumed(host: Host) -> None:
     content = tar(LARGE, "w")
     half = len(content) // 2
     declared = host.pets(content)
@@ -217,7 +217,7 @@ def test_a_cut_download_goes_on_where_it_was(host: Host) -> None:
     assert "continuing at" in host.said
 
 
-def test_a_server_that_always_cuts_is_outlasted(host: Host) -> None:
+def test_a_download_survives_many_interruptions(host: Host) -> None:
     content = tar(LARGE, "w")
     host.server.cut_after = 60_000
     assert host.settle(host.pets(content)) == {}
@@ -238,7 +238,7 @@ def leave_half(host: Host, declared: Mapping[str, Any], content: bytes) -> None:
             download._write_record(source, answer, len(content))
 
 
-def test_two_versions_are_never_glued(host: Host) -> None:
+def test_parts_of_two_versions_are_never_combined(host: Host) -> None:
     old, new = tar(LARGE, "w"), tar({**LARGE, "pets/more": b"more"}, "w")
     leave_half(host, host.pets(old), old)
     assert host.settle(host.pets(new)) == {}
@@ -246,7 +246,7 @@ def test_two_versions_are_never_glued(host: Host) -> None:
     assert host.server.requests[-1].sent == len(new)
 
 
-def test_without_a_version_it_begins_anew(host: Host) -> None:
+def test_a_download_without_a_version_starts_again(host: Host) -> None:
     content = tar(LARGE, "w")
     host.server.known = False
     declared = host.pets(content)
@@ -255,7 +255,7 @@ def test_without_a_version_it_begins_anew(host: Host) -> None:
     assert host.server.ranges() == []
 
 
-def test_a_complete_download_is_not_asked_for_again(host: Host) -> None:
+def test_a_complete_download_is_not_repeated(host: Host) -> None:
     content = tar(LARGE, "w")
     declared = host.pets(content)
     leave_half(host, declared, content)
@@ -266,7 +266,7 @@ def test_a_complete_download_is_not_asked_for_again(host: Host) -> None:
     assert len(host.server.requests) == asked + 1
 
 
-def test_another_checksum_is_refused_and_not_kept(host: Host) -> None:
+def test_another_checksum_is_an_error_and_the_file_is_removed(host: Host) -> None:
     declared = host.pets(tar(CONTENT), checksum=f"sha256:{'0' * 64}")
     why = host.settle(declared)["pets"]
     assert f"found {sha256(tar(CONTENT))[:10]}" in why
@@ -288,7 +288,7 @@ def test_nobody_there_is_told(host: Host) -> None:
     assert "cannot reach http://127.0.0.1:9/pets?...: " in why and "abc" not in why
 
 
-def test_secrets_go_to_their_host_alone(host: Host) -> None:
+def test_secrets_are_sent_only_to_their_host(host: Host) -> None:
     content = tar(CONTENT)
     declared = host.pets(content, headers={"X-Token": "abc"})
     declared["url"] = declared["url"].replace("//", "//user:pass@")
@@ -348,7 +348,7 @@ def special(**settings: Any) -> bytes:
         (zipped()[:-40], "cannot read the archive as"),
     ],
 )
-def test_a_bad_archive_is_refused(host: Host, archive: bytes, words: str) -> None:
+def test_a_damaged_archive_is_an_error(host: Host, archive: bytes, words: str) -> None:
     assert words in host.settle(host.pets(archive))["pets"]
     assert not host.tree.exists()
     assert not (host.data.parent / "odd").exists() and not (host.data / "odd").exists()
@@ -392,7 +392,7 @@ def test_links_inside_and_programs_stay_what_they_are(host: Host) -> None:
 # Room.
 
 
-def test_the_first_place_with_room_is_taken_and_linked(
+def test_the_first_disk_with_space_is_used_and_linked(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = {str(host.tree): 100, str(host.disk / "pets"): 10**9}
@@ -433,7 +433,7 @@ def test_a_disk_that_is_not_mounted_is_told_and_nothing_fetched(host: Host) -> N
 
 
 @pytest.mark.parametrize("when", ["download", "unpack"])
-def test_a_full_disk_leaves_nothing_half(
+def test_a_full_disk_leaves_no_incomplete_tree(
     host: Host, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     declared = host.pets(tar(LARGE, "w"))
@@ -457,7 +457,7 @@ def test_a_full_disk_leaves_nothing_half(
     assert host.settle(declared) == {}
 
 
-def test_what_an_interrupted_run_left_is_removed(host: Host) -> None:
+def test_files_of_an_interrupted_run_are_removed(host: Host) -> None:
     declared = host.pets(tar(CONTENT))
     stage = unfinished(host).parent
     (stage / staging.TREE / "half").mkdir(parents=True)
@@ -490,7 +490,7 @@ def test_another_version_replaces_the_first(host: Host) -> None:
 
 
 @pytest.mark.parametrize("act", ["added", "changed", "moved in"])
-def test_what_people_did_is_not_replaced(host: Host, act: str) -> None:
+def test_changes_of_users_are_kept(host: Host, act: str) -> None:
     host.settle(host.pets(tar(CONTENT)))
     file = host.tree / ("README" if act == "changed" else "train/models.bin")
     if act == "moved in":
@@ -534,7 +534,7 @@ def test_modes_follow_the_declared_one(host: Host) -> None:
     assert stat.S_IMODE((host.tree / "train").stat().st_mode) == 0o2750
 
 
-def test_removal_takes_what_the_role_made(host: Host) -> None:
+def test_removal_removes_files_of_the_role(host: Host) -> None:
     declared = host.pets(tar(CONTENT))
     host.disks = [str(host.disk)]
     host.settle(declared)
@@ -557,7 +557,7 @@ def test_an_interrupted_removal_is_finished(host: Host) -> None:
     assert list(host.data.iterdir()) == []
 
 
-def test_removal_leaves_what_people_added(host: Host) -> None:
+def test_removal_keeps_files_of_users(host: Host) -> None:
     host.settle(host.pets(tar(CONTENT)))
     (host.tree / "train/model").write_text("mine")
     (host.tree / "README").write_text("edited")
@@ -566,7 +566,7 @@ def test_removal_leaves_what_people_added(host: Host) -> None:
     assert "2 files" in host.said
 
 
-def test_what_is_not_the_roles_is_never_touched(host: Host) -> None:
+def test_foreign_trees_are_never_changed(host: Host) -> None:
     host.tree.mkdir(parents=True)
     (host.tree / "mine").write_text("mine")
     assert host.differences(host.plan({"name": "pets", "state": "absent"})) == []
@@ -632,7 +632,9 @@ def test_a_proxy_is_used_by_the_survey_and_by_the_download(
     assert host.settle(declared) == {}
 
 
-def test_one_that_fails_leaves_the_others(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_tree_does_not_stop_the_others(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good, bad = host.pets(tar(CONTENT)), {"name": "bad", "url": host.server.url("/none")}
     assert list(host.settle(bad, good)) == ["bad"]
     assert host.holds() == EXPECTED
@@ -644,7 +646,7 @@ def test_one_that_fails_leaves_the_others(host: Host, monkeypatch: pytest.Monkey
     assert host.settle({**good, "name": "other"}) == {"other": "LookupError: odd"}
 
 
-def test_long_work_tells_how_far_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_work_reports_progress(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "INTERVAL", 0)
     assert host.settle(host.pets(tar(LARGE, "w"))) == {}
     for words in ("downloaded: 2", "checked: 2", "unpacked: 2"):
@@ -652,7 +654,7 @@ def test_long_work_tells_how_far_it_is(host: Host, monkeypatch: pytest.MonkeyPat
     assert "min left" in host.said
 
 
-def test_the_worker_starts_from_what_was_sent_alone(tmp_path: Path, host: Host) -> None:
+def test_the_worker_needs_only_the_files_of_the_job(tmp_path: Path, host: Host) -> None:
     """An import that did not come along would show on a host only."""
     planned = host.plan(host.pets(tar(CONTENT)))
     arguments = {"secrets": planned["secrets"], "environment": {}}

@@ -67,7 +67,7 @@ def test_the_result_and_the_progress_come_back(
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_work_that_was_killed_fails_and_leaves_nothing(tmp_path: Path) -> None:
+def test_killed_work_fails_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(AnsibleActionFail, match="killed"):
         carry_out(tmp_path, KILLED)
     assert list((tmp_path / "work").iterdir()) == []
@@ -81,7 +81,7 @@ def test_jobs_of_controllers_that_went_away_are_removed_after_a_week(tmp_path: P
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["new"]
 
 
-def test_a_host_that_fails_is_told_with_its_words() -> None:
+def test_a_failure_on_the_host_has_its_output() -> None:
     reply = {"rc": 1, "stdout": "", "stderr": "No space left on device"}
     action: Any = SimpleNamespace(
         _templar=SimpleNamespace(available_variables={}),

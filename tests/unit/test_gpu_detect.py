@@ -56,7 +56,7 @@ def test_devices_are_counted_by_class(tmp_path: Path, model: str, gpus: int, swi
     assert (len(found.gpus), len(found.nvswitches)) == (gpus, switches)
 
 
-def test_a_gpu_is_read_whole(tmp_path: Path) -> None:
+def test_all_properties_of_a_gpu_are_read(tmp_path: Path) -> None:
     (gpu,) = read_bus(tmp_path, "nouveau").gpus
     assert gpu.address == "0000:01:00.0"
     assert (gpu.vendor, gpu.device, gpu.class_code) == (0x10DE, 0x2684, 0x030000)
@@ -68,7 +68,7 @@ def test_an_unbound_gpu_and_a_bound_one(tmp_path: Path) -> None:
     assert [gpu.driver for gpu in found] == ["vfio-pci", None]
 
 
-def test_virtual_functions_are_told_from_their_card(tmp_path: Path) -> None:
+def test_virtual_functions_differ_from_their_card(tmp_path: Path) -> None:
     found = read_bus(tmp_path, "sr-iov").gpus
     assert [gpu.virtual_function for gpu in found] == [False, True, True]
 
@@ -81,7 +81,7 @@ def test_virtual_functions_are_told_from_their_card(tmp_path: Path) -> None:
         ("unprivileged", None, None),
     ],
 )
-def test_a_vgpu_is_told_by_its_signature(
+def test_a_vgpu_is_detected_by_its_signature(
     tmp_path: Path, model: str, virtual: bool | None, version: str | None
 ) -> None:
     (gpu,) = read_bus(tmp_path, model).gpus
@@ -288,7 +288,7 @@ def test_holders(tmp_path: Path) -> None:
     )
 
 
-def test_processes_that_cannot_be_looked_into_are_admitted(tmp_path: Path) -> None:
+def test_unreadable_processes_are_reported(tmp_path: Path) -> None:
     process(tmp_path, 5, "secret", ["/dev/nvidia0"])
 
     class Closed(type(tmp_path)):  # type: ignore[misc]

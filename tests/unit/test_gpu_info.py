@@ -103,7 +103,7 @@ def test_every_model_is_tested_above() -> None:
     assert {case[0] for case in mark.args[1]} == set(pci_tree.MODELS)
 
 
-def test_what_is_said_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
+def test_properties_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
     answer = report(
         places(write_host_files(tmp_path, "workstation")), DriverRequest(), None, NOTHING_RUNS
     )
@@ -145,7 +145,7 @@ def test_companions_of_gpus_are_counted_by_class(
     assert (len(answer["audio"]), len(answer["nics"])) == (audio, nics)
 
 
-def test_what_is_said_of_the_host(tmp_path: Path) -> None:
+def test_properties_of_the_host(tmp_path: Path) -> None:
     options = write_host_files(
         tmp_path,
         "gh200",
@@ -275,7 +275,7 @@ def test_nvidia_smi_that_fails_is_reported_not_raised(
     assert answer["driver"]["supported"]
 
 
-def test_nvidia_smi_is_asked_within_a_time_limit(tmp_path: Path) -> None:
+def test_nvidia_smi_has_a_time_limit(tmp_path: Path) -> None:
     asked = []
 
     def run(command: list[str]) -> tuple[int, str, str]:

@@ -145,7 +145,7 @@ def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]
     return {check["what"]: check for check in checks}
 
 
-def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHost) -> None:
+def test_the_same_container_is_checked_before_and_after_the_reload(gpu_host: GpuHost) -> None:
     check = prove(gpu_host)["GPUs in containers"]
     assert check["ok"], check["seen"]
     assert check["seen"] == (
@@ -173,7 +173,7 @@ def test_the_same_container_is_asked_before_and_after_the_reload(gpu_host: GpuHo
 @pytest.mark.parametrize(
     ("after", "seen"), [(f"{LOST}\n", f"lists 0 of 2 GPUs ({LOST})"), (listing(1), "lists 1 of 2")]
 )
-def test_gpus_that_the_reload_took_are_told_with_what_to_do(
+def test_gpus_lost_by_the_reload_are_reported_with_a_remedy(
     gpu_host: GpuHost, after: str, seen: str
 ) -> None:
     gpu_host.answers["/info"] = OFF
@@ -187,13 +187,13 @@ def test_gpus_that_the_reload_took_are_told_with_what_to_do(
     assert gpu_host.called()[-2:] == ["docker rm --force c1", "docker image rm sha256:image"]
 
 
-def test_an_engine_before_cdi_gives_them_by_the_hook(gpu_host: GpuHost) -> None:
+def test_an_engine_without_cdi_uses_the_hook(gpu_host: GpuHost) -> None:
     gpu_host.answers["/info"] = HOOK
     assert prove(gpu_host)["GPUs in containers"]["ok"]
     assert any('--gpus all,"capabilities=compute,utility"' in line for line in gpu_host.called())
 
 
-def test_without_the_reload_the_container_is_asked_once(gpu_host: GpuHost) -> None:
+def test_without_the_reload_the_container_is_checked_once(gpu_host: GpuHost) -> None:
     check = prove(gpu_host, reload=False)["GPUs in containers"]
     assert check["ok"]
     assert "skipped systemctl daemon-reload" in check["seen"]
@@ -213,7 +213,7 @@ GPUS = {"Driver": "", "Capabilities": [["gpu"]]}
 @pytest.mark.parametrize(
     "host_config", [{"DeviceRequests": [GPUS]}, {"Runtime": "nvidia", "DeviceRequests": None}]
 )
-def test_nobody_elses_container_loses_its_gpus_by_the_proof(
+def test_the_check_takes_no_gpus_from_other_containers(
     gpu_host: GpuHost, host_config: dict[str, Any]
 ) -> None:
     gpu_host.answers.update(running(**host_config))
@@ -223,7 +223,7 @@ def test_nobody_elses_container_loses_its_gpus_by_the_proof(
     assert "systemctl daemon-reload" not in gpu_host.called()
 
 
-def test_a_container_that_ends_meanwhile_is_no_failure(gpu_host: GpuHost) -> None:
+def test_a_container_that_ends_meanwhile_is_not_a_failure(gpu_host: GpuHost) -> None:
     gpu_host.answers["/containers/json"] = [{"Id": "c9", "Names": ["/brief"]}]
     assert prove(gpu_host)["GPUs in containers"]["seen"].endswith("systemctl daemon-reload")
 
@@ -237,14 +237,14 @@ def test_a_container_that_ends_meanwhile_is_no_failure(gpu_host: GpuHost) -> Non
     ],
     ids=["by CDI", "without GPUs", "not systemd's devices"],
 )
-def test_containers_that_keep_them_do_not_stand_in_the_way(
+def test_containers_that_keep_their_gpus_do_not_prevent_the_reload(
     gpu_host: GpuHost, info: dict[str, Any], host_config: dict[str, Any]
 ) -> None:
     gpu_host.answers.update({"/info": info, **running(**host_config)})
     assert prove(gpu_host)["GPUs in containers"]["seen"].endswith("systemctl daemon-reload")
 
 
-def test_a_container_that_does_not_start_is_told_with_what_to_do(gpu_host: GpuHost) -> None:
+def test_a_container_that_does_not_start_is_reported_with_a_remedy(gpu_host: GpuHost) -> None:
     words = "CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=all"
     (gpu_host.folder / "refusal").write_text(words)
     check = prove(gpu_host)["GPUs in containers"]
@@ -254,7 +254,7 @@ def test_a_container_that_does_not_start_is_told_with_what_to_do(gpu_host: GpuHo
     assert gpu_host.called()[-1] == "docker image rm sha256:image"
 
 
-def test_a_gpu_that_the_driver_lost_is_told_and_no_container_is_tried(
+def test_a_lost_gpu_is_reported_and_no_container_starts(
     gpu_host: GpuHost, program: Callable[[str, str], None]
 ) -> None:
     program("nvidia-smi", f"printf '{listing(1)}'")
@@ -306,7 +306,7 @@ def test_slices_of_a_gpu_are_not_counted(
         ("nvidia-smi", "GPUs", "no driver is installed"),
     ],
 )
-def test_what_is_not_installed_is_not_missed(
+def test_missing_optional_parts_are_not_errors(
     gpu_host: GpuHost, missing: str, what: str, seen: str
 ) -> None:
     (gpu_host.folder / "programs" / missing).unlink()
@@ -315,7 +315,7 @@ def test_what_is_not_installed_is_not_missed(
     assert seen in check["seen"]
 
 
-def test_a_host_without_gpus_proves_none(
+def test_a_host_without_gpus_has_no_check(
     gpu_host: GpuHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {"devices": []})

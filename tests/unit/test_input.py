@@ -61,7 +61,9 @@ def role(name: str = "crew", options: dict[str, Any] | None = None) -> roles.Rol
         ("crew_hold", "perhaps", "crew_hold"),
     ],
 )
-def test_what_the_validator_would_convert_is_refused(name: str, value: Any, words: str) -> None:
+def test_values_that_the_validator_would_convert_are_errors(
+    name: str, value: Any, words: str
+) -> None:
     assert words in "; ".join(roles.check_values(role(), {name: value}))
 
 
@@ -78,11 +80,11 @@ def test_what_the_validator_would_convert_is_refused(name: str, value: Any, word
         ("crew_any", [0, 1]),
     ],
 )
-def test_what_the_roles_can_read_is_not(name: str, value: Any) -> None:
+def test_values_that_the_roles_can_read_are_accepted(name: str, value: Any) -> None:
     assert roles.check_values(role(), {name: value}) == []
 
 
-def test_a_value_that_is_refused_is_not_shown() -> None:
+def test_an_invalid_value_is_not_shown() -> None:
     found = roles.check_values(role(), {"crew_names": "hunter2", "crew_people": ["hunter2"]})
     assert len(found) == 2
     assert "hunter2" not in str(found)
@@ -107,7 +109,7 @@ ROLES = [
         ("users_access_users", "did you mean user_access_users"),
     ],
 )
-def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
+def test_a_misspelt_name_is_an_error(name: str, words: str) -> None:
     (found,) = roles.find_unknown_variables([name, "ml_images_present"], ROLES)
     assert words in found
 
@@ -125,5 +127,5 @@ def test_a_misspelt_name_is_refused(name: str, words: str) -> None:
         "crewing",
     ],
 )
-def test_other_names_are_the_inventorys_own(name: str) -> None:
+def test_other_names_are_ignored(name: str) -> None:
     assert list(roles.find_unknown_variables([name], ROLES)) == []

@@ -38,7 +38,7 @@ def owners(folder: Path) -> set[int]:
     return {path.lstat().st_uid for path in (folder, *folder.rglob("*"))}
 
 
-def test_all_of_it_is_given_back_once(run_module: RunModule, home: Path) -> None:
+def test_all_files_get_their_owner_back_once(run_module: RunModule, home: Path) -> None:
     assert docker_folder.ask_left_by_root("ada") == [".", "buildx", "config.json"]
     would = run_module(left_by_root, check=True, users=["ada"])
     assert would["users"] == ["ada"] and owners(home / ".docker") == {0}
@@ -49,7 +49,7 @@ def test_all_of_it_is_given_back_once(run_module: RunModule, home: Path) -> None
     assert not run_module(left_by_root, users=["ada"])["changed"]
 
 
-def test_nobody_and_nothing_there_is_no_difference(run_module: RunModule, home: Path) -> None:
+def test_a_missing_user_or_folder_is_no_difference(run_module: RunModule, home: Path) -> None:
     assert docker_folder.ask_left_by_root("nobody-of-this-name") is None
     (home / ".docker").rename(home / "away")
     assert docker_folder.ask_left_by_root("ada") == []
@@ -69,9 +69,7 @@ def test_links_are_not_followed(home: Path, tmp_path: Path) -> None:
     assert owners(secret) == {0}
 
 
-def test_a_file_with_a_further_name_and_a_third_persons_are_left_alone(
-    home: Path, tmp_path: Path
-) -> None:
+def test_hard_links_and_files_of_other_users_are_not_changed(home: Path, tmp_path: Path) -> None:
     other = tmp_path / "shadow"
     other.touch()
     (home / ".docker/shadow").hardlink_to(other)
@@ -86,7 +84,7 @@ def test_a_file_with_a_further_name_and_a_third_persons_are_left_alone(
     assert docker_folder.ask_left_by_root("ada") == []
 
 
-def test_a_home_that_is_not_the_users_is_not_looked_into(home: Path) -> None:
+def test_a_home_of_another_user_is_not_read(home: Path) -> None:
     os.chown(home, 0, 0)
     assert docker_folder.ask_left_by_root("ada") == []
     docker_folder.give_back(str(home), ADA, ADA)

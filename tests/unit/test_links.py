@@ -51,7 +51,7 @@ def test_what_differs(found: dict[str, str] | None, differences: list[tuple[str,
 @pytest.mark.parametrize(
     ("leads", "words"), [("", "something that is not a link"), ("/x", "a link to /x")]
 )
-def test_what_is_in_the_way_is_for_a_person_to_decide(leads: str, words: str) -> None:
+def test_an_obstacle_is_a_conflict(leads: str, words: str) -> None:
     answer = {"links": {"/bin": {"lab": leads}}}
     found = survey.compare({"": {"links": [ENTRY]}}, answer)[""]
     (conflict,) = found.conflicts
@@ -61,7 +61,7 @@ def test_what_is_in_the_way_is_for_a_person_to_decide(leads: str, words: str) ->
     assert [one.found for one in found.differences] == ["ml is missing"]
 
 
-def test_a_command_that_would_be_hidden_is_for_a_person_to_decide() -> None:
+def test_a_hidden_command_is_a_conflict() -> None:
     owned = {"links": [{**ENTRY, "unhidden": ["/usr/bin"]}]}
     assert survey.question([owned])["files"] == ["/usr/bin/lab", "/usr/bin/ml"]
     files: dict[str, Any] = {"/usr/bin/lab": None, "/usr/bin/ml": None}
@@ -103,7 +103,7 @@ def folder(tmp_path: Path) -> Path:
     return found
 
 
-def test_links_are_made_and_removed_and_nothing_else(
+def test_only_declared_links_are_created_and_removed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = [{"folder": str(folder), "target": TARGET, "names": ["ml", "lab"]}]
@@ -123,14 +123,14 @@ def test_links_are_made_and_removed_and_nothing_else(
     assert run(capsys, links=wanted)["changed"] is False
 
 
-def test_a_missing_folder_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_is_created(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = [{"folder": str(tmp_path / "a/b"), "target": TARGET, "names": ["ml"]}]
     assert run(capsys, links=wanted)["changed"]
     assert (tmp_path / "a/b/ml").is_symlink()
 
 
 @pytest.mark.parametrize("taken", ["name", "system"])
-def test_a_name_that_is_taken_keeps_no_other_link_from_being_made(
+def test_an_existing_name_does_not_stop_other_links(
     folder: Path, capsys: pytest.CaptureFixture[str], taken: str
 ) -> None:
     system = folder.parent / "system"

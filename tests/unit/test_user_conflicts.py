@@ -34,7 +34,7 @@ def test_homes_below_roots_folders_are_accepted(run_module: RunModule, base: Pat
 
 
 @pytest.mark.parametrize("name", ["team/a", "team/new/a", "link"])
-def test_links_and_folders_of_others_are_refused(
+def test_links_and_folders_of_others_are_errors(
     run_module: RunModule, base: Path, name: str
 ) -> None:
     (base / "team").mkdir()
