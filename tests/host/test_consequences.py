@@ -177,22 +177,24 @@ def test_live_restore_keeps_containers_over_a_restart(site: Adopted) -> None:
 def test_a_default_runtime_goes_together_with_its_runtime(site: Adopted) -> None:
     runtime = {"runtimes": {"nvidia": {"path": "/bin/false"}}}
     settings = {"log-level": "info", "live-restore": True}
+    site.on("docker stop -t 1 train")
     site.declare_engine({**settings, **runtime})
     site.converge()
     site.on(
-        f'sed -i \'s/{{/{{"default-runtime": "nvidia",/\' {DAEMON_JSON};'
+        f'sed -i \'1s/{{/{{"default-runtime": "nvidia",/\' {DAEMON_JSON};'
         "systemctl reset-failed docker; systemctl restart docker"
     )
     site.declare_engine(settings)
     site.converge()
     assert not {"runtimes", "default-runtime"} & site.settings().keys()
-    site.on("docker run --rm training:1 true || docker run --rm training:1 sleep 0")
+    site.on("docker run --rm training:1 sleep 0")
 
 
 def test_always_restarts_under_a_running_container(site: Adopted) -> None:
     site.declare_engine(
         {"log-level": "error", "live-restore": False}, docker_engine_restart="always"
     )
+    site.on("docker start train")
     assert "container train: would stop (owner alice" in site.slipway("plan").stdout
     site.converge()
     assert site.on("docker inspect --format '{{.State.Running}}' train") == "false"
