@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.lookup.role_plan import without_needs
 from ansible_collections.slipway.host.plugins.module_utils.roles import docker_engine
+from ansible_collections.slipway.host.plugins.modules import files, held_packages, units
 
 from tests.unit import survey
 from tests.unit.role_options import options
@@ -222,3 +224,11 @@ def test_what_cannot_work_is_refused(known: dict[str, Any], source: str, problem
 
 def test_removal_is_never_refused() -> None:
     assert plan(facts(systemd=False, docker_snap=True), state="absent")["owned"]["refused"] == []
+
+
+def test_the_modules_take_what_the_plan_declares() -> None:
+    owned = without_needs(plan(facts(docker_package="docker-ce"))["owned"])
+    for module, kind in ((files, "files"), (units, "units"), (held_packages, "packages")):
+        for entry in owned[kind]:
+            assert set(entry) <= set(module.ARGUMENT_SPEC[kind]["options"])
+    assert without_needs({"refused": ["no systemd"]}) == {"refused": ["no systemd"]}

@@ -52,4 +52,18 @@ class LookupModule(LookupBase):
         hostvars = variables or {}
         facts = hostvars.get("ansible_facts", {}).get("slipway")
         templar: Any = self._templar
-        return [role_plans.plan(str(name), hostvars, templar.template, facts) for name in terms]
+        plans = [role_plans.plan(str(name), hostvars, templar.template, facts) for name in terms]
+        return [{**plan, "owned": without_needs(plan["owned"])} for plan in plans]
+
+
+def without_needs(owned: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return owned state without the key ``needs``, which only the survey reads."""
+    return {
+        kind: [
+            {key: value for key, value in entry.items() if key != "needs"}
+            if isinstance(entry, Mapping)
+            else entry
+            for entry in entries
+        ]
+        for kind, entries in owned.items()
+    }
