@@ -131,6 +131,8 @@ def _mounts() -> Iterator[Tamper]:
         apply = f"mv {path} {KEEP}; ln -s {target} {path}"
         yield Tamper("mounts", path, "link", f"a link to {target}", apply, undo)
     yield Tamper("mounts", path, "path", "removed", f"mv {path} {KEEP}", f"mv {KEEP} {path}")
+    closed, undo = f"chown root:root {path}", f"chown 4001:4500 {path}"
+    yield Tamper("mounts", path, "writable", "closed to its service", closed, undo)
 
 
 def _parents() -> Iterator[Tamper]:
