@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.ml import (
-    complete,
+    commands,
     guard,
     main,
     settings,
@@ -185,7 +185,7 @@ OPTIONS = st.one_of(
 )
 ALIAS_WORDS = st.lists(OPTIONS, max_size=5).map(lambda groups: [word for g in groups for word in g])
 ML_WORDS = st.one_of(
-    st.tuples(st.sampled_from([*complete.COMMANDS, "--complete", "--help", "x"]), ALIAS_WORDS).map(
+    st.tuples(st.sampled_from([*commands.VERBS, "--complete", "--help", "x"]), ALIAS_WORDS).map(
         lambda pair: [pair[0], *pair[1]]
     ),
     st.tuples(

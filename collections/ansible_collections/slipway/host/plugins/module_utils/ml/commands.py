@@ -291,6 +291,7 @@ def print_candidates(host: Host, words: Sequence[str]) -> int:
     candidates = complete.complete_words(
         words,
         host,
+        VERBS,
         list_running=lambda: _names_of_caller(containers.list_running(docker)),
         list_ended=lambda: _names_of_caller(containers.list_ended(docker)),
         list_images=lambda: [image.short_name(host) for image in images.list_images(docker)],

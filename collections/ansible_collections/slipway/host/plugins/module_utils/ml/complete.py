@@ -7,7 +7,7 @@ If there are none, the shell completes file names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .settings import Host
 
@@ -20,10 +20,6 @@ ALIAS_OPTIONS = (
 WITH_VALUE = {
     *("--env", "-e", "--gpus", "--image", "--port", "--volume", "-v", "--workdir", "-w"),
 }
-COMMANDS = (
-    *("commit", "doctor", "gui", "list", "load", "logs", "push", "remove", "run", "save"),
-    *("stop", "url"),
-)
 # Options of commands of ml whose words are containers.
 CONTAINER_OPTIONS = {"stop": ["--all"], "remove": ["--all"], "logs": ["--follow"], "url": []}
 
@@ -34,6 +30,7 @@ List = Callable[[], list[str]]
 def complete_words(
     words: Sequence[str],
     host: Host,
+    commands: Iterable[str],
     list_running: List,
     list_ended: List,
     list_images: List,
@@ -41,15 +38,15 @@ def complete_words(
 ) -> list[str]:
     """Return the candidates for the last of the WORDS; the first word is the command.
 
-    The functions list the caller's containers, the images and the GPUs of this host.  They are
-    slow, so each is called only if its result is needed.
+    COMMANDS are those of ml. The functions list the caller's containers, the images and the GPUs of
+    this host. They are slow, so each is called only if its result is needed.
     """
     command, *previous = words[:-1] or [ML]
     current = words[-1] if len(words) > 1 else ""
     if command != ML:
         return _complete_alias(command, previous, current, host, list_images, list_gpus)
     if not previous:
-        return [*COMMANDS, "--help"]
+        return [*sorted(commands), "--help"]
     verb, *arguments = previous
     if verb in ("run", "gui"):
         if not arguments:
