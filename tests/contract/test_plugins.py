@@ -209,7 +209,7 @@ def test_a_foreign_import_is_named(tmp_path: Path) -> None:
         f"from {PACKAGE}.module_utils.images import job\n"
     )
     # By way of the catalogue, which reads YAML and renders templates.
-    assert {"context.py: jinja2", "declaration.py: yaml"} <= set(foreign(file))
+    assert {"context.py: jinja2", "strict_yaml.py: yaml"} <= set(foreign(file))
 
 
 def test_every_module_sets_the_environment_of_hosts() -> None:

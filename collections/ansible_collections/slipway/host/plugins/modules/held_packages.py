@@ -184,7 +184,7 @@ def describe_after(states: Mapping[str, changes.PackageState], actions: changes.
         k: v for k, v in states.items() if k not in actions.purge
     }
     for word in actions.install:
-        name, _, version = word.partition("=")
+        name, _separator, version = word.partition("=")
         after[name] = ["install", "installed", version or "(newest)"]
     for name in [*actions.hold, *actions.unhold]:
         _want, state, version = after[name] or ("", "", "")

@@ -51,7 +51,7 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
     try:
         while True:
             output = _run_command(action, read_state % (displayed_bytes + 1))
-            outcome, _, progress = output.partition("----\n")
+            outcome, _separator, progress = output.partition("----\n")
             displayed_bytes += len(progress.encode())
             for line in progress.splitlines():
                 display.display(f"{host}: {escape_control(line)}")

@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 # State of a package in dpkg: ``[want, state, version]``, None if dpkg does not know the package.
-PackageState = Sequence[str] | None
+PackageState: TypeAlias = "Sequence[str] | None"
 
 OPTIONS = [
     "--quiet=2",

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ansible_collections.slipway.host.plugins.module_utils.data.limit import Limit
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import Meter, TreeError
@@ -163,11 +163,11 @@ def _zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
             "cannot unpack the archive: the program zstd is missing on the host. Install zstd."
         )
     with subprocess.Popen(["zstd", "-dcq"], stdin=file, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+        output = cast("IO[bytes]", process.stdout)
         try:
-            yield process.stdout
+            yield output
             # Read to the end to detect a damaged archive, but data after a tar may be endless.
-            ended = any(not process.stdout.read(CHUNK) for _ in range(CHUNKS_AFTER_END))
+            ended = any(not output.read(CHUNK) for _number in range(CHUNKS_AFTER_END))
         except BaseException:
             process.kill()
             raise

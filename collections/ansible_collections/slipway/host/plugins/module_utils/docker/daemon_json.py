@@ -92,7 +92,7 @@ class Merge:
         """Whether a running daemon applies the changes only after a restart."""
         return any(
             not applies_on_reload(key, old, new)
-            for (key, *_), old, new in changes(self.before, self.after, depth=1)
+            for (key, *_rest), old, new in changes(self.before, self.after, depth=1)
         )
 
     @property
@@ -100,7 +100,7 @@ class Merge:
         """Whether ``live-restore`` keeps containers running while the engine restarts for this."""
         return all(
             keeps_containers(key, old, new)
-            for (key, *_), old, new in changes(self.before, self.after, depth=1)
+            for (key, *_rest), old, new in changes(self.before, self.after, depth=1)
         )
 
     @property
@@ -130,7 +130,7 @@ def plan_merge(
     before = parse(text or "", name)
     selected = select_defaults(before, _to_plain_json(defaults or {}), declared, record)
     declared = merge(selected, declared, "the default settings")
-    declared_keys = {key for key, _ in leaves(declared)}
+    declared_keys = {key for key, _value in leaves(declared)}
     after = withdraw_keys(before, [owned for owned in record if owned.key not in declared_keys])
     for key in removed_keys:
         after = without_key(after, key, keep=len(key))
@@ -184,7 +184,7 @@ def _to_plain_json(settings: Mapping[str, Any]) -> Json:
 
 def _check_contradictions(settings: Json, absent: Sequence[KeyPath]) -> None:
     for key in absent:
-        for setting, _ in leaves(settings):
+        for setting, _value in leaves(settings):
             if setting[: len(key)] == key:
                 raise DaemonJsonError(
                     f"absent: {join_key(key)} contradicts settings, which sets "

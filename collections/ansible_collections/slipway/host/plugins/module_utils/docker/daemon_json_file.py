@@ -217,7 +217,9 @@ class DaemonJsonFile:
         if not self.params["unit"] or systemctl is None:
             return {}
         properties = "--property=ExecStart,Environment,EnvironmentFiles"
-        rc, unit, _ = self.module.run_command([systemctl, "show", properties, self.params["unit"]])
+        rc, unit, _error = self.module.run_command(
+            [systemctl, "show", properties, self.params["unit"]]
+        )
         if rc != 0:
             return {}
         files = [Path(name) for name in list_environment_files(unit)]

@@ -122,7 +122,7 @@ def describe_kind(value: Any) -> str:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Json:
-    for key, count in Counter(key for key, _ in pairs).items():
+    for key, count in Counter(key for key, _value in pairs).items():
         if count > 1:
             quoted = json.dumps(key, ensure_ascii=False)
             raise _RefusedError(

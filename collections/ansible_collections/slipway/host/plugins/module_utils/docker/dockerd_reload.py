@@ -53,7 +53,7 @@ def applies_on_reload(key: str, old: Any, new: Any) -> bool:
     """Return whether a reload applies the change of a top-level key of the file."""
     if key == "features":
         old, new = (value if isinstance(value, dict) else {} for value in (old, new))
-        return all(name in RELOADED_FEATURES for (name, *_), *_ in changes(old, new))
+        return all(name in RELOADED_FEATURES for (name, *_rest), *_rest in changes(old, new))
     removed = new is MISSING or new is None
     return key in RESET_ON_RELOAD or (key in KEPT_ON_RELOAD and not removed)
 
@@ -87,5 +87,5 @@ def keeps_containers(key: str, old: Any, new: Any) -> bool:
     """Whether live-restore works across the change of a key at the top of the file."""
     if key == "features":
         old, new = (value if isinstance(value, dict) else {} for value in (old, new))
-        return all(name != "containerd-snapshotter" for (name, *_), *_ in changes(old, new))
+        return all(name != "containerd-snapshotter" for (name, *_rest), *_rest in changes(old, new))
     return key not in LOSE_CONTAINERS

@@ -95,9 +95,9 @@ def _driver(driver: Driver, options: Options) -> Iterator[Message]:
     except CudaCallError as error:
         yield _check(_failure(cuda_judge.COUNT, error, options), started)
         return
-    for gpu, _ in described:
+    for gpu, _value in described:
         yield "gpu", asdict(gpu)
-    gpus = [gpu for gpu, _ in described]
+    gpus = [gpu for gpu, _value in described]
     yield _check(cuda_judge.judge_count(gpus, options.expected, options.in_container), started)
     opened: list[Opened] = []
     for gpu, device in described:
@@ -323,7 +323,7 @@ def _peer_copy(source: Opened, target: Opened, size: int) -> tuple[Check, dict[s
 def _speed(size: int, act: Callable[[], None]) -> float:
     """Return the best speed of several copies of SIZE bytes, in 10**9 bytes per second."""
     best = float("inf")
-    for _ in range(COPY_REPEATS):
+    for _number in range(COPY_REPEATS):
         started = time.perf_counter()
         act()
         best = min(best, time.perf_counter() - started)

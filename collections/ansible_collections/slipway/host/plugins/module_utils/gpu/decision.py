@@ -120,7 +120,7 @@ def _decide_for_first_source(
 
 
 def _package_sources(host: HostFacts, request: DriverRequest) -> tuple[str, ...]:
-    releases = {(distribution, release) for _, distribution, release in branches.OFFERS}
+    releases = {(distribution, release) for _source, distribution, release in branches.OFFERS}
     if (host.distribution, host.release) not in releases:
         names = join_words(f"{name.capitalize()} {release}" for name, release in sorted(releases))
         raise Refusal(

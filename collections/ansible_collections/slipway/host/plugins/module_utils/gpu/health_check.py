@@ -69,7 +69,7 @@ def read_kernel_log(path: str = KERNEL_LOG) -> list[str]:
     except OSError:
         return _read_journal()
     complete = bool(records) and records[0][0] == 0
-    return [*([] if complete else _read_journal()), *(line for _, line in records)]
+    return [*([] if complete else _read_journal()), *(line for _time, line in records)]
 
 
 def _read_records(path: str) -> Iterator[tuple[int, str]]:

@@ -112,7 +112,7 @@ def failure(code: int, output: str) -> str:
 
 def sysfs_address(bus_id: str) -> str:
     """Convert ``00000000:0C:00.0`` to the form of sysfs, ``0000:0c:00.0``."""
-    domain, _, rest = bus_id.lower().partition(":")
+    domain, _separator, rest = bus_id.lower().partition(":")
     try:
         return f"{int(domain, 16):04x}:{rest}"
     except ValueError:
@@ -163,5 +163,5 @@ def _switch(text: str | None) -> bool | None:
 
 
 def _mebibytes(text: str | None) -> int | None:
-    number, _, unit = (text or "").partition(" ")
+    number, _separator, unit = (text or "").partition(" ")
     return int(number) if number.isdigit() and unit == "MiB" else None

@@ -279,7 +279,7 @@ def _files() -> Iterable[str]:
     yield from programs
     for program in (*programs, smi, *_ctypes()):
         yield from _libraries(program)
-    for folder in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
+    for folder in dict.fromkeys((sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))):
         yield from _standard_library(Path(folder))
 
 

@@ -128,9 +128,9 @@ def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModul
     MODULES is the folder with the modules of each kernel.
     """
     for path in detect.module_files(modules, kernel):
-        code, version, _ = run(["modinfo", "-F", "version", str(path)])
+        code, version, _error = run(["modinfo", "-F", "version", str(path)])
         if code == 0 and version.strip():
-            _, license_text, _ = run(["modinfo", "-F", "license", str(path)])
+            _status, license_text, _error = run(["modinfo", "-F", "license", str(path)])
             flavour = detect.flavour_of_license(license_text)
             return detect.KernelModule(version.strip(), flavour, str(path))
     return None

@@ -16,7 +16,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import record, smoke
@@ -45,9 +45,9 @@ def save_images(path: str, references: Sequence[str]) -> None:
             ["docker", "save", *references], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process,
     ):
-        assert process.stdout is not None
+        output = cast("IO[bytes]", process.stdout)
         with open(descriptor, "wb", closefd=False) as archive:
-            digest = _copy(process.stdout, archive)
+            digest = _copy(output, archive)
         errors = process.communicate()[1].decode("utf-8", "replace").strip()
         if process.returncode != 0:
             raise ArchiveError(f"docker save failed: {errors or process.returncode}")
@@ -171,9 +171,9 @@ def _load_contents(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         ) as process:
-            assert process.stdin is not None
+            program_input = cast("IO[bytes]", process.stdin)
             try:
-                read = _copy(stream, process.stdin)
+                read = _copy(stream, program_input)
             except BrokenPipeError:
                 read = ""
             errors = process.communicate()[1].decode("utf-8", "replace").strip()

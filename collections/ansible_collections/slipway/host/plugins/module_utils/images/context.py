@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jinja2
-
 # Files of tools, which are not copied into an image.
 _TOOL_FILES = frozenset({"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
 
@@ -67,6 +65,9 @@ def render(images: Path, template: str, variables: Mapping[str, Any]) -> str:
     Templates extend and import each other by their path in that folder. Raise ContextError with
     the template's file and line for a mistake in the template.
     """
+    # Imported late, because the survey reads digests from its cache.
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(images),
         undefined=jinja2.StrictUndefined,

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import yaml
 from ansible_collections.slipway.host.plugins.module_utils.images import released
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator, ValidationError
 
 Schema = Mapping[str, Any]
-KeyPath = tuple[str | int, ...]
+KeyPath: TypeAlias = "tuple[str | int, ...]"
 
 _TYPE_NAMES: Mapping[str, str] = {
     "object": "a mapping",
@@ -80,22 +79,21 @@ def load(path: Path, schema: Schema, warnings: list[str] | None = None) -> dict[
     Raise DeclarationError for a file that cannot be read or is not YAML, for a duplicate key, and
     for everything the schema forbids.  The error lists all problems, each with its line.
     """
+    # Imported late, because the survey reads catalogues from its cache.
+    from ansible_collections.slipway.host.plugins.module_utils.images import strict_yaml
+
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_StrictLoader)
-        document = yaml.load(text, Loader=_StrictLoader)
+        document, node = strict_yaml.read(text)
     except (OSError, UnicodeDecodeError) as error:
         raise DeclarationError(f"{path}: cannot read the file: {error}.") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise DeclarationError(f"{path}:{line}: invalid YAML: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise DeclarationError(f"{path}: invalid YAML: {error}.") from error
+    except strict_yaml.StrictYamlError as error:
+        raise DeclarationError(f"{path}{error.place}: invalid YAML: {error}.") from error
     renamed: list[KeyPath] = []
     conflicts: list[Problem] = []
     document = _rename_old_keys(document, schema, schema, (), renamed, conflicts)
     problems = [*conflicts, *_validate_file(path, document, schema)]
-    located = [(_line(node, problem.path), problem) for problem in problems]
+    located = [(strict_yaml.line_of(node, problem.path), problem) for problem in problems]
     if located:
         located.sort(key=lambda entry: entry[0])
         raise DeclarationError("\n".join(f"{path}:{line}: {problem}" for line, problem in located))
@@ -103,7 +101,7 @@ def load(path: Path, schema: Schema, warnings: list[str] | None = None) -> dict[
         raise DeclarationError(f"{path}:1: {_describe(document)}; expected a mapping.")
     if warnings is not None:
         warnings += [
-            f"{path}:{_line(node, key)}: {key_path(key)} is now named "
+            f"{path}:{strict_yaml.line_of(node, key)}: {key_path(key)} is now named "
             f"{_rule_at(schema, key)['renamedTo']}. The old name is accepted until version "
             f"{OLD_KEYS_UNTIL}."
             for key in renamed
@@ -330,43 +328,3 @@ def _expect(expected: str, rule: Schema) -> str:
 def _allowed(rule: Schema, pattern: str) -> str:
     """Return the rule's description, else the pattern that a text must match."""
     return str(rule.get("description") or f"text that matches {pattern}")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without duplicate keys and without dates: `2023-04-30` is a text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Raise an error for a duplicate key; YAML would silently use the last one."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key_node.value!r}", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _line(node: yaml.Node | None, path: KeyPath) -> int:
-    """Return the line, from 1, of the deepest part of the path that the document has."""
-    line = 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            entries = [(key, value) for key, value in node.value if key.value == str(part)]
-            if not entries:
-                break
-            line, node = entries[0][0].start_mark.line + 1, entries[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

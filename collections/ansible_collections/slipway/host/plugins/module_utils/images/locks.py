@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import cast
 
 TORCH_FAMILY = frozenset({"torch", "torchvision", "torchaudio"})
 """Compiled against each other, so all of them must come from one index."""
@@ -59,8 +60,7 @@ def read_pins(text: str) -> tuple[Pin, ...]:
             paragraphs[-1].append(line)
     pins = []
     for lines in paragraphs:
-        match = _PIN.match(lines[0])
-        assert match is not None
+        match = cast("re.Match[str]", _PIN.match(lines[0]))
         name, marker = normalise_name(match["name"]), match["marker"] or ""
         pins.append(Pin(name, match["version"], marker, "\n".join(lines) + "\n"))
     return tuple(pins)

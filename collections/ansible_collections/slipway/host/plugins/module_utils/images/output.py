@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import IO, cast
 
 
 def last_lines(output: str, count: int = 25) -> str:
@@ -17,11 +18,11 @@ def last_lines(output: str, count: int = 25) -> str:
 
 def read_lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     """Yield the lines of PROCESS's output, and None from time to time while there is none."""
-    assert process.stdout is not None
-    os.set_blocking(process.stdout.fileno(), False)
+    stream = cast(IO[bytes], process.stdout)
+    os.set_blocking(stream.fileno(), False)
     pending = b""
     while True:
-        chunk = process.stdout.read()
+        chunk = stream.read()
         if chunk == b"":
             break
         if chunk is None:

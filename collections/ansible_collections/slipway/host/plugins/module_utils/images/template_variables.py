@@ -103,7 +103,7 @@ def _labels(settings: Mapping[str, Any]) -> dict[str, str]:
 def _version(image: Image, root: Base, pins: Sequence[Pin]) -> str:
     """Return an image's version: the declared one, or for `lock:NAME` that of a locked package."""
     declared: str = image.settings["version"]
-    kind, _, name = declared.partition(":")
+    kind, _separator, name = declared.partition(":")
     if kind != "lock":
         return declared
     python = root.python.version if root.python else ""

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 from .caller import home_folder
 
@@ -196,7 +196,7 @@ def _dialled(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     pipe = subprocess.PIPE
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for _ in range(count):
+        for _number in range(count):
             processes.append(subprocess.Popen(DIAL, stdin=pipe, stdout=pipe, stderr=pipe))
         yield processes
     except OSError as error:
@@ -208,8 +208,8 @@ def _dialled(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None  # every stream of the process is a pipe
-    return stream
+    # Every stream of the process is a pipe.
+    return cast("IO[bytes]", stream)
 
 
 def _read_process(process: subprocess.Popen[bytes]) -> Answer:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from .caller import expand_home
 from .errors import MlError
@@ -66,7 +66,7 @@ def select_cookie(authority: bytes, number: int, host: str = "") -> bytes:
     while position + 2 <= len(authority):
         position += 2
         texts = []
-        for _ in range(4):
+        for _number in range(4):
             (length,) = struct.unpack_from(">H", authority, position)
             texts.append(authority[position + 2 : position + 2 + length])
             position += 2 + length
@@ -169,8 +169,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Copy until both ends are closed."""
-        server = self.server
-        assert isinstance(server, _Relay)
+        server = cast("_Relay", self.server)
         with socket.create_connection(server.target) as upstream:
             back = threading.Thread(target=_copy, args=(upstream, self.request), daemon=True)
             back.start()

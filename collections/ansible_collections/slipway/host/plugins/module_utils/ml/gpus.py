@@ -81,7 +81,7 @@ def _output(process: subprocess.Popen[bytes] | None) -> str:
     if process is None:
         return ""
     try:
-        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+        output, _error = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         return ""
@@ -112,7 +112,7 @@ def parse_processes(listing: str) -> dict[str, str]:
     """Return the process that computes on each GPU, by UUID, from the output of nvidia-smi."""
     processes: dict[str, str] = {}
     for line in listing.splitlines():
-        uuid, _, pid = (field.strip() for field in line.partition(","))
+        uuid, _separator, pid = (field.strip() for field in line.partition(","))
         processes.setdefault(uuid, _describe_process(pid))
     return processes
 

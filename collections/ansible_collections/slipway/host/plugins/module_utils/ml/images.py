@@ -155,10 +155,10 @@ def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subp
             raise MlError(f"command {error.filename} not found on this host") from None
         except (OSError, ValueError) as error:
             raise MlError(f"cannot run {first[0]} and {second[0]}: {error}") from None
-        assert head.stdout is not None  # the stream is a pipe
         # So that the first program notices the end of the second.
-        head.stdout.close()
-        output, _ = tail.communicate()
+        if head.stdout is not None:
+            head.stdout.close()
+        output, _error = tail.communicate()
         if head.wait() != 0 or tail.returncode != 0:
             errors.seek(0)
             lines = [line.strip() for line in errors if line.strip()]

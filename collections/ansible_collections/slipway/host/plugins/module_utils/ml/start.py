@@ -136,7 +136,7 @@ def _parse_volume(text: str) -> dict[str, Any]:
 
 
 def _parse_port(text: str) -> tuple[str, Any]:
-    name, _, number = text.partition("=")
+    name, _separator, number = text.partition("=")
     return name, settings.parse_port(number)
 
 
@@ -351,7 +351,7 @@ def run_to_end(docker: Docker, words: Sequence[str]) -> int:
     def pass_on(number: int, _frame: object) -> None:
         process.send_signal(number)
 
-    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_signal: None)
     try:
         process = subprocess.Popen(words)
     except (OSError, ValueError) as error:

@@ -154,7 +154,10 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
         # Whatever is beside the program, Python may import instead of it.
         "folders": [
             {"path": LIBRARY, "entries": sorted({PACKAGE, complete.ML})},
-            {"path": f"{LIBRARY}/{PACKAGE}", "entries": [name for name, _ in program_sources()]},
+            {
+                "path": f"{LIBRARY}/{PACKAGE}",
+                "entries": [name for name, _value in program_sources()],
+            },
         ],
         "links": [
             {

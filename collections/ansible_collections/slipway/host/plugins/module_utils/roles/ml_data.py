@@ -249,7 +249,7 @@ def _check_apart(trees: Sequence[Item]) -> None:
 def _checksum(where: str, declared: str) -> str:
     if not declared:
         return ""
-    kind, _, digits = declared.lower().partition(":")
+    kind, _separator, digits = declared.lower().partition(":")
     if CHECKSUMS.get(kind) != len(digits) or re.search(r"[^0-9a-f]", digits):
         raise DataError(
             f"{where}: checksum is {declared!r}; expected ALGORITHM:DIGITS with one of "

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.services.mounts import Mount
 from ansible_collections.slipway.host.plugins.module_utils.services.project import Project
@@ -143,4 +142,7 @@ def compose_text(
     # By way of JSON, because YAML refuses Ansible's own string types. Compose takes a single dollar
     # for the beginning of a variable.
     plain = json.loads(json.dumps(document).replace("$", "$$"))
+    # Imported late, because the host may lack PyYAML; only the controller writes this file.
+    import yaml
+
     return HEADER + yaml.safe_dump(plain, sort_keys=False)

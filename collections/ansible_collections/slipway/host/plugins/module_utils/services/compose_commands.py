@@ -100,7 +100,7 @@ def published_ports(module: HostModule) -> dict[str, list[str]]:
         ["docker", "inspect", "--format", template, *listed.split()]
     )
     for line in out.splitlines():
-        name, _, bindings = line.partition(" ")
+        name, _separator, bindings = line.partition(" ")
         published.setdefault(name, []).extend(
             f"{binding['HostIp']}:{binding['HostPort']}"
             for bound in (json.loads(bindings) or {}).values()

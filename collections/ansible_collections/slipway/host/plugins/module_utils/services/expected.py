@@ -93,7 +93,7 @@ def expected_container(
 
 
 def _tmpfs(entry: str) -> tuple[str, str]:
-    path, _, options = entry.partition(":")
+    path, _separator, options = entry.partition(":")
     return path, options
 
 

@@ -16,7 +16,7 @@ ANY_ADDRESS = ("", "0.0.0.0", "::", "[::]")
 
 def clash(port: str, other: str) -> bool:
     """Whether two containers cannot publish both ports at the same time."""
-    (address, _, number), (other_address, _, other_number) = (
+    (address, _separator, number), (other_address, _separator, other_number) = (
         port.rpartition(":"),
         other.rpartition(":"),
     )

@@ -66,7 +66,7 @@ def ask_devices(beginning: str) -> Json:
     import grp
     import stat
 
-    folder, _, start = beginning.rpartition("/")
+    folder, _separator, start = beginning.rpartition("/")
     found: Json = {}
     for name in reading.list_names(folder) or []:
         if not name.startswith(start):

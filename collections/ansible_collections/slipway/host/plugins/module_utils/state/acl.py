@@ -21,7 +21,7 @@ _OWNER, _GROUP, _MASK, _OTHER = 0x01, 0x04, 0x10, 0x20
 _RIGHTS = ("---", "--x", "-w-", "-wx", "r--", "r-x", "rw-", "rwx")
 _WORDS = {_OWNER: "owner", _GROUP: "group", _MASK: "mask", _OTHER: "others"}
 
-Entries: TypeAlias = "Mapping[tuple[int, int], int]"
+Entries: TypeAlias = Mapping[tuple[int, int], int]
 
 
 def parse(text: str) -> dict[tuple[int, int], int]:

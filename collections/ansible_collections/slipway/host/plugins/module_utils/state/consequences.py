@@ -28,9 +28,9 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
-Statements: TypeAlias = "Mapping[str, engine.Owned]"
-Drift: TypeAlias = "Mapping[str, Sequence[Difference]]"
-Consequence: TypeAlias = "dict[str, str]"
+Statements: TypeAlias = Mapping[str, engine.Owned]
+Drift: TypeAlias = Mapping[str, Sequence[Difference]]
+Consequence: TypeAlias = dict[str, str]
 
 DOCKER = "docker.service"
 HOOK_PACKAGES = frozenset({"nvidia-container-toolkit", "nvidia-container-toolkit-base"})

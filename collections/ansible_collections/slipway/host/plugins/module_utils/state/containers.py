@@ -92,7 +92,7 @@ def ask_engine(path: str) -> Any:
             chunks.append(chunk)
     finally:
         connection.close()
-    head, _, body = b"".join(chunks).partition(b"\r\n\r\n")
+    head, _separator, body = b"".join(chunks).partition(b"\r\n\r\n")
     status = head.split(b" ", 2)[1]
     if status != b"200":
         raise ValueError(f"Docker answered {status.decode('ascii', 'replace')}")
@@ -239,7 +239,7 @@ def _ask_object(path: str) -> Json | None:
 def _variables(config: Json) -> list[tuple[str, str]]:
     """Return the environment variables of a container or image."""
     pairs = [text.partition("=") for text in config.get("Env") or ()]
-    return [(name, value) for name, _, value in pairs]
+    return [(name, value) for name, _value, value in pairs]
 
 
 def _describe(listed: Json, inspected: Json, image: Json) -> Json:

@@ -133,7 +133,7 @@ def _compare_holders(entry: Entry, answer: Answer) -> Iterator[Change]:
     text = entry.get("holds")
     if not text:
         return
-    folder, _, name = entry["path"].rpartition("/")
+    folder, _separator, name = entry["path"].rpartition("/")
     if folder in entry["alone_in"] and name not in answer["holders"][folder]:
         yield f"without {text}", f"a file that contains {text}"
     for rival in rivals(entry, answer):

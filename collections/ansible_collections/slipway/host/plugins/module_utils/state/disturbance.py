@@ -222,7 +222,7 @@ def _terminal_of(folder: str) -> str:
     A program that waits for a login has a terminal, and is no login.
     """
     text = reading.read_word(f"{folder}/stat")
-    name, _, rest = text.partition("(")[2].rpartition(")")
+    name, _separator, rest = text.partition("(")[2].rpartition(")")
     fields = rest.split()
     if len(fields) < 5 or name in LOGIN_PROGRAMS or fields[3] != text.partition(" ")[0]:
         return ""

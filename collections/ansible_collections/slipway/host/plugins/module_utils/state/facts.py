@@ -63,7 +63,7 @@ def ask_system(os_release: str = "/etc/os-release", proc: str = "/proc") -> Json
     """
     release: dict[str, str] = {}
     for line in (reading.read_file(os_release) or b"").decode("utf-8", "replace").splitlines():
-        key, _, value = line.partition("=")
+        key, _separator, value = line.partition("=")
         release[key] = value.strip().strip("\"'")
     system = os.uname()
     version = release.get("VERSION_ID", "")

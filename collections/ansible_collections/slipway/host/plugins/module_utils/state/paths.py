@@ -438,7 +438,7 @@ def opened_parent(
     path: str, owners: Collection[int] | None = None, make: bool = False
 ) -> Iterator[tuple[Folder, str]]:
     """Open the folder that holds PATH; yield it with the last component of PATH."""
-    parent, _, name = path.rstrip("/").rpartition("/")
+    parent, _separator, name = path.rstrip("/").rpartition("/")
     if name in ("", ".", ".."):
         raise ValueError(f"not a path of a file: {path!r}")
     with opened_folder(parent or "/", owners, make) as folder:

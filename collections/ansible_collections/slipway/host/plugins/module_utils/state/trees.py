@@ -188,7 +188,7 @@ def read_checkout(top: int) -> Json | None:
             head = next((line[0] for line in packed if line[-1] == reference), "")
     url, section = "", ""
     for line in text("config").splitlines():
-        key, _, value = line.strip().partition("=")
+        key, _separator, value = line.strip().partition("=")
         if key.startswith("["):
             section = key
         elif section == '[remote "origin"]' and key.strip() == "url":
