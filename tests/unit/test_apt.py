@@ -506,7 +506,7 @@ def test_a_version_of_an_unread_source_is_not_replaced_by_the_newest(
     result = run_module(held_packages, packages=wanted, version_fallback="newest")
     assert calls() == ["apt-get install a=2", "apt-get update", "apt-get install a=2"]
     assert result["failed"]
-    assert "no usable source has version 2. Nothing was changed." in result["msg"]
+    assert "no usable source has version 2. No package was installed or removed." in result["msg"]
     assert "apt source http://m/dists/noble/InRelease: download failed" in result["msg"]
 
 

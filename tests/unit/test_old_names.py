@@ -180,7 +180,8 @@ def test_both_names_stop_the_run(role: str, variables: dict[str, Any], error: st
     with pytest.raises(AnsibleActionFail) as raised:
         role_plans.read_options(roles.load(role), variables, as_is)
     assert str(raised.value).startswith(error)
-    assert str(raised.value).endswith("Nothing was changed.")
+    # A role asks for its plan between changes.
+    assert "Nothing was changed" not in str(raised.value)
 
 
 def test_both_names_stop_a_role_that_runs_without_the_survey() -> None:

@@ -152,6 +152,17 @@ def test_what_a_role_refuses_ends_the_run_before_a_change(run: Run, host: Host) 
     assert [keys for keys, _reach in host.asked] == [set()]
 
 
+def test_after_the_roles_a_refusal_does_not_say_that_nothing_was_changed(
+    run: Run, host: Host
+) -> None:
+    host.known = [SNAP]
+    wrong: dict[str, Any]
+    for wrong in ({"roles": ["docker_engine"]}, {"user_access_usres": []}):
+        with pytest.raises(AnsibleActionFail) as caught:
+            run(expect_no_drift=True, **wrong)
+        assert "Nothing was changed" not in str(caught.value)
+
+
 def test_a_refusal_from_remembered_facts_is_asked_again(run: Run, host: Host) -> None:
     """The reason may be gone since the facts were remembered."""
     result = run(remembered=SNAP, roles=["docker_engine"])

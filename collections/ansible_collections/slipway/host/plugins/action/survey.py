@@ -147,7 +147,7 @@ class ActionModule(ActionBase):
                 # Current facts may no longer have the reason for the refusal.
                 facts = None
                 continue
-            refuse_unsupported(owned)
+            refuse_unsupported(owned, self._end())
             answer = ask_host.ask(self, engine.question(list(owned.values()), kinds.ALL))
             used = facts
             if is_same_host(answer["facts"], used):
@@ -216,7 +216,11 @@ class ActionModule(ActionBase):
             problems += findings.errors
             problems += roles.check_values(role, values) if values else []
         if problems:
-            raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + ". Nothing was changed.")
+            raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + self._end())
+
+    def _end(self) -> str:
+        """Return the end of an error; before the last survey, roles may have changed the host."""
+        return "." if self._task.args.get("expect_no_drift") else ". Nothing was changed."
 
     def _join_groups(self, result: dict[str, Any], drift: bool, conflict: bool) -> None:
         """Add the host to the groups of the plays that follow."""
@@ -231,15 +235,15 @@ class ActionModule(ActionBase):
             self.add_group(group, parent_group_names=parents or ["all"])
 
 
-def refuse_unsupported(owned: Plans) -> None:
-    """Fail before the first change if a role does not support this host."""
+def refuse_unsupported(owned: Plans, end: str) -> None:
+    """Fail if a role does not support this host; END is the end of the message."""
     reasons = [
         f"{name}: {reason}"
         for name, statement in owned.items()
         for reason in statement.get("refused", ())
     ]
     if reasons:
-        raise AnsibleActionFail("; ".join(reasons) + ". Nothing was changed.")
+        raise AnsibleActionFail("; ".join(reasons) + end)
     for name, statement in owned.items():
         engine.check(name, statement, kinds.ALL)
 

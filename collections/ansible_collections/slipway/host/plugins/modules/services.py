@@ -264,7 +264,7 @@ def secure_root(module: HostModule) -> list[str]:
     try:
         return apply_files.secure_parents(*guarded, check=module.check_mode)
     except paths.UnsafePathError as error:
-        module.fail_json(msg=f"{error} Nothing was changed.")
+        module.fail_json(msg=str(error))
 
 
 def act(

@@ -92,7 +92,7 @@ def accept_set_options(
     """Return the values of `set_options`; display its warnings and raise its errors."""
     values, findings = set_options(role, names, variables, template)
     if findings.errors:
-        raise AnsibleActionFail(f"{'; '.join(findings.errors)}. Nothing was changed.")
+        raise AnsibleActionFail(f"{'; '.join(findings.errors)}.")
     display_warnings(findings)
     return values
 
@@ -163,7 +163,7 @@ def evaluate(name: str, value: Any, template: Template) -> Any:
         return template(value)
     except AnsibleError as error:
         raise AnsibleActionFail(
-            f"Cannot evaluate variable {name}: {_root_message(error)}. Nothing was changed."
+            f"Cannot evaluate variable {name}: {_root_message(error)}."
         ) from error
 
 

@@ -186,7 +186,9 @@ class PackageSet:
             unkept = ", ".join(back.unkept)
             needs = f" An apt source must have {unkept}." if unkept else ""
             reason = changes.error_lines(output).rstrip(".")
-            raise AptError(f"Cannot roll back: {reason}.{needs} Nothing was changed.", output)
+            raise AptError(
+                f"Cannot roll back: {reason}.{needs} No package was installed or removed.", output
+            )
         self._refuse_removal(changes.moves(output), set(back.purge))
 
     def _finish_rollback(self, back: package_record.Rollback) -> Result:
@@ -228,7 +230,7 @@ class PackageSet:
             return
         message = f"The GPUs are in use: {'; '.join(users)}. Wait until they end, then run again."
         if not self.module.check_mode:
-            raise AptError(f"{message} Nothing was changed.")
+            raise AptError(f"{message} No package was installed or removed.")
         self.apt.notes.append(message)
 
     @contextmanager
@@ -292,8 +294,8 @@ class PackageSet:
             return self._simulate(any_version, states, "none")
         if missing:
             raise AptError(
-                f"no source has version {versions} any more. Declare another version. Nothing was "
-                "changed."
+                f"no source has version {versions} any more. Declare another version. No package "
+                "was installed or removed."
             )
         raise self.apt.error("the simulation of the upgrade", failures[0])
 
@@ -312,7 +314,8 @@ class PackageSet:
         if others:
             raise AptError(
                 f"apt would remove {', '.join(others)}; expected only packages of the set. Remove "
-                "these packages yourself if you do not need them. Nothing was changed."
+                "these packages yourself if you do not need them. No package was installed or "
+                "removed."
             )
 
     def _download(self, command: Sequence[str], moves: Moves) -> None:
@@ -326,7 +329,8 @@ class PackageSet:
         if need > free:
             raise AptError(
                 f"not enough disk space for the packages: {point} has {free // 1_000_000} MB free; "
-                f"expected {need // 1_000_000} MB. Free some space. Nothing was changed."
+                f"expected {need // 1_000_000} MB. Free some space. No package was installed or "
+                "removed."
             )
 
     def _record(self, role: str, moves: Moves) -> None:

@@ -188,7 +188,7 @@ class Apt:
             if self.run(["dpkg", "--compare-versions", comparable, "lt", version])[0] == 0:
                 raise AptError(
                     f"no source has version {version} yet: the newest {name} is {newest}. Declare "
-                    "this version or an older one. Nothing was changed."
+                    "this version or an older one. No package was installed or removed."
                 )
 
     def available(self, names: list[str]) -> list[str]:
@@ -266,13 +266,14 @@ class Apt:
         if errors := self.unusable_sources_of(changes.names_in(command)):
             # These sources may have the declared versions, or newer ones.
             raise AptError(
-                f"no usable source has version {versions}. Nothing was changed. {' '.join(errors)}"
+                f"no usable source has version {versions}. No package was installed or removed. "
+                f"{' '.join(errors)}"
             )
         self.refuse_future_versions(command, missing)
         if version_fallback == "none":
             raise AptError(
-                f"no source has version {versions} any more. Declare another version. Nothing was "
-                "changed."
+                f"no source has version {versions} any more. Declare another version. No package "
+                "was installed or removed."
             )
         return missing
 
