@@ -299,7 +299,9 @@ def describe_changes(
         path = str(compose_file(project))
         after = next(file["content"] for file in project["files"] if file["path"] == path)
         before = secret_files.read_root_file(path)
-        diffs.append({"before_header": path, "before": before, "after": after})
+        texts = {"before": before, "after": after}
+        shown = {key: secret_files.hide_environment(text) for key, text in texts.items()}
+        diffs.append({"before_header": path, **shown})
         diffs.append({"prepared": "".join(f"{one}\n" for one in found[project["name"]])})
     return diffs
 

@@ -16,6 +16,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 # As many hexadecimal digits as Jupyter itself takes.
 SECRET_BYTES = 24
+# Of the compose files that Slipway writes.
+INDENT = 2
 
 
 def read_root_file(path: str) -> str:
@@ -49,3 +51,21 @@ def _new_content(secret: Mapping[str, Any]) -> str | None:
     else:
         declared = present or secrets.token_hex(SECRET_BYTES)
     return None if declared == present else declared
+
+
+def hide_environment(text: str) -> str:
+    """Return the text of a compose file without the values of variables, which may be secret."""
+    lines: list[str] = []
+    depth: int | None = None
+    for line in text.splitlines(keepends=True):
+        indent = len(line) - len(line.lstrip(" "))
+        if depth is not None and line.strip() and indent <= depth:
+            depth = None
+        if depth is None:
+            is_inline = line.strip().startswith("environment: ")
+            lines.append(f"{' ' * indent}environment: (hidden)\n" if is_inline else line)
+            depth = indent if line.strip().startswith("environment:") else None
+        elif indent == depth + INDENT and ":" in line:
+            # Deeper lines continue a value.
+            lines.append(f"{line.partition(':')[0]}: (hidden)\n")
+    return "".join(lines)
