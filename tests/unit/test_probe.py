@@ -423,7 +423,7 @@ INSPECTED = {
         "IpcMode": "host",
         "Devices": [{"PathOnHost": "/dev/sda"}],
         "DeviceRequests": [{"Driver": "cdi", "Count": 0, "DeviceIDs": ["nvidia.com/gpu=0"]}],
-        "MaskedPaths": None,
+        "MaskedPaths": [],
         "Memory": 5,
     },
     "Mounts": [
@@ -434,7 +434,7 @@ INSPECTED = {
     ],
     "NetworkSettings": {"Networks": {"iris-api_default": {}, "bridge": {}}},
 }
-BARE = {"Id": "x", "Image": "sha256:2", "Config": {}, "HostConfig": {"MaskedPaths": ["/proc/x"]}}
+BARE = {"Id": "x", "Image": "sha256:2", "Config": {}, "HostConfig": {"MaskedPaths": None}}
 IMAGE = {
     "Config": {
         "Env": ["PATH=/bin"],
@@ -532,7 +532,7 @@ def test_containers_are_described_as_the_engine_reports_them(
         "ipc": "host",
         "systempaths": "unconfined",
         "devices": ["/dev/sda"],
-        "gpus": [["cdi", 0, ["nvidia.com/gpu=0"]]],
+        "gpus": [["cdi", ["nvidia.com/gpu=0"]]],
         "mem_limit": 5,
     }
     differing = [key for key, value in api["own"].items() if value != api["inherited"][key]]

@@ -85,7 +85,7 @@ def test_the_defaults_of_a_service() -> None:
             "deploy",
             {"resources": {"reservations": {"devices": [CDI]}}},
             "gpus",
-            [["cdi", 0, ["nvidia.com/gpu=0"]]],
+            [["cdi", ["nvidia.com/gpu=0"]]],
         ),
     ],
 )

@@ -64,7 +64,7 @@ def expected_container(
         "cpus": round(float(service.get("cpus", 0)) * 1e9),
         "pids_limit": int(service.get("pids_limit", 0)),
         "gpus": [
-            [device["driver"], 0, device["device_ids"]] for device in reserved.get("devices", ())
+            [device["driver"], device["device_ids"]] for device in reserved.get("devices", ())
         ],
     }
     mounts = [

@@ -326,14 +326,15 @@ def _settings(host: Json) -> Json:
         found["devices"] = sorted(str(device.get("PathOnHost")) for device in found["devices"])
     if "gpus" in found:
         found["gpus"] = [
-            [request.get("Driver"), request.get("Count"), request.get("DeviceIDs")]
+            [request.get("Driver"), request.get("DeviceIDs") or request.get("Count")]
             for request in found["gpus"]
         ]
     if found.get("pids_limit", 0) < 0:
         del found["pids_limit"]
     if host.get("IpcMode", "") not in ("", "private", "shareable"):
         found["ipc"] = host["IpcMode"]
-    if not host.get("MaskedPaths"):
+    # Null means the paths of the engine.
+    if host.get("MaskedPaths") == []:
         found["systempaths"] = "unconfined"
     return found
 
