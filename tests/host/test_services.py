@@ -353,7 +353,10 @@ RETAGGED = {
         f'tar -cf - -T /dev/null | docker import --change "LABEL io.slipway.digest=$(docker image '
         f'inspect --format \'{{{{index .Config.Labels "io.slipway.digest"}}}}\' {IRIS})" - {IRIS}'
     ),
-    "an image committed from a container": f"docker commit iris-api-iris-api-1 {IRIS}",
+    # A paused container may become unhealthy.
+    "an image committed from a container": (
+        f"docker commit --pause=false iris-api-iris-api-1 {IRIS}"
+    ),
 }
 
 
@@ -377,13 +380,32 @@ def test_an_image_of_an_old_version_is_recorded_and_nothing_restarts(lab: Servic
     before = image_id(lab), lab.on("docker ps --quiet --no-trunc")
     record = json.loads(lab.on(f"cat {IMAGE_RECORD}"))
     old = json.dumps({key: record[key] for key in ("digest", "proven")})
-    lab.on(f"printf %s {shlex.quote(old)} >{IMAGE_RECORD}; rm -r /var/lib/slipway/services")
+    lab.on(f"printf %s {shlex.quote(old)} >{IMAGE_RECORD}; rm -rf /var/lib/slipway/services")
     status, named = lab.plan()
     assert (status, named) == (2, {("ml_images", "images", IRIS), project_of("iris-api")})
     lab.converge()
     assert lab.plan() == (0, set())
     assert (image_id(lab), lab.on("docker ps --quiet --no-trunc")) == before
     assert json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"] == before[0]
+
+
+def test_images_are_loaded_by_the_record_of_their_archive(lab: Services) -> None:
+    archive = {"ml_images_present": ["iris-api"], "ml_images_archive": "/srv/images.tar"}
+    before = image_id(lab)
+    assert lab.run("playbooks/images_save.yml", **archive).status == "successful"
+    assert not lab.run("playbooks/images_load.yml", **archive).changed()
+    lab.on(f"docker commit --pause=false iris-api-iris-api-1 {IRIS} >/dev/null; rm {IMAGE_RECORD}")
+    loaded = lab.run("playbooks/images_load.yml", **archive)
+    assert loaded.status == "successful" and loaded.changed()
+    assert image_id(lab) == before
+    record = json.loads(lab.on(f"cat {IMAGE_RECORD}"))
+    assert (record["id"], record["origin"]) == (before, "loaded")
+    lab.on(f"rm {IMAGE_RECORD}; echo more >>/srv/images.tar")
+    refused = lab.run("playbooks/images_load.yml", **archive)
+    assert refused.status == "failed" and "Copy the archive again" in refused.output
+    assert lab.run("playbooks/images_accept.yml", **archive).status == "successful"
+    assert json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"] == before
+    lab.on("rm /srv/images.tar /srv/images.tar.json")
 
 
 def test_a_foreign_container_is_named_and_not_changed(lab: Services) -> None:
