@@ -139,7 +139,8 @@ def test_facts_that_are_no_longer_true_are_asked_for_again(run: Run, host: Host)
 def test_a_host_that_changes_all_the_time_is_not_asked_for_ever(run: Run, host: Host) -> None:
     host.known = [{**HOST, "kernel": str(number)} for number in range(20)]
     run()
-    assert len(host.asked) == 2 * survey.ATTEMPTS
+    # Three times the facts, and three times the state.
+    assert len(host.asked) == 6
 
 
 def test_what_a_role_refuses_ends_the_run_before_a_change(run: Run, host: Host) -> None:
@@ -429,3 +430,17 @@ def test_a_host_that_cannot_be_reached_is_unreachable() -> None:
 def test_a_host_that_cannot_answer_fails() -> None:
     with pytest.raises(AnsibleActionFail, match="no python3 here"):
         ask({"stdout": "no python3 here", "rc": 127})
+
+
+def test_all_remaining_differences_are_named() -> None:
+    drift = {
+        "docker_engine": [model.Difference("packages", "docker-ce", "missing", "installed")],
+        "user_access": [model.Difference("users", "alice", "missing", "a user")],
+        "ml_data": [],
+    }
+    with pytest.raises(AnsibleActionFail) as caught:
+        survey.expect_no_drift(drift)
+    package, user = str(caught.value).split("; ")
+    assert package.endswith("docker_engine: packages docker-ce: missing, should be installed")
+    assert user.startswith("user_access: users alice: missing, should be a user. Run again")
+    survey.expect_no_drift(drift, ["docker_engine", "user_access"])
