@@ -29,6 +29,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "units": frozenset({"name", "enabled", "active", "file", "reads"}),
     "links": frozenset({"names", "target", "unhidden"}),
     "obstacles": frozenset({"holds"}),
+    "engine_access": frozenset(),
     "datasets": frozenset(
         {"path", "type", "mode", "owner", "group", "places", "version", "names", "state"}
     ),
@@ -79,6 +80,10 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "restart": "when the unit may be restarted",
         "previous": "the way back",
         "unit_files": "which drop-ins are not reported",
+    },
+    "engine_access": {
+        "socket": "other ways to the engine are information",
+        "users": "other ways to the engine are information",
     },
     "links": {"folder": "a missing folder has no links"},
     "obstacles": {"path": "a missing file is no obstacle", "why": "text for people"},

@@ -97,6 +97,11 @@ REASONS: dict[str, tuple[str, str]] = {
         "works in /var/lib/slipway, which only root can write",
         ".unlink",
     ),
+    "module_utils/host/installed_files.py": (
+        "reads the settings of dpkg, which only root can write",
+        ".glob .read_text",
+    ),
+    "module_utils/state/engine_access.py": ("reads the ACL of the engine's socket", "os.getxattr"),
     "module_utils/host/sessions.py": ("reads procfs", ".glob .read_text"),
     "module_utils/images/smoke.py": (
         "reads the engine's folders of CDI files, which only root can write",

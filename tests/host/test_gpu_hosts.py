@@ -324,6 +324,16 @@ def test_verify_repeats_the_checks_and_leaves_no_container(t4: GpuSite) -> None:
     assert t4.on(LEFT) == ""
 
 
+def test_a_missing_nvidia_smi_fails_the_acceptance_check(t4: GpuSite) -> None:
+    t4.on("mv /usr/bin/nvidia-smi /root/kept")
+    run = t4.run(VERIFY)
+    t4.on("mv /root/kept /usr/bin/nvidia-smi")
+    assert run.status == "failed"
+    message = told(run, "t4")
+    assert "GPUs: nvidia-smi not found in " in message
+    assert "/usr/bin/nvidia-smi is missing; expected the files as installed" in message
+
+
 def test_lost_gpus_fail_the_acceptance_check(t4: GpuSite, forgetful: None) -> None:
     run = t4.run(VERIFY)
     assert run.status == "failed"

@@ -203,6 +203,48 @@ def test_a_drop_in_of_somebody_else_is_named_and_stays(converged: Site) -> None:
     assert converged.plan() == (0, set())
 
 
+# Ways to the engine that no member of the docker group needs, and how they are closed again.
+OPENED = """
+usermod --gid docker bob
+groupadd --non-unique --gid $(getent group docker | cut -d: -f3) games2
+gpasswd --administrators alice docker
+echo 'nobody ALL = (root) /usr/bin/docker' >/etc/sudoers.d/nobody
+"""
+CLOSED = """
+usermod --gid bob bob
+groupdel games2
+gpasswd --administrators '' docker
+rm /etc/sudoers.d/nobody
+"""
+
+
+def test_who_reaches_the_engine_by_another_way_is_named_and_fails(converged: Site) -> None:
+    converged.on(OPENED)
+    try:
+        assert converged.plan() == (0, set())
+        run = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    finally:
+        converged.on(CLOSED)
+    assert run.status == "failed"
+    assert "engine access: the engine is reached by bob; expected no user without" in run.output
+    for way in (
+        "bob, primary group",
+        "nobody may run /usr/bin/docker as root by sudo, /etc/sudoers.d/nobody",
+    ):
+        assert f"engine access: {way}" in run.output
+    run = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    assert run.status == "successful", run.output
+
+
+def test_a_file_of_a_package_that_is_gone_is_named(converged: Site) -> None:
+    file = "/usr/libexec/docker/cli-plugins/docker-compose"
+    converged.on(f"mv {file} /root/kept")
+    run = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    converged.on(f"mv /root/kept {file}")
+    assert run.status == "failed"
+    assert f"docker-compose: {file} is missing" in run.output
+
+
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "a misspelt variable": (
         {"docker_engine_sorce": "docker"},

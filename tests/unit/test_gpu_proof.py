@@ -140,6 +140,12 @@ def answer(host: GpuHost, path: str) -> Any:
     return host.answers[path]
 
 
+@pytest.fixture(autouse=True)
+def other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out checks of the engine that test_verify_host tests."""
+    monkeypatch.setattr(host_verify, "_check_running_engine", lambda _declared: [])
+
+
 def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
     checks = host_verify.run_checks(smoke=False, daemon_reload=reload)
     return {check["what"]: check for check in checks}
@@ -302,8 +308,8 @@ def test_slices_of_a_gpu_are_not_counted(
 @pytest.mark.parametrize(
     ("missing", "what", "seen"),
     [
-        ("nvidia-ctk", "GPUs in containers", "skipped: driver and container toolkit"),
-        ("nvidia-smi", "GPUs", "no driver is installed"),
+        ("nvidia-ctk", "GPUs in containers", "not applicable: driver and container toolkit"),
+        ("nvidia-smi", "GPUs", "not applicable: no driver is declared or installed"),
     ],
 )
 def test_missing_optional_parts_are_not_errors(
@@ -313,6 +319,42 @@ def test_missing_optional_parts_are_not_errors(
     check = prove(gpu_host)[what]
     assert check["ok"]
     assert seen in check["seen"]
+
+
+DRIVER_PACKAGES = {"nvidia-utils-580-server": "580.95.05-0ubuntu1"}
+TOOLKIT_PACKAGES = ["install", "installed", "1.20.1-1"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(
+    ("missing", "what", "key"),
+    [
+        ("nvidia-smi", "GPUs", "driver"),
+        ("nvidia-ctk", "GPUs in containers", "toolkit"),
+    ],
+)
+def test_a_program_of_something_declared_or_installed_is_missed(
+    gpu_host: GpuHost,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    what: str,
+    key: str,
+    declared: bool,
+) -> None:
+    if not declared:
+        facts = gpu_facts.ask_gpus()
+        monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {**facts, "packages": DRIVER_PACKAGES})
+        monkeypatch.setattr(
+            packages, "ask_packages", lambda names: dict.fromkeys(names, TOOLKIT_PACKAGES)
+        )
+    expected = {key: True} if declared else {}
+    assert host_verify.run_checks(False, False, expected)[0]["ok"]
+    (gpu_host.folder / "programs" / missing).unlink()
+    results = host_verify.run_checks(False, False, expected)
+    (check,) = [check for check in results if not check["ok"]]
+    assert check["what"] == what
+    assert check["seen"].startswith(f"{missing} not found in ")
+    assert "apt-get install --reinstall" in check["seen"]
 
 
 def test_a_host_without_gpus_has_no_check(

@@ -80,4 +80,12 @@ def test_what_cannot_be_judged_is_said(
     assert network_check.check(str(settings)).startswith("not checked: the engine does not")
     settings.write_text("[]")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert network_check.check(str(settings)).startswith("not checked: neither")
+    with pytest.raises(ValueError, match="neither iptables nor nft found; expected the package"):
+        network_check.check(str(settings))
+
+
+@pytest.mark.usefixtures("networks")
+def test_an_empty_filter_is_a_fault(program: Program) -> None:
+    program("iptables", "exit 3")
+    with pytest.raises(ValueError, match="no rules for the networks bridge"):
+        network_check.check("/none")

@@ -94,6 +94,8 @@ def engine(
         "/containers/json?all=1": containers or [],
     }
     monkeypatch.setattr(state_containers, "ask_engine", answers.__getitem__)
+    # test_verify_host has tests of these.
+    monkeypatch.setattr(host_verify, "_check_running_engine", lambda _declared: [])
     monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {"devices": []})
 
 

@@ -16,6 +16,7 @@ from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
+from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
 from ansible_collections.slipway.host.plugins.module_utils.images import index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
@@ -99,6 +100,7 @@ class ActionModule(ActionBase):
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
+            declared=host_declared.declare(owned.values()),
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences={
                 name: [vars(difference) for difference in differences]

@@ -104,6 +104,10 @@ consequences:
     - kind: container
       name: train
       effect: would stop (owner alice, image pytorch:gpu, uses a GPU)
+declared:
+  description: What the roles declare, for the option O(slipway.host.verify#module:declared).
+  returned: always
+  type: dict
 information:
   description:
     - Sentences about what others configured for owned things, such as a drop-in of a unit. It is no

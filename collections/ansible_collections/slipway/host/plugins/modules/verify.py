@@ -13,6 +13,9 @@ description:
   - Checks that Docker Engine answers, runs the smoke test of each catalogue image on the host, and
     sends each service the request that its image declares. The answer must contain the declared
     values.
+  - Compares the settings of the running engine with C(/etc/docker/daemon.json), tests as each user
+    whether that user reaches the engine, and compares the files of the declared packages with
+    C(dpkg --verify).
   - On a host with NVIDIA GPUs, lists the GPUs with C(nvidia-smi) and computes on each GPU, on the
     host and in a container. Then systemd reloads its units, by which containers lose GPUs that the
     engine does not know of, and the same container must still list the GPUs.
@@ -28,6 +31,12 @@ options:
         running container would lose its GPUs; the report names that container.
     type: bool
     default: true
+  declared:
+    description:
+      - What the roles declare for the host, RV(slipway.host.survey#module:declared). Something
+        declared that is missing fails its check.
+      - Without it, the packages of the host decide which programs have to be there.
+    type: dict
 attributes:
   check_mode:
     description: Changes nothing; check mode skips C(systemctl daemon-reload).
@@ -80,6 +89,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host.module import Ho
 ARGUMENT_SPEC: dict[str, Any] = {
     "smoke": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
+    "declared": {"type": "dict"},
 }
 
 
@@ -92,7 +102,7 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
-    checks = verify.run_checks(module.params["smoke"], reload)
+    checks = verify.run_checks(module.params["smoke"], reload, module.params["declared"])
     failed = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
     if failed:
         module.fail_json(msg="; ".join(failed), checks=checks)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,10 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
-from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_bundle, cuda_judge
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    cuda_bundle,
+    cuda_judge,
+    driver_packages,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
-from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, packages
 
 # Marks the container and the image of an interrupted check; the container ends by itself.
 LABEL = f"{labels.PROOF}=gpu"
@@ -40,6 +45,7 @@ TIMEOUT = 120
 HOLDER = "sleep"
 SMI = "nvidia-smi"
 TOOLKIT = "nvidia-ctk"
+TOOLKIT_PACKAGE = "nvidia-container-toolkit"
 
 BY_CDI = ("--device", "nvidia.com/gpu=all")
 # A list of capabilities is one quoted field of the option, which is read as CSV.
@@ -66,10 +72,37 @@ def own_gpus(facts: Mapping[str, Any]) -> list[str]:
     return [gpu.address for gpu in gpus if skip_reason(gpu) is None]
 
 
-def check_host(expected: int) -> str:
-    """Check that nvidia-smi lists the EXPECTED number of GPUs; raise ValueError if not."""
-    if not shutil.which(SMI):
-        return "no driver is installed"
+def has_driver(facts: Mapping[str, Any]) -> bool:
+    """Return whether a driver is installed or loaded on the host."""
+    return bool(
+        driver_packages.installed_driver_packages(facts) or gpu_host.loaded(facts) is not None
+    )
+
+
+def has_toolkit() -> bool:
+    """Return whether the package of the container toolkit is installed."""
+    found = packages.ask_packages([TOOLKIT_PACKAGE])[TOOLKIT_PACKAGE]
+    return bool(found and found[1] == "installed")
+
+
+def _require(program: str, package: str) -> None:
+    if not shutil.which(program):
+        raise ValueError(
+            f"{program} not found in {os.environ.get('PATH', '')}; expected the program of "
+            f"{package}. Find its package: dpkg --search bin/{program}. Reinstall the package: "
+            "apt-get install --reinstall --allow-change-held-packages PACKAGE"
+        )
+
+
+def check_host(expected: int, required: bool) -> str:
+    """Check that nvidia-smi lists the EXPECTED number of GPUs; raise ValueError if not.
+
+    REQUIRED says whether the host must have a driver.
+    """
+    if required:
+        _require(SMI, "the NVIDIA driver")
+    elif not shutil.which(SMI):
+        return "not applicable: no driver is declared or installed"
     count, details = _count_gpus([])
     if count != expected:
         raise ValueError(
@@ -82,7 +115,7 @@ def check_host(expected: int) -> str:
 def compute_on_host(addresses: Sequence[str]) -> str:
     """Compute on the GPUs with these PCI ADDRESSES; raise ValueError if a check fails."""
     if not shutil.which(SMI):
-        return "not run: no driver is installed"
+        return "not applicable: no driver is declared or installed"
     with tempfile.NamedTemporaryFile(suffix=".pyz") as program:
         program.write(cuda_bundle.bundle())
         program.flush()
@@ -126,10 +159,15 @@ def summary(report: Mapping[str, Any]) -> str:
     )
 
 
-def check_container(expected: int, reload: bool) -> str:
-    """Check the GPUs in a container, also after a RELOAD; raise ValueError if one is missing."""
+def check_container(expected: int, reload: bool, required: bool) -> str:
+    """Check the GPUs in a container, also after a RELOAD; raise ValueError if one is missing.
+
+    REQUIRED says whether the host must have the container toolkit.
+    """
+    if required:
+        _require(TOOLKIT, "the NVIDIA Container Toolkit")
     if not (shutil.which(SMI) and shutil.which(TOOLKIT)):
-        return "skipped: driver and container toolkit are not both installed"
+        return "not applicable: driver and container toolkit are not both declared or installed"
     info = containers.ask_engine("/info")
     by_cdi = bool(info.get("CDISpecDirs"))
     options = BY_CDI if by_cdi else BY_HOOK

@@ -31,9 +31,12 @@ def check(settings: str = DAEMON_JSON) -> str:
     if _is_unmanaged(settings):
         return "not checked: the engine does not manage the packet filter (iptables: false)"
     subnets = bridge_subnets()
-    rules = "\n".join(filter(None, map(_list_rules, LISTINGS)))
-    if not rules:
-        return "not checked: neither iptables nor nft can list the rules"
+    if not any(shutil.which(command[0]) for command in LISTINGS):
+        raise ValueError(
+            "neither iptables nor nft found; expected the package iptables, with which Docker "
+            "writes its rules. Install it: apt-get install iptables"
+        )
+    rules = "\n".join(map(_list_rules, LISTINGS))
     missing = [name for name, subnet in subnets.items() if not has_translation(rules, subnet)]
     if missing:
         raise ValueError(

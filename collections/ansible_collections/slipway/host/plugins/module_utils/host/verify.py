@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from http.client import HTTPException
@@ -25,7 +25,12 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health_check
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
-from ansible_collections.slipway.host.plugins.module_utils.host import network_check
+from ansible_collections.slipway.host.plugins.module_utils.host import (
+    engine_settings,
+    engine_users,
+    installed_files,
+    network_check,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
@@ -53,7 +58,16 @@ def run_check(what: str, function: Callable[[], str]) -> Check:
         return Check(what, False, str(error) or type(error).__name__)
 
 
-def _check_engine() -> str:
+def _check_engine(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Check:
+    if facts["docker_package"]:
+        return run_check("engine", _ask_version)
+    if declared.get("engine"):
+        seen = "not installed; expected Docker Engine. Run ./slipway site"
+        return Check("engine", False, seen)
+    return Check("engine", True, "not installed")
+
+
+def _ask_version() -> str:
     version = containers.ask_engine("/version")
     return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
 
@@ -143,9 +157,8 @@ def _check_secret_required(url: str) -> None:
     raise ValueError(f"{url} accepted a request without the secret; expected 401 or 403")
 
 
-def _check_images(smoke: bool) -> Iterator[Check]:
-    if not smoke:
-        return
+def _check_images(smoke: bool, declared: Collection[str]) -> Iterator[Check]:
+    testable = set()
     for image in containers.ask_engine("/images/json"):
         image_labels = image.get("Labels") or {}
         if labels.SMOKE not in image_labels:
@@ -153,45 +166,97 @@ def _check_images(smoke: bool) -> Iterator[Check]:
         command = json.loads(image_labels[labels.SMOKE])
         for reference in image.get("RepoTags") or ():
             # An interrupted build leaves candidate images, which nobody uses.
-            if not reference.endswith(images_smoke.CANDIDATE):
+            if reference.endswith(images_smoke.CANDIDATE):
+                continue
+            testable.add(reference)
+            if smoke:
                 yield run_check(f"image {reference}", partial(_check_image, reference, command))
+    for reference in declared:
+        if reference not in testable:
+            yield Check(
+                f"image {reference}",
+                False,
+                "not on this host, or without the label of its smoke test; expected the declared "
+                "image. Run ./slipway site",
+            )
 
 
-def _check_services() -> Iterator[Check]:
+def _check_services(declared: Collection[str]) -> Iterator[Check]:
+    missing = set(declared)
     for container in containers.ask_engine("/containers/json?all=1"):
         container_labels = container.get("Labels") or {}
         name = container_labels.get("com.docker.compose.service")
         one_off = container_labels.get(containers.ONE_OFF) == "True"
-        if not name or one_off or labels.PROOF not in container_labels:
+        if not name or one_off:
             continue
-        proof = json.loads(container_labels[labels.PROOF])
-        yield run_check(f"service {name}", partial(_check_service, container, proof))
+        if labels.PROOF in container_labels:
+            proof = json.loads(container_labels[labels.PROOF])
+            yield run_check(f"service {name}", partial(_check_service, container, proof))
+        elif name in missing:
+            state = container.get("State") or "in an unknown state"
+            yield Check(f"service {name}", state == "running", f"{state}, declares no endpoint")
+        missing.discard(name)
+    for name in sorted(missing):
+        yield Check(
+            f"service {name}", False, "no container; expected a running one. Run ./slipway site"
+        )
 
 
-def run_checks(smoke: bool, daemon_reload: bool) -> list[dict[str, Any]]:
+def _check_gpus(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Iterator[Check]:
+    gpus = gpu_proof.own_gpus(facts)
+    if not gpus:
+        return
+    required = declared.get("driver") or gpu_proof.has_driver(facts)
+    host = run_check(GPUS, partial(gpu_proof.check_host, len(gpus), required))
+    yield host
+    if host.ok:
+        yield run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus))
+
+
+def _check_running_engine(declared: Mapping[str, Any]) -> Iterator[Check]:
+    """Check the settings of the running engine, and who reaches it."""
+    yield run_check("engine settings", engine_settings.check_settings)
+    users = declared.get("docker_users")
+    yield run_check("engine access", partial(engine_users.check_users, users))
+    yield run_check("container toolkit settings", engine_settings.check_toolkit)
+
+
+def _check_container_gpus(
+    facts: Mapping[str, Any], declared: Mapping[str, Any], daemon_reload: bool
+) -> Iterator[Check]:
+    gpus = gpu_proof.own_gpus(facts)
+    if gpus:
+        required = declared.get("toolkit") or gpu_proof.has_toolkit()
+        check = partial(gpu_proof.check_container, len(gpus), daemon_reload, required)
+        yield run_check(GPUS_IN_CONTAINERS, check)
+
+
+def run_checks(
+    smoke: bool, daemon_reload: bool, declared: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Run all checks that apply to the host; return the results as plain mappings.
 
     SMOKE: run the smoke tests of the images. DAEMON_RELOAD: run `systemctl daemon-reload` while a
-    container uses the GPUs. On a host without an engine, only the GPUs are checked.
+    container uses the GPUs. DECLARED is what :func:`declared.declare` returns. Something declared
+    or installed whose program, image or container is missing fails its check.
     """
+    expected = declared or {}
     facts = state_facts.ask_host()
-    gpus = gpu_proof.own_gpus(facts)
-    recorded = gpu_host.recorded(facts)
-    results = [run_check(GPUS, partial(gpu_proof.check_host, len(gpus)))] if gpus else []
-    if gpus and results[0].ok:
-        results.append(run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus)))
+    results = list(_check_gpus(facts, expected))
     usable = all(check.ok for check in results)
+    gpus, recorded = gpu_proof.own_gpus(facts), gpu_host.recorded(facts)
     if gpus or recorded:
         results.append(run_check(HEALTH, partial(health_check.check, gpus, recorded)))
-    if not facts["docker_package"]:
-        results.append(Check("engine", True, "not installed"))
-        return [asdict(check) for check in results]
-    engine = run_check("engine", _check_engine)
+    if expected.get("packages"):
+        check = partial(installed_files.check_files, expected["packages"])
+        results.append(run_check("installed packages", check))
+    engine = _check_engine(facts, expected)
     results.append(engine)
-    if engine.ok:
-        if gpus and usable:
-            check = partial(gpu_proof.check_container, len(gpus), daemon_reload)
-            results.append(run_check(GPUS_IN_CONTAINERS, check))
-        results += [*_check_images(smoke), *_check_services()]
+    if engine.ok and facts["docker_package"]:
+        results += _check_running_engine(expected)
+        if usable:
+            results += _check_container_gpus(facts, expected, daemon_reload)
+        results += _check_images(smoke, expected.get("images", ()))
+        results += _check_services(expected.get("services", ()))
         results.append(run_check(NETWORK, network_check.check))
     return [asdict(check) for check in results]

@@ -20,6 +20,7 @@ Entry: TypeAlias = Mapping[str, Any]
 # Names that every useradd accepts: the default of its NAME_REGEX, at most the 32 bytes of utmp.
 NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
 DOCKER_GROUP = "docker"
+ENGINE_SOCKET = "/run/docker.sock"
 ROOTLESS = "rootless"
 
 # The default shared folder; ml_aliases mounts it.
@@ -296,6 +297,12 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
             _select_keys(user, "name", "uid", "comment", "home", "shell", "state") for user in users
         ],
         "members": list(_members(present, groups, docker_exclusive, known)),
+        "engine_access": [
+            {
+                "socket": ENGINE_SOCKET,
+                "users": [user["name"] for user in present if user.get("docker") is True],
+            }
+        ],
         "lines": [lines for user in present for lines in _keys(user)],
         "files": [
             *map(_shared_folder, shared),

@@ -11,6 +11,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     disturbance,
     docker_folder,
     engine,
+    engine_access,
     files,
     json_settings,
     kernel_modules,
@@ -28,8 +29,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 # Those that answer questions themselves come first.
 _ASKING = (
-    *(accounts, containers, derived, disturbance, docker_folder, files, kernel_modules, links),
-    *(packages, rootless, service_files, started, trees, units),
+    *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
+    *(kernel_modules, links, packages, rootless, service_files, started, trees, units),
 )
 _OTHERS = (json_settings, keyrings, lines, projects)
 

@@ -1,0 +1,53 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the acceptance checks expect on a host, taken from the owned state of its roles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Owned = Mapping[str, Sequence[Mapping[str, Any]]]
+
+DOCKER_GROUP = "docker"
+DRIVER_MODULE = "nvidia"
+TOOLKIT_PACKAGE = "nvidia-container-toolkit"
+ENGINE_UNIT = "docker.service"
+
+
+def declare(statements: Iterable[Owned]) -> dict[str, Any]:
+    """Return what the roles declare for a host, as the option ``declared`` of the module verify.
+
+    A key is missing if no role declares anything about it: then the packages of the host decide.
+    ``docker_users`` are the only users who may reach the engine.
+    """
+    lists: dict[str, list[Mapping[str, Any]]] = {}
+    for owned in statements:
+        for kind, entries in owned.items():
+            lists.setdefault(kind, []).extend(entries)
+    packages = [entry["name"] for entry in lists.get("packages", ()) if _is_present(entry)]
+    declared: dict[str, Any] = {
+        "packages": sorted(set(packages)),
+        "images": [entry["reference"] for entry in lists.get("images", ())],
+        "services": [
+            service["name"]
+            for project in lists.get("projects", ())
+            for service in project["services"]
+        ],
+    }
+    if "modules" in lists:
+        modules = [entry["name"] for entry in lists["modules"] if _is_present(entry)]
+        declared["driver"] = DRIVER_MODULE in modules
+    if TOOLKIT_PACKAGE in packages:
+        declared["toolkit"] = True
+    for entry in lists.get("units", ()):
+        if entry["name"] == ENGINE_UNIT:
+            declared["engine"] = bool(entry.get("active"))
+    for entry in lists.get("members", ()):
+        if entry["group"] == DOCKER_GROUP and entry.get("exclusive"):
+            declared["docker_users"] = list(entry["users"])
+    return declared
+
+
+def _is_present(entry: Mapping[str, Any]) -> bool:
+    return entry.get("state", "present") == "present" and not entry.get("optional")

@@ -1,0 +1,325 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Acceptance checks of files, engine settings and declared things that are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.host import (
+    declared,
+    engine_settings,
+    engine_users,
+    installed_files,
+)
+from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, packages
+
+Program = Callable[[str, str], None]
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        ([], {}),
+        ([{"refused": []}], {}),
+        (
+            [
+                {"packages": [{"name": "b"}, {"name": "a", "hold": True}]},
+                {"packages": [{"name": "c", "state": "absent"}, {"name": "d", "optional": True}]},
+            ],
+            {"packages": ["a", "b"]},
+        ),
+        ([{"modules": [{"name": "nvidia"}]}], {"driver": True}),
+        ([{"modules": [{"name": "nouveau", "state": "absent"}]}], {"driver": False}),
+        (
+            [{"packages": [{"name": "nvidia-container-toolkit", "version": "1"}]}],
+            {"toolkit": True, "packages": ["nvidia-container-toolkit"]},
+        ),
+        ([{"packages": [{"name": "nvidia-container-toolkit", "state": "absent"}]}], {}),
+        ([{"units": [{"name": "docker.service", "active": True}]}], {"engine": True}),
+        ([{"units": [{"name": "docker.service", "active": False}]}], {"engine": False}),
+        ([{"units": [{"name": "x.service", "active": True}]}], {}),
+        (
+            [{"members": [{"group": "docker", "users": ["ada"], "exclusive": True}]}],
+            {"docker_users": ["ada"]},
+        ),
+        ([{"members": [{"group": "docker", "users": ["ada"], "exclusive": False}]}], {}),
+        ([{"members": [{"group": "lab", "users": ["ada"], "exclusive": True}]}], {}),
+        (
+            [
+                {"images": [{"reference": "slipway/a:cpu", "digest": "d"}]},
+                {"projects": [{"name": "p", "services": [{"name": "web", "config": "c"}]}]},
+            ],
+            {"images": ["slipway/a:cpu"], "services": ["web"]},
+        ),
+    ],
+)
+def test_what_roles_declare(statements: list[Any], expected: dict[str, Any]) -> None:
+    nothing: dict[str, Any] = {"packages": [], "images": [], "services": []}
+    assert declared.declare(statements) == {**nothing, **expected}
+
+
+# Files of packages.
+
+VERIFIED = """\
+??5??????   /usr/bin/dockerd
+??5?????? c /etc/default/docker
+missing     /usr/bin/docker
+missing   c /etc/init.d/docker
+missing     /usr/share/doc/docker.io/copyright
+missing     /usr/share/locale/de/x.mo (Permission denied)
+.M.......   /usr/bin/with space
+nonsense
+"""
+EXCLUDED = [(True, "/usr/share/doc/*"), (True, "/usr/share/locale/*")]
+CHANGED = [
+    ("/usr/bin/dockerd", "was changed"),
+    ("/usr/bin/docker", "is missing"),
+    ("/usr/bin/with space", "was changed"),
+]
+
+
+def test_files_that_differ_from_their_package() -> None:
+    assert list(installed_files.parse(VERIFIED, EXCLUDED)) == CHANGED
+    assert list(installed_files.parse("", [])) == []
+    everything = [path for path, _what in installed_files.parse(VERIFIED, [])]
+    assert "/usr/share/doc/docker.io/copyright" in everything
+
+
+@pytest.mark.parametrize(
+    ("path", "excluded"),
+    [
+        ("/usr/share/doc/x/README", True),
+        ("/usr/share/doc/x/copyright", False),
+        ("/usr/bin/docker", False),
+    ],
+)
+def test_paths_that_dpkg_does_not_install(path: str, excluded: bool) -> None:
+    text = "# path-exclude=/usr/bin/*\npath-exclude=/usr/share/doc/*\npath-include=/*/copyright\n"
+    exclusions = installed_files.read_exclusions([text, "no-debsig\npath-exclude /var/x\n"])
+    assert len(exclusions) == 3
+    assert installed_files.is_excluded(path, exclusions) is excluded
+
+
+DPKG_QUERY = """
+case $1 in
+--show) printf 'installed docker.io\\nconfig-files old\\n' ;;
+--search) printf 'docker.io, other: /usr/bin/dockerd\\n%s\\n' \
+    'diversion by x from: /usr/bin/docker' 'docker-cli: /usr/bin/docker' ;;
+esac
+"""
+
+
+def test_the_package_of_a_changed_file_is_named(program: Program, tmp_path: Path) -> None:
+    program("dpkg-query", DPKG_QUERY)
+    program("dpkg", f'echo "$*" >{tmp_path}/told; exit 0')
+    assert installed_files.check_files([]) == "not applicable: no declared package is installed"
+    found = installed_files.check_files(["docker.io", "old"])
+    assert found == "all files of 1 packages are as installed"
+    assert (tmp_path / "told").read_text() == "--verify docker.io\n"
+    program("dpkg", f"cat <<'END'\n{VERIFIED}END\nexit 1")
+    with pytest.raises(ValueError, match=r"docker\.io: /usr/bin/dockerd was changed; ") as error:
+        installed_files.check_files(["docker.io"])
+    assert "docker-cli: /usr/bin/docker is missing" in str(error.value)
+    assert str(error.value).endswith("--allow-change-held-packages docker-cli docker.io")
+    program("dpkg", "echo broken >&2; exit 2")
+    with pytest.raises(ValueError, match="dpkg --verify failed: broken"):
+        installed_files.check_files(["docker.io"])
+
+
+# Settings of the engine.
+
+INFO = {
+    "CgroupDriver": "systemd",
+    "CDISpecDirs": ["/etc/cdi"],
+    "DefaultRuntime": "runc",
+    "Labels": ["b=2", "a=1"],
+    "LiveRestoreEnabled": True,
+    "LoggingDriver": "json-file",
+    "RegistryConfig": {"Mirrors": ["https://a.example.org/"]},
+    "Runtimes": {"runc": {}, "nvidia": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({}, []),
+        ({"log-driver": "json-file", "live-restore": True, "dns": ["192.0.2.1"]}, []),
+        ({"log-driver": "local"}, [("log-driver", '"json-file"', '"local"')]),
+        ({"live-restore": False}, [("live-restore", "true", "false")]),
+        ({"labels": ["a=1", "b=2"]}, []),
+        ({"labels": ["a=1"]}, [("labels", '["a=1", "b=2"]', '["a=1"]')]),
+        ({"exec-opts": ["native.cgroupdriver=systemd"]}, []),
+        ({"exec-opts": ["other=1"]}, []),
+        (
+            {"exec-opts": ["native.cgroupdriver=cgroupfs"]},
+            [("exec-opts", '"systemd"', '"cgroupfs"')],
+        ),
+        ({"features": {"cdi": True}}, []),
+        ({"features": {"buildkit": True}}, []),
+        ({"features": {"cdi": False}}, [("features", '{"cdi": true}', '{"cdi": false}')]),
+        ({"registry-mirrors": ["https://a.example.org"]}, []),
+        ({"registry-mirrors": []}, [("registry-mirrors", '["https://a.example.org"]', "[]")]),
+        ({"runtimes": {"nvidia": {}}}, []),
+        ({"runtimes": {"kata": {}}}, [("runtimes", "[]", '["kata"]')]),
+        # The engine does not report these.
+        ({"debug": True, "features": None}, []),
+    ],
+)
+def test_the_engine_runs_with_its_settings(settings: Any, wrong: list[Any]) -> None:
+    assert list(engine_settings.differences(settings, INFO)) == wrong
+
+
+@pytest.fixture
+def daemon_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "daemon.json"
+    monkeypatch.setattr(engine_settings, "DAEMON_JSON", str(file))
+    monkeypatch.setattr(containers, "ask_engine", {"/info": INFO}.__getitem__)
+    return file
+
+
+def test_another_setting_of_the_running_engine_fails(
+    daemon_json: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "0 settings" in engine_settings.check_settings(), "a file that is not there"
+    daemon_json.write_text('{"log-driver": "json-file", "dns": []}')
+    assert "with the 1 settings" in engine_settings.check_settings()
+    daemon_json.write_text('{"log-driver": "local"}')
+    with pytest.raises(ValueError, match='log-driver is "json-file"; expected "local" as in'):
+        engine_settings.check_settings()
+    daemon_json.write_text("{")
+    with pytest.raises(ValueError, match=r"expected JSON\. Correct the file"):
+        engine_settings.check_settings()
+    nvidia = {**INFO, "DefaultRuntime": "nvidia"}
+    monkeypatch.setattr(containers, "ask_engine", {"/info": nvidia}.__getitem__)
+    daemon_json.write_text("{}")
+    with pytest.raises(ValueError, match=r"default-runtime is nvidia, and .* does not set it"):
+        engine_settings.check_settings()
+    daemon_json.write_text('{"default-runtime": "nvidia"}')
+    engine_settings.check_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "disabled"),
+    [
+        ("", False),
+        ("[nvidia-container-cli]\n#no-cgroups = true\n", False),
+        ("[nvidia-container-cli]\nno-cgroups = false\n", False),
+        ("[nvidia-container-cli]\nno-cgroups = true # mine\n", True),
+        ("[nvidia-container-cli]\n\t'no-cgroups'=true\n", True),
+    ],
+)
+def test_no_cgroups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, disabled: bool
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    monkeypatch.setattr(engine_settings, "TOOLKIT_CONFIG", str(file))
+    if disabled:
+        with pytest.raises(ValueError, match=r"no-cgroups is true in .*; expected false"):
+            engine_settings.check_toolkit()
+    else:
+        assert engine_settings.check_toolkit().endswith("does not set no-cgroups")
+        file.unlink()
+        assert engine_settings.check_toolkit().startswith("not applicable: there is no ")
+
+
+# The rights of each account.
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes the rights of other users")
+def test_the_socket_is_opened_with_the_rights_of_each_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(dir="/run") as folder, socket.socket(socket.AF_UNIX) as server:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "docker.sock"
+        monkeypatch.setattr(containers, "DOCKER_SOCKET", str(path))
+        server.bind(str(path))
+        server.listen()
+        path.chmod(0o660)
+        assert engine_users.list_reaching(["nobody", "daemon"]) == []
+        os.chown(path, 0, nobody.pw_gid)
+        assert engine_users.list_reaching(["nobody", "daemon"]) == ["nobody"]
+        path.chmod(0o666)
+        assert engine_users.list_reaching(["nobody", "daemon"]) == ["nobody", "daemon"]
+    assert engine_users.list_reaching(["nobody"]) == [], "nothing listens"
+
+
+# Declared things that are missing.
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+    """Let the engine answer; other checks have tests of their own."""
+    replies = {"/version": {"Version": "28.5.2", "ApiVersion": "1.51"}, **answers}
+    monkeypatch.setattr(containers, "ask_engine", lambda path: replies.get(path, []))
+    for module, function in (
+        (engine_settings, "check_settings"),
+        (engine_users, "check_users"),
+        (installed_files, "check_files"),
+    ):
+        monkeypatch.setattr(module, function, lambda *_arguments: "fine")
+
+
+def failures(**expected: Any) -> list[str]:
+    return [
+        check["what"] for check in host_verify.run_checks(False, False, expected) if not check["ok"]
+    ]
+
+
+@pytest.mark.usefixtures("installed_engine")
+def test_a_missing_image_or_service_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(monkeypatch)
+    assert failures() == []
+    missing = ["image slipway/a:cpu", "service web"]
+    assert failures(images=["slipway/a:cpu"], services=["web"]) == missing
+    image = {"RepoTags": ["slipway/a:cpu"], "Labels": {labels.SMOKE: '["true"]'}}
+    service = {"Labels": {"com.docker.compose.service": "web"}, "State": "running"}
+    found = {"/images/json": [image], "/containers/json?all=1": [service]}
+    prepare(monkeypatch, **found)
+    assert failures(images=["slipway/a:cpu"], services=["web"]) == []
+    # An image without the label of its smoke test, and a service that does not run.
+    found = {
+        "/images/json": [{**image, "Labels": {}}],
+        "/containers/json?all=1": [{**service, "State": "exited"}],
+    }
+    prepare(monkeypatch, **found)
+    assert failures(images=["slipway/a:cpu"], services=["web"]) == missing
+    once = {**service["Labels"], "com.docker.compose.oneoff": "True"}  # type: ignore[dict-item]
+    prepare(monkeypatch, **{"/containers/json?all=1": [{**service, "Labels": once}]})
+    assert failures(services=["web"]) == ["service web"]
+
+
+def test_a_missing_engine_fails_where_it_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "ask_packages", dict.fromkeys)
+    prepare(monkeypatch)
+    assert failures(engine=True) == ["engine"]
+    assert failures(engine=False) == failures() == []
+
+
+@pytest.mark.usefixtures("installed_engine")
+def test_the_declared_packages_and_users_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(monkeypatch)
+    asked: list[Any] = []
+
+    def check(names: Any) -> str:
+        asked.append(names)
+        return ""
+
+    monkeypatch.setattr(installed_files, "check_files", check)
+    monkeypatch.setattr(engine_users, "check_users", check)
+    assert failures(packages=["docker.io"], docker_users=["ada"]) == []
+    assert asked == [["docker.io"], ["ada"]]
+    json.dumps(host_verify.run_checks(False, False))
