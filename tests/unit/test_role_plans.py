@@ -96,7 +96,7 @@ def test_an_error_names_the_variable_and_the_reason_at_its_root() -> None:
 
     with pytest.raises(AnsibleActionFail) as caught:
         role_plans.evaluate("user_access_users", "{{ team }}", undefined)
-    words = "Cannot evaluate variable user_access_users: 'team' is undefined. Nothing was changed"
+    words = "Cannot evaluate variable user_access_users: 'team' is undefined"
     assert str(caught.value).startswith(words)
 
 
