@@ -118,7 +118,7 @@ for device in /sys/bus/pci/devices/*; do
     case "$(cat "$device/class")" in 0x030[02]*) ;; *) continue ;; esac
     case "$(readlink "$device/driver")" in *vfio*) continue ;; esac
     sed -n '/<gpu id=/,/<\\/gpu>/p' "$sample" | sed '/<\\/gpu>/q' |
-        sed "s/<gpu id=\"[^\"]*\"/<gpu id=\"0000${device##*/}\"/"
+        sed "s/<gpu id=\\"[^\\"]*\\"/<gpu id=\\"0000${device##*/}\\"/"
 done
 echo '</nvidia_smi_log>'
 """

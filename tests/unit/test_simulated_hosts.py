@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest, HostFacts
 
-from lab import gpu_host, nvidia_packages
+from lab import gpu_host, nvidia_packages, pci_tree
+from lab.nvidia_packages import parts, programs
 from tests.unit.gpu_facts import facts
 
 ROOT = Path(__file__).parents[2]
@@ -74,3 +76,20 @@ def test_demo_of_an_unknown_model_fails_with_the_known_models() -> None:
     assert "unknown GPU model 'h1000'; expected one of none, t4, 8xv100" in done.stdout
     folder = ROOT / ".slipway/hosts/demo/stand-ins/demo-1/h1000-ubuntu-like-24.04"
     assert not folder.exists()
+
+
+def test_the_stand_in_nvidia_smi_lists_each_gpu_of_the_host(tmp_path: Path) -> None:
+    tree = pci_tree.build(tmp_path / "sys", pci_tree.MODELS["8xh100"])
+    sample = parts.SAMPLES / "580-h100.xml"
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    (tmp_path / "sys/module/nvidia/version").touch()
+    script = programs.SMI.replace("/sys/", f"{tmp_path}/sys/")
+    script = script.replace("/usr/share/nvidia-stand-in/nvidia-smi.xml", str(sample))
+    done = subprocess.run(["sh", "-c", script, "nvidia-smi", "-q", "-x"], capture_output=True)
+    assert done.stderr == b"", done.stderr
+    report = nvidia_smi.parse(done.stdout.decode())
+    gpus = [
+        path.name for path in tree.iterdir() if (path / "class").read_text().startswith("0x0302")
+    ]
+    assert sorted(gpu.address for gpu in report.gpus) == sorted(gpus)
+    assert len(gpus) == 8
