@@ -206,21 +206,13 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     key_url = fill_in_distribution(repository["key_url"], facts)
     chosen = choose_source(options["docker_engine_source"], facts, key_url)
     present = options["docker_engine_state"] == "present"
-    use_repository = present and chosen == "docker"
+    sources_file = _sources_file(facts, repository) if present and chosen == "docker" else None
     names = (
         VENDOR_PACKAGES if chosen == "docker" else DISTRIBUTION_PACKAGES.get(platform(facts), ())
     )
-    packages = [
-        {"name": name, "state": "present", "hold": hold} if present else _removed_package(name)
-        for name in names
-    ]
-    keyring = {"path": KEYRING, "fingerprint": repository["fingerprint"]}
     toolkit_removed = options["nvidia_container_toolkit_state"] == "absent"
     wants_gpus = options["docker_engine_gpu_access"] and not toolkit_removed
     for_gpus = _toolkit.engine_settings(facts) if wants_gpus else {}
-    required = {key: value for key, value in for_gpus.items() if key != "runtimes"}
-    defaults = _default_settings(facts, options["docker_engine_default_settings"], for_gpus)
-    sources_file = _sources_file(facts, repository)
     return {
         "source": chosen,
         "key_url": key_url,
@@ -233,45 +225,64 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 *_errors(facts, chosen, repository),
                 *(_cdi_errors(facts, settings) if for_gpus else ()),
                 *_swarm_errors(facts, settings),
-                *(apt_sources.mixed_files(facts, sources_file) if use_repository else ()),
+                *(apt_sources.mixed_files(facts, sources_file) if sources_file else ()),
             ]
             if present
             else [],
-            "keyrings": [keyring] if use_repository else [],
-            "files": [
-                *(
-                    [*apt_sources.replaced_files(facts, sources_file), sources_file]
-                    if use_repository
-                    else [{"path": path, "state": "absent"} for path in (SOURCES, KEYRING)]
-                ),
+            **_repository_state(facts, repository, sources_file),
+            "packages": [
+                {"name": name, "state": "present", "hold": hold}
+                if present
+                else _removed_package(name)
+                for name in names
             ],
-            "packages": packages,
-            "json": [
-                {
-                    "path": DAEMON_JSON,
-                    "record": DAEMON_JSON_RECORD,
-                    "restart": options["docker_engine_restart"],
-                    "settings": daemon_json.merge(required, settings) if present else {},
-                    "defaults": defaults if present else {},
-                }
-            ],
-            "units": [
-                {
-                    "name": "docker.socket",
-                    "enabled": present,
-                    "active": present,
-                    "needs": [["json", DAEMON_JSON]],
-                },
-                {
-                    "name": "docker.service",
-                    "restart": options["docker_engine_restart"],
-                    "previous": daemon_json_previous.PREVIOUS,
-                    "enabled": present,
-                    "active": present,
-                    # With a broken file the engine does not start.
-                    "needs": [["json", DAEMON_JSON]],
-                    "reads": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if for_gpus else ())],
-                },
-            ],
+            "json": [_settings_entry(facts, options, settings if present else None, for_gpus)],
+            "units": _units(options["docker_engine_restart"], present, bool(for_gpus)),
         },
     }
+
+
+def _repository_state(
+    facts: Mapping[str, Any], repository: Mapping[str, Any], sources_file: dict[str, str] | None
+) -> dict[str, Any]:
+    """Return key and apt source file of Docker's repository; both are absent without the file."""
+    if sources_file is None:
+        absent = [{"path": path, "state": "absent"} for path in (SOURCES, KEYRING)]
+        return {"keyrings": [], "files": absent}
+    return {
+        "keyrings": [{"path": KEYRING, "fingerprint": repository["fingerprint"]}],
+        "files": [*apt_sources.replaced_files(facts, sources_file), sources_file],
+    }
+
+
+def _settings_entry(
+    facts: Mapping[str, Any],
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    for_gpus: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return daemon.json with declared SETTINGS, None if the role owns no key of it."""
+    required = {key: value for key, value in for_gpus.items() if key != "runtimes"}
+    defaults = _default_settings(facts, options["docker_engine_default_settings"], for_gpus)
+    return {
+        "path": DAEMON_JSON,
+        "record": DAEMON_JSON_RECORD,
+        "restart": options["docker_engine_restart"],
+        "settings": {} if settings is None else daemon_json.merge(required, settings),
+        "defaults": {} if settings is None else defaults,
+    }
+
+
+def _units(restart: str, present: bool, has_hooks: bool) -> list[dict[str, Any]]:
+    """Return the units of the engine, which does not start with a broken daemon.json."""
+    state = {"enabled": present, "active": present, "needs": [["json", DAEMON_JSON]]}
+    return [
+        {"name": "docker.socket", **state},
+        {
+            "name": "docker.service",
+            "restart": restart,
+            "previous": daemon_json_previous.PREVIOUS,
+            **state,
+            "reads": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if has_hooks else ())],
+        },
+    ]

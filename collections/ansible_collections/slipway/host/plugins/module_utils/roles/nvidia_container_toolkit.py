@@ -31,6 +31,7 @@ REVISION = "-1"
 MINIMUM_VERSION = (1, 17, 8)
 # The first version whose packages update the CDI specification automatically.
 FIRST_WITH_CDI_REFRESH = (1, 18, 0)
+NO_REFRESH: Mapping[str, list[Any]] = {"units": [], "derived": []}
 
 KEYRING = "/etc/apt/keyrings/nvidia-container-toolkit.asc"
 SOURCES = "/etc/apt/sources.list.d/nvidia-container-toolkit.sources"
@@ -143,7 +144,6 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     error = _version_error(version, number)
     if number is None or error:
         return {"needed": True, "key_url": "", "owned": {"refused": [error]}}
-    refreshes = number >= FIRST_WITH_CDI_REFRESH
     packages = [{"name": name, "version": version + REVISION, "hold": hold} for name in PACKAGES]
     variable_name = "nvidia_container_toolkit_version"
     sources_file = _sources(facts, repository)
@@ -167,34 +167,35 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
             *_stale(),
         ],
         "packages": packages,
-        "units": [
-            {
-                "name": f"nvidia-cdi-refresh.{suffix}",
-                "enabled": True,
-                # The packages of 1.18 and 1.19 install the units there.
-                "unit_files": [f"/etc/systemd/system/nvidia-cdi-refresh.{suffix}"],
-                **more,
-            }
-            for suffix, more in (("path", {"active": True}), ("service", {}))
-            if refreshes
-        ],
-        "derived": [
-            {
-                "path": CDI_SPECIFICATION,
-                "required": True,
-                "since": [
-                    f"/lib/modules/{facts['kernel']}/modules.dep",
-                    HOOKS_INSTALLED[1],
-                    LOADED_VERSION,
-                ],
-                "holds": CDI_KIND,
-                "alone_in": list(CDI_FOLDERS),
-            }
-        ]
-        if refreshes and host.loaded(facts)
-        else [],
+        **(_refresh_state(facts) if number >= FIRST_WITH_CDI_REFRESH else NO_REFRESH),
     }
     return {"needed": True, "key_url": repository["key_url"], "owned": owned}
+
+
+def _refresh_state(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the units that keep the CDI specification current, and the specification itself."""
+    units = [
+        {
+            "name": f"nvidia-cdi-refresh.{suffix}",
+            "enabled": True,
+            # The packages of 1.18 and 1.19 install the units there.
+            "unit_files": [f"/etc/systemd/system/nvidia-cdi-refresh.{suffix}"],
+            **more,
+        }
+        for suffix, more in (("path", {"active": True}), ("service", {}))
+    ]
+    specification = {
+        "path": CDI_SPECIFICATION,
+        "required": True,
+        "since": [
+            f"/lib/modules/{facts['kernel']}/modules.dep",
+            HOOKS_INSTALLED[1],
+            LOADED_VERSION,
+        ],
+        "holds": CDI_KIND,
+        "alone_in": list(CDI_FOLDERS),
+    }
+    return {"units": units, "derived": [specification] if host.loaded(facts) else []}
 
 
 def _version_error(version: str, number: tuple[int, ...] | None) -> str:

@@ -88,13 +88,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     packages = _declare_packages(host, decision, present, chosen, options)
     return _result(
         decision,
-        {
-            "refused": [
-                *driver_repository.repository_conflicts(facts, repository),
-                *_refused_versions(facts, packages, options),
-            ],
-            **_owned_state(facts, host, decision, present, repository, packages, options),
-        },
+        _owned_state(facts, host, decision, present, repository, packages, options),
         managed=True,
         first=[entry for entry in packages if entry["name"] == decision.pin_package],
         newest=driver_packages.packages_to_upgrade(packages, version),
@@ -167,6 +161,10 @@ def _owned_state(
     if decision.fabric_manager:
         units.append({"name": DAEMONS[1], "enabled": True, "active": True})
     return {
+        "refused": [
+            *driver_repository.repository_conflicts(facts, repository),
+            *_refused_versions(facts, packages, options),
+        ],
         "keyrings": [{"path": driver_repository.KEYRING, "fingerprint": repository.fingerprint}]
         if repository and repository.key_url
         else [],

@@ -269,6 +269,35 @@ def _engine_files(names: Sequence[str], settings: Entry, facts: Entry) -> list[d
     ]
 
 
+def _check_declarations(
+    users: Sequence[Entry],
+    groups: Sequence[Entry],
+    shared: Sequence[Entry],
+    limits: Sequence[Entry],
+) -> None:
+    """Raise UserAccessError for a declaration that cannot be applied."""
+    _check_names("user", users)
+    _check_names("group", groups)
+    for user in users:
+        _check_user(user)
+    _check_shared(shared, groups)
+    for limit in limits:
+        _check_limit(limit)
+
+
+def _rootless_engine(name: str) -> dict[str, Any]:
+    """Return the rootless engine of a user."""
+    return {
+        "user": name,
+        "needs": [["obstacles", item["path"]] for item in docker_rootless.OBSTACLES],
+        "reads": [
+            docker_rootless.UNIT,
+            docker_rootless.DOCKERD,
+            docker_rootless.config_file(name),
+        ],
+    }
+
+
 def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
     """Return the ``owned`` state of the role.
 
@@ -277,13 +306,7 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
     """
     users, groups = options["user_access_users"], options["user_access_groups"]
     shared, limits = options["user_access_shared_folders"], options["user_access_limits"]
-    _check_names("user", users)
-    _check_names("group", groups)
-    for user in users:
-        _check_user(user)
-    _check_shared(shared, groups)
-    for limit in limits:
-        _check_limit(limit)
+    _check_declarations(users, groups, shared, limits)
     known = facts or {}
     docker_exclusive = options["user_access_docker_exclusive"]
     rootless_settings = options["user_access_rootless_settings"]
@@ -314,17 +337,6 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
         ],
         "left_by_root": [{"user": user["name"]} for user in present],
         "packages": [{"name": name} for name in packages],
-        "rootless": [
-            {
-                "user": name,
-                "needs": [["obstacles", item["path"]] for item in docker_rootless.OBSTACLES],
-                "reads": [
-                    docker_rootless.UNIT,
-                    docker_rootless.DOCKERD,
-                    docker_rootless.config_file(name),
-                ],
-            }
-            for name in rootless
-        ],
+        "rootless": [_rootless_engine(name) for name in rootless],
     }
     return {"owned": owned}
