@@ -782,36 +782,44 @@ def test_files_of_the_same_size_have_different_dates(folder: Path, write: Write)
 
 
 @pytest.mark.parametrize(
-    ("configuration", "wheels", "options"),
+    ("configuration", "wheels", "options", "variables"),
     [
-        pytest.param("", [], [], id="nothing"),
-        pytest.param("", ["a.whl"], ["--find-links={wheels}"], id="wheels"),
+        pytest.param("", [], [], {}, id="nothing"),
+        pytest.param("", ["a.whl"], [], {"UV_FIND_LINKS": "{wheels}"}, id="wheels"),
         pytest.param(
             "[global]\nindex-url = https://a.test\n[install]\nindex_url = https://b.test\n",
             [],
-            ["--default-index=https://b.test"],
+            [],
+            {"UV_DEFAULT_INDEX": "https://b.test"},
             id="section for install wins",
         ),
         pytest.param(
             "[global]\nno-index = yes\nfind-links = /a\n  /b\n",
             ["a.whl"],
-            ["--no-index", "--find-links=/a", "--find-links=/b", "--find-links={wheels}"],
+            ["--no-index"],
+            {"UV_FIND_LINKS": "/a,/b,{wheels}"},
             id="no index",
         ),
         pytest.param(
-            "[global]\nextra-index-url = https://a.test https://b.test%2F\ntrusted-host = c.test\n",
+            "[global]\nextra-index-url = https://me:secret@a.test https://b.test%2F\n"
+            "trusted-host = c.test\n",
             [],
-            ["--index=https://a.test", "--index=https://b.test%2F", "--allow-insecure-host=c.test"],
+            [],
+            {
+                "UV_INDEX": "https://me:secret@a.test https://b.test%2F",
+                "UV_INSECURE_HOST": "c.test",
+            },
             id="several",
         ),
     ],
 )
-def test_settings_of_pip_are_passed_to_uv(
+def test_settings_of_pip_are_passed_to_uv_without_addresses_on_its_command_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     configuration: str,
     wheels: list[str],
     options: list[str],
+    variables: dict[str, str],
 ) -> None:
     script = runpy.run_path(str(IMAGES / "_shared/install-python"))
     folder = tmp_path / "wheels"
@@ -821,10 +829,9 @@ def test_settings_of_pip_are_passed_to_uv(
     monkeypatch.setitem(script["uv_options"].__globals__, "WHEELS", folder)
     (tmp_path / "pip.conf").write_text(configuration, encoding="utf-8")
     settings = script["pip_settings"](str(tmp_path / "pip.conf"))
-    assert script["uv_options"](settings) == [
-        "--index-strategy=unsafe-best-match",
-        *(option.format(wheels=folder) for option in options),
-    ]
+    assert script["uv_options"](settings) == ["--index-strategy=unsafe-best-match", *options]
+    expected = {name: value.format(wheels=folder) for name, value in variables.items()}
+    assert script["uv_variables"](settings) == expected
 
 
 def test_unused_test_packages_are_removed(tmp_path: Path) -> None:
