@@ -8,6 +8,8 @@ import io
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +38,7 @@ def shell(command: str, in_data: bytes = b"", **_: Any) -> dict[str, Any]:
     }
 
 
-def carry_out(folder: Path, program: str) -> dict[str, Any]:
+def run_job(folder: Path, program: str) -> dict[str, Any]:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         member = tarfile.TarInfo("program.py")
@@ -49,6 +51,15 @@ def carry_out(folder: Path, program: str) -> dict[str, Any]:
     return detached_job.run_job(action, str(folder / "work"), "program", stream.getvalue())
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the condition did not come true")
+
+
 @pytest.fixture(autouse=True)
 def pace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detached_job, "POLL_SECONDS", 0.05)
@@ -57,7 +68,7 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_result_and_the_progress_come_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = carry_out(tmp_path, DONE)
+    result = run_job(tmp_path, DONE)
     # The folder is root's alone: jobs have secrets.
     assert result == {"built": [str(0o700)]}
     shown = capsys.readouterr().out
@@ -69,15 +80,47 @@ def test_the_result_and_the_progress_come_back(
 
 def test_killed_work_fails_and_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(AnsibleActionFail, match="killed"):
-        carry_out(tmp_path, KILLED)
+        run_job(tmp_path, KILLED)
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_killed_program_takes_its_processes_and_secrets_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller is gone as well, so nobody removes the folder."""
+    program = (
+        "import os, pathlib, signal, subprocess, sys\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "(folder / 'secrets').mkdir()\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'child').write_text(str(child.pid))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = detached_job._run_command
+
+    def until_the_job_runs(action: Any, script: str, data: bytes = b"\n") -> str:
+        if "base64" not in script:
+            raise AnsibleActionFail("the connection is gone")
+        return run(action, script, data)
+
+    monkeypatch.setattr(detached_job, "_run_command", until_the_job_runs)
+    with pytest.raises(AnsibleActionFail, match="gone"):
+        run_job(tmp_path, program)
+    (folder,) = (tmp_path / "work").iterdir()
+    wait_for(lambda: not (folder / "secrets").exists() and (tmp_path / "child").exists())
+    child = Path("/proc", (tmp_path / "child").read_text(), "comm")
+    wait_for(lambda: not child.exists() or child.read_text() != "sleep\n")
+    monkeypatch.setattr(detached_job, "_run_command", run)
+    wait_for(lambda: not Path("/proc", (folder / "pid").read_text().strip()).exists())
+    run_job(tmp_path, DONE)
+    assert not folder.exists()
 
 
 def test_jobs_of_controllers_that_went_away_are_removed_after_a_week(tmp_path: Path) -> None:
     for name, days in (("old", 8), ("new", 1)):
         (tmp_path / "work" / name).mkdir(parents=True)
         subprocess.run(["touch", "-d", f"{days} days ago", tmp_path / "work" / name], check=True)
-    carry_out(tmp_path, DONE)
+    run_job(tmp_path, DONE)
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["new"]
 
 

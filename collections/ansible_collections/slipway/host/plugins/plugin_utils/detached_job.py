@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import time
 from typing import Any
 
@@ -29,15 +30,22 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
     killed.
     """
     folder = f"{work}/{time.time_ns()}"
-    start = f"{ask_host.interpreter(action)} -E -s -m {program} {folder}"
-    # Folders of jobs whose controller disconnected are removed after a week.
+    # However the program ends, its own processes and its secrets do not outlive it.
+    start = (
+        f"{ask_host.interpreter(action)} -E -s -m {program} {folder}; "
+        f"trap '' TERM; kill -TERM 0; rm -rf {folder}/secrets {folder}/job.json"
+    )
+    # Jobs that were killed with their controller are removed by the next one, other jobs whose
+    # controller disconnected after a week.
     # The archive is sent as text: not every connection passes arbitrary bytes to standard input.
     _run_command(
         action,
         f"umask 077; mkdir -p {folder} && cd {folder} && "
+        f"for pid in {work}/*/pid; do [ ! -e $pid ] || [ -e ${{pid%/*}}/result.json ] || "
+        f"kill -0 $(cat $pid) 2>/dev/null || rm -rf ${{pid%/*}}; done; "
         f"find {work} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {{}} + && "
         "base64 -d | tar -xz && : >progress && "
-        f"{{ setsid {start} >log 2>&1 </dev/null & echo $! >pid; }}",
+        f"{{ setsid sh -c {shlex.quote(start)} >log 2>&1 </dev/null & echo $! >pid; }}",
         base64.encodebytes(job),
     )
     # A program that ended without a result was killed.

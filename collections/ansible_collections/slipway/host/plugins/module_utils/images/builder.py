@@ -153,9 +153,12 @@ class Builder:
                 f"cannot pull base image {base['reference']}, and base {base['name']} has no key "
                 "bootstrap in images/bases.yml. Make a registry reachable, or add the key."
             )
-        installed = shutil.which("mmdebstrap") is not None
+        # A run that was killed left the package, and this mark.
+        mark = self.folder.parent / "mmdebstrap-is-temporary"
+        installed = shutil.which("mmdebstrap") is not None and not mark.exists()
         apt_get = ["apt-get", "--quiet=2", "--assume-yes", "--option=DPkg::Lock::Timeout=300"]
         if not installed:
+            mark.touch()
             install = [*apt_get, "--no-install-recommends", "install", "mmdebstrap"]
             run_or_fail(
                 "installing mmdebstrap", ["env", "DEBIAN_FRONTEND=noninteractive", *install]
@@ -170,6 +173,7 @@ class Builder:
             tar.unlink(missing_ok=True)
             if not installed:
                 run([*apt_get, "--auto-remove", "purge", "mmdebstrap"])
+                mark.unlink(missing_ok=True)
         self.progress.say(f"base {base['name']}: bootstrapped {recipe['suite']} from apt")
 
     def mmdebstrap(self, recipe: Job, tar: Path) -> list[str]:
