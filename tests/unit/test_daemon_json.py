@@ -1104,7 +1104,10 @@ def test_defaults_apply_to_keys_that_nobody_set(file: Json, settings: Json, afte
 def test_a_written_default_is_repaired_and_taken_back() -> None:
     written = plan_merge(None, {}, defaults=DEFAULTS)
     edited = json.dumps({**DEFAULTS, "log-opts": {"max-size": "1m"}})
-    assert plan_merge(edited, {}, record=written.record, defaults=DEFAULTS).after == DEFAULTS
+    repaired = plan_merge(edited, {}, record=written.record, defaults=DEFAULTS)
+    assert (repaired.after, repaired.record) == (DEFAULTS, written.record)
+    again = plan_merge(json.dumps(DEFAULTS), {}, record=repaired.record, defaults=DEFAULTS)
+    assert not again.changed
     gone = json.dumps({"live-restore": True, "log-opts": {"max-size": "50m"}})
     assert plan_merge(gone, {}, record=written.record, defaults=DEFAULTS).after == DEFAULTS
     assert plan_merge(json.dumps(DEFAULTS), {}, record=written.record).after == {}

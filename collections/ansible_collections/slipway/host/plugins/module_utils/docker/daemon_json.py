@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker.daemon_json_defaults import (
@@ -134,10 +134,16 @@ def plan_merge(
     after = withdraw_keys(before, [owned for owned in record if owned.key not in declared_keys])
     for key in removed_keys:
         after = without_key(after, key, keep=len(key))
+    # The value that somebody gave to a default of ours is not one that was there before it.
+    own_defaults = {key for key, _value in leaves(selected)}
+    former = {owned.key: owned for owned in record if owned.key in own_defaults}
     return Merge(
         before=before,
         after=drop_default_runtime(before, merge(after, declared, name), declared),
-        record=tuple(record_keys(withdraw_keys(before, record), declared)),
+        record=tuple(
+            replace(former[owned.key], ours=owned.ours) if owned.key in former else owned
+            for owned in record_keys(withdraw_keys(before, record), declared)
+        ),
         plain=text is None or is_plain(text),
     )
 
