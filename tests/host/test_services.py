@@ -292,8 +292,15 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         {project_of("board")},
     ),
     "a compose file edited": (f"echo '# mine' >>{COMPOSE}", {("ml_services", "files", COMPOSE)}),
-    "a secret opened to others": (f"chmod 0644 {TOKEN}", {("ml_services", "secrets", TOKEN)}),
-    "a secret given to another": (f"chown root {TOKEN}", {("ml_services", "secrets", TOKEN)}),
+    # A new change time may stand for a new content, so the service starts with it.
+    "a secret opened to others": (
+        f"chmod 0644 {TOKEN}",
+        {("ml_services", "secrets", TOKEN), project_of("notebooks")},
+    ),
+    "a secret given to another": (
+        f"chown root {TOKEN}",
+        {("ml_services", "secrets", TOKEN), project_of("notebooks")},
+    ),
     "the folder of secrets opened": (
         f"chmod 0755 {FOLDER}/notebooks/secrets",
         {("ml_services", "files", f"{FOLDER}/notebooks/secrets")},
