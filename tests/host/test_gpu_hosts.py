@@ -403,7 +403,8 @@ TAMPERED: dict[str, tuple[str, Named]] = {
     ),
     "another driver loaded": (
         "echo 575.57.08 >/sys/module/nvidia/version",
-        {(DRIVER, "modules", "nvidia")},
+        # The specification is of the driver that was loaded before.
+        {(DRIVER, "modules", "nvidia"), (TOOLKIT, "derived", "/var/run/cdi/nvidia.yaml")},
     ),
     "an early module not loaded": (
         "rm -r /sys/module/nvidia_uvm",
