@@ -49,6 +49,12 @@ PLAYBOOK = """\
     - slipway.host.survey:
         roles: "{{{{ slipway_roles }}}}"
         expect_no_drift: "{{{{ not ansible_check_mode }}}}"
+      register: __slipway_survey
+- hosts: slipway_conflict
+  gather_facts: false
+  tasks:
+    - ansible.builtin.fail:
+        msg: "{{{{ __slipway_survey.conflicts.values() | flatten | join(' ') }}}}"
 """
 PETS = tar({"pets/README": b"hello\n", "pets/train/cat.png": b"cat", "pets/train/dog.png": b"dog"})
 # Does not compress, and has no room in the small disk.
