@@ -131,8 +131,8 @@ def test_users_with_programs_in_old_groups_are_named(site: People) -> None:
     finally:
         for session in older:
             session.terminate()
-    assert "alice is in docker now, but has programs that were started before" in said(run)
-    assert "bob is no longer in docker, but has programs that were started before" in said(run)
+    assert "alice was added to docker. Running programs of alice keep their old groups" in said(run)
+    assert "bob was removed from docker. Running programs of bob keep the group" in said(run)
     assert "loginctl terminate-user bob" in said(run)
     site.on("pkill -u alice sleep; pkill -u bob sleep")
 
