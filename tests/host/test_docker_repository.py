@@ -111,7 +111,7 @@ def test_another_key_is_an_error_and_changes_nothing(docker_site: Site, key: Key
     docker_site.declare(docker_engine_repository={**repository, "fingerprint": "0" * 40})
     run = docker_site.run("site.yml")
     assert run.status == "failed"
-    assert f"has the fingerprint {key.fingerprint}, expected {'0' * 40}" in " ".join(
+    assert f"has the fingerprint {key.fingerprint}; expected {'0' * 40}" in " ".join(
         run.output.split()
     )
     assert docker_site.on("ls /etc/apt/keyrings /etc/apt/sources.list.d") == (

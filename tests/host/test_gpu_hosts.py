@@ -518,7 +518,7 @@ def test_a_withdrawn_version_fails_before_any_package_changes(h100: GpuSite) -> 
 def test_a_withdrawn_version_may_be_replaced_by_the_newest_of_its_branch(h100: GpuSite) -> None:
     h100.declare(nvidia_driver_version=BETWEEN)
     run = h100.converge()
-    assert "took the newest instead" in run.output
+    assert "installed the newest instead" in run.output
     assert driver_of(h100) == (upstream(NEW),) * 3
     # The daemons were stopped for it, and run again.
     h100.on("systemctl is-active nvidia-persistenced nvidia-fabricmanager")

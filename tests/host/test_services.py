@@ -146,7 +146,7 @@ def test_a_run_names_the_token_file_and_ml_shows_root_the_address(lab: Services)
     url = lab.on("ml url notebooks").split()[-1]
     assert url == f"http://127.0.0.1:8888/lab?token={lab.on(f'cat {TOKEN}')}"
     as_alice = lab.on("su alice -c 'ml url notebooks' 2>&1 || true")
-    assert "notebooks belongs to service" in as_alice
+    assert "container notebooks belongs to" in as_alice
 
 
 def save(lab: Services, port: int, token: str, name: str) -> None:

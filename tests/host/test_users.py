@@ -209,7 +209,7 @@ def test_a_limit_that_prevents_logins_is_an_error(site: People) -> None:
     site.people(user_access_limits=[{"applies_to": "*", "memlock": "unlimited"}])
     run = site.run()
     assert run.status == "failed"
-    assert f"{LIMITS} was not written, since this host refuses" in said(run)
+    assert f"{LIMITS}: '" in said(run) and "expected success. The file was not written" in said(run)
     assert site.on(f"cat {LIMITS}") == before
     site.as_user("bob", "true")
     site.people()
