@@ -165,7 +165,7 @@ def test_an_unreachable_source_is_named(site: AptSite) -> None:
     assert result["failed"]
     assert "Unable to locate package nowhere" in result["msg"]
     assert "apt source http://127.0.0.1:9/./InRelease: download failed" in result["msg"]
-    assert "make it reachable from the host" in result["msg"]
+    assert "Make it reachable from the host" in result["msg"]
 
 
 def test_an_unused_source_may_be_unreachable(site: AptSite) -> None:
