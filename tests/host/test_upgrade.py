@@ -287,7 +287,7 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
     assert run.status == "successful", run.output
     assert site.packages() == first
     assert site.driver() == (OLD, OLD)
-    words = f"declare {OLD_TOOLKIT} (nvidia_container_toolkit_version)"
+    words = f"Declare {OLD_TOOLKIT} (nvidia_container_toolkit_version)"
     assert words in told(run)
     refused = site.run("site.yml")
     assert refused.status == "failed"
