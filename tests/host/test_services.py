@@ -428,7 +428,8 @@ def test_a_foreign_container_is_named_and_not_changed(lab: Services) -> None:
     )
     foreign = lab.container("scratch")["Id"]
     lab.on(f"chmod 0644 {TOKEN}")
-    assert lab.plan() == (3, {project_of("scratch"), ("ml_services", "secrets", TOKEN)})
+    secret = ("ml_services", "secrets", TOKEN)
+    assert lab.plan() == (3, {project_of("scratch"), project_of("notebooks"), secret})
     run = lab.run("site.yml", "-vvv", "--diff")
     assert run.status == "failed"
     assert f"docker rm --force {foreign[:12]}" in run.output

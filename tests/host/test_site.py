@@ -256,10 +256,6 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a wrong type": ({"docker_engine_hold": "perhaps"}, "docker_engine_hold"),
     "an impossible choice": ({"ml_catalogue_variant": "xpu"}, "must be one of: auto, cpu, gpu"),
-    "a service without its image": (
-        {"ml_services_instances": [{"name": "tensorboard"}]},
-        "service tensorboard needs image slipway/tensorboard:cpu",
-    ),
     "an unknown image": ({"ml_images_present": ["iris-apu"]}, "Did you mean 'iris-api'"),
     "an unknown port": (
         {"ml_services_instances": [{"name": "iris-api", "ports": {"htp": 80}}]},
