@@ -32,7 +32,8 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
     folder = f"{work}/{time.time_ns()}"
     # However the program ends, its own processes and its secrets do not outlive it.
     start = (
-        f"{ask_host.interpreter(action)} -E -s -m {program} {folder}; "
+        f"{ask_host.interpreter(action)} -E -s -m {program} {folder} & "
+        "echo $! >pid.new; mv pid.new pid; wait $!; "
         f"trap '' TERM; kill -TERM 0; rm -rf {folder}/secrets {folder}/job.json"
     )
     # Jobs that were killed with their controller are removed by the next one, other jobs whose
@@ -45,7 +46,8 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
         f"kill -0 $(cat $pid) 2>/dev/null || rm -rf ${{pid%/*}}; done; "
         f"find {work} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {{}} + && "
         "base64 -d | tar -xz && : >progress && "
-        f"{{ setsid sh -c {shlex.quote(start)} >log 2>&1 </dev/null & echo $! >pid; }}",
+        f"{{ setsid sh -c {shlex.quote(start)} >log 2>&1 </dev/null & }} && "
+        "until [ -s pid ]; do sleep 0.02; done",
         base64.encodebytes(job),
     )
     # A program that ended without a result was killed.
