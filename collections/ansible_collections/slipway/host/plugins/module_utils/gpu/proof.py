@@ -73,10 +73,11 @@ def own_gpus(facts: Mapping[str, Any]) -> list[str]:
 
 
 def has_driver(facts: Mapping[str, Any]) -> bool:
-    """Return whether a driver is installed or loaded on the host."""
-    return bool(
-        driver_packages.installed_driver_packages(facts) or gpu_host.loaded(facts) is not None
-    )
+    """Return whether packages of a driver are installed on the host.
+
+    A loaded kernel module counts for nothing: it outlives the removal of its packages.
+    """
+    return bool(driver_packages.installed_driver_packages(facts))
 
 
 def has_toolkit() -> bool:
