@@ -32,13 +32,13 @@ setsid dockerd --host unix:///run/other/docker.sock --data-root /run/other/data 
 until docker --host unix:///run/other/docker.sock info >/dev/null 2>&1; do sleep 0.2; done
 docker context create other --docker host=unix:///run/other/docker.sock >/dev/null
 docker context use other >/dev/null
-docker buildx create --name other --driver docker-container --use >/dev/null
+docker buildx create --name container --driver docker-container --use >/dev/null
 """
 AWAY = """
 unset DOCKER_HOST
 kill "$(cat /run/other/pid)"
 docker context use default >/dev/null 2>&1
-docker buildx rm other >/dev/null 2>&1 || true
+docker buildx rm container >/dev/null 2>&1 || true
 docker context rm other >/dev/null
 """
 READERS = "/etc/slipway /usr/local/lib/slipway /etc/apt/keyrings /etc/docker"
@@ -62,7 +62,7 @@ def test_a_host_is_provisioned_as_usual(odd: Site) -> None:
 def test_users_can_read_what_was_installed_under_a_closed_umask(odd: Site) -> None:
     closed = odd.on(f"find {READERS} -maxdepth 0 ! -perm -0055 -printf 'closed: %p'")
     assert "closed: " not in closed
-    assert "iris-api" in odd.on("su - alice -c 'ml list'")
+    assert "iris-api" in odd.on("su - alice -c 'env -u DOCKER_HOST ml list'")
 
 
 def test_images_are_built_on_the_engine_of_the_host(odd: Site) -> None:
