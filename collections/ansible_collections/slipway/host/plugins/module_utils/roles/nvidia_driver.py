@@ -40,6 +40,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import driver_misfit
 from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import PREBUILT
+from ansible_collections.slipway.host.plugins.module_utils.state import derived
 
 KEEP = driver_request.KEEP
 GPU_RECORD = gpu_facts.RECORD
@@ -370,7 +371,13 @@ def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict
 
 def _removal(present: Mapping[str, str], host: HostFacts) -> dict[str, Any]:
     """Return the state of a host without the packages and files of this role."""
-    paths = (GPU_RECORD, driver_repository.KEYRING, driver_repository.SOURCES, *driver_files.PATHS)
+    paths = (
+        GPU_RECORD,
+        derived.RECORD,
+        driver_repository.KEYRING,
+        driver_repository.SOURCES,
+        *driver_files.PATHS,
+    )
     owned = {
         "refused": [],
         "files": [{"path": path, "state": "absent"} for path in paths],
