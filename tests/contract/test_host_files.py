@@ -44,7 +44,7 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "module_utils/images/builder.py": (
         "works in /var/lib/slipway, which only root can write",
-        ".mkdir .read_text .unlink .write_text shutil.rmtree",
+        ".mkdir .read_text .touch .unlink .write_text shutil.rmtree",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
     "module_utils/gpu/health_check.py": ("reads the kernel log", "os.open"),
