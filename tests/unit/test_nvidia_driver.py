@@ -164,6 +164,7 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
     [
         ("v100-b200", {}, {}, "No driver supports all GPUs"),
         ("t4", {}, {"branch": "newest"}, "found 'newest'; expected 'auto' or a number"),
+        ("t4", {}, {"gpus": "all"}, "nvidia_driver_gpus: found 'all'; expected 'auto' or a number"),
         ("t4", {}, {"version": "580"}, "found '580'; expected a driver version"),
         (
             "t4",

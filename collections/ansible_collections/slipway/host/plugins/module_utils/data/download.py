@@ -137,7 +137,7 @@ def _continue(source: Source, name: str, declared: int, progress: Progress) -> b
         if answer.status == 206:
             progress.say(f"{name}: continuing at {format_size(done)} of {format_size(total or 0)}")
         else:
-            # The complete file, because there is no part of it, or because the file has changed.
+            # Download the complete file: no part of it is here, or the server has another file now.
             done, total = 0, _length(answer)
             _write_record(source, answer, total)
             progress.say(f"{name}: downloading {format_size(total) if total else ''}".rstrip())

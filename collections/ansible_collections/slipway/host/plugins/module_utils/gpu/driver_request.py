@@ -36,6 +36,9 @@ def read_request(host: HostFacts, options: Mapping[str, Any]) -> DriverRequest:
             f"nvidia_driver_version: found {version!r}; expected a driver version such as"
             " '580.178.04'"
         )
+    gpus = str(options["nvidia_driver_gpus"])
+    if gpus != AUTO and not gpus.isdecimal():
+        raise Refusal(f"nvidia_driver_gpus: found {gpus!r}; expected 'auto' or a number such as 8")
     number = _branch_number(options["nvidia_driver_branch"])
     if version:
         version_branch = int(version.split(".")[0])

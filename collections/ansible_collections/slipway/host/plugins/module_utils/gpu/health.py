@@ -98,8 +98,8 @@ def judge_missing(expected: int, present: int) -> list[Finding]:
             "",
             f"{present} GPUs are on the PCI bus",
             f"{expected}, as recorded or declared",
-            f"{xids.RECONNECT}. If the GPUs were removed on purpose, delete the record as the role "
-            "nvidia_driver describes",
+            f"{xids.RECONNECT}. If the GPUs were removed on purpose, set nvidia_driver_gpus to the "
+            "new number",
         )
     ]
 
