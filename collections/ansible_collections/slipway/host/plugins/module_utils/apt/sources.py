@@ -15,7 +15,8 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.state import apt_sources
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+# Names of architectures in packages, by the names of the kernel.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 Key = tuple[str, str]
 
 
@@ -63,7 +64,7 @@ def _conflicts(facts: Mapping[str, Any], own: Mapping[str, str]) -> dict[str, bo
 def _key(facts: Mapping[str, Any], uri: str, suite: str) -> Key:
     """Return address and suite of a source in one form, so that spelling makes no difference."""
     machine = facts.get("architecture", "")
-    architecture = _ARCHITECTURES.get(machine, machine)
+    architecture = ARCHITECTURES.get(machine, machine)
     address = re.sub(r"^(?:[a-z0-9]+\+)?https?://(?:[^/@]*@)?", "", uri, flags=re.I)
     address = re.sub(r"/+", "/", address.replace("$(ARCH)", architecture)).rstrip("/")
     host, slash, path = address.partition("/")

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.apt.sources import ARCHITECTURES
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import HostFacts, PciDevice
 from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
 
-_DPKG_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 NOTHING: Mapping[str, Any] = {"devices": []}
 
 
@@ -45,7 +45,7 @@ def host_facts(facts: Mapping[str, Any]) -> HostFacts:
         distribution=distribution,
         release=release,
         kernel=facts["kernel"],
-        architecture=_DPKG_ARCHITECTURES.get(facts["architecture"], facts["architecture"]),
+        architecture=ARCHITECTURES.get(facts["architecture"], facts["architecture"]),
         kernel_metas=tuple(gpu.get("kernel_metas", ())),
         secure_boot=gpu.get("secure_boot", False),
         gpus=tuple(device for device in functions if device.class_code in tables.CLASS_GPU),

@@ -215,7 +215,7 @@ def _version_error(version: str, number: tuple[int, ...] | None) -> str:
 
 
 def _sources(facts: Mapping[str, Any], repository: Mapping[str, str]) -> dict[str, str]:
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(facts["architecture"], "amd64")
+    architecture = apt_sources.ARCHITECTURES.get(facts["architecture"], "amd64")
     url = repository["url"].replace("{architecture}", architecture)
     content = f"{WRITTEN_BY}Types: deb\nURIs: {url}\nSuites: /\nSigned-By: {KEYRING}\n"
     return {"path": SOURCES, "content": content}
