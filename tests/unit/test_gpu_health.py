@@ -263,7 +263,7 @@ def test_a_healthy_host_passes_and_shows_warnings(
     sample = tmp_path / "sample.xml"
     sample.write_text(document(gpu(old="<current_link_width>16x", new="<current_link_width>8x")))
     program("nvidia-smi", f"cat {sample}")
-    assert health_check.check([FIRST], 1).startswith("no fault of 1 GPUs. GPU 0000:3b:00.0: PCIe")
+    assert health_check.check([FIRST], 1).startswith("No fault found. GPUs: 1. GPU 0000:3b")
 
 
 @pytest.mark.usefixtures("no_log")

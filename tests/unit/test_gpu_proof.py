@@ -120,7 +120,7 @@ def gpu_host(
     )
     monkeypatch.setattr(containers, "ask_engine", lambda path: answer(found, path))
     # Health has tests of its own; this machine's kernel log is not that of the host.
-    monkeypatch.setattr(health_check, "check", lambda *_: "no fault of 2 GPUs.")
+    monkeypatch.setattr(health_check, "check", lambda *_: "No fault found. GPUs: 2.")
     found.sees(listing(2))
     for in_container in (False, True):
         found.computes(PASSED, in_container)

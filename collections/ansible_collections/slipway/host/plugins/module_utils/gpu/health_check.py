@@ -41,7 +41,7 @@ def check(addresses: Sequence[str], expected: int) -> str:
     if faults:
         raise ValueError(" ".join(faults))
     warnings = [str(finding) for finding in findings if finding.warning]
-    return " ".join([f"no fault of {len(addresses)} GPUs.", *warnings])
+    return " ".join([f"No fault found. GPUs: {len(addresses)}.", *warnings])
 
 
 def _query_smi() -> str:
