@@ -322,8 +322,10 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         f"echo '{{}}' >{CAROLS}",
         {("user_access", "files", CAROLS), ("user_access", "rootless", "carol")},
     ),
-    "an engine's settings written without a restart": (
-        f"sleep 1; touch {CAROLS}",
+    "an engine that runs with other settings than the file's": (
+        f"cp {CAROLS} /root/declared; echo '{{}}' >{CAROLS};"
+        "runuser -u carol -- env XDG_RUNTIME_DIR=/run/user/$(id -u carol)"
+        f" systemctl --user restart docker; sleep 1; cat /root/declared >{CAROLS}",
         {("user_access", "rootless", "carol")},
     ),
     "the unit removed": (f"rm {UNIT}", {("user_access", "files", UNIT)}),
