@@ -328,7 +328,10 @@ TAMPERED: dict[str, tuple[str, Named]] = {
         f" systemctl --user restart docker; sleep 1; cat /root/declared >{CAROLS}",
         {("user_access", "rootless", "carol")},
     ),
-    "the unit removed": (f"rm {UNIT}", {("user_access", "files", UNIT)}),
+    "the unit removed": (
+        f"rm {UNIT}",
+        {("user_access", "files", UNIT), ("user_access", "rootless", "carol")},
+    ),
     "lingering switched off": (
         "loginctl disable-linger carol",
         {("user_access", "rootless", "carol")},
