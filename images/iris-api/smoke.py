@@ -11,11 +11,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 SERVER = ["gunicorn", "--config", "gunicorn.conf.py"]
@@ -56,6 +58,32 @@ REFUSALS: list[tuple[str, bytes | Iterable[bytes], str, int, str]] = [
     ("10 MB", b" " * (10 * MEGABYTE), JSON, 413, "body"),
     ("10 MB in chunks", (b" " * MEGABYTE for _ in range(10)), JSON, 413, "body"),
 ]
+
+POST = b"POST /predict HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+# what it is, bytes, status, field that the error must name
+INVALID_HTTP = [
+    ("an invalid chunk", CHUNKED + b"zz\r\n", 400, "body"),
+    ("a chunk that ends early", CHUNKED + b"5\r\n{", 400, "body"),
+    ("a body that ends early", POST + b"Content-Length: 40\r\n\r\n{", 400, "body"),
+    ("a negative length", POST + b"Content-Length: -1\r\n\r\n", 400, "request"),
+    ("no HTTP", b"hello\r\n\r\n", 400, "request"),
+    ("HTTP 9.9", b"GET / HTTP/9.9\r\n\r\n", 400, "request"),
+    ("a long address", b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\n\r\n", 414, "request"),
+    ("a large header", b"GET / HTTP/1.1\r\nX: " + b"a" * MEGABYTE + b"\r\n\r\n", 431, "request"),
+    ("endless headers", b"GET / HTTP/1.1\r\n" + b"X-A: a\r\n" * 100_000, 431, "request"),
+]
+
+# number of connections, bytes that each sends before it stalls
+STALLED = [
+    (12, POST + b"Content-Length: 40\r\n\r\n{"),
+    (100, CHUNKED + b"5\r\n{"),
+    (100, b"GET /healthz HTTP/1.1\r\nHost: "),
+    (100, b""),
+]
+HEALTH_SECONDS = 2.0
+STALL_SECONDS = 15.0
 
 
 def ask(
@@ -115,6 +143,49 @@ def check() -> None:
     expect("the page", (status, "<form" in text), (200, True))
 
 
+def read_answer(connection: socket.socket) -> tuple[int, Any]:
+    """Return status and error of the answer to an invalid request."""
+    with connection.makefile("rb") as answer:
+        head, _separator, body = answer.read().partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+def check_invalid_http() -> None:
+    """Send bytes that are no valid request; raise AssertionError at the first wrong answer."""
+    for what, sent, status, field in INVALID_HTTP:
+        with socket.create_connection(("127.0.0.1", PORT), timeout=10) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            found, error = read_answer(connection)
+        expect(f"{what}: {error['message']}", (found, error["field"]), (status, field))
+
+
+@contextmanager
+def stalled_clients() -> Iterator[list[socket.socket]]:
+    """Hold the connections of STALLED; the server must answer others, and close these."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(hold_connection(sent))
+            for number, sent in STALLED
+            for _ in range(number)
+        ]
+
+
+def hold_connection(sent: bytes) -> socket.socket:
+    """Return a connection that sent these bytes."""
+    connection = socket.create_connection(("127.0.0.1", PORT), timeout=STALL_SECONDS)
+    connection.sendall(sent)
+    return connection
+
+
+def check_health() -> None:
+    """Raise AssertionError unless the health check answers within HEALTH_SECONDS."""
+    begin = time.monotonic()
+    status, _text = ask("GET", "/healthz")
+    late = time.monotonic() - begin > HEALTH_SECONDS
+    expect("GET /healthz beside stalled clients", (status, late), (200, False))
+
+
 def main() -> int:
     """Start the server, check it, stop it, and return the exit status."""
     with tempfile.TemporaryFile() as log:
@@ -122,7 +193,14 @@ def main() -> int:
         try:
             expect("running as root", os.getuid() == 0, False)
             wait_for(server)
-            check()
+            with stalled_clients() as connections:
+                check_health()
+                check()
+                check_invalid_http()
+                check_health()
+                for connection in connections:
+                    expect("status for a stalled client", read_answer(connection)[0], 408)
+            check_health()
             server.terminate()
             expect("exit status after SIGTERM", server.wait(STOP_SECONDS), 0)
         except (
@@ -138,7 +216,12 @@ def main() -> int:
             sys.stderr.write(log.read().decode(errors="replace"))
             print(f"smoke: FAILED: {error}", file=sys.stderr)
             return 1
-    print(f"smoke: {len(PREDICTIONS)} predictions right, {len(REFUSALS)} bad requests refused")
+    refused = len(REFUSALS) + len(INVALID_HTTP)
+    stalled = sum(number for number, _sent in STALLED)
+    print(
+        f"smoke: {len(PREDICTIONS)} predictions right, {refused} bad requests refused, {stalled} "
+        "stalled clients closed"
+    )
     return 0
 
 

@@ -8,6 +8,7 @@ The server as a whole is asked by the image's smoke test, inside the image.
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -230,6 +231,30 @@ def test_every_error_is_json(client: Any, method: str, path: str, status: int, f
 def test_a_body_of_10_mb_is_read_completely_and_rejected(client: Any) -> None:
     answer = client.post("/predict", data=b" " * 10_000_000, content_type=JSON)
     assert (answer.status_code, answer.json["error"]["field"]) == (413, "body")
+
+
+class BrokenBody(io.BytesIO):
+    """A body whose server finds invalid bytes in it, and raises its own exception."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise InvalidChunk("Invalid chunk size: b'zz'")
+
+
+class InvalidChunk(Exception):
+    """As servers define it: derived from no other exception."""
+
+
+def test_a_body_that_is_not_valid_http_is_an_error_of_the_client(client: Any) -> None:
+    answer = client.post(
+        "/predict",
+        input_stream=BrokenBody(),
+        content_type=JSON,
+        headers={"Transfer-Encoding": "chunked"},
+        environ_overrides={"wsgi.input_terminated": True},
+    )
+    assert answer.status_code == 400
+    assert answer.json["error"]["field"] == "body"
+    assert answer.json["error"]["message"] == ("body is not valid HTTP: Invalid chunk size: b'zz'")
 
 
 def test_the_page_loads_nothing_from_other_servers(client: Any) -> None:

@@ -75,10 +75,14 @@ def _read_body(request: Request) -> bytes:
     The rest of a longer body is read and dropped: a server that closes a connection while the
     client still sends makes the client lose the answer that explains why.
     """
-    body = request.stream.read(MAX_BODY + 1)
-    dropped = 0
-    while dropped < DRAIN_LIMIT and (chunk := request.stream.read(65536)):
-        dropped += len(chunk)
+    try:
+        body = request.stream.read(MAX_BODY + 1)
+        dropped = 0
+        while dropped < DRAIN_LIMIT and (chunk := request.stream.read(65536)):
+            dropped += len(chunk)
+    except Exception as error:
+        # Each server has exceptions of its own for a body that is not valid HTTP.
+        raise InvalidRequest(400, "body", f"is not valid HTTP: {error}") from error
     return body
 
 
