@@ -64,6 +64,7 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "owner": "belongs to people if the service can write the folder",
         "group": "belongs to people if the service can write the folder",
         "read_only": "whether a missing folder is made",
+        "is_volume": "whether a file is a conflict",
     },
     "derived": {"required": "whether a missing file is made", "group": "as for lines"},
     "members": {

@@ -450,7 +450,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown volume": ({"volumes": {"wrok": "/srv"}}, "Did you mean 'work'?"),
     "an unknown service": ({"service": "lab"}, "has no service 'lab'"),
-    "a port of another": ({"ports": {"jupyter": 5000}}, "is also published by project iris-api"),
+    "a port of another": ({"ports": {"jupyter": 5000}}, "is also published by service iris-api"),
     "a GPU that is not there": ({"gpus": [0]}, "GPU 0 does not exist; this host has no GPUs."),
     "a folder of somebody else": ({"volumes": {"work": "/opt"}}, "4242:4343 may not write to /opt"),
 }
@@ -582,4 +582,4 @@ def test_a_project_gets_its_reserved_gpus(gpu_lab: Services) -> None:
     both = [{**projects[0], "gpus": "all"}, projects[1]]
     run = gpu_lab.run("site.yml", ml_services_instances=both)
     assert run.status == "failed"
-    assert "project second: gpus: 2 requested, 0 of this host's 8 GPUs are free" in run.output
+    assert "service second: gpus: 2 requested, 0 of this host's 8 GPUs are free" in run.output

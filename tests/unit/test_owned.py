@@ -19,6 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     kinds,
     model,
     projects,
+    service_files,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import units as state_units
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
@@ -181,6 +182,30 @@ def test_a_service_must_be_able_to_write(writable: bool, read_only: bool, confli
             differences("mounts", entry, FOLDER, **answer)
     else:
         assert differences("mounts", entry, FOLDER, **answer) == []
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize(
+    ("found", "is_volume", "conflict"),
+    [
+        (["file", *FOLDER[1:]], True, True),
+        (["file", *FOLDER[1:]], False, False),
+        (["pipe", *FOLDER[1:]], True, True),
+        (FOLDER, True, False),
+        (LINK, True, False),
+    ],
+)
+def test_a_file_cannot_be_a_volume(
+    found: Any, is_volume: bool, conflict: bool, read_only: bool
+) -> None:
+    entry = {"path": "/srv/x", "owner": "7", "group": "8", "read_only": read_only}
+    answer = {"link_targets": {"/srv/x": "/srv/y"}, "writable": {"7:8:/srv/x": None}}
+    changed = {**entry, "is_volume": is_volume}
+    if conflict:
+        with pytest.raises(model.ConflictError, match=f"/srv/x, .*: found a {found[0]}; expected"):
+            differences("mounts", changed, found, **answer)
+    else:
+        assert differences("mounts", changed, found, **answer) == []
 
 
 def test_what_is_only_read_has_to_be_there() -> None:
@@ -759,6 +784,7 @@ def project_changes(
     image: Any = ("sha256:1", RECORD),
     right_environment: bool = True,
     limits: Any = ("memory", "pids"),
+    addresses: Any = (),
     **declared: Any,
 ) -> Changes:
     """Return the changes of the project api with the service web."""
@@ -769,7 +795,30 @@ def project_changes(
         project_answer(found, record, limits),
         images={"slipway/web:cpu": image},
         environments={"api": [one["id"] for one in found if right_environment]},
+        addresses=dict(addresses),
     )
+
+
+@pytest.mark.parametrize(
+    ("port", "address"),
+    [("203.0.113.9:80:80/tcp", "203.0.113.9"), ("fd00::1:80:80/tcp", "fd00::1")],
+)
+def test_ports_are_bound_to_addresses_of_the_host(port: str, address: str) -> None:
+    service = {**WEB, "container": {**DECLARED, "ports": [port]}}
+    asked = survey.question([{"projects": [{"name": "api", "services": [service]}]}])
+    assert asked["addresses"] == [address]
+    found = [described(ports=[port])]
+    assert project_changes(found, ports=[port], addresses={address: True}) == []
+    with pytest.raises(model.ConflictError, match=f"bind_address {address} is not an address of"):
+        project_changes(found, ports=[port], addresses={address: False})
+
+
+@pytest.mark.parametrize(
+    ("address", "is_there"),
+    [("127.0.0.1", True), ("0.0.0.0", True), ("203.0.113.9", False), ("2001:db8::9", False)],
+)
+def test_an_address_is_one_that_a_program_can_listen_on(address: str, is_there: bool) -> None:
+    assert service_files.ask_address(address) is is_there
 
 
 @pytest.mark.parametrize(

@@ -252,18 +252,21 @@ def test_volumes_of_an_image_outlive_the_project() -> None:
     assert document(found)["volumes"] == {"tool_work": {"external": True}}
 
 
+NOTES = {"path": "/srv/notes", "owner": "7", "group": "8", "is_volume": True}
+
+
 @pytest.mark.parametrize(
     ("volumes", "mounted", "made"),
     [
         (
             {"work": "/srv/notes"},
             {"type": "bind", "source": "/srv/notes", "target": "/work"},
-            {"path": "/srv/notes", "owner": "7", "group": "8", "read_only": False},
+            {**NOTES, "read_only": False},
         ),
         (
             {"work": "/srv/notes:ro"},
             {"type": "bind", "source": "/srv/notes", "target": "/work", "read_only": True},
-            {"path": "/srv/notes", "owner": "7", "group": "8", "read_only": True},
+            {**NOTES, "read_only": True},
         ),
         (
             {"work": "other_work:ro"},
@@ -284,15 +287,17 @@ def test_a_folder_that_another_project_reads_is_made_for_the_one_that_writes() -
     reader = {"volumes": {"work": "/srv/x:ro"}, "ports": {"api": 1}, "uid": 8}
     writer = {"volumes": {"work": "/srv/x"}, "uid": 7}
     found = plan(PUBLISHED, reader, writer)
-    mount = {"path": "/srv/x", "owner": "7", "group": "7", "read_only": False}
+    mount = {"path": "/srv/x", "owner": "7", "group": "7", "read_only": False, "is_volume": True}
     assert found["owned"]["mounts"] == [mount, mount]
     first = compose(found["projects"][0])
     assert first["volumes"][0]["read_only"]
 
 
 def test_a_folder_may_be_mounted_where_the_image_has_no_volume() -> None:
-    targets = [one["target"] for one in compose(project(volumes={"/data": "/srv/d:ro"}))["volumes"]]
-    assert targets == ["/work", "/data"]
+    found = project(volumes={"/data": "/srv/d:ro"})
+    assert [one["target"] for one in compose(found)["volumes"]] == ["/work", "/data"]
+    # It may be a file.
+    assert [one["is_volume"] for one in found["mounts"]] == [False]
 
 
 # Secrets
@@ -398,6 +403,17 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         ),
         (PUBLISHED, {"uid": 0}, "uid: 0; expected another uid than root's"),
         (PUBLISHED, {"uid": "0"}, "uid: 0; expected another uid than root's"),
+        (PUBLISHED, {"uid": 3000000000}, "uid: 3000000000; expected at most 2147483647"),
+        (PUBLISHED, {"uid": -1}, "uid: -1; expected at most 2147483647"),
+        (PUBLISHED, {"gid": 2**31}, "gid: 2147483648; expected at most 2147483647"),
+        (PUBLISHED, {"memory": "1m"}, "memory: '1m'; expected at least 6m"),
+        (PUBLISHED, {"memory": "6000k"}, "memory: '6000k'; expected at least 6m"),
+        (PUBLISHED, {"cpus": 0.001}, "cpus: 0.001; expected at least 0.01"),
+        (
+            PUBLISHED,
+            {"environment": {"A": "s3\0cret"}},
+            "environment.A: contains the character NUL",
+        ),
         (PUBLISHED, {"ports": {"api": 70000}}, "ports.api: 70000; expected a number from 1"),
         (PUBLISHED, {"ports": {"api": 0}}, "expected a number from 1"),
         (PUBLISHED, {"ports": {"api": None}}, "ports.api: None; expected a number"),
@@ -425,7 +441,16 @@ def test_what_cannot_be_is_refused(build: Planned, declared: dict[str, Any], pro
     assert problem in error(build, declared)
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [{"memory": "6m"}, {"memory": "0"}, {"uid": 2**31 - 1}, {"cpus": 0.01}, {"gid": 0}],
+)
+def test_the_limits_of_docker_themselves_are_accepted(declared: dict[str, Any]) -> None:
+    assert compose(project(**declared))
+
+
 def test_a_refusal_never_tells_a_secret() -> None:
+    assert "cret" not in error(PUBLISHED, {"environment": {"A": "s3\0cret"}})
     assert "s3cret" not in error(CLOSED, {"secrets": [{"name": "x", "content": "s3cret"}]})
 
 
@@ -443,7 +468,7 @@ def test_a_port_of_the_host_is_one_projects(
     first: dict[str, Any], second: dict[str, Any], clash: bool
 ) -> None:
     if clash:
-        assert "project second: port 5000" in error(PUBLISHED, first, second)
+        assert "service second: port 5000" in error(PUBLISHED, first, second)
     else:
         assert len(plan(PUBLISHED, first, second)["projects"]) == 2
 
@@ -495,10 +520,10 @@ def test_without_gpus_all_is_none() -> None:
         ([-1], "expected all, none, a number"),
         ([[4]], "gpus: GPU 4 does not exist; expected one of: 0, 1, 2, 3."),
         ([["x"]], "GPU x does not exist"),
-        ([5], "project tool: gpus: 5 requested, 4 of this host's 4 GPUs are free"),
-        (["all", 1], "project second: gpus: 1 requested, 0 of this host's 4 GPUs are free"),
-        ([[0, 1], [1, 2]], "projects tool and second: both reserve GPU 1"),
-        ([[0], ["0:1"]], "projects tool and second: both reserve GPU 0:1"),
+        ([5], "service tool: gpus: 5 requested, 4 of this host's 4 GPUs are free"),
+        (["all", 1], "service second: gpus: 1 requested, 0 of this host's 4 GPUs are free"),
+        ([[0, 1], [1, 2]], "services tool and second: both reserve GPU 1"),
+        ([[0], ["0:1"]], "services tool and second: both reserve GPU 0:1"),
         (["all", "all"], "ml_services_share_gpus"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
+from ansible_collections.slipway.host.plugins.module_utils.services import failures
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.modules import services
 
@@ -227,9 +228,82 @@ def test_a_project_that_fails_leaves_the_others(
     program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
     result = run(run_module, host, page(host, "first", 1), page(host, "second", 2))
     assert result["failed"]
-    assert result["msg"] == "service first: docker compose up failed: no room"
+    assert result["msg"] == (
+        "service first: docker compose up failed: no room; last line of its log: why"
+    )
     assert result["logs"] == "why\n"
     assert "--project-name second up" in host.told[-1]
+
+
+COMPOSE_ERRORS = {
+    "a port in use": (
+        " Network lab_default  Creating\n Network lab_default  Created\n"
+        " Container lab-lab-1  Creating\n Container lab-lab-1  Created\n"
+        " Container lab-lab-1  Starting\n"
+        "Error response from daemon: driver failed programming external connectivity on endpoint "
+        "lab-lab-1 (c1): failed to bind port 127.0.0.1:22/tcp: address already in use",
+        "driver failed programming external connectivity on endpoint lab-lab-1 (c1): failed to "
+        "bind port 127.0.0.1:22/tcp: address already in use",
+    ),
+    "too little memory": (
+        " Container lab-lab-1  Error response from daemon: Minimum memory limit allowed is 6MB\n"
+        "Error response from daemon: Minimum memory limit allowed is 6MB\n",
+        "Minimum memory limit allowed is 6MB",
+    ),
+    "unhealthy": (
+        " Container lab-lab-1  Started\n Container lab-lab-1  Waiting\n"
+        " Container lab-lab-1  Error\ncontainer lab-lab-1 is unhealthy\n",
+        "container lab-lab-1 is unhealthy",
+    ),
+    "ended": (
+        " Container lab-lab-1  Waiting\ncontainer lab-lab-1 exited (1)",
+        "container lab-lab-1 exited (1)",
+    ),
+    "steps alone": (" Container lab-lab-1  Creating\n", "Container lab-lab-1  Creating"),
+    "nothing": ("", "no output"),
+}
+
+
+@pytest.mark.parametrize(("output", "cause"), COMPOSE_ERRORS.values(), ids=COMPOSE_ERRORS.keys())
+def test_a_failure_names_its_cause_not_the_steps_before(output: str, cause: str) -> None:
+    assert failures.find_cause(output) == cause
+
+
+@pytest.mark.parametrize(
+    ("logs", "line"),
+    [
+        ("", ""),
+        ("lab-1  | \n", ""),
+        ("lab-1  | ImportError: x\nlab-1  | \n", "ImportError: x"),
+        ("lab-1  | a | b\n", "a | b"),
+    ],
+)
+def test_the_last_line_of_a_log(logs: str, line: str) -> None:
+    assert failures.last_log_line(logs) == line
+
+
+@pytest.mark.parametrize("others_run", [False, True])
+def test_a_container_that_never_ran_is_removed(
+    run_module: RunModule,
+    host: Host,
+    program: Callable[[str, str], None],
+    others_run: bool,
+) -> None:
+    others = "echo c2;" if others_run else ":;"
+    removed = host.folder / "removed"
+    listed = f"test -e {removed} || echo c1; {others}"
+    says = (
+        f"*status=created*) echo c1;; *no-trunc*) {listed} ;; 'rm --force c1') touch {removed};; "
+        "*' up '*) echo 'port is in use' >&2; exit 1;;"
+    )
+    program("docker", f'echo "$*" >>{host.log}; case "$*" in {says} esac')
+    result = run(run_module, host, host.project())
+    assert result["msg"] == "service lab: docker compose up failed: port is in use"
+    told = host.told
+    assert "rm --force c1" in told
+    assert ("compose --project-name lab down" in told) is not others_run
+    kept = ["c2"] if others_run else []
+    assert containers.read_service_record("lab") == {"containers": kept, "starting": False}
 
 
 def test_an_image_that_is_not_there_is_told_first(

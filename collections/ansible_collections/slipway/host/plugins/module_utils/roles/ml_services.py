@@ -156,7 +156,12 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
         ],
         "secrets": [{"path": secret.path, **owner, **secret.origin} for secret in secrets],
         "mounts": [
-            {"path": mount.source, **owner, "read_only": mount.read_only}
+            {
+                "path": mount.source,
+                **owner,
+                "read_only": mount.read_only,
+                "is_volume": mount.is_volume,
+            }
             for mount in mounts
             if mount.is_folder
         ],

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.services.failures import ServiceFailure
+from ansible_collections.slipway.host.plugins.module_utils.services.failures import (
+    ServiceFailure,
+    find_cause,
+    last_log_line,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     containers,
@@ -29,7 +33,7 @@ def run_docker(module: HostModule, *words: str) -> str:
     """Run docker and return its output; raise ServiceFailure with its error."""
     status, out, err = module.run_command(["docker", *words], cwd="/")
     if status != 0:
-        raise ServiceFailure(f"docker {' '.join(words[:2])} failed: {(err or out).strip()[-800:]}")
+        raise ServiceFailure(f"docker {' '.join(words[:2])} failed: {find_cause(err or out)}")
     return str(out)
 
 
@@ -54,8 +58,22 @@ def replace_containers(module: HostModule, project: Project, file: Path) -> None
                 "ml_services_instances."
             )
         _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
-        why = (err or out).strip()[-800:]
-        raise ServiceFailure(f"service {name}: docker compose up failed: {why}", logs)
+        _remove_unstarted(module, name)
+        printed = last_log_line(logs)
+        raise ServiceFailure(
+            f"service {name}: docker compose up failed: {find_cause(err or out)}"
+            + (f"; last line of its log: {printed}" if printed else ""),
+            logs,
+        )
+
+
+def _list_containers(module: HostModule, name: str, *filters: str) -> list[str] | None:
+    """Return the IDs of the containers of a project, None if Docker does not answer."""
+    command = ["docker", "ps", "--all", "--quiet", "--no-trunc"]
+    command += ["--filter", f"label={containers.COMPOSE_PROJECT}={name}"]
+    command += ["--filter", f"label={containers.ONE_OFF}=False"]
+    status, listed, _err = module.run_command([*command, *filters])
+    return listed.split() if status == 0 else None
 
 
 def _record_containers(module: HostModule, name: str) -> None:
@@ -64,12 +82,18 @@ def _record_containers(module: HostModule, name: str) -> None:
     Until then the record says that they are being replaced. So the containers of an interrupted run
     are known to be Slipway's.
     """
-    command = ["docker", "ps", "--all", "--quiet", "--no-trunc"]
-    command += ["--filter", f"label={containers.COMPOSE_PROJECT}={name}"]
-    command += ["--filter", f"label={containers.ONE_OFF}=False"]
-    status, listed, _err = module.run_command(command)
-    if status == 0:
-        _write_record(name, listed.split(), starting=False)
+    identities = _list_containers(module, name)
+    if identities is not None:
+        _write_record(name, identities, starting=False)
+
+
+def _remove_unstarted(module: HostModule, name: str) -> None:
+    """Remove the containers of a project that never ran, and its network if nothing else ran."""
+    for identity in _list_containers(module, name, "--filter=status=created") or ():
+        module.run_command(["docker", "rm", "--force", identity])
+    if _list_containers(module, name) == []:
+        module.run_command(["docker", "compose", "--project-name", name, "down"])
+    _record_containers(module, name)
 
 
 def _write_record(name: str, identities: Sequence[str], starting: bool) -> None:

@@ -4,8 +4,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Lines of `docker compose --progress=plain` about its steps: " Network lab_default  Created".
+_STEP = re.compile(
+    r"\s*(Network|Volume|Container|Image)\s+\S+\s+"
+    r"(Creat|Start|Stopp|Remov|Recreat|Wait|Runn|Healthy|Exited|Pull|Kill|Skipp)\w*.*"
+)
+_PREFIX = re.compile(r"(Error response from daemon|Error|dependency failed to start): ")
+_LOG_PREFIX = re.compile(r"[\w.-]+\s+\| ?")
+LONGEST_CAUSE = 800
 
 
 class ServiceFailure(Exception):
@@ -17,6 +27,22 @@ class ServiceFailure(Exception):
     def __init__(self, message: str, logs: str = "") -> None:
         super().__init__(message)
         self.logs = logs
+
+
+def find_cause(output: str) -> str:
+    """Return why compose failed: the last line of its output that is not about a step."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    causes = [line for line in lines if not _STEP.fullmatch(line)]
+    cause = (causes or lines or ["no output"])[-1]
+    while match := _PREFIX.match(cause):
+        cause = cause[match.end() :]
+    return cause[-LONGEST_CAUSE:]
+
+
+def last_log_line(logs: str) -> str:
+    """Return the last line that a container printed, without the name that compose prepends."""
+    lines = [_LOG_PREFIX.sub("", line, count=1).strip() for line in logs.splitlines()]
+    return next((line[-LONGEST_CAUSE:] for line in reversed(lines) if line), "")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ _GPU_ID = re.compile(r"\d+(:\d+)?")
 
 
 class GpuError(ValueError):
-    """A project requests GPUs that it cannot get; the text says what to change."""
+    """A service requests GPUs that it cannot get; the text says what to change."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GpuRequest:
 
     def error(self, text: str) -> GpuError:
         """Return an error of this request."""
-        return GpuError(f"project {self.project}: gpus: {text}")
+        return GpuError(f"service {self.project}: gpus: {text}")
 
 
 def reserve_gpus(requests: Sequence[GpuRequest], host: Gpus) -> dict[str, tuple[str, ...]]:
@@ -132,8 +132,8 @@ def _refuse_sharing(reserved: Mapping[str, Sequence[str]]) -> None:
             for other, owner in owners:
                 if owner != project and _overlap(gpu, other):
                     raise GpuError(
-                        f"projects {owner} and {project}: both reserve GPU {gpu}; expected one "
-                        "project for each GPU. Choose another GPU, or set "
+                        f"services {owner} and {project}: both reserve GPU {gpu}; expected one "
+                        "service for each GPU. Choose another GPU, or set "
                         "ml_services_share_gpus: true."
                     )
             owners.append((gpu, project))

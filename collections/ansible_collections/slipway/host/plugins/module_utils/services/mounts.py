@@ -17,11 +17,15 @@ VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class Mount:
-    """A mount: ``source`` is a folder of the host if it is absolute, else the name of a volume."""
+    """A mount: ``source`` is a folder of the host if it is absolute, else the name of a volume.
+
+    is_volume: whether the image declares ``target`` as a volume, so that it is a folder.
+    """
 
     source: str
     target: str
     read_only: bool
+    is_volume: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -54,7 +58,7 @@ def project_mounts(project: Project) -> list[Mount]:
                 f"volumes.{name}: {str(spelled)!r}; expected an absolute path or the name of a "
                 "volume, with :ro at the end for read-only. Change the value."
             )
-        mounts.append(Mount(source, target, bool(colon)))
+        mounts.append(Mount(source, target, bool(colon), name in image_volumes))
     return mounts
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import suggest
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
+from ansible_collections.slipway.host.plugins.module_utils.services.expected import size_in_bytes
 
 FOLDER = "/etc/slipway/services"
 COMPOSE_FILE = "compose.yaml"
@@ -19,12 +20,19 @@ SECRETS_FOLDER = "secrets"
 # What compose accepts as the name of a project.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# The service is a host name in its network, and DNS limits a label to this length.
+LONGEST_NAME = 63
+# The highest user and group ID that Docker accepts.
+LAST_ID = 2**31 - 1
+# The least memory that Docker accepts as a limit; 0 is no limit.
+LEAST_MEMORY = "6m"
+LEAST_CPUS = 0.01
 # What docker accepts as a size.
 SIZE = re.compile(r"\d+(\.\d+)?([bkmgt]|[kmgt]i?b)?", re.IGNORECASE)
 
 
 class ServiceError(ValueError):
-    """A project is declared in a way that cannot work; the text says what to change."""
+    """A service is declared in a way that cannot work; the text says what to change."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,8 @@ class Project:
         return service
 
     def error(self, text: str) -> ServiceError:
-        """Return an error of this project."""
-        return ServiceError(f"project {self.name}: {text}")
+        """Return an error of this service."""
+        return ServiceError(f"service {self.name}: {text}")
 
     def unknown(self, what: str, name: str, known_names: Iterable[str]) -> ServiceError:
         """Return the error that the image declares nothing of that name."""
@@ -103,14 +111,55 @@ def check_project(project: Project) -> None:
     if not PROJECT_NAME.fullmatch(project.name):
         raise project.error(
             "invalid name; expected lower-case letters, digits, - and _, a letter or digit first. "
-            "Rename the project."
+            "Rename the service."
         )
-    if project.user[0] == 0:
+    if len(project.name) > LONGEST_NAME:
+        raise project.error(
+            f"a name of {len(project.name)} characters; expected at most {LONGEST_NAME}. Rename "
+            "the service."
+        )
+    _check_user(project)
+    _check_limits(project)
+    _check_environment(project)
+    for arg in project.service["args"]:
+        if arg not in project.args:
+            raise project.error(
+                f"the service of image {project.build.name} needs build argument {arg}; expected a "
+                "value in ml_catalogue_build_args. Set it there."
+            )
+
+
+def _check_user(project: Project) -> None:
+    uid, gid = project.user
+    if uid == 0:
         raise project.error("uid: 0; expected another uid than root's. Change uid.")
+    for key, number in (("uid", uid), ("gid", gid)):
+        if not 0 <= number <= LAST_ID:
+            raise project.error(
+                f"{key}: {number}; expected at most {LAST_ID}, the highest number that Docker "
+                f"accepts. Change {key}."
+            )
+
+
+def _check_limits(project: Project) -> None:
     for key in ("memory", "shm_size"):
         size = project.declared.get(key)
         if size is not None and not SIZE.fullmatch(str(size)):
             raise project.error(f"{key}: {size!r}; expected a size such as 8g. Change the value.")
+    memory, cpus = project.declared.get("memory"), project.declared.get("cpus")
+    if memory and 0 < size_in_bytes(memory) < size_in_bytes(LEAST_MEMORY):
+        raise project.error(
+            f"memory: {memory!r}; expected at least {LEAST_MEMORY}, the least that Docker accepts. "
+            "Raise the limit, or remove the key memory."
+        )
+    if cpus is not None and float(cpus) < LEAST_CPUS:
+        raise project.error(
+            f"cpus: {cpus}; expected at least {LEAST_CPUS}, the least that Docker accepts. Raise "
+            "the limit, or remove the key cpus."
+        )
+
+
+def _check_environment(project: Project) -> None:
     for name, value in (project.declared.get("environment") or {}).items():
         if not VARIABLE_NAME.fullmatch(str(name)):
             raise project.error(
@@ -122,9 +171,8 @@ def check_project(project: Project) -> None:
                 f"environment.{name}: not text and not a number; expected one of the two. "
                 "Change the value."
             )
-    for arg in project.service["args"]:
-        if arg not in project.args:
+        if "\0" in str(value):
             raise project.error(
-                f"the service of image {project.build.name} needs build argument {arg}; expected a "
-                "value in ml_catalogue_build_args. Set it there."
+                f"environment.{name}: contains the character NUL; expected text without it. Remove "
+                "the character."
             )

@@ -83,13 +83,13 @@ def refuse_clashes(projects: Sequence[Project], host: Host) -> None:
     names: set[str] = set()
     for project in projects:
         if project.name in names:
-            raise project.error("duplicate name; expected one project of each name. Rename one.")
+            raise project.error("duplicate name; expected one service of each name. Rename one.")
         names.add(project.name)
         for port in published_ports(project, host):
             for other, other_port in taken:
                 if ports.clash(port.address_and_port, other_port.address_and_port):
                     raise project.error(
-                        f"port {port.port} of {port.address} is also published by project "
+                        f"port {port.port} of {port.address} is also published by service "
                         f"{other.name}; expected a free port. Choose another one: "
                         f"ports: {{{port.name}: {port.port + 1}}}"
                     )

@@ -39,6 +39,13 @@ def compare_projects(entry: Entry, answer: Answer) -> Iterator[Change]:
     foreign = foreign_containers(entry, answer)
     if foreign:
         raise ConflictError(_describe_foreign(entry["name"], foreign))
+    for address in _addresses_of(entry):
+        if not answer["addresses"][address]:
+            raise ConflictError(
+                f"service {entry['name']}: bind_address {address} is not an address of this host; "
+                "expected one of its addresses, or 0.0.0.0 for all of them. Change bind_address, "
+                "or ml_services_bind_address"
+            )
     wanted = {service["name"]: service for service in entry["services"]}
     for found in answer["projects"][entry["name"]]["containers"]:
         declared = wanted.pop(found["service"], None)
@@ -69,6 +76,18 @@ def _compare_container(
     since = entry.get("since", ())
     if not changes and any(int(answer["ctimes"][path] or 0) > found["created"] for path in since):
         yield f"{name} was made before a secret changed", "made after it"
+
+
+def _addresses_of(entry: Entry) -> list[str]:
+    """Return the addresses of the host that a project binds ports to."""
+    return sorted(
+        {
+            # Such as 127.0.0.1:8888:8888/tcp.
+            port.rsplit(":", 2)[0]
+            for service in entry["services"]
+            for port in service.get("container", {}).get("ports", ())
+        }
+    )
 
 
 def _describe_foreign(name: str, foreign: Sequence[Mapping[str, Any]]) -> str:
@@ -162,6 +181,7 @@ def _further_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
         "environments",
         [expected.environment_question(entry["name"], s) for s in services if "container" in s],
     )
+    yield "addresses", _addresses_of(entry)
 
 
 def _record_of(entry: Entry) -> list[str]:

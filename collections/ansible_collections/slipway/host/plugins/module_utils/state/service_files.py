@@ -7,8 +7,9 @@ Keys of an entry (``?``: optional):
 secrets: path, owner, group, content? or source?: another file of the host that it is a copy of.
 Without these it may have any content, but must not be empty.
 
-mounts: path, owner, group, read_only?: a folder that containers mount. Owner, group and mode of an
-existing folder belong to people and stay. It may be a link of root's, but not into the system.
+mounts: path, owner, group, read_only?, is_volume?: a folder that containers mount. Owner, group and
+mode of an existing folder belong to people and stay. It may be a link of root's, but not into the
+system. It may be a file, unless the image declares a volume for it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,26 @@ def ask_writable(name: str) -> bool | None:
             os.setgroups(groups)
 
 
-ASKS = {"writable": reading.each(ask_writable)}
+def ask_address(address: str) -> bool:
+    """Return whether a program of this host can listen on an IP address."""
+    # The C module below socket, whose own imports cost more than the question.
+    import _socket
+
+    family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
+    try:
+        listener = _socket.socket(family, _socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    try:
+        listener.bind((address, 0))
+    except OSError:
+        return False
+    finally:
+        listener.close()
+    return True
+
+
+ASKS = {"writable": reading.each(ask_writable), "addresses": reading.each(ask_address)}
 
 
 # --- Nothing below is sent to hosts with the survey. ---
@@ -114,6 +134,11 @@ def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
             )
         yield MISSING, f"a folder of {entry['owner']}:{entry['group']}"
         return
+    if entry.get("is_volume") and state[0] not in ("directory", "link"):
+        raise ConflictError(
+            f"{path}, a volume of a service: found a {state[0]}; expected a folder. Move the "
+            f"{state[0]}, or choose another folder in volumes of ml_services_instances"
+        )
     if state[0] == "link":
         target = answer["link_targets"][path]
         if target is None or is_system_path(target):
