@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -124,10 +125,29 @@ def lock(task: Task, upgrade: bool) -> None:
     previous = task.lock.read_text(encoding="utf-8") if task.lock.exists() else ""
     constraints = [f"--constraints={path}" for path in task.below]
     upgrade_options = ["--upgrade"] if upgrade else []
-    text = compile_lock([str(task.requirements), *constraints, *upgrade_options], previous)
+    try:
+        text = compile_lock([str(task.requirements), *constraints, *upgrade_options], previous)
+    except LockError as error:
+        raise LockError(f"{error}{name_pinning_images(str(error), task.below)}") from error
     below = [pin for path in task.below for pin in locks.read_pins(path.read_text("utf-8"))]
     pins = locks.added_pins(locks.read_pins(text), below)
     _write(task.lock, locks.write_pins(pins))
+
+
+def name_pinning_images(error: str, below: Sequence[Path]) -> str:
+    """Return a sentence with the images whose locks pin packages that an error of uv names."""
+    pins = [
+        f"{pin.name}=={pin.version} ({path.relative_to(ROOT)})"
+        for path in below
+        for pin in locks.read_pins(path.read_text("utf-8"))
+        if re.search(rf"(?<![\w.-]){re.escape(pin.name)}==", error)
+    ]
+    if not pins:
+        return ""
+    return (
+        f"\nPinned by images below: {', '.join(pins)}. Require versions that fit, or update the "
+        "lock of that image with --upgrade."
+    )
 
 
 def lock_torch(index: str | None, wheels: Path | None) -> None:

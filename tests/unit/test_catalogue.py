@@ -223,6 +223,10 @@ def test_a_missing_key_is_named(folder: Path, write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
+        pytest.param(
+            "title: a\ndescription: tools: b\n", 2, "invalid YAML: mapping values", id="colon"
+        ),
+        pytest.param("title: a\n\tx: b\n", 2, "invalid YAML: found character", id="tab"),
         pytest.param("title: a\ntitle: b\n", 2, "invalid YAML: duplicate key 'title'.", id="twice"),
         pytest.param("title: a\n  version: b\n", 2, "invalid YAML", id="indentation"),
         pytest.param("title: [a\n", 2, "invalid YAML", id="open bracket"),
@@ -241,8 +245,20 @@ def test_an_error_names_the_line(
 
 
 def test_a_binary_file_is_an_error(folder: Path, write: Write) -> None:
-    (write() / "image.yml").write_bytes(b"title: \xff\n")
-    assert "image.yml: cannot read the file" in refusal(folder)
+    (write() / "image.yml").write_bytes(b"title: x\ntitle: \xff\n")
+    assert "image.yml:2: found a byte that is not UTF-8; expected UTF-8." in refusal(folder)
+
+
+def test_a_name_that_does_not_exist_is_shown_with_its_line(folder: Path, write: Write) -> None:
+    write(ports={"api": 80}, services={"a": {"publish": {"api": 80}, "urls": {"web": "/"}}})
+    text = (folder / "tool/image.yml").read_text(encoding="utf-8")
+    line = next(n for n, one in enumerate(text.splitlines(), 1) if "urls" in one)
+    assert f"image.yml:{line}: services.a.urls: unknown port 'web'" in refusal(folder)
+
+
+def test_an_editable_package_is_refused(folder: Path, write: Write) -> None:
+    write(requirements="p.in", contents={"p.in": "flask\n-e .\n", "p.lock": LOCK})
+    assert "p.in:2: '-e .': expected the name of a package" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +387,7 @@ def test_files_and_names_in_a_declaration_must_exist(
 def test_an_alias_of_two_images_is_an_error(folder: Path, write: Write) -> None:
     write("one", aliases={"j8": {"description": "x"}})
     write("two", aliases={"lab": {"description": "x", "names": ["j8"]}})
-    assert "aliases: duplicate alias 'j8'" in refusal(folder)
+    assert "two/image.yml:2: aliases.lab: duplicate alias 'j8'" in refusal(folder)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,42 @@ def test_an_index_with_wheels_for_gpus_is_an_error(
     assert not project.torch_lock.exists()
 
 
+def add_image(project: Project, base: str, requirements: str) -> None:
+    """Add the image `new` to the catalogue, built on another image."""
+    folder = project.folder / "images/new"
+    folder.mkdir()
+    (folder / "p.in").write_text(requirements, encoding="utf-8")
+    (folder / "smoke.sh").write_text("true\n", encoding="utf-8")
+    (folder / "image.yml").write_text(
+        f"{{title: t, description: d, licence: MIT, version: '1', base: {base}, "
+        "requirements: p.in, smoke: {file: smoke.sh}}\n",
+        encoding="utf-8",
+    )
+
+
+def test_a_conflict_names_the_image_that_pins_the_package(
+    project: Project, index: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", index[0])
+    wheel(index[1], "flask", "2.0")
+    add_image(project, "iris-api", "flask<3\n")
+    completed = project.lock("new")
+    assert completed.returncode == 1
+    lock = (ROOT / "images/iris-api/requirements.lock").read_text("utf-8")
+    version = next(pin.version for pin in locks.read_pins(lock) if pin.name == "flask")
+    sentence = f"Pinned by images below: flask=={version} (images/iris-api/requirements.lock). "
+    assert sentence in completed.stderr
+    assert not (project.folder / "images/new/p.lock").exists()
+
+
+def test_an_editable_package_is_refused(project: Project) -> None:
+    add_image(project, "iris-api", "-e .\n")
+    completed = project.lock("new")
+    assert completed.returncode == 1
+    assert f"{project.folder}/images/new/p.in:1: '-e .': expected the name" in completed.stderr
+    assert not (project.folder / "images/new/p.lock").exists()
+
+
 def test_an_index_without_hashes_is_an_error(project: Project, index: tuple[str, Path]) -> None:
     url, folder = index
     for name, version in family().items():

@@ -20,7 +20,6 @@ from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
     cuda_release,
     describe_changes,
     read_pins,
-    required_names,
     use_cpu_wheels,
     version_for,
     write_pins,
@@ -54,11 +53,6 @@ def test_a_lock_is_read_with_markers_and_hashes_without_comments() -> None:
     assert (torch.version, torch.marker) == ("2.13.0+cpu", "")
     assert str(numpy) == "numpy-x==2.4.6 ; python_full_version < '3.12'"
     assert write_pins([torch]) == "torch==2.13.0+cpu \\\n    --hash=sha256:cc\n"
-
-
-def test_names_of_requirements_are_normalised() -> None:
-    wishes = "-r common.in\n# why\nScikit_Learn>=1\ntensorflow[and-cuda]\nxgboost ; x\n"
-    assert list(required_names(wishes)) == ["scikit-learn", "tensorflow", "xgboost"]
 
 
 def test_an_image_locks_only_packages_that_the_image_below_lacks() -> None:

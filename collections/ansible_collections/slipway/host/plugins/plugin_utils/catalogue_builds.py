@@ -30,7 +30,7 @@ class Builds:
         try:
             self._catalogue = catalogue.load_catalogue(Path(arguments["catalogue"]))
         except declaration.DeclarationError as error:
-            raise AnsibleActionFail(str(error)) from error
+            raise AnsibleActionFail(str(error)) from None
 
     def select(self, names: list[str] | None = None) -> list[ImageBuild]:
         """Return the builds of the images NAMES and of their base images; None selects all images.
@@ -42,4 +42,4 @@ class Builds:
                 list(self._catalogue.images) if names is None else names, *self._target
             )
         except declaration.DeclarationError as error:
-            raise AnsibleActionFail(str(error)) from error
+            raise AnsibleActionFail(str(error)) from None

@@ -48,7 +48,8 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     try:
         return dict(module.plan(host_facts, options))
     except ValueError as error:
-        raise AnsibleActionFail(f"role {name}: {error}") from error
+        # Ansible would repeat the message of each cause.
+        raise AnsibleActionFail(f"role {name}: {error}") from None
 
 
 def preload() -> None:

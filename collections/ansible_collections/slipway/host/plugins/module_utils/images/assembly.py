@@ -118,7 +118,7 @@ def _choose_variant(image: Image, usable: str) -> str:
     if "cpu" in variants:
         return "cpu"
     raise CatalogueError(
-        f"{image.file}: variants: no cpu variant; expected one because the host has no GPU. "
+        f"{image.place('variants')}: no cpu variant; expected one because the host has no GPU. "
         "Add the cpu variant, or do not list the image for this host."
     )
 

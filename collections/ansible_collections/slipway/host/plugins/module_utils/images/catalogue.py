@@ -104,7 +104,7 @@ class Catalogue:
             )
         for arg, value in args.items():
             if arg not in image.settings["args"]:
-                problem = f"{image.file}: args: unknown build argument"
+                problem = f"{image.place('args')}: unknown build argument"
                 raise CatalogueError(describe_unknown(problem, arg, image.settings["args"]))
             if not isinstance(value, str) or not value or "\n" in value:
                 raise CatalogueError(

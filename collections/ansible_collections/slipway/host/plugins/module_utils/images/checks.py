@@ -7,14 +7,13 @@ Only for the collection itself. Runs on the controller.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import suggest
-from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
-    read_pins,
-    required_names,
+from ansible_collections.slipway.host.plugins.module_utils.images.locks import read_pins
+from ansible_collections.slipway.host.plugins.module_utils.images.requirements import (
+    required_packages,
 )
 from ansible_collections.slipway.host.plugins.module_utils.images.types import (
     VARIANTS,
@@ -46,16 +45,23 @@ def _check_files(image: Image) -> None:
     _require(image, "smoke.file", settings["smoke"]["file"])
     for variant in VARIANTS:
         if requirements := image.requirements_file(variant):
-            _require(image, "requirements", requirements)
+            _require_packages(image, "requirements", requirements)
     if image.build_requirements_file:
-        _require(image, "build.requirements", image.build_requirements_file)
+        _require_packages(image, "build.requirements", image.build_requirements_file)
+
+
+def _require_packages(image: Image, key: str, requirements: str) -> None:
+    """Raise CatalogueError for a missing file, or for a line that no lock can contain."""
+    _require(image, key, requirements)
+    for _name in required_packages(image.folder / requirements):
+        pass
 
 
 def _require(image: Image, key: str, path: str) -> None:
     if not (image.folder / path).exists():
         siblings = (str(p.relative_to(image.folder)) for p in image.folder.rglob("*"))
         raise CatalogueError(
-            f"{image.file}: {key}: {image.folder / path} does not exist; expected a file of the "
+            f"{image.place(key)}: {image.folder / path} does not exist; expected a file of the "
             f"image's folder. {suggest(path, siblings) or 'Correct the path.'}"
         )
 
@@ -85,7 +91,7 @@ def _check_lock(image: Image, key: str, requirements: str, below: Iterable[Path]
     remedy = f"Run: ./slipway images lock {image.name}"
     if not lock.exists():
         raise CatalogueError(
-            f"{image.file}: {key}: {lock} does not exist; expected a lock beside {file.name}. "
+            f"{image.place(key)}: {lock} does not exist; expected a lock beside {file.name}. "
             f"{remedy}"
         )
     text = lock.read_text(encoding="utf-8")
@@ -99,20 +105,12 @@ def _check_lock(image: Image, key: str, requirements: str, below: Iterable[Path]
         raise CatalogueError(f"{lock}: has no hashes; expected a hash for each package. {remedy}")
     for lower in (path.with_suffix(".lock") for path in below):
         locked |= {pin.name for pin in read_pins(lower.read_text(encoding="utf-8"))}
-    for name in _required_packages(file):
+    for name in required_packages(file):
         if name not in locked:
             raise CatalogueError(
                 f"{lock}: package {name} is missing; expected every package of {file.name}. "
                 f"{remedy}"
             )
-
-
-def _required_packages(requirements: Path) -> Iterator[str]:
-    """Yield the packages in a requirements file and in the files that it includes."""
-    text = requirements.read_text(encoding="utf-8")
-    yield from required_names(text)
-    for included in re.findall(r"^-r (\S+)$", text, flags=re.MULTILINE):
-        yield from _required_packages(requirements.parent / included)
 
 
 def _check_ports(image: Image) -> None:
@@ -129,32 +127,30 @@ def _check_ports(image: Image) -> None:
         used += [(f"aliases.{alias}.urls", name) for name in declared["urls"]]
     for key, name in used:
         if name not in ports:
-            raise CatalogueError(
-                describe_unknown(f"{image.file}: {key}: unknown port", name, ports)
-            )
+            raise CatalogueError(describe_unknown(f"{image.place(key)}: unknown port", name, ports))
 
 
 def _check_services(images: Mapping[str, Image], image: Image) -> None:
     """Raise CatalogueError for a service with an undeclared secret or build argument."""
     args = [arg for lower in lineage(images, image.name) for arg in lower.settings["args"]]
     for service, declared in image.settings["services"].items():
-        key = f"{image.file}: services.{service}"
+        key = f"services.{service}"
         # A secret that may be omitted cannot protect an endpoint.
         required = [
             name for name, rule in declared["secrets"].items() if rule["otherwise"] != "omitted"
         ]
         secret = declared.get("endpoint", {}).get("secret")
         if secret is not None and secret not in required:
-            problem = f"{key}.endpoint.secret: unknown or optional secret"
+            problem = f"{image.place(f'{key}.endpoint.secret')}: unknown or optional secret"
             raise CatalogueError(describe_unknown(problem, secret, required))
         if secret is None and any("{token}" in url for url in declared["urls"].values()):
             raise CatalogueError(
-                f"{key}.urls: {{token}} without endpoint.secret; expected the secret whose value "
-                "replaces {token}. Add endpoint.secret."
+                f"{image.place(f'{key}.urls')}: {{token}} without endpoint.secret; expected "
+                "the secret whose value replaces {token}. Add endpoint.secret."
             )
         for arg in declared["args"]:
             if arg not in args:
-                problem = f"{key}.args: unknown build argument"
+                problem = f"{image.place(f'{key}.args')}: unknown build argument"
                 raise CatalogueError(describe_unknown(problem, arg, args))
 
 
@@ -166,7 +162,8 @@ def _check_aliases(images: Iterable[Image]) -> None:
             for name in (alias, *declared["names"]):
                 if name in owners:
                     raise CatalogueError(
-                        f"{image.file}: aliases: duplicate alias {name!r}; expected a name that "
-                        f"{owners[name].file} does not use. Rename one of the two aliases."
+                        f"{image.place(f'aliases.{alias}')}: duplicate alias {name!r}; expected "
+                        f"a name that {owners[name].file} does not use. Rename one of the two "
+                        "aliases."
                     )
                 owners[name] = image

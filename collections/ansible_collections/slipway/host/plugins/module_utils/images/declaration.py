@@ -85,8 +85,14 @@ def load(path: Path, schema: Schema, warnings: list[str] | None = None) -> dict[
     try:
         text = path.read_text(encoding="utf-8")
         document, node = strict_yaml.read(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DeclarationError(f"{path}: cannot read the file: {error}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DeclarationError(
+            f"{path}:{line}: found a byte that is not UTF-8; expected UTF-8. Save the file "
+            "as UTF-8."
+        ) from error
     except strict_yaml.StrictYamlError as error:
         raise DeclarationError(f"{path}{error.place}: invalid YAML: {error}.") from error
     renamed: list[KeyPath] = []

@@ -12,7 +12,7 @@ the packages it adds, so that a package has one pin in a line of images.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
@@ -45,7 +45,7 @@ class Pin:
 
 
 def normalise_name(name: str) -> str:
-    """Return a project's name as indexes compare it (PEP 503)."""
+    """Return the name of a package as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -64,12 +64,6 @@ def read_pins(text: str) -> tuple[Pin, ...]:
         name, marker = normalise_name(match["name"]), match["marker"] or ""
         pins.append(Pin(name, match["version"], marker, "\n".join(lines) + "\n"))
     return tuple(pins)
-
-
-def required_names(text: str) -> Iterator[str]:
-    """Yield the normalised project name of each line of a `.in` file that requires one."""
-    for name in re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)", text, flags=re.MULTILINE):
-        yield normalise_name(name)
 
 
 def write_pins(pins: Iterable[Pin]) -> str:

@@ -128,7 +128,16 @@ def _check_base(
     base = declaration.get("base", "default")
     known = [*bases, *declarations, "default"]
     if base not in known:
-        raise CatalogueError(describe_unknown(f"{file}: base: unknown base or image", base, known))
+        raise CatalogueError(
+            describe_unknown(f"{_place_of_base(file)}: unknown base or image", base, known)
+        )
+
+
+def _place_of_base(file: Path) -> str:
+    """Return file, line and key of the base of an image, for an error."""
+    from ansible_collections.slipway.host.plugins.module_utils.images import strict_yaml
+
+    return f"{file}:{strict_yaml.line_in_file(file, 'base')}: base"
 
 
 def _read_schema(file: Path) -> dict[str, Any]:
@@ -147,8 +156,8 @@ def _lineage(folder: Path, name: str, declarations: Declarations) -> list[str]:
             circle = " -> ".join([*line, base])
             file = folder / name / "image.yml"
             raise CatalogueError(
-                f"{file}: base: circle of images: {circle}; expected a base of bases.yml at the "
-                "end. Change one of these bases."
+                f"{_place_of_base(file)}: circle of images: {circle}; expected a base of "
+                "bases.yml at the end. Change one of these bases."
             )
         line.append(base)
     return line

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -51,6 +53,13 @@ def read(text: str) -> tuple[Any, yaml.Node | None]:
         raise StrictYamlError(str(error.problem), f":{line}") from error
     except yaml.YAMLError as error:
         raise StrictYamlError(str(error)) from error
+
+
+def line_in_file(file: Path, key: str) -> int:
+    """Return the line of a key such as `files[0].from`, of its deepest part that the file has."""
+    _document, node = read(file.read_text(encoding="utf-8"))
+    parts = re.findall(r"[^.\[\]]+", key)
+    return line_of(node, [int(part) if part.isdigit() else part for part in parts])
 
 
 def line_of(node: yaml.Node | None, path: Iterable[str | int]) -> int:

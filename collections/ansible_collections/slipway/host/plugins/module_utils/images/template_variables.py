@@ -82,7 +82,7 @@ def _require_python(image: Image, root: Base) -> Python:
         present = f"Python {python.version}" if python else "no Python"
         oldest = ".".join(map(str, OLDEST_PYTHON))
         raise CatalogueError(
-            f"{image.file}: requirements: base {root.name} has {present}; expected Python "
+            f"{image.place('requirements')}: base {root.name} has {present}; expected Python "
             f"{oldest} or newer. Choose another base, or apt packages."
         )
     return python
@@ -112,7 +112,7 @@ def _version(image: Image, root: Base, pins: Sequence[Pin]) -> str:
     version = next(filter(None, candidates), None)
     if version is None:
         raise CatalogueError(
-            f"{image.file}: version: {declared!r}, but no lock of the image pins {name!r}; "
+            f"{image.place('version')}: {declared!r}, but no lock of the image pins {name!r}; "
             "expected a locked package. Correct the name, or write the version itself."
         )
     return version

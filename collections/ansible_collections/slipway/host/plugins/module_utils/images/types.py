@@ -80,6 +80,13 @@ class Image:
         """Return the path of the declaration, for messages."""
         return self.folder / "image.yml"
 
+    def place(self, key: str) -> str:
+        """Return file, line and key for an error; KEY is a path such as `files[0].from`."""
+        # Imported late, because the survey reads catalogues from its cache.
+        from ansible_collections.slipway.host.plugins.module_utils.images import strict_yaml
+
+        return f"{self.file}:{strict_yaml.line_in_file(self.file, key)}: {key}"
+
     def requirements_file(self, variant: str) -> str | None:
         """Return the name of the file that lists the Python packages of a variant."""
         requirements = self.settings["requirements"]
