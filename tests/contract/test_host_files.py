@@ -24,7 +24,8 @@ CONTROLLER = (
     *(
         f"module_utils/images/{name}.py"
         for name in (
-            "assembly catalogue checks context declaration index job locks reading released".split()
+            "assembly catalogue checks context declaration index job locks reading released "
+            "requirements strict_yaml".split()
         )
     ),
 )
