@@ -72,6 +72,10 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "module_utils/ml/api.py": (CALLERS_OWN, ".read_text"),
     "module_utils/ml/commands.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
+    "module_utils/ml/containers.py": (
+        "reads records in /var/lib/slipway, which only root can write",
+        ".read_text",
+    ),
     "module_utils/ml/display.py": (CALLERS_OWN, ".chmod .read_bytes .touch .write_bytes"),
     "module_utils/ml/engine.py": (
         "reads the engine's folders of CDI files and tar archives",

@@ -116,6 +116,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def inspected(labels: Mapping[str, str], ports: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {
+        "Id": "c1",
         "Name": "/one",
         "Config": {"Labels": labels, "Image": "slipway/lab:cpu"},
         "NetworkSettings": {"Ports": ports or {}},
@@ -215,6 +216,16 @@ def test_only_root_sees_the_token_of_a_service(
         containers.select_container([service], "notebooks", "see its address")
     monkeypatch.setattr(os, "getuid", lambda: 0)
     assert containers.select_container([service], "notebooks", "see its address") == service
+    # A user who starts a container chooses its labels: the file and the address in them.
+    monkeypatch.setattr(containers, "SERVICE_RECORDS", tmp_path)
+    for record in (None, "", "[]", "{}", '{"containers": ["c2"]}'):
+        if record is not None:
+            (tmp_path / "notebooks.json").write_text(record)
+        assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab"]
+    (tmp_path / "notebooks.json").write_text('{"containers": ["c1"]}')
+    for project in ("", "../notebooks", str(tmp_path / "notebooks")):
+        other = service._replace(project=project)
+        assert containers.format_urls(other) == ["web  http://127.0.0.1:8888/lab"]
     assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
     file.unlink()
     with pytest.raises(MlError, match=r"^cannot read .*jupyter_token: [^.]*jupyter_token'$"):
@@ -223,7 +234,8 @@ def test_only_root_sees_the_token_of_a_service(
 
 def test_addresses_contain_the_token_of_the_caller() -> None:
     token.ensure_token()
-    (line,) = containers.format_urls(container("me-lab"))
+    # A label names no file to read.
+    (line,) = containers.format_urls(container("me-lab", token="/etc/passwd"))
     assert line == f"web  http://127.0.0.1:8888/lab?token={token.read_token()}"
     with pytest.raises(MlError, match="me-lab publishes no port"):
         containers.format_urls(container("me-lab", urls={}))

@@ -67,6 +67,8 @@ if verb == "manifest inspect" or words[0] == "pull":
         end(1, err="no such host")
     end() if say.get("registry") and not images.update({{words[-1]: {{}}}}) else end(
         1, err="dial tcp: no route to host")
+if verb == "image ls":
+    end(out="".join(identity(tag) + "\\n" for tag in images if "_untagged" in images[tag]))
 if words[0] == "tag":
     images[words[2]] = dict(images[find(words[1])], _id=identity(find(words[1])))
     end()
@@ -226,6 +228,33 @@ def test_the_tested_image_gets_the_tag_even_if_the_candidate_tag_moved(host: Hos
     tested = f"sha256:built-{TOOL}-candidate"
     assert host.images[TOOL]["_id"] == host.record(TOOL)["id"] == tested
     assert tested in host.commands("run")[0]
+
+
+def test_replaced_images_are_removed_and_those_of_users_stay(host: Host) -> None:
+    """`docker commit` keeps the labels of its source, so labels do not tell whose an image is."""
+    host.images[TOOL] = {labels.DIGEST: "old", "_id": "sha256:2"}
+    host.write_record(TOOL, digest="old", id="sha256:2", replaced=["sha256:1", "sha256:0"])
+    # Of these only the engine knows that 0 has another tag now, and that 7 was committed.
+    for identity in ("sha256:1", "sha256:2", "sha256:7"):
+        host.images[f"untagged {identity}"] = {
+            labels.DIGEST: "old",
+            "_id": identity,
+            "_untagged": "",
+        }
+    host.run()
+    removed = [words[-1] for words in host.commands("image", "rm") if "candidate" not in words[-1]]
+    assert removed == ["sha256:1", "sha256:2"]
+    assert host.record(TOOL)["replaced"] == ["sha256:2", "sha256:1", "sha256:0"]
+    assert not host.commands("image", "prune")
+
+
+@pytest.mark.parametrize("record", [{}, {"replaced": None}, {"replaced": 3}, []])
+def test_a_broken_list_of_replaced_images_removes_nothing(host: Host, record: Any) -> None:
+    host.images["untagged"] = {labels.DIGEST: "old", "_id": "3", "_untagged": ""}
+    host.write_record_text(TOOL, json.dumps(record))
+    assert host.run()["built"] == [TOOL]
+    assert host.record(TOOL)["replaced"] == []
+    assert not host.commands("image", "ls")
 
 
 def test_progress_lists_the_steps_that_run_without_cached_steps(host: Host) -> None:

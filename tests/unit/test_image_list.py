@@ -125,6 +125,14 @@ def test_unneeded_images_are_removed_before_their_parents(builds: list[ImageBuil
     assert list(listing.unneeded(list(rows(builds, answer([])).values()))) == []
 
 
+def test_images_of_users_are_not_removed(builds: list[ImageBuild]) -> None:
+    """`ml commit` and `docker commit` keep the labels of the source."""
+    images = [inspected("a", 900, JUPYTER, "ada/work:1", "registry.example/slipway/jupyter:cpu")]
+    images.append(inspected("b", 9, "slipway/renamed:cpu"))
+    found = list(rows(builds, answer(images)).values())
+    assert list(listing.unneeded(found)) == ["slipway/renamed:cpu", JUPYTER]
+
+
 TABLE_ROWS = (
     listing.Row(JUPYTER, listing.CURRENT, True, 861_400_000, 861_400_000, 60.4, 22.0, ["a", "b"]),
     listing.Row(PYTORCH, listing.OUTDATED, False, 2_061_000_000, 1_199_600_000),

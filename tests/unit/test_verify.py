@@ -94,6 +94,14 @@ def engine(
         "/containers/json?all=1": containers or [],
     }
     monkeypatch.setattr(state_containers, "ask_engine", answers.__getitem__)
+    # test_verify_host has tests of images and containers that are not recorded.
+    recorded = {"containers": ["c1"], "starting": False}
+    monkeypatch.setattr(state_containers, "read_service_record", lambda _project: recorded)
+    monkeypatch.setattr(
+        state_containers,
+        "read_image_record",
+        lambda reference: {"id": "sha256:a"} if reference == "slipway/a:cpu" else {},
+    )
     # test_verify_host has tests of these.
     monkeypatch.setattr(host_verify, "_check_running_engine", lambda _declared: [])
     monkeypatch.setattr(gpu_facts, "ask_gpus", lambda: {"devices": []})
@@ -101,7 +109,9 @@ def engine(
 
 def container(published: int, ip: str = "127.0.0.1", **proof: Any) -> dict[str, Any]:
     return {
+        "Id": "c1",
         "Labels": {
+            "com.docker.compose.project": "iris-api",
             "com.docker.compose.service": "iris-api",
             labels.PROOF: json.dumps({"port": 5000, "path": "/predict", **proof}),
         },
@@ -225,7 +235,10 @@ def test_without_an_expectation_any_success_counts(
 
 
 def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = [{"Labels": {"com.docker.compose.service": "web"}}, {"Labels": None}]
+    others = [
+        {"Id": "a", "Labels": {"com.docker.compose.service": "web"}},
+        {"Id": "b", "Labels": None},
+    ]
     engine(monkeypatch, containers=others)
     assert len(host_verify.run_checks(smoke=True, daemon_reload=True)) == 2
 
@@ -247,15 +260,23 @@ def test_an_answer_may_say_more_than_expected(answer: Any, expected: Any, contai
 
 
 IMAGES = [
-    {"RepoTags": ["slipway/a:cpu"], "Labels": {labels.SMOKE: '["sh", "smoke.sh"]'}},
-    {"RepoTags": ["debian:13"], "Labels": None},
+    {
+        "Id": "sha256:a",
+        "RepoTags": ["slipway/a:cpu"],
+        "Labels": {labels.SMOKE: '["sh", "smoke.sh"]'},
+    },
+    {"Id": "sha256:d", "RepoTags": ["debian:13"], "Labels": None},
     # What an interrupted build left.
-    {"RepoTags": ["slipway/b:cpu-candidate"], "Labels": {labels.SMOKE: '["true"]'}},
-    {"RepoTags": None, "Labels": {labels.SMOKE: '["true"]'}},
+    {
+        "Id": "sha256:b",
+        "RepoTags": ["slipway/b:cpu-candidate"],
+        "Labels": {labels.SMOKE: '["true"]'},
+    },
+    {"Id": "sha256:c", "RepoTags": None, "Labels": {labels.SMOKE: '["true"]'}},
 ]
 
 
-def test_the_smoke_test_of_each_tagged_image_runs(
+def test_the_smoke_test_of_each_recorded_image_runs(
     monkeypatch: pytest.MonkeyPatch, program: Program
 ) -> None:
     program("docker", 'echo "$*" >&2; exit 3')
@@ -263,7 +284,7 @@ def test_the_smoke_test_of_each_tagged_image_runs(
     proof = host_verify.run_checks(smoke=True, daemon_reload=True)
     assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu", NETWORK]
     assert "exit status 3" in proof[1]["seen"]
-    assert "--entrypoint sh slipway/a:cpu smoke.sh" in proof[1]["seen"]
+    assert "--entrypoint sh sha256:a smoke.sh" in proof[1]["seen"]
     assert len(host_verify.run_checks(smoke=False, daemon_reload=True)) == 2
 
 

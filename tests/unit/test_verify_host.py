@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pwd
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import verify as
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, packages
 
 Program = Callable[[str, str], None]
+PROVEN = {"labels": {labels.PROOF: '{"port": 1}'}}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +63,16 @@ Program = Callable[[str, str], None]
                 {"images": [{"reference": "slipway/a:cpu", "digest": "d"}]},
                 {"projects": [{"name": "p", "services": [{"name": "web", "config": "c"}]}]},
             ],
-            {"images": ["slipway/a:cpu"], "services": ["web"]},
+            {"images": ["slipway/a:cpu"], "services": {"web": ""}},
+        ),
+        (
+            [{"projects": [{"name": "p", "services": [{"name": "web", "container": PROVEN}]}]}],
+            {"services": {"web": '{"port": 1}'}},
         ),
     ],
 )
 def test_what_roles_declare(statements: list[Any], expected: dict[str, Any]) -> None:
-    nothing: dict[str, Any] = {"packages": [], "images": [], "services": []}
+    nothing: dict[str, Any] = {"packages": [], "images": [], "services": {}}
     assert declared.declare(statements) == {**nothing, **expected}
 
 
@@ -279,27 +286,130 @@ def failures(**expected: Any) -> list[str]:
     ]
 
 
+CHECKS = ["engine settings", "engine access", "container toolkit settings", host_verify.NETWORK]
+IMAGE: dict[str, Any] = {
+    "Id": "sha256:a",
+    "RepoTags": ["slipway/a:cpu"],
+    "Labels": {labels.SMOKE: '["true"]'},
+}
+SERVICE: dict[str, Any] = {
+    "Id": "c1",
+    "Labels": {"com.docker.compose.service": "web", "com.docker.compose.project": "web"},
+    "State": "running",
+}
+
+
+def record_image(folder: Path, identity: str) -> None:
+    record = {"reference": "slipway/a:cpu", "id": identity}
+    (folder / "slipway-a-cpu.json").write_text(json.dumps(record))
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder with the records of images and of services."""
+    monkeypatch.setattr(containers, "IMAGE_RECORDS", str(tmp_path))
+    monkeypatch.setattr(containers, "SERVICE_RECORDS", str(tmp_path))
+    return tmp_path
+
+
 @pytest.mark.usefixtures("installed_engine")
-def test_a_missing_image_or_service_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_image_or_service_fails(monkeypatch: pytest.MonkeyPatch, records: Path) -> None:
     prepare(monkeypatch)
     assert failures() == []
     missing = ["image slipway/a:cpu", "service web"]
-    assert failures(images=["slipway/a:cpu"], services=["web"]) == missing
-    image = {"RepoTags": ["slipway/a:cpu"], "Labels": {labels.SMOKE: '["true"]'}}
-    service = {"Labels": {"com.docker.compose.service": "web"}, "State": "running"}
-    found = {"/images/json": [image], "/containers/json?all=1": [service]}
-    prepare(monkeypatch, **found)
-    assert failures(images=["slipway/a:cpu"], services=["web"]) == []
+    declaration: dict[str, Any] = {"images": ["slipway/a:cpu"], "services": {"web": ""}}
+    assert failures(**declaration) == missing
+    record_image(records, "sha256:a")
+    prepare(monkeypatch, **{"/images/json": [IMAGE], "/containers/json?all=1": [SERVICE]})
+    assert failures(**declaration) == []
     # An image without the label of its smoke test, and a service that does not run.
     found = {
-        "/images/json": [{**image, "Labels": {}}],
-        "/containers/json?all=1": [{**service, "State": "exited"}],
+        "/images/json": [{**IMAGE, "Labels": {}}],
+        "/containers/json?all=1": [{**SERVICE, "State": "exited"}],
     }
     prepare(monkeypatch, **found)
-    assert failures(images=["slipway/a:cpu"], services=["web"]) == missing
-    once = {**service["Labels"], "com.docker.compose.oneoff": "True"}  # type: ignore[dict-item]
-    prepare(monkeypatch, **{"/containers/json?all=1": [{**service, "Labels": once}]})
-    assert failures(services=["web"]) == ["service web"]
+    assert failures(**declaration) == missing
+    once = {**SERVICE["Labels"], "com.docker.compose.oneoff": "True"}
+    prepare(monkeypatch, **{"/containers/json?all=1": [{**SERVICE, "Labels": once}]})
+    assert failures(services={"web": ""}) == ["service web"]
+
+
+@pytest.mark.usefixtures("installed_engine")
+def test_an_image_that_is_not_recorded_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, records: Path, program: Program
+) -> None:
+    """Everybody who reaches the engine can give an image the tag and the labels of Slipway."""
+    program("docker", "exit 3")
+    prepare(monkeypatch, **{"/images/json": [{**IMAGE, "Id": "sha256:b"}]})
+    assert [check["what"] for check in host_verify.run_checks(True, False)][1:] == CHECKS
+    record_image(records, "sha256:a")
+    assert [check["what"] for check in host_verify.run_checks(True, False)][1:] == CHECKS
+    assert failures(images=["slipway/a:cpu"]) == ["image slipway/a:cpu"]
+
+
+def test_an_address_of_another_server_is_not_asked() -> None:
+    """A service must not choose what root asks, such as the metadata of a cloud."""
+    requests: list[str] = []
+
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            host = "localhost" if self.path == "/away" else "127.0.0.1"
+            self.send_response(302 if self.path in ("/away", "/here") else 200)
+            self.send_header("Location", f"http://{host}:{server.server_port}/end")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        container = {"Ports": [{"PrivatePort": 1, "PublicPort": server.server_port}]}
+        with pytest.raises(ValueError, match="/away answered 302"):
+            host_verify._check_service(container, {"port": 1, "path": "/away"})
+        assert requests == ["/away"]
+        host_verify._check_service(container, {"port": 1, "path": "/here"})
+        assert requests == ["/away", "/here", "/end"]
+        server.shutdown()
+        thread.join()
+
+
+def test_labels_of_a_container_decide_nothing(
+    monkeypatch: pytest.MonkeyPatch, records: Path
+) -> None:
+    """Root reads no file that a label names, unless Slipway started the container."""
+    asked: list[tuple[str, Any]] = []
+
+    def check_service(container: Any, proof: Any) -> str:
+        asked.append((container["Id"], proof))
+        return "fine"
+
+    monkeypatch.setattr(host_verify, "_check_service", check_service)
+    lie = {labels.PROOF: json.dumps({"port": 1, "path": "/", "secret": "/etc/shadow"})}
+    stranger = {**SERVICE, "Labels": {**SERVICE["Labels"], **lie}}
+    monkeypatch.setattr(containers, "ask_engine", lambda _path: [stranger])
+    assert [*host_verify._check_services({})] == []
+    for project in ("", "../images/web", "/etc"):
+        stranger["Labels"]["com.docker.compose.project"] = project
+        assert [*host_verify._check_services({})] == []
+    stranger["Labels"]["com.docker.compose.project"] = "web"
+    assert asked == []
+    # The declaration precedes the label.
+    assert all(check.ok for check in host_verify._check_services({"web": ""}))
+    assert asked == []
+    assert all(check.ok for check in host_verify._check_services({"web": '{"port": 5000}'}))
+    assert asked.pop() == ("c1", {"port": 5000})
+    # Labels of a container never change.
+    (records / "web.json").write_text(json.dumps({"containers": ["c1"]}))
+    assert all(check.ok for check in host_verify._check_services({}))
+    assert asked.pop() == ("c1", json.loads(lie[labels.PROOF]))
+    # A container of somebody else beside the recorded one gets no request, and so no secret.
+    other = {**stranger, "Id": "c2"}
+    monkeypatch.setattr(containers, "ask_engine", lambda _path: [other, stranger])
+    assert len([*host_verify._check_services({"web": '{"port": 5000}'})]) == 1
+    assert asked == [("c1", {"port": 5000})]
 
 
 def test_a_missing_engine_fails_where_it_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ DOCUMENTATION = r"""
 module: verify
 short_description: Run acceptance checks on a host
 description:
-  - Checks that Docker Engine answers, runs the smoke test of each catalogue image on the host, and
+  - Checks that Docker Engine answers, runs the smoke test of each recorded image on the host, and
     sends each service the request that its image declares. The answer must contain the declared
     values.
+  - Images and containers that the host's record does not name are neither run nor asked, whatever
+    their labels say.
   - Compares the settings of the running engine with C(/etc/docker/daemon.json), tests as each user
     whether that user reaches the engine, and compares the files of the declared packages with
     C(dpkg --verify).

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+
 Owned = Mapping[str, Sequence[Mapping[str, Any]]]
 
 DOCKER_GROUP = "docker"
@@ -19,7 +21,8 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
     """Return what the roles declare for a host, as the option ``declared`` of the module verify.
 
     A key is missing if no role declares anything about it: then the packages of the host decide.
-    ``docker_users`` are the only users who may reach the engine.
+    ``docker_users`` are the only users who may reach the engine. ``services`` maps the name of each
+    service to the JSON text of the request that checks it, empty for a service without an endpoint.
     """
     lists: dict[str, list[Mapping[str, Any]]] = {}
     for owned in statements:
@@ -29,11 +32,11 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
     declared: dict[str, Any] = {
         "packages": sorted(set(packages)),
         "images": [entry["reference"] for entry in lists.get("images", ())],
-        "services": [
-            service["name"]
+        "services": {
+            service["name"]: _request_of(service)
             for project in lists.get("projects", ())
             for service in project["services"]
-        ],
+        },
     }
     if "modules" in lists:
         modules = [entry["name"] for entry in lists["modules"] if _is_present(entry)]
@@ -47,6 +50,10 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
         if entry["group"] == DOCKER_GROUP and entry.get("exclusive"):
             declared["docker_users"] = list(entry["users"])
     return declared
+
+
+def _request_of(service: Mapping[str, Any]) -> str:
+    return str(service.get("container", {}).get("labels", {}).get(labels.PROOF, ""))
 
 
 def _is_present(entry: Mapping[str, Any]) -> bool:

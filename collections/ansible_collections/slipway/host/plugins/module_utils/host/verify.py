@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the acceptance checks on a host.
 
-All data for the checks is on the host: labels of images contain the command of the smoke test,
-labels of containers the request that checks the service. So images that were loaded by `docker
-load` are checked as well.
+Labels of images contain the command of the smoke test, labels of containers the request that checks
+the service. Everybody who reaches the engine can write such labels. So they count only on content
+and containers that root recorded, and the declaration of a service precedes its labels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health_check
@@ -72,9 +73,9 @@ def _ask_version() -> str:
     return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
 
 
-def _check_image(reference: str, command: list[str]) -> str:
+def _check_image(identity: str, command: list[str]) -> str:
     started = time.monotonic()
-    images_smoke.test(reference, command, SMOKE_TIMEOUT)
+    images_smoke.test(identity, command, SMOKE_TIMEOUT)
     return f"smoke test passed in {time.monotonic() - started:.0f} s"
 
 
@@ -124,13 +125,28 @@ def _check_service(container: Mapping[str, Any], proof: Mapping[str, Any]) -> st
     return f"{url} {closed}answered {summary}"
 
 
+class _SameServer(HTTPRedirectHandler):
+    """Follows redirects to the same server only: the request may contain a secret.
+
+    A service must not choose an address that root asks, such as the metadata of a cloud.
+    """
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _send(request: Request) -> str:
     """Return the answer to a request; raise HTTPError for an error status.
 
     No proxy is used: the request goes to this host and may contain a secret.
     """
+    opener = build_opener(ProxyHandler({}), _SameServer)
     try:
-        with build_opener(ProxyHandler({})).open(request, timeout=REQUEST_TIMEOUT) as response:
+        with opener.open(request, timeout=REQUEST_TIMEOUT) as response:
             return str(response.read(1 << 20).decode("utf-8", "replace"))
     except HTTPException as error:
         raise ValueError(f"{request.full_url} did not answer with HTTP: {error}") from None
@@ -158,48 +174,69 @@ def _check_secret_required(url: str) -> None:
 
 
 def _check_images(smoke: bool, declared: Collection[str]) -> Iterator[Check]:
+    """Check the tags that refer to the content that the host's record names."""
     testable = set()
     for image in containers.ask_engine("/images/json"):
         image_labels = image.get("Labels") or {}
         if labels.SMOKE not in image_labels:
             continue
-        command = json.loads(image_labels[labels.SMOKE])
         for reference in image.get("RepoTags") or ():
-            # An interrupted build leaves candidate images, which nobody uses.
-            if reference.endswith(images_smoke.CANDIDATE):
+            if containers.read_image_record(reference).get("id") != image["Id"]:
                 continue
             testable.add(reference)
             if smoke:
-                yield run_check(f"image {reference}", partial(_check_image, reference, command))
+                command = json.loads(image_labels[labels.SMOKE])
+                yield run_check(f"image {reference}", partial(_check_image, image["Id"], command))
     for reference in declared:
         if reference not in testable:
             yield Check(
                 f"image {reference}",
                 False,
-                "not on this host, or without the label of its smoke test; expected the declared "
-                "image. Run ./slipway site",
+                "not on this host, not recorded, or without the label of its smoke test; expected "
+                "the declared image. Run ./slipway site",
             )
 
 
-def _check_services(declared: Collection[str]) -> Iterator[Check]:
-    missing = set(declared)
+def _check_services(declared: Mapping[str, str]) -> Iterator[Check]:
+    """Check each service by its declaration; without one, by the labels of recorded containers."""
+    services: dict[str, list[Mapping[str, Any]]] = {name: [] for name in declared}
+    recorded: dict[str, list[Mapping[str, Any]]] = {}
     for container in containers.ask_engine("/containers/json?all=1"):
         container_labels = container.get("Labels") or {}
-        name = container_labels.get("com.docker.compose.service")
-        one_off = container_labels.get(containers.ONE_OFF) == "True"
-        if not name or one_off:
+        name = container_labels.get(containers.COMPOSE_SERVICE)
+        if not name or container_labels.get(containers.ONE_OFF) == "True":
             continue
-        if labels.PROOF in container_labels:
-            proof = json.loads(container_labels[labels.PROOF])
-            yield run_check(f"service {name}", partial(_check_service, container, proof))
-        elif name in missing:
-            state = container.get("State") or "in an unknown state"
-            yield Check(f"service {name}", state == "running", f"{state}, declares no endpoint")
-        missing.discard(name)
-    for name in sorted(missing):
-        yield Check(
-            f"service {name}", False, "no container; expected a running one. Run ./slipway site"
-        )
+        if _is_recorded(container_labels, container["Id"]):
+            recorded.setdefault(name, []).append(container)
+        if name in services:
+            services[name].append(container)
+    # A container that Slipway did not start counts only if the service has no other.
+    for name, found in sorted({**services, **recorded}.items()):
+        for container in found:
+            own = container["Labels"].get(labels.PROOF, "")
+            yield _check_container(name, container, declared.get(name, own))
+        if not found:
+            seen = "no container; expected a running one. Run ./slipway site"
+            yield Check(f"service {name}", False, seen)
+
+
+def _is_recorded(container_labels: Mapping[str, str], identity: str) -> bool:
+    """Return whether Slipway started a container, by the record of the project in its labels.
+
+    Labels of a container never change. So those of a recorded container are Slipway's own.
+    """
+    project = container_labels.get(containers.COMPOSE_PROJECT) or ""
+    if not project or "/" in project:
+        return False
+    return identity in (containers.read_service_record(project) or {}).get("containers", ())
+
+
+def _check_container(name: str, container: Mapping[str, Any], request: str) -> Check:
+    """Check a container of a service by its REQUEST, JSON text; empty: it must only run."""
+    if request:
+        return run_check(f"service {name}", partial(_check_service, container, json.loads(request)))
+    state = container.get("State") or "in an unknown state"
+    return Check(f"service {name}", state == "running", f"{state}, declares no endpoint")
 
 
 def _check_gpus(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Iterator[Check]:
@@ -257,6 +294,6 @@ def run_checks(
         if usable:
             results += _check_container_gpus(facts, expected, daemon_reload)
         results += _check_images(smoke, expected.get("images", ()))
-        results += _check_services(expected.get("services", ()))
+        results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
     return [asdict(check) for check in results]

@@ -212,6 +212,8 @@ class Builder:
         context.mkdir()
         archive = self.folder / image["context"]
         run_or_fail("unpacking", ["tar", "-x", "-C", str(context), "-f", str(archive)])
+        # Without its tag, the candidate of an interrupted build would stay on the host.
+        run(["docker", "image", "rm", candidate])
         command = ["docker", "buildx", "build", "--progress=plain", "--load", "--tag", candidate]
         command += [f"--build-arg=BASE={base}", f"--build-arg=ROOT={root}"]
         if self.job["wheels"]:
@@ -368,8 +370,7 @@ class Builder:
                     reference, reason = running.pop(future), future.result()
                     if reason is not None:
                         failed[reference] = reason
-        # Remove replaced images that no container uses.
-        run(["docker", "image", "prune", "--force", f"--filter=label={labels.DIGEST}"])
+        record.remove_replaced(image["reference"] for image in self.job["builds"])
         return {"built": self.built, "recorded": self.recorded, "failed": failed}
 
 

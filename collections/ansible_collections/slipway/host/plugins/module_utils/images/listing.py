@@ -18,6 +18,8 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import I
 from ansible_collections.slipway.host.plugins.module_utils.state.containers import IMAGE_RECORDS
 
 SEPARATOR = "-- records"
+# The beginning of each reference of the catalogue, see declaration.py.
+NAMESPACE = "slipway/"
 
 QUESTION = f"""
 ids=$(docker image ls --quiet --no-trunc --filter label={labels.IMAGE} | sort -u)
@@ -178,7 +180,12 @@ def _seconds(seconds: float | None) -> str:
 
 
 def unneeded(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the references of undeclared images on a host, in the order to remove them."""
+    """Yield the references of undeclared images on a host, in the order to remove them.
+
+    Only names of the catalogue: an image that a user committed has the labels of its source.
+    """
     yield from (
-        row.reference for row in reversed(rows) if row.size is not None and not row.declared
+        row.reference
+        for row in reversed(rows)
+        if row.size is not None and not row.declared and row.reference.startswith(NAMESPACE)
     )

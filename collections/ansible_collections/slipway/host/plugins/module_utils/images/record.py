@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,13 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     containers,
     paths,
+    reading,
 )
 
 BUILT, LOADED, ACCEPTED = "built", "loaded", "accepted"
 MODE = 0o600
+# Former contents of a tag that are remembered: a container may still use them.
+MAX_REPLACED = 10
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,41 @@ def write_record(
     reference: str, content: Content, digest: str, origin: str, **details: Any
 ) -> None:
     """Record that the smoke test passed with this content; DETAILS are further keys."""
+    former = [containers.read_image_record(reference).get("id"), *_replaced_by(reference)]
+    replaced = [identity for identity in former if identity not in (None, content.identity)]
     record = {
         "reference": reference,
         "digest": digest,
         "id": content.identity,
         "origin": origin,
         "time": int(time.time()),
+        "replaced": replaced[:MAX_REPLACED],
         **details,
     }
     secure_records()
     path = containers.image_record_path(reference)
     with paths.opened_parent(path, make=True) as (folder, name):
         folder.replace(name, json.dumps(record).encode(), MODE, os.geteuid(), os.getegid())
+
+
+def _replaced_by(reference: str) -> list[str]:
+    """Return the recorded former content IDs of a tag."""
+    try:
+        record = json.loads(reading.read_record(containers.image_record_path(reference)) or b"{}")
+        return [str(identity) for identity in record.get("replaced", ())]
+    except (AttributeError, TypeError, ValueError):
+        return []
+
+
+def remove_replaced(references: Iterable[str]) -> None:
+    """Remove former images of these tags that have no tag now and that no container uses.
+
+    By the record, not by their labels: an image that a user committed has the labels of its source.
+    """
+    replaced = {identity for reference in references for identity in _replaced_by(reference)}
+    if not replaced:
+        return
+    command = ["docker", "image", "ls", "--quiet", "--no-trunc", "--filter", "dangling=true"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    for identity in sorted(replaced.intersection(listed.split())):
+        subprocess.run(["docker", "image", "rm", identity], capture_output=True, check=False)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 TOKEN = "{token}"
+# As state.containers.SERVICE_RECORDS.
+SERVICE_RECORDS = Path("/var/lib/slipway/services")
 ANY_ADDRESS = ("", "0.0.0.0", "::")
 # Ended detached containers keep their logs until the user removes them, within these limits.
 KEEP_ENDED = 20
@@ -34,6 +36,7 @@ class Container(NamedTuple):
     gpus: IDs, as of :class:`gpus.Gpu`.
     urls: addresses by name of the port.  ``{token}`` stands for the token of the user, or of the
     service; the service's is in the file ``token``, which only root can read.
+    id: of the engine, in full.
     started, ended: time stamps of docker; ``ended`` is empty while the container runs.
     status: the exit status, None while the container runs.
     """
@@ -50,11 +53,26 @@ class Container(NamedTuple):
     started: str
     ended: str = ""
     status: int | None = None
+    id: str = ""
 
     @property
     def mine(self) -> bool:
         """Whether the caller started the container."""
         return self.uid == os.getuid()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether Slipway started the container as a service; only root can read the record.
+
+        A user who starts a container chooses its labels, also the file that ``token`` names.
+        """
+        if not self.project or "/" in self.project:
+            return False
+        try:
+            record = json.loads((SERVICE_RECORDS / f"{self.project}.json").read_text("utf-8"))
+            return self.id in record["containers"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
 
 
 def parse_container(inspected: Mapping[str, Any]) -> Container:
@@ -77,6 +95,7 @@ def parse_container(inspected: Mapping[str, Any]) -> Container:
         started=str(state["StartedAt"]),
         ended=str(state["FinishedAt"]) if ended else "",
         status=int(state["ExitCode"]) if ended else None,
+        id=str(inspected.get("Id", "")),
     )
 
 
@@ -207,13 +226,16 @@ def insert_token(url: str, service_file: str = "") -> str:
 def format_urls(container: Container) -> list[str]:
     """Return the addresses of a container, one a line.
 
-    The token is in them for the caller's own containers, and for services if the caller is root.
+    The token is in them for the caller's own containers, and for recorded services if the caller is
+    root.
     """
     if not container.urls:
         raise MlError(f"container {container.name} publishes no port, so it has no address")
     width = max(map(len, container.urls))
-    with_token = container.mine or (container.token and os.getuid() == 0)
+    is_service = bool(container.token) and os.getuid() == 0 and container.is_recorded
+    with_token = is_service or container.mine
+    file = container.token if is_service else ""
     return [
-        f"{name:{width}}  {insert_token(url, container.token) if with_token else hide_token(url)}"
+        f"{name:{width}}  {insert_token(url, file) if with_token else hide_token(url)}"
         for name, url in container.urls.items()
     ]
