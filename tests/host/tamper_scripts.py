@@ -76,11 +76,13 @@ def on_parent(path: str, mode: str) -> Iterator[Tamper]:
     """Yield a tamper for each attribute of a parent folder."""
     moved = f"{path}.moved"
     back = f"rm -rf {path}; mv {moved} {path}"
+    others = "/home/bob/moved"
+    away, returned = f"mv {path} {others}", f"rm {path}; mv {others} {path}"
     for field, title, apply, undo in (
         ("mode", "open to everybody", f"chmod 0777 {path}", f"chmod {mode} {path}"),
         ("mode", "open to its group", f"chmod 0775 {path}", f"chmod {mode} {path}"),
         ("owner", "another owner", f"chown bob {path}", f"chown root {path}"),
-        ("link", "a link to the folder", f"mv {path} {moved}; ln -s {moved} {path}", back),
+        ("link", "a link that bob can redirect", f"{away}; ln -s {others} {path}", returned),
         ("type", "a file", f"mv {path} {moved}; touch {path}", back),
     ):
         yield Tamper("parent_folders", path, field, title, apply, undo)

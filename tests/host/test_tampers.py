@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
-from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
+from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, parents
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
 
 from lab.host_spec import HostSpec
@@ -113,6 +113,9 @@ def named(answer: Any) -> set[tuple[str, str]]:
             found |= {(one.kind, one.name) for one in comparison.differences}
             if comparison.conflicts:
                 found.add((kind, str(entry[kinds.ALL[kind].by])))
+            # What is in the place of a parent folder is a conflict of all entries below it.
+            paths = (one.reason.partition(": found ")[0] for one in comparison.conflicts)
+            found |= {(parents.KIND, path) for path in paths}
     return found
 
 
@@ -261,3 +264,23 @@ def test_one_run_repairs_many_tampers_and_the_next_changes_nothing(site: TamperS
     assert len(site.must().changed()) == len(site.play()["tasks"])
     assert site.survey() == set()
     assert site.must().changed() == set()
+
+
+def test_folders_that_root_moved_are_followed_if_root_alone_can_redirect_them(
+    site: TamperSite,
+) -> None:
+    """An administrator moves folders to another disk; later others can write there."""
+    for folder in ("/etc/slipway", "/var/lib/slipway"):
+        site.on(f"mkdir -p /disk/of; mv {folder} /disk/of; ln -s /disk/of/slipway {folder}")
+        assert site.survey() == set()
+        assert site.must().changed() == set()
+        site.on("chmod 0777 /disk")
+        (names, run) = site.survey(), site.run(str(site.playbook))
+        site.on(f"chmod 0755 /disk; rm {folder}; mv /disk/of/slipway {folder}")
+        assert (parents.KIND, folder) in names
+        assert run.status == "failed"
+        assert (
+            f"{folder}: found a symbolic link to /disk/of/slipway, owned by root; expected a "
+            "folder, or a link to a folder that only root can replace."
+        ) in run.output
+    assert site.survey() == set()

@@ -42,7 +42,7 @@ def changes_of(state: Any, source: Any, record: str = "", **further: Any) -> Cha
         **further,
     }
     question = survey.question([{"derived": [entry]}])
-    assert set(question) <= {*answer, "files", "holders", "ctimes"}
+    assert set(question) <= {*answer, "parents", "files", "holders", "ctimes"}
     found = survey.differences({"derived": [entry]}, answer)
     return [(one.found, one.expected) for one in found]
 

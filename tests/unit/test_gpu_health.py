@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
@@ -307,6 +308,24 @@ def test_a_host_that_lost_its_gpus_stays_a_gpu_host() -> None:
     found = nvidia_driver.plan(given, options("nvidia_driver"))
     assert found["owned"] == {"refused": []}
     assert "0 GPUs are on the PCI bus; expected 8" in found["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("declared", "files"),
+    [
+        (0, [{"path": gpu_facts.RECORD, "state": "absent"}]),
+        ("2", [{"path": gpu_facts.RECORD, "content": '{"gpus": 2}\n'}]),
+    ],
+)
+def test_the_record_of_a_host_without_any_gpu_follows_the_declaration(
+    declared: Any, files: list[dict[str, Any]]
+) -> None:
+    given = facts("none")
+    given["gpu"] |= {"recorded": 8, "packages": {}, "loaded": "", "banner": ""}
+    found = nvidia_driver.plan(given, options("nvidia_driver", gpus=declared))
+    assert found["owned"] == {"refused": [], "files": files}
+    lost = [note for note in found["notes"] if "on the PCI bus" in note]
+    assert bool(lost) is (declared != 0)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"gpus": "x"}', "\udcff"])

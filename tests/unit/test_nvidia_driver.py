@@ -246,7 +246,9 @@ def test_all_of_the_other_flavour_that_goes_is_named() -> None:
 def test_a_driver_that_is_kept_is_only_looked_at() -> None:
     given = facts("t4", loaded="575.57.08", run_installer=True)
     found = plan(given, source="keep")
-    assert found["owned"] == {"refused": [], "modules": [{"name": "nvidia"}]}
+    assert set(found["owned"]) == {"refused", "modules", "files"}
+    assert found["owned"]["modules"] == [{"name": "nvidia"}]
+    assert [entry["path"] for entry in found["owned"]["files"]] == [nvidia_driver.GPU_RECORD]
     assert not found["managed"]
     assert "575.57.08" in found["reason"]
 

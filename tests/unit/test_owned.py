@@ -381,7 +381,6 @@ ROOT_FOLDERS = dict.fromkeys(("/", "/etc", "/etc/apt", "/etc/apt/keyrings"), FOL
         ("/etc/apt", None, []),
         ("/etc/apt", ["directory", "0777", "root", "root", None, 0, 0], [OPEN[0]]),
         ("/etc", ["directory", "0775", "bob", "bob", None, 7, 7], [OPEN[0], OPEN[1]]),
-        ("/etc/apt", LINK, [("a link", "a directory; move it out of the way")]),
         ("/etc/apt", FILE, [("a file", "a directory")]),
         (
             "/etc/apt/keyrings",
@@ -395,9 +394,12 @@ def test_parent_folders(path: str, state: Any, changes: Changes) -> None:
     owned: dict[str, Any] = {
         "files": [{"path": "/etc/apt/keyrings/x"}, {"path": "/etc/apt/keyrings/y"}]
     }
-    files = {**ROOT_FOLDERS, path: state, **{entry["path"]: FILE for entry in owned["files"]}}
-    assert set(ROOT_FOLDERS) < set(survey.question([owned])["files"])
-    found = survey.differences(owned, {"files": files})
+    answer = {
+        "parents": {**ROOT_FOLDERS, path: state},
+        "files": {entry["path"]: FILE for entry in owned["files"]},
+    }
+    assert set(ROOT_FOLDERS) == set(survey.question([owned])["parents"])
+    found = survey.differences(owned, answer)
     assert [(one.kind, one.name) for one in found] == [("parent_folders", path)] * len(changes)
     if path == "/etc":
         changes = [("mode 0775", changes[0][1]), changes[1]]
@@ -412,19 +414,25 @@ def test_parent_folders_of_people_are_not_compared() -> None:
         ],
         "lines": [{"path": "/home/bob/.ssh/authorized_keys", "lines": [], "user": "bob"}],
     }
-    assert not {"/srv", "/etc/x", "/"} & set(survey.question([owned])["files"])
+    assert "parents" not in survey.question([owned])
 
 
-def test_links_of_the_system_are_no_drift() -> None:
-    files = {"/": FOLDER, "/lib": LINK, "/lib/x": FOLDER, "/lib/x/y": FILE}
-    assert survey.differences({"files": [{"path": "/lib/x/y"}]}, {"files": files}) == []
-
-
-def test_an_obstacle_in_the_place_of_a_parent_is_named() -> None:
+def test_a_link_in_the_place_of_a_parent_is_a_conflict_of_all_below_it() -> None:
     unsafe = {"/etc/x": ["/etc/x", "a symbolic link to /tmp, owned by bob", "a folder"]}
-    answer = {"files": {"/": FOLDER, "/etc": FOLDER, "/etc/x/y": FILE}, "unsafe": unsafe}
-    (found,) = survey.differences({"files": [{"path": "/etc/x/y"}]}, answer)
-    assert found.found == "/etc/x is a symbolic link to /tmp, owned by bob"
+    parents = {"/": FOLDER, "/etc": ["directory", "0777", "root", "root", None, 0, 0]}
+    owned = {"files": [{"path": f"/etc/{name}"} for name in ("x/y", "x/z", "other")]}
+    answer = {
+        "parents": parents,
+        "files": {"/etc/x/y": None, "/etc/x/z": None, "/etc/other": None},
+        "unsafe": unsafe,
+    }
+    found = engine.compare({"role": owned}, answer, kinds.ALL)["role"]
+    assert [conflict.reason for conflict in found.conflicts] == [
+        "/etc/x: found a symbolic link to /tmp, owned by bob; expected a folder. Move it out of "
+        "the way, then run again."
+    ]
+    # What is not below the link is compared.
+    assert [one.name for one in found.differences] == ["/etc", "/etc/other"]
 
 
 @pytest.mark.parametrize(
@@ -1081,8 +1089,9 @@ def test_one_question_covers_all_statements_each_thing_once() -> None:
     }
     parents = ["/", "/etc", "/etc/apt", "/etc/apt/keyrings", "/etc/docker"]
     assert survey.question([one, other]) == {
-        "files": sorted([*parents, "/etc/apt/keyrings/x.asc"]),
+        "files": ["/etc/apt/keyrings/x.asc"],
         "groups": ["docker", "lab"],
+        "parents": parents,
         "reads": ["/etc/docker/daemon.json"],
         "starts": ["docker.service"],
         "targets": ["/etc/docker/daemon.json"],
@@ -1211,8 +1220,9 @@ def test_further_things_are_asked_for_what_is_compared_with_them() -> None:
     assert asked == {
         "acls": ["/srv/a"],
         "devices": ["/dev/dri/"],
-        "files": ["/", "/etc", "/etc/b", "/home", "/home/b", "/home/b/k", "/srv/a"],
+        "files": ["/etc/b", "/home", "/home/b", "/home/b/k", "/srv/a"],
         "groups": ["render"],
+        "parents": ["/", "/etc"],
         "reads": ["/etc/x"],
         "rootless": ["alice"],
         "starts": ["rootless-alice"],

@@ -78,20 +78,54 @@ def test_parent_folders_are_given_to_root(
     assert apply_files.secure_parents(str(system / "missing" / "file")) == []
 
 
-def test_a_link_in_the_place_of_a_parent_is_refused(system: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (system / "a").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UnsafePathError, match=r"found a symbolic link to .*/elsewhere"):
-        apply_files.secure_parents(str(system / "a" / "file"))
+EXPECTED_PARENT = "expected a folder, or a link to a folder that only root can replace"
 
 
-def test_links_of_distributions_are_followed(
-    system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (system / "a").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr(parents, "SYSTEM_LINKS", {str(system / "a")})
+@pytest.fixture
+def moved(system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder on another disk, to which a link of root in the system leads."""
+    # Folders for everybody, such as /tmp, are on the way to the folders of the test.
+    monkeypatch.setattr(
+        paths, "is_trusted", lambda info: not info.st_mode & 0o022 or bool(info.st_mode & 0o1000)
+    )
+    folder = tmp_path / "disk" / "a"
+    folder.mkdir(parents=True)
+    (system / "a").symlink_to("../disk/a")
+    reading.reset()
+    return folder
+
+
+@pytest.mark.usefixtures("moved")
+def test_a_link_of_root_in_the_place_of_a_parent_is_followed(system: Path) -> None:
+    """An administrator moved a folder, such as /var/lib, to another disk."""
     assert apply_files.secure_parents(str(system / "a" / "file")) == []
+    state = state_files.ask_parent(str(system / "a"))
+    assert state is not None and state[:3] == ["directory", "0755", "root"]
+    assert not reading.UNSAFE
+    apply_files.settle({"path": str(system / "a" / "file"), "content": "text"})
+    assert (system.parent / "disk" / "a" / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda folder: folder.chmod(0o777),
+        lambda folder: folder.parent.chmod(0o777),
+        lambda folder: folder.rmdir(),
+    ],
+    ids=["target", "on the way", "missing"],
+)
+def test_a_link_that_others_can_redirect_is_a_conflict(
+    system: Path, moved: Path, tamper: Callable[[Path], None]
+) -> None:
+    tamper(moved)
+    found = r"/etc/a: found a symbolic link to \.\./disk/a, owned by root; "
+    with pytest.raises(UnsafePathError, match=found + EXPECTED_PARENT):
+        apply_files.secure_parents(str(system / "a" / "file"))
+    reading.reset()
+    assert state_files.ask_parent(str(system / "a")) is None
+    where, what, expected = reading.UNSAFE[str(system / "a")]
+    assert f"{where}: found {what}; expected {expected}".endswith(EXPECTED_PARENT)
 
 
 def chmod(mode: int) -> Callable[[Path], None]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.services import failures
-from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, parents
 from ansible_collections.slipway.host.plugins.modules import services
 
 from tests.unit.conftest import RunModule
@@ -538,3 +538,18 @@ def test_a_foreign_container_keeps_an_undeclared_service_from_being_removed(
     host.containers = [described("lab")]
     assert run(run_module, host)["removed"] == ["lab"]
     assert containers.read_service_record("lab") is None
+
+
+def test_nothing_is_removed_below_a_link_that_others_can_redirect(
+    run_module: RunModule, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "victim").mkdir(parents=True)
+    elsewhere.chmod(0o777)
+    host.folder.rmdir()
+    host.folder.symlink_to(elsewhere)
+    monkeypatch.setattr(parents, "parents_of", lambda _paths: [str(host.folder)])
+    result = run(run_module, host)
+    assert result["failed"] and "services: found a symbolic link to " in result["msg"]
+    assert host.told == []
+    assert names_in(elsewhere) == ["victim"]

@@ -319,6 +319,29 @@ def test_settings_may_use_facts_of_the_host(run: Run, host: Host) -> None:
     assert {entry["name"] for entry in result["differences"]["user_access"]} >= {"ubuntu"}
 
 
+@pytest.mark.parametrize("roles", [["user_access"], ["user_access", "docker_engine"]])
+def test_settings_may_use_facts_in_the_first_survey(run: Run, host: Host, roles: list[str]) -> None:
+    name = "{{ ansible_facts['slipway'].distribution | lower }}"
+    url = trust_as_template(f"https://{name}.example.org")
+    mirror = {"url": url, "key_url": url, "fingerprint": "A" * 40}
+    users = [{"name": trust_as_template(name)}]
+    result = run(roles=roles, user_access_users=users, docker_engine_repository=mirror)
+    assert {entry["name"] for entry in result["differences"]["user_access"]} >= {"ubuntu"}
+    questions = [(keys, urls) for keys, urls in host.asked if "users_of_host" not in keys]
+    assert [keys == set() for keys, _urls in questions] == [True, True, False]
+    assert len(questions[1][1]) == len(roles) - 1
+
+
+def test_a_setting_that_has_no_value_is_named_before_and_after_the_first_question(
+    run: Run, host: Host
+) -> None:
+    for value in ("{{ nobody }}", "{{ ansible_facts['slipway'].nothing }}"):
+        users = [{"name": trust_as_template(value)}]
+        for remembered in (None, HOST):
+            with pytest.raises(AnsibleActionFail, match="Cannot evaluate variable user_access_us"):
+                run(remembered=remembered, user_access_users=users)
+
+
 def test_an_old_name_of_an_option_works_with_a_warning(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,14 @@ class ActionModule(ActionBase):
         arguments = self._arguments(variables)
         names = [str(name) for name in arguments["roles"]]
         cached = variables.get("ansible_facts", {}).get("slipway")
-        self._check_input(names, variables, cached)
+        try:
+            self._check_input(names, variables, cached)
+        except role_plans.EvaluationError:
+            if cached is not None:
+                raise
+            # A setting may use facts of the host, such as its number of GPUs.
+            cached = self._ask_facts(names, variables, ask_host.ask(self, {}, [])["facts"])
+            self._check_input(names, variables, cached)
         facts, owned, answer = self._ask(names, variables, cached)
         known = [
             *projects.without_image(list(owned.values()), answer),
@@ -138,12 +145,11 @@ class ActionModule(ActionBase):
         FACTS are the cached facts of an earlier run, or None. Owned state depends on facts, so a
         host whose facts have changed is asked again.
         """
-        cached = facts is not None
+        cached, earlier = facts is not None, facts
         for _attempt in range(ATTEMPTS):
             if facts is None:
                 cached = False
-                urls = self._reachable_urls(names, variables)
-                facts = ask_host.ask(self, {}, urls)["facts"]
+                facts = self._ask_facts(names, variables, earlier)
             owned = self._owned(names, variables, facts)
             if cached and any(statement.get("refused") for statement in owned.values()):
                 # Current facts may no longer have the reason for the refusal.
@@ -178,13 +184,18 @@ class ActionModule(ActionBase):
             for name in names
         }
 
-    def _reachable_urls(self, names: list[str], variables: Vars) -> list[str]:
+    def _ask_facts(self, names: list[str], variables: Vars, earlier: Any) -> Any:
+        """Return the facts of the host; settings may use EARLIER facts."""
+        urls = self._reachable_urls(names, variables, earlier)
+        return ask_host.ask(self, {}, urls)["facts"]
+
+    def _reachable_urls(self, names: list[str], variables: Vars, facts: Any) -> list[str]:
         """Return the URLs that the host tries, because the plan of a role needs the result."""
         all_urls: list[str] = []
         for name in names:
             urls = getattr(role_plans.load_module(name), "reachable_urls", None)
             if urls:
-                template = self._template(name, variables, None)
+                template = self._template(name, variables, facts)
                 all_urls += urls(role_plans.read_options(roles.load(name), variables, template))
         return all_urls
 

@@ -138,7 +138,10 @@ def main() -> None:
     owned = {"keyrings": [{"path": path, "fingerprint": expected}]}
     here = Here(keyrings)
     answer = here.look(owned)
-    differences = here.differences(owned, answer)
+    comparison = here.compare(owned, answer)
+    if comparison.conflicts:
+        module.finish(comparison.conflicts, changed=False)
+    differences = comparison.differences
     before, key = present_key(answer["texts"][path], expected)
     if differences and not module.check_mode:
         try:

@@ -181,7 +181,10 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     here = Here(derived)
-    differences = here.differences({"derived": module.params["derived"]})
+    comparison = here.compare({"derived": module.params["derived"]})
+    if comparison.conflicts:
+        module.finish(comparison.conflicts, changed=False)
+    differences = comparison.differences
     if not differences:
         module.exit_json(changed=False)
     commands = module.params["commands"]

@@ -125,7 +125,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     files,
     model,
-    paths,
     reading,
     started,
 )
@@ -313,13 +312,13 @@ def remove_others(module: HostModule, _waiting: list[str]) -> list[model.Differe
     listed = [rootless.config_file(entry["user"]) for entry in module.params["engines"]]
     folder = Path(rootless.FOLDER)
     owned = {"folders": [{"path": str(folder), "entries": [Path(file).name for file in listed]}]}
-    differences = Here(files).differences(owned)
+    comparison = Here(files).compare(owned)
+    if comparison.conflicts:
+        module.finish(comparison.conflicts, changed=False)
+    differences = comparison.differences
     if not differences or module.check_mode:
         return differences
-    try:
-        apply_files.secure_parents(f"{folder}/*")
-    except paths.UnsafePathError as error:
-        module.fail_json(msg=str(error))
+    apply_files.secure_parents(f"{folder}/*")
     for file in [folder / name for name in reading.list_names(str(folder)) or ()]:
         if str(file) not in listed:
             if file.suffix == ".json":

@@ -133,6 +133,7 @@ conflicts:
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,9 @@ def compare(
     root = module.params["folder"]
     folders = {"folders": [{"path": root, "entries": [project["name"] for project in declared]}]}
     answer = HERE.look(folders, *map(owned_state, declared))
-    undeclared = set(answer["folders"][root] or ()) - {project["name"] for project in declared}
+    above = HERE.compare(folders, answer)
+    names_there = () if above.conflicts else answer["folders"][root] or ()
+    undeclared = set(names_there) - {project["name"] for project in declared}
     compared = HERE.compare_each(
         {project["name"]: owned_state(project) for project in declared}, answer
     )
@@ -252,7 +255,7 @@ def compare(
     # Several services may mount one folder.
     conflicts = {
         (conflict.kind, conflict.name): conflict
-        for comparison in (strangers, *compared.values())
+        for comparison in (above, strangers, *compared.values())
         for conflict in comparison.conflicts
     }
     return differing, sorted(undeclared - kept), list(conflicts.values())
@@ -260,11 +263,12 @@ def compare(
 
 def secure_root(module: HostModule) -> list[str]:
     """Give the folders of services and of their records to root; return those that differed."""
-    guarded = (f"{module.params['folder']}/*", f"{containers.SERVICE_RECORDS}/*")
-    try:
-        return apply_files.secure_parents(*guarded, check=module.check_mode)
-    except paths.UnsafePathError as error:
-        module.fail_json(msg=str(error))
+    secured = []
+    for folder in (module.params["folder"], containers.SERVICE_RECORDS):
+        # All services below a link of others are in conflict.
+        with suppress(paths.UnsafePathError):
+            secured += apply_files.secure_parents(f"{folder}/*", check=module.check_mode)
+    return sorted(set(secured))
 
 
 def act(

@@ -26,6 +26,10 @@ Template = Callable[[Any], Any]
 display = Display()
 
 
+class EvaluationError(AnsibleActionFail):
+    """A variable has no value; it may need facts of the host that are not known yet."""
+
+
 def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any) -> Vars:
     """Return the plan of a role for one host.
 
@@ -157,13 +161,13 @@ def _remove_unset(option: Vars, value: Any) -> Any:
 
 
 def evaluate(name: str, value: Any, template: Template) -> Any:
-    """Return the value of a variable; raise AnsibleActionFail with its name if that fails."""
+    """Return the value of a variable; raise EvaluationError with its name if that fails."""
     if not _has_template(value):
         return value
     try:
         return template(value)
     except AnsibleError as error:
-        raise AnsibleActionFail(
+        raise EvaluationError(
             f"Cannot evaluate variable {name}: {_root_message(error)}."
         ) from error
 

@@ -69,7 +69,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         if not decision.needed:
             return _without_gpus(facts, decision, options)
         if source == KEEP:
-            return _kept_driver(facts, host)
+            return _kept_driver(facts, host, options)
         _refuse_foreign_driver(facts, present)
         decision = _prefer_installed(facts, host, request, present, version, decision)
         if decision.source == adoption.ADOPTED:
@@ -101,10 +101,16 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 def _without_gpus(
     facts: Mapping[str, Any], decision: Decision, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the state of a host that uses no GPU: nothing to own, but lost GPUs are named."""
+    """Return the state of a host that uses no GPU: nothing to own but a declared number of GPUs.
+
+    Lost GPUs are named.
+    """
     expected = _expected_gpus(facts, options)
     lost = [str(finding) for finding in health.judge_missing(expected, 0)]
-    return _result(replace(decision, warnings=(*decision.warnings, *lost)))
+    owned: dict[str, Any] = {"refused": []}
+    if str(options["nvidia_driver_gpus"]) != AUTO:
+        owned["files"] = [_record_file(facts, options)]
+    return _result(replace(decision, warnings=(*decision.warnings, *lost)), owned)
 
 
 def _expected_gpus(facts: Mapping[str, Any], options: Mapping[str, Any]) -> int:
@@ -116,8 +122,11 @@ def _expected_gpus(facts: Mapping[str, Any], options: Mapping[str, Any]) -> int:
 
 
 def _record_file(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    content = json.dumps({"gpus": _expected_gpus(facts, options)})
-    return {"path": GPU_RECORD, "content": f"{content}\n"}
+    """Return the file with the number of GPUs; a host without GPUs has no such file."""
+    number = _expected_gpus(facts, options)
+    if number == 0:
+        return {"path": GPU_RECORD, "state": "absent"}
+    return {"path": GPU_RECORD, "content": f"{json.dumps({'gpus': number})}\n"}
 
 
 def _declare_packages(
@@ -342,7 +351,9 @@ def _refuse_desktop_flavour(present: Mapping[str, str]) -> None:
         )
 
 
-def _kept_driver(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
+def _kept_driver(
+    facts: Mapping[str, Any], host: HostFacts, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the state of a host that keeps its driver; refuse a driver that does not fit."""
     loaded = gpu_host.loaded(facts)
     if loaded is None:
@@ -357,7 +368,8 @@ def _kept_driver(facts: Mapping[str, Any], host: HostFacts) -> dict[str, Any]:
     flavour = f" with {loaded.modules} kernel modules" if loaded.modules else ""
     reason = f"Driver {loaded.version}{flavour} is loaded and is kept."
     decision = Decision(True, reason, source=KEEP, branch=branch, modules=loaded.modules)
-    return _result(decision, {"refused": [], "modules": [{"name": "nvidia"}]})
+    owned = {"files": [_record_file(facts, options)], "modules": [{"name": "nvidia"}]}
+    return _result(decision, {"refused": [], **owned})
 
 
 def _kernel_modules(decision: Decision, present: Mapping[str, str]) -> list[dict[str, Any]]:

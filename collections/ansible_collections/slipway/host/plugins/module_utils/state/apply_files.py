@@ -18,34 +18,20 @@ FILE_MODE, FOLDER_MODE = "0644", "0755"
 def secure_parents(*guarded: str, check: bool = False) -> list[str]:
     """Give the parent folders of paths to root alone, see :mod:`parents`; return the changed ones.
 
-    CHECK changes nothing. Missing folders are left. Raise UnsafePathError where a link is in the
-    place of one.
+    CHECK changes nothing. Missing folders are left. Raise UnsafePathError for a link in the place
+    of one, unless root alone decides where it leads.
     """
     changed = []
     for path in parents.parents_of(guarded):
-        if path != "/" and _is_system_link(path):
-            continue
         try:
+            if path != "/":
+                paths.check_parent(path)
             with paths.opened_folder(path) as folder:
                 if folder.secure(parents.expected_attributes(path).repaired_mode, check):
                     changed.append(path)
         except FileNotFoundError:
             continue
     return changed
-
-
-def _is_system_link(path: str) -> bool:
-    """Return whether a distribution made this link; raise UnsafePathError for other links."""
-    try:
-        with paths.opened_parent(path) as (folder, name):
-            info = folder.lstat(name)
-            if info is None or paths.type_of(info) != paths.LINK:
-                return False
-            if path not in parents.SYSTEM_LINKS:
-                raise folder.refuse(name, info, "a folder")
-            return True
-    except FileNotFoundError:
-        return False
 
 
 def settle(entry: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ def question(statements: Sequence[Owned], kinds: Kinds) -> dict[str, list[Any]]:
                     if more:
                         names.setdefault(asks, set()).update(more)
         if folders := parent_folders(owned, kinds):
-            names.setdefault("files", set()).update(folders)
+            names.setdefault("parents", set()).update(folders)
     return {asks: sorted(values) for asks, values in names.items()}
 
 
@@ -235,7 +235,7 @@ def information(statements: Sequence[Owned], answer: Answer, kinds: Kinds) -> li
 
 
 def _obstacles(entry: Entry, kind: Kind, answer: Answer) -> list[Change]:
-    """Raise ConflictError for something that a user put in the way; the probe did not read it.
+    """Raise ConflictError for something in the way that root must not follow or overwrite.
 
     A path that must be absent is a change: the role removes the name, whatever it is.
     """
@@ -245,6 +245,8 @@ def _obstacles(entry: Entry, kind: Kind, answer: Answer) -> list[Change]:
             if entry.get("state") == "absent":
                 return [("present", "absent")]
             raise ConflictError(str(UnsafePathError(*unsafe[path])))
+    if obstacle := parents.obstacle_of(kind.guarded(entry), answer):
+        raise ConflictError(str(UnsafePathError(*obstacle)))
     return []
 
 

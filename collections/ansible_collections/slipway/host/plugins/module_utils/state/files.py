@@ -63,6 +63,20 @@ def _read_state(path: str) -> list[Any] | None:
     return [*reading.ownership(info), digest, info.st_uid, info.st_gid]
 
 
+def ask_parent(path: str) -> list[Any] | None:
+    """Return the state of a parent folder; a link that only root decides about is followed."""
+    found: list[Any] | None = reading.read_guarded(_read_parent, path)
+    return found
+
+
+def _read_parent(path: str) -> list[Any] | None:
+    if not os.path.islink(path):
+        return _read_state(path)
+    reading.safe_paths().check_parent(path)
+    info = os.stat(path)
+    return [*reading.ownership(info), None, info.st_uid, info.st_gid]
+
+
 def ask_target(path: str) -> list[Any] | None:
     """Return the state, without a digest, of a file at the end of root's own links.
 
@@ -166,6 +180,7 @@ def _acl_of(path: str) -> str | None:
 
 ASKS = {
     "files": reading.each(ask_state),
+    "parents": reading.each(ask_parent),
     "acls": reading.each(ask_acl),
     "targets": reading.each(ask_target),
     "link_targets": reading.each(ask_link_target),

@@ -61,7 +61,7 @@ class Here:
 
     def parent_differences(self, owned: engine.Owned) -> list[Difference]:
         """Return where parent folders of owned state differ on this host."""
-        question = {"files": engine.parent_folders(owned, self.kinds)}
+        question = {"parents": engine.parent_folders(owned, self.kinds)}
         return engine.parent_differences(owned, probe.answer(question, self.asks), self.kinds)
 
 

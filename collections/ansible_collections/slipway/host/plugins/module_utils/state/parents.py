@@ -2,22 +2,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The parent folders of everything that root owns in the system's folders.
 
-Whoever can write a parent folder can replace what is in it. So each parent must be a folder, no
-link, owned by root, and not writable by group or others. Kinds name the paths that depend on their
-parents (``Kind.guarded``). Folders outside the system's trees, such as homes and data disks, belong
-to people and are handled by :mod:`paths`.
+Whoever can write a parent folder can replace what is in it. So each parent must be owned by root,
+and not writable by group or others. Kinds name the paths that depend on their parents
+(``Kind.guarded``). Folders outside the system's trees, such as homes and data disks, belong to
+people and are handled by :mod:`paths`.
+
+A link in the place of a parent is followed if root alone decides where it leads: an administrator
+moved ``/var/lib`` to another disk. Any other link is a conflict of what is below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ansible_collections.slipway.host.plugins.module_utils.state import attributes
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Answer, Change
 
 SYSTEM_TREES = (*("/boot/", "/etc/", "/lib/", "/run/", "/usr/", "/var/lib/slipway/", "/var/run/"),)
-# Links that distributions make.
-SYSTEM_LINKS = frozenset({"/bin", "/lib", "/lib64", "/sbin", "/usr/sbin", "/var/run"})
 # Programs without root's rights read files in these.
 OPEN_FOLDERS = frozenset(
     {
@@ -48,15 +49,17 @@ def parents_of(paths: Iterable[str]) -> list[str]:
     return sorted(parents)
 
 
+def obstacle_of(guarded: Iterable[str], answer: Answer) -> Sequence[str] | None:
+    """Return the first parent of guarded paths that root must not follow, None if there is none.
+
+    It is a list of path, what was found and what was expected.
+    """
+    unsafe: Mapping[str, Sequence[str]] = answer.get("unsafe", {})
+    return next((unsafe[path] for path in parents_of(guarded) if path in unsafe), None)
+
+
 def compare_parent(path: str, answer: Answer) -> Iterator[Change]:
     """Yield the differences of a parent folder; a missing one will be made."""
-    if path in answer.get("unsafe", {}):
-        where, found, expected = answer["unsafe"][path]
-        yield f"{where} is {found}", f"{expected}; move it out of the way"
-        return
-    state = answer.get("files", {}).get(path)
-    if state is None or (state[0] == "link" and path in SYSTEM_LINKS):
-        return
-    for found, expected in attributes.compare(state, expected_attributes(path)):
-        hint = "; move it out of the way" if state[0] == "link" else ""
-        yield found, expected + hint
+    state = answer.get("parents", {}).get(path)
+    if state is not None:
+        yield from attributes.compare(state, expected_attributes(path))

@@ -445,6 +445,28 @@ def opened_parent(
         yield folder, name
 
 
+def check_parent(path: str) -> None:
+    """Raise UnsafePathError for a link in the place of a folder, unless root alone can redirect it.
+
+    Such a link leads through folders, and to a folder, that nobody but root can change. For
+    example, an administrator moved ``/var/lib`` to another disk.
+    """
+    with opened_parent(path) as (above, name):
+        info = above.lstat(name)
+        if info is None or type_of(info) != LINK:
+            return
+        refusal = above.refuse(
+            name, info, "a folder, or a link to a folder that only root can replace"
+        )
+    try:
+        with opened_folder(path) as folder:
+            is_roots = folder.trusted
+    except FileNotFoundError:
+        is_roots = False
+    if not is_roots:
+        raise refusal
+
+
 @contextmanager
 def opened_file(path: str, owners: Collection[int] | None = None) -> Iterator[int]:
     """Open a regular file for reading and yield its descriptor.
