@@ -17,7 +17,12 @@ from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.slipway.host.plugins.module_utils.host import environment, network_check
-from ansible_collections.slipway.host.plugins.module_utils.state import facts, paths, reading
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    facts,
+    folder,
+    paths,
+    reading,
+)
 
 from lab.commands import Commands
 
@@ -61,7 +66,8 @@ def run_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> RunModule:
 @pytest.fixture
 def only_root_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every folder for one that only root can write, as those of a host's system are."""
-    monkeypatch.setattr(paths, "is_trusted", lambda _info: True)
+    for module in (folder, paths):
+        monkeypatch.setattr(module, "is_trusted", lambda _info: True)
     monkeypatch.setattr(reading, "is_trusted_folder", lambda _folder: True)
 
 

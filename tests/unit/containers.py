@@ -7,11 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state.container_description import (
+    commands,
+    digest_of,
+)
 
 CREATED = 1700000000
 LIMITS = ["cpu", "memory", "pids"]
-COMMANDS = {name: containers.digest_of(name) for name in containers._commands({})}
+COMMANDS = {name: digest_of(name) for name in commands({})}
 
 
 def described(service: str = "web", config: str = "c1", **changes: Any) -> dict[str, Any]:

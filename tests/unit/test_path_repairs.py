@@ -17,6 +17,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services import mount
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     attributes,
+    folder,
     parents,
     paths,
     reading,
@@ -290,9 +291,9 @@ def test_daemon_json_is_repaired(
 
 def test_the_target_of_a_link_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "is_trusted_folder", lambda folder: folder != str(tmp_path / "b"))
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "file").touch(0o640)
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        (tmp_path / parent / "file").touch(0o640)
     name = tmp_path / "link"
     name.symlink_to("a/file")
     state = state_files.ask_target(str(name))
@@ -346,7 +347,8 @@ def test_a_volume_folder_that_leads_into_the_system_is_replaced(
 def test_a_home_that_others_can_write_is_closed(
     run_module: RunModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "is_trusted", lambda _info: True)
+    for module in (folder, paths):
+        monkeypatch.setattr(module, "is_trusted", lambda _info: True)
     home = tmp_path / "root"
     home.mkdir()
     entry = {"user": "root", "path": f"{home}/.ssh/authorized_keys", "lines": ["ssh-ed25519 AAAA"]}

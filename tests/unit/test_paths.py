@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import paths, user_rights
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to other users")
 
@@ -210,7 +210,7 @@ def test_acting_as_a_user_has_no_more_rights_than_he(base: Path, home: Path) -> 
     closed = base / "closed"
     closed.mkdir(mode=0o700)
     os.chown(home, NOBODY, NOBODY)
-    with paths.acting_as("nobody"):
+    with user_rights.acting_as("nobody"):
         assert os.geteuid() == NOBODY
         with pytest.raises(PermissionError), paths.opened_folder(str(closed)):
             pass
@@ -223,14 +223,14 @@ def test_acting_as_a_user_has_no_more_rights_than_he(base: Path, home: Path) -> 
 
 
 def test_work_as_a_user_returns_its_result_and_ends_in_time(home: Path) -> None:
-    assert paths.as_user("nobody", os.geteuid) == NOBODY
+    assert user_rights.as_user("nobody", os.geteuid) == NOBODY
     assert os.geteuid() == 0
     with pytest.raises(OSError, match="rights of nobody failed"):
-        paths.as_user("nobody", lambda: os.listdir("/root"))
+        user_rights.as_user("nobody", lambda: os.listdir("/root"))
     os.mkfifo(home / "pipe")
     (home / "pipe").chmod(0o666)
     with pytest.raises(TimeoutError, match="no answer within 0 seconds"):
-        paths.as_user("nobody", lambda: (home / "pipe").read_text(), 0.2)  # noqa: PLW0108
+        user_rights.as_user("nobody", lambda: (home / "pipe").read_text(), 0.2)  # noqa: PLW0108
 
 
 def test_what_may_be_somebody_elses_is_not_given_away(home: Path) -> None:

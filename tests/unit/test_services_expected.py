@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.services import expected
-from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state import container_description
 
 from tests.unit.containers import described
 
@@ -67,7 +67,7 @@ def test_the_defaults_of_a_service() -> None:
         "healthcheck": "",
         "labels": {"io.slipway.config": "c1"},
         "variables": [],
-        "environment": containers.digest_of([]),
+        "environment": container_description.digest_of([]),
     }
 
 
@@ -117,10 +117,10 @@ def test_mounts_ports_and_commands_in_the_words_of_the_engine() -> None:
         ["volume", "work", "/work", True],
     ]
     assert container["shm_size"] == 1024
-    assert container["command"] == containers.digest_of(["serve"])
-    assert container["healthcheck"] == containers.digest_of(["CMD", "ask"])
+    assert container["command"] == container_description.digest_of(["serve"])
+    assert container["healthcheck"] == container_description.digest_of(["CMD", "ask"])
     assert container["variables"] == ["A", "B"]
-    assert container["environment"] == containers.digest_of([["A", "1"], ["B", "2"]])
+    assert container["environment"] == container_description.digest_of([["A", "1"], ["B", "2"]])
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,12 @@ from contextlib import suppress
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import lines, model, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    lines,
+    model,
+    paths,
+    user_rights,
+)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "keys": {
@@ -239,7 +244,7 @@ def _with_rights_of(
 ) -> dict[str, Any]:
     """Call WORK with the rights of a user; return the diff, and whether anything differs."""
     try:
-        result = paths.as_user(user, lambda: _call_work(keys, work, check))
+        result = user_rights.as_user(user, lambda: _call_work(keys, work, check))
     except OSError as error:
         result = {"refused": _describe_refusal(keys, error)}
     if "refused" in result:

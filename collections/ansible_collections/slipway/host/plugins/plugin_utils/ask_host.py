@@ -21,18 +21,20 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as g
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apt_sources,
     facts,
+    folder,
     kinds,
     loader,
     packages,
     paths,
     probe,
     reading,
+    user_rights,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils import host_command
 
 MARKER = "# --- Nothing below is sent to hosts with the survey. ---"
 # Modules that are sent with every question.
-ALWAYS = (apt_sources, facts, gpu_facts, packages, paths, probe, reading)
+ALWAYS = (*(apt_sources, facts, folder, gpu_facts, packages, paths, probe, reading, user_rights),)
 DEFAULT_INTERPRETER = "/usr/bin/python3"
 # Exit status of ssh if it cannot connect.
 SSH_FAILED = 255
@@ -51,10 +53,16 @@ def source_of(module: str) -> str:
     return file.read_text(encoding="utf-8").partition(MARKER)[0]
 
 
+def needs_of(module: str) -> Sequence[str]:
+    """Return the modules that are sent to hosts with a module, because it imports them."""
+    needs: Sequence[str] = getattr(import_module(module), "NEEDS", ())
+    return needs
+
+
 def script(question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()) -> str:
     """Return the Python script that prints the answer of the host it runs on as JSON."""
     modules = {key: kinds.MODULE_OF_KEY[key] for key in question}
-    needs = (name for key in modules.values() for name in getattr(import_module(key), "NEEDS", ()))
+    needs = (name for module in modules.values() for name in needs_of(module))
     names = dict.fromkeys([*(module.__name__ for module in ALWAYS), *modules.values(), *needs])
     sources = {name: source_of(name) for name in names}
     data = json.dumps([modules, question, list(reach)])

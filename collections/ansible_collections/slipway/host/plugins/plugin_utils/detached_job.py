@@ -30,24 +30,10 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
     killed.
     """
     folder = f"{work}/{time.time_ns()}"
-    # However the program ends, its own processes and its secrets do not outlive it.
-    start = (
-        f"{ask_host.interpreter(action)} -E -s -m {program} {folder} & "
-        "echo $! >pid.new; mv pid.new pid; wait $!; "
-        f"trap '' TERM; kill -TERM 0; rm -rf {folder}/secrets {folder}/job.json"
-    )
-    # Jobs that were killed with their controller are removed by the next one, other jobs whose
-    # controller disconnected after a week.
     # The archive is sent as text: not every connection passes arbitrary bytes to standard input.
     _run_command(
         action,
-        f"umask 077; mkdir -p {folder} && cd {folder} && "
-        f"for pid in {work}/*/pid; do [ ! -e $pid ] || [ -e ${{pid%/*}}/result.json ] || "
-        f"kill -0 $(cat $pid) 2>/dev/null || rm -rf ${{pid%/*}}; done; "
-        f"find {work} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {{}} + && "
-        "base64 -d | tar -xz && : >progress && "
-        f"{{ setsid sh -c {shlex.quote(start)} >log 2>&1 </dev/null & }} && "
-        "until [ -s pid ]; do sleep 0.02; done",
+        _start_script(ask_host.interpreter(action), work, folder, program),
         base64.encodebytes(job),
     )
     # A program that ended without a result was killed.
@@ -81,6 +67,29 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
             f"cd /; [ ! -e {folder}/result.json ] && kill -0 $(cat {folder}/pid) 2>/dev/null || "
             f"rm -rf {folder}",
         )
+
+
+def _start_script(python: str, work: str, folder: str, program: str) -> str:
+    """Return the shell script that unpacks a job from standard input and starts it.
+
+    Jobs that were killed with their controller are removed by the next one, other jobs whose
+    controller disconnected after a week.
+    """
+    # However the program ends, its own processes and its secrets do not outlive it.
+    start = (
+        f"{python} -E -s -m {program} {folder} & "
+        "echo $! >pid.new; mv pid.new pid; wait $!; "
+        f"trap '' TERM; kill -TERM 0; rm -rf {folder}/secrets {folder}/job.json"
+    )
+    return (
+        f"umask 077; mkdir -p {folder} && cd {folder} && "
+        f"for pid in {work}/*/pid; do [ ! -e $pid ] || [ -e ${{pid%/*}}/result.json ] || "
+        f"kill -0 $(cat $pid) 2>/dev/null || rm -rf ${{pid%/*}}; done; "
+        f"find {work} -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {{}} + && "
+        "base64 -d | tar -xz && : >progress && "
+        f"{{ setsid sh -c {shlex.quote(start)} >log 2>&1 </dev/null & }} && "
+        "until [ -s pid ]; do sleep 0.02; done"
+    )
 
 
 def _run_command(action: ActionBase, script: str, data: bytes = b"\n") -> str:

@@ -8,7 +8,7 @@ import pwd
 import socket
 from collections.abc import Collection, Iterable
 
-from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, user_rights
 
 SECONDS = 10
 
@@ -25,7 +25,7 @@ def check_users(declared: Collection[str] | None) -> str:
 
 def list_reaching(accounts: Iterable[str]) -> list[str]:
     """Return the ACCOUNTS that can open the engine's socket."""
-    return [name for name in accounts if paths.as_user(name, _connects, SECONDS)]
+    return [name for name in accounts if user_rights.as_user(name, _connects, SECONDS)]
 
 
 def _connects() -> bool:

@@ -16,6 +16,9 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state.container_description import (
+    digest_of,
+)
 
 Change = tuple[str, str]
 Found = Mapping[str, Any]
@@ -82,13 +85,11 @@ def expected_container(
         "mounts": sorted(mounts),
         "shm_size": size_in_bytes(service.get("shm_size", 0)),
         "settings": {name: value for name, value in settings.items() if value},
-        "command": containers.digest_of(service["command"]) if "command" in service else "",
-        "healthcheck": containers.digest_of(healthcheck["test"]) if healthcheck else "",
+        "command": digest_of(service["command"]) if "command" in service else "",
+        "healthcheck": digest_of(healthcheck["test"]) if healthcheck else "",
         "labels": dict(service["labels"]),
         "variables": sorted(environment),
-        "environment": containers.digest_of(
-            [[name, environment[name]] for name in sorted(environment)]
-        ),
+        "environment": digest_of([[name, environment[name]] for name in sorted(environment)]),
     }
 
 

@@ -83,7 +83,9 @@ def read_guarded(look: Any, path: str) -> Any:
         try:
             return look(path)
         except PermissionError:
-            value, refused = safe_paths().as_user(
+            from ansible_collections.slipway.host.plugins.module_utils.state import user_rights
+
+            value, refused = user_rights.as_user(
                 _last_visible_owner(path), lambda: _look_as_user(look, path), USER_TIMEOUT
             )
             if refused:
