@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -26,6 +27,14 @@ SCRIPTS = [
     for file in tracked_files()
     if (file.suffix == ".py" and text(file)) or text(file).startswith("#!/")
 ]
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+# Tests are tables of cases, which may be long.
+PRODUCT = [
+    file
+    for file in tracked_files()
+    if file.suffix == ".py" and file.relative_to(ROOT).parts[0] != "tests"
+]
 
 
 def name(file: Path) -> str:
@@ -39,6 +48,27 @@ def test_no_file_is_over_one_mebibyte() -> None:
 @pytest.mark.parametrize("file", SCRIPTS, ids=name)
 def test_every_program_names_its_licence(file: Path) -> None:
     assert LICENCE in "\n".join(text(file).splitlines()[:4])
+
+
+def long_functions(source: str) -> list[str]:
+    """Return the functions with more than MAX_FUNCTION_LINES lines."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    ]
+
+
+@pytest.mark.parametrize("file", PRODUCT, ids=name)
+def test_files_and_functions_of_the_product_are_short(file: Path) -> None:
+    assert len(text(file).splitlines()) <= MAX_FILE_LINES
+    assert long_functions(text(file)) == []
+
+
+def test_a_long_function_is_named() -> None:
+    body = "    pass\n" * MAX_FUNCTION_LINES
+    assert long_functions(f"def long():\n{body}def short():\n    pass\n") == ["long"]
 
 
 # A lock names packages, versions and hashes; where they come from is each machine's own matter.
