@@ -74,14 +74,7 @@ class ActionModule(ActionBase):
         arguments = self._arguments(variables)
         names = [str(name) for name in arguments["roles"]]
         cached = variables.get("ansible_facts", {}).get("slipway")
-        try:
-            self._check_input(names, variables, cached)
-        except role_plans.EvaluationError:
-            if cached is not None:
-                raise
-            # A setting may use facts of the host, such as its number of GPUs.
-            cached = self._ask_facts(names, variables, ask_host.ask(self, {}, [])["facts"])
-            self._check_input(names, variables, cached)
+        cached = self._checked_facts(names, variables, cached)
         facts, owned, answer = self._ask(names, variables, cached)
         known = [
             *projects.without_image(list(owned.values()), answer),
@@ -120,6 +113,18 @@ class ActionModule(ActionBase):
             },
         )
         return result
+
+    def _checked_facts(self, names: list[str], variables: Vars, cached: Any) -> Any:
+        """Check the input of the roles; return the cached facts, or new ones that it needed."""
+        try:
+            self._check_input(names, variables, cached)
+        except role_plans.EvaluationError:
+            if cached is not None:
+                raise
+            # A setting may use facts of the host, such as its number of GPUs.
+            cached = self._ask_facts(names, variables, ask_host.ask(self, {}, [])["facts"])
+            self._check_input(names, variables, cached)
+        return cached
 
     def _arguments(self, variables: Vars) -> Vars:
         """Return the task's arguments; those that are not set come from variables."""

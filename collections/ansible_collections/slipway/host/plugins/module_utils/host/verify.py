@@ -33,7 +33,10 @@ from ansible_collections.slipway.host.plugins.module_utils.host import (
     network_check,
 )
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
-from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    container_description,
+    containers,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 SMOKE_TIMEOUT = 1800
@@ -203,7 +206,7 @@ def _check_services(declared: Mapping[str, str]) -> Iterator[Check]:
     recorded: dict[str, list[Mapping[str, Any]]] = {}
     for container in containers.ask_engine("/containers/json?all=1"):
         container_labels = container.get("Labels") or {}
-        name = container_labels.get(containers.COMPOSE_SERVICE)
+        name = container_labels.get(container_description.COMPOSE_SERVICE)
         if not name or container_labels.get(containers.ONE_OFF) == "True":
             continue
         if _is_recorded(container_labels, container["Id"]):

@@ -23,6 +23,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services.expected imp
     expected_container,
 )
 from ansible_collections.slipway.host.plugins.module_utils.services.mounts import (
+    Mount,
     project_mounts,
     share_writers_mounts,
 )
@@ -155,16 +156,7 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
             *([{"path": folder, "entries": names}] if secrets else []),
         ],
         "secrets": [{"path": secret.path, **owner, **secret.origin} for secret in secrets],
-        "mounts": [
-            {
-                "path": mount.source,
-                **owner,
-                "read_only": mount.read_only,
-                "is_volume": mount.is_volume,
-            }
-            for mount in mounts
-            if mount.is_folder
-        ],
+        "mounts": [_mount_entry(mount, owner) for mount in mounts if mount.is_folder],
         "projects": [
             {
                 "name": project.name,
@@ -173,6 +165,16 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
                 "urls": displayed_urls(project, urls, secrets),
             }
         ],
+    }
+
+
+def _mount_entry(mount: Mount, owner: Mapping[str, str]) -> dict[str, Any]:
+    """Return a folder of the host that a project mounts."""
+    return {
+        "path": mount.source,
+        **owner,
+        "read_only": mount.read_only,
+        "is_volume": mount.is_volume,
     }
 
 

@@ -11,7 +11,6 @@ Private to the collection.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     driver_repository,
     driver_request,
     health,
+    present_driver,
     tables,
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
@@ -45,8 +45,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import derived
 KEEP = driver_request.KEEP
 GPU_RECORD = gpu_facts.RECORD
 DAEMONS = ("nvidia-persistenced.service", "nvidia-fabricmanager.service")
-# Packages that people install of Ubuntu's desktop flavour of the driver.
-_DESKTOP_FLAVOUR = re.compile(r"nvidia-(driver|headless|headless-no-dkms)-\d{3}(-open)?")
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +68,12 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
             return _without_gpus(facts, decision, options)
         if source == KEEP:
             return _kept_driver(facts, host, options)
-        _refuse_foreign_driver(facts, present)
+        present_driver.refuse_foreign_driver(facts, present)
         decision = _prefer_installed(facts, host, request, present, version, decision)
         if decision.source == adoption.ADOPTED:
             return _adopted_driver(facts, host, decision, present, options)
         if source == AUTO:
-            _refuse_desktop_flavour(present)
+            present_driver.refuse_desktop_flavour(present)
         if not decision.supported:
             raise Refusal(decision.reason)
         repository = driver_repository.declare_repository(
@@ -247,7 +245,7 @@ def _prefer_installed(
     So a host keeps its branch when a new version of Slipway would choose another one, and a driver
     that somebody else installed stays if it supports the GPUs. NEW is the decision without it.
     """
-    if own := _installed_driver(present):
+    if own := present_driver.installed_driver(present):
         kept = decide(
             host,
             DriverRequest(
@@ -299,56 +297,6 @@ def _adopted_driver(
     }
     newest = driver_packages.packages_to_upgrade(packages, "")
     return _result(decision, owned, managed=True, newest=newest)
-
-
-def _installed_driver(present: Mapping[str, str]) -> DriverRequest | None:
-    """Return source, branch and module flavour of a driver that this role could have installed."""
-    for name in present:
-        if match := re.fullmatch(r"nvidia-headless-no-dkms-(\d{3})-server(-open)?", name):
-            flavour = branches.OPEN if match[2] else branches.PROPRIETARY
-            return DriverRequest(branches.UBUNTU, int(match[1]), flavour)
-    pins = [name for name in present if name.startswith("nvidia-driver-pinning-")]
-    is_open = any(
-        re.fullmatch(r"nvidia-(dkms(-\d{3})?-open|kernel-open-dkms|open-kernel-dkms)", name)
-        for name in present
-    )
-    flavour = branches.OPEN if is_open else branches.PROPRIETARY
-    version = driver_packages.common_version(present)
-    if version is None:
-        return None
-    if pins:
-        return DriverRequest(branches.CUDA, int(version.split(".")[0]), flavour)
-    if {"nvidia-kernel-dkms", "nvidia-open-kernel-dkms"} & set(present):
-        return DriverRequest(branches.DEBIAN, int(version.split(".")[0]), flavour)
-    return None
-
-
-def _refuse_foreign_driver(facts: Mapping[str, Any], present: Mapping[str, str]) -> None:
-    """Refuse to install over a driver that was not installed by apt."""
-    keep = f"or set nvidia_driver_source to {KEEP} to keep it"
-    if gpu_host.gpu_facts(facts)["run_installer"]:
-        raise Refusal(
-            "the driver was installed by NVIDIA's .run installer; expected a driver from packages, "
-            "because packages would overwrite parts of the installed one. Remove the driver first "
-            f"(nvidia-uninstall), {keep}"
-        )
-    loaded = gpu_host.loaded(facts)
-    if loaded and not present:
-        raise Refusal(
-            f"driver {loaded.version} is loaded, but no package owns it; expected a driver from "
-            f"packages. Remove the driver first, {keep}"
-        )
-
-
-def _refuse_desktop_flavour(present: Mapping[str, str]) -> None:
-    """Refuse to replace a driver with desktop parts, unless an option selects the source."""
-    desktop_packages = [name for name in sorted(present) if _DESKTOP_FLAVOUR.fullmatch(name)]
-    if desktop_packages and _installed_driver(present) is None:
-        raise Refusal(
-            f"{desktop_packages[-1]} with desktop parts is installed; expected the -server "
-            f"flavour, which has none. Set nvidia_driver_source to distribution to replace the "
-            f"driver, or to {KEEP} to keep it"
-        )
 
 
 def _kept_driver(
