@@ -215,7 +215,7 @@ Rule = Callable[[Path], Iterator[str]]
 
 @pytest.mark.parametrize("role", ROLES, ids=ROLE_IDS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_role(rule: Rule, role: Path) -> None:
+def test_a_role_keeps_each_rule(rule: Rule, role: Path) -> None:
     assert list(rule(role)) == []
 
 

@@ -362,7 +362,7 @@ quiet = yes
 """
 
 
-def test_settings_of_a_user(lab: Lab) -> None:
+def test_settings_in_the_users_file_apply(lab: Lab) -> None:
     lab.as_user(
         "bob",
         "mkdir -p .config/slipway work && cat >.config/slipway/aliases.ini",

@@ -191,7 +191,7 @@ def test_modes_of_the_users_own_folder_are_repaired(site: Attacked) -> None:
     assert site.plan() == (0, set())
 
 
-def test_homes_with_root_squash(site: Attacked) -> None:
+def test_keys_are_written_in_homes_with_root_squash(site: Attacked) -> None:
     """As on a network file system with root_squash."""
     wrapper = "/usr/local/bin/squashed-python"
     site.on(

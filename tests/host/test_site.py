@@ -218,7 +218,7 @@ rm /etc/sudoers.d/nobody
 """
 
 
-def test_who_reaches_the_engine_by_another_way_is_named_and_fails(converged: Site) -> None:
+def test_other_ways_to_the_engine_are_named_and_fail(converged: Site) -> None:
     converged.on(OPENED)
     try:
         assert converged.plan() == (0, set())

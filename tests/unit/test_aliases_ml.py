@@ -614,7 +614,7 @@ def test_a_missing_docker_command_is_named(home: Path, monkeypatch: pytest.Monke
         ({"SecurityOptions": ["name=rootless"]}, False, engine.Engine(True, False)),
     ],
 )
-def test_properties_of_the_engine(
+def test_settings_of_the_engine_are_read(
     info: dict[str, Any], has_spec: bool, expected: engine.Engine
 ) -> None:
     assert engine.parse_engine(info, has_spec) == expected

@@ -54,7 +54,7 @@ def said(folder: Path, text: str) -> dict[str, Any]:
          {"image": "alice/lab:2", "workdir": "/code/x"}),
     ],
 )  # fmt: skip
-def test_what_a_user_says(tmp_path: Path, text: str, layer: dict[str, Any]) -> None:
+def test_settings_of_a_user_are_read(tmp_path: Path, text: str, layer: dict[str, Any]) -> None:
     assert said(tmp_path, text) == layer
 
 
@@ -79,14 +79,14 @@ def test_what_a_user_says(tmp_path: Path, text: str, layer: dict[str, Any]) -> N
         ("[lab]\nmounts = 1\n", "mounts is not a setting of this file"),
     ],
 )
-def test_what_a_user_cannot_say(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_settings_of_a_user_are_errors(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(MlError) as caught:
         said(tmp_path, text)
     assert message in str(caught.value)
     assert "aliases.ini" in str(caught.value)
 
 
-def test_no_file_says_nothing(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_settings(tmp_path: Path) -> None:
     assert settings.read_user_layer(ALIAS, tmp_path / "none.ini") == {}
 
 

@@ -97,7 +97,7 @@ def values(options: Sequence[str], option: str) -> list[str]:
     return [word.partition("=")[2] for word in options if word.startswith(f"--{option}=")]
 
 
-def test_the_complete_command(caller: Caller) -> None:
+def test_the_docker_command_has_all_options(caller: Caller) -> None:
     merged = {"mounts": [{"source": "~/code", "target": "/code"}], "workdir": "/code"}
     launched = assembled(caller, merged, launch.Start(("python", "train.py"), terminal=True))
     state = f"{caller.home}/.local/state/slipway/token"

@@ -430,7 +430,7 @@ def test_packages_with_the_same_versions_are_reported_together() -> None:
         pytest.param({"state": "absent"}, HELD, [[]], id="to be removed"),
     ],
 )
-def test_packages_of_an_upgrade(
+def test_an_upgrade_installs_its_packages_in_steps(
     entry: dict[str, Any], known: changes.PackageState, choices: list[list[str]]
 ) -> None:
     plans = changes.list_upgrades([{"name": "a", "hold": True, **entry}], {"a": known})
@@ -446,7 +446,7 @@ def test_a_command_that_only_tries() -> None:
     assert changes.names_in(command) == ["a", "old"]
 
 
-def test_where_packages_come_from() -> None:
+def test_the_sources_of_each_version_are_read_from_policy() -> None:
     policy = """\
 a:
   Installed: 1

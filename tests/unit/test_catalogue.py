@@ -893,7 +893,7 @@ def test_unused_test_packages_are_removed(tmp_path: Path) -> None:
         pytest.param("torch==2.14.1", True, "install torch==2.14.1", id="another version"),
     ],
 )
-def test_options_of_uv(
+def test_the_python_of_an_image_is_found_or_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, there: bool, action: str
 ) -> None:
     script = runpy.run_path(str(IMAGES / "_shared/install-python"))

@@ -30,7 +30,7 @@ def compare(
     )
 
 
-def test_what_needs_a_user_in_conflict_waits_in_every_role() -> None:
+def test_entries_that_need_a_user_in_conflict_wait_in_every_role() -> None:
     statements = {
         "user_access": {
             "users": [{"name": "alice"}, {"name": "bob"}],
@@ -50,7 +50,7 @@ def test_what_needs_a_user_in_conflict_waits_in_every_role() -> None:
     assert conflict.blocks == ("lines /home/bob/.ssh/authorized_keys", "files /srv/a")
 
 
-def test_what_is_as_declared_does_not_wait() -> None:
+def test_an_entry_as_declared_does_not_wait() -> None:
     statements = {"r": {"users": [{"name": "bob"}], "left_by_root": [{"user": "bob"}]}}
     _differing, (conflict,) = compare(statements, (HOME,), left={"bob": []})
     assert conflict.blocks == ()
@@ -169,7 +169,7 @@ def test_words_of_a_host_are_escaped() -> None:
     assert "\\x1b[2J" in conflict.reason
 
 
-def test_who_does_not_expect_conflicts_fails() -> None:
+def test_conflicts_raise_an_error_by_default() -> None:
     owned = {"files": [{"path": "/srv/x"}]}
     answer = {"files": {"/srv/x": None}, "unsafe": {"/srv/x": ["/srv", "a link", "a folder"]}}
     with pytest.raises(model.ConflictError, match="/srv: found a link"):

@@ -92,13 +92,13 @@ STOPPED = {"units": {"docker.service": {**RUNNING, "active": "inactive"}}}
         ({**unit(), **package("docker.io", version="2.0")}, {}, [("never", False)]),
     ],
 )
-def test_what_restarts_docker(
+def test_changes_that_restart_docker_are_found(
     owned: dict[str, Any], found: dict[str, Any], docker: list[tuple[str, bool]]
 ) -> None:
     assert triggers_of(owned, **found).docker == docker
 
 
-def test_other_changes_that_disturb() -> None:
+def test_changes_of_units_modules_and_packages_disturb() -> None:
     assert triggers_of(unit(active=False, restart=None)).units == {"docker.service": "stop"}
     assert triggers_of(unit(reads=["/etc/x"], restart=None)).units == {"docker.service": "restart"}
     assert triggers_of({"modules": [{"name": "nvidia"}]}).driver

@@ -68,7 +68,7 @@ PATH = "/etc/docker/daemon.json"
         pytest.param(r'{"labels": ["\ud800"]}', {"labels": ["\ud800"]}, id="half a surrogate pair"),
     ],
 )
-def test_parse(text: str, data: Json) -> None:
+def test_valid_json_is_parsed(text: str, data: Json) -> None:
     assert parse(text) == data
 
 
@@ -194,7 +194,7 @@ def test_rendered_text_is_indented_by_four_and_readable() -> None:
         pytest.param({"mtu": 1}, {}, {"mtu": 1}, id="nothing wanted"),
     ],
 )
-def test_merge(data: Json, settings: Json, merged: Json) -> None:
+def test_settings_are_merged_into_nested_keys(data: Json, settings: Json, merged: Json) -> None:
     before = json.dumps(data)
     assert render(merge(data, settings)) == render(merged)
     assert json.dumps(data) == before
@@ -279,7 +279,7 @@ def test_plan_refuses_settings(settings: Json, absent: list[object], message: st
         pytest.param(["net", "com.docker.mtu"], ("net", "com.docker.mtu"), id="list"),
     ],
 )
-def test_key_path(key: object, parts: tuple[str, ...]) -> None:
+def test_a_key_is_split_at_its_dots(key: object, parts: tuple[str, ...]) -> None:
     assert split_key(key) == parts
 
 
@@ -355,7 +355,7 @@ def test_absent_keys_are_removed(absent: list[object], after: Json) -> None:
         ),
     ],
 )
-def test_owned_difference(
+def test_differing_and_undeclared_keys_are_differences(
     text: str, settings: Json, absent: list[object], differences: list[str]
 ) -> None:
     assert owned_difference(text, settings, absent) == differences
@@ -383,7 +383,7 @@ def test_owned_difference_sees_a_dropped_setting_through_the_record() -> None:
         pytest.param(BYTE_ORDER_MARK + "{}", True, id="byte order mark"),
     ],
 )
-def test_what_engines_before_23_do_not_read_is_rewritten(text: str | None, changed: bool) -> None:
+def test_an_empty_file_or_byte_order_mark_is_rewritten(text: str | None, changed: bool) -> None:
     result = plan_merge(text, {})
     assert result.changed is changed
     assert not result.differences
@@ -607,7 +607,9 @@ def test_taking_everything_back_gives_the_original() -> None:
         pytest.param({}, {"no-such-key": 1}, True, False, id="unknown"),
     ],
 )
-def test_restart_or_reload(before: Json, after: Json, restart: bool, reload: bool) -> None:
+def test_changed_keys_require_a_restart_or_a_reload(
+    before: Json, after: Json, restart: bool, reload: bool
+) -> None:
     result = Merge(before, after, record=(), plain=True)
     assert (result.restart_required, result.reload_required) == (restart, reload)
 
@@ -655,7 +657,9 @@ PLAIN = {"hosts": "-H", "containerd": "--containerd"}
         pytest.param("Environment=\n", [], {}, id="no such unit"),
     ],
 )
-def test_unit_flags(unit: str, environments: list[str], flags: dict[str, str]) -> None:
+def test_flags_of_the_unit_are_read(
+    unit: str, environments: list[str], flags: dict[str, str]
+) -> None:
     assert read_unit_flags(unit, environments) == flags
 
 
@@ -803,7 +807,7 @@ def test_an_equal_file_of_another_form_keeps_its_form_but_not_its_mode(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640])
-def test_what_others_may_not_read_stays_so(host: Host, run: Run, mode: int) -> None:
+def test_a_private_file_stays_private(host: Host, run: Run, mode: int) -> None:
     host.write('{"proxies": {"http-proxy": "http://me:secret@proxy"}}', mode=mode)
     assert run(settings={"mtu": 1})["changed"]
     assert host.path.stat().st_mode & 0o7777 == mode
@@ -879,7 +883,7 @@ def test_a_link_stays_and_its_file_is_written(host: Host, run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["", BYTE_ORDER_MARK + '{"mtu": 2}'], ids=["empty", "mark"])
-def test_what_old_engines_do_not_read_is_rewritten_and_told(
+def test_a_file_that_old_engines_do_not_read_is_rewritten_and_named(
     host: Host, run: Run, text: str
 ) -> None:
     host.write(text)

@@ -57,7 +57,7 @@ def test_without_declarations_nothing_is_owned() -> None:
     assert planned()["owned"] == {"packages": [], "folders": [], "datasets": [], "checkouts": []}
 
 
-def test_what_is_owned_of_both_kinds() -> None:
+def test_data_sets_and_checkouts_are_owned_state() -> None:
     owned = planned({"checksum": f"SHA256:{'A' * 64}"}, {"owner": "alice"}, ("/mnt/d",))["owned"]
     assert owned == {
         "packages": [{"name": "ca-certificates"}, {"name": "git"}],
@@ -141,7 +141,7 @@ def test_an_absent_tree_needs_only_its_name() -> None:
         ("ssh://git:pass@a/x", {}, ("ssh://git:pass@a/x", "ssh://git@a/x", {})),
     ],
 )
-def test_what_is_secret_of_an_address(
+def test_secrets_of_an_address_are_hidden(
     url: str, headers: dict[str, Any], address: tuple[str, str, dict[str, str]]
 ) -> None:
     found = ml_data.address("x", url, headers)
@@ -172,7 +172,7 @@ def test_the_address_of_an_optional_one_is_asked() -> None:
     ("size", "expected"),
     [("", 0), ("512", 512), ("30G", 30 * 1024**3), ("1.5T", 1536 * 1024**3), ("3 MiB", 3 << 20)],
 )
-def test_sizes(size: str, expected: int) -> None:
+def test_sizes_with_units_are_bytes(size: str, expected: int) -> None:
     assert planned({"size": size})["trees"][0]["size"] == expected
 
 

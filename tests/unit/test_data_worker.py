@@ -282,7 +282,7 @@ def test_a_refusal_is_told(host: Host, status: int, words: str) -> None:
     assert words in host.settle(host.pets(tar(CONTENT)))["pets"]
 
 
-def test_nobody_there_is_told(host: Host) -> None:
+def test_an_unreachable_address_is_named_without_its_key(host: Host) -> None:
     declared = {**host.pets(b""), "url": "http://127.0.0.1:9/pets?key=abc"}
     why = host.settle(declared)["pets"]
     assert "cannot reach http://127.0.0.1:9/pets?...: " in why and "abc" not in why
@@ -505,7 +505,7 @@ def test_changes_of_users_are_kept(host: Host, act: str) -> None:
     assert file.read_text() == "mine"
 
 
-def test_what_is_gone_at_the_top_comes_back_and_the_rest_stays(host: Host) -> None:
+def test_a_missing_name_at_the_top_is_restored_and_other_files_stay(host: Host) -> None:
     declared = host.pets(tar(CONTENT))
     host.settle(declared)
     (host.tree / "README").unlink()

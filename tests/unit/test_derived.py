@@ -81,7 +81,9 @@ UNRECORDED = [("not recorded", f"recorded in {derived.RECORD}")]
         (None, made("s", 4), "", []),
     ],
 )
-def test_sources_and_content(state: Any, source: Any, record: str, changes: Changes) -> None:
+def test_changed_sources_and_content_are_differences(
+    state: Any, source: Any, record: str, changes: Changes
+) -> None:
     assert changes_of(state, source, record) == changes
 
 

@@ -62,7 +62,9 @@ def plan(known: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         ("distribution", {"reachable": {KEY: True}}, "distribution"),
     ],
 )
-def test_where_the_engine_comes_from(wanted: str, known: dict[str, Any], source: str) -> None:
+def test_the_source_of_the_engine_is_chosen(
+    wanted: str, known: dict[str, Any], source: str
+) -> None:
     assert plan(facts(**known), source=wanted)["source"] == source
 
 
@@ -104,7 +106,7 @@ def test_absent_takes_everything_back() -> None:
     assert owned["keyrings"] == []
 
 
-def test_what_firewalls_use_as_well_stays_and_is_let_go() -> None:
+def test_removal_keeps_iptables_without_a_hold() -> None:
     owned = plan(facts(docker_package="docker.io"), state="absent")["owned"]
     packages = {entry["name"]: entry for entry in owned["packages"]}
     assert packages["docker.io"] == {"name": "docker.io", "state": "absent"}
@@ -217,7 +219,7 @@ def test_the_statement_is_one_that_the_survey_understands() -> None:
         ({"distribution": "fedora"}, "docker", "docker on fedora 13"),
     ],
 )
-def test_what_cannot_work_is_refused(known: dict[str, Any], source: str, problem: str) -> None:
+def test_unsupported_hosts_are_refused(known: dict[str, Any], source: str, problem: str) -> None:
     (refused,) = plan(facts(**known), source=source)["owned"]["refused"]
     assert problem in refused
 

@@ -254,7 +254,7 @@ def test_other_drivers_are_managed_as_before(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=identity)
-def test_what_cannot_be_adopted_is_refused_with_ways_out(case: Case) -> None:
+def test_a_driver_that_cannot_be_adopted_is_refused_with_ways_out(case: Case) -> None:
     found = plan(case)
     (why,) = found["owned"]["refused"]
     assert case.right in why

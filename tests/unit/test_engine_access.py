@@ -141,7 +141,7 @@ def sudo(who: str, what: str = "everything") -> list[str]:
         (rules("= ALL"), []),
     ],
 )
-def test_ways_to_the_engine(found: Any, ways: list[str]) -> None:
+def test_each_way_to_the_engine_is_information(found: Any, ways: list[str]) -> None:
     owned = {"engine_access": [{"socket": SOCKET, "users": ["ada"]}]}
     answer = {"engine": None, "access": {SOCKET: found}}
     assert engine.information([owned], answer, kinds.ALL) == [f"engine access: {x}" for x in ways]
@@ -177,7 +177,7 @@ def write(root: Path, path: str, text: str) -> None:
     file.write_text(text)
 
 
-def test_what_the_host_answers(root: Path) -> None:
+def test_the_host_reports_users_groups_and_addresses_of_the_engine(root: Path) -> None:
     assert engine_access.ask_access(str(root / "none.sock")) is None
     socket = root / "docker.sock"
     socket.touch()
@@ -235,7 +235,7 @@ ACCOUNTS = ["ada", "bob", "eve"]
         (["bob"], ["ada"], "reached by bob; .* not reached by ada"),
     ],
 )
-def test_who_reaches_the_engine_is_who_may(
+def test_users_that_reach_the_engine_must_be_declared(
     reaching: list[str], declared: list[str] | None, error: str
 ) -> None:
     if error:

@@ -58,7 +58,7 @@ KNOWN = {
 @pytest.mark.parametrize(
     ("device", "architecture"), KNOWN.items(), ids=[f"{device:04x}" for device in KNOWN]
 )
-def test_known_devices(device: int, architecture: str) -> None:
+def test_each_known_device_has_its_architecture(device: int, architecture: str) -> None:
     assert tables.architecture_of(device).name == architecture
 
 

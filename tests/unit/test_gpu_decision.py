@@ -116,7 +116,7 @@ def test_a_single_card_on_ubuntu(host: HostFacts, device: int, branch: int, modu
         (RESOLUTE, RTX_PRO, "ubuntu", 580, "open"),
     ],
 )
-def test_other_releases(
+def test_a_driver_is_chosen_on_each_release(
     host: HostFacts, device: int, source: str, branch: int, modules: str
 ) -> None:
     decision = choose(host, device)

@@ -147,7 +147,9 @@ def test_no_bus_and_odd_entries_are_no_devices(tmp_path: Path) -> None:
         ("", "unknown", ""),
     ],
 )
-def test_os_release(tmp_path: Path, text: str, distribution: str, release: str) -> None:
+def test_distribution_and_release_are_read_from_os_release(
+    tmp_path: Path, text: str, distribution: str, release: str
+) -> None:
     write(tmp_path / "os-release", text)
     found = gpu_host.host_facts(state_facts.ask_system(str(tmp_path / "os-release")))
     assert (found.distribution, found.release) == (distribution, release)
@@ -176,7 +178,9 @@ SHIM = f"{EFIVARS}/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23"
     ],
     ids=["bios", "hidden", "on", "off", "validation off", "validation on"],
 )
-def test_secure_boot(tmp_path: Path, files: dict[str, int | None], expected: bool | None) -> None:
+def test_secure_boot_is_read_from_efi_variables(
+    tmp_path: Path, files: dict[str, int | None], expected: bool | None
+) -> None:
     for name, value in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         if value is None:
@@ -186,7 +190,7 @@ def test_secure_boot(tmp_path: Path, files: dict[str, int | None], expected: boo
     assert gpu_facts.read_secure_boot(str(tmp_path)) is expected
 
 
-def test_headers_and_reboot_request(tmp_path: Path) -> None:
+def test_kernel_headers_and_reboot_requests_are_found(tmp_path: Path) -> None:
     assert not detect.headers_present(tmp_path, "6.8")
     write(tmp_path / "headers/Makefile", "")
     (tmp_path / "6.8").mkdir()
@@ -216,7 +220,7 @@ def test_headers_and_reboot_request(tmp_path: Path) -> None:
         ("unreadable", "", None),
     ],
 )
-def test_the_loaded_module(
+def test_version_and_flavour_of_the_loaded_module_are_read(
     tmp_path: Path, banner: str, in_sysfs: str, expected: detect.KernelModule | None
 ) -> None:
     if banner:
@@ -246,7 +250,9 @@ def test_the_loaded_module(
         ("updates/dkms/nvidia-current-uvm.ko:\n", []),
     ],
 )
-def test_module_files(tmp_path: Path, listed: str, found: list[str]) -> None:
+def test_module_files_are_found_in_modules_dep(
+    tmp_path: Path, listed: str, found: list[str]
+) -> None:
     write(tmp_path / "6.8/modules.dep", listed)
     assert detect.module_files(tmp_path, "6.8") == tuple(tmp_path / "6.8" / name for name in found)
 
@@ -267,7 +273,7 @@ def process(root: Path, pid: int, command: str, opened: list[str], cgroup: str =
         (root / str(pid) / "fd" / str(number)).symlink_to(target)
 
 
-def test_holders(tmp_path: Path) -> None:
+def test_processes_that_hold_a_gpu_are_found(tmp_path: Path) -> None:
     process(tmp_path, 900, "bash", ["/dev/pts/0"])
     process(
         tmp_path,

@@ -51,7 +51,7 @@ def test_a_vgpu_is_told_by_its_configuration_and_others_send_none(tmp_path: Path
 @pytest.mark.parametrize(
     ("model", "has"), [("none", False), ("t4", True), ("vfio", False), ("vfio-part", True)]
 )
-def test_whose_gpus_they_are(model: str, has: bool) -> None:
+def test_gpus_of_virtual_machines_do_not_count(model: str, has: bool) -> None:
     assert gpu_host.has_gpu(facts(model)) == has
 
 
@@ -92,7 +92,9 @@ def test_facts_of_an_older_release_of_the_project_tell_of_no_gpu() -> None:
     ],
     ids=["nothing", "version", "open", "banner alone"],
 )
-def test_what_is_loaded(loaded: str, banner: str, expected: detect.KernelModule | None) -> None:
+def test_the_loaded_module_is_read_from_facts(
+    loaded: str, banner: str, expected: detect.KernelModule | None
+) -> None:
     assert gpu_host.loaded(facts("t4", loaded=loaded, banner=banner)) == expected
 
 

@@ -80,7 +80,7 @@ NOTHING_RUNS = answering()
         ("fermi", False, True, None, None, None, "none"),
     ],
 )
-def test_simulated_hosts(
+def test_each_simulated_host_gets_its_driver(
     tmp_path: Path,
     model: str,
     supported: bool,
@@ -99,11 +99,12 @@ def test_simulated_hosts(
 
 
 def test_every_model_is_tested_above() -> None:
-    (mark,) = [mark for mark in test_simulated_hosts.pytestmark if "supported" in mark.args[0]]  # type: ignore[attr-defined]
+    marks = test_each_simulated_host_gets_its_driver.pytestmark  # type: ignore[attr-defined]
+    (mark,) = [mark for mark in marks if "supported" in mark.args[0]]
     assert {case[0] for case in mark.args[1]} == set(pci_tree.MODELS)
 
 
-def test_properties_of_a_gpu_and_its_companions(tmp_path: Path) -> None:
+def test_a_gpu_is_reported_with_its_companions(tmp_path: Path) -> None:
     answer = report(
         places(write_host_files(tmp_path, "workstation")), DriverRequest(), None, NOTHING_RUNS
     )
@@ -145,7 +146,7 @@ def test_companions_of_gpus_are_counted_by_class(
     assert (len(answer["audio"]), len(answer["nics"])) == (audio, nics)
 
 
-def test_properties_of_the_host(tmp_path: Path) -> None:
+def test_the_host_is_reported(tmp_path: Path) -> None:
     options = write_host_files(
         tmp_path,
         "gh200",
@@ -178,7 +179,7 @@ def with_module(options: dict[str, str]) -> None:
     (folder / "modules.dep").write_text("kernel/nvidia-580srv-open/nvidia.ko:\n")
 
 
-def test_no_driver(tmp_path: Path) -> None:
+def test_a_host_without_driver_is_reported(tmp_path: Path) -> None:
     answer = report(
         places(write_host_files(tmp_path, "t4")), DriverRequest(), "nvidia-smi", NOTHING_RUNS
     )
@@ -232,7 +233,7 @@ def test_a_module_that_modinfo_cannot_read_is_not_installed(tmp_path: Path) -> N
     assert report(places(options), DriverRequest(), None, run)["present"]["installed"] is None
 
 
-def test_nouveau(tmp_path: Path) -> None:
+def test_a_loaded_nouveau_is_reported(tmp_path: Path) -> None:
     options = write_host_files(tmp_path, "nouveau")
     (Path(options["sys_root"]) / "module/nouveau").mkdir(parents=True)
     assert report(places(options), DriverRequest(), None, NOTHING_RUNS)["present"]["nouveau"]
@@ -309,7 +310,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-def test_the_module_answers(tmp_path: Path, call: Call) -> None:
+def test_the_module_reports_driver_and_switches(tmp_path: Path, call: Call) -> None:
     answer = call(
         **write_host_files(tmp_path, "8xh100"), branch=595, video=True, _ansible_check_mode=True
     )

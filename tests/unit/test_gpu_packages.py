@@ -41,7 +41,7 @@ def names(
 # --- Ubuntu's archive --------------------------------------------------------------------------
 
 
-def test_ubuntu_server_flavour_prebuilt() -> None:
+def test_ubuntu_packages_with_prebuilt_modules_are_named() -> None:
     assert names(NOBLE, "ubuntu", 580, "open") == PackageSet(
         build="prebuilt",
         packages=(
@@ -164,7 +164,7 @@ def test_ubuntu_has_no_subnet_manager() -> None:
         ("24.04", "6.18.44", ("generic",), ()),
     ],
 )
-def test_ubuntu_metas(
+def test_kernel_packages_of_ubuntu_are_named(
     release: str, kernel: str, installed: tuple[str, ...], metas: tuple[str, ...]
 ) -> None:
     host = HostFacts("ubuntu", release, kernel, kernel_metas=installed)

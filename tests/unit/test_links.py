@@ -44,7 +44,9 @@ def changes(found: dict[str, str] | None) -> list[tuple[str, str]]:
         ),
     ],
 )
-def test_what_differs(found: dict[str, str] | None, differences: list[tuple[str, str]]) -> None:
+def test_missing_and_stale_links_are_differences(
+    found: dict[str, str] | None, differences: list[tuple[str, str]]
+) -> None:
     assert changes(found) == differences
 
 

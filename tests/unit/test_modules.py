@@ -82,7 +82,7 @@ def test_a_secret_stays_out_of_the_diff(run_module: RunModule, file: Path) -> No
 
 
 @pytest.mark.usefixtures("only_root_writes")
-def test_what_stands_in_the_way_is_replaced(run_module: RunModule, file: Path) -> None:
+def test_a_file_or_folder_of_another_type_is_replaced(run_module: RunModule, file: Path) -> None:
     file.mkdir(parents=True)
     (file / "inside").touch()
     run_module(files, files=declared(file, content="a"))
@@ -138,7 +138,7 @@ def test_an_unknown_owner_is_an_error_and_loses_nothing(run_module: RunModule, f
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
 @pytest.mark.parametrize("state", ["file", "directory"])
 @pytest.mark.parametrize("place", ["link", "folder of another", "file of another", "in the middle"])
-def test_what_others_put_in_the_way_is_refused_and_the_rest_is_done(
+def test_an_obstacle_of_a_user_is_refused_and_the_rest_is_done(
     run_module: RunModule, file: Path, tmp_path: Path, place: str, state: str
 ) -> None:
     target = tmp_path / "target"
@@ -197,7 +197,7 @@ def state(file: str = "enabled", active: str = "active", reload: bool = False) -
         ({**ON, "enabled": None}, state("disabled"), "", []),
     ],
 )
-def test_what_systemctl_is_told(
+def test_verbs_for_systemctl_are_chosen(
     entry: dict[str, Any], found: Any, restart: str, verbs: list[str]
 ) -> None:
     assert units.select_verbs(entry, found, restart) == verbs
@@ -604,7 +604,7 @@ def test_apts_own_words_are_told(
     assert "apt-get install docker.io failed: E: Broken packages" in result["msg"]
 
 
-def test_what_is_as_declared_is_left_alone(
+def test_packages_as_declared_are_left_alone(
     run_module: RunModule, told: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

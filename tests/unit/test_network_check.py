@@ -72,7 +72,7 @@ def test_networks_without_a_way_out_need_none(
 
 
 @pytest.mark.usefixtures("networks")
-def test_what_cannot_be_judged_is_said(
+def test_disabled_filters_and_missing_programs_are_named(
     tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tmp_path / "daemon.json"

@@ -278,7 +278,7 @@ def engine(mine: Mapping[str, Any], model: str = "t4", version: str = "26.1.5") 
     return owned
 
 
-def test_what_the_owner_sets_wins() -> None:
+def test_settings_of_the_owner_override_defaults() -> None:
     mine = {"runtimes": {"nvidia": {"path": "/opt/runtime"}}, "features": {"buildkit": False}}
     settings = engine(mine)["json"][0]["settings"]
     assert settings["runtimes"]["nvidia"]["path"] == "/opt/runtime"

@@ -84,7 +84,7 @@ def installed(
         ("t4", SID, "debian", 550, "proprietary", False),
     ],
 )
-def test_what_a_host_gets(
+def test_each_model_gets_its_driver_and_units(
     model: str, host: dict[str, str], source: str, branch: int, modules: str, fabric: bool
 ) -> None:
     found = plan(facts(model, host))
@@ -184,7 +184,7 @@ def test_every_simulated_host_gets_a_driver_or_a_sentence(model: str) -> None:
         ("t4", {"distribution_version": "20.04"}, {}, "No driver packages are known for"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_reason(
+def test_unsupported_hosts_and_settings_are_refused_with_the_reason(
     model: str, more: dict[str, Any], variables: dict[str, Any], words: str
 ) -> None:
     found = plan(facts(model, **more), **variables)
@@ -211,7 +211,7 @@ NAMESAKES = {
 
 
 @pytest.mark.parametrize("variables", [{}, {"version": "580.178.04"}, {"state": "absent"}])
-def test_what_is_only_named_like_the_driver_is_left_alone(variables: dict[str, Any]) -> None:
+def test_packages_with_a_similar_name_are_left_alone(variables: dict[str, Any]) -> None:
     found = plan(facts("t4", packages={**installed(), **NAMESAKES}), **variables)
     assert not set(NAMESAKES) & set(packages(found))
 
@@ -279,14 +279,14 @@ def test_a_driver_that_is_kept_is_only_looked_at() -> None:
     ],
     ids=["branch", "flavour", "source", "branch misfit", "flavour misfit", "nothing"],
 )
-def test_what_is_installed_stays_where_it_fits(
+def test_an_installed_driver_that_fits_stays(
     model: str, present: dict[str, str], source: str, branch: int, modules: str
 ) -> None:
     found = plan(facts(model, packages=present))
     assert (found["source"], found["branch"], found["modules"]) == (source, branch, modules)
 
 
-def test_what_stays_against_the_choice_is_told() -> None:
+def test_the_reason_names_an_installed_driver_that_is_kept() -> None:
     found = plan(facts("t4", packages=installed(f"595.91.07-{REVISION}", 595)))
     assert "This driver is installed and is kept" in found["reason"]
     assert "it stays" not in plan(facts("t4", packages=installed()))["reason"]
@@ -300,7 +300,7 @@ def test_another_branch_comes_when_it_is_asked_for_and_the_old_one_goes_with_it(
     assert named["nvidia-utils-595-server"] == {"name": "nvidia-utils-595-server", "hold": True}
 
 
-def test_what_has_its_version_in_its_name_goes_with_that_version() -> None:
+def test_packages_with_a_version_in_their_name_are_removed_with_that_version() -> None:
     present = installed(OLD)
     firmware = "nvidia-firmware-580-server-580.173.02"
     assert packages(plan(facts("t4", packages=present)))[firmware]["hold"]
@@ -618,7 +618,7 @@ def test_the_daemon_is_made_persistent_where_it_is_not() -> None:
     assert content(plan(facts("8xb200")), driver_files.PERSISTENCE) is None
 
 
-def test_what_is_loaded_early_and_what_never() -> None:
+def test_modules_loaded_early_and_modules_blocked_are_declared() -> None:
     found = plan(facts("8xb200"))
     early = (content(found, driver_files.MODULES_LOAD) or "").splitlines()
     assert early[1:] == ["nvidia-uvm", "ib_umad"]

@@ -64,7 +64,7 @@ FINE = Situation("6.8.0-149-generic", NEW, NEW)
         (replace(FINE, installed=None), Step.FAIL, "/var/lib/dkms/nvidia"),
     ],
 )
-def test_what_is_done_where_an_idle_host_may_be_rebooted(
+def test_the_next_step_is_chosen_if_an_idle_host_may_be_rebooted(
     found: Situation, step: Step, words: str
 ) -> None:
     decided, reason = next_step(found, "idle")
@@ -88,7 +88,7 @@ BUSY = replace(FINE, loaded=OLD, holders=[PYTHON])
         (replace(FINE, loaded=OLD, same_machine=True), "idle", Step.RELOAD, ""),
     ],
 )
-def test_who_says_when_the_host_is_rebooted(
+def test_the_next_step_follows_the_reboot_setting(
     found: Situation, reboot: str, step: Step, words: str
 ) -> None:
     decided, reason = next_step(found, reboot)
@@ -113,7 +113,7 @@ def test_a_module_that_the_kernel_keeps_needs_a_reboot() -> None:
         (["USER=operator\nTYPE=unspecified\n", "USER=root\nCLASS=manager\nTTY=\n"], []),
     ],
 )
-def test_who_is_logged_in(sessions: list[str], expected: list[str]) -> None:
+def test_terminals_of_sessions_are_listed(sessions: list[str], expected: list[str]) -> None:
     assert kernel_module.terminals(sessions) == expected
 
 
@@ -209,7 +209,9 @@ def outcome(
     return result
 
 
-def test_loading(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_module_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     kernel = Kernel(replace(FINE, loaded=None))
     result = outcome(monkeypatch, capsys, kernel)
     assert kernel.commands == [
@@ -237,7 +239,7 @@ def test_reloading_stops_the_daemons_and_starts_them_again(
     assert order[13:] == [["systemctl", "restart"], ["systemctl", "start"]]
 
 
-def test_what_the_kernel_keeps_is_loaded_again_and_waits(
+def test_modules_that_the_kernel_keeps_are_loaded_again_and_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kernel = Kernel(replace(FINE, loaded=OLD), broken=["rmmod nvidia_drm"])

@@ -81,7 +81,7 @@ def test_every_form_of_a_packet_is_read(keyring: bytes, expected: list[str]) -> 
         (b"\x9b" + BODY, "packets of unknown length"),
     ],
 )
-def test_what_is_no_keyring_is_refused(keyring: bytes, problem: str) -> None:
+def test_other_files_than_keyrings_are_refused(keyring: bytes, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         openpgp.fingerprints(keyring)
 
@@ -114,7 +114,7 @@ def test_binary_keyrings_come_marked() -> None:
         (f"{openpgp.ARMOUR}\n\nabc\n-----END", "broken armour"),
     ],
 )
-def test_what_is_no_key_is_refused(text: str, problem: str) -> None:
+def test_other_packets_than_keys_are_refused(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         openpgp.from_text(text)
 

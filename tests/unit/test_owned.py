@@ -70,7 +70,7 @@ HELD = ["hold", "installed", "1"]
         ({"state": "absent"}, INSTALLED, [("1 installed", "absent")]),
     ],
 )
-def test_packages(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_packages(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("packages", {"name": "a", **entry}, found) == changes
 
 
@@ -99,7 +99,7 @@ FOLDER = ["directory", "0755", "root", "root", None, 0, 0]
         ({"state": "directory", "mode": "0700"}, FOLDER, [("mode 0755", "0700")]),
     ],
 )
-def test_files(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_files(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("files", {"path": "/etc/x", **entry}, found) == changes
 
 
@@ -127,7 +127,7 @@ def secret(content: str = "s3cret", mode: str = "0600", uid: int = 7, gid: int =
         ({"source": "/root/s"}, None, [("missing", "a file")]),
     ],
 )
-def test_secrets(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_secrets(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     stated = {"path": "/etc/x", "owner": "7", "group": "8", **entry}
     answer = {"files": {"/etc/x": found, "/root/s": secret("from there", uid=0)}}
     assert "/root/s" in survey.question([{"secrets": [stated]}])["files"] or not entry.get("source")
@@ -162,7 +162,7 @@ LINK = ["link", *FOLDER[1:]]
         (LINK, "/var/lib/models", []),
     ],
 )
-def test_mounts(found: Any, target: str | None, changes: Changes) -> None:
+def test_differences_of_mounts(found: Any, target: str | None, changes: Changes) -> None:
     entry = {"path": "/srv/x", "owner": "7", "group": "8"}
     answer = {"link_targets": {"/srv/x": target}, "writable": {"7:8:/srv/x": None}}
     assert differences("mounts", entry, found, **answer) == changes
@@ -208,7 +208,7 @@ def test_a_file_cannot_be_a_volume(
         assert differences("mounts", changed, found, **answer) == []
 
 
-def test_what_is_only_read_has_to_be_there() -> None:
+def test_a_file_that_is_only_read_must_exist() -> None:
     entry = {"path": "/srv/x", "owner": "7", "group": "8", "read_only": True}
     assert differences("mounts", entry, FOLDER) == []
     with pytest.raises(model.ConflictError, match=r"/srv/x, .*: found nothing"):
@@ -252,7 +252,9 @@ def json_differences(settings: dict[str, Any], text: Any, state: Any = JSON_FILE
         ({"debug": True}, "{}", [("debug: (not set) → true", "as declared")]),
     ],
 )
-def test_json(settings: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_keys_of_json_files(
+    settings: dict[str, Any], found: Any, changes: Changes
+) -> None:
     assert json_differences(settings, found) == changes
 
 
@@ -287,7 +289,7 @@ JSON_RECORD = daemon_json_record.update_record(
         ),
     ],
 )
-def test_the_record_of_json(text: Any, state: Any, changes: Changes) -> None:
+def test_keys_of_the_record_are_compared(text: Any, state: Any, changes: Changes) -> None:
     entry = {"path": "/etc/x.json", "settings": {"debug": True}, "record": "/var/r"}
     texts = {"/etc/x.json": '{"debug": true}', "/var/r": text}
     targets = {"/etc/x.json": JSON_FILE, "/var/r": state}
@@ -310,7 +312,7 @@ def test_broken_json_is_in_the_way_and_the_place_is_named() -> None:
         (None, [("2 of 2 lines missing", "all there")]),
     ],
 )
-def test_lines(found: Any, changes: Changes) -> None:
+def test_differences_of_lines(found: Any, changes: Changes) -> None:
     assert differences("lines", {"path": "/etc/x", "lines": ["a", "b"]}, found) == changes
 
 
@@ -358,7 +360,7 @@ FORM = ("another form than its name says", "armoured for .asc, binary for .gpg")
         ),
     ],
 )
-def test_keyrings(path: str, fingerprint: str, text: Any, changes: Changes) -> None:
+def test_differences_of_keyrings(path: str, fingerprint: str, text: Any, changes: Changes) -> None:
     entry = {"path": f"/etc/apt/keyrings/{path}", "fingerprint": fingerprint}
     files = {entry["path"]: None if text is None else FILE}
     assert differences("keyrings", entry, text, files=files) == changes
@@ -389,7 +391,7 @@ ROOT_FOLDERS = dict.fromkeys(("/", "/etc", "/etc/apt", "/etc/apt/keyrings"), FOL
         ),
     ],
 )
-def test_parent_folders(path: str, state: Any, changes: Changes) -> None:
+def test_differences_of_parent_folders(path: str, state: Any, changes: Changes) -> None:
     changes = [(found.replace("0666", "0777"), expected) for found, expected in changes]
     owned: dict[str, Any] = {
         "files": [{"path": "/etc/apt/keyrings/x"}, {"path": "/etc/apt/keyrings/y"}]
@@ -448,7 +450,7 @@ def test_a_link_in_the_place_of_a_parent_is_a_conflict_of_all_below_it() -> None
         ({"state": "absent"}, "", [("loaded", "not loaded")]),
     ],
 )
-def test_modules(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_modules(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert differences("modules", {"name": "nvidia", **entry}, found) == changes
 
 
@@ -492,7 +494,7 @@ OFF = {"enabled": False, "active": False}
         ),
     ],
 )
-def test_units(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_units(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     answer = {"starts": {"x.service": None}}
     assert differences("units", {"name": "x.service", **entry}, found, **answer) == changes
 
@@ -573,7 +575,7 @@ def test_a_service_must_have_read_its_files(
         ({"enabled": True}, state()),
     ],
 )
-def test_what_is_not_a_running_service_has_read_nothing(entry: dict[str, Any], found: Any) -> None:
+def test_a_stopped_service_has_read_nothing(entry: dict[str, Any], found: Any) -> None:
     entry = {"name": "x.service", "reads": ["/etc/x"], **entry}
     answer = {"starts": {"x.service": None}, "reads": {"/etc/x": [101.0, "a"]}}
     assert differences("units", entry, found, **answer) == []
@@ -617,7 +619,9 @@ def test_a_record_without_a_start_counts_for_no_unit() -> None:
         ),
     ],
 )
-def test_information_about_units(entry: dict[str, Any], found: Any, sentences: list[str]) -> None:
+def test_drop_ins_of_others_are_information(
+    entry: dict[str, Any], found: Any, sentences: list[str]
+) -> None:
     owned = {"units": [{"name": "x.service", "enabled": True, "active": True, **entry}]}
     answer = {"units": {"x.service": found}, "starts": {"x.service": None}}
     assert engine.information([owned, owned], answer, kinds.ALL) == sentences
@@ -656,7 +660,7 @@ ALICE = [1500, 1500, "/home/alice", "/bin/bash", "Alice"]
         ({"state": "absent"}, ALICE, [("present", "absent")]),
     ],
 )
-def test_users(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_users(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     further = {"uids": {"1": None, "1500": "alice"}, "homes": {"/home/alice": None, "/data": None}}
     assert differences("users", {"name": "alice", **entry}, found, **further) == changes
 
@@ -696,7 +700,7 @@ EVE_OUT = ("eve is a member", "no member, because nobody listed it")
         ({"users": [], "exclusive": True}, None, []),
     ],
 )
-def test_members(entry: dict[str, Any], found: Any, changes: Changes) -> None:
+def test_differences_of_members(entry: dict[str, Any], found: Any, changes: Changes) -> None:
     assert (
         differences("members", {"group": "docker", "users": ["alice"], **entry}, found, users=USERS)
         == changes
@@ -750,7 +754,7 @@ UNRECORDED = "an image that was built or loaded, and tested, on this host"
         (None, "connection refused", [("Docker does not answer", "built")]),
     ],
 )
-def test_images(found: Any, engine: str | None, changes: Changes) -> None:
+def test_differences_of_images(found: Any, engine: str | None, changes: Changes) -> None:
     entry = {"reference": "slipway/x:cpu", "digest": NEW}
     assert differences("images", entry, found, engine=engine) == changes
 
@@ -856,7 +860,7 @@ def test_an_address_is_one_that_a_program_can_listen_on(address: str, is_there: 
         ([described(variables=["A", "http_proxy"])], None),
     ],
 )
-def test_projects(found: Any, changes: Changes | None) -> None:
+def test_differences_of_projects(found: Any, changes: Changes | None) -> None:
     if changes is None:
         assert project_changes(found)
     else:
@@ -902,7 +906,7 @@ def test_a_limit_that_the_kernel_does_not_have_is_no_drift(
 
 
 @pytest.mark.parametrize("key", ["command", "entrypoint", "healthcheck", "working_dir"])
-def test_what_a_container_runs_is_compared_and_not_shown(key: str) -> None:
+def test_the_command_of_a_container_is_compared_and_not_shown(key: str) -> None:
     found = described()
     found["own"][key] = "another"
     assert project_changes([found]) == [(f"web: {key} differs", "the declared one")]
@@ -1155,7 +1159,7 @@ def test_members_for_the_sake_of_devices(devices: Any, found: Any, changes: Chan
         ([".", "config.json"], [("., config.json in ~/.docker is root's", "alice's")]),
     ],
 )
-def test_left_by_root(found: Any, changes: Changes) -> None:
+def test_differences_of_files_left_by_root(found: Any, changes: Changes) -> None:
     assert differences("left_by_root", {"user": "alice"}, found) == changes
 
 
@@ -1187,7 +1191,7 @@ SOCKET = "unix:///run/user/1500/docker.sock"
         (None, [("missing", "a user with an engine")]),
     ],
 )
-def test_rootless(found: Any, changes: Changes) -> None:
+def test_differences_of_rootless_engines(found: Any, changes: Changes) -> None:
     entry = {"user": "alice", "reads": ["/etc/x", "/etc/none"]}
     further = {
         "users": {"alice": ALICE},
@@ -1248,7 +1252,7 @@ IN_THE_WAY = (
 
 
 @pytest.mark.parametrize("kind", ["lines", "files", "mounts", "secrets"])
-def test_what_a_user_put_in_the_way_is_a_conflict_of_that_entry(kind: str) -> None:
+def test_an_obstacle_of_a_user_is_a_conflict_of_that_entry(kind: str) -> None:
     own = {"owner": "7", "group": "7"} if kind in ("mounts", "secrets") else {}
     entry = {"path": "/home/b/.ssh/k", "lines": ["x"], **own}
     other = {"path": "/srv/x", "lines": ["x"], **own}
@@ -1264,7 +1268,7 @@ def test_what_a_user_put_in_the_way_is_a_conflict_of_that_entry(kind: str) -> No
     assert (difference.name, difference.found.endswith("missing")) == ("/srv/x", True)
 
 
-def test_what_is_to_be_absent_is_removed_as_a_name() -> None:
+def test_an_absent_entry_is_removed_as_a_name() -> None:
     entry = {"path": "/home/b/.ssh/k", "state": "absent"}
     (found,) = survey.differences({"files": [entry]}, {"files": {}, "unsafe": UNSAFE})
     assert (found.found, found.expected) == ("present", "absent")

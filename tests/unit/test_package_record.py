@@ -76,7 +76,7 @@ def test_an_upgrade_that_goes_on_keeps_the_first_way_back() -> None:
     assert record.files == {"a_1.deb", "a_3.deb"}
 
 
-def test_what_a_rollback_leaves_is_noted_once() -> None:
+def test_versions_that_a_rollback_leaves_are_recorded_once() -> None:
     record = Record(packages={"a": Before("x", "1")})
     record.leave(
         [changes.Move("a", "2", "1"), changes.Move("b", "2", ""), changes.Move("c", "", "1")]
@@ -104,7 +104,7 @@ def test_files_are_named_as_apt_names_them(version: str, file: str) -> None:
     assert package_record.file_name("a:amd64", version, "amd64") == file
 
 
-def test_the_way_back() -> None:
+def test_a_rollback_restores_versions_holds_and_kernel() -> None:
     folder = package_record.FOLDER
     back = package_record.plan_rollback(RECORD, AFTER, "6.5.0-1-generic")
     assert back == Rollback(
@@ -131,19 +131,19 @@ def test_a_kernel_that_runs_stays_and_its_driver_goes() -> None:
     assert back.purge == [driver, "new"]
 
 
-def test_where_all_is_as_before_nothing_moves() -> None:
+def test_a_rollback_of_unchanged_packages_only_restores_holds() -> None:
     assert package_record.plan_rollback(RECORD, BEFORE, KERNEL) == Rollback()
     unheld: dict[str, changes.PackageState] = {**BEFORE, "driver": ["install", "installed", "1"]}
     assert package_record.plan_rollback(RECORD, unheld, KERNEL) == Rollback(hold=["driver"])
 
 
-def test_what_was_left_half_way_moves_on() -> None:
+def test_a_rollback_continues_with_an_unpacked_package() -> None:
     half: dict[str, changes.PackageState] = {**BEFORE, "driver": ["install", "unpacked", "1"]}
     back = package_record.plan_rollback(RECORD, half, KERNEL)
     assert [move.name for move in back.moves] == back.hold == ["driver"]
 
 
-def test_what_was_rolled_back_is_not_rolled_back_again() -> None:
+def test_a_finished_rollback_is_not_repeated() -> None:
     returned = Record(package_record.RETURNED, packages=RECORD.packages)
     assert package_record.plan_rollback(returned, AFTER, KERNEL) == Rollback()
 
@@ -163,7 +163,7 @@ def test_what_was_rolled_back_is_not_rolled_back_again() -> None:
         ({"name": "another", "version": "2"}, ""),
     ],
 )
-def test_what_was_rolled_back_does_not_come_again_unasked(
+def test_a_version_that_was_rolled_back_must_be_declared(
     entry: dict[str, Any], refused: str
 ) -> None:
     facts = {"rolled_back": {"moved": ["2", "1"], "gone": ["2", ""]}}

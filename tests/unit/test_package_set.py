@@ -122,7 +122,7 @@ def test_check_mode_has_an_index_of_its_own(
         ("Inst driver [1] (2 x)", 1 << 50, "Free some space. No package was"),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_an_impossible_upgrade_is_refused(
     run_module: RunModule,
     host: Path,
     apt: Callable[..., None],
@@ -187,7 +187,7 @@ def test_modules_of_a_kernel_that_the_archive_dropped_are_let_go(
     assert result.get("failed", False) == (not moves)
 
 
-def test_who_holds_a_gpu_is_told(
+def test_processes_that_hold_a_gpu_are_named(
     run_module: RunModule,
     host: Path,
     apt: Callable[..., None],

@@ -233,7 +233,7 @@ def test_work_as_a_user_returns_its_result_and_ends_in_time(home: Path) -> None:
         user_rights.as_user("nobody", lambda: (home / "pipe").read_text(), 0.2)  # noqa: PLW0108
 
 
-def test_what_may_be_somebody_elses_is_not_given_away(home: Path) -> None:
+def test_a_file_that_may_belong_to_somebody_else_keeps_its_owner(home: Path) -> None:
     """A user can move files of others to a declared name where he can write."""
     (home / "folder").mkdir()
     (home / "full").mkdir()

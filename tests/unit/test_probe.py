@@ -98,9 +98,7 @@ def test_packages_are_found_by_their_whole_name(root: Path) -> None:
     }
 
 
-def test_what_dpkg_was_doing_when_it_was_interrupted(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_work_of_dpkg_is_found(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its database still says that the package is installed.
     write(root, "/var/lib/dpkg/updates/0001", "Package: docker.io\nStatus: hold ok unpacked\n")
     write(root, "/var/lib/dpkg/updates/tmp.i", "#padding\n" * 3)
@@ -119,7 +117,7 @@ def test_a_host_without_dpkg_has_no_packages(tmp_path: Path, root: Path) -> None
 
 
 @pytest.mark.usefixtures("only_root_writes")
-def test_files(tmp_path: Path) -> None:
+def test_type_mode_owner_and_digest_of_files_are_asked(tmp_path: Path) -> None:
     file, folder, link = tmp_path / "file", tmp_path / "folder", tmp_path / "link"
     file.write_text("text")
     file.chmod(0o640)
@@ -141,7 +139,7 @@ def test_an_unknown_owner_is_told_by_number(tmp_path: Path) -> None:
     assert (files.ask_state(str(tmp_path)) or [])[2:4] == ["54321", "54322"]
 
 
-def test_names_times_and_texts(tmp_path: Path) -> None:
+def test_names_times_and_texts_are_read(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("ä")
     (tmp_path / "a").write_bytes(b"\xff\x00")
     os.utime(tmp_path / "b", (1.5, 1.5))
@@ -157,7 +155,7 @@ def test_names_times_and_texts(tmp_path: Path) -> None:
     assert files.ask_text(str(tmp_path)) is None
 
 
-def test_what_stands_in_the_place_of_a_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_device_or_pipe_in_place_of_a_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/null")
     (tmp_path / "linked").symlink_to(tmp_path / "file")
@@ -203,7 +201,7 @@ def test_an_acl_of_what_is_no_folder(tmp_path: Path) -> None:
         ("ada:100000:1000\n1500:200000:64536\nada:broken\nada:1:x\n", 65536),
     ],
 )
-def test_subordinate_ids(root: Path, text: str, count: int) -> None:
+def test_subordinate_ids_are_counted(root: Path, text: str, count: int) -> None:
     write(root, "/etc/subuid", text)
     assert state_rootless._count_subordinate_ids("/etc/subuid", "ada", 1500) == count
 
@@ -273,7 +271,9 @@ After=x.service
 """
 
 
-def test_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_and_settings_of_units_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = tmp_path / "systemctl"
     command.write_text(SYSTEMCTL.format(folder=tmp_path))
     command.chmod(0o755)
@@ -623,7 +623,9 @@ def test_an_engine_that_refuses_is_told(
     ],
     ids=["debian", "ubuntu", "testing", "another", "none"],
 )
-def test_what_the_host_is(root: Path, release: str, expected: tuple[str, ...]) -> None:
+def test_facts_of_the_distribution_are_asked(
+    root: Path, release: str, expected: tuple[str, ...]
+) -> None:
     write(root, "/etc/os-release", release)
     facts = state_facts.ask_host()
     keys = ("", "_version", "_major_version", "_release")
@@ -682,7 +684,7 @@ def test_a_servers_answer_counts_and_a_proxys_refusal_does_not(
     assert state_facts.ask_reachable([f"{web}/{status}"], 5) == {f"{web}/{status}": reached}
 
 
-def test_what_does_not_answer_is_out_of_reach() -> None:
+def test_an_address_without_answer_is_unreachable() -> None:
     urls = ["http://127.0.0.1:1/", "file:///does/not/exist", "no address"]
     urls += ["http://mirror:port/gpg", "http://a mirror/gpg"]
     assert state_facts.ask_reachable(urls, 1) == dict.fromkeys(urls, False)
@@ -737,7 +739,7 @@ def test_it_answers_as_a_script_without_the_sites_packages() -> None:
     assert answer["engine"] is None
 
 
-def test_what_is_not_asked_is_not_looked_at(root: Path) -> None:
+def test_an_empty_question_has_an_empty_answer(root: Path) -> None:
     assert set(survey.answer({})) == {"facts", "engine", "unsafe"}
 
 
@@ -749,12 +751,12 @@ def sent() -> list[str]:
 
 
 @pytest.mark.parametrize("module", sent())
-def test_what_is_sent_can_be_read_by_the_oldest_python_of_a_host(module: str) -> None:
+def test_sent_modules_parse_with_the_oldest_python_of_a_host(module: str) -> None:
     ast.parse(ask_host.source_of(module), feature_version=(3, 9))
 
 
 @pytest.mark.parametrize("module", sent())
-def test_what_is_sent_imports_only_what_is_sent(module: str) -> None:
+def test_sent_modules_import_only_sent_modules(module: str) -> None:
     tree = ast.parse(ask_host.source_of(module))
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
     typing = {id(node) for block in blocks for node in ast.walk(block)}
@@ -812,7 +814,7 @@ def asked(path: Path) -> tuple[Any, Any, Any]:
 
 @NEEDS_ROOT
 @pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "device", "endless"])
-def test_what_is_in_the_place_of_a_users_file_is_not_read(home: Path, kind: str) -> None:
+def test_an_obstacle_in_place_of_a_users_file_is_not_read(home: Path, kind: str) -> None:
     file = home / "file"
     if kind == "link":
         file.symlink_to(home.parent / "secret")

@@ -78,7 +78,7 @@ def test_the_summary_says_what_waits() -> None:
     ]
 
 
-def test_information_follows_the_plan() -> None:
+def test_information_is_printed_after_the_plan() -> None:
     report = {"gpu01": entry(information=["x: drop-in y sets User"]), "a": entry()}
     expected = lines(
         "",

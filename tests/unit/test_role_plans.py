@@ -152,7 +152,9 @@ def test_a_plan_gets_the_options_of_other_roles_that_the_inventory_sets(
     assert stand_in.options["docker_engine_hold"] is False
 
 
-def test_what_a_plan_refuses_is_an_error_of_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_that_a_plan_refuses_is_an_error_of_its_role(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Plan(monkeypatch)
     with pytest.raises(AnsibleActionFail, match=r"^role docker_engine: no packages"):
         role_plans.plan("docker_engine", {"docker_engine_source": "distribution"}, template, None)

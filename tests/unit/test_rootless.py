@@ -104,7 +104,7 @@ IDS = "usermod --add-subuids 165536-231071 --add-subgids 165536-231071 ada"
         ([False, 0, 0, "", 0.0], 6.0, [IDS, "loginctl enable-linger ada", *START, *CONTEXT]),
     ],
 )
-def test_what_is_missing_is_made_and_no_more(
+def test_only_missing_parts_of_an_engine_are_created(
     run_module: RunModule,
     machine: Machine,
     state: list[Any],
@@ -220,7 +220,7 @@ def test_the_engines_of_others_are_taken_down_and_forgotten_last(
     assert not run_module(rootless_docker, **asked)["changed"]
 
 
-def test_what_stands_in_the_way_is_said_first(run_module: RunModule, tmp_path: Path) -> None:
+def test_obstacles_are_named_before_a_change(run_module: RunModule, tmp_path: Path) -> None:
     (tmp_path / "setting").write_text("0\n")
     obstacle = {"path": str(tmp_path / "setting"), "holds": "0", "why": "switch it on"}
     asked: dict[str, Any] = {"engines": [], "obstacles": [obstacle], "state": "absent"}
@@ -242,7 +242,7 @@ def test_new_subordinate_ids_are_nobody_elses(texts: list[str], ids: tuple[int, 
     assert rootless.free_range(texts) == ids
 
 
-def test_what_is_done_in_a_home_is_done_by_its_owner_in_a_clean_environment() -> None:
+def test_commands_in_a_home_run_as_its_owner_in_a_clean_environment() -> None:
     words = rootless.as_user("ada", "/home/ada", 1500, ["docker", "ps"])
     assert words[:6] == ["runuser", "-u", "ada", "--", "env", "-i"]
     assert "HOME=/home/ada" in words and "XDG_RUNTIME_DIR=/run/user/1500" in words

@@ -35,7 +35,7 @@ def turns(
     ],
     ids=["they stay", "they are new", "one moves up", "a swap", "a circle", "two are left"],
 )
-def test_who_leaves_a_port_goes_first_and_only_a_circle_is_cut(
+def test_a_project_that_frees_a_port_goes_first_and_only_a_circle_is_cut(
     wanted: dict[str, list[str]], held: dict[str, list[str]], found: list[tuple[str, list[str]]]
 ) -> None:
     assert turns(wanted, held) == found

@@ -116,7 +116,9 @@ def test_a_service_runs_what_was_proven_here_with_the_least_rights() -> None:
     ],
     ids=["by default", "everywhere", "one address", "another port", "text", "IPv6", "any IPv6"],
 )
-def test_where_a_service_is_found(declared: dict[str, Any], ports: list[str], url: str) -> None:
+def test_the_url_of_a_service_follows_its_ports(
+    declared: dict[str, Any], ports: list[str], url: str
+) -> None:
     found = project(**declared)
     assert compose(found)["ports"] == ports
     assert found["projects"][0]["urls"] == {"tool": url}
@@ -145,7 +147,7 @@ def test_the_proof_stands_on_the_container() -> None:
     assert proof == {"port": 5000, "path": "/predict", "post": {"a": 1}, "expect": {"b": 2}}
 
 
-def test_what_the_host_says_goes_before_what_the_image_says() -> None:
+def test_settings_of_the_host_override_those_of_the_image() -> None:
     found = project(
         memory="1g", cpus=1.5, pids=9, shm_size="8g", environment={"B": 2, "A": True, "C": None}
     )
@@ -238,7 +240,7 @@ def test_another_setting_is_another_configuration_and_the_same_is_the_same() -> 
         ({"gid": 50}, "1000:50"),
     ],
 )
-def test_whom_it_runs_as(declared: dict[str, Any], user: str) -> None:
+def test_a_service_runs_as_the_declared_user(declared: dict[str, Any], user: str) -> None:
     assert compose(project(**declared))["user"] == user
 
 
@@ -437,7 +439,9 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         ),
     ],
 )
-def test_what_cannot_be_is_refused(build: Planned, declared: dict[str, Any], problem: str) -> None:
+def test_impossible_projects_are_refused(
+    build: Planned, declared: dict[str, Any], problem: str
+) -> None:
     assert problem in error(build, declared)
 
 

@@ -134,7 +134,9 @@ def test_mounts_ports_and_commands_in_the_words_of_the_engine() -> None:
         ({"user": "root"}, False),
     ],
 )
-def test_rights_of_every_version(changes: dict[str, Any], ordinary: bool) -> None:
+def test_rights_that_slipway_always_gives_are_ordinary(
+    changes: dict[str, Any], ordinary: bool
+) -> None:
     assert expected.has_ordinary_rights(described(**changes)) == ordinary
 
 

@@ -138,7 +138,7 @@ def test_a_project_is_made_with_a_secret_of_its_own(run_module: RunModule, host:
     assert token not in str(result)
 
 
-def test_what_is_as_declared_is_left_alone(run_module: RunModule, host: Host) -> None:
+def test_a_project_as_declared_is_left_alone(run_module: RunModule, host: Host) -> None:
     run(run_module, host, host.project())
     host.runs()
     before = host.token.stat()
@@ -210,7 +210,7 @@ def test_a_secret_that_is_given_is_what_is_written(
     assert "from a file" not in str(result)
 
 
-def test_what_a_container_says_is_told_without_its_secret(
+def test_output_of_a_container_is_shown_without_its_secret(
     run_module: RunModule, host: Host, program: Callable[[str, str], None]
 ) -> None:
     says = f'echo "no: $(cat {host.token})" >&2; exit 1'
@@ -327,7 +327,7 @@ def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds
     assert names_in(host.folder) == ["lab"]
 
 
-def test_what_nobody_declares_in_a_projects_folder_is_removed(
+def test_undeclared_names_in_a_projects_folder_are_removed(
     run_module: RunModule, host: Host
 ) -> None:
     run(run_module, host, host.project())
@@ -462,7 +462,7 @@ def write_record(host: Host, record: dict[str, Any]) -> None:
     file.write_text(json.dumps(record))
 
 
-def test_what_was_started_is_recorded(
+def test_started_containers_are_recorded(
     run_module: RunModule, host: Host, program: Callable[[str, str], None]
 ) -> None:
     program("docker", f'echo "$*" >>{host.log}; case "$*" in *no-trunc*) echo a; echo b;; esac')

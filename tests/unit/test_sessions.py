@@ -44,13 +44,13 @@ def test_this_process_is_found_and_what_cannot_be_read_is_not(tmp_path: Path) ->
         ),
     ],
 )
-def test_who_is_named(processes: Processes, words: list[str]) -> None:
+def test_users_with_outdated_groups_are_named(processes: Processes, words: list[str]) -> None:
     found = [(uid, frozenset(groups)) for uid, groups in processes]
     said = sessions.find_outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
     assert [" ".join(line.split(".")[0].split()) for line in said] == words
 
 
-def test_what_to_do_is_said() -> None:
+def test_the_command_that_ends_old_programs_is_named() -> None:
     found = [(ALICE, frozenset({100})), (BOB, frozenset({DOCKER}))]
     both = sessions.find_outdated("docker", DOCKER, {ALICE: "alice"}, {BOB: "bob"}, found)
     assert "systemctl restart user@1500.service" in both[0]

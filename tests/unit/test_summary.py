@@ -108,7 +108,7 @@ def run_site(callback: Callback, **applied: Any) -> None:
     callback.task_ends("gpu01", "slipway.host.units", **applied)
 
 
-def test_what_a_run_disturbs_is_said_before_the_first_change() -> None:
+def test_consequences_are_printed_before_the_first_change() -> None:
     callback = Callback()
     run_site(callback)
     (text,) = callback.lines
@@ -127,7 +127,7 @@ def test_what_a_run_disturbs_is_said_before_the_first_change() -> None:
         ({"slipway_waiting": ["restart waits"], "failed": True}, "failed", 0),
     ],
 )
-def test_what_waits_is_in_report_and_exit_status(
+def test_waiting_changes_are_in_report_and_exit_status(
     applied: dict[str, Any], state: str, status: int
 ) -> None:
     callback = Callback()

@@ -53,6 +53,7 @@ class Host:
         if "projects" in question:
             nothing: dict[str, Any] = {"containers": [], "record": None, "limits": []}
             answer["projects"] = dict.fromkeys(question["projects"], nothing)
+            answer["addresses"] = dict.fromkeys(question.get("addresses", ()), True)
         answer["users"] = {name: self.users.get(name) for name in question.get("users", ())}
         return {"facts": found, "engine": None, "unsafe": {}, **answer}
 
@@ -143,7 +144,7 @@ def test_a_host_that_changes_all_the_time_is_not_asked_for_ever(run: Run, host: 
     assert len(host.asked) == 6
 
 
-def test_what_a_role_refuses_ends_the_run_before_a_change(run: Run, host: Host) -> None:
+def test_a_refused_setting_ends_the_run_before_a_change(run: Run, host: Host) -> None:
     host.known = [SNAP]
     with pytest.raises(AnsibleActionFail) as caught:
         run(roles=["docker_engine"])

@@ -110,7 +110,7 @@ def test_a_group_that_comes_with_an_account_need_not_be_there_before() -> None:
     ]
 
 
-def test_who_is_gone_keeps_no_membership_and_no_keys() -> None:
+def test_an_absent_user_keeps_no_membership_and_no_keys() -> None:
     state = owned([GONE], [], True)
     assert state["users"] == [{"name": "gone", "state": "absent"}]
     assert state["lines"] == []
@@ -141,7 +141,7 @@ def test_who_is_gone_keeps_no_membership_and_no_keys() -> None:
         ([{"name": "a", "keys": [f"{K1}\ncropped"]}], [], "is not an SSH public key"),
     ],
 )
-def test_what_cannot_be_carried_out_is_refused(
+def test_impossible_settings_are_refused(
     users: list[dict[str, Any]], groups: list[dict[str, Any]], problem: str
 ) -> None:
     with pytest.raises(UserAccessError, match=problem):
@@ -156,11 +156,11 @@ def test_what_cannot_be_carried_out_is_refused(
         'cert-authority,principals="a b" ssh-rsa AAAAB3Nz+/== the lab',
     ],
 )
-def test_what_sshd_reads_is_a_key(key: str) -> None:
+def test_lines_that_sshd_accepts_are_keys(key: str) -> None:
     assert owned([{"name": "a", "keys": [key]}], [], True)["lines"][0]["lines"] == [key]
 
 
-def test_what_has_no_value_is_as_if_it_were_not_there() -> None:
+def test_a_key_without_value_counts_as_missing() -> None:
     nothing = dict.fromkeys(("uid", "comment", "home", "shell", "groups", "keys"))
     assert owned([{"name": "a", **nothing}], [], True) == owned([{"name": "a"}], [], True)
 
@@ -356,7 +356,7 @@ def test_the_unit_starts_for_whom_there_is_a_configuration() -> None:
     assert "$$own" in start and "--config-file" in start
 
 
-def test_what_root_left_is_sought_for_everybody_who_is_there() -> None:
+def test_files_left_by_root_are_searched_for_each_present_user() -> None:
     assert owned([ALICE, GONE], [], True)["left_by_root"] == [{"user": "alice"}]
 
 
@@ -391,6 +391,6 @@ def test_what_root_left_is_sought_for_everybody_who_is_there() -> None:
         ({"users": [{"name": "root", "docker": "rootless"}]}, "Root has no rootless engine"),
     ],
 )
-def test_what_would_do_harm_is_refused(declared: dict[str, Any], problem: str) -> None:
+def test_harmful_settings_are_refused(declared: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserAccessError, match=problem):
         owned(**{"users": [], "groups": LAB, "docker_exclusive": True, **declared})

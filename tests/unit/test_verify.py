@@ -131,12 +131,14 @@ EXPECTED: dict[str, Any] = {"post": ASKED, "expect": {"prediction": "virginica"}
         (["2001:db8::1"], "[2001:db8::1]:80"),
     ],
 )
-def test_where_the_host_reaches_a_service(ips: list[str], found: str) -> None:
+def test_the_address_of_a_service_on_the_host_is_found(ips: list[str], found: str) -> None:
     ports = [{"PrivatePort": 5000, "PublicPort": 80, "IP": ip} for ip in ips]
     assert host_verify._find_address({"Ports": ports}, 5000) == found
 
 
-def test_what_was_run_once_is_no_service(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+def test_a_container_of_compose_run_is_not_checked(
+    monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
     once = container(port, port=1)
     once["Labels"]["com.docker.compose.oneoff"] = "True"
     engine(monkeypatch, containers=[once])

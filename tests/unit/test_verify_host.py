@@ -71,7 +71,9 @@ PROVEN = {"labels": {labels.PROOF: '{"port": 1}'}}
         ),
     ],
 )
-def test_what_roles_declare(statements: list[Any], expected: dict[str, Any]) -> None:
+def test_packages_images_and_services_of_roles_are_collected(
+    statements: list[Any], expected: dict[str, Any]
+) -> None:
     nothing: dict[str, Any] = {"packages": [], "images": [], "services": {}}
     assert declared.declare(statements) == {**nothing, **expected}
 
@@ -227,7 +229,7 @@ def test_another_setting_of_the_running_engine_fails(
         ("[nvidia-container-cli]\n\t'no-cgroups'=true\n", True),
     ],
 )
-def test_no_cgroups(
+def test_disabled_cgroups_of_the_toolkit_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, disabled: bool
 ) -> None:
     file = tmp_path / "config.toml"
