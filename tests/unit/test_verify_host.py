@@ -27,6 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import verify as
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, packages
 
 Program = Callable[[str, str], None]
+DATA_SET = {"path": "/data/pets", "places": [], "owner": "root", "mode": "0755"}
 PROVEN = {"labels": {labels.PROOF: '{"port": 1}'}}
 
 
@@ -66,6 +67,18 @@ PROVEN = {"labels": {labels.PROOF: '{"port": 1}'}}
             {"images": ["slipway/a:cpu"], "services": {"web": ""}},
         ),
         (
+            [
+                {
+                    "datasets": [
+                        {**DATA_SET, "version": "sha256:1"},
+                        {**DATA_SET, "version": "1", "offer": ["x"]},
+                        {"path": "/data/gone", "state": "absent"},
+                    ]
+                }
+            ],
+            {"datasets": [DATA_SET]},
+        ),
+        (
             [{"projects": [{"name": "p", "services": [{"name": "web", "container": PROVEN}]}]}],
             {"services": {"web": '{"port": 1}'}},
         ),
@@ -74,7 +87,7 @@ PROVEN = {"labels": {labels.PROOF: '{"port": 1}'}}
 def test_packages_images_and_services_of_roles_are_collected(
     statements: list[Any], expected: dict[str, Any]
 ) -> None:
-    nothing: dict[str, Any] = {"packages": [], "images": [], "services": {}}
+    nothing: dict[str, Any] = {"packages": [], "datasets": [], "images": [], "services": {}}
     assert declared.declare(statements) == {**nothing, **expected}
 
 

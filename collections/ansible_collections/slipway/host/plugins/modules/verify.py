@@ -33,6 +33,13 @@ options:
         running container would lose its GPUs; the report names that container.
     type: bool
     default: true
+  data_digests:
+    description:
+      - Read every file of the declared data sets and compare its digest with the list that was
+        written when the data set was unpacked.
+      - Otherwise only files are read whose size, inode or time of the last change (ctime) differ.
+    type: bool
+    default: false
   declared:
     description:
       - What the roles declare for the host, RV(slipway.host.survey#module:declared). Something
@@ -91,6 +98,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host.module import Ho
 ARGUMENT_SPEC: dict[str, Any] = {
     "smoke": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
+    "data_digests": {"type": "bool", "default": False},
     "declared": {"type": "dict"},
 }
 
@@ -104,7 +112,8 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
-    checks = verify.run_checks(module.params["smoke"], reload, module.params["declared"])
+    given = module.params
+    checks = verify.run_checks(given["smoke"], reload, given["declared"], given["data_digests"])
     failed = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
     if failed:
         module.fail_json(msg="; ".join(failed), checks=checks)

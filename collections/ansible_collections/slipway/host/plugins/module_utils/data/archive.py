@@ -84,15 +84,17 @@ class Archive:
             ):
                 os.mkdir(staging.TREE, 0o755)
                 with stage.entered(staging.TREE) as created:
+                    digests: dict[str, bytes] = {}
                     if tree["unpack"]:
                         with folders.working_folder(created.descriptor):
-                            unpack.unpack(
+                            digests = unpack.unpack(
                                 archive, tree["strip"], tree["name"], size_limit, self.progress
                             )
                     else:
                         self._add_file(archive)
-                    record.write(created, tree["version"], checksum)
+                    # First, because a change of the owner changes the ctime of a file.
                     set_attributes(created, attributes, created_by_root=True)
+                    record.write(created, tree["version"], checksum, digests)
         download.discard()
 
     def _content_size(self, archive: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import lzma
 import os
 import posixpath
@@ -89,18 +90,19 @@ def unpacked_size(archive: int) -> int | None:
     return os.fstat(archive).st_size if is_tar else None
 
 
-def unpack(archive: int, strip: int, name: str, limit: Limit, progress: Progress) -> None:
-    """Unpack an opened archive into the working folder.
+def unpack(
+    archive: int, strip: int, name: str, limit: Limit, progress: Progress
+) -> dict[str, bytes]:
+    """Unpack an opened archive into the working folder; return the SHA-256 digest of each file.
 
     Raise TreeError if an entry of the archive is not allowed, OSError if the disk is full.
     """
     meter = Meter(progress, f"{name}: unpacked", unpacked_size(archive))
     if detect_format(archive) == ZIP:
         with _opened_zip(archive) as opened:
-            _write(_zip_members(opened, strip), opened.open, limit, meter)
-        return
+            return _write(_zip_members(opened, strip), opened.open, limit, meter)
     with _opened_tar(archive, limit) as tar:
-        _write(_tar_members(tar, strip), tar.extractfile, limit, meter)
+        return _write(_tar_members(tar, strip), tar.extractfile, limit, meter)
 
 
 @contextmanager
@@ -236,8 +238,9 @@ def _strip(name: str, strip: int, kind: str) -> str:
     return "/".join(parts[strip:])
 
 
-def _write(members: Iterator[Member], read: Any, limit: Limit, meter: Meter) -> None:
-    """Write the members below the working folder, links last."""
+def _write(members: Iterator[Member], read: Any, limit: Limit, meter: Meter) -> dict[str, bytes]:
+    """Write the members below the working folder, links last; return the digests of files."""
+    digests: dict[str, bytes] = {}
     links: list[Member] = []
     folders: dict[str, float] = {}
     for member in members:
@@ -250,7 +253,7 @@ def _write(members: Iterator[Member], read: Any, limit: Limit, meter: Meter) -> 
             os.makedirs(member.name, 0o755, exist_ok=True)
             folders[member.name] = member.mtime
         else:
-            _write_file(member, read, limit, meter)
+            digests[member.name] = _write_file(member, read, limit, meter)
     # Hard links first: they must lead to files, and there are no symbolic links yet.
     for member in sorted(links, key=lambda member: member.kind):
         _create_link(member)
@@ -258,9 +261,12 @@ def _write(members: Iterator[Member], read: Any, limit: Limit, meter: Meter) -> 
     # At the end and deepest first, because a new entry in a folder changes its time.
     for name in sorted(folders, reverse=True):
         os.utime(name, (folders[name], folders[name]))
+    return digests
 
 
-def _write_file(member: Member, read: Any, limit: Limit, meter: Meter) -> None:
+def _write_file(member: Member, read: Any, limit: Limit, meter: Meter) -> bytes:
+    """Write a file; return its digest."""
+    digest = hashlib.sha256()
     _make_parent(member.name)
     # The last entry with a name counts, as in tar.
     Path(member.name).unlink(missing_ok=True)
@@ -270,9 +276,11 @@ def _write_file(member: Member, read: Any, limit: Limit, meter: Meter) -> None:
         while chunk := content.read(CHUNK):
             limit.add(len(chunk))
             file.write(chunk)
+            digest.update(chunk)
             meter.add(len(chunk))
         file.flush()
         os.utime(file.fileno(), (member.mtime, member.mtime))
+    return digest.digest()
 
 
 def _create_link(member: Member) -> None:

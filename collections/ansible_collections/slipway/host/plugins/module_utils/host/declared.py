@@ -31,6 +31,11 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
     packages = [entry["name"] for entry in lists.get("packages", ()) if _is_present(entry)]
     declared: dict[str, Any] = {
         "packages": sorted(set(packages)),
+        "datasets": [
+            {key: entry[key] for key in ("path", "places", "owner", "mode")}
+            for entry in lists.get("datasets", ())
+            if _is_present(entry) and not entry.get("offer")
+        ],
         "images": [entry["reference"] for entry in lists.get("images", ())],
         "services": {
             service["name"]: _request_of(service)

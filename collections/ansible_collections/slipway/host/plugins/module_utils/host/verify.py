@@ -27,6 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import health_che
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.host import (
+    data_sets,
     engine_settings,
     engine_users,
     installed_files,
@@ -272,13 +273,17 @@ def _check_container_gpus(
 
 
 def run_checks(
-    smoke: bool, daemon_reload: bool, declared: Mapping[str, Any] | None = None
+    smoke: bool,
+    daemon_reload: bool,
+    declared: Mapping[str, Any] | None = None,
+    data_digests: bool = False,
 ) -> list[dict[str, Any]]:
     """Run all checks that apply to the host; return the results as plain mappings.
 
     SMOKE: run the smoke tests of the images. DAEMON_RELOAD: run `systemctl daemon-reload` while a
     container uses the GPUs. DECLARED is what :func:`declared.declare` returns. Something declared
-    or installed whose program, image or container is missing fails its check.
+    or installed whose program, image or container is missing fails its check. DATA_DIGESTS: read
+    every file of the data sets.
     """
     expected = declared or {}
     facts = state_facts.ask_host()
@@ -290,6 +295,9 @@ def run_checks(
     if expected.get("packages"):
         check = partial(installed_files.check_files, expected["packages"])
         results.append(run_check("installed packages", check))
+    for entry in expected.get("datasets", ()):
+        check = partial(data_sets.check, entry, data_digests)
+        results.append(run_check(f"data set {entry['path']}", check))
     engine = _check_engine(facts, expected)
     results.append(engine)
     if engine.ok and facts["docker_package"]:
