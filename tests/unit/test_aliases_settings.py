@@ -86,6 +86,31 @@ def test_invalid_settings_of_a_user_are_errors(tmp_path: Path, text: str, messag
     assert "aliases.ini" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("[notebok]\ngpus = 0\n", ["[notebok] is not a command of this host"]),
+        ("[notebook]\n[pytorch]\n[*]\n", []),
+        # A command of another host with the same home folder.
+        ("[sas9]\n", []),
+        ("[pytorhc]\n[Notebook]\n", ["Did you mean [pytorch]?", "Did you mean [notebook]?"]),
+        ("gpus = 0\n# [notebok]\n [notebok]\n", []),
+        ("\xff", []),
+    ],
+)
+def test_a_misspelt_section_is_reported(tmp_path: Path, text: str, sentences: list[str]) -> None:
+    file = tmp_path / "aliases.ini"
+    file.write_bytes(text.encode("latin-1"))
+    found = settings.misspelt_sections(file, ["notebook", "pytorch"])
+    assert len(found) == len(sentences)
+    for one, sentence in zip(found, sentences, strict=True):
+        assert sentence in one and str(file) in one
+
+
+def test_no_file_has_no_misspelt_section(tmp_path: Path) -> None:
+    assert settings.misspelt_sections(tmp_path / "none.ini", ["notebook"]) == []
+
+
 def test_a_missing_file_has_no_settings(tmp_path: Path) -> None:
     assert settings.read_user_layer(ALIAS, tmp_path / "none.ini") == {}
 

@@ -57,6 +57,7 @@ def run(name: str, words: Sequence[str]) -> int:
 
     alias = host.alias(name)
     arguments = start.build_parser(name, alias).parse_args(words)
+    start.print_messages(name, settings.misspelt_sections(settings.user_file(), host.aliases))
     return start.start(Docker(host.contact), alias, arguments)
 
 
