@@ -787,6 +787,38 @@ def test_running_containers_precede_ended_ones(monkeypatch: pytest.MonkeyPatch) 
         containers.select_container([], "older", "see it", [old])
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "ended"),
+    [
+        ("exited", 3, "2026-11-02T00:00:00Z"),
+        ("dead", 137, "2026-11-02T00:00:00Z"),
+        # `docker run --detach` of a program that does not exist.
+        ("created", 127, "2026-11-01T00:00:00Z"),
+        # Another start is between the creation and the start of its container.
+        ("created", 0, ""),
+        ("running", 0, ""),
+        ("restarting", 1, ""),
+    ],
+)
+def test_a_container_that_never_started_has_ended(status: str, code: int, ended: str) -> None:
+    finished = "0001-01-01T00:00:00Z" if status == "created" else "2026-11-02T00:00:00Z"
+    found = containers.parse_container(
+        {
+            "Name": "/job",
+            "Created": "2026-11-01T00:00:00Z",
+            "Config": {"Labels": {"io.slipway.uid": "1001"}, "Image": "i"},
+            "NetworkSettings": {"Ports": {}},
+            "State": {
+                "StartedAt": "0001-01-01T00:00:00Z",
+                "FinishedAt": finished,
+                "ExitCode": code,
+                "Status": status,
+            },
+        }
+    )
+    assert (found.ended, found.status) == (ended, code if ended else None)
+
+
 def test_a_detached_start_removes_expired_containers(
     caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,8 @@ def parse_container(inspected: Mapping[str, Any]) -> Container:
     uid = container_labels.get(labels.UID, "")
     project = container_labels.get(labels.COMPOSE_PROJECT, "")
     state = inspected["State"]
-    ended = state.get("Status") in ("exited", "dead")
+    never_ran = state.get("Status") == "created" and state.get("ExitCode")
+    ended = never_ran or state.get("Status") in ("exited", "dead")
     return Container(
         name=str(inspected["Name"]).lstrip("/"),
         image=str(inspected["Config"]["Image"]),
@@ -93,7 +94,7 @@ def parse_container(inspected: Mapping[str, Any]) -> Container:
         urls=_urls(container_labels, inspected["NetworkSettings"].get("Ports") or {}),
         token=container_labels.get(labels.TOKEN, ""),
         started=str(state["StartedAt"]),
-        ended=str(state["FinishedAt"]) if ended else "",
+        ended=str(inspected["Created"] if never_ran else state["FinishedAt"]) if ended else "",
         status=int(state["ExitCode"]) if ended else None,
         id=str(inspected.get("Id", "")),
     )
@@ -121,8 +122,11 @@ def list_running(docker: Docker) -> list[Container]:
 
 
 def list_ended(docker: Docker) -> list[Container]:
-    """Return the ended containers that aliases started, the last one first."""
-    filters = {"label": [labels.IMAGE, labels.UID], "status": ["exited", "dead"]}
+    """Return the ended containers that aliases started, the last one first.
+
+    A detached container whose program does not exist stays as "created", with an exit code.
+    """
+    filters = {"label": [labels.IMAGE, labels.UID], "status": ["exited", "dead", "created"]}
     containers = [container for container in _list(docker, filters) if container.ended]
     return sorted(containers, key=lambda container: container.ended, reverse=True)
 
