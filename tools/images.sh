@@ -4,7 +4,8 @@
 # Usage: ./slipway images VERB [NAME ...] [ARGUMENTS FOR ansible-playbook ...]
 #   lock    update the lock files of Python packages and report changed versions (lock --help)
 #   list    compare the catalogue with the images on the hosts; show sizes (--markdown: as Markdown)
-#   build   build images that are missing or outdated, then run their smoke tests
+#   build   build images that are missing or outdated, then run their smoke tests; site creates the
+#           commands of images
 #   smoke   run the smoke tests of the images on the hosts
 #   save    save images to one archive on each host, with a record (-e ml_images_archive=PATH)
 #   load    load images from such an archive, after comparing it with its record
@@ -16,7 +17,7 @@
 #   ./slipway images save pytorch fastai -e ml_images_archive=/srv/images.tar
 set -eu
 
-usage() { sed -n 's/^# \{0,1\}//; 3,16p' "$0"; }
+usage() { sed -n 's/^# \{0,1\}//; 3,17p' "$0"; }
 
 verb=${1:---help}
 [ $# -eq 0 ] || shift

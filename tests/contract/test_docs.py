@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.slipway.host.plugins.module_utils.images import declaration
 
 from tests.contract.tree import ROOT, text
 
@@ -159,3 +161,22 @@ def test_examples_can_be_parsed(page: Path) -> None:
 def test_a_broken_example_is_named() -> None:
     page = "```yaml\na: [\n```\n```python\nif\n```\n```yaml\na: 1\n```\n```sh\nif\n```\n"
     assert [error.partition(":")[0] for error in broken_examples(page)] == ["yaml", "python"]
+
+
+def test_the_page_about_images_has_every_key_of_an_alias() -> None:
+    page = (DOCS / "add-an-image.md").read_text(encoding="utf-8")
+    schema = json.loads((ROOT / "images/image.schema.json").read_text(encoding="utf-8"))
+    keys = schema["properties"]["aliases"]["additionalProperties"]["properties"]
+    section = page.partition("### Add commands")[2].partition("\n### ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == set(keys)
+
+
+def test_examples_of_image_declarations_are_valid() -> None:
+    page = (DOCS / "add-an-image.md").read_text(encoding="utf-8")
+    schema = json.loads((ROOT / "images/image.schema.json").read_text(encoding="utf-8"))
+    examples = [yaml.safe_load(one) for one in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert len(examples) == 4
+    for example in examples:
+        # The examples after the first one show only the keys of their subject.
+        problems = [str(problem) for problem in declaration.validate(example, schema)]
+        assert [problem for problem in problems if "missing key" not in problem] == []

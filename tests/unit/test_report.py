@@ -131,6 +131,15 @@ def test_conflicts_have_a_table_of_their_own_beside_the_drift() -> None:
     )
 
 
+def test_a_compose_project_is_called_a_service() -> None:
+    differences = {"ml_services": [{**UNIT, "kind": "projects", "name": "lab"}]}
+    blocking = {**CONFLICT, "blocks": ["files /etc/lab", "projects lab"]}
+    found = {"gpu01": entry(differences=differences, conflicts={"ml_services": [blocking]})}
+    text = state_report.plan(found)
+    assert "ml_services  services lab: " in text
+    assert "Waiting for it: files /etc/lab, services lab." in text
+
+
 def test_an_address_that_only_its_host_can_reach_says_so() -> None:
     report = {
         host: entry(urls={"api": "http://127.0.0.1:5000/", "web": f"http://{host}:80/"})

@@ -33,6 +33,11 @@ class ConflictError(ValueError):
         self.part, self.missing = part, missing
 
 
+def phrase(kind: str, name: str) -> str:
+    """Return kind and name of an owned thing for people: a compose project is one service."""
+    return f"{'services' if kind == 'projects' else kind} {name}"
+
+
 @dataclass(frozen=True)
 class Difference:
     """One owned thing that differs from the declared state.
@@ -48,7 +53,7 @@ class Difference:
 
     def __str__(self) -> str:
         """Return the difference as one line for a person."""
-        return f"{self.kind} {self.name}: {self.found}, should be {self.expected}"
+        return f"{phrase(self.kind, self.name)}: {self.found}, should be {self.expected}"
 
 
 @dataclass(frozen=True)

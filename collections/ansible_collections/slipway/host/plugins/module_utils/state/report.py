@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
+
 Report = Mapping[str, Mapping[str, Any]]
 
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
@@ -65,7 +67,8 @@ def _phrase(state: str) -> str:
 def _why(differences: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[tuple[str, str]]:
     for role, found in differences.items():
         for one in found:
-            yield role, f"{one['kind']} {one['name']}: {one['found']} -> {one['expected']}"
+            thing = phrase(one["kind"], one["name"])
+            yield role, f"{thing}: {one['found']} -> {one['expected']}"
 
 
 def consequences(report: Report) -> str:
@@ -84,7 +87,8 @@ def conflicts(report: Report) -> str:
     for host, entry in sorted(report.items()):
         for role, found in entry.get("conflicts", {}).items():
             for one in found:
-                waiting = f" Waiting for it: {', '.join(one['blocks'])}." if one["blocks"] else ""
+                names = ", ".join(phrase(*block.split(" ", 1)) for block in one["blocks"])
+                waiting = f" Waiting for it: {names}." if names else ""
                 rows.append((host, role, one["reason"] + waiting))
     return table(rows, ("HOST", "ROLE", "CONFLICT: A PERSON MUST DECIDE")) if rows else ""
 
