@@ -159,6 +159,21 @@ def test_settings_of_the_host_override_those_of_the_image() -> None:
     assert list(service["environment"]) == ["A", "B", "C"]
 
 
+@pytest.mark.parametrize(
+    "value", ["1e3", "0o17", "1e-3", "+.5", "0.1e5", "1", "0x1F", "0b11", "-1.", "1_000", "1E3"]
+)
+def test_a_text_that_yaml_1_2_takes_for_a_number_is_quoted(value: str) -> None:
+    (file,) = (one for one in project(environment={"A": value})["files"] if "content" in one)
+    assert f"      A: '{value}'\n" in file["content"]
+
+
+@pytest.mark.parametrize("value", ["256m", "1234:1234", "a1", "1.2.3", "e3", "x"])
+def test_other_texts_are_written_as_before(value: str) -> None:
+    (file,) = (one for one in project(environment={"A": value})["files"] if "content" in one)
+    assert yaml.safe_load(file["content"])["services"]["tool"]["environment"]["A"] == value
+    assert f"      A: {value}\n" in file["content"] or value == "1234:1234"
+
+
 def test_compose_replaces_nothing_in_a_value() -> None:
     assert compose(project(environment={"A": "a$b ${C}"}))["environment"] == {"A": "a$$b $${C}"}
 

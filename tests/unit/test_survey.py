@@ -400,7 +400,21 @@ def test_only_services_that_run_as_declared_have_addresses(
         {"name": "api", "urls": {"api": "http://a:2/"}},
     ]
     owned: Any = {"ml_services": {"projects": projects}, "user_access": {}}
-    assert survey.service_urls(owned, {"ml_services": compared}) == urls
+    assert survey.service_urls(owned, {"ml_services": compared}, {}) == urls
+
+
+def test_a_service_that_is_starting_has_no_address() -> None:
+    projects = [{"name": name, "urls": {name: f"http://{name}/"}} for name in ("web", "api", "old")]
+    answer = {
+        "projects": {
+            "web": {"containers": [{"health": "starting"}]},
+            "api": {"containers": [{"health": "healthy"}]},
+            "old": {"containers": [{"health": ""}]},
+        }
+    }
+    compared = {"ml_services": NOTHING_IN_THE_WAY}
+    found = survey.service_urls({"ml_services": {"projects": projects}}, compared, answer)
+    assert set(found) == {"api", "old"}
 
 
 # The question on its way to the host.

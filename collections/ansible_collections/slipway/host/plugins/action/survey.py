@@ -96,7 +96,7 @@ class ActionModule(ActionBase):
             changed=False,
             ansible_facts={"slipway": facts},
             drift=drifted,
-            urls=service_urls(owned, compared),
+            urls=service_urls(owned, compared, answer),
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
@@ -310,9 +310,16 @@ def met_conflicts(names: Sequence[str], variables: Vars) -> list[model.Conflict]
     ]
 
 
-def service_urls(owned: Plans, compared: Mapping[str, model.Comparison]) -> dict[str, str]:
-    """Return the URL of each declared service that runs as declared, by its name."""
-    down = {
+def service_urls(
+    owned: Plans, compared: Mapping[str, model.Comparison], answer: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the URL of each declared service that runs as declared and answers, by its name."""
+    starting = {
+        name
+        for name, found in answer.get("projects", {}).items()
+        if any(container["health"] == "starting" for container in found["containers"])
+    }
+    down = starting | {
         name
         for comparison in compared.values()
         for kind, name in (

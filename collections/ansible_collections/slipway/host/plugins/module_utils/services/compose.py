@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ LIMITS = (
     ("shm_size", "shm_size"),
 )
 TOKEN = "{token}"
+# A number in YAML 1.2, such as 1e3 and 0o17, which are texts in YAML 1.1.
+NUMBER = re.compile(r"[-+]?(0[xob][0-9a-fA-F_]+|([0-9_]+\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?)")
 
 
 def compose_service(
@@ -145,4 +148,12 @@ def compose_text(
     # Imported late, because the host may lack PyYAML; only the controller writes this file.
     import yaml
 
-    return HEADER + yaml.safe_dump(plain, sort_keys=False)
+    class Dumper(yaml.SafeDumper):
+        """Quotes texts that compose takes for numbers, which PyYAML takes for texts."""
+
+    def represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+        style = "'" if NUMBER.fullmatch(value) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, represent_text)
+    return HEADER + yaml.dump(plain, Dumper=Dumper, sort_keys=False)
