@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.ml import settings
+from ansible_collections.slipway.host.plugins.module_utils.ml import main, settings
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 
 ALIAS = settings.Alias(
@@ -101,14 +101,14 @@ def test_invalid_settings_of_a_user_are_errors(tmp_path: Path, text: str, messag
 def test_a_misspelt_section_is_reported(tmp_path: Path, text: str, sentences: list[str]) -> None:
     file = tmp_path / "aliases.ini"
     file.write_bytes(text.encode("latin-1"))
-    found = settings.misspelt_sections(file, ["notebook", "pytorch"])
+    found = main.misspelt_sections(file, ["notebook", "pytorch"])
     assert len(found) == len(sentences)
     for one, sentence in zip(found, sentences, strict=True):
         assert sentence in one and str(file) in one
 
 
 def test_no_file_has_no_misspelt_section(tmp_path: Path) -> None:
-    assert settings.misspelt_sections(tmp_path / "none.ini", ["notebook"]) == []
+    assert main.misspelt_sections(tmp_path / "none.ini", ["notebook"]) == []
 
 
 def test_a_missing_file_has_no_settings(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ An alias imports only the modules that start a container, because each start wai
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from . import settings
 from .complete import ML
@@ -19,6 +21,8 @@ from .errors import MlError
 # As docker's own: the container was not started, so this is not its exit status.
 EXIT_NOT_STARTED = 125
 EXIT_FAILED = 1
+# How much an unknown section must be like a command, from 0 to 1, to be a misspelt one.
+LIKENESS = 0.75
 
 
 def main(program: str, words: Sequence[str]) -> int:
@@ -57,8 +61,32 @@ def run(name: str, words: Sequence[str]) -> int:
 
     alias = host.alias(name)
     arguments = start.build_parser(name, alias).parse_args(words)
-    start.print_messages(name, settings.misspelt_sections(settings.user_file(), host.aliases))
+    start.print_messages(name, misspelt_sections(settings.user_file(), host.aliases))
     return start.start(Docker(host.contact), alias, arguments)
+
+
+def misspelt_sections(file: Path, names: Iterable[str]) -> list[str]:
+    """Return a sentence for each section of the user's file with almost the name of a command.
+
+    NAMES are the commands of this host.  Other unknown names may be commands of another host with
+    the same home folder.  A file that cannot be read has none: `settings.read_user_layer` reports the file.
+    """
+    try:
+        text = settings.read_user_file(file)
+    except (OSError, ValueError):
+        return []
+    known = [*names, settings.ALL_ALIASES]
+    unknown = [name for name in re.findall(r"^\[(.+)\]", text, re.MULTILINE) if name not in known]
+    if not unknown:
+        return []
+    import difflib
+
+    return [
+        f"{file}: [{name}] is not a command of this host, so its settings are ignored. "
+        f"Did you mean [{near[0]}]?"
+        for name in unknown
+        if (near := difflib.get_close_matches(name, known, n=1, cutoff=LIKENESS))
+    ]
 
 
 def fail(name: str, message: str) -> int:

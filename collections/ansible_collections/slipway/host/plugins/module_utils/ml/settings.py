@@ -39,8 +39,6 @@ Layer = Mapping[str, Any]
 
 HOST_FILE = Path("/etc/slipway/aliases.json")
 USER_FILE = "slipway/aliases.ini"
-# How much an unknown section must be like a command, from 0 to 1, to be a misspelt one.
-LIKENESS = 0.75
 # The section of the user's file for all aliases.
 ALL_ALIASES = "*"
 # A larger file is no settings file.
@@ -263,7 +261,7 @@ def user_file() -> Path:
     return user_folder("XDG_CONFIG_HOME", ".config") / USER_FILE
 
 
-def _read_user_file(file: Path) -> str:
+def read_user_file(file: Path) -> str:
     """Return the text of the user's settings, empty without a file.
 
     Raise OSError for a file that cannot be read, and for a pipe or device, which might never end.
@@ -286,34 +284,10 @@ def read_user_layer(alias: Alias, file: Path) -> dict[str, Any]:
     Raise MlError for a file that cannot be read and for invalid settings.
     """
     try:
-        text = _read_user_file(file)
+        text = read_user_file(file)
     except (OSError, ValueError) as error:
         raise MlError(f"cannot read {file}: {error}") from error
     return parse_user_layer(alias, text, str(file)) if text else {}
-
-
-def misspelt_sections(file: Path, names: Iterable[str]) -> list[str]:
-    """Return a sentence for each section of the user's file with almost the name of a command.
-
-    NAMES are the commands of this host.  Other unknown names may be commands of another host with
-    the same home folder.  A file that cannot be read has none: `read_user_layer` reports the file.
-    """
-    try:
-        text = _read_user_file(file)
-    except (OSError, ValueError):
-        return []
-    known = [*names, ALL_ALIASES]
-    unknown = [name for name in re.findall(r"^\[(.+)\]", text, re.MULTILINE) if name not in known]
-    if not unknown:
-        return []
-    import difflib
-
-    return [
-        f"{file}: [{name}] is not a command of this host, so its settings are ignored. "
-        f"Did you mean [{near[0]}]?"
-        for name in unknown
-        if (near := difflib.get_close_matches(name, known, n=1, cutoff=LIKENESS))
-    ]
 
 
 def parse_user_layer(alias: Alias, text: str, file: str) -> dict[str, Any]:
