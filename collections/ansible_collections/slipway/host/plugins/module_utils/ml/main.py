@@ -69,7 +69,7 @@ def misspelt_sections(file: Path, names: Iterable[str]) -> list[str]:
     """Return a sentence for each section of the user's file with almost the name of a command.
 
     NAMES are the commands of this host.  Other unknown names may be commands of another host with
-    the same home folder.  A file that cannot be read has none: `settings.read_user_layer` reports the file.
+    the same home folder.  A file that cannot be read has none: `settings.read_user_layer` fails.
     """
     try:
         text = settings.read_user_file(file)
