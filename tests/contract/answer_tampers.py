@@ -157,6 +157,7 @@ CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 }
             },
             "environments": {"api": ["c" * 64]},
+            "listeners": {"80": []},
             "images": {
                 "slipway/api:cpu": [
                     "sha256:i0",

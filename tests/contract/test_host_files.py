@@ -126,6 +126,7 @@ REASONS: dict[str, tuple[str, str]] = {
         ".read_bytes .unlink",
     ),
     "module_utils/state/disturbance.py": ("reads procfs", "os.listdir os.readlink"),
+    "module_utils/state/listeners.py": ("reads procfs", "open os.readlink"),
     "module_utils/state/apply_files.py": (
         "sets an ACL on a folder that state.paths opened",
         "os.getxattr os.setxattr",

@@ -46,3 +46,10 @@ def compare(
 def differences(owned: Owned, found: Mapping[str, Any]) -> list[model.Difference]:
     """Return where an answer differs from owned state."""
     return engine.differences(owned, found, kinds.ALL)
+
+
+def without_conflicts(
+    statements: Mapping[str, Owned], compared: Mapping[str, model.Comparison]
+) -> Mapping[str, Owned]:
+    """Return owned state without entries in conflict and those that wait for them."""
+    return engine.without_conflicts(statements, compared, kinds.ALL)

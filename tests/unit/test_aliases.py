@@ -37,6 +37,8 @@ IMAGE = Planned(
     variant="gpu",
     reference="slipway/tool:gpu",
     digest="0" * 64,
+    parent=None,
+    cuda=None,
     image={
         "ports": {"web": 80, "ssh": 22},
         "network": "bridge",

@@ -7,9 +7,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.services import expected
 from ansible_collections.slipway.host.plugins.module_utils.state import model
 
 from tests.unit import survey
+from tests.unit.containers import described
+from tests.unit.test_services_expected import SERVICE
 
 ALICE, BOB = [1500, 1500, "/home/alice", "/bin/bash", ""], None
 HOME = model.Conflict("users", "bob", "home folder of bob: found a link.")
@@ -48,6 +51,26 @@ def test_entries_that_need_a_user_in_conflict_wait_in_every_role() -> None:
     (conflict,) = conflicts
     assert conflict.reason == HOME.reason
     assert conflict.blocks == ("lines /home/bob/.ssh/authorized_keys", "files /srv/a")
+
+
+def test_a_gid_of_another_group_blocks_the_group_and_its_members() -> None:
+    statements = {
+        "user_access": {
+            "groups": [{"name": "lab", "gid": 44}, {"name": "team", "gid": 1600}],
+            "members": [{"group": name, "users": ["alice"]} for name in ("lab", "team")],
+            "files": [{"path": f"/srv/{name}", "group": name} for name in ("lab", "team")],
+        }
+    }
+    for group in (None, [1600, []]):
+        differing, (conflict,) = compare(
+            statements, users={"alice": ALICE}, gids={"44": "video"}, groups={"lab": group}
+        )
+        assert differing == ["groups team", "members team", "files /srv/team"]
+        assert conflict.reason == (
+            "group lab: found gid 44 of group video; expected a gid that no group has. Change gid "
+            "in user_access_groups."
+        )
+        assert conflict.blocks == ("members lab", "files /srv/lab")
 
 
 def test_an_entry_as_declared_does_not_wait() -> None:
@@ -104,6 +127,18 @@ def test_a_service_is_made_whole_or_not_at_all() -> None:
     assert conflict.blocks == ("files /etc/lab", "projects lab")
 
 
+def test_acceptance_checks_do_not_expect_what_is_in_conflict_or_waits_for_it() -> None:
+    statements = services(service("lab", "/srv/gone"), service("web"))
+    compared = {
+        "ml_services": model.Comparison(
+            [], [model.Conflict("mounts", "/srv/gone", "gone.", ("projects lab",))]
+        )
+    }
+    left = survey.without_conflicts(statements, compared)["ml_services"]
+    assert [entry["name"] for entry in left["projects"]] == ["web"]
+    assert left["mounts"] == []
+
+
 def test_a_folder_of_two_services_does_not_carry_a_conflict_to_the_other() -> None:
     folder = ["directory", "0755", "root", "root", None, 0, 0]
     statements = services(service("lab", "/srv/data"), service("web", "/srv/data"))
@@ -116,6 +151,40 @@ def test_a_folder_of_two_services_does_not_carry_a_conflict_to_the_other() -> No
     )
     assert differing == ["files /etc/web", "projects web"]
     assert conflict.blocks == ("files /etc/lab",)
+
+
+@pytest.mark.parametrize(
+    ("listener", "runs", "waits"),
+    [
+        (["127.0.0.1", "process 7 (node) of bob"], [], True),
+        (["0.0.0.0", "container web"], [], True),
+        (["::", "container web"], ["127.0.0.1:81:80/tcp"], True),
+        (["10.0.0.7", "process 7 (node) of bob"], [], False),
+        # The service runs, so both can listen.
+        (["::", "process 7 (node) of bob"], ["127.0.0.1:80:80/tcp"], False),
+    ],
+)
+def test_a_port_of_others_blocks_the_service(
+    listener: list[str], runs: list[str], waits: bool
+) -> None:
+    lab = service("lab")
+    declared = expected.expected_container("lab", {**SERVICE, "ports": ["127.0.0.1:80:80"]}, {})
+    lab["projects"][0]["services"][0].update(config="c1", container=declared)
+    container = {**described("lab", "c0"), "ports": runs}
+    project = {"record": None, "containers": [container] if runs else [], "limits": []}
+    differing, conflicts = compare(
+        services(lab, service("web")),
+        projects={"lab": project, "web": NO_CONTAINERS},
+        listeners={"80": [listener]},
+        environments={"lab": []},
+    )
+    assert ("projects lab" in differing) is not waits
+    assert "projects web" in differing
+    assert [one.reason for one in conflicts] == waits * [
+        f"service lab: found {listener[1]} on port 80 of {listener[0]}; expected a free port. Stop "
+        "the program, or choose another port with the key ports in ml_services_instances."
+    ]
+    assert [one.blocks for one in conflicts] == waits * [("files /etc/lab",)]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from ansible_collections.slipway.host.plugins.action import survey
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
-from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.state import model
 
 from tests.contract.tree import ROOT
 from tests.unit.gpu_facts import facts
@@ -56,25 +59,74 @@ def test_releases_of_cuda_that_drivers_and_gpus_run(
         assert word in (found or "")
 
 
-@pytest.fixture(scope="module")
-def builds() -> list[ImageBuild]:
-    return load_catalogue(ROOT / "images").builds(["pytorch", "iris-api"], "gpu", "debian-13")
+def releases(variant: str = "gpu") -> dict[str, str | None]:
+    """Return the CUDA releases of the catalogue's images."""
+    builds = load_catalogue(ROOT / "images").builds(["pytorch", "iris-api"], variant, "debian-13")
+    return {build.reference: build.cuda for build in builds}
 
 
-def test_builds_of_the_catalogue_on_a_host_with_an_old_driver(builds: list[ImageBuild]) -> None:
-    host = facts("t4", loaded="570.211.01\n")
-    found = cuda_fit.misfits(builds, host)
+def test_images_of_the_catalogue_on_a_host_with_an_old_driver() -> None:
+    found = cuda_fit.misfits(releases(), facts("t4", loaded="570.211.01"))
     # jupyter, the image below, and iris-api contain no CUDA.
     assert set(found) == {"slipway/pytorch:gpu"}
     assert "the host runs 570.211.01" in found["slipway/pytorch:gpu"]
-    assert cuda_fit.misfits(builds, facts("t4", loaded="580.65.06\n")) == {}
+    assert cuda_fit.misfits(releases(), facts("t4", loaded="580.65.06")) == {}
 
 
-def test_a_host_without_a_driver_builds_all_images(builds: list[ImageBuild]) -> None:
-    assert cuda_fit.misfits(builds, facts("none")) == {}
-    assert cuda_fit.misfits(builds, facts("t4")) == {}
+def test_a_host_without_a_driver_builds_all_images() -> None:
+    assert cuda_fit.misfits(releases(), facts("none")) == {}
+    assert cuda_fit.misfits(releases(), facts("t4")) == {}
 
 
-def test_cpu_images_run_with_any_driver(builds: list[ImageBuild]) -> None:
-    cpu = load_catalogue(ROOT / "images").builds(["pytorch"], "cpu", "debian-13")
-    assert cuda_fit.misfits(cpu, facts("t4", loaded="470.1\n")) == {}
+def test_cpu_images_run_with_any_driver() -> None:
+    assert cuda_fit.misfits(releases("cpu"), facts("t4", loaded="470.1")) == {}
+
+
+OLD_DRIVER = facts("t4", loaded="570.211.01")
+IMAGE = {"reference": "slipway/pytorch:gpu", "digest": "d" * 64, "cuda": "13.0"}
+
+
+def compare(driver: dict[str, Any], image: Any = None) -> dict[str, model.Comparison]:
+    """Return the comparison of an image and of what is on it on a host with an old driver."""
+    statements = {
+        "nvidia_driver": driver,
+        "ml_images": {
+            "images": [
+                IMAGE,
+                {
+                    "reference": "slipway/on:gpu",
+                    "digest": "e",
+                    "needs": [["images", "slipway/pytorch:gpu"]],
+                },
+                {"reference": "slipway/other:gpu", "digest": "f"},
+            ]
+        },
+    }
+    answer = {
+        "engine": None,
+        "facts": OLD_DRIVER,
+        "images": {"slipway/pytorch:gpu": image},
+        "packages": {"nvidia-driver": None},
+    }
+    return survey.compare_with_images(statements, answer, [])
+
+
+def test_the_survey_shows_what_the_driver_cannot_run_and_what_is_built_on_it() -> None:
+    compared = compare({})["ml_images"]
+    (conflict,) = compared.conflicts
+    assert (conflict.kind, conflict.name) == ("images", "slipway/pytorch:gpu")
+    assert conflict.reason.startswith(
+        "image slipway/pytorch:gpu contains CUDA 13.0, which needs NVIDIA driver 580 or newer"
+    )
+    assert conflict.blocks == ("images slipway/on:gpu",)
+    assert [one.name for one in compared.differences] == ["slipway/other:gpu"]
+
+
+def test_an_image_that_is_there_is_no_conflict() -> None:
+    present = ["id", {"id": "id", "digest": IMAGE["digest"], "origin": "built", "time": 1}]
+    assert compare({}, present)["ml_images"].conflicts == []
+
+
+def test_a_driver_that_changes_in_the_same_run_is_waited_for() -> None:
+    driver = {"packages": [{"name": "nvidia-driver", "state": "present"}]}
+    assert compare(driver)["ml_images"].conflicts == []

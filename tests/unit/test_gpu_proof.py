@@ -357,6 +357,14 @@ def test_a_program_of_something_declared_or_installed_is_missed(
     assert "apt-get install --reinstall" in check["seen"]
 
 
+def test_gpus_are_not_tried_while_the_load_of_the_driver_waits(gpu_host: GpuHost) -> None:
+    (gpu_host.folder / "programs/nvidia-smi").unlink()
+    results = host_verify.run_checks(False, False, {"driver": True, "waiting": ["nvidia_driver"]})
+    assert [check["what"] for check in results] == ["GPUs", "engine", host_verify.NETWORK]
+    assert results[0]["seen"] == "not tried: the load of the installed driver waits"
+    assert all(check["ok"] for check in results)
+
+
 def test_a_host_without_gpus_has_no_check(
     gpu_host: GpuHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,16 @@ def test_the_role_owns_each_image_by_reference_and_context_digest() -> None:
     asked = options("ml_images", present=["ml-python", "iris-api"], ml_catalogue_variant="cpu")
     found = ml_images.plan(facts("none"), asked)
     builds = load_catalogue(ROOT / "images").builds(["ml-python", "iris-api"], "cpu", found["base"])
-    owned = [{"reference": build.reference, "digest": build.digest} for build in builds]
+    owned = [
+        {
+            "reference": build.reference,
+            "digest": build.digest,
+            **({"needs": [["images", build.parent]]} if build.parent else {}),
+        }
+        for build in builds
+    ]
+    assert owned[-1].keys() == {"reference", "digest"}
+    assert "needs" in owned[-2]
     assert found == {
         "names": ["ml-python", "iris-api"],
         "catalogue": str(ROOT / "images"),

@@ -32,7 +32,7 @@ ARGUMENTS = {
     "variant": "gpu",
     "base": "debian-13",
 }
-OLD_DRIVER = facts("t4", loaded="570.211.01\n")
+OLD_DRIVER = facts("t4", loaded="570.211.01")
 
 
 def action(module: Any, **arguments: Any) -> Any:
@@ -126,35 +126,53 @@ def test_an_error_is_a_sentence(
         ask_info(monkeypatch, text, names=names)
 
 
-@pytest.mark.parametrize("check_mode", [False, True], ids=["for real", "in check mode"])
-def test_images_fails_before_a_build_that_the_driver_cannot_run(
-    monkeypatch: pytest.MonkeyPatch, check_mode: bool
-) -> None:
+def build_images(
+    monkeypatch: pytest.MonkeyPatch, host: dict[str, Any], check_mode: bool = False, **outcome: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the result of the action images, and the references that the host built."""
     build = action(images)
     build._task.check_mode = check_mode
-    reply = {"facts": OLD_DRIVER, "images": {}, "engine": None}
+    reply = {"facts": host, "images": {}, "engine": None}
     monkeypatch.setattr(ask_host, "ask", lambda *_: reply)
-    monkeypatch.setattr(detached_job, "run_job", lambda *_: pytest.fail("it was built"))
-    with pytest.raises(AnsibleActionFail) as caught:
-        build.run(None, {})
-    said = str(caught.value)
-    assert said.startswith("slipway/pytorch:gpu contains CUDA 13.")
-    assert said.endswith("Nothing was built.")
+    jobs: list[str] = []
+
+    def carry_out(_action: Any, _folder: str, _program: str, job: bytes) -> dict[str, Any]:
+        with tarfile.open(fileobj=io.BytesIO(job)) as archive:
+            member = archive.extractfile("job.json")
+            assert member is not None
+            jobs.extend(one["reference"] for one in json.load(member)["builds"])
+        return {"built": jobs, "failed": {}, **outcome}
+
+    monkeypatch.setattr(detached_job, "run_job", carry_out)
+    return build.run(None, {}), jobs
+
+
+@pytest.mark.parametrize("check_mode", [False, True], ids=["for real", "in check mode"])
+def test_an_image_that_the_driver_cannot_run_is_a_conflict_and_others_are_built(
+    monkeypatch: pytest.MonkeyPatch, check_mode: bool
+) -> None:
+    result, built = build_images(monkeypatch, OLD_DRIVER, check_mode)
+    assert built == ([] if check_mode else ["slipway/jupyter:gpu"])
+    assert (result["failed"], result["changed"]) == (True, True)
+    (conflict,) = result["conflicts"]
+    assert conflict["name"] == "slipway/pytorch:gpu"
+    assert conflict["reason"].startswith("image slipway/pytorch:gpu contains CUDA 13.")
+    assert result["msg"] == conflict["reason"]
+
+
+def test_a_failed_build_beside_a_conflict_stops_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"slipway/jupyter:gpu": "no network"}
+    result, _built = build_images(monkeypatch, OLD_DRIVER, failed=failed)
+    # The role goes on only with the key conflicts.
+    assert "conflicts" not in result
+    first, second = result["msg"].splitlines()
+    assert first == "slipway/jupyter:gpu: no network"
+    assert second.startswith("image slipway/pytorch:gpu contains CUDA 13.")
 
 
 def test_images_builds_releases_of_cuda_that_the_driver_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build = action(images)
-    reply = {"facts": facts("t4", loaded="580.65.06\n"), "images": {}, "engine": None}
-    monkeypatch.setattr(ask_host, "ask", lambda *_: reply)
-
-    def carried_out(_action: Any, _folder: str, _program: str, job: bytes) -> dict[str, Any]:
-        with tarfile.open(fileobj=io.BytesIO(job)) as archive:
-            member = archive.extractfile("job.json")
-            assert member is not None
-            builds = json.load(member)["builds"]
-        return {"built": [one["reference"] for one in builds], "failed": {}}
-
-    monkeypatch.setattr(detached_job, "run_job", carried_out)
-    assert build.run(None, {})["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]
+    result, _built = build_images(monkeypatch, facts("t4", loaded="580.65.06"))
+    assert result["built"] == ["slipway/jupyter:gpu", "slipway/pytorch:gpu"]
+    assert (result["failed"], result["conflicts"]) == (False, [])

@@ -247,7 +247,8 @@ def test_modules_that_the_kernel_keeps_are_loaded_again_and_wait(
     assert "rmmod nvidia" not in kernel.commands
     assert "modprobe nvidia_uvm" in kernel.commands
     assert (result["changed"], result["pending"], result["reboot"]) == (False, True, False)
-    assert "cannot unload kernel module nvidia_drm" in result["slipway_note"]
+    (waiting,) = result["slipway_waiting"]
+    assert waiting.startswith("load of the installed NVIDIA driver waits: cannot unload kernel")
 
 
 def test_somebodys_module_that_does_not_come_again_is_told(

@@ -638,7 +638,8 @@ def test_drop_ins_of_others_are_information(
     ],
 )
 def test_groups(entry: dict[str, Any], found: Any, changes: Changes) -> None:
-    assert differences("groups", {"name": "lab", **entry}, found) == changes
+    gids = {"gids": {"2000": None, "0": None}}
+    assert differences("groups", {"name": "lab", **entry}, found, **gids) == changes
 
 
 ALICE = [1500, 1500, "/home/alice", "/bin/bash", "Alice"]

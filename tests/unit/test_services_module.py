@@ -315,6 +315,22 @@ def test_an_image_that_is_not_there_is_told_first(
     assert result["msg"].startswith("service lab: the host has no image slipway/x:cpu; expected a")
 
 
+@pytest.mark.parametrize("check", [False, True])
+def test_a_project_without_its_image_is_a_conflict_and_others_start(
+    run_module: RunModule, host: Host, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    monkeypatch.setattr(containers, "ask_images", dict.fromkeys)
+    first, second = page(host, "first", 1), page(host, "second", 2)
+    for service in first["projects"][0]["services"]:
+        service.update(image="d" * 64, reference="slipway/x:gpu")
+    result = run(run_module, host, first, second, check=check)
+    # In check mode, ml_images has not built it yet.
+    assert result["started"] == (["first", "second"] if check else ["second"])
+    reasons = [conflict["reason"] for conflict in result["conflicts"]]
+    assert len(reasons) == (0 if check else 1)
+    assert all("service first needs image slipway/x:gpu: found no such" in text for text in reasons)
+
+
 def test_a_project_that_nobody_declares_goes_first_and_whatever_its_folder_holds(
     run_module: RunModule, host: Host
 ) -> None:

@@ -10,6 +10,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
@@ -38,18 +39,21 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         builds = catalogue_builds.Builds(arguments).select(arguments["names"])
-        entries = [{"reference": build.reference, "digest": build.digest} for build in builds]
-        owned = {"images": entries}
+        owned = {"images": list(map(ml_images.image_entry, builds))}
         answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
-        differing = engine.differences(owned, answer, kinds.ALL)
+        unfit = cuda_fit.conflicts([owned], answer)
+        compared = engine.compare({"": owned}, answer, kinds.ALL, unfit)[""]
+        differing, conflicts = compared.differences, compared.conflicts
         names = {difference.name for difference in differing}
         outdated = [build for build in builds if build.reference in names]
-        unfit = cuda_fit.misfits(outdated, answer["facts"])
-        if unfit:
-            reasons = [f"{reference} {reason}" for reference, reason in unfit.items()]
-            raise AnsibleActionFail("; ".join(reasons) + ". Nothing was built.")
-        result.update(changed=bool(differing), images=entries)
-        result["diff"] = [{"prepared": f"{difference}\n"} for difference in differing]
+        result.update(
+            changed=bool(differing),
+            images=[{"reference": build.reference, "digest": build.digest} for build in builds],
+            diff=[{"prepared": f"{difference}\n"} for difference in differing],
+            conflicts=[vars(conflict) for conflict in conflicts],
+            failed=bool(conflicts),
+            msg="\n".join(conflict.reason for conflict in conflicts),
+        )
         if not differing or self._task.check_mode:
             return result
         if answer["engine"]:
@@ -61,8 +65,9 @@ class ActionModule(ActionBase):
         outcome = detached_job.run_job(self, WORK, images_job.BUILDER, job)
         result.update(built=outcome["built"], recorded=outcome.get("recorded", []))
         if outcome["failed"]:
-            result["failed"] = True
-            result["msg"] = "\n".join(
-                f"{reference}: {reason}" for reference, reason in outcome["failed"].items()
-            )
+            # Without the key, the role does not go on.
+            del result["conflicts"]
+            reasons = [f"{reference}: {reason}" for reference, reason in outcome["failed"].items()]
+            reasons += [conflict.reason for conflict in conflicts]
+            result.update(failed=True, msg="\n".join(reasons))
         return result

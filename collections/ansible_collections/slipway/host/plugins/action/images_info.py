@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
                 "Docker. Run 'docker images' on the host."
             ) from None
         facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
-        unfit = cuda_fit.misfits(builds, facts) if facts else {}
+        unfit = cuda_fit.misfits({b.reference: b.cuda for b in builds}, facts) if facts else {}
         rows = listing.compare(builds, present, declared, unfit)
         if arguments["show"] != "nothing":
             host = (self._templar.available_variables or {}).get("inventory_hostname", "host")

@@ -17,7 +17,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 
 # isort: split
 from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
-from ansible_collections.slipway.host.plugins.module_utils.images import index
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
     engine,
@@ -38,6 +38,7 @@ DRIFT_GROUP, CONFLICT_GROUP = "slipway_drift", "slipway_conflict"
 BOTH_GROUPS = "slipway_drift_and_conflict"
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
+DRIVER = "nvidia_driver"
 
 Vars = roles.Vars
 Plans = Mapping[str, Mapping[str, Any]]
@@ -80,7 +81,7 @@ class ActionModule(ActionBase):
             *projects.without_image(list(owned.values()), answer),
             *([] if self._task.check_mode else met_conflicts(names, variables)),
         ]
-        compared = engine.compare(owned, answer, kinds.ALL, known)
+        compared = compare_with_images(owned, answer, known)
         drift = {name: comparison.differences for name, comparison in compared.items()}
         conflicts = {name: one.conflicts for name, one in compared.items() if one.conflicts}
         if arguments["fail_on_conflict"] and conflicts:
@@ -88,8 +89,9 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(" ".join(sentences))
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
+        waiting = find_waiting(variables) if arguments["expect_no_drift"] else set()
         if arguments["expect_no_drift"]:
-            expect_no_drift(drift, find_waiting(variables))
+            expect_no_drift(drift, waiting)
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
         self._join_groups(result, bool(drifted), bool(conflicts))
         result.update(
@@ -100,7 +102,12 @@ class ActionModule(ActionBase):
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
-            declared=host_declared.declare(owned.values()),
+            declared={
+                **host_declared.declare(
+                    engine.without_conflicts(owned, compared, kinds.ALL).values()
+                ),
+                "waiting": sorted(waiting),
+            },
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences={
                 name: [vars(difference) for difference in differences]
@@ -277,6 +284,21 @@ def find_waiting(variables: Vars) -> set[str]:
         for part in (value, *(value.get("results") or ()))
         if isinstance(part, Mapping) and part.get("slipway_waiting")
     }
+
+
+def compare_with_images(
+    owned: Plans, answer: model.Answer, known: Sequence[model.Conflict]
+) -> dict[str, model.Comparison]:
+    """Return where the host differs; images that its driver cannot run are conflicts.
+
+    Not where the driver is about to change: the role ml_images compares again after that.
+    """
+    compared = engine.compare(owned, answer, kinds.ALL, known)
+    driver = compared.get(DRIVER)
+    differences = driver.differences if driver else []
+    changes = any(one.kind in ("packages", "modules") for one in differences)
+    unfit = [] if changes else cuda_fit.conflicts(owned.values(), answer)
+    return engine.compare(owned, answer, kinds.ALL, [*known, *unfit]) if unfit else compared
 
 
 def expect_no_drift(

@@ -61,6 +61,11 @@ built:
   returned: when something was built or recorded
   type: list
   elements: str
+conflicts:
+  description: Which images the host cannot run and why; a mapping with kind, name and reason each.
+  returned: unless a build failed
+  type: list
+  elements: dict
 recorded:
   description: References of images of an old version that were tested and recorded, not built.
   returned: when something was built or recorded

@@ -95,16 +95,18 @@ pending:
   description: Whether the installed module is still not loaded.
   returned: always
   type: bool
-slipway_note:
-  description: What the administrator of the host must do.
+slipway_waiting:
+  description: Why the load of the driver waits, and what the administrator of the host must do.
   returned: when step is wait
-  type: str
+  type: list
+  elements: str
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.docker import restart_consent
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import kernel_module
@@ -264,7 +266,7 @@ def main() -> None:
         reboot_record.write_reason(reason)
     elif step in (Step.NOTHING, Step.LOAD, Step.RELOAD) and not module.check_mode:
         reboot_record.delete()
-    waits = step is Step.WAIT
+    waiting = [f"load of the installed NVIDIA driver waits: {reason}."] if step is Step.WAIT else []
     after = situation.installed if changed else situation.loaded
     module.exit_json(
         changed=changed,
@@ -273,7 +275,7 @@ def main() -> None:
         reboot=step is Step.REBOOT,
         pending=step in (Step.WAIT, Step.REBOOT),
         diff={"before": _describe(situation.loaded), "after": _describe(after)},
-        **({"slipway_note": f"NVIDIA driver installed but not loaded: {reason}"} if waits else {}),
+        **restart_consent.waiting_result(module, waiting),
     )
 
 

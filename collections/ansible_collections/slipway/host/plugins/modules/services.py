@@ -152,6 +152,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     containers,
     files,
+    listeners,
     model,
     paths,
     projects,
@@ -159,7 +160,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
 
-HERE = Here(files, service_files, containers, projects)
+HERE = Here(files, service_files, containers, listeners, projects)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path", "required": True},
@@ -241,9 +242,10 @@ def compare(
     above = HERE.compare(folders, answer)
     names_there = () if above.conflicts else answer["folders"][root] or ()
     undeclared = set(names_there) - {project["name"] for project in declared}
-    compared = HERE.compare_each(
-        {project["name"]: owned_state(project) for project in declared}, answer
-    )
+    statements = {project["name"]: owned_state(project) for project in declared}
+    # In check mode, the role ml_images has not built them yet.
+    unbuilt = [] if module.check_mode else projects.without_image(list(statements.values()), answer)
+    compared = HERE.compare_each(statements, answer, unbuilt)
     differing = {
         name: comparison.differences
         for name, comparison in compared.items()

@@ -41,6 +41,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 SMOKE_TIMEOUT = 1800
+DRIVER_ROLE = "nvidia_driver"
 GPUS, HEALTH, COMPUTATION = "GPUs", "GPU health", "GPU computation"
 GPUS_IN_CONTAINERS, NETWORK = "GPUs in containers", "container network"
 REQUEST_TIMEOUT = 30
@@ -282,16 +283,21 @@ def run_checks(
 
     SMOKE: run the smoke tests of the images. DAEMON_RELOAD: run `systemctl daemon-reload` while a
     container uses the GPUs. DECLARED is what :func:`declared.declare` returns. Something declared
-    or installed whose program, image or container is missing fails its check. DATA_DIGESTS: read
-    every file of the data sets.
+    or installed whose program, image or container is missing fails its check. GPUs are not tried
+    if the load of the driver waits. DATA_DIGESTS: read every file of the data sets.
     """
     expected = declared or {}
     facts = state_facts.ask_host()
-    results = list(_check_gpus(facts, expected))
-    usable = all(check.ok for check in results)
     gpus, recorded = gpu_proof.own_gpus(facts), gpu_host.recorded(facts)
-    if gpus or recorded:
-        results.append(run_check(HEALTH, partial(health_check.check, gpus, recorded)))
+    if DRIVER_ROLE in expected.get("waiting", ()):
+        # The programs of the installed driver do not work with the driver in the kernel.
+        usable = False
+        results = [Check(GPUS, True, "not tried: the load of the installed driver waits")]
+    else:
+        results = list(_check_gpus(facts, expected))
+        usable = all(check.ok for check in results)
+        if gpus or recorded:
+            results.append(run_check(HEALTH, partial(health_check.check, gpus, recorded)))
     if expected.get("packages"):
         check = partial(installed_files.check_files, expected["packages"])
         results.append(run_check("installed packages", check))

@@ -7,12 +7,17 @@ Only for the collection itself. Runs on the controller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host, tables
-from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
+from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state.model import (
+    Answer,
+    Conflict,
+    Entry,
+)
 
 OLDEST_DRIVER: Mapping[int, int] = MappingProxyType({11: 450, 12: 525, 13: 580})
 """The oldest driver branch for all minor releases of a major release of CUDA.
@@ -46,17 +51,37 @@ def misfit(cuda: str, driver: str, gpus: Iterable[int]) -> str | None:
     return None
 
 
-def misfits(builds: Iterable[ImageBuild], facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return why builds do not run on a host, by reference of the build.
+def misfits(releases: Mapping[str, str | None], facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return why images do not run on a host, by reference.
 
-    FACTS is `ansible_facts['slipway']`. The result is empty for a host without a loaded driver: the
-    host builds for other hosts, or loads its driver at the next boot.
+    RELEASES has the release of CUDA in each image, None for an image without CUDA. FACTS is
+    `ansible_facts['slipway']`. The result is empty for a host without a loaded driver: the host
+    builds for other hosts, or loads its driver at the next boot.
     """
     driver = host.loaded(facts)
     if driver is None:
         return {}
     gpus = [gpu.device for gpu in host.host_facts(facts).gpus]
     reasons = {
-        build.reference: misfit(build.cuda, driver.version, gpus) for build in builds if build.cuda
+        reference: misfit(cuda, driver.version, gpus)
+        for reference, cuda in releases.items()
+        if cuda
     }
     return {reference: reason for reference, reason in reasons.items() if reason}
+
+
+def conflicts(
+    statements: Iterable[Mapping[str, Sequence[Entry]]], answer: Answer
+) -> list[Conflict]:
+    """Return a conflict for each image to build whose CUDA release the host cannot run."""
+    releases = {
+        image["reference"]: image["cuda"]
+        for owned in statements
+        for image in owned.get("images", ())
+        if image.get("cuda") and any(containers.compare_images(image, answer))
+    }
+    found = misfits(releases, answer["facts"]) if releases else {}
+    return [
+        Conflict("images", reference, f"image {reference} {reason}.")
+        for reference, reason in found.items()
+    ]

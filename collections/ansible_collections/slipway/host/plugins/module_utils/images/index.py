@@ -36,6 +36,8 @@ class Planned:
     variant: str
     reference: str
     digest: str
+    parent: str | None
+    cuda: str | None
     image: Mapping[str, Any]
 
 
@@ -138,5 +140,8 @@ def _read_images(path: Path, names: Sequence[str], variant: str, base: str, args
 
     loaded = catalogue.load_catalogue(path)
     builds = loaded.builds(names, variant, base, args)
-    images = [Planned(b.name, b.variant, b.reference, b.digest, dict(b.image)) for b in builds]
+    images = [
+        Planned(b.name, b.variant, b.reference, b.digest, b.parent, b.cuda, dict(b.image))
+        for b in builds
+    ]
     return _Entry(images, list(loaded.warnings))

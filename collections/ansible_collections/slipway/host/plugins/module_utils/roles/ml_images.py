@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.images import index, types
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 
 
@@ -25,7 +26,15 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         "variant": build.variant,
         "base": build.base,
         "args": build.args,
-        "owned": {
-            "images": [{"reference": image.reference, "digest": image.digest} for image in images]
-        },
+        "owned": {"images": list(map(image_entry, images))},
+    }
+
+
+def image_entry(image: index.Planned | types.ImageBuild) -> dict[str, Any]:
+    """Return an image as owned state: it needs its parent, and a driver for its CUDA release."""
+    return {
+        "reference": image.reference,
+        "digest": image.digest,
+        **({"cuda": image.cuda} if image.cuda else {}),
+        **({"needs": [["images", image.parent]]} if image.parent else {}),
     }

@@ -90,6 +90,16 @@ def ask_uid(uid: str) -> str | None:
         return None
 
 
+def ask_gid(gid: str) -> str | None:
+    """Return the group with a number, null without one."""
+    import grp
+
+    try:
+        return grp.getgrgid(int(gid)).gr_name
+    except KeyError:
+        return None
+
+
 def ask_home(path: str) -> str | None:
     """Return why root must not create or move a home folder at a path, null if it may.
 
@@ -126,6 +136,7 @@ def _check_home(path: str) -> None:
 
 ASKS = {
     "uids": reading.each(ask_uid),
+    "gids": reading.each(ask_gid),
     "homes": reading.each(ask_home),
     "users": lambda names, _reply: ask_users(names),
     "groups": lambda names, _reply: ask_groups(names),
@@ -142,12 +153,24 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import (
 
 
 def compare_groups(entry: Entry, answer: Answer) -> Iterator[Change]:
-    """Yield the differences of a group."""
-    found = answer["groups"][entry["name"]]
+    """Yield the differences of a group; raise ConflictError for a number of another group."""
+    name, gid = entry["name"], entry.get("gid")
+    found = answer["groups"][name]
+    owner = None if gid is None else answer["gids"][str(gid)]
+    if owner not in (None, name) and (found is None or found[0] != gid):
+        raise ConflictError(
+            f"group {name}: found gid {gid} of group {owner}; expected a gid that no group has. "
+            "Change gid in user_access_groups"
+        )
     if found is None:
         yield MISSING, "a group"
-    elif entry.get("gid") is not None and found[0] != entry["gid"]:
-        yield f"gid {found[0]}", str(entry["gid"])
+    elif gid is not None and found[0] != gid:
+        yield f"gid {found[0]}", str(gid)
+
+
+def _gid_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+    if entry.get("gid") is not None:
+        yield "gids", [str(entry["gid"])]
 
 
 def compare_users(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -224,6 +247,11 @@ def _devices_and_users_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "users", entry["users"]
 
 
+def group_of(entry: Entry, _answer: Answer) -> Iterator[tuple[str, str]]:
+    """Yield the group that an entry with members needs."""
+    yield "groups", str(entry["group"])
+
+
 def owner_and_group(entry: Entry, _answer: Answer) -> Iterator[tuple[str, str]]:
     """Yield the user and the group that an entry with an owner needs."""
     yield "users", str(entry.get("owner"))
@@ -236,7 +264,7 @@ def account_of(entry: Entry, _answer: Answer) -> Iterator[tuple[str, str]]:
 
 
 KINDS = (
-    Kind("groups", "name", "groups", compare_groups),
+    Kind("groups", "name", "groups", compare_groups, _gid_of),
     Kind("users", "name", "users", compare_users, _numbers_and_homes_of),
-    Kind("members", "group", "groups", compare_members, _devices_and_users_of),
+    Kind("members", "group", "groups", compare_members, _devices_and_users_of, needs=group_of),
 )

@@ -43,6 +43,8 @@ ONE_OFF = "com.docker.compose.oneoff"
 CGROUPS = "/sys/fs/cgroup"
 # Variables of each container that was described last, by project; they may be secret.
 ENVIRONMENTS: dict[str, dict[str, dict[str, str]]] = {}
+# Address and port of each TCP port that containers of Slipway's services publish.
+PUBLISHED: set[tuple[str, str]] = set()
 
 
 def ask_engine(path: str) -> Any:
@@ -136,6 +138,7 @@ def ask_projects(names: list[str]) -> Json:
     :func:`read_service_record`; limits: resources that this kernel can limit.
     """
     ENVIRONMENTS.clear()
+    PUBLISHED.clear()
     limits = [name for name in ("cpu", "memory", "pids") if _has_limit(name)]
     found: Json = {
         name: {"containers": [], "record": read_service_record(name), "limits": limits}
@@ -148,6 +151,9 @@ def ask_projects(names: list[str]) -> Json:
     for listed in ask_engine("/containers/json?all=1&filters=" + filters):
         labels = listed.get("Labels") or {}
         project = labels.get(COMPOSE_PROJECT)
+        published = published_ports(listed)
+        if published and (project in found or _is_recorded(str(project), listed["Id"])):
+            PUBLISHED.update(published)
         # A container of `docker compose run` is no service, and compose leaves it.
         if project not in found or labels.get(ONE_OFF) == "True":
             continue
@@ -161,6 +167,23 @@ def ask_projects(names: list[str]) -> Json:
             variables = dict(container_description.variables(inspected["Config"]))
             ENVIRONMENTS.setdefault(project, {})[inspected["Id"]] = variables
     return found
+
+
+def _is_recorded(project: str, identity: str) -> bool:
+    """Return whether Slipway started a container of a project that is not asked for."""
+    if "/" in project:
+        return False
+    record = read_service_record(project)
+    return record is not None and identity in record["containers"]
+
+
+def published_ports(listed: Json) -> set[tuple[str, str]]:
+    """Return address and port of each TCP port that a running container publishes."""
+    return {
+        (port.get("IP", ""), str(port["PublicPort"]))
+        for port in listed.get("Ports") or ()
+        if port.get("PublicPort") and port.get("Type") == "tcp"
+    }
 
 
 def ask_environments(declared: list[str]) -> Json:

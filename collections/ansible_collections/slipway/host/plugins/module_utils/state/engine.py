@@ -153,6 +153,29 @@ def compare(
     return result
 
 
+def without_conflicts(
+    statements: Mapping[str, Owned], compared: Mapping[str, Comparison], kinds: Kinds
+) -> dict[str, Owned]:
+    """Return owned state by role without the entries in conflict and those that wait for them."""
+    blocked = {
+        name
+        for comparison in compared.values()
+        for one in comparison.conflicts
+        for name in (f"{one.kind} {one.name}", *one.blocks)
+    }
+    return {
+        role: {
+            kind: [
+                entry
+                for entry in entries
+                if kind == REFUSED or f"{kind} {entry[kinds[kind].by]}" not in blocked
+            ]
+            for kind, entries in owned.items()
+        }
+        for role, owned in statements.items()
+    }
+
+
 def differences(owned: Owned, answer: Answer, kinds: Kinds) -> list[Difference]:
     """Return where a host differs from owned state; raise ConflictError for the first conflict."""
     comparison = compare({"": owned}, answer, kinds)[""]

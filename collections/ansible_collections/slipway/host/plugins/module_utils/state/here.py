@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 
 from ansible_collections.slipway.host.plugins.module_utils.state import (
@@ -16,6 +16,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Answer,
     Comparison,
+    Conflict,
     Difference,
 )
 
@@ -42,10 +43,13 @@ class Here:
         return self.compare_each({"": owned}, found)[""]
 
     def compare_each(
-        self, statements: Mapping[str, engine.Owned], answer: Answer
+        self,
+        statements: Mapping[str, engine.Owned],
+        answer: Answer,
+        known: Sequence[Conflict] = (),
     ) -> dict[str, Comparison]:
-        """Return the same for several statements by their names."""
-        return engine.compare(statements, answer, self.kinds)
+        """Return the same for several statements by their names; KNOWN are further conflicts."""
+        return engine.compare(statements, answer, self.kinds, known)
 
     def differences(self, owned: engine.Owned, answer: Answer | None = None) -> list[Difference]:
         """Return where this host differs; ask it unless its ANSWER is given.

@@ -18,6 +18,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     keyrings,
     lines,
     links,
+    listeners,
     packages,
     projects,
     rootless,
@@ -30,7 +31,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Those that answer questions themselves come first.
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
-    *(kernel_modules, links, packages, rootless, service_files, started, trees, units),
+    *(kernel_modules, links, listeners, packages, rootless, service_files, started, trees, units),
 )
 _OTHERS = (json_settings, keyrings, lines, projects)
 

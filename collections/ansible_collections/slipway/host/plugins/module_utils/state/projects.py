@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels as docker_labels
-from ansible_collections.slipway.host.plugins.module_utils.services import expected
+from ansible_collections.slipway.host.plugins.module_utils.services import expected, ports
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
@@ -46,6 +46,8 @@ def compare_projects(entry: Entry, answer: Answer) -> Iterator[Change]:
                 "expected one of its addresses, or 0.0.0.0 for all of them. Change bind_address, "
                 "or ml_services_bind_address"
             )
+    for conflict in _find_taken_ports(entry, answer):
+        raise conflict
     wanted = {service["name"]: service for service in entry["services"]}
     for found in answer["projects"][entry["name"]]["containers"]:
         declared = wanted.pop(found["service"], None)
@@ -80,14 +82,36 @@ def _compare_container(
 
 def _addresses_of(entry: Entry) -> list[str]:
     """Return the addresses of the host that a project binds ports to."""
-    return sorted(
-        {
-            # Such as 127.0.0.1:8888:8888/tcp.
-            port.rsplit(":", 2)[0]
-            for service in entry["services"]
-            for port in service.get("container", {}).get("ports", ())
-        }
-    )
+    return sorted({_address_of(port)[0] for port in _ports_of(entry)})
+
+
+def _find_taken_ports(entry: Entry, answer: Answer) -> Iterator[ConflictError]:
+    """Yield a conflict for each port to publish that a program of others listens on."""
+    found = answer["projects"][entry["name"]]["containers"]
+    published = {port for one in found if one["state"] == "running" for port in one["ports"]}
+    for port in _ports_of(entry):
+        if port in published:
+            continue
+        address, number = _address_of(port)
+        for other, program in answer["listeners"][number] or ():
+            if ports.clash(f"{address}:{number}", f"{other}:{number}"):
+                yield ConflictError(
+                    f"service {entry['name']}: found {program} on port {number} of {other}; "
+                    "expected a free port. Stop the program, or choose another port with the key "
+                    "ports in ml_services_instances"
+                )
+
+
+def _ports_of(entry: Entry) -> Iterator[str]:
+    """Yield the ports that a project publishes, such as ``127.0.0.1:8888:8888/tcp``."""
+    for service in entry["services"]:
+        yield from service.get("container", {}).get("ports", ())
+
+
+def _address_of(published: str) -> tuple[str, str]:
+    """Return address and port of the host of a published port."""
+    address, _separator, number = published.rpartition(":")[0].rpartition(":")
+    return address, number
 
 
 def _describe_foreign(name: str, foreign: Sequence[Mapping[str, Any]]) -> str:
@@ -182,6 +206,7 @@ def _further_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
         [expected.environment_question(entry["name"], s) for s in services if "container" in s],
     )
     yield "addresses", _addresses_of(entry)
+    yield "listeners", [_address_of(port)[1] for port in _ports_of(entry)]
 
 
 def _record_of(entry: Entry) -> list[str]:

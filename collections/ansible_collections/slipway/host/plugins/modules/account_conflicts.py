@@ -2,25 +2,30 @@
 # Copyright: Slipway contributors
 # GNU General Public License v3.0+ (see LICENSE)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module slipway.host.user_conflicts."""
+"""The module slipway.host.account_conflicts."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: user_conflicts
-short_description: Find users that cannot be created or changed as declared
+module: account_conflicts
+short_description: Find users and groups that cannot be created or changed as declared
 description:
-  - Finds a declared uid that another user has, and a declared home folder that root must not create
-    or move. C(useradd) and C(usermod) work as root and follow links, so only root may be able to
-    change a name on the way to a home folder.
+  - Finds a declared uid that another user has, a declared gid that another group has, and a
+    declared home folder that root must not create or move. C(useradd) and C(usermod) work as root
+    and follow links, so only root may be able to change a name on the way to a home folder.
   - Uses the same comparison as the survey.
-  - Changes nothing and does not fail; the caller leaves out these users.
+  - Changes nothing and does not fail; the caller leaves out these users and groups.
 options:
   users:
     description: The users, as the C(users) list of a role's owned state.
     type: list
     elements: dict
-    required: true
+    default: []
+  groups:
+    description: The groups, as the C(groups) list of a role's owned state.
+    type: list
+    elements: dict
+    default: []
 attributes:
   check_mode:
     description: Changes nothing, so check mode makes no difference.
@@ -33,8 +38,10 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Find conflicts of users
-  slipway.host.user_conflicts:
+- name: Find conflicts of users and groups
+  slipway.host.account_conflicts:
+    groups:
+      - {name: lab, gid: 2000}
     users:
       - {name: alice, uid: 2000, home: /data/homes/alice}
 """
@@ -42,6 +49,11 @@ EXAMPLES = r"""
 RETURN = r"""
 users:
   description: Names of the users with a conflict.
+  returned: always
+  type: list
+  elements: str
+groups:
+  description: Names of the groups with a conflict.
   returned: always
   type: list
   elements: str
@@ -58,22 +70,23 @@ from ansible_collections.slipway.host.plugins.module_utils.host.module import Ho
 from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here
 
+KINDS = ("users", "groups")
 ARGUMENT_SPEC: dict[str, Any] = {
-    "users": {"type": "list", "elements": "dict", "required": True},
+    kind: {"type": "list", "elements": "dict", "default": []} for kind in KINDS
 }
 
 
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    found = Here(accounts).compare({"users": module.params["users"]}).conflicts
+    found = Here(accounts).compare(module.params).conflicts
     module.exit_json(
         changed=False,
-        users=[conflict.name for conflict in found],
         conflicts=[
             {"kind": conflict.kind, "name": conflict.name, "reason": conflict.reason}
             for conflict in found
         ],
+        **{kind: [conflict.name for conflict in found if conflict.kind == kind] for kind in KINDS},
     )
 
 
