@@ -158,6 +158,7 @@ CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             },
             "environments": {"api": ["c" * 64]},
             "listeners": {"80": []},
+            "addresses": {"0.0.0.0": True, "127.0.0.1": True},
             "images": {
                 "slipway/api:cpu": [
                     "sha256:i0",

@@ -470,6 +470,27 @@ def test_invalid_settings_fail_before_the_first_change(
     assert lab.on(f"docker ps --quiet --no-trunc; ls -lR --time-style=full-iso {FOLDER}") == before
 
 
+def test_a_port_of_others_blocks_only_its_service(lab: Services) -> None:
+    board, before = {**BOARD, "ports": {"tensorboard": 6007}}, lab.container("board")["Id"]
+    lab.serve({"name": "iris-api"}, NOTEBOOKS, SCRATCH, board)
+    lab.on("systemd-run --unit=other --uid=alice python3 -m http.server --bind 0.0.0.0 6007")
+    lab.on("timeout 20 sh -c 'until ss -Hlnt sport = 6007 | grep -q .; do sleep 0.1; done'")
+    assert lab.plan() == (3, {("ml_services", "projects", "board")})
+    run = lab.run("site.yml")
+    words = "service board: found process [0-9]+ \\(python3\\) of alice on port 6007 of 0.0.0.0"
+    assert run.status == "failed"
+    assert re.search(words, " ".join(run.output.split()))
+    assert (run.changed(), lab.container("board")["Id"]) == (set(), before)
+    lab.on("systemctl stop other")
+    lab.converge()
+    assert lab.container("board")["Id"] != before
+    # A service of Slipway that frees the port in the same run is no conflict.
+    lab.serve({"name": "iris-api"}, NOTEBOOKS, {**SCRATCH, "ports": {"jupyter": 6007}}, BOARD)
+    lab.converge()
+    lab.serve(*PROJECTS)
+    lab.converge()
+
+
 def test_an_undeclared_service_is_removed_and_its_data_stays(lab: Services) -> None:
     token = f"{FOLDER}/scratch/secrets/jupyter_token"
     save(lab, 8889, token, "kept.ipynb")
