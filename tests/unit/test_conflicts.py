@@ -177,6 +177,7 @@ def test_a_port_of_others_blocks_the_service(
         projects={"lab": project, "web": NO_CONTAINERS},
         listeners={"80": [listener]},
         environments={"lab": []},
+        addresses={"127.0.0.1": True},
     )
     assert ("projects lab" in differing) is not waits
     assert "projects web" in differing

@@ -102,12 +102,7 @@ class ActionModule(ActionBase):
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
-            declared={
-                **host_declared.declare(
-                    engine.without_conflicts(owned, compared, kinds.ALL).values()
-                ),
-                "waiting": sorted(waiting),
-            },
+            declared=declare(owned, compared, waiting),
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences={
                 name: [vars(difference) for difference in differences]
@@ -284,6 +279,14 @@ def find_waiting(variables: Vars) -> set[str]:
         for part in (value, *(value.get("results") or ()))
         if isinstance(part, Mapping) and part.get("slipway_waiting")
     }
+
+
+def declare(
+    owned: Plans, compared: Mapping[str, model.Comparison], waiting: Collection[str]
+) -> dict[str, Any]:
+    """Return what the acceptance checks expect, and the roles whose changes wait."""
+    expected = engine.without_conflicts(owned, compared, kinds.ALL)
+    return {**host_declared.declare(expected.values()), "waiting": sorted(waiting)}
 
 
 def compare_with_images(

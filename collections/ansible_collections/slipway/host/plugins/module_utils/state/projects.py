@@ -40,7 +40,7 @@ def compare_projects(entry: Entry, answer: Answer) -> Iterator[Change]:
     if foreign:
         raise ConflictError(_describe_foreign(entry["name"], foreign))
     for address in _addresses_of(entry):
-        if answer["addresses"][address] is False:
+        if not answer["addresses"][address]:
             raise ConflictError(
                 f"service {entry['name']}: bind_address {address} is not an address of this host; "
                 "expected one of its addresses, or 0.0.0.0 for all of them. Change bind_address, "
