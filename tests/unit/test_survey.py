@@ -395,6 +395,11 @@ NOTHING_IN_THE_WAY = model.Comparison([], [])
     ],
     ids=["running", "another difference", "not running", "in conflict", "waiting"],
 )
+def test_a_host_without_docker_has_no_addresses_of_services() -> None:
+    answer = {"engine": "no such file", "projects": None}
+    assert survey.service_urls({}, {}, answer) == {}
+
+
 def test_only_services_that_run_as_declared_have_addresses(
     compared: model.Comparison, urls: dict[str, str]
 ) -> None:

@@ -341,7 +341,8 @@ def service_urls(
     """Return the URL of each declared service that runs as declared and answers, by its name."""
     starting = {
         name
-        for name, found in answer.get("projects", {}).items()
+        # None on a host without Docker.
+        for name, found in (answer.get("projects") or {}).items()
         if any(container["health"] == "starting" for container in found["containers"])
     }
     down = starting | {
