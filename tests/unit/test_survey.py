@@ -369,6 +369,11 @@ def test_a_service_that_does_not_run_has_no_address(run: Run, host: Host) -> Non
     assert (result["urls"], result["drift"]) == ({}, roles)
 
 
+def test_a_host_without_docker_has_no_addresses_of_services() -> None:
+    answer = {"engine": "no such file", "projects": None}
+    assert survey.service_urls({}, {}, answer) == {}
+
+
 NOTHING_IN_THE_WAY = model.Comparison([], [])
 
 
@@ -395,11 +400,6 @@ NOTHING_IN_THE_WAY = model.Comparison([], [])
     ],
     ids=["running", "another difference", "not running", "in conflict", "waiting"],
 )
-def test_a_host_without_docker_has_no_addresses_of_services() -> None:
-    answer = {"engine": "no such file", "projects": None}
-    assert survey.service_urls({}, {}, answer) == {}
-
-
 def test_only_services_that_run_as_declared_have_addresses(
     compared: model.Comparison, urls: dict[str, str]
 ) -> None:
