@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ GPU_ENVIRONMENT = {"Image": "x", "Env": ["NVIDIA_VISIBLE_DEVICES=all"], "Labels"
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"gpu": False, "comes_back": False, "owner": ""}),
+        ({}, {"gpu": False, "comes_back": False, "owner": "", "image": "pytorch:gpu"}),
         (
             {"HostConfig": {"RestartPolicy": {"Name": "unless-stopped"}}},
             {"gpu": False, "comes_back": True},
@@ -94,6 +95,26 @@ def test_the_owner_of_a_process_owns_the_container(monkeypatch: pytest.MonkeyPat
     found = disturbance.ask_containers()
     assert found is not None
     assert found["containers"][0]["owner"] == reading.user_name(os.geteuid())
+
+
+@pytest.mark.parametrize(
+    ("source", "owner"),
+    [("/home/alice", "uid 4001"), ("/root", "uid 4001"), ("/srv/data", ""), ("/home/gone", "")],
+)
+def test_the_owner_of_a_mounted_home_owns_the_container(
+    monkeypatch: pytest.MonkeyPatch, source: str, owner: str
+) -> None:
+    def stat(path: str) -> SimpleNamespace:
+        if path not in ("/home/alice", "/root", "/srv/data"):
+            raise FileNotFoundError(path)
+        return SimpleNamespace(st_uid=4001)
+
+    engine(monkeypatch, details(Mounts=[{"Source": source}]))
+    monkeypatch.setattr(disturbance, "os", SimpleNamespace(stat=stat))
+    monkeypatch.setattr(reading, "user_name", lambda number: f"uid {number}")
+    found = disturbance.ask_containers()
+    assert found is not None
+    assert found["containers"][0]["owner"] == owner
 
 
 @pytest.mark.parametrize(
@@ -199,6 +220,8 @@ OUTER = "b" * 64
         ("agetty", 7, 4 << 8 | 1, "", ""),
         ("python", 1, 136 << 8 | 3, "", ""),
         ("sshd", 7, 0, "", ""),
+        # The first number after those of pseudo-terminals.
+        ("bash", 7, 144 << 8 | 1, "", ""),
         ("sh", 7, 136 << 8, ID, ""),
         # The terminal that asks.
         ("sh", 7, 136 << 8 | 9, "", ""),
@@ -219,6 +242,22 @@ def test_a_terminal_is_found_by_the_process_that_leads_it(
     me = reading.user_name(os.geteuid())
     expected = {"user": me, "terminal": terminal, "from": ""}
     assert found == ([expected] if terminal else [])
+
+
+def test_all_terminals_are_found_in_order(tmp_path: Path) -> None:
+    for pid, number in {"self": 0, "7": 0, "8": 136 << 8 | 4, "9": 136 << 8 | 2}.items():
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "stat").write_text(f"{pid} (bash) S 1 7 {pid} {number} 7 0")
+    found = disturbance.ask_sessions(str(tmp_path / "none"), str(tmp_path), str(tmp_path))
+    assert [session["terminal"] for session in found] == ["pts/2", "pts/4"]
+
+
+def test_only_the_named_users_of_the_host_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("containers", "gpu_processes", "sessions")
+    for name in names:
+        monkeypatch.setattr(disturbance, f"ask_{name}", lambda name=name: name)
+    for asked in (list(names), ["sessions"]):
+        assert disturbance.ask_users(asked) == {name: name for name in asked}
 
 
 def test_the_innermost_container_of_a_process_counts(tmp_path: Path) -> None:
