@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 import tempfile
 import threading
@@ -120,8 +121,18 @@ def test_new_folders_belong_to_whose_folder_they_are_in(base: Path, home: Path) 
     assert stat.S_IMODE((home / "a/b/file").stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "device", "folder"])
-def test_only_a_file_with_one_name_is_read(home: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("link", "found a symbolic link to /.*/shadow, owned by root; expected a file"),
+        ("hard link", r"found a file with 2 names .*; expected a file with one name"),
+        ("pipe", "found a named pipe, owned by root; expected a file"),
+        ("device", "found a character device, owned by root; expected a file"),
+        ("block device", "found a block device, owned by root; expected a file"),
+        ("folder", "found a folder, owned by root; expected a file"),
+    ],
+)
+def test_only_a_file_with_one_name_is_read(home: Path, kind: str, words: str) -> None:
     secret = home.parent / "shadow"
     secret.write_text("secret")
     place = home / "file"
@@ -133,9 +144,11 @@ def test_only_a_file_with_one_name_is_read(home: Path, kind: str) -> None:
         os.mkfifo(place)
     elif kind == "device":
         os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    elif kind == "block device":
+        os.mknod(place, 0o600 | stat.S_IFBLK, os.makedev(7, 200))
     else:
         place.mkdir()
-    with paths.opened_folder(str(home)) as folder, pytest.raises(paths.UnsafePathError):
+    with paths.opened_folder(str(home)) as folder, pytest.raises(ValueError, match=words):
         folder.read("file")
 
 
@@ -157,6 +170,70 @@ def test_a_failed_replacement_leaves_nothing(home: Path) -> None:
     with paths.opened_folder(str(home)) as folder, pytest.raises(paths.UnsafePathError):
         folder.replace("file", b"new", 0o600, BOB, BOB)
     assert os.listdir(home) == ["file"]
+
+
+def test_a_new_file_is_closed_to_others_and_gone_if_the_work_fails(home: Path) -> None:
+    def write() -> None:
+        with folder.replacing("file", 0o644, BOB, BOB) as descriptor:
+            assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o600
+            assert not os.get_inheritable(descriptor)
+            raise KeyError
+
+    with paths.opened_folder(str(home)) as folder:
+        with pytest.raises(KeyError):
+            write()
+        assert folder.names() == []
+
+
+def test_no_descriptor_stays_open(home: Path) -> None:
+    (home / "file").touch()
+    (home / "folder").mkdir()
+    before = os.listdir("/proc/self/fd")
+    with paths.opened_folder(str(home)) as folder:
+        folder.read("file")
+        folder.replace("file", b"x", 0o600, BOB, BOB)
+        folder.set_file("file", 0o640, BOB, BOB)
+        with folder.entered("folder") as inner:
+            assert not os.get_inheritable(inner.descriptor)
+        for name in ("file", "none"):
+            with pytest.raises((paths.UnsafePathError, FileNotFoundError)), folder.entered(name):
+                pass
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_as_declared_keeps_its_times(home: Path) -> None:
+    (home / "file").touch(0o640)
+    os.chown(home / "file", BOB, BOB)
+    before = (home / "file").stat().st_ctime_ns
+    with paths.opened_folder(str(home)) as folder:
+        folder.set_file("file", 0o640, BOB, BOB)
+        assert (home / "file").stat().st_ctime_ns == before
+        folder.set_file("file", 0o600, BOB, BOB)
+    assert stat.S_IMODE((home / "file").stat().st_mode) == 0o600
+
+
+def test_a_folder_of_root_in_the_folder_of_a_user_is_not_trusted(base: Path, home: Path) -> None:
+    (home / "roots").mkdir()
+    (base / "roots").mkdir()
+    (base / "open").mkdir()
+    (base / "open").chmod(0o777)
+    for path, trusted in ((home, False), (base, True)):
+        with paths.opened_folder(str(path)) as folder, folder.entered("roots") as inner:
+            assert inner.trusted == trusted
+            assert inner.path == f"{path}/roots"
+    with paths.opened_folder(str(base)) as folder, folder.entered("open") as inner:
+        assert not inner.trusted
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_only_a_name_within_the_folder_is_entered(home: Path, name: str) -> None:
+    (home / "a/b").mkdir(parents=True)
+    with (
+        paths.opened_folder(str(home)) as folder,
+        pytest.raises(ValueError, match="not a name within a folder"),
+        folder.entered(name),
+    ):
+        pass
 
 
 def test_removal_does_not_follow_links(home: Path) -> None:
@@ -224,6 +301,18 @@ def test_acting_as_a_user_has_no_more_rights_than_he(base: Path, home: Path) -> 
     closed = base / "closed"
     closed.mkdir(mode=0o700)
     os.chown(home, NOBODY, NOBODY)
+    before = os.getegid(), os.getgroups()
+    gid = pwd.getpwnam("nobody").pw_gid
+    # A group of root alone, which must be given up with the others.
+    os.setgroups([4321])
+    try:
+        with user_rights.acting_as("nobody"):
+            assert (os.getegid(), os.getgroups()) == (gid, os.getgrouplist("nobody", gid))
+        assert (os.getegid(), os.getgroups()) == (before[0], [4321])
+    finally:
+        os.setgroups(before[1])
+    with user_rights.acting_as("root"):
+        assert os.geteuid() == 0
     with user_rights.acting_as("nobody"):
         assert os.geteuid() == NOBODY
         with pytest.raises(PermissionError), paths.opened_folder(str(closed)):
@@ -256,8 +345,9 @@ def test_a_file_that_may_belong_to_somebody_else_keeps_its_owner(home: Path) -> 
     for name in ("folder", "file"):
         os.chown(home / name, NOBODY, NOBODY)
     with paths.opened_folder(str(home)) as opened:
-        for name in ("folder", "full"):
-            with pytest.raises(paths.UnsafePathError, match="a folder"):
+        expected = {"folder": "a folder owned by 12345", "full": "an empty folder, or one of its"}
+        for name, words in expected.items():
+            with pytest.raises(paths.UnsafePathError, match=f"expected {words}"):
                 opened.make_folder(name, 0o777, BOB, BOB)
         with pytest.raises(paths.UnsafePathError, match="a file, owned by nobody"):
             opened.set_file("file", 0o777, BOB, BOB)
