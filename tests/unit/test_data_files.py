@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,19 @@ def test_a_data_set_behind_its_link_is_checked(host: Host) -> None:
     assert check(host, places=[place]) == "3 files compared by size, inode and ctime"
     with pytest.raises(UnsafePathError, match="found a symbolic link"):
         check(host)
+
+
+def test_folders_that_somebody_added_are_not_entered(host: Host) -> None:
+    """A user can nest more folders than a process can open."""
+    host.settle(host.pets(tar(CONTENT)))
+    here = os.open(host.tree / "train", os.O_RDONLY)
+    for _level in range(1500):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    try:
+        assert check(host, by_digest=True) == "3 files compared by digest"
+    finally:
+        subprocess.run(["rm", "-rf", host.tree / "train"], check=True)

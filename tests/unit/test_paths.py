@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.state import paths, user_rights
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    files,
+    paths,
+    reading,
+    user_rights,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files to other users")
 
@@ -365,3 +370,64 @@ def test_files_are_read_through_roots_links_alone(base: Path, home: Path) -> Non
     for name, words in {"trap": "link to", "bob/link": "link to", "circle": "a circle of"}.items():
         with pytest.raises(paths.UnsafePathError, match=words):
             paths.read_file(f"{base}/{name}")
+
+
+@pytest.mark.parametrize("target", ["/a\x1b[2Jb", "/a\nb", b"/a\xff", "/\u202eb"])
+def test_words_of_users_are_escaped_in_refusals(home: Path, target: str | bytes) -> None:
+    """A link may lead to any bytes: a terminal only shows them, and JSON can hold them."""
+    (home / "link").symlink_to(os.fsdecode(target))
+    with pytest.raises(paths.UnsafePathError) as caught, paths.opened_folder(f"{home}/link"):
+        pass
+    assert str(caught.value).isprintable() and caught.value.found.isprintable()
+    str(caught.value).encode("ascii")
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+30 22 0:41 / {home}/cloud\\040disk rw,nosuid - fuse.sshfs x:/ rw,user_id=1001,allow_other
+31 22 0:42 / {home}/shared rw - fuse.glusterfs g:/v rw,user_id=0,group_id=0,allow_other
+32 22 0:43 / /dev/mqueue rw - mqueue mqueue rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("cloud disk", True),
+        ("cloud disk/.ssh/authorized_keys", True),
+        ("cloud", False),
+        ("shared/keys", False),
+        ("", False),
+    ],
+)
+def test_a_file_system_of_a_user_is_not_entered(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, refused: bool
+) -> None:
+    """Its program may never answer, and root would wait for it."""
+    (home / "cloud disk/.ssh").mkdir(parents=True)
+    (home / "shared").mkdir()
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.format(home=home))
+    monkeypatch.setattr(reading, "MOUNTS", str(mounts))
+    monkeypatch.setitem(reading.USER_MOUNTS, "found", None)
+    found = reading.user_mount_above(f"{home}/{path}".rstrip("/"))
+    assert found == (
+        (f"{home}/cloud disk", "a file system (fuse.sshfs) of 1001") if refused else None
+    )
+    if not refused:
+        return
+    with (
+        pytest.raises(paths.UnsafePathError, match=r"found a file system \(fuse.sshfs\) of 1001"),
+        paths.opened_folder(f"{home}/{path}"),
+    ):
+        pass
+    reading.reset()
+    assert files.ask_state(f"{home}/{path}") is None
+    assert reading.UNSAFE[f"{home}/{path}"][0] == f"{home}/cloud disk"
+
+
+def test_the_survey_sends_no_endless_text_of_a_user(home: Path) -> None:
+    (home / "keys").write_bytes(b"x" * (reading.MAX_TEXT + 1))
+    reading.reset()
+    assert files.ask_text(f"{home}/keys") is None
+    assert reading.UNSAFE[f"{home}/keys"][1] == f"more than {reading.MAX_TEXT} bytes"

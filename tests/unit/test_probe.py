@@ -835,7 +835,7 @@ def test_an_obstacle_in_place_of_a_users_file_is_not_read(home: Path, kind: str)
         "hard link": "a file with 2 names (hard links), owned by root",
         "pipe": "a named pipe, owned by root",
         "device": "a character device, owned by root",
-        "endless": f"more than {reading.MAX_BYTES} bytes",
+        "endless": f"more than {reading.MAX_TEXT} bytes",
     }
     assert unsafe[str(file)][1] == words[kind]
 

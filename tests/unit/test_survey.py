@@ -271,11 +271,17 @@ def test_a_conflict_alone_is_no_work_for_a_role(run: Run, host: Host) -> None:
 
 
 def test_a_conflict_that_a_role_met_is_told_after_it(run: Run, host: Host) -> None:
-    met = {"kind": "users", "name": "alice", "reason": "home folder of alice: found a link."}
+    met = {
+        "kind": "users",
+        "name": "alice",
+        "reason": "home folder of alice: found a \x1b[2J link.",
+    }
     declared: dict[str, Any] = {"user_access_docker_exclusive": False, "user_access_limits": []}
     for result in ({"conflicts": [met]}, {"results": [{"conflicts": [met]}, {"skipped": True}]}):
         found = run(expect_no_drift=True, __user_access_x=result, **declared)
-        assert [one["reason"] for one in found["conflicts"]["user_access"]] == [met["reason"]]
+        assert [one["reason"] for one in found["conflicts"]["user_access"]] == [
+            "home folder of alice: found a \\x1b[2J link."
+        ]
 
 
 def test_an_upgrade_stops_at_a_conflict(run: Run, host: Host) -> None:

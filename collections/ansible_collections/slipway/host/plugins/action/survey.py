@@ -26,6 +26,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     projects,
     trees,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role_plans, roles
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -327,7 +328,7 @@ def met_conflicts(names: Sequence[str], variables: Vars) -> list[model.Conflict]
     registered = [value for name, value in variables.items() if name.startswith(prefixes)]
     results = [value for value in registered if isinstance(value, Mapping)]
     return [
-        model.Conflict(str(one["kind"]), str(one["name"]), str(one["reason"]))
+        model.Conflict(str(one["kind"]), str(one["name"]), escape_control(str(one["reason"])))
         for result in results
         # A loop has a result for each item.
         for part in (result, *result.get("results", ()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -142,12 +142,19 @@ def opened_working_folder(name: str = "") -> Iterator[Folder]:
 Step = tuple[str, list[str], list[str], Folder]
 
 
-def walk(top: Folder, bottom_up: bool = False) -> Iterator[Step]:
-    """Walk through an opened tree except its records; follow no links, open no other files."""
-    yield from _walk(top, "", bottom_up)
+def walk(
+    top: Folder, bottom_up: bool = False, only: Collection[str] | None = None
+) -> Iterator[Step]:
+    """Walk through an opened tree except its records; follow no links, open no other files.
+
+    ONLY are the folders to walk through, such as ``train/``; None means all.
+    """
+    yield from _walk(top, "", bottom_up, only)
 
 
-def _walk(folder: Folder, inside: str, bottom_up: bool) -> Iterator[Step]:
+def _walk(
+    folder: Folder, inside: str, bottom_up: bool, only: Collection[str] | None
+) -> Iterator[Step]:
     folders: list[str] = []
     others: list[str] = []
     for entry in os.scandir(folder.descriptor):
@@ -157,7 +164,9 @@ def _walk(folder: Folder, inside: str, bottom_up: bool) -> Iterator[Step]:
     if not bottom_up:
         yield inside, folders, others, folder
     for name in folders:
-        with folder.entered(name) as below:
-            yield from _walk(below, f"{inside}{name}/", bottom_up)
+        path = f"{inside}{name}/"
+        if only is None or path in only:
+            with folder.entered(name) as below:
+                yield from _walk(below, path, bottom_up, only)
     if bottom_up:
         yield inside, folders, others, folder

@@ -218,7 +218,9 @@ def find_differences(tree: Folder, by_digest: bool) -> Differences | None:
         return None
     count, has_digests = len(unpacked), any(state.digest for state in unpacked.values())
     changed: list[str] = []
-    for inside, _names, files, folder in folders.walk(tree):
+    # A folder that somebody added may have any depth.
+    parents = {name[: end + 1] for name in unpacked for end, char in enumerate(name) if char == "/"}
+    for inside, _names, files, folder in folders.walk(tree, only=parents):
         for name in files:
             recorded = unpacked.pop(f"{inside}{name}", None)
             if recorded and not _is_unchanged(recorded, name, folder, by_digest):

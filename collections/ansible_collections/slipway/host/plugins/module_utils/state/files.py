@@ -139,7 +139,9 @@ def ask_text(path: str) -> str | None:
 
 def _read_text(path: str) -> str | None:
     content = (
-        reading.read_file(path) if reading.is_trusted_path(path) else reading.read_untrusted(path)
+        reading.read_file(path)
+        if reading.is_trusted_path(path)
+        else reading.read_untrusted(path, reading.MAX_TEXT)
     )
     if content is None:
         return None

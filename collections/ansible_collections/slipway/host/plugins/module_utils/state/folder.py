@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -33,9 +35,13 @@ _WALK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UnsafePathError(ValueError):
-    """Something in the way that root must not follow or overwrite; the text names it."""
+    """Something in the way that root must not follow or overwrite; the text names it.
+
+    Users choose names and targets of links, so control characters in them are escaped.
+    """
 
     def __init__(self, path: str, found: str, expected: str) -> None:
+        path, found = escape_control(path), escape_control(found)
         super().__init__(
             f"{path}: found {found}; expected {expected}. Move it out of the way, then run again."
         )

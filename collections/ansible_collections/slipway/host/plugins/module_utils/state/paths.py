@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 
+from ansible_collections.slipway.host.plugins.module_utils.state import reading
 from ansible_collections.slipway.host.plugins.module_utils.state.folder import (
     FILE,
     FOLDER,
@@ -86,6 +87,7 @@ class _Walk:
         os.close(self.folder.descriptor)
 
     def run(self) -> Folder:
+        reading.refuse_user_mount(self.path)
         while self.left:
             name = self.left.pop(0)
             if name == "..":

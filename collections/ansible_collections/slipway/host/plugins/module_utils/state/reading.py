@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 USER_TIMEOUT = 5
 # Bytes of the largest file that is read: a sparse file in a home may have any size.
 MAX_BYTES = 1 << 25
+# Bytes of the largest text of a user that is sent to the controller.
+MAX_TEXT = 1 << 20
+MOUNTS = "/proc/self/mountinfo"
 # Folder to whether only root can change a name on the way to it or in it.
 TRUSTED: Json = {}
 # Path that was not read, to [path of the obstacle, what was found, what was expected].
 UNSAFE: Json = {}
+# Mount points of users' file systems, to their descriptions; None until they are read.
+USER_MOUNTS: dict[str, dict[str, str] | None] = {"found": None}
 # Names of numbers: hosts with a directory service answer slowly.
 USER_NAMES: dict[int, str] = {}
 GROUP_NAMES: dict[int, str] = {}
@@ -30,6 +35,7 @@ def reset() -> None:
     """Forget what earlier questions found."""
     for known in (TRUSTED, UNSAFE, USER_NAMES, GROUP_NAMES):
         known.clear()
+    USER_MOUNTS["found"] = None
 
 
 def each(ask: Callable[[str], Any]) -> Callable[[list[str], Json], Json]:
@@ -80,6 +86,7 @@ def read_guarded(look: Any, path: str) -> Any:
     Root may have no rights in a home on a network file system. Then the owner's rights are used.
     """
     try:
+        refuse_user_mount(path)
         try:
             return look(path)
         except PermissionError:
@@ -99,6 +106,12 @@ def read_guarded(look: Any, path: str) -> Any:
             raise
         UNSAFE[path] = [where.path, where.found, where.expected]
         return None
+
+
+def refuse_user_mount(path: str) -> None:
+    """Raise UnsafePathError for a path in a file system that a user mounted."""
+    if found := user_mount_above(path):
+        raise safe_paths().UnsafePathError(*found, "a folder of the host")
 
 
 def _look_as_user(look: Any, path: str) -> tuple[Any, list[str] | None]:
@@ -164,12 +177,43 @@ def read_record(path: str) -> bytes | None:
         return None
 
 
-def read_untrusted(path: str) -> bytes:
+def read_untrusted(path: str, limit: int = MAX_BYTES) -> bytes:
     """Return the content of a file below a folder that others can write."""
-    content: bytes = safe_paths().read_file(path, MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise safe_paths().UnsafePathError(path, f"more than {MAX_BYTES} bytes", "a smaller file")
+    content: bytes = safe_paths().read_file(path, limit + 1)
+    if len(content) > limit:
+        raise safe_paths().UnsafePathError(path, f"more than {limit} bytes", "a smaller file")
     return content
+
+
+def user_mount_above(path: str) -> tuple[str, str] | None:
+    """Return mount point and description of a user's file system on the way to a path, else None.
+
+    A user can mount a file system whose program never answers (FUSE). Whoever opens a path in it
+    waits until the program ends.
+    """
+    mounts = USER_MOUNTS["found"]
+    if mounts is None:
+        mounts = USER_MOUNTS["found"] = _read_user_mounts()
+    return next((one for one in mounts.items() if f"{path}/".startswith(f"{one[0]}/")), None)
+
+
+def _read_user_mounts() -> dict[str, str]:
+    """Return the mount points of users' file systems with their descriptions."""
+    with open(MOUNTS, "rb") as stream:
+        text = stream.read()
+    found: dict[str, str] = {}
+    if b" fuse" not in text:
+        return found
+    for line in text.decode("utf-8", "surrogateescape").splitlines():
+        fields, _separator, rest = line.partition(" - ")
+        kind, options = rest.split(" ")[0], rest.split(" ")[-1]
+        numbers = [word[8:] for word in options.split(",") if word.startswith("user_id=")]
+        if kind.startswith("fuse") and numbers and numbers[0] != "0":
+            mount = fields.split(" ")[4]
+            for char in " \t\n\\":
+                mount = mount.replace(f"\\{ord(char):03o}", char)
+            found[mount] = f"a file system ({kind}) of {user_name(int(numbers[0]))}"
+    return found
 
 
 def ownership(info: os.stat_result) -> list[Any]:
