@@ -451,6 +451,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown volume": ({"volumes": {"wrok": "/srv"}}, "Did you mean 'work'?"),
     "an unknown service": ({"service": "lab"}, "has no service 'lab'"),
     "a port of another": ({"ports": {"jupyter": 5000}}, "is also published by service iris-api"),
+    "a uid out of range": ({"uid": 3000000000}, "uid: 3000000000; expected at most 2147483647"),
+    "too little memory": ({"memory": "1m"}, "memory: '1m'; expected at least 6m"),
     "a GPU that is not there": ({"gpus": [0]}, "GPU 0 does not exist; this host has no GPUs."),
     "a folder of somebody else": ({"volumes": {"work": "/opt"}}, "4242:4343 may not write to /opt"),
 }
@@ -487,6 +489,70 @@ def test_a_port_of_others_blocks_only_its_service(lab: Services) -> None:
     # A service of Slipway that frees the port in the same run is no conflict.
     lab.serve({"name": "iris-api"}, NOTEBOOKS, {**SCRATCH, "ports": {"jupyter": 6007}}, BOARD)
     lab.converge()
+    lab.serve(*PROJECTS)
+    lab.converge()
+
+
+CONFLICTS: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
+    "an address of another host": (
+        {"bind_address": "203.0.113.9"},
+        ("projects", "extra"),
+        "service extra: bind_address 203.0.113.9 is not an address of this host",
+    ),
+    "a file as a volume": (
+        {"volumes": {"work": "/etc/hostname"}},
+        ("mounts", "/etc/hostname"),
+        "/etc/hostname, a volume of a service: found a file; expected a folder",
+    ),
+}
+EXTRA = {"name": "extra", "image": "tensorboard", "ports": {"tensorboard": 9011}}
+
+
+@pytest.mark.parametrize(("keys", "name", "words"), CONFLICTS.values(), ids=CONFLICTS.keys())
+def test_plan_names_a_service_that_the_host_cannot_run(
+    lab: Services, keys: dict[str, Any], name: tuple[str, str], words: str
+) -> None:
+    lab.serve(*PROJECTS, {**EXTRA, **keys})
+    assert lab.plan() == (3, {("ml_services", *name)})
+    run = lab.run("site.yml")
+    assert run.status == "failed"
+    assert words in " ".join(run.output.split())
+    assert lab.on("docker ps --all --quiet --filter name=extra") == ""
+    lab.serve(*PROJECTS)
+
+
+STARTS: dict[str, tuple[str, str, str]] = {
+    "never ran": ("/etc/passwd/below", "not a directory", ""),
+    "ends": ("/opt/venv/bin", "last line of its log: ", "extra-extra-1"),
+}
+
+
+@pytest.mark.parametrize(("target", "words", "left"), STARTS.values(), ids=STARTS.keys())
+def test_a_service_that_does_not_start_names_its_cause(
+    lab: Services, target: str, words: str, left: str
+) -> None:
+    failing = {**EXTRA, "volumes": {target: "/srv/lab/empty"}}
+    lab.serve(*PROJECTS, failing, ml_services_timeout=30)
+    run = lab.run("site.yml")
+    assert run.status == "failed"
+    output = " ".join(run.output.split())
+    assert "service extra: docker compose up failed: " in output
+    assert words in output
+    assert "http://127.0.0.1:9011" not in run.output
+    assert lab.on("docker ps --all --format '{{.Names}}' --filter name=extra") == left
+    assert lab.on("docker ps --all --quiet --filter status=created") == ""
+    lab.serve(*PROJECTS)
+    lab.converge()
+    assert lab.plan() == (0, set())
+
+
+def test_values_of_variables_arrive_unchanged(lab: Services) -> None:
+    values = {"P": "a$b${c}$$d#e: 'f' \"g\" \\h", "L": "x\ny", "E": "1e3", "O": "0o17", "Z": ""}
+    lab.serve(*PROJECTS, {**EXTRA, "environment": values})
+    lab.converge()
+    variables = lab.container("extra")["Config"]["Env"]
+    assert {f"{name}={value}" for name, value in values.items()} <= set(variables)
+    assert lab.plan() == (0, set())
     lab.serve(*PROJECTS)
     lab.converge()
 

@@ -437,6 +437,7 @@ NEEDY = serving(secrets={"keys": {**KEYS, "otherwise": "refused"}})
         (PUBLISHED, {"bind_address": "eth0"}, "bind_address: 'eth0'; expected an address"),
         (PUBLISHED, {"memory": "a lot"}, "memory: 'a lot'; expected a size"),
         (PUBLISHED, {"name": "My Tool"}, "expected lower-case letters"),
+        (PUBLISHED, {"name": "n" * 201}, "a name of 201 characters; expected at most 200"),
         (PUBLISHED, {"name": "../../root"}, "expected lower-case letters"),
         (NEEDY, {}, "secret keys is missing; expected"),
         (CLOSED, {"secrets": [{"name": "tokn", "content": "x"}]}, "Did you mean 'token'?"),
@@ -462,7 +463,14 @@ def test_impossible_projects_are_refused(
 
 @pytest.mark.parametrize(
     "declared",
-    [{"memory": "6m"}, {"memory": "0"}, {"uid": 2**31 - 1}, {"cpus": 0.01}, {"gid": 0}],
+    [
+        {"memory": "6m"},
+        {"memory": "0"},
+        {"uid": 2**31 - 1},
+        {"cpus": 0.01},
+        {"gid": 0},
+        {"name": "n" * 200},
+    ],
 )
 def test_the_limits_of_docker_themselves_are_accepted(declared: dict[str, Any]) -> None:
     assert compose(project(**declared))

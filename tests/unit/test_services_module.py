@@ -273,13 +273,14 @@ def test_a_failure_names_its_cause_not_the_steps_before(output: str, cause: str)
     ("logs", "line"),
     [
         ("", ""),
-        ("lab-1  | \n", ""),
-        ("lab-1  | ImportError: x\nlab-1  | \n", "ImportError: x"),
-        ("lab-1  | a | b\n", "a | b"),
+        (" \n\n", ""),
+        ("starting\nImportError: x\n \n", "ImportError: x"),
+        ("\x1b[2K[FATAL tini (7)] exec failed\n\x1b[0m\n", "[FATAL tini (7)] exec failed"),
+        ("a\rb" + "c" * 900, "c" * 800),
     ],
 )
 def test_the_last_line_of_a_log(logs: str, line: str) -> None:
-    assert failures.last_log_line(logs) == line
+    assert failures.last_line(failures.plain_text(logs)) == line
 
 
 @pytest.mark.parametrize("others_run", [False, True])

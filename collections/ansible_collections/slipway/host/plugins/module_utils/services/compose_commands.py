@@ -15,7 +15,8 @@ from ansible_collections.slipway.host.plugins.module_utils.host.module import Ho
 from ansible_collections.slipway.host.plugins.module_utils.services.failures import (
     ServiceFailure,
     find_cause,
-    last_log_line,
+    last_line,
+    plain_text,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
@@ -26,6 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Other folders are not projects: compose would refuse the name.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 RECORD_MODE = 0o600
+LOG_OPTIONS = ("--tail=20", "--no-color", "--no-log-prefix")
 Project = Mapping[str, Any]
 
 
@@ -57,9 +59,10 @@ def replace_containers(module: HostModule, project: Project, file: Path) -> None
                 "image. Add it to ml_images_present, or remove the service from "
                 "ml_services_instances."
             )
-        _status, logs, _err = module.run_command([*command, "logs", "--tail=20", "--no-color"])
+        _status, logs, _err = module.run_command([*command, "logs", *LOG_OPTIONS])
+        logs = plain_text(logs)
         _remove_unstarted(module, name)
-        printed = last_log_line(logs)
+        printed = last_line(logs)
         raise ServiceFailure(
             f"service {name}: docker compose up failed: {find_cause(err or out)}"
             + (f"; last line of its log: {printed}" if printed else ""),

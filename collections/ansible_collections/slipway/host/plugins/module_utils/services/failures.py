@@ -14,7 +14,7 @@ _STEP = re.compile(
     r"(Creat|Start|Stopp|Remov|Recreat|Wait|Runn|Healthy|Exited|Pull|Kill|Skipp)\w*.*"
 )
 _PREFIX = re.compile(r"(Error response from daemon|Error|dependency failed to start): ")
-_LOG_PREFIX = re.compile(r"[\w.-]+\s+\| ?")
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LONGEST_CAUSE = 800
 
 
@@ -31,7 +31,7 @@ class ServiceFailure(Exception):
 
 def find_cause(output: str) -> str:
     """Return why compose failed: the last line of its output that is not about a step."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line.strip() for line in plain_text(output).splitlines() if line.strip()]
     causes = [line for line in lines if not _STEP.fullmatch(line)]
     cause = (causes or lines or ["no output"])[-1]
     while match := _PREFIX.match(cause):
@@ -39,9 +39,14 @@ def find_cause(output: str) -> str:
     return cause[-LONGEST_CAUSE:]
 
 
-def last_log_line(logs: str) -> str:
-    """Return the last line that a container printed, without the name that compose prepends."""
-    lines = [_LOG_PREFIX.sub("", line, count=1).strip() for line in logs.splitlines()]
+def plain_text(output: str) -> str:
+    """Return output without the codes that move the cursor of a terminal or set colours."""
+    return _TERMINAL_CODE.sub("", output)
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, empty if there is none."""
+    lines = [line.strip() for line in text.splitlines()]
     return next((line[-LONGEST_CAUSE:] for line in reversed(lines) if line), "")
 
 

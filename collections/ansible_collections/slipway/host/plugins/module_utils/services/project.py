@@ -20,8 +20,8 @@ SECRETS_FOLDER = "secrets"
 # What compose accepts as the name of a project.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-# The service is a host name in its network, and DNS limits a label to this length.
-LONGEST_NAME = 63
+# Files have the name of the service with a suffix, and a file name has at most 255 bytes.
+LONGEST_NAME = 200
 # The highest user and group ID that Docker accepts.
 LAST_ID = 2**31 - 1
 # The least memory that Docker accepts as a limit; 0 is no limit.

@@ -136,8 +136,8 @@ def compare_mounts(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     if entry.get("is_volume") and state[0] not in ("directory", "link"):
         raise ConflictError(
-            f"{path}, a volume of a service: found a {state[0]}; expected a folder. Move the "
-            f"{state[0]}, or choose another folder in volumes of ml_services_instances"
+            f"{path}, a volume of a service: found a {state[0]}; expected a folder. Choose "
+            "another folder in volumes of ml_services_instances"
         )
     if state[0] == "link":
         target = answer["link_targets"][path]
