@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Thread
 from typing import Any
 
 SERVER = ["gunicorn", "--config", "gunicorn.conf.py"]
@@ -84,6 +85,13 @@ STALLED = [
 ]
 HEALTH_SECONDS = 2.0
 STALL_SECONDS = 15.0
+
+# the beginning of requests that continue without an end, as fast as the server reads
+ENDLESS = [
+    POST + b"Content-Length: 1000000000000\r\n\r\n",
+    CHUNKED + b"100000\r\n",
+    b"GET / HTTP/1.1\r\nX: ",
+]
 
 
 def ask(
@@ -178,6 +186,24 @@ def hold_connection(sent: bytes) -> socket.socket:
     return connection
 
 
+def send_endlessly(start: bytes) -> None:
+    """Send a request without an end until the server closes the connection."""
+    with suppress(OSError), hold_connection(start) as connection:
+        while True:
+            connection.sendall(b"a" * MEGABYTE)
+
+
+def check_health_beside_endless_requests() -> None:
+    """Raise AssertionError if endless requests delay the health check, or do not end."""
+    threads = [Thread(target=send_endlessly, args=(start,)) for start in ENDLESS * 2]
+    for thread in threads:
+        thread.start()
+    check_health()
+    for thread in threads:
+        thread.join(STALL_SECONDS)
+    expect("endless requests", sum(thread.is_alive() for thread in threads), 0)
+
+
 def check_health() -> None:
     """Raise AssertionError unless the health check answers within HEALTH_SECONDS."""
     begin = time.monotonic()
@@ -197,7 +223,7 @@ def main() -> int:
                 check_health()
                 check()
                 check_invalid_http()
-                check_health()
+                check_health_beside_endless_requests()
                 for connection in connections:
                     expect("status for a stalled client", read_answer(connection)[0], 408)
             check_health()

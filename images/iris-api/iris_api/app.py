@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 from pathlib import Path
 
 from flask import Flask, Request, Response, jsonify, request
@@ -18,7 +19,7 @@ from .model import Model
 HERE = Path(__file__).parent
 MODEL_FILE = HERE / "model.json"
 
-DRAIN_LIMIT = 64 * 1024 * 1024
+DRAIN_LIMIT = 16 * 1024 * 1024
 """Bytes of an oversized body that are read and dropped before the connection is given up."""
 
 
@@ -80,6 +81,8 @@ def _read_body(request: Request) -> bytes:
         dropped = 0
         while dropped < DRAIN_LIMIT and (chunk := request.stream.read(65536)):
             dropped += len(chunk)
+            # Lets a server without threads serve others between two chunks.
+            time.sleep(0)
     except Exception as error:
         # Each server has exceptions of its own for a body that is not valid HTTP.
         raise InvalidRequest(400, "body", f"is not valid HTTP: {error}") from error

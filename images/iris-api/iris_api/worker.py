@@ -72,6 +72,7 @@ def send_last(client: Any, response: bytes) -> None:
         client.sendall(response)
         client.shutdown(gevent.socket.SHUT_WR)
         while client.recv(65536):
-            pass
+            # A client that sends without a pause would keep the worker from all others.
+            gevent.sleep(0)
     except OSError:
         pass
