@@ -152,3 +152,14 @@ def test_without_the_obstacles_a_run_finishes_the_rest(site: Host) -> None:
     assert site.plan() == (0, set())
     assert site.converge().changed() == set()
     assert site.converge(slipway_survey=False).changed() == set()
+
+
+def test_a_full_disk_is_told_before_the_first_change(site: Host) -> None:
+    site.on("groupdel team; mount -t tmpfs -o size=1m tmpfs /tmp")
+    run = site.run("site.yml")
+    words = "no space left in /tmp: found 1 MiB free; expected at least 16 MiB"
+    assert run.status == "failed"
+    assert words in said(run)
+    assert "Nothing was changed." in said(run)
+    site.on("! getent group team; umount /tmp")
+    assert site.converge().changed() == {"user_access: Create groups"}

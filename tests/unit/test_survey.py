@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
 from ansible.template import Templar, trust_as_template
 from ansible_collections.slipway.host.plugins.action import survey
-from ansible_collections.slipway.host.plugins.module_utils.state import model
+from ansible_collections.slipway.host.plugins.module_utils.state import model, space
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     host_command,
@@ -41,6 +42,7 @@ class Host:
         self.users_of_host: dict[str, Any] = {}
         self.apt = ""
         self.groups: list[list[str]] = []
+        self.space: dict[str, int | None] = {}
 
     def __call__(self, _action: Any, question: dict[str, Any], reach: Any = ()) -> Any:
         self.asked.append((set(question), list(reach)))
@@ -54,6 +56,7 @@ class Host:
             nothing: dict[str, Any] = {"containers": [], "record": None, "limits": []}
             answer["projects"] = dict.fromkeys(question["projects"], nothing)
             answer["addresses"] = dict.fromkeys(question.get("addresses", ()), True)
+        answer["space"] = self.space
         answer["users"] = {name: self.users.get(name) for name in question.get("users", ())}
         return {"facts": found, "engine": None, "unsafe": {}, **answer}
 
@@ -373,6 +376,51 @@ def test_a_service_that_does_not_run_has_no_address(run: Run, host: Host) -> Non
     roles = ["ml_images", "ml_services"]
     result = run(roles=roles, ml_images_present=["iris-api"], ml_services_instances=None)
     assert (result["urls"], result["drift"]) == ({}, roles)
+
+
+def test_a_full_host_is_refused_if_it_has_drift(run: Run, host: Host) -> None:
+    host.space = {"/tmp": 5 << 20}
+    with pytest.raises(AnsibleActionFail) as caught:
+        run()
+    assert str(caught.value) == (
+        "no space left in /tmp: found 5 MiB free; expected at least 16 MiB, free inodes and a file "
+        "system that is not read-only. Free some space, then run again. Nothing was changed."
+    )
+    # A host as declared is not changed.
+    assert run(user_access_users=[], user_access_docker_exclusive=False)["drift"] == []
+
+
+@pytest.mark.parametrize(
+    ("free", "folder"),
+    [
+        ({"/tmp": 99, "/var/tmp": 99, "/etc": 99, "/var/lib": 99}, ""),
+        ({"/tmp": None, "/var/tmp": None}, ""),
+        # Python does not take a folder in which it cannot write at all.
+        ({"/tmp": 0, "/var/tmp": 99}, ""),
+        ({"/tmp": 1, "/var/tmp": 99}, "/tmp"),
+        ({"/tmp": 0, "/var/tmp": 0}, "/tmp"),
+        ({"/tmp": 0, "/var/tmp": 1}, "/var/tmp"),
+        ({"/tmp": 99, "/etc": 0, "/var/lib": 99}, "/etc"),
+        ({"/tmp": 99, "/etc": 99, "/var/lib": 15}, "/var/lib"),
+    ],
+)
+def test_the_first_folder_without_space_is_named(free: dict[str, int | None], folder: str) -> None:
+    in_bytes = {name: None if size is None else size << 20 for name, size in free.items()}
+    assert space.find_full(in_bytes).startswith(f"no space left in {folder}:" if folder else "")
+    assert bool(space.find_full(in_bytes)) is bool(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "free"),
+    [({}, 40960), ({"f_flag": 1}, 0), ({"f_files": 8, "f_ffree": 0}, 0), ({"f_files": 0}, 40960)],
+    ids=["space", "read-only", "no inodes", "no limit of inodes"],
+)
+def test_space_for_root(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], free: int
+) -> None:
+    disk = {"f_bfree": 10, "f_frsize": 4096, "f_flag": 0, "f_files": 8, "f_ffree": 2, **changes}
+    monkeypatch.setattr(os, "statvfs", lambda _folder: SimpleNamespace(**disk))
+    assert space.ask_space("/tmp") == free
 
 
 def test_a_host_without_docker_has_no_addresses_of_services() -> None:

@@ -24,6 +24,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     kinds,
     model,
     projects,
+    space,
     trees,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
@@ -94,6 +95,8 @@ class ActionModule(ActionBase):
         if arguments["expect_no_drift"]:
             expect_no_drift(drift, waiting)
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
+        if drifted:
+            refuse_full(answer, self._end())
         self._join_groups(result, bool(drifted), bool(conflicts))
         result.update(
             changed=False,
@@ -164,7 +167,9 @@ class ActionModule(ActionBase):
                 facts = None
                 continue
             refuse_unsupported(owned, self._end())
-            answer = ask_host.ask(self, engine.question(list(owned.values()), kinds.ALL))
+            question = engine.question(list(owned.values()), kinds.ALL)
+            question["space"] = [*space.TEMPORARY, *space.WRITTEN]
+            answer = ask_host.ask(self, question)
             used = facts
             if is_same_host(answer["facts"], used):
                 break
@@ -254,6 +259,12 @@ class ActionModule(ActionBase):
         result.update(add_group=group, parent_groups=parents or ["all"])
         if hasattr(self, "add_group"):  # 2.21 and later
             self.add_group(group, parent_group_names=parents or ["all"])
+
+
+def refuse_full(answer: model.Answer, end: str) -> None:
+    """Fail if no task can change this host, because a disk is full; END ends the message."""
+    if reason := space.find_full(answer["space"]):
+        raise AnsibleActionFail(reason + end)
 
 
 def refuse_unsupported(owned: Plans, end: str) -> None:

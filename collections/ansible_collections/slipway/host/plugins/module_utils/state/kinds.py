@@ -23,6 +23,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     projects,
     rootless,
     service_files,
+    space,
     started,
     trees,
     units,
@@ -31,7 +32,18 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Those that answer questions themselves come first.
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
-    *(kernel_modules, links, listeners, packages, rootless, service_files, started, trees, units),
+    *(
+        kernel_modules,
+        links,
+        listeners,
+        packages,
+        rootless,
+        service_files,
+        space,
+        started,
+        trees,
+        units,
+    ),
 )
 _OTHERS = (json_settings, keyrings, lines, projects)
 
