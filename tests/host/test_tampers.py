@@ -266,21 +266,26 @@ def test_one_run_repairs_many_tampers_and_the_next_changes_nothing(site: TamperS
     assert site.must().changed() == set()
 
 
+MOVED = {"/etc/slipway": "/disk/etc", "/var/lib/slipway": "/disk/var"}
+
+
 def test_folders_that_root_moved_are_followed_if_root_alone_can_redirect_them(
     site: TamperSite,
 ) -> None:
     """An administrator moves folders to another disk; later others can write there."""
-    for folder in ("/etc/slipway", "/var/lib/slipway"):
-        site.on(f"mkdir -p /disk/of; mv {folder} /disk/of; ln -s /disk/of/slipway {folder}")
-        assert site.survey() == set()
-        assert site.must().changed() == set()
-        site.on("chmod 0777 /disk")
-        (names, run) = site.survey(), site.run(str(site.playbook))
-        site.on(f"chmod 0755 /disk; rm {folder}; mv /disk/of/slipway {folder}")
+    for folder, target in MOVED.items():
+        site.on(f"mkdir -p /disk; mv {folder} {target}; ln -s {target} {folder}")
+    assert site.survey() == set()
+    assert site.must().changed() == set()
+    site.on("chmod 0777 /disk")
+    names, run = site.survey(), site.run(str(site.playbook))
+    site.on("chmod 0755 /disk")
+    for folder, target in MOVED.items():
         assert (parents.KIND, folder) in names
-        assert run.status == "failed"
-        assert (
-            f"{folder}: found a symbolic link to /disk/of/slipway, owned by root; expected a "
-            "folder, or a link to a folder that only root can replace."
-        ) in run.output
+        site.on(f"rm {folder}; mv {target} {folder}")
+    assert run.status == "failed"
+    assert (
+        "/etc/slipway: found a symbolic link to /disk/etc, owned by root; expected a folder, or a "
+        "link to a folder that only root can replace." in run.output
+    )
     assert site.survey() == set()

@@ -421,6 +421,13 @@ def test_a_file_system_of_a_user_is_not_entered(
         paths.opened_folder(f"{home}/{path}"),
     ):
         pass
+    # Also behind a link of root's.
+    (home.parent / "link").symlink_to(home)
+    with (
+        pytest.raises(paths.UnsafePathError, match=r"bob/cloud disk: found a file system"),
+        paths.opened_folder(f"{home.parent}/link/{path}"),
+    ):
+        pass
     reading.reset()
     assert files.ask_state(f"{home}/{path}") is None
     assert reading.UNSAFE[f"{home}/{path}"][0] == f"{home}/cloud disk"

@@ -87,11 +87,11 @@ class _Walk:
         os.close(self.folder.descriptor)
 
     def run(self) -> Folder:
-        reading.refuse_user_mount(self.path)
         while self.left:
             name = self.left.pop(0)
             if name == "..":
                 raise UnsafePathError(self.path, "'..' in a path", "a path without '..'")
+            reading.refuse_user_mount(f"{self.folder.path.rstrip('/')}/{name}")
             info = self.folder.lstat(name)
             if info is None and self.make:
                 self._make(name)
