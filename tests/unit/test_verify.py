@@ -34,7 +34,11 @@ pytestmark = pytest.mark.usefixtures("installed_engine")
 
 
 # What stands at a port where another service was expected.
-OTHER_WORDS = {"/ssh": b"SSH-2.0-x\r\n", "/page": b"HTTP/1.0 200 OK\r\n\r\n<html>hello"}
+OTHER_WORDS = {
+    "/escape": b"HTTP/1.0 200 OK\r\n\r\n\x1b[2J\xc2\x9b31m",
+    "/ssh": b"SSH-2.0-x\r\n",
+    "/page": b"HTTP/1.0 200 OK\r\n\r\n<html>hello",
+}
 
 
 class Api(http.server.BaseHTTPRequestHandler):
@@ -167,6 +171,7 @@ def test_a_service_that_answers_as_declared_is_proven(
         ({**EXPECTED, "port": 5001}, "port 5001 is not published"),
         ({"path": "/ssh"}, "did not answer with HTTP: SSH-2.0-x"),
         ({"path": "/page", "expect": {}}, "answered <html>hello, expected {}"),
+        ({"path": "/escape", "expect": {}}, "answered \\x1b[2J\\x9b31m, expected {}"),
     ],
 )
 def test_a_service_that_does_not_is_told_with_its_answer(

@@ -37,6 +37,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images import smoke a
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     container_description,
     containers,
+    reading,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
@@ -313,4 +314,10 @@ def run_checks(
         results += _check_images(smoke, expected.get("images", ()))
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
-    return [asdict(check) for check in results]
+    return [_for_terminal(check) for check in results]
+
+
+def _for_terminal(check: Check) -> dict[str, Any]:
+    """Return a check whose words a terminal only shows: services and users choose some of them."""
+    lines = [reading.escape_control(line) for line in check.seen.split("\n")]
+    return {**asdict(check), "seen": "\n".join(lines)}
