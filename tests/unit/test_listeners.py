@@ -87,8 +87,10 @@ def test_connections_are_not_read(engine: list[Any], tmp_path: Path) -> None:
     listed = "  0: 0100007F:22B8 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 7 1"
     connected = listed.replace(" 0A ", " 01 ")
     table = tmp_path / "tcp"
-    table.write_text(f"head\n{listed}\n{connected}\nno line of the kernel\n")
-    assert list(listeners._read_listeners(str(table))) == [("127.0.0.1", "8888", 0, "7")]
+    other = listed.replace("22B8", "0016")
+    table.write_text(f"head\n{other}\n{listed}\n{connected}\nno line of the kernel\n")
+    found = list(listeners._read_listeners(str(table), {"8888": []}))
+    assert found == [("127.0.0.1", "8888", 0, "7")]
 
 
 def test_ports_of_services_are_known_by_their_project_or_record(

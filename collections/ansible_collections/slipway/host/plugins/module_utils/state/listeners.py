@@ -34,8 +34,8 @@ def ask_listeners(ports: list[str]) -> Json:
     foreign = [
         listener
         for table in TABLES
-        for listener in _read_listeners(table)
-        if listener[1] in found and listener[:2] not in containers.PUBLISHED
+        for listener in _read_listeners(table, found)
+        if listener[:2] not in containers.PUBLISHED
     ]
     # All processes and containers are read only where something is in the way.
     programs = _name_programs(foreign) if foreign else {}
@@ -44,17 +44,20 @@ def ask_listeners(ports: list[str]) -> Json:
     return found
 
 
-def _read_listeners(table: str) -> Iterator[Listener]:
+def _read_listeners(table: str, ports: Json) -> Iterator[Listener]:
     try:
-        with open(table, encoding="ascii") as lines:
+        # Not ASCII: Python would have to import its codec.
+        with open(table, encoding="utf-8") as lines:
             next(lines, None)
             for line in lines:
                 fields = line.split()
                 # The kernel lists sockets that listen first; connections may be many.
                 if fields[3] != LISTENING:
                     return
-                address, _separator, port = fields[1].partition(":")
-                yield _read_address(address), str(int(port, 16)), int(fields[7]), fields[9]
+                address, _separator, number = fields[1].partition(":")
+                port = str(int(number, 16))
+                if port in ports:
+                    yield _read_address(address), port, int(fields[7]), fields[9]
     except OSError:
         return
 
