@@ -67,7 +67,16 @@ def test_a_service_of_slipway_is_not_in_the_way(
     engine: list[Any], listening: tuple[str, str]
 ) -> None:
     containers.PUBLISHED.add(listening)
-    assert listeners.ask_listeners([listening[1]]) == {listening[1]: []}
+    # Another service is to start, so the tables are read.
+    assert listeners.ask_listeners([listening[1], "1"]) == {listening[1]: [], "1": []}
+
+
+def test_the_tables_are_not_read_while_all_services_run(
+    engine: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "_read_listeners", lambda *_: pytest.fail("it was read"))
+    containers.PUBLISHED.update({("127.0.0.1", "1"), ("127.0.0.1", "2")})
+    assert listeners.ask_listeners(["1", "2"]) == {"1": [], "2": []}
 
 
 def test_without_engine_and_processes_the_user_is_named(
