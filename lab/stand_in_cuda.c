@@ -15,6 +15,8 @@
  *     missing=N       the last N GPUs are missing
  *     sum=GPU         the vector sum of this GPU is wrong in one word
  *     product=GPU     the matrix product of this GPU is wrong in one element
+ *     load=GPU        each matrix product of this GPU but the first is wrong in one element
+ *     load-error=GPU  each matrix product of this GPU but the first returns 719
  *     memory=GPU      one memory cell in a block of 8 MiB of this GPU keeps a bit at 0
  *     copy=GPU        copies from page-locked memory to this GPU change one byte
  *     peer=GPU        copies from this GPU to another one change one byte
@@ -24,6 +26,7 @@
  */
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -52,14 +55,17 @@ API const char slipway_stand_in_cuda[] = "stand-in libcuda.so.1 of Slipway's tes
 static Context contexts[MAX_GPUS];
 static char addresses[MAX_GPUS][32];
 static int gpus = -1;
-static int current;
+/* As in the driver, each thread has its own current context. */
+static __thread int current;
+static int products[MAX_GPUS];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int broken[MAX_GPUS];
 static Block *blocks;
 static Block *pinned;
 
 /* Return the value of a fault, NULL where it is not wished. */
 static const char *fault(const char *name) {
-    static char value[64];
+    static __thread char value[64];
     const char *at = getenv("SLIPWAY_STAND_IN_FAULTS");
     size_t length = strlen(name);
     while (at != NULL && *at != '\0') {
@@ -229,28 +235,37 @@ API int cuMemGetInfo_v2(size_t *available, size_t *total) {
 static int keep(Block **list, void *start, size_t size) {
     Block *block = malloc(sizeof *block);
     if (block == NULL || start == NULL) return 2;
+    pthread_mutex_lock(&lock);
     *block = (Block){start, size, current, *list};
     *list = block;
+    pthread_mutex_unlock(&lock);
     return 0;
 }
 
 static int drop(Block **list, void *start) {
-    for (; *list != NULL; list = &(*list)->next) {
-        if ((*list)->start != start) continue;
-        Block *block = *list;
-        *list = block->next;
-        free(block->start);
-        free(block);
-        return 0;
-    }
-    return 1;
+    Block *block;
+    pthread_mutex_lock(&lock);
+    while (*list != NULL && (*list)->start != start) list = &(*list)->next;
+    block = *list;
+    if (block != NULL) *list = block->next;
+    pthread_mutex_unlock(&lock);
+    if (block == NULL) return 1;
+    free(block->start);
+    free(block);
+    return 0;
 }
 
-static Block *find(Block *list, const void *at) {
+/* Copy the block with a byte to FOUND; return whether there is one. */
+static int find(Block *const *list, const void *at, Block *found) {
     const unsigned char *byte = at;
-    while (list != NULL && !(byte >= list->start && byte < list->start + list->size))
-        list = list->next;
-    return list;
+    Block *block;
+    pthread_mutex_lock(&lock);
+    block = *list;
+    while (block != NULL && !(byte >= block->start && byte < block->start + block->size))
+        block = block->next;
+    if (block != NULL) *found = *block;
+    pthread_mutex_unlock(&lock);
+    return block != NULL;
 }
 
 API int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
@@ -275,9 +290,10 @@ API int cuMemFreeHost(void *pointer) {
 
 /* After a write: the bad cell of a large block loses its lowest bit. */
 static void wear(uint64_t pointer) {
-    Block *block = find(blocks, (void *)(uintptr_t)pointer);
-    if (block != NULL && block->gpu == fault_number("memory", -1) && block->size == BAD_BLOCK_SIZE)
-        block->start[BAD_CELL] &= 0xFE;
+    Block block;
+    if (find(&blocks, (void *)(uintptr_t)pointer, &block) &&
+        block.gpu == fault_number("memory", -1) && block.size == BAD_BLOCK_SIZE)
+        block.start[BAD_CELL] &= 0xFE;
 }
 
 API int cuMemsetD32_v2(uint64_t pointer, unsigned pattern, size_t words) {
@@ -288,8 +304,9 @@ API int cuMemsetD32_v2(uint64_t pointer, unsigned pattern, size_t words) {
 }
 
 API int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) {
+    Block block;
     memcpy((void *)(uintptr_t)to, from, size);
-    if (current == fault_number("copy", -1) && find(pinned, from) != NULL)
+    if (current == fault_number("copy", -1) && find(&pinned, from, &block))
         ((unsigned char *)(uintptr_t)to)[9] ^= 1;
     return enter("cuMemcpyHtoD_v2");
 }
@@ -350,6 +367,7 @@ static void matrix_product(void **parameters) {
             to[row * order + column] = sum;
         }
     if (current == fault_number("product", -1)) to[order] += 1;
+    if (current == fault_number("load", -1) && products[current] > 1) to[order] += 1;
 }
 
 API int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads_x,
@@ -362,7 +380,10 @@ API int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsig
     if (code != 0) return code;
     if (strcmp(function, "slipway_fill_addresses") == 0) fill_addresses(parameters);
     else if (strcmp(function, "slipway_vector_sum") == 0) vector_sum(parameters);
-    else if (strcmp(function, "slipway_matrix_product") == 0) matrix_product(parameters);
+    else if (strcmp(function, "slipway_matrix_product") == 0) {
+        if (products[current]++ && current == fault_number("load-error", -1)) return 719;
+        matrix_product(parameters);
+    }
     else return 500;
     return 0;
 }

@@ -4,9 +4,9 @@
 
 Usage: ./slipway plan [--json] [ARGUMENTS FOR ansible-playbook ...]
 
-Exit status: 0 no changes, 2 changes, 3 conflicts about which a person must decide, and maybe
-changes, 1 a host could not be surveyed. With --json, standard output is JSON in each of these
-cases.
+Exit status: 0 no changes and no faults, 2 changes, 3 conflicts about which a person must decide,
+4 faults of GPUs, and with 3 or 4 maybe also changes, 1 a host could not be surveyed. With --json,
+standard output is JSON in each of these cases.
 """
 
 from __future__ import annotations

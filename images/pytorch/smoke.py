@@ -41,6 +41,38 @@ def a_network_learns() -> str:
     return f"torch {torch.__version__} on {DEVICE}, accuracy {accuracy:.3f}"
 
 
+def every_gpu_computes() -> str:
+    """Each GPU multiplies matrices of integers exactly as the CPU does."""
+    left = torch.arange(512 * 512, dtype=torch.float32).remainder(31).reshape(512, 512)
+    expected = left @ left.T
+    for number in range(torch.cuda.device_count()):
+        on_gpu = left.to(f"cuda:{number}")
+        smoke_kit.expect(f"GPU {number}", torch.equal((on_gpu @ on_gpu.T).cpu(), expected), True)
+    return f"{torch.cuda.device_count()} GPUs"
+
+
+def add_up(rank: int, count: int, backend: str, file: str) -> None:
+    """Add up a tensor over all processes, each with the GPU of its RANK."""
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{file}", rank=rank, world_size=count
+    )
+    where = f"cuda:{rank}" if backend == "nccl" else "cpu"
+    tensor = torch.full((1 << 20,), float(rank + 1), device=where)
+    torch.distributed.all_reduce(tensor)
+    smoke_kit.expect("sum", tensor.unique().tolist(), [count * (count + 1) / 2])
+    torch.distributed.destroy_process_group()
+
+
+def processes_add_up_together() -> str:
+    """One process for each GPU, or two without GPUs, add up a tensor by NCCL or gloo."""
+    gpus = torch.cuda.device_count()
+    count, backend = (gpus, "nccl") if gpus else (2, "gloo")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (count, backend, f"{folder}/rendezvous")
+        torch.multiprocessing.spawn(add_up, arguments, nprocs=count)
+    return f"{count} processes by {backend}"
+
+
 def a_function_is_compiled() -> None:
     """torch.compile has a compiler and makes what the function says."""
     doubled = torch.compile(lambda x: torch.sin(x) * 2)
@@ -72,6 +104,8 @@ def tensorboard_shows_the_run() -> None:
 if __name__ == "__main__":
     smoke_kit.main(
         a_network_learns,
+        every_gpu_computes,
+        processes_add_up_together,
         a_function_is_compiled,
         an_image_is_classified,
         tensorboard_shows_the_run,

@@ -48,7 +48,7 @@ REASONS: dict[str, tuple[str, str]] = {
         ".mkdir .read_text .touch .unlink .write_text shutil.rmtree",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
-    "module_utils/gpu/health_check.py": ("reads the kernel log", "os.open"),
+    "module_utils/gpu/health_facts.py": ("reads the kernel log", "os.open"),
     "module_utils/gpu/cuda_bundle.py": ("writes a new temporary file", ".write_bytes"),
     "module_utils/gpu/cuda_check.py": ("reads sysfs", ".iterdir .read_text"),
     "module_utils/gpu/cuda_driver.py": ("reads procfs", ".read_text"),

@@ -24,6 +24,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_bundle,
     cuda_check,
     cuda_judge,
+    health,
     nvidia_smi,
     proof,
 )
@@ -210,7 +211,17 @@ def test_the_survey_finds_the_gpus(expected: list[str], record: Record) -> None:
     assert driver_version() in gpu["banner"]
     assert gpu["loaded"] in ("", driver_version())
     assert set(expected) <= {device[0] for device in gpu["devices"]}
-    assert proof.own_gpus(facts) == expected
+    assert health.own_gpus(facts) == expected
+
+
+def test_the_survey_finds_no_fault_of_the_gpus(record: Record) -> None:
+    need_real_driver()
+    facts = survey.answer({})["facts"]
+    answer = survey.answer(health.question(facts))
+    record("answer about health", answer)
+    findings = [one.found for one in health.judge(facts, answer) if not one.warning]
+    record("faults of the GPUs", findings)
+    assert findings == []
 
 
 def test_gpu_info_describes_the_gpus(

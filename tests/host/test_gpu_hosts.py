@@ -324,6 +324,31 @@ def test_verify_repeats_the_checks_and_leaves_no_container(t4: GpuSite) -> None:
     assert t4.on(LEFT) == ""
 
 
+# Throwaway hosts have no kernel log, so this file is one.
+SICK = """
+sample=/usr/share/nvidia-stand-in/nvidia-smi.xml
+cp $sample /root/well.xml
+sed -i 's,</gpu>,<gpu_recovery_action>GPU Reset</gpu_recovery_action></gpu>,' $sample
+echo '4,0,1,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=7, GPU has fallen off the bus.' >/dev/kmsg
+"""
+WELL = "mv /root/well.xml /usr/share/nvidia-stand-in/nvidia-smi.xml; rm -f /dev/kmsg"
+
+
+def test_faults_of_gpus_are_no_drift_and_fail_every_run(t4: GpuSite) -> None:
+    t4.on(SICK)
+    try:
+        assert t4.plan() == (4, set())
+        site, verify = t4.run(), t4.run(VERIFY)
+    finally:
+        t4.on(WELL)
+    assert site.changed() == set()
+    for run in (site, verify):
+        assert run.status == "failed"
+        assert "the driver asks for recovery action 'GPU Reset'" in run.output
+        assert "Xid 79: GPU has fallen off the bus" in run.output
+    assert t4.plan() == (0, set())
+
+
 def test_a_missing_nvidia_smi_fails_the_acceptance_check(t4: GpuSite) -> None:
     t4.on("mv /usr/bin/nvidia-smi /root/kept")
     run = t4.run(VERIFY)

@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Mapping
+from operator import mul
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -321,3 +323,51 @@ def test_the_address_pattern_is_that_of_the_kernel(number: int) -> None:
         high = (index // cuda_kernels.BLOCK_WORDS) * cuda_kernels.HIGH_FACTOR
         expected = (low ^ high) & 0xFFFFFFFF
         assert int.from_bytes(made[4 * word : 4 * word + 4], "little") == expected
+
+
+# --- load ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [32, 96, 128])
+def test_the_product_of_the_load_is_that_of_its_matrices(order: int) -> None:
+    left, right, product = (array("f", part) for part in cuda_kernels.load_matrices(order))
+    columns = [right[column::order] for column in range(order)]
+    rows = [left[row * order : (row + 1) * order] for row in range(order)]
+    computed = [sum(map(mul, row, column)) for row in rows for column in columns]
+    assert list(product) == computed
+
+
+def test_the_load_starts_from_the_matrices_of_the_single_product() -> None:
+    assert cuda_kernels.load_matrices(cuda_kernels.MATRIX_ORDER) == cuda_kernels.matrices()
+
+
+LOAD = ("--load-seconds", "0.2", "--load-order", "64")
+
+
+def test_all_gpus_are_loaded_after_their_checks(run_check: RunCheck) -> None:
+    report = run_check("", *LOAD)
+    loaded = [check for check in report["checks"] if check["id"] == cuda_judge.LOAD]
+    assert [check["gpu"] for check in loaded] == [FIRST, SECOND]
+    assert all(check["ok"] and check["seconds"] >= 0.2 for check in loaded)
+    assert all("correct products of order 64" in check["found"] for check in loaded)
+    assert report["checks"][-2:] == loaded
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [("load=1", "at byte 256"), ("load-error=1", "cuLaunchKernel: CUDA error 719")],
+)
+def test_a_fault_under_load_is_named_with_its_gpu(
+    run_check: RunCheck, fault: str, found: str
+) -> None:
+    report = run_check(fault, *LOAD)
+    assert failed(report) == [(cuda_judge.LOAD, SECOND)]
+    assert found in cuda_judge.failures(report)[0]
+
+
+@pytest.mark.parametrize(
+    "options", [("--load-seconds", "-1"), ("--load-order", "33"), ("--load-order", "0")]
+)
+def test_a_wrong_load_is_refused(options: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit):
+        cuda_check.parse(options)

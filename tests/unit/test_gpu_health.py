@@ -11,111 +11,71 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
-from ansible_collections.slipway.host.plugins.module_utils.gpu import health, health_check, xids
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    health,
+    health_check,
+    health_facts,
+    xids,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu.nvidia_smi import SmiError
 from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit,
     nvidia_driver,
 )
 
+from tests.contract.tree import ROOT, text
 from tests.unit.gpu_facts import facts
+from tests.unit.gpu_faults import (
+    FAULTS,
+    FIRST,
+    GPU,
+    LOG,
+    PAGE,
+    SECOND,
+    document,
+    gpu,
+    judge,
+    page,
+)
 from tests.unit.role_options import options
 
-RECORDINGS = Path(__file__).resolve().parents[3] / "shared/data/nvidia-smi"
-FIRST, SECOND = "0000:3b:00.0", "0000:86:00.0"
-# A healthy GPU in the form of driver 580, with the fields that are judged.
-BRAKE = "clocks_event_reason_hw_power_brake_slowdown"
-GPU = """
-<gpu id="{bus}">
-  <product_name>NVIDIA H100 80GB HBM3</product_name>
-  <mig_mode><current_mig>Disabled</current_mig><pending_mig>Disabled</pending_mig></mig_mode>
-  <gpu_recovery_action>None</gpu_recovery_action>
-  <pci><pci_gpu_link_info><link_widths>
-    <max_link_width>16x</max_link_width><current_link_width>16x</current_link_width>
-  </link_widths></pci_gpu_link_info></pci>
-  <clocks_event_reasons>
-    <clocks_event_reason_gpu_idle>Active</clocks_event_reason_gpu_idle>
-    <clocks_event_reason_sw_power_cap>Active</clocks_event_reason_sw_power_cap>
-    <clocks_event_reason_hw_slowdown>Not Active</clocks_event_reason_hw_slowdown>
-    <clocks_event_reason_hw_thermal_slowdown>Not Active</clocks_event_reason_hw_thermal_slowdown>
-    <BRAKE>Not Active</BRAKE>
-  </clocks_event_reasons>
-  <ecc_errors><volatile>
-    <sram_correctable>7</sram_correctable>
-    <sram_uncorrectable_parity>0</sram_uncorrectable_parity>
-    <dram_uncorrectable>0</dram_uncorrectable>
-  </volatile><aggregate><dram_uncorrectable>3</dram_uncorrectable></aggregate></ecc_errors>
-  <retired_pages>
-    <pending_blacklist>No</pending_blacklist><pending_retirement>No</pending_retirement>
-  </retired_pages>
-  <remapped_rows>
-    <remapped_row_corr>0</remapped_row_corr><remapped_row_unc>1</remapped_row_unc>
-    <remapped_row_pending>No</remapped_row_pending><remapped_row_failure>No</remapped_row_failure>
-  </remapped_rows>
-  <fabric><state>Completed</state><status>Success</status><health>
-    <summary>Healthy</summary><bandwidth>Full</bandwidth><route_unhealthy>False</route_unhealthy>
-  </health></fabric>
-</gpu>
-""".replace("BRAKE", BRAKE)
-
-
-def document(*gpus: str) -> str:
-    return (
-        '<?xml version="1.0"?><!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v13.dtd">'
-        f"<nvidia_smi_log><driver_version>580.95.05</driver_version>{''.join(gpus)}"
-        "</nvidia_smi_log>"
-    )
-
-
-def gpu(bus: str = "00000000:3B:00.0", old: str = "", new: str = "") -> str:
-    assert old in GPU
-    return GPU.replace(old, new, 1).replace("{bus}", bus) if old else GPU.replace("{bus}", bus)
+RECORDINGS = ROOT / "lab/nvidia_packages/nvidia-smi"
+(T4,) = health.own_gpus(facts("t4"))
 
 
 def test_a_healthy_host_has_no_finding() -> None:
     text = document(gpu(), gpu("00000000:86:00.0"))
-    assert health.judge_smi(text, [FIRST, SECOND]) == []
+    assert judge(text, [FIRST, SECOND]) == []
 
 
 @pytest.mark.parametrize("file", sorted(RECORDINGS.glob("*.xml")), ids=lambda file: file.stem)
 def test_recordings_of_healthy_gpus_have_no_fault(file: Path) -> None:
-    """The recorded T4 has half of its PCIe lanes: its cloud gives it no more."""
-    findings = health.judge_smi(file.read_text(encoding="utf-8"), [])
-    assert [one for one in findings if not one.warning] == []
+    """The recorded T4 has half of its PCIe lanes: its cloud gives it no more.
 
-
-FAULTS = [
-    ("<state>Completed", "<state>In Progress", "fabric: state 'In Progress'", "fabricmanager"),
-    ("<state>Completed", "<state>Not Started", "fabric: state 'Not Started'", "fabricmanager"),
-    ("<status>Success", "<status>Insufficient Resources", "'Insufficient Resources'", "reboot"),
-    ("<summary>Healthy", "<summary>Unhealthy", "health 'Unhealthy' (bandwidth Full)", "NVLink"),
-    ("<summary>Healthy", "<summary>Limited Capacity", "'Limited Capacity'", "NVLink"),
-    ("action>None", "action>Drain P2P", "recovery action 'Drain P2P'", "--gpu-reset -i 0000:3b"),
-    ("action>None", "action>GPU Reset", "recovery action 'GPU Reset'", "--gpu-reset"),
-    ("action>None", "action>Node Reboot", "recovery action 'Node Reboot'", "Reboot the host"),
-    ("parity>0", "parity>2", "2 uncorrectable memory errors", "--gpu-reset"),
-    ("<dram_uncorrectable>0", "<dram_uncorrectable>1", "1 uncorrectable memory", "--gpu-reset"),
-    ("failure>No", "failure>Yes", "replacement of a memory row failed", "replaced"),
-    ("row_pending>No", "row_pending>Yes", "row waits for its replacement", "--gpu-reset"),
-    ("retirement>No", "retirement>Yes", "page waits for its retirement", "--gpu-reset"),
-    ("blacklist>No", "blacklist>Yes", "page waits for its retirement", "--gpu-reset"),
-    ("thermal_slowdown>Not Active", "thermal_slowdown>Active", "too hot", "fans"),
-    ("brake_slowdown>Not Active", "brake_slowdown>Active", "power supply limits", "power supply"),
-    ("<current_link_width>16x", "<current_link_width>4x", "PCIe link is 4x wide", "seating"),
-    ("<pending_mig>Disabled", "<pending_mig>Enabled", "MIG mode is Disabled, after", "gpu-reset"),
-]
+    Somebody switched MIG on for the recorded A100 and had not reset it yet.
+    """
+    findings = judge(file.read_text(encoding="utf-8"), [])
+    faults = [one.found for one in findings if not one.warning]
+    mig = ["MIG mode is Disabled, after the next reset Enabled"]
+    assert faults == (mig if file.stem == "535-a100-mig" else [])
 
 
 @pytest.mark.parametrize(("old", "new", "found", "remedy"), FAULTS)
 def test_each_fault_is_one_finding_of_its_gpu(old: str, new: str, found: str, remedy: str) -> None:
     text = document(gpu(old=old, new=new), gpu("00000000:86:00.0"))
-    (finding,) = health.judge_smi(text, [FIRST, SECOND])
+    (finding,) = judge(text, [FIRST, SECOND])
     assert finding.where == FIRST
     assert found in finding.found
     assert finding.warning == ("PCIe link" in found)
     assert remedy in finding.remedy
-    assert str(finding).startswith(f"GPU {FIRST}: ")
+    ((is_warning, text),) = health.sentences([finding.as_data()])
+    assert is_warning == finding.warning
+    assert text.startswith(f"GPU {FIRST}: {finding.found}; expected ")
+
+
+def test_the_page_of_faults_is_what_the_tests_inject() -> None:
+    """Run ``PYTHONPATH=collections ./slipway run python -m tests.unit.gpu_faults`` to write it."""
+    assert text(PAGE) == page()
 
 
 def test_older_drivers_name_fields_otherwise() -> None:
@@ -125,7 +85,7 @@ def test_older_drivers_name_fields_otherwise() -> None:
     node = GPU[:start] + f"<ecc_errors>{counts}" + GPU[end:]
     node = node.replace("clocks_event_reason", "clocks_throttle_reason")
     node = node.replace("thermal_slowdown>Not Active", "thermal_slowdown>Active")
-    found = [str(one) for one in health.judge_smi(document(node.replace("{bus}", "0:3B:00.0")), [])]
+    found = [one.found for one in judge(document(node.replace("{bus}", "0:3B:00.0")), [])]
     assert len(found) == 2
     assert "4 uncorrectable memory errors" in found[0]
     assert "too hot" in found[1]
@@ -133,18 +93,20 @@ def test_older_drivers_name_fields_otherwise() -> None:
 
 def test_fields_that_a_gpu_does_not_report_are_no_fault() -> None:
     bare = '<gpu id="00000000:3B:00.0"><fabric><state>N/A</state></fabric></gpu>'
-    assert health.judge_smi(document(bare), [FIRST]) == []
+    assert judge(document(bare), [FIRST]) == []
 
 
 def test_a_gpu_that_the_driver_lacks_is_named() -> None:
-    (finding,) = health.judge_smi(document(gpu()), [FIRST, SECOND])
+    (finding,) = judge(document(gpu()), [FIRST, SECOND])
     assert finding.where == SECOND
     assert "the driver does not list it" in finding.found
 
 
 def test_other_output_is_an_error() -> None:
-    with pytest.raises(SmiError, match="No devices were found"):
-        health.judge_smi("No devices were found", [FIRST])
+    with pytest.raises(ValueError, match="No devices were found"):
+        health_facts.read_fields("No devices were found")
+    with pytest.raises(ValueError, match="found <html>"):
+        health_facts.read_fields("<html/>")
 
 
 @pytest.mark.parametrize(
@@ -153,32 +115,7 @@ def test_other_output_is_an_error() -> None:
 def test_missing_gpus_are_a_fault(expected: int, present: int, count: int) -> None:
     findings = health.judge_missing(expected, present)
     assert len(findings) == count
-    assert all(f"{present} GPUs are on the PCI bus" in str(one) for one in findings)
-
-
-# Lines of public reports; addresses, numbers and names were changed.
-LOG = [
-    ("NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', GPU has fallen off the bus.",
-     FIRST, "Xid 79: GPU has fallen off the bus"),
-    ("NVRM: Xid (PCI:0000:3b:00): 48, pid=1896, An uncorrectable double bit error",
-     FIRST, "Xid 48"),
-    ("NVRM: Xid (PCI:0000:3B:00): 63, pid=1896, Row Remapper: New row marked for remapping",
-     FIRST, "Xid 63"),
-    ("NVRM: Xid (0000:3b:00): 64, Dynamic Page Retirement: Fatal error, unable to retire page",
-     FIRST, "Xid 64"),
-    ("NVRM: Xid (PCI:0000:3b:00): 119, pid=77, name=python, Timeout after 6s of waiting for RPC",
-     FIRST, "Xid 119"),
-    ("NVRM: Xid (PCI:0000:3b:00): 74, pid=7, NVLink: fatal error detected on link 4", FIRST,
-     "Xid 74"),
-    ("NVRM: Xid (PCI:0000:3b:00): 149, NETIR_LINK_EVT Fatal XC0 i0 Link 05", FIRST, "Xid 149"),
-    ("NVRM: Xid (PCI:0000:3b:00): 154, GPU recovery action changed from 0x0 (None) to 0x2 (Node "
-     "Reboot Required)", FIRST, "asks for 'Node Reboot Required'"),
-    ("NVRM: API mismatch: the client has the version 580.95.05, but", "", "different versions"),
-    ("NVRM: GPU 0000:3b:00.0: RmInitAdapter failed! (0x24:0xffff:1423)", "", "cannot start a GPU"),
-    ("NVRM: This PCI I/O region assigned to your NVIDIA device is invalid:", "", "memory region"),
-    ("nvidia-nvswitch3: SXid (PCI:0000:3b:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", FIRST,
-     "20034 of an NVSwitch"),
-]  # fmt: skip
+    assert all(f"{present} GPUs are on the PCI bus" in one.found for one in findings)
 
 
 @pytest.mark.parametrize(("line", "where", "found"), LOG)
@@ -222,66 +159,150 @@ def test_every_xid_has_a_meaning_and_a_remedy() -> None:
     assert not {13, 31, 43, 45, 94, 154} & set(xids.FAULTS)
 
 
+def test_loading_the_driver_ends_its_earlier_messages() -> None:
+    lines = [
+        "NVRM: API mismatch: the client has the version 580.95.05, but",
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid=7, GPU has fallen off the bus.",
+        "NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.95.05",
+    ]
+    assert [one.where for one in health.judge_kernel_log(lines)] == [FIRST]
+
+
+def test_a_fabric_manager_of_another_version_is_a_fault() -> None:
+    host = facts("8xh100", recorded=8) | {}
+    host["gpu"] = {
+        **host["gpu"],
+        "loaded": "580.95.05",
+        "packages": {
+            "nvidia-fabricmanager-580": "580.95.05-1",
+            "libnvidia-compute-580": "580.95.05-1",
+        },
+    }
+    assert health.judge(host, {}) == []
+    host["gpu"]["packages"]["nvidia-fabricmanager-580"] = "580.82.07-1"
+    (finding,) = health.judge(host, {})
+    assert "nvidia-fabricmanager-580 has version 580.82.07" in finding.found
+    host["gpu"]["packages"]["libnvidia-compute-580"] = "580.82.07-1"
+    assert health.judge(host, {}) == []
+
+
+def test_an_old_driver_that_is_still_loaded_is_a_warning() -> None:
+    (finding,) = health.judge_smi({"status": 18, "output": "version mismatch"}, [FIRST])
+    assert finding.warning
+    assert "differ in version (version mismatch)" in finding.found
+
+
 # --- reading, on the host -----------------------------------------------------------------------
 
 
-def test_the_records_of_the_kernel_log_are_read(tmp_path: Path) -> None:
+def test_the_drivers_records_of_the_kernel_log_are_read(tmp_path: Path) -> None:
     log = tmp_path / "kmsg"
     log.write_text("6,0,1,-;Linux version 6.8\n SUBSYSTEM=pci\n4,1,2,c;NVRM: Xid; more\n")
-    assert health_check.read_kernel_log(str(log)) == ["Linux version 6.8", "NVRM: Xid; more"]
+    assert health_facts.read_log(str(log)) == (["NVRM: Xid; more"], True)
+
+
+def test_of_equal_faults_the_newest_is_kept() -> None:
+    old, new = (f"NVRM: Xid (PCI:0000:3b:00): 79, pid={pid}, off the bus" for pid in (1, 2))
+    other = "NVRM: Xid (PCI:0000:86:00): 79, pid=1, off the bus"
+    assert health_facts.newest([old, other, new]) == [other, new]
+    many = [f"NVRM: {number}" for number in range(2 * health_facts.MAX_LINES)]
+    assert health_facts.newest(many) == many[health_facts.MAX_LINES :]
 
 
 def test_the_journal_has_the_lines_that_the_kernel_dropped(
     tmp_path: Path, program: Callable[[str, str], None]
 ) -> None:
-    program("journalctl", "echo 'NVRM: old'")
+    program("journalctl", "echo 'NVRM: old'; echo other")
     log = tmp_path / "kmsg"
     log.write_text("6,900,1,-;NVRM: new\n")
-    assert health_check.read_kernel_log(str(log)) == ["NVRM: old", "NVRM: new"]
-    assert health_check.read_kernel_log(str(tmp_path / "none")) == ["NVRM: old"]
+    assert health_check.read_log(str(log)) == ["NVRM: old", "NVRM: new"]
+    assert health_check.read_log(str(tmp_path / "none")) == ["NVRM: old"]
+
+
+MOUNT = "36 35 98:0 /usr/lib/libcuda.so.{0} /usr/lib/x86_64-linux-gnu/libcuda.so.{0} rw - ext4 x rw"
+COMPAT = "36 35 0:1 /usr/local/cuda/compat/libcuda.so.600.1 /usr/lib/libcuda.so.600.1 rw - x x rw"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "found"),
+    [
+        ([MOUNT.format("580.95.05")], []),
+        ([MOUNT.format("570.86.15//deleted")], ["570.86.15"]),
+        ([MOUNT.format("1")], []),
+        ([COMPAT], []),
+        ([COMPAT, MOUNT.format("570.86.15")], ["570.86.15"]),
+        ([], []),
+    ],
+)
+def test_containers_with_older_libraries_are_found(
+    mounts: list[str], found: list[str], tmp_path: Path
+) -> None:
+    identifier = "f" * 64
+    task = tmp_path / "run/containerd/io.containerd.runtime.v2.task/moby" / identifier
+    for path, content in {
+        tmp_path / "sys/module/nvidia/version": "580.95.05\n",
+        task / "init.pid": "7",
+        tmp_path / "proc/7/mountinfo": "\n".join(["1 2 0:3 / / rw - x x rw", *mounts]),
+    }.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    named = [[identifier[:12], version] for version in found]
+    assert health_facts.ask_outdated(f"{tmp_path}/") == named
 
 
 @pytest.fixture
-def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_check, "read_kernel_log", list)
+def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the facts of a host with one GPU, two recorded, and a loaded driver."""
+    monkeypatch.setattr(health_check, "read_log", list)
+    given = facts("t4", recorded=2)
+    given["gpu"]["loaded"] = "580.95.05"
+    return given
 
 
-@pytest.mark.usefixtures("no_log")
+def smi(program: Callable[[str, str], None], folder: Path, old: str, new: str) -> None:
+    (folder / "sample.xml").write_text(document(gpu(f"0000{T4}", old, new)))
+    program("nvidia-smi", f"cat {folder / 'sample.xml'}")
+
+
 def test_all_faults_of_a_host_are_named_at_once(
-    program: Callable[[str, str], None], tmp_path: Path
+    program: Callable[[str, str], None], tmp_path: Path, host: dict[str, Any]
 ) -> None:
-    sample = tmp_path / "sample.xml"
-    sample.write_text(document(gpu(old="action>None", new="action>Node Reboot")))
-    program("nvidia-smi", f"cat {sample}")
-    with pytest.raises(ValueError, match=r"2 GPUs are on the PCI bus.*GPU 0000:86:00\.0.*Reboot"):
-        health_check.check([FIRST, SECOND], 3)
+    smi(program, tmp_path, "action>None", "action>Node Reboot")
+    with pytest.raises(ValueError, match=f"1 GPUs are on the PCI bus.*GPU {T4}.*Reboot"):
+        health_check.check(host)
 
 
-@pytest.mark.usefixtures("no_log")
 def test_a_healthy_host_passes_and_shows_warnings(
-    program: Callable[[str, str], None], tmp_path: Path
+    program: Callable[[str, str], None], tmp_path: Path, host: dict[str, Any]
 ) -> None:
-    sample = tmp_path / "sample.xml"
-    sample.write_text(document(gpu(old="<current_link_width>16x", new="<current_link_width>8x")))
-    program("nvidia-smi", f"cat {sample}")
-    assert health_check.check([FIRST], 1).startswith("No fault found. GPUs: 1. GPU 0000:3b")
+    host["gpu"]["recorded"] = 1
+    smi(program, tmp_path, "<current_link_width>16x", "<current_link_width>8x")
+    assert health_check.check(host).startswith(f"No fault found. GPUs: 1. GPU {T4}")
 
 
-@pytest.mark.usefixtures("no_log")
-def test_a_driver_that_does_not_answer_is_a_fault(program: Callable[[str, str], None]) -> None:
-    program("nvidia-smi", "echo 'Unable to determine the device handle'; exit 15")
-    with pytest.raises(ValueError, match="fallen off the bus"):
-        health_check.check([FIRST], 1)
-
-
-@pytest.mark.usefixtures("no_log")
-def test_a_missing_nvidia_smi_fails_only_where_the_role_installed_a_driver(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo 'Unable to determine the device handle'; exit 15", "fallen off the bus"),
+        ("echo 'Failed to initialize NVML'", "cannot parse nvidia-smi -q -x"),
+        ("exit 127", "nvidia-smi is missing"),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_a_fault(
+    script: str, found: str, program: Callable[[str, str], None], host: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert health_check.check([FIRST], 0) == "not run: no driver is installed"
-    with pytest.raises(ValueError, match="nvidia-smi is missing"):
-        health_check.check([FIRST], 1)
+    host["gpu"]["recorded"] = 1
+    program("nvidia-smi", script)
+    with pytest.raises(ValueError, match=found):
+        health_check.check(host)
+
+
+def test_a_driver_that_is_not_loaded_is_a_fault_only_where_the_role_recorded_gpus() -> None:
+    given = facts("t4", recorded=0)
+    assert health_check.check(given) == "not run: no driver is loaded"
+    given["gpu"]["recorded"] = 1
+    with pytest.raises(ValueError, match="no NVIDIA driver is loaded"):
+        health_check.check(given)
 
 
 # --- what the host had --------------------------------------------------------------------------

@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_judge, health_check
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    cuda_judge,
+    health,
+    health_check,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
@@ -147,7 +151,7 @@ def other_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prove(host: GpuHost, reload: bool = True) -> Mapping[str, Mapping[str, Any]]:
-    checks = host_verify.run_checks(smoke=False, daemon_reload=reload)
+    checks = host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=reload))
     return {check["what"]: check for check in checks}
 
 
@@ -159,7 +163,7 @@ def test_the_same_container_is_checked_before_and_after_the_reload(gpu_host: Gpu
         "also after systemctl daemon-reload"
     )
     run = f"docker run --rm --detach --network none --label {gpu_proof.LABEL}"
-    limits = "--memory-mib 64 --timeout 300"
+    limits = "--memory-mib 64 --timeout 308"
     on_host, *called = gpu_host.called()
     assert re.fullmatch(
         rf"python -I -S /\S+\.pyz --expect 0000:03:00.0,0000:04:00.0 {limits}", on_host
@@ -348,9 +352,13 @@ def test_a_program_of_something_declared_or_installed_is_missed(
             packages, "ask_packages", lambda names: dict.fromkeys(names, TOOLKIT_PACKAGES)
         )
     expected = {key: True} if declared else {}
-    assert host_verify.run_checks(False, False, expected)[0]["ok"]
+    assert host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=False), expected)[
+        0
+    ]["ok"]
     (gpu_host.folder / "programs" / missing).unlink()
-    results = host_verify.run_checks(False, False, expected)
+    results = host_verify.run_checks(
+        host_verify.Options(smoke=False, daemon_reload=False), expected
+    )
     (check,) = [check for check in results if not check["ok"]]
     assert check["what"] == what
     assert check["seen"].startswith(f"{missing} not found in ")
@@ -359,7 +367,10 @@ def test_a_program_of_something_declared_or_installed_is_missed(
 
 def test_gpus_are_not_tried_while_the_load_of_the_driver_waits(gpu_host: GpuHost) -> None:
     (gpu_host.folder / "programs/nvidia-smi").unlink()
-    results = host_verify.run_checks(False, False, {"driver": True, "waiting": ["nvidia_driver"]})
+    expected = {"driver": True, "waiting": ["nvidia_driver"]}
+    results = host_verify.run_checks(
+        host_verify.Options(smoke=False, daemon_reload=False), expected
+    )
     assert [check["what"] for check in results] == ["GPUs", "engine", host_verify.NETWORK]
     assert results[0]["seen"] == "not tried: the load of the installed driver waits"
     assert all(check["ok"] for check in results)
@@ -375,7 +386,7 @@ def test_a_host_without_gpus_has_no_check(
 def test_gpus_of_virtual_machines_are_not_counted(tmp_path: Path) -> None:
     tree = pci_tree.build(tmp_path / "vfio", pci_tree.MODELS["vfio-part"])
     facts = {**state_facts.ask_host(), "gpu": gpu_facts.ask_gpus(str(tree))}
-    assert len(gpu_proof.own_gpus(facts)) == 1
+    assert len(health.own_gpus(facts)) == 1
 
 
 def test_the_container_has_what_its_programs_need(gpu_host: GpuHost, tmp_path: Path) -> None:

@@ -70,6 +70,50 @@ def test_the_plan_says_what_it_disturbs() -> None:
     ]
 
 
+FAULT = {
+    "where": "0000:3b:00.0",
+    "found": "the driver asks for recovery action 'GPU Reset'",
+    "expected": "none",
+    "remedy": "Reset it: smi -i 0000:3b:00.0",
+    "warning": False,
+}
+NARROW = {
+    **FAULT,
+    "where": "",
+    "found": "PCIe link is 8x wide",
+    "expected": "16x",
+    "warning": True,
+    "remedy": "Check it",
+}
+
+
+def test_health_stands_beside_the_drift() -> None:
+    other = {**FAULT, "where": "0000:86:00.0", "remedy": "Reset it: smi -i 0000:86:00.0"}
+    found = {"gpu01": {**DRIFT, "health": [FAULT, NARROW, other]}}
+    rows = state_report.plan(found).splitlines()[-3:]
+    assert rows == [
+        "HOST   HEALTH   WHAT IS WRONG WITH GPUS, AND WHAT TO DO",
+        "gpu01  fault    GPU 0000:3b:00.0, 0000:86:00.0: the driver asks for recovery action "
+        "'GPU Reset'; expected none. Reset it: smi -i ADDRESS.",
+        "gpu01  warning  PCIe link is 8x wide; expected 16x. Check it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ({**DRIFT, "health": [FAULT]}, 4),
+        ({**DRIFT, "health": [NARROW]}, 2),
+        (entry(health=[FAULT]), 4),
+        (entry(health=[NARROW]), 0),
+        ({**IN_CONFLICT, "health": [FAULT]}, 3),
+        ({**DOWN, "health": [FAULT]}, 1),
+    ],
+)
+def test_faults_of_gpus_have_their_own_exit_status(host: dict[str, Any], status: int) -> None:
+    assert state_report.exit_status({"gpu01": host}) == status
+
+
 def test_the_summary_says_what_waits() -> None:
     waiting = entry(state="waiting", waiting=["restart of docker.service waits: ..."])
     assert state_report.summary({"gpu01": waiting}).splitlines()[1:] == [

@@ -63,6 +63,8 @@ SURVEYED = {
     "differences": {"docker_engine": [{}]},
     "conflicts": {},
     "consequences": [CONSEQUENCE],
+    "health": [],
+    "ansible_facts": {"slipway": {"kernel": "6.8", "apt_sources": []}},
     "urls": {},
 }
 IN_THE_WAY = {"ml_aliases": [{"kind": "links", "name": "ml", "reason": "ml: no.", "blocks": []}]}
@@ -156,6 +158,29 @@ def test_a_host_with_a_conflict_did_not_fail_and_is_not_done(waiting: list[str])
     assert entry["urls"] == urls
     assert "error" not in entry
     assert callback.lines[-1].endswith("gpu01  ml_aliases  ml: no.")
+
+
+FAULT = {
+    "where": "0000:3b:00.0",
+    "found": "Xid 79",
+    "expected": "none",
+    "remedy": "Reboot",
+    "warning": False,
+}
+
+
+def test_a_host_with_a_sick_gpu_is_neither_done_nor_failed() -> None:
+    callback = Callback()
+    run_site(callback)
+    callback.task_ends("gpu01", "slipway.host.survey", **{**SURVEYED, "health": [FAULT]})
+    callback.play_starts("Report faults of GPUs")
+    callback.task_ends("gpu01", "ansible.builtin.assert", failed=True, msg="1 faults of GPUs.")
+    assert callback.run_ends() == 0
+    entry = callback.report["gpu01"]
+    assert (entry["state"], entry["health"]) == ("fault", [FAULT])
+    assert callback.lines[-1].endswith(
+        "gpu01  fault   GPU 0000:3b:00.0: Xid 79; expected none. Reboot."
+    )
 
 
 def test_a_host_that_failed_before_stays_failed() -> None:

@@ -42,6 +42,7 @@ class Host:
         self.users_of_host: dict[str, Any] = {}
         self.apt = ""
         self.groups: list[list[str]] = []
+        self.health: dict[str, Any] = {}
         self.space: dict[str, int | None] = {}
 
     def __call__(self, _action: Any, question: dict[str, Any], reach: Any = ()) -> Any:
@@ -52,6 +53,8 @@ class Host:
             users = self.users_of_host or dict.fromkeys(question["users_of_host"])
             return {"facts": found, "users_of_host": users, "apt_simulations": simulated}
         answer = {key: dict.fromkeys(map(str, names)) for key, names in question.items()}
+        if "health" in question:
+            answer["health"] = self.health
         if "projects" in question:
             nothing: dict[str, Any] = {"containers": [], "record": None, "limits": []}
             answer["projects"] = dict.fromkeys(question["projects"], nothing)
@@ -117,6 +120,36 @@ def test_a_host_without_drift_joins_no_group(run: Run, host: Host) -> None:
     result = run(user_access_users=[], user_access_docker_exclusive=False)
     assert (result["drift"], result["differences"]) == ([], {})
     assert "add_group" not in result
+
+
+def test_a_sick_gpu_is_no_drift_and_the_host_joins_its_own_group(run: Run, host: Host) -> None:
+    gpu = {"loaded": "580.95.05", "recorded": 2}
+    host.known = [{**facts("t4", recorded=2), "root": True, "systemd": True}]
+    host.known[0]["gpu"].update(gpu)
+    host.health = {
+        "smi": {"status": 0, "gpus": {}},
+        "log": ["NVRM: Xid (PCI:0000:3b:00): 79, pid=7, off the bus\x1b"],
+    }
+    result = run(user_access_users=[], user_access_docker_exclusive=False)
+    assert result["differences"] == {}
+    assert host.groups == [["slipway_fault", "all"]]
+    missing, lost, logged = result["health"]
+    assert missing["found"] == "1 GPUs are on the PCI bus"
+    assert lost["found"] == "the GPU is on the PCI bus, but the driver does not list it"
+    assert (logged["where"], logged["warning"]) == ("0000:3b:00.0", False)
+    assert "Xid 79" in logged["found"]
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu"), [("none", {}), ("t4", {}), ("t4", {"recorded": 1, "loaded": ""})]
+)
+def test_nothing_is_asked_of_a_driver_that_is_not_loaded(
+    model: str, gpu: dict[str, Any], run: Run, host: Host
+) -> None:
+    host.known = [{**facts(model), "root": True, "systemd": True}]
+    host.known[0]["gpu"].update(gpu)
+    assert run(user_access_users=[])["health"] == []
+    assert all("health" not in asked for asked, _reach in host.asked)
 
 
 def test_with_remembered_facts_one_question_is_enough(run: Run, host: Host) -> None:
@@ -260,7 +293,9 @@ def test_a_conflict_stands_beside_the_drift(run: Run, host: Host) -> None:
     assert ("users", "bob") in {
         (one["kind"], one["name"]) for one in result["differences"]["user_access"]
     }
-    assert host.groups == [["slipway_drift_and_conflict", "slipway_drift", "slipway_conflict"]]
+    assert host.groups == [
+        ["slipway_drift_and_slipway_conflict", "slipway_drift", "slipway_conflict"]
+    ]
 
 
 def test_a_conflict_alone_is_no_work_for_a_role(run: Run, host: Host) -> None:

@@ -146,7 +146,10 @@ def test_a_container_of_compose_run_is_not_checked(
     once = container(port, port=1)
     once["Labels"]["com.docker.compose.oneoff"] = "True"
     engine(monkeypatch, containers=[once])
-    assert [check["what"] for check in host_verify.run_checks(False, False)] == ["engine", NETWORK]
+    assert [
+        check["what"]
+        for check in host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=False))
+    ] == ["engine", NETWORK]
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0"])
@@ -157,7 +160,7 @@ def test_a_service_that_answers_as_declared_is_proven(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     engine(monkeypatch, containers=[container(port, ip, **EXPECTED)])
-    proof = host_verify.run_checks(smoke=True, daemon_reload=True)
+    proof = host_verify.run_checks(host_verify.Options(smoke=True, daemon_reload=True))
     assert [check["what"] for check in proof] == ["engine", "service iris-api", NETWORK]
     assert all(check["ok"] for check in proof)
     assert '"prediction": "virginica"' in proof[1]["seen"]
@@ -178,7 +181,7 @@ def test_a_service_that_does_not_is_told_with_its_answer(
     monkeypatch: pytest.MonkeyPatch, port: int, proof: dict[str, Any], seen: str
 ) -> None:
     engine(monkeypatch, containers=[container(port, **proof)])
-    check = host_verify.run_checks(smoke=False, daemon_reload=True)[1]
+    check = host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=True))[1]
     assert not check["ok"]
     assert seen in check["seen"]
 
@@ -209,7 +212,7 @@ def test_a_door_opens_with_the_secret_alone(
     file = tmp_path / "token"
     file.write_text(secret)
     engine(monkeypatch, containers=[container(port, path=path, secret=str(file))])
-    check = host_verify.run_checks(smoke=False, daemon_reload=True)[1]
+    check = host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=True))[1]
     assert check["ok"] is ok
     assert seen in check["seen"]
     assert secret.strip() not in check["seen"]
@@ -220,7 +223,10 @@ def test_a_proxy_does_not_see_the_request(monkeypatch: pytest.MonkeyPatch, port:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     engine(monkeypatch, containers=[container(port, **EXPECTED)])
-    assert all(check["ok"] for check in host_verify.run_checks(smoke=False, daemon_reload=True))
+    assert all(
+        check["ok"]
+        for check in host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=True))
+    )
 
 
 def test_an_address_of_ipv6_is_one_of_a_url() -> None:
@@ -229,16 +235,19 @@ def test_an_address_of_ipv6_is_one_of_a_url() -> None:
 
 def test_a_service_that_is_down_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     engine(monkeypatch, containers=[container(1, **EXPECTED)])
-    assert "refused" in host_verify.run_checks(smoke=False, daemon_reload=True)[1]["seen"]
+    assert (
+        "refused"
+        in host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=True))[1]["seen"]
+    )
 
 
 def test_without_an_expectation_any_success_counts(
     monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
     engine(monkeypatch, containers=[container(port)])
-    assert host_verify.run_checks(smoke=False, daemon_reload=True)[1]["seen"].endswith(
-        "answered with success"
-    )
+    assert host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=True))[1][
+        "seen"
+    ].endswith("answered with success")
 
 
 def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +256,7 @@ def test_containers_of_others_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
         {"Id": "b", "Labels": None},
     ]
     engine(monkeypatch, containers=others)
-    assert len(host_verify.run_checks(smoke=True, daemon_reload=True)) == 2
+    assert len(host_verify.run_checks(host_verify.Options(smoke=True, daemon_reload=True))) == 2
 
 
 @pytest.mark.parametrize(
@@ -288,11 +297,11 @@ def test_the_smoke_test_of_each_recorded_image_runs(
 ) -> None:
     program("docker", 'echo "$*" >&2; exit 3')
     engine(monkeypatch, images=IMAGES)
-    proof = host_verify.run_checks(smoke=True, daemon_reload=True)
+    proof = host_verify.run_checks(host_verify.Options(smoke=True, daemon_reload=True))
     assert [check["what"] for check in proof] == ["engine", "image slipway/a:cpu", NETWORK]
     assert "exit status 3" in proof[1]["seen"]
     assert "--entrypoint sh sha256:a smoke.sh" in proof[1]["seen"]
-    assert len(host_verify.run_checks(smoke=False, daemon_reload=True)) == 2
+    assert len(host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=True))) == 2
 
 
 def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
@@ -309,7 +318,7 @@ def test_a_smoke_test_without_end_fails(program: Program) -> None:
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     install_engine(monkeypatch)
     monkeypatch.setattr(state_containers, "DOCKER_SOCKET", "/does/not/exist")
-    (check,) = host_verify.run_checks(smoke=True, daemon_reload=True)
+    (check,) = host_verify.run_checks(host_verify.Options(smoke=True, daemon_reload=True))
     assert not check["ok"]
     assert "No such file" in check["seen"]
 

@@ -297,7 +297,11 @@ def prepare(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
 
 def failures(**expected: Any) -> list[str]:
     return [
-        check["what"] for check in host_verify.run_checks(False, False, expected) if not check["ok"]
+        check["what"]
+        for check in host_verify.run_checks(
+            host_verify.Options(smoke=False, daemon_reload=False), expected
+        )
+        if not check["ok"]
     ]
 
 
@@ -356,9 +360,13 @@ def test_an_image_that_is_not_recorded_is_not_run(
     """Everybody who reaches the engine can give an image the tag and the labels of Slipway."""
     program("docker", "exit 3")
     prepare(monkeypatch, **{"/images/json": [{**IMAGE, "Id": "sha256:b"}]})
-    assert [check["what"] for check in host_verify.run_checks(True, False)][1:] == CHECKS
+    assert [
+        check["what"] for check in host_verify.run_checks(host_verify.Options(daemon_reload=False))
+    ][1:] == CHECKS
     record_image(records, "sha256:a")
-    assert [check["what"] for check in host_verify.run_checks(True, False)][1:] == CHECKS
+    assert [
+        check["what"] for check in host_verify.run_checks(host_verify.Options(daemon_reload=False))
+    ][1:] == CHECKS
     assert failures(images=["slipway/a:cpu"]) == ["image slipway/a:cpu"]
 
 
@@ -447,4 +455,4 @@ def test_the_declared_packages_and_users_are_checked(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(engine_users, "check_users", check)
     assert failures(packages=["docker.io"], docker_users=["ada"]) == []
     assert asked == [["docker.io"], ["ada"]]
-    json.dumps(host_verify.run_checks(False, False))
+    json.dumps(host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=False)))

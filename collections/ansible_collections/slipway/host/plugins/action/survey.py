@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
@@ -36,8 +37,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "expect_no_drift": {"type": "bool", "default": False},
     "fail_on_conflict": {"type": "bool", "default": False},
 }
-DRIFT_GROUP, CONFLICT_GROUP = "slipway_drift", "slipway_conflict"
-BOTH_GROUPS = "slipway_drift_and_conflict"
+DRIFT_GROUP, CONFLICT_GROUP, FAULT_GROUP = "slipway_drift", "slipway_conflict", "slipway_fault"
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
 DRIVER = "nvidia_driver"
@@ -97,7 +97,9 @@ class ActionModule(ActionBase):
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
         if drifted:
             refuse_full(answer, self._end())
-        self._join_groups(result, bool(drifted), bool(conflicts))
+        health = gpu_health.judge(facts, answer)
+        faults = [finding for finding in health if not finding.warning]
+        self._join_groups(result, drifted, conflicts, faults)
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
@@ -107,16 +109,10 @@ class ActionModule(ActionBase):
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
             declared=declare(owned, compared, waiting),
+            health=[finding.as_data() for finding in health],
             information=engine.information(list(owned.values()), answer, kinds.ALL),
-            differences={
-                name: [vars(difference) for difference in differences]
-                for name, differences in drift.items()
-                if differences
-            },
-            conflicts={
-                name: [vars(conflict) for conflict in several]
-                for name, several in conflicts.items()
-            },
+            differences=as_data(drift),
+            conflicts=as_data(conflicts),
         )
         return result
 
@@ -169,7 +165,7 @@ class ActionModule(ActionBase):
             refuse_unsupported(owned, self._end())
             question = engine.question(list(owned.values()), kinds.ALL)
             question["space"] = [*space.TEMPORARY, *space.WRITTEN]
-            answer = ask_host.ask(self, question)
+            answer = ask_host.ask(self, {**question, **gpu_health.question(facts)})
             used = facts
             if is_same_host(answer["facts"], used):
                 break
@@ -248,17 +244,26 @@ class ActionModule(ActionBase):
         """Return the end of an error; before the last survey, roles may have changed the host."""
         return "." if self._task.args.get("expect_no_drift") else ". Nothing was changed."
 
-    def _join_groups(self, result: dict[str, Any], drift: bool, conflict: bool) -> None:
+    def _join_groups(
+        self, result: dict[str, Any], drifted: Sized, conflicts: Sized, faults: Sized
+    ) -> None:
         """Add the host to the groups of the plays that follow."""
-        parents = [DRIFT_GROUP] * drift + [CONFLICT_GROUP] * conflict
+        found = {DRIFT_GROUP: drifted, CONFLICT_GROUP: conflicts, FAULT_GROUP: faults}
+        parents = [name for name, several in found.items() if several]
         if not parents:
             return
         # A task can add a host to one group only, and that group to several parents.
-        group = BOTH_GROUPS if len(parents) > 1 else parents.pop()
+        group = "_and_".join(parents)
+        above = parents if len(parents) > 1 else ["all"]
         # ansible-core 2.19 and 2.20 read the group from the result, as for group_by.
-        result.update(add_group=group, parent_groups=parents or ["all"])
+        result.update(add_group=group, parent_groups=above)
         if hasattr(self, "add_group"):  # 2.21 and later
-            self.add_group(group, parent_group_names=parents or ["all"])
+            self.add_group(group, parent_group_names=above)
+
+
+def as_data(found: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the differences or conflicts of roles as plain mappings, only of roles with any."""
+    return {name: [vars(one) for one in several] for name, several in found.items() if several}
 
 
 def refuse_full(answer: model.Answer, end: str) -> None:

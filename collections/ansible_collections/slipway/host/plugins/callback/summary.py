@@ -30,6 +30,7 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.slipway.host.plugins.module_utils.host import acceptance
 from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
@@ -60,9 +61,10 @@ NO_TASKS = (
 )
 # The first play of site.yml that changes hosts.
 CHANGES = "Apply roles to hosts with drift"
-# The play that fails the hosts with conflicts.
-CONFLICTS = "Report conflicts"
+# The plays that fail hosts on which everything else is done.
+LAST_PLAYS = {"Report conflicts": report.CONFLICT, "Report faults of GPUs": report.FAULT}
 SURVEY = ("slipway.host.survey", "survey")
+VERIFY = ("slipway.host.verify", "verify")
 
 
 class CallbackModule(CallbackBase):
@@ -90,6 +92,9 @@ class CallbackModule(CallbackBase):
             "information": [],
             "conflicts": {},
             "consequences": [],
+            "health": [],
+            "checks": [],
+            "system": {},
             "waiting": [],
             "urls": {},
             "notes": [],
@@ -123,6 +128,9 @@ class CallbackModule(CallbackBase):
             # A role may have met more conflicts, or made what was missing.
             entry["conflicts"] = answer["conflicts"]
             entry["urls"] = answer["urls"]
+            entry["health"] = answer["health"]
+            facts = answer["ansible_facts"]["slipway"]
+            entry["system"] = {key: facts[key] for key in acceptance.SYSTEM if key in facts}
             if is_first:
                 # The survey after the roles finds no drift or fails.
                 entry["differences"] = answer["differences"]
@@ -130,9 +138,15 @@ class CallbackModule(CallbackBase):
                 entry["information"] = answer.get("information", [])
                 if answer["differences"]:
                     entry["state"] = report.DRIFT
+        self._record_checks(result)
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
         self._record_waiting(host, answer.get("slipway_waiting", ()))
+
+    def _record_checks(self, result: Any) -> None:
+        """Record the acceptance checks of a host, passed or failed."""
+        if result.task.action in VERIFY and result.host.name in self.report:
+            self._entry(result.host.name)["checks"] = result.result.get("checks", [])
 
     def _record_waiting(self, host: str, sentences: Iterable[str]) -> None:
         """Record why changes of a host wait; a role that runs twice says it twice."""
@@ -146,8 +160,9 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Record the first error of a host."""
-        if not ignore_errors and self.play == CONFLICTS:
-            self._entry(result.host.name)["state"] = report.CONFLICT
+        self._record_checks(result)
+        if not ignore_errors and self.play in LAST_PLAYS:
+            self._entry(result.host.name)["state"] = LAST_PLAYS[self.play]
         elif not ignore_errors:
             self._record_error(result, report.FAILED)
 

@@ -15,7 +15,7 @@ description:
   - Compares digests of files, the status of dpkg, unit states, the content of images with the
     record of the host, and containers by what the engine reports.
   - A host with drift joins the group C(slipway_drift) for the plays that follow, a host with
-    conflicts the group C(slipway_conflict).
+    conflicts the group C(slipway_conflict), a host with faults of GPUs the group C(slipway_fault).
   - A conflict is something in the way of one owned thing, about which a person must decide. The
     owned thing is then no drift, and neither is what needs it.
   - If the repair of the drift can disturb users, asks the host a second time which users.
@@ -104,6 +104,19 @@ consequences:
     - kind: container
       name: train
       effect: would stop (owner alice, image pytorch:gpu, uses a GPU)
+health:
+  description:
+    - Faults of the GPUs of a host with a loaded driver, from C(nvidia-smi) and the kernel log. They
+      are no drift. C(where) is a PCI address or empty. A fault with C(warning) may be intended.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - where: "0000:3b:00.0"
+      found: the driver asks for recovery action 'GPU Reset'
+      expected: none
+      remedy: "End all work on the GPU, then reset it: nvidia-smi --gpu-reset -i 0000:3b:00.0"
+      warning: false
 declared:
   description: What the roles declare, for the option O(slipway.host.verify#module:declared).
   returned: always

@@ -23,6 +23,19 @@ description:
     engine does not know of, and the same container must still list the GPUs.
   - Does not change the host. Checks run in containers that are removed afterwards.
 options:
+  level:
+    description:
+      - C(quick) leaves out the smoke tests of images, C(full) tests 1 GiB of memory of each GPU
+        instead of 64 MiB.
+    type: str
+    choices: [quick, normal, full]
+    default: normal
+  burn_in:
+    description:
+      - Minutes during which all GPUs multiply matrices on the host. Temperature, clock and power
+        are recorded; a wrong result, and a fault that a GPU reports under load, fails the check.
+    type: int
+    default: 0
   smoke:
     description: Run the smoke tests of images.
     type: bool
@@ -78,6 +91,31 @@ checks:
     seen:
       description: Result of the check, or the reason of the failure.
       type: str
+    id:
+      description: Kind of the check, such as C(gpu-health).
+      type: str
+    status:
+      description: C(passed), C(failed), or C(not_run) if the check does not apply to the host.
+      type: str
+    found:
+      description: What was found.
+      type: str
+    expected:
+      description: What was expected.
+      type: str
+    remedy:
+      description: What to do; empty for a check that passed.
+      type: str
+    seconds:
+      description: Duration.
+      type: float
+    stand_in:
+      description: Whether a part of the check was simulated.
+      type: bool
+    others:
+      description: IDs of the requirements of NVIDIA's list for bare-metal hosts that it covers.
+      type: list
+      elements: str
 report:
   description: The checks as lines for a person.
   returned: on success
@@ -96,6 +134,8 @@ from ansible_collections.slipway.host.plugins.module_utils.host import verify
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, Any] = {
+    "level": {"type": "str", "choices": list(verify.LEVELS), "default": verify.NORMAL},
+    "burn_in": {"type": "int", "default": 0},
     "smoke": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
     "data_digests": {"type": "bool", "default": False},
@@ -113,7 +153,15 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     reload = module.params["daemon_reload"] and not module.check_mode
     given = module.params
-    checks = verify.run_checks(given["smoke"], reload, given["declared"], given["data_digests"])
+    if not 0 <= given["burn_in"] <= verify.MAX_BURN_IN:
+        module.fail_json(
+            msg=f"burn_in: found {given['burn_in']}; expected minutes from 0 to "
+            f"{verify.MAX_BURN_IN}. Set another number."
+        )
+    options = verify.Options(
+        given["level"], given["smoke"], reload, given["burn_in"], given["data_digests"]
+    )
+    checks = verify.run_checks(options, given["declared"])
     failed = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
     if failed:
         module.fail_json(msg="; ".join(failed), checks=checks)

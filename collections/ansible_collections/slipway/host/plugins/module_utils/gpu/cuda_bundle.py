@@ -21,10 +21,11 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_errors,
     cuda_judge,
     cuda_kernels,
+    cuda_load,
     cuda_run,
 )
 
-PARTS = (cuda_check, cuda_driver, cuda_errors, cuda_judge, cuda_kernels, cuda_run)
+PARTS = (cuda_check, cuda_driver, cuda_errors, cuda_judge, cuda_kernels, cuda_load, cuda_run)
 # The time of each entry, so that the same sources make the same bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MAIN = "import sys\nfrom {package} import cuda_check\nsys.exit(cuda_check.main(sys.argv[1:]))\n"

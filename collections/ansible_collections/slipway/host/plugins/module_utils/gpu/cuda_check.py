@@ -4,7 +4,7 @@
 """Compute on every NVIDIA GPU with only the driver, and print the result as JSON.
 
 Usage: python3 cuda_check.py [--expect NUMBER|ADDRESSES] [--memory-mib N] [--timeout S]
-                             [--container] [--all-pairs]
+                             [--container] [--all-pairs] [--load-seconds S] [--load-order N]
 
 Exit status: 0 every check passed, 1 a check failed, 2 wrong usage. The checks run in a process of
 their own, which is killed at the time limit: a driver can hang. Needs Python 3.8 and its standard
@@ -33,6 +33,7 @@ if not __package__ and Path(__file__).is_file():
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_judge,
+    cuda_kernels,
     cuda_run,
 )
 
@@ -201,9 +202,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     usage.add_argument(
         "--all-pairs", action="store_true", help="copy between all pairs of GPUs, not in a ring"
     )
+    usage.add_argument(
+        "--load-seconds", type=float, default=0, help="load all GPUs at the end (default 0: no)"
+    )
+    usage.add_argument(
+        "--load-order",
+        type=int,
+        default=cuda_kernels.LOAD_ORDER,
+        help=f"order of the load's matrices (default {cuda_kernels.LOAD_ORDER})",
+    )
     options = usage.parse_args(arguments)
     if not 1 <= options.memory_mib <= MAX_MEMORY_MIB:
         usage.error(f"--memory-mib {options.memory_mib}; expected 1 to {MAX_MEMORY_MIB}")
+    period = cuda_kernels.LEFT_PERIOD
+    if options.load_order not in range(period, cuda_kernels.MAX_LOAD_ORDER + 1, period):
+        usage.error(f"--load-order {options.load_order}; expected a multiple of {period}")
+    if options.load_seconds < 0:
+        usage.error(f"--load-seconds {options.load_seconds:g}; expected 0 or more")
     if not options.timeout > 0:
         usage.error(f"--timeout {options.timeout:g}; expected more than 0")
     return options
@@ -217,8 +232,15 @@ def main(arguments: Sequence[str]) -> int:
         number = options.expect.isdigit()
         expected = int(options.expect) if number else options.expect.lower().split(",")
     memory = options.memory_mib << 20
-    checks = cuda_run.Options(expected, memory, options.container, options.all_pairs)
-    report = supervise(checks, options.timeout)
+    checks = cuda_run.Options(
+        expected,
+        memory,
+        options.container,
+        options.all_pairs,
+        options.load_seconds,
+        options.load_order,
+    )
+    report = supervise(checks, options.timeout + options.load_seconds)
     print(json.dumps(report, indent=2))
     return 0 if report["ok"] else 1
 

@@ -24,6 +24,7 @@ CONTEXT, COMPILE, SUM, PRODUCT = (
     "gpu-matrix-product",
 )
 MEMORY, COPY, PEER_COPY = "gpu-memory", "gpu-copy", "gpu-peer-copy"
+LOAD = "gpu-load"
 TIME_LIMIT, PROCESS = "time-limit", "check-process"
 # In the order in which the checks run.
 DRIVER_CHECKS = (LIBRARY, INIT, COUNT)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
+from collections.abc import Callable
 from functools import lru_cache
 from operator import mul
 
@@ -29,6 +30,11 @@ HIGH_FACTOR = 0x85EBCA77
 FILL_PATTERNS = (0xA5A5A5A5, 0x5A5A5A5A)
 VECTOR_WORDS = 1 << 20
 MATRIX_ORDER = 128
+# After so many rows and columns the numbers of the matrices repeat.
+LEFT_PERIOD, RIGHT_PERIOD = 32, 16
+# Large enough to keep a GPU busy; the product's largest number stays below 2**24.
+LOAD_ORDER = 2048
+MAX_LOAD_ORDER = 8192
 
 FILL, SUM, PRODUCT = "slipway_fill_addresses", "slipway_vector_sum", "slipway_matrix_product"
 
@@ -186,11 +192,49 @@ def matrices() -> tuple[bytes, bytes, bytes]:
     The numbers are integers below 32 and 16, so every partial sum is below 2**24 and exact.
     """
     order = range(MATRIX_ORDER)
-    left = [[float((3 * row + 5 * column) % 32) for column in order] for row in order]
-    right = [[float((7 * row + column) % 16) for column in order] for row in order]
+    left = [[float(_left(row, column)) for column in order] for row in order]
+    right = [[float(_right(row, column)) for column in order] for row in order]
     columns = list(zip(*right))
     product = [[sum(map(mul, row, column)) for column in columns] for row in left]
     return _floats(left), _floats(right), _floats(product)
+
+
+def load_matrices(order: int) -> tuple[bytes, bytes, bytes]:
+    """Return two square matrices of an ORDER, a multiple of 32, and their product.
+
+    Their numbers are those of :func:`matrices`. They repeat after LEFT_PERIOD rows and columns of
+    the left one and RIGHT_PERIOD of the right one, and so do those of the product.
+    """
+    terms = [
+        [
+            sum(_left(row, k) * _right(k, column) for k in range(LEFT_PERIOD))
+            for column in range(RIGHT_PERIOD)
+        ]
+        for row in range(LEFT_PERIOD)
+    ]
+    times = order // LEFT_PERIOD
+    left = _rows(order, LEFT_PERIOD, _left)
+    right = _rows(order, RIGHT_PERIOD, _right)
+    product = _rows(order, LEFT_PERIOD, lambda row, at: times * terms[row][at % RIGHT_PERIOD])
+    return left, right, product
+
+
+def _left(row: int, column: int) -> int:
+    return (3 * row + 5 * column) % LEFT_PERIOD
+
+
+def _right(row: int, column: int) -> int:
+    return (7 * row + column) % RIGHT_PERIOD
+
+
+def _rows(order: int, period: int, number: Callable[[int, int], int]) -> bytes:
+    """Return a square matrix of an ORDER whose rows and columns repeat after a PERIOD."""
+    rows = [
+        _little_endian(array("f", (float(number(row, column)) for column in range(period))))
+        * (order // period)
+        for row in range(period)
+    ]
+    return b"".join(rows) * (order // period)
 
 
 def first_difference(expected: bytes, result: bytes) -> int:

@@ -18,7 +18,11 @@ from functools import lru_cache
 # Python 3.8 cannot index the built-in types of the alias Message.
 from typing import Any, Dict, Tuple
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_judge, cuda_kernels
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    cuda_judge,
+    cuda_kernels,
+    cuda_load,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu.cuda_driver import (
     THREADS,
     CudaCallError,
@@ -42,12 +46,17 @@ RESERVED_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Options:
-    """What to check: the GPUs expected (a number, or PCI addresses), memory in bytes per GPU."""
+    """What to check: the GPUs expected (a number, or PCI addresses), memory in bytes per GPU.
+
+    ``load_seconds`` is the duration of the load at the end; 0 leaves it out.
+    """
 
     expected: int | list[str]
     memory_bytes: int
     in_container: bool
     all_pairs: bool = False
+    load_seconds: float = 0.0
+    load_order: int = cuda_kernels.LOAD_ORDER
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ def _driver(driver: Driver, options: Options) -> Iterator[Message]:
     for gpu, device in described:
         yield from _gpu(Opened(gpu, device), options, opened)
     yield from _pairs(opened, options)
+    yield from _load(opened, options)
     for entry in opened:
         with suppress(CudaCallError):
             entry.device.close()
@@ -289,6 +299,21 @@ def _pairs(opened: Sequence[Opened], options: Options) -> Iterator[Message]:
             return
         yield _check(check, started)
         yield "copy", copy
+
+
+def _load(opened: Sequence[Opened], options: Options) -> Iterator[Message]:
+    """Load all GPUs at the same time."""
+    if not (opened and options.load_seconds):
+        return
+    yield _step(cuda_judge.LOAD)
+    started = time.monotonic()
+    devices = {entry.gpu.address: entry.device for entry in opened}
+    results = cuda_load.run(devices, options.load_seconds, options.load_order)
+    for address, result in results.items():
+        if isinstance(result, CudaCallError):
+            yield _check(_failure(cuda_judge.LOAD, result, options, address), started)
+        else:
+            yield "check", asdict(result)
 
 
 def _peer_copy(source: Opened, target: Opened, size: int) -> tuple[Check, dict[str, Any]]:

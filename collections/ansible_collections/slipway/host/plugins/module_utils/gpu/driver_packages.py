@@ -47,7 +47,7 @@ def _is_installed_driver(name: str, version: str) -> bool:
     Their names start alike. So a package must have a driver version or a known name.
     """
     is_known = name in _OWN_VERSION or name.startswith(("linux-", "nvidia-driver-pinning-"))
-    return is_driver_package(name) and (is_known or bool(_driver_version(version)))
+    return is_driver_package(name) and (is_known or bool(driver_version(version)))
 
 
 def has_driver_version(name: str) -> bool:
@@ -60,7 +60,8 @@ def has_driver_version(name: str) -> bool:
     )
 
 
-def _driver_version(version: str) -> str:
+def driver_version(version: str) -> str:
+    """Return the driver's version in the VERSION of a package, empty if it has none."""
     match = _PACKAGE_VERSION.match(version)
     return match[1] if match else ""
 
@@ -73,7 +74,7 @@ def set_versions(present: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the driver versions of the installed packages, each with its packages."""
     versions: dict[str, list[str]] = {}
     for name, version in sorted(present.items()):
-        if has_driver_version(name) and (upstream := _driver_version(version)):
+        if has_driver_version(name) and (upstream := driver_version(version)):
             versions.setdefault(upstream, []).append(name)
     return versions
 
@@ -121,7 +122,7 @@ def target_version(
 
 
 def _is_at_version(name: str, present: Mapping[str, str], version: str) -> bool:
-    return name in present and _driver_version(present[name]) in ("", version)
+    return name in present and driver_version(present[name]) in ("", version)
 
 
 def declare_packages(

@@ -2,30 +2,38 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Judge the health of GPUs: what is wrong with hardware or driver although nothing drifted.
 
-Pure functions: they judge what ``nvidia-smi -q -x`` and the kernel log say. A field that the driver
-does not report is never a fault. Sources of the rules: NVIDIA's manuals of nvidia-smi, its Xid
-catalog, its GPU debug guidelines, and the manual of the fabric manager, read 2026-11.
+Pure functions: they judge what :mod:`gpu.health_facts` read from nvidia-smi and the kernel log. A
+field that the driver does not report is never a fault. Sources of the rules: NVIDIA's manuals of
+nvidia-smi, its Xid catalog, its GPU debug guidelines, and the manual of the fabric manager, read
+2026-11.
 
 Private to the collection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from typing import Any, TypeAlias
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import xids
-from ansible_collections.slipway.host.plugins.module_utils.gpu.nvidia_smi import (
-    read_document,
-    read_value,
-    sysfs_address,
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    driver_packages,
+    health_facts,
+    nvidia_smi,
+    xids,
 )
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
+from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 FABRIC_MANAGER = (
     "Check the fabric manager: systemctl status nvidia-fabricmanager; its version must be the "
     "driver's. Then reboot the host"
 )
+FABRIC_MANAGER_PACKAGE = "nvidia-fabricmanager"
+VERSIONS = "Run site.yml, which installs the fabric manager of the driver's version"
+UNANSWERED = "Read the kernel log: journalctl -k --grep 'NVRM|Xid'. Then reboot the host"
 COOLING = "Check fans, air flow and power supply of the host"
 
 
@@ -43,22 +51,88 @@ class Finding:
     warning: bool = False
 
     def __str__(self) -> str:
-        """Return the finding as sentences for a person."""
-        prefix = f"GPU {self.where}: " if self.where else ""
-        return f"{prefix}{self.found}; expected {self.expected}. {self.remedy}."
+        """Return the finding as a sentence for a person."""
+        return sentences([self.as_data()])[0][1]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the finding as a mapping that is safe for a terminal."""
+        return {
+            name: escape_control(value) if isinstance(value, str) else value
+            for name, value in vars(self).items()
+        }
 
 
-Judge = Callable[[ElementTree.Element], "tuple[str, str, str] | None"]
+# The fields of one GPU, see health_facts.FIELDS.
+Fields: TypeAlias = "Mapping[str, str]"
+# A finding as data: the keys are the fields of Finding.
+Data: TypeAlias = "Mapping[str, Any]"
+Judge: TypeAlias = "Callable[[Fields], tuple[str, str, str] | None]"
 
 
-def judge_smi(text: str, addresses: Sequence[str]) -> list[Finding]:
-    """Return the faults in the output of ``nvidia-smi -q -x``.
+def sentences(findings: Iterable[Data]) -> list[tuple[bool, str]]:
+    """Return for each different finding whether it is a warning, and a sentence with its GPUs."""
+    where: dict[tuple[bool, str], list[str]] = {}
+    for one in findings:
+        text = f"{one['found']}; expected {one['expected']}. {one['remedy']}."
+        if one["where"]:
+            text = text.replace(one["where"], "ADDRESS")
+        where.setdefault((one["warning"], text), []).append(one["where"])
+    return [(warning, _with_gpus(text, gpus)) for (warning, text), gpus in where.items()]
 
-    ADDRESSES are the PCI addresses of the GPUs that the host uses. Raise SmiError if the text has
-    another form.
+
+def _with_gpus(text: str, addresses: Sequence[str]) -> str:
+    if not any(addresses):
+        return text
+    if len(addresses) == 1:
+        text = text.replace("ADDRESS", addresses[0])
+    return f"GPU {', '.join(addresses)}: {text}"
+
+
+def own_gpus(facts: Mapping[str, Any]) -> list[str]:
+    """Return the PCI addresses of the GPUs that the host itself uses, from its FACTS."""
+    gpus = gpu_host.host_facts(facts).gpus
+    return [gpu.address for gpu in gpus if skip_reason(gpu) is None]
+
+
+def question(facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what the survey asks a host for, nothing if the host never had a GPU.
+
+    Before the first driver is loaded there is nothing to judge; nvidia-smi would even load it.
     """
-    root = read_document(text)
-    nodes = {sysfs_address(node.get("id", "")): node for node in root.iter("gpu") if node.get("id")}
+    if not gpu_host.has_gpu(facts) or gpu_host.loaded(facts) is None:
+        return {}
+    return {"health": ["containers", "log", "smi"]}
+
+
+def judge(facts: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Finding]:
+    """Return the faults of a host, from its FACTS and its answer to :func:`question`."""
+    addresses = own_gpus(facts)
+    findings = judge_missing(gpu_host.recorded(facts), len(addresses))
+    health = answer.get("health") or {}
+    if addresses and "smi" in health:
+        findings += judge_smi(health["smi"], addresses)
+    findings += judge_fabric_manager(facts)
+    findings += [_judge_container(*one) for one in health.get("containers", ())]
+    return findings + judge_kernel_log(health.get("log", ()))
+
+
+def _judge_container(name: str, version: str) -> Finding:
+    return Finding(
+        "",
+        f"container {name} uses the libraries of driver {version}",
+        "those of the loaded driver",
+        f"Restart the container: docker restart {name}",
+    )
+
+
+def judge_smi(smi: Mapping[str, Any], addresses: Sequence[str]) -> list[Finding]:
+    """Return the faults in the answer of nvidia-smi, see ``health_facts.ask_smi``.
+
+    ADDRESSES are the PCI addresses of the GPUs that the host uses.
+    """
+    if "gpus" not in smi:
+        return [_judge_failure(smi)]
+    nodes = {nvidia_smi.sysfs_address(bus): fields for bus, fields in smi["gpus"].items()}
     findings = [
         Finding(
             address,
@@ -69,14 +143,48 @@ def judge_smi(text: str, addresses: Sequence[str]) -> list[Finding]:
         for address in addresses
         if address not in nodes
     ]
-    for address, node in nodes.items():
+    for address, fields in nodes.items():
+        known = {path: text for path, text in fields.items() if nvidia_smi.is_value(text)}
         findings += [
             Finding(address, found, expected, remedy.format(gpu=address), judge in _WARNINGS)
             for judge in (*_JUDGES, *_WARNINGS)
-            if (fault := judge(node))
+            if (fault := judge(known))
             for found, expected, remedy in [fault]
         ]
     return findings
+
+
+def _judge_failure(smi: Mapping[str, Any]) -> Finding:
+    """Return the fault of an nvidia-smi that did not list the GPUs."""
+    if smi["status"] == health_facts.NO_PROGRAM:
+        return Finding(
+            "", "nvidia-smi is missing", "it beside a loaded driver", "Run site.yml to install it"
+        )
+    found = smi["output"]
+    if smi["status"]:
+        found = nvidia_smi.failure(smi["status"], found)
+    # After an upgrade the old driver stays loaded while it is in use: drift that may wait.
+    is_old = smi["status"] == nvidia_smi.OTHER_VERSION
+    return Finding("", found, "a list of the GPUs", UNANSWERED, is_old)
+
+
+def judge_fabric_manager(facts: Mapping[str, Any]) -> list[Finding]:
+    """Return a fault if the fabric manager has another version than the rest of the driver.
+
+    After an upgrade, all of them may wait for the load of the new driver.
+    """
+    versions = {
+        name: driver_packages.driver_version(version)
+        for name, version in driver_packages.installed_driver_packages(facts).items()
+        if driver_packages.has_driver_version(name)
+    }
+    managers = [name for name in versions if name.startswith(FABRIC_MANAGER_PACKAGE)]
+    others = sorted({version for name, version in versions.items() if name not in managers})
+    return [
+        Finding("", f"{name} has version {versions[name]}", " or ".join(others), VERSIONS)
+        for name in sorted(managers)
+        if others and versions[name] not in others
+    ]
 
 
 def judge_kernel_log(lines: Iterable[str]) -> list[Finding]:
@@ -104,8 +212,8 @@ def judge_missing(expected: int, present: int) -> list[Finding]:
     ]
 
 
-def _fabric(node: ElementTree.Element) -> tuple[str, str, str] | None:
-    state, status = read_value(node, "fabric/state"), read_value(node, "fabric/status")
+def _fabric(fields: Fields) -> tuple[str, str, str] | None:
+    state, status = fields.get("fabric/state"), fields.get("fabric/status")
     if state is None:
         return None
     if state != "Completed":
@@ -115,71 +223,74 @@ def _fabric(node: ElementTree.Element) -> tuple[str, str, str] | None:
     return None
 
 
-def _fabric_health(node: ElementTree.Element) -> tuple[str, str, str] | None:
-    summary = read_value(node, "fabric/health/summary")
+def _fabric_health(fields: Fields) -> tuple[str, str, str] | None:
+    summary = fields.get("fabric/health/summary")
     if summary in (None, "Healthy"):
         return None
+    path = "fabric/health/"
     parts = [
-        f"{child.tag} {child.text.strip()}"
-        for child in node.iterfind("fabric/health/*")
-        if child.tag != "summary"
-        and child.text
-        and child.text.strip() not in ("N/A", "False", "No")
+        f"{name.removeprefix(path)} {value}"
+        for name, value in fields.items()
+        if name.startswith(path) and name != f"{path}summary" and value not in ("False", "No")
     ]
     details = f" ({', '.join(parts)})" if parts else ""
     return f"NVLink fabric: health '{summary}'{details}", "'Healthy'", xids.LINKS
 
 
-def _recovery(node: ElementTree.Element) -> tuple[str, str, str] | None:
-    action = read_value(node, "gpu_recovery_action")
+def _recovery(fields: Fields) -> tuple[str, str, str] | None:
+    action = fields.get("gpu_recovery_action")
     if action is None:
         return None
     remedy = xids.REBOOT if "reboot" in action.lower() else xids.RESET
     return f"the driver asks for recovery action '{action}'", "none", remedy
 
 
-def _uncorrectable(node: ElementTree.Element) -> tuple[str, str, str] | None:
-    counts = [read_value(node, "ecc_errors/volatile/double_bit/total")]
-    counts += [
-        child.text for child in node.iterfind("ecc_errors/volatile/*") if "uncorrect" in child.tag
-    ]
-    total = sum(int(count) for count in counts if count and count.strip().isdigit())
+# Drivers before 510 count by double bits, and have further counters below.
+_UNCORRECTABLE = re.compile(r"ecc_errors/volatile/(double_bit/total|[^/]*uncorrect[^/]*)")
+
+
+def _uncorrectable(fields: Fields) -> tuple[str, str, str] | None:
+    total = sum(
+        int(value)
+        for name, value in fields.items()
+        if _UNCORRECTABLE.fullmatch(name) and value.isdigit()
+    )
     if total == 0:
         return None
     return f"{total} uncorrectable memory errors since the last reset", "0", xids.RESET
 
 
-def _remapped(node: ElementTree.Element) -> tuple[str, str, str] | None:
-    if _is_yes(node, "remapped_rows/remapped_row_failure"):
+def _remapped(fields: Fields) -> tuple[str, str, str] | None:
+    if _is_yes(fields, "remapped_rows/remapped_row_failure"):
         return "replacement of a memory row failed", "no failure", xids.REPLACE
-    if _is_yes(node, "remapped_rows/remapped_row_pending"):
+    if _is_yes(fields, "remapped_rows/remapped_row_pending"):
         return "a memory row waits for its replacement", "none pending", xids.RESET
     return None
 
 
-def _retired(node: ElementTree.Element) -> tuple[str, str, str] | None:
+def _retired(fields: Fields) -> tuple[str, str, str] | None:
     pending = ("retired_pages/pending_retirement", "retired_pages/pending_blacklist")
-    if any(_is_yes(node, path) for path in pending):
+    if any(_is_yes(fields, path) for path in pending):
         return "a memory page waits for its retirement", "none pending", xids.RESET
     return None
 
 
-def _slowdown(node: ElementTree.Element) -> tuple[str, str, str] | None:
+def _slowdown(fields: Fields) -> tuple[str, str, str] | None:
     reasons = {
         "hw_thermal_slowdown": "the GPU is too hot",
         "hw_power_brake_slowdown": "the host's power supply limits the GPU",
     }
     for name, meaning in reasons.items():
         for kind in ("event", "throttle"):
-            state = read_value(node, f"clocks_{kind}_reasons/clocks_{kind}_reason_{name}")
+            state = fields.get(f"clocks_{kind}_reasons/clocks_{kind}_reason_{name}")
             if state == "Active":
                 return f"slowed down by hardware: {meaning}", "full speed", COOLING
     return None
 
 
-def _link_width(node: ElementTree.Element) -> tuple[str, str, str] | None:
+def _link_width(fields: Fields) -> tuple[str, str, str] | None:
     path = "pci/pci_gpu_link_info/link_widths"
-    current, widest = (read_value(node, f"{path}/{end}_link_width") for end in ("current", "max"))
+    current, widest = (fields.get(f"{path}/{end}_link_width") for end in ("current", "max"))
     if not (current and widest) or not _is_narrower(current, widest):
         return None
     remedy = "Power the host off, then check seating, riser and PCIe slot of the GPU"
@@ -191,15 +302,15 @@ def _is_narrower(current: str, widest: str) -> bool:
     return all(text.isdigit() for text in numbers) and int(numbers[0]) < int(numbers[1])
 
 
-def _mig_pending(node: ElementTree.Element) -> tuple[str, str, str] | None:
-    current, pending = (read_value(node, f"mig_mode/{end}_mig") for end in ("current", "pending"))
+def _mig_pending(fields: Fields) -> tuple[str, str, str] | None:
+    current, pending = (fields.get(f"mig_mode/{end}_mig") for end in ("current", "pending"))
     if current == pending or None in (current, pending):
         return None
     return f"MIG mode is {current}, after the next reset {pending}", "one mode", xids.RESET
 
 
-def _is_yes(node: ElementTree.Element, path: str) -> bool:
-    return (read_value(node, path) or "").lower() == "yes"
+def _is_yes(fields: Fields, path: str) -> bool:
+    return (fields.get(path) or "").lower() == "yes"
 
 
 _JUDGES: tuple[Judge, ...] = (

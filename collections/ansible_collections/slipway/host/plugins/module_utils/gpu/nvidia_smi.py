@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 _NOTHING = frozenset(
     {"", "n/a", "none", "not found", "requested functionality has been deprecated"}
 )
+# Exit code if the loaded kernel module and the installed libraries differ in version.
+OTHER_VERSION = 18
 # Exit codes of nvidia-smi with a known cause (its manual; 18 is NVML's code for a mismatch).
 _CAUSES = {
     6: "a query found no device",
@@ -28,7 +30,7 @@ _CAUSES = {
     13: "the driver does not support this query",
     14: "the information store of a GPU is corrupted",
     15: "a GPU has fallen off the bus or is otherwise unreachable",
-    18: "the loaded kernel module and the installed libraries differ in version",
+    OTHER_VERSION: "the loaded kernel module and the installed libraries differ in version",
     124: "time limit reached",
     137: "time limit reached; the process was killed",
 }
@@ -153,9 +155,14 @@ def read_value(node: ElementTree.Element, *paths: str) -> str | None:
     """Return the first of several fields that has a value."""
     for path in paths:
         text = (node.findtext(path) or "").strip()
-        if text.lower() not in _NOTHING:
+        if is_value(text):
             return text
     return None
+
+
+def is_value(text: str) -> bool:
+    """Return whether the text of a field says something."""
+    return text.lower() not in _NOTHING
 
 
 def _switch(text: str | None) -> bool | None:

@@ -34,8 +34,6 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     cuda_judge,
     driver_packages,
 )
-from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, packages
 
 # Marks the container and the image of an interrupted check; the container ends by itself.
@@ -60,16 +58,12 @@ ADVICE: Mapping[tuple[str, ...], str] = {
 CHECK = "/slipway/cuda_check.pyz"
 CHECK_MEMORY_MIB = 64
 CHECK_SECONDS = 300
+# Memory that is tested in a second, at least; a simulated GPU is the slowest.
+SLOWEST_MIB_PER_SECOND = 16
 # Folders of the standard library that the CUDA check never imports.
 UNUSED = ("__pycache__", "dist-packages", "site-packages", "test", "tests", "idlelib", "ensurepip")
 # On hosts with a merged /usr, these are symbolic links.
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64")
-
-
-def own_gpus(facts: Mapping[str, Any]) -> list[str]:
-    """Return the PCI addresses of the GPUs that the host itself uses, from the probe's FACTS."""
-    gpus = gpu_host.host_facts(facts).gpus
-    return [gpu.address for gpu in gpus if skip_reason(gpu) is None]
 
 
 def has_driver(facts: Mapping[str, Any]) -> bool:
@@ -113,29 +107,44 @@ def check_host(expected: int, required: bool) -> str:
     return f"{SMI} lists {count} of {expected}"
 
 
-def compute_on_host(addresses: Sequence[str]) -> str:
-    """Compute on the GPUs with these PCI ADDRESSES; raise ValueError if a check fails."""
+def compute_on_host(
+    addresses: Sequence[str], memory_mib: int = CHECK_MEMORY_MIB, load_seconds: int = 0
+) -> str:
+    """Compute on the GPUs with these PCI ADDRESSES; raise ValueError if a check fails.
+
+    MEMORY_MIB is the memory to test per GPU. LOAD_SECONDS keeps all GPUs busy afterwards.
+    """
     if not shutil.which(SMI):
         return "not applicable: no driver is declared or installed"
     with tempfile.NamedTemporaryFile(suffix=".pyz") as program:
         program.write(cuda_bundle.bundle())
         program.flush()
-        return _run_cuda_check([sys.executable, "-I", "-S", program.name], ",".join(addresses))
+        command = [sys.executable, "-I", "-S", program.name]
+        return _run_cuda_check(command, ",".join(addresses), memory_mib, load_seconds)
 
 
-def _run_cuda_check(command: Sequence[str], expected: str, *options: str) -> str:
+def _run_cuda_check(
+    command: Sequence[str],
+    expected: str,
+    memory_mib: int = CHECK_MEMORY_MIB,
+    load_seconds: int = 0,
+    *options: str,
+) -> str:
     """Run the CUDA check by a COMMAND; return its result, raise ValueError if a check fails.
 
     EXPECTED is the number of GPUs, or their PCI addresses.
     """
-    limits = ("--memory-mib", str(CHECK_MEMORY_MIB), "--timeout", str(CHECK_SECONDS))
+    count = int(expected) if expected.isdigit() else expected.count(",") + 1
+    seconds = CHECK_SECONDS + memory_mib * count // SLOWEST_MIB_PER_SECOND
+    limits = ["--memory-mib", str(memory_mib), "--timeout", str(seconds)]
+    limits += ["--load-seconds", str(load_seconds)] * bool(load_seconds)
     done = subprocess.run(
         [*command, "--expect", expected, *limits, *options],
         capture_output=True,
         text=True,
         errors="replace",
         # The check ends by itself at its own limit.
-        timeout=CHECK_SECONDS + TIMEOUT,
+        timeout=seconds + load_seconds + TIMEOUT,
         check=False,
     )
     try:
@@ -156,8 +165,14 @@ def summary(report: Mapping[str, Any]) -> str:
     return (
         f"{len(report['gpus'])} computed correctly with {driver}, CUDA "
         f"{report['driver']['cuda_version']}, {len(report['checks'])} checks in "
-        f"{report['seconds']:.1f} s{slowest}"
+        f"{report['seconds']:.1f} s{slowest}{_loads(report)}"
     )
+
+
+def _loads(report: Mapping[str, Any]) -> str:
+    """Return what each GPU did under load, empty without a load."""
+    loads = [check for check in report["checks"] if check["id"] == cuda_judge.LOAD]
+    return "".join(f"; GPU {check['gpu']}: {check['found']}" for check in loads)
 
 
 def check_container(expected: int, reload: bool, required: bool) -> str:
@@ -209,7 +224,7 @@ def _compute_in_container(
     """Compute on the GPUs of a CONTAINER; raise ValueError if a check fails."""
     program = ["docker", "exec", container, container_python(), "-I", "-S", CHECK]
     try:
-        return _run_cuda_check(program, str(expected), "--container")
+        return _run_cuda_check(program, str(expected), CHECK_MEMORY_MIB, 0, "--container")
     except ValueError as error:
         raise ValueError(
             f"a new container cannot compute: {error} GPUs are added by {method}. {ADVICE[options]}"

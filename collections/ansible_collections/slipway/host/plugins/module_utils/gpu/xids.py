@@ -96,6 +96,8 @@ _LINES: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "Check that the GPU is bound to no other driver: lspci -k -d 10de:",
     ),
 )
+# The driver was loaded again: its earlier messages about itself no longer hold.
+_LOADED = "NVRM: loading NVIDIA UNIX"
 _SXID = re.compile(r"nvidia-nvswitch\d+: SXid \(PCI:([0-9a-fA-F:]+)\.\d\): (\d+), Fatal")
 
 
@@ -126,7 +128,9 @@ def read_faults(lines: Iterable[str]) -> list[LogFault]:
         elif match := _SXID.search(line):
             found = f"fatal error {match[2]} of an NVSwitch (SXid)"
             faults[LogFault(_address(match[1]), found, REBOOT)] = None
-        elif "NVRM" in line or "nvidia" in line:
+        elif _LOADED in line:
+            faults = {fault: None for fault in faults if fault.where}
+        elif "NVRM" in line:
             for pattern, meaning, remedy in _LINES:
                 if pattern.search(line):
                     faults[LogFault("", meaning, remedy)] = None

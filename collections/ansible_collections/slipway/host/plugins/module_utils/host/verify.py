@@ -10,10 +10,9 @@ and containers that root recorded, and the declaration of a service precedes its
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -23,8 +22,9 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
-from ansible_collections.slipway.host.plugins.module_utils.gpu import health_check
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health, health_check
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
+from ansible_collections.slipway.host.plugins.module_utils.gpu import load as gpu_load
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.host import (
     data_sets,
@@ -33,36 +33,41 @@ from ansible_collections.slipway.host.plugins.module_utils.host import (
     installed_files,
     network_check,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host.check import Check, run_check
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     container_description,
     containers,
-    reading,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import facts as state_facts
 
 SMOKE_TIMEOUT = 1800
 DRIVER_ROLE = "nvidia_driver"
-GPUS, HEALTH, COMPUTATION = "GPUs", "GPU health", "GPU computation"
+GPUS, HEALTH, COMPUTATION, LOAD = "GPUs", "GPU health", "GPU computation", "GPU load"
 GPUS_IN_CONTAINERS, NETWORK = "GPUs in containers", "container network"
 REQUEST_TIMEOUT = 30
+QUICK, NORMAL, FULL = LEVELS = ("quick", "normal", "full")
+# Memory to test per GPU in MiB.
+FULL_MEMORY_MIB = 1024
+# Minutes of a day.
+MAX_BURN_IN = 1440
 
 
 @dataclass(frozen=True)
-class Check:
-    """An acceptance check: what was checked, whether it passed, and the result as text."""
+class Options:
+    """How much to check.
 
-    what: str
-    ok: bool
-    seen: str
+    LEVEL is one of LEVELS: ``quick`` leaves out the smoke tests of images, ``full`` tests more
+    memory of each GPU. SMOKE: run the smoke tests of the images. DAEMON_RELOAD: run `systemctl
+    daemon-reload` while a container uses the GPUs. BURN_IN: minutes of load on all GPUs.
+    DATA_DIGESTS: read every file of the data sets.
+    """
 
-
-def run_check(what: str, function: Callable[[], str]) -> Check:
-    """Return the check of FUNCTION, which returns its result as text or raises an error."""
-    try:
-        return Check(what, True, function())
-    except (OSError, ValueError, KeyError, IndexError, subprocess.SubprocessError) as error:
-        return Check(what, False, str(error) or type(error).__name__)
+    level: str = NORMAL
+    smoke: bool = True
+    daemon_reload: bool = True
+    burn_in: int = 0
+    data_digests: bool = False
 
 
 def _check_engine(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Check:
@@ -245,15 +250,21 @@ def _check_container(name: str, container: Mapping[str, Any], request: str) -> C
     return Check(f"service {name}", state == "running", f"{state}, declares no endpoint")
 
 
-def _check_gpus(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Iterator[Check]:
-    gpus = gpu_proof.own_gpus(facts)
+def _check_gpus(
+    facts: Mapping[str, Any], declared: Mapping[str, Any], options: Options
+) -> Iterator[Check]:
+    gpus = health.own_gpus(facts)
     if not gpus:
         return
     required = declared.get("driver") or gpu_proof.has_driver(facts)
     host = run_check(GPUS, partial(gpu_proof.check_host, len(gpus), required))
     yield host
-    if host.ok:
-        yield run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus))
+    if not host.ok:
+        return
+    memory = FULL_MEMORY_MIB if options.level == FULL else gpu_proof.CHECK_MEMORY_MIB
+    yield run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus, memory))
+    if options.burn_in:
+        yield run_check(LOAD, partial(gpu_load.check, gpus, options.burn_in))
 
 
 def _check_running_engine(declared: Mapping[str, Any]) -> Iterator[Check]:
@@ -267,57 +278,46 @@ def _check_running_engine(declared: Mapping[str, Any]) -> Iterator[Check]:
 def _check_container_gpus(
     facts: Mapping[str, Any], declared: Mapping[str, Any], daemon_reload: bool
 ) -> Iterator[Check]:
-    gpus = gpu_proof.own_gpus(facts)
+    gpus = health.own_gpus(facts)
     if gpus:
         required = declared.get("toolkit") or gpu_proof.has_toolkit()
         check = partial(gpu_proof.check_container, len(gpus), daemon_reload, required)
         yield run_check(GPUS_IN_CONTAINERS, check)
 
 
-def run_checks(
-    smoke: bool,
-    daemon_reload: bool,
-    declared: Mapping[str, Any] | None = None,
-    data_digests: bool = False,
-) -> list[dict[str, Any]]:
+def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Run all checks that apply to the host; return the results as plain mappings.
 
-    SMOKE: run the smoke tests of the images. DAEMON_RELOAD: run `systemctl daemon-reload` while a
-    container uses the GPUs. DECLARED is what :func:`declared.declare` returns. Something declared
-    or installed whose program, image or container is missing fails its check. GPUs are not tried
-    if the load of the driver waits. DATA_DIGESTS: read every file of the data sets.
+    DECLARED is what :func:`declared.declare` returns. Something declared or installed whose
+    program, image or container is missing fails its check. GPUs are not tried if the load of the
+    driver waits.
     """
     expected = declared or {}
     facts = state_facts.ask_host()
-    gpus, recorded = gpu_proof.own_gpus(facts), gpu_host.recorded(facts)
     if DRIVER_ROLE in expected.get("waiting", ()):
         # The programs of the installed driver do not work with the driver in the kernel.
         usable = False
         results = [Check(GPUS, True, "not tried: the load of the installed driver waits")]
     else:
-        results = list(_check_gpus(facts, expected))
+        results = list(_check_gpus(facts, expected, options))
         usable = all(check.ok for check in results)
-        if gpus or recorded:
-            results.append(run_check(HEALTH, partial(health_check.check, gpus, recorded)))
+        if gpu_host.has_gpu(facts):
+            # After the load, which may have caused faults.
+            results.append(run_check(HEALTH, partial(health_check.check, facts)))
     if expected.get("packages"):
         check = partial(installed_files.check_files, expected["packages"])
         results.append(run_check("installed packages", check))
     for entry in expected.get("datasets", ()):
-        check = partial(data_sets.check, entry, data_digests)
+        check = partial(data_sets.check, entry, options.data_digests)
         results.append(run_check(f"data set {entry['path']}", check))
     engine = _check_engine(facts, expected)
     results.append(engine)
     if engine.ok and facts["docker_package"]:
         results += _check_running_engine(expected)
         if usable:
-            results += _check_container_gpus(facts, expected, daemon_reload)
+            results += _check_container_gpus(facts, expected, options.daemon_reload)
+        smoke = options.smoke and options.level != QUICK
         results += _check_images(smoke, expected.get("images", ()))
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
-    return [_for_terminal(check) for check in results]
-
-
-def _for_terminal(check: Check) -> dict[str, Any]:
-    """Return a check whose words a terminal only shows: services and users choose some of them."""
-    lines = [reading.escape_control(line) for line in check.seen.split("\n")]
-    return {**asdict(check), "seen": "\n".join(lines)}
+    return [check.as_data() for check in results]

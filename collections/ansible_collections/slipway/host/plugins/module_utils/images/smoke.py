@@ -46,7 +46,9 @@ def _gpu_options(reference: str) -> list[str]:
     folders = json.loads(_docker_output("info", "--format", "{{json .}}") or "{}").get(
         "CDISpecDirs"
     )
-    return ["--device", f"{CDI_KIND}=all"] if _is_described(folders or ()) else ["--gpus", "all"]
+    by = ["--device", f"{CDI_KIND}=all"] if _is_described(folders or ()) else ["--gpus", "all"]
+    # GPUs without a direct connection exchange data by shared memory (NCCL).
+    return [*by, "--shm-size", "1g"]
 
 
 def _docker_output(*words: str) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health_facts
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
     containers,
@@ -32,18 +33,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Those that answer questions themselves come first.
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
-    *(
-        kernel_modules,
-        links,
-        listeners,
-        packages,
-        rootless,
-        service_files,
-        space,
-        started,
-        trees,
-        units,
-    ),
+    *(kernel_modules, links, listeners, packages, rootless, service_files, space, started),
+    *(trees, units, health_facts),
 )
 _OTHERS = (json_settings, keyrings, lines, projects)
 

@@ -260,9 +260,15 @@ def list_names(path: str) -> list[str] | None:
 
 
 def run_command(command: list[str]) -> str:
-    """Return the output of a command; raise OSError if there is no such command.
+    """Return the output of a command; raise OSError if there is no such command."""
+    return run_for_status(command)[1]
 
-    Without subprocess: its import costs more than the command.
+
+def run_for_status(command: list[str]) -> tuple[int, str]:
+    """Return exit status and output of a command; raise OSError if there is no such command.
+
+    Without subprocess: its import costs more than the command. A signal that ended the command
+    counts as in a shell, from 128.
     """
     reading, writing = os.pipe()
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -277,8 +283,8 @@ def run_command(command: list[str]) -> str:
         os.close(nowhere)
     with open(reading, encoding="utf-8", errors="replace") as stream:
         text = stream.read()
-    os.waitpid(process, 0)
-    return text
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return (128 - status if status < 0 else status), text
 
 
 def escape_control(text: str) -> str:

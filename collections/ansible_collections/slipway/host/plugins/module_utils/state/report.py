@@ -3,13 +3,15 @@
 """What a run found and did, as data, and the tables that a person reads.
 
 A report is a mapping of host name to a mapping with these keys. ``state``: ``no_drift``, ``drift``,
-``changed``, ``would_change`` (in check mode), ``waiting``, ``conflict``, ``failed`` or
-``unreachable``. After ``conflict`` everything is done but the entries in conflict. ``differences``:
-role to a list of mappings with kind, name, found and expected. ``conflicts``: role to a list of
-mappings with kind, name, reason and blocks. ``consequences``: see :mod:`consequences`. ``waiting``:
-why changes wait, and what to do. ``information``: sentences about what others configured, no drift.
-``urls``: service to address. ``notes``: lines. ``error``: the first error. Until version 0.3 a
-report also has ``status``, with the old names of the states.
+``changed``, ``would_change`` (in check mode), ``waiting``, ``fault``, ``conflict``, ``failed`` or
+``unreachable``. After ``conflict`` everything is done but the entries in conflict, after ``fault``
+(of GPUs) everything. ``differences``: role to a list of mappings with kind, name, found and
+expected. ``conflicts``: role to a list of mappings with kind, name, reason and blocks.
+``consequences``: see :mod:`consequences`. ``waiting``: why changes wait, and what to do.
+``health``: faults of GPUs, a list of mappings with where (a PCI address or empty), found, expected,
+remedy and warning (true: may be intended). ``information``: sentences about what others configured,
+no drift. ``urls``: service to address. ``notes``: lines. ``error``: the first error. Until version
+0.3 a report also has ``status``, with the old names of the states.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
 
 Report = Mapping[str, Mapping[str, Any]]
 
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
 CONFLICT, WAITING, FAILED, UNREACHABLE = "conflict", "waiting", "failed", "unreachable"
-# States of hosts that did not reach the declared state.
-UNFINISHED = frozenset({CONFLICT, FAILED, UNREACHABLE})
+FAULT = "fault"
+# States of hosts with which a run fails.
+UNFINISHED = frozenset({FAULT, CONFLICT, FAILED, UNREACHABLE})
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
 
 # What an address begins with that nobody but the host can reach.
 LOOPBACK = ("//127.", "//[::1]")
-EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT, EXIT_CONFLICT = 0, 1, 2, 3
+EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT, EXIT_CONFLICT, EXIT_FAULT = 0, 1, 2, 3, 4
 # Exit status of site and upgrade if all is done but what waits; Ansible itself uses others.
 EXIT_WAITING = 6
 # How tables name what is disturbed, by the kind of the consequence.
@@ -93,6 +97,17 @@ def conflicts(report: Report) -> str:
     return table(rows, ("HOST", "ROLE", "CONFLICT: A PERSON MUST DECIDE")) if rows else ""
 
 
+def health(report: Report) -> str:
+    """Return the faults of GPUs, a row for each with what to do; empty without any."""
+    rows = [
+        (host, "warning" if is_warning else "fault", text)
+        for host, entry in sorted(report.items())
+        for is_warning, text in gpu_health.sentences(entry.get("health", ()))
+    ]
+    heading = ("HOST", "HEALTH", "WHAT IS WRONG WITH GPUS, AND WHAT TO DO")
+    return table(rows, heading) if rows else ""
+
+
 def plan(report: Report) -> str:
     """Return what would change and why, a row for each owned thing that differs, then conflicts."""
     rows: list[tuple[str, str, str]] = []
@@ -103,7 +118,13 @@ def plan(report: Report) -> str:
         found = [(host, role, why) for role, why in _why(entry["differences"])]
         rows.extend(found or [(host, "-", _phrase(NO_DRIFT))])
     changes = table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
-    tables = [changes, conflicts(report), consequences(report), information(report)]
+    tables = [
+        changes,
+        conflicts(report),
+        health(report),
+        consequences(report),
+        information(report),
+    ]
     return "\n\n".join(filter(None, tables))
 
 
@@ -131,15 +152,20 @@ def summary(report: Report) -> str:
             for service, url in sorted(entry["urls"].items())
         ]
     hosts = "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
-    return "\n\n".join(filter(None, [hosts, conflicts(report)]))
+    return "\n\n".join(filter(None, [hosts, conflicts(report), health(report)]))
 
 
 def exit_status(report: Report) -> int:
-    """Return 1 if a host could not be surveyed, else 3 if one has conflicts, else 2 for drift."""
+    """Return the exit status of plan for the worst that a host has.
+
+    1: it could not be surveyed; 3: conflicts; 4: faults of GPUs; 2: drift.
+    """
     if any(entry["state"] in (FAILED, UNREACHABLE) for entry in report.values()):
         return EXIT_ERROR
     if any(entry.get("conflicts") for entry in report.values()):
         return EXIT_CONFLICT
+    if any(not one["warning"] for entry in report.values() for one in entry.get("health", ())):
+        return EXIT_FAULT
     if any(entry["differences"] for entry in report.values()):
         return EXIT_DRIFT
     return EXIT_CLEAN

@@ -1,0 +1,97 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run acceptance checks, report drift and faults of GPUs. Changes nothing.
+
+Usage: ./slipway verify [--quick | --full] [--burn-in MINUTES] [--report FILE]
+                        [ARGUMENTS FOR ansible-playbook ...]
+
+  --quick            leave out the smoke tests of images
+  --full             also test 1 GiB of memory of each GPU instead of 64 MiB
+  --burn-in MINUTES  keep all GPUs busy for so long, record temperature, clock and power
+  --report FILE      write each check as JSON: expected, found, what to do, seconds
+
+Exit status: 0 all checks passed and no drift, otherwise that of ansible-playbook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "collections"))
+
+from ansible_collections.slipway.host.plugins.module_utils.host import acceptance, verify  # noqa: E402
+from ansible_collections.slipway.host.plugins.module_utils.state import report  # noqa: E402
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of this program, and the other arguments."""
+    parser = argparse.ArgumentParser(prog="verify", add_help=False, allow_abbrev=False)
+    level = parser.add_mutually_exclusive_group()
+    for name in (verify.QUICK, verify.FULL):
+        level.add_argument(f"--{name}", dest="level", action="store_const", const=name)
+    parser.add_argument("--burn-in", type=int)
+    parser.add_argument("--report", type=Path)
+    options, others = parser.parse_known_args(arguments)
+    limit = verify.MAX_BURN_IN
+    if options.burn_in is not None and options.burn_in not in range(limit + 1):
+        parser.error(f"--burn-in {options.burn_in}; expected minutes from 0 to {limit}")
+    if options.report and not options.report.absolute().parent.is_dir():
+        parser.error(f"--report {options.report}: the folder does not exist. Create it first")
+    return options, others
+
+
+def now() -> str:
+    """Return the time in ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the checks and print them; return the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    options, others = parse(arguments)
+    given = {"host_verify_level": options.level, "host_verify_burn_in": options.burn_in}
+    extra = {name: value for name, value in given.items() if value is not None}
+    began = now()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(os.environ.get("SLIPWAY_REPORT") or Path(folder) / "report.json")
+        run = subprocess.run(
+            [
+                *("ansible-playbook", str(ROOT / "playbooks" / "verify.yml"), *others),
+                *(("--extra-vars", json.dumps(extra)) if extra else ()),
+            ],
+            env={**os.environ, "SLIPWAY_REPORT": str(file)},
+            check=False,
+        )
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if found:
+        level = options.level or verify.NORMAL
+        for entry in found.values():
+            failed = [one["what"] for one in entry["checks"] if not one["ok"]]
+            if failed:
+                # The table of the checks says why.
+                entry["error"] = f"failed checks: {', '.join(failed)}"
+        accepted = acceptance.build(found, level, options.burn_in or 0, began, now())
+        print(f"\n{report.summary(found)}\n\n{acceptance.table(accepted)}")
+        if options.report:
+            text = json.dumps(accepted, indent=2, ensure_ascii=False) + "\n"
+            options.report.write_text(text, encoding="utf-8")
+            print(f"Report: {options.report}")
+    return run.returncode
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
