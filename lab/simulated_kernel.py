@@ -43,7 +43,7 @@ for name; do
             [ -e "/dev/$node" ] || mknod -m 666 "/dev/$node" c 1 3
         done
         ;;
-    ib_umad) show ib_umad '' ;;
+    mlx5_ib | ib_umad) show "$name" '' ;;
     # Other modules are in the kernel of the real machine, or are not needed.
     *) ;;
     esac
@@ -67,8 +67,11 @@ BOOT = f"""\
 #!/bin/sh
 mount --bind {FOLDER}/osrelease /proc/sys/kernel/osrelease
 initrd="/boot/initrd.img-$(cat {FOLDER}/osrelease)"
+modules="/lib/modules/$(cat {FOLDER}/osrelease)"
+mkdir -p "$modules"
+printf 'kernel/%s.ko\\n' mlx5_ib ib_umad >"$modules/modules.builtin"
 test -s "$initrd" || head --bytes=5M /dev/zero >"$initrd"
-rm -rf /sys/module/nvidia* /sys/module/ib_umad
+rm -rf /sys/module/nvidia* /sys/module/ib_umad /sys/module/mlx5_ib
 sed '/^#/d' /etc/modules-load.d/*.conf 2>/dev/null | xargs -rn1 /usr/local/sbin/modprobe || true
 """
 BOOT_UNIT = f"""\

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, kernels, tables
 
 # Every data center card of a generation that people meet, and the edges of consumer lines.
 KNOWN = {
@@ -152,7 +152,7 @@ def test_offers_hold_known_branches_and_their_components() -> None:
         assert set(offer.replaced.values()) <= set(offer.branches), place
         if source == branches.UBUNTU:
             assert set(offer.components) == set(offer.branches), place
-            assert release in tables.RELEASE_KERNEL, place
+            assert release in kernels.RELEASE_SERIES, place
 
 
 def test_long_term_support_comes_first_where_it_exists() -> None:

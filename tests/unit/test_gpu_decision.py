@@ -333,7 +333,7 @@ def test_fewer_gpus_than_a_baseboard_are_taken_for_a_share() -> None:
 def test_an_nvlink5_baseboard_needs_the_repository_that_has_its_subnet_manager() -> None:
     decision = choose(NOBLE, *[B200] * 8)
     assert (decision.source, decision.branch, decision.modules) == ("cuda", 580, "open")
-    assert decision.kernel_modules == ("nvidia-uvm", "ib_umad")
+    assert decision.kernel_modules == ("nvidia-uvm", "mlx5_ib", "ib_umad")
     refused = choose(NOBLE, *[B200] * 8, source="ubuntu")
     assert not refused.supported
     assert "nvlsm" in refused.reason

@@ -219,3 +219,30 @@ def test_which_areas_of_the_archive_a_host_uses(tmp_path: Path) -> None:
 
 def test_modules_that_are_loaded_tell_their_version() -> None:
     assert kernel_modules.ask_modules(["no_such_module"]) == {"no_such_module": None}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, (False, True)),
+        ({"build/Makefile": ""}, (True, True)),
+        ({"modules.dep": "kernel/fs/nfs.ko.zst:\n"}, (False, False)),
+        (
+            {
+                "modules.dep": "updates/dkms/mlx5_ib.ko.zst: kernel/x.ko\n",
+                "modules.builtin": "kernel/drivers/infiniband/core/ib_umad.ko\n",
+            },
+            (False, True),
+        ),
+    ],
+)
+def test_what_the_running_kernel_has(
+    tmp_path: Path, files: dict[str, str], expected: tuple[bool, bool]
+) -> None:
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/osrelease").write_text("6.17.0-1010-aws\n")
+    for name, text in files.items():
+        file = tmp_path / "modules/6.17.0-1010-aws" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert gpu_facts.read_kernel(str(tmp_path), str(tmp_path / "modules")) == expected

@@ -17,7 +17,6 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu.packages import (
     PackageSet,
-    kernel_metas,
     package_set,
 )
 
@@ -90,28 +89,6 @@ def test_ubuntu_470_is_built_on_the_host_with_the_kernels_compiler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "build"),
-    [
-        ("6.8.0-149-generic", "prebuilt"),
-        ("6.8.0-149-lowlatency", "prebuilt"),
-        ("6.14.0-1010-aws", "prebuilt"),
-        ("6.14.0-1010-azure", "prebuilt"),
-        ("6.8.0-1030-gcp", "prebuilt"),
-        ("6.8.0-1030-oracle", "prebuilt"),
-        ("6.8.0-1030-ibm", "prebuilt"),
-        ("6.8.0-1021-nvidia", "prebuilt"),
-        ("6.17.0-1014-nvidia-64k", "prebuilt"),
-        ("6.8.0-1010-raspi", "dkms"),
-        ("6.8.0-1010-kvm", "dkms"),
-        ("6.18.44", "dkms"),
-        ("6.12.57+deb13-amd64", "dkms"),
-    ],
-)
-def test_ubuntu_builds_modules_for_its_own_kernels_alone(kernel: str, build: str) -> None:
-    assert names(replace(NOBLE, kernel=kernel), "ubuntu", 580, "open").build == build
-
-
-@pytest.mark.parametrize(
     ("branch", "release", "components"),
     [
         (580, "24.04", ("restricted",)),
@@ -128,66 +105,6 @@ def test_archive_areas(branch: int, release: str, components: tuple[str, ...]) -
 def test_ubuntu_has_no_subnet_manager() -> None:
     with pytest.raises(Refusal, match="nvlsm"):
         names(NOBLE, "ubuntu", 580, "open", NVLINK5)
-
-
-# --- kernels -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("release", "kernel", "installed", "metas"),
-    [
-        ("24.04", "6.8.0-149-generic", ("generic",), ("generic",)),
-        ("24.04", "6.8.0-149-generic", (), ("generic",)),
-        ("24.04", "7.0.0-43-generic", (), ("generic-hwe-24.04",)),
-        ("24.04", "7.0.0-43-generic", ("generic-hwe-24.04",), ("generic-hwe-24.04",)),
-        # Both kernels are followed where both are installed, the running one or not.
-        (
-            "24.04",
-            "6.8.0-149-generic",
-            ("generic", "generic-hwe-24.04"),
-            ("generic", "generic-hwe-24.04"),
-        ),
-        ("24.04", "6.8.0-149-generic", ("virtual",), ("generic",)),
-        ("24.04", "7.0.0-43-generic", ("virtual-hwe-24.04",), ("generic-hwe-24.04",)),
-        ("24.04", "6.8.0-149-generic", ("generic", "virtual"), ("generic",)),
-        ("24.04", "6.8.0-149-lowlatency", ("generic", "lowlatency"), ("lowlatency",)),
-        ("24.04", "6.14.0-1010-aws", ("aws",), ("aws",)),
-        ("24.04", "6.14.0-1010-aws", (), ("aws",)),
-        ("24.04", "6.8.0-1030-aws", ("aws-lts-24.04",), ("aws-lts-24.04",)),
-        ("24.04", "6.17.0-1014-nvidia-64k", (), ("nvidia-64k-hwe-24.04",)),
-        ("22.04", "5.15.0-203-generic", (), ("generic",)),
-        ("22.04", "6.8.0-149-generic", (), ("generic-hwe-22.04",)),
-        ("22.04", "6.8.0-149-generic", ("generic-hwe-22.04-edge",), ("generic-hwe-22.04-edge",)),
-        ("26.04", "7.0.0-43-generic", (), ("generic",)),
-        ("24.04", "6.8.0-1010-raspi", ("raspi",), ("raspi",)),
-        ("24.04", "6.8.0-1010-raspi", (), ()),
-        ("24.04", "6.18.44", ("generic",), ()),
-    ],
-)
-def test_kernel_packages_of_ubuntu_are_named(
-    release: str, kernel: str, installed: tuple[str, ...], metas: tuple[str, ...]
-) -> None:
-    host = HostFacts("ubuntu", release, kernel, kernel_metas=installed)
-    assert kernel_metas(host) == metas
-
-
-@pytest.mark.parametrize(
-    ("kernel", "metas"),
-    [
-        ("6.1.0-40-amd64", ("amd64",)),
-        ("6.12.57+deb13-cloud-amd64", ("cloud-amd64",)),
-        ("6.12.57+deb13-rt-amd64", ("rt-amd64",)),
-        ("6.12.57+deb13-arm64-16k", ("arm64-16k",)),
-        ("6.18.44", ()),
-    ],
-)
-def test_debian_metas(kernel: str, metas: tuple[str, ...]) -> None:
-    assert kernel_metas(HostFacts("debian", "13", kernel)) == metas
-
-
-def test_a_foreign_kernel_is_warned_about_where_modules_are_built() -> None:
-    (warning,) = names(replace(BOOKWORM, kernel="6.18.44"), "debian", 535, "proprietary").warnings
-    assert warning.startswith("Kernel 6.18.44 is not from Debian")
 
 
 # --- NVIDIA's CUDA repository ------------------------------------------------------------------

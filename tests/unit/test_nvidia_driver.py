@@ -621,7 +621,7 @@ def test_the_daemon_is_made_persistent_where_it_is_not() -> None:
 def test_modules_loaded_early_and_modules_blocked_are_declared() -> None:
     found = plan(facts("8xb200"))
     early = (content(found, driver_files.MODULES_LOAD) or "").splitlines()
-    assert early[1:] == ["nvidia-uvm", "ib_umad"]
+    assert early[1:] == ["nvidia-uvm", "mlx5_ib", "ib_umad"]
     never = content(found, driver_files.MODPROBE) or ""
     assert {"blacklist nouveau", "blacklist nova_core"} <= set(never.splitlines())
     (derived,) = found["owned"]["derived"]

@@ -23,6 +23,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import (
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import (
     Decision,
     detect_fabric,
+    kernel_modules,
     newest_cuda,
     own_gpus,
 )
@@ -35,7 +36,6 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.driver_packages i
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     AUTO,
     NO_FABRIC,
-    NVLINK5,
     DriverRequest,
     HostFacts,
     Refusal,
@@ -173,7 +173,7 @@ def adopt(host: HostFacts, driver: InstalledDriver, present: Mapping[str, str]) 
         build=PREBUILT if prebuilt else None,
         fabric_manager=fabric != NO_FABRIC,
         fabric=fabric,
-        kernel_modules=("nvidia-uvm", *(("ib_umad",) if fabric == NVLINK5 else ())),
+        kernel_modules=kernel_modules(fabric),
         cuda_major=newest_cuda(driver.branch, gpus),
     )
 

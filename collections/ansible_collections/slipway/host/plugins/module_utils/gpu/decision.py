@@ -179,8 +179,7 @@ def _decision(
         packages=packages.packages,
         running_kernel_packages=packages.running_kernel,
         components=packages.components,
-        # The fabric manager of NVLink 5 communicates with the switches through ib_umad.
-        kernel_modules=("nvidia-uvm", *(("ib_umad",) if choice.fabric == NVLINK5 else ())),
+        kernel_modules=kernel_modules(choice.fabric),
         cuda_major=newest_cuda(choice.branch, gpus),
         warnings=packages.warnings + tuple(list_warnings(choice, gpus)),
     )
@@ -225,6 +224,14 @@ def detect_fabric(host: HostFacts, gpus: Sequence[PciDevice]) -> str:
     if any(skip_reason(switch) is None for switch in host.nvswitches):
         return NVSWITCH
     return NO_FABRIC
+
+
+def kernel_modules(fabric: str) -> tuple[str, ...]:
+    """Return the modules to load at boot.
+
+    The fabric manager of NVLink 5 communicates with the switches by InfiniBand.
+    """
+    return ("nvidia-uvm", *(facts.FABRIC_MODULES if fabric == NVLINK5 else ()))
 
 
 def newest_cuda(branch: int, gpus: Iterable[PciDevice]) -> int | None:

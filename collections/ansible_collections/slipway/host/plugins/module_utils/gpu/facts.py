@@ -33,6 +33,8 @@ APT_COMPONENTS = {"contrib", "non-free", "non-free-firmware", "restricted", "mul
 # manages them through ConnectX-7 bridges (nvidia-fabric), which the vital product data of network
 # functions shows.
 NVLINK5_GPUS = ("0x2901", "0x2909", "0x290a", "0x3182")
+# Kernel modules for these bridges. Cloud kernels have them in linux-modules-extra.
+FABRIC_MODULES = ("mlx5_ib", "ib_umad")
 # GPUs of such a baseboard. A virtual machine with fewer uses the fabric of its host.
 NVLINK5_BASEBOARD = 8
 # Bytes of the configuration of a PCI function that are readable without root.
@@ -113,6 +115,21 @@ def read_apt_components(root: str = "/etc/apt") -> list[str]:
     return sorted(words & APT_COMPONENTS)
 
 
+def read_kernel(proc: str = "/proc", modules: str = "/lib/modules") -> tuple[bool, bool]:
+    """Return whether the running kernel has its headers, and the modules for an NVLink 5 fabric.
+
+    A kernel without a list of modules counts as complete.
+    """
+    release = reading.read_word(f"{proc}/sys/kernel/osrelease") or os.uname().release
+    folder = f"{modules}/{release}"
+    listed = reading.read_file(f"{folder}/modules.dep")
+    names = (listed or b"") + (reading.read_file(f"{folder}/modules.builtin") or b"")
+    return (
+        os.path.exists(f"{folder}/build/Makefile"),
+        listed is None or all(f"/{name}.ko".encode() in names for name in FABRIC_MODULES),
+    )
+
+
 def read_recorded_gpus() -> int:
     """Return how many GPUs the record says that the host has, 0 without a record."""
     try:
@@ -127,6 +144,7 @@ def ask_gpus(
     sys: str = "/sys",
     status: str = packages.STATUS,
     always: bool = False,
+    modules: str = "/lib/modules",
 ) -> Json:
     """Return the input of the driver choice, see gpu.host, which interprets it.
 
@@ -144,6 +162,7 @@ def ask_gpus(
     kernels = packages.installed_packages(("linux-image-",), status)
     drivers = packages.installed_packages(DRIVER_PACKAGES, status)
     version, banner = read_loaded(proc, sys)
+    headers, fabric_modules = read_kernel(proc, modules)
     return {
         "devices": devices,
         "bridges": [
@@ -168,4 +187,6 @@ def ask_gpus(
         "run_installer": os.path.exists("/usr/bin/nvidia-uninstall"),
         "managed": os.path.exists(MANAGED),
         "recorded": recorded,
+        "headers": headers,
+        "fabric_modules": fabric_modules or not baseboard,
     }

@@ -56,6 +56,8 @@ def host_facts(facts: Mapping[str, Any]) -> HostFacts:
             PciDevice(address, tables.VENDOR_MELLANOX, 0, tables.CLASS_NETWORK << 16)
             for address in gpu.get("bridges", ())
         ),
+        headers=gpu.get("headers", True),
+        fabric_modules=gpu.get("fabric_modules", True),
     )
 
 

@@ -47,8 +47,10 @@ class HostFacts:
     ``distribution`` and ``release`` are ID and VERSION_ID of os-release (``sid`` if Debian has no
     VERSION_ID). ``architecture`` is dpkg's. ``kernel`` is the running release (``uname -r``).
     ``kernel_metas`` are the X of installed packages ``linux-image-X`` that follow a kernel
-    flavour. ``secure_boot`` is None if it could not be read. ``nvlink_bridges`` are the network
-    functions that manage NVSwitches of the fifth NVLink generation.
+    flavour. ``headers`` says whether the headers of the running kernel are on the host.
+    ``secure_boot`` is None if it could not be read. ``nvlink_bridges`` are the network functions
+    that manage NVSwitches of the fifth NVLink generation, ``fabric_modules`` whether the running
+    kernel has the modules for them.
     """
 
     distribution: str
@@ -60,6 +62,8 @@ class HostFacts:
     gpus: tuple[PciDevice, ...] = ()
     nvswitches: tuple[PciDevice, ...] = ()
     nvlink_bridges: tuple[PciDevice, ...] = ()
+    headers: bool = True
+    fabric_modules: bool = True
 
     @property
     def release_name(self) -> str:

@@ -10,11 +10,10 @@ Private to the collection.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu import branches, kernels, tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     NO_FABRIC,
     NVLINK5,
@@ -70,9 +69,11 @@ def _ubuntu(choice: Choice) -> PackageSet:
         components = ("restricted", "multiverse")
     if choice.video:
         packages += (f"libnvidia-encode-{server}", f"libnvidia-decode-{server}")
-    if has_prebuilt(host, branch):
+    if branch in branches.PREBUILT_BRANCHES and kernels.has_prebuilt(host):
         exact: Names = (f"linux-modules-nvidia-{suffix}-{host.kernel}",)
-        metas = tuple(f"linux-modules-nvidia-{suffix}-{meta}" for meta in kernel_metas(host))
+        metas = tuple(
+            f"linux-modules-nvidia-{suffix}-{meta}" for meta in kernels.kernel_metas(host)
+        )
         return PackageSet(PREBUILT, packages + metas + exact, exact, components)
     metas, exact, warnings = _build_dependencies(host)
     packages += (f"nvidia-dkms-{suffix}", *metas, *exact)
@@ -107,6 +108,7 @@ def _cuda(choice: Choice) -> PackageSet:
     pin = f"nvidia-driver-pinning-{branch}"
     metas, exact, warnings = _build_dependencies(choice.host)
     packages = (pin, *driver, "nvidia-persistenced", *_cuda_fabric(choice))
+    packages += _fabric_kernel_modules(choice)
     packages += (*(codecs if choice.video else ()), *metas, *exact)
     return PackageSet(DKMS, packages, exact, components, pin, warnings)
 
@@ -121,6 +123,19 @@ def _cuda_fabric(choice: Choice) -> Names:
         nvsdm = (f"libnvsdm{tail}",) if choice.host.architecture == "amd64" else ()
         return (manager, "nvlsm", *nvsdm, "infiniband-diags")
     return ()
+
+
+def _fabric_kernel_modules(choice: Choice) -> Names:
+    """Return the package with the InfiniBand modules that cloud kernels of Ubuntu lack.
+
+    Without them the fabric manager takes an NVLink 5 baseboard for another one
+    (NVIDIA/gpu-operator#2781).
+    """
+    host = choice.host
+    is_own = kernels.recognise(host.distribution, host.kernel).flavour is not None
+    if choice.fabric != NVLINK5 or host.fabric_modules or not is_own:
+        return ()
+    return (f"linux-modules-extra-{host.kernel}",) if host.distribution == "ubuntu" else ()
 
 
 def _debian(choice: Choice) -> PackageSet:
@@ -156,76 +171,21 @@ _BY_SOURCE: Mapping[str, Callable[[Choice], PackageSet]] = {
 }
 
 
-# --- kernels -----------------------------------------------------------------------------------
-
-
-def has_prebuilt(host: HostFacts, branch: int) -> bool:
-    """Return whether Ubuntu builds and signs modules of the branch for the running kernel."""
-    running = _ubuntu_kernel(host.kernel)
-    flavour = _without_page_size(running[1]) if running else None
-    return branch in branches.PREBUILT_BRANCHES and flavour in tables.PREBUILT_FLAVOURS
-
-
-def kernel_metas(host: HostFacts) -> Names:
-    """Return the kernel flavours of this host, such as ``generic-hwe-24.04``.
-
-    Module and header packages of these names are updated together with each new kernel. The
-    flavours come from the installed kernel packages, or else from the release and the running
-    kernel. Empty for a kernel that is not from the distribution.
-    """
-    if host.distribution == "debian":
-        debian = re.search(r"-((?:cloud-|rt-)?(?:amd64|arm64(?:-16k)?))$", host.kernel)
-        return (debian[1],) if debian else ()
-    running = _ubuntu_kernel(host.kernel)
-    if running is None:
-        return ()
-    series, flavour = running
-    # linux-image-virtual installs generic kernels and has no separate module packages.
-    metas = (re.sub(r"^virtual\b", "generic", meta) for meta in host.kernel_metas)
-    installed = tuple(dict.fromkeys(meta for meta in metas if _flavour_of(meta) == flavour))
-    plain = _without_page_size(flavour)
-    if installed or plain not in tables.PREBUILT_FLAVOURS:
-        return installed
-    if plain in tables.HWE_FLAVOURS and series != tables.RELEASE_KERNEL[host.release]:
-        return (f"{flavour}-hwe-{host.release}",)
-    return (flavour,)
-
-
 def _build_dependencies(host: HostFacts) -> tuple[Names, Names, tuple[str, ...]]:
     """Return the build dependencies of DKMS: for kernel flavours, for this kernel, and warnings."""
-    metas = tuple(f"linux-headers-{meta}" for meta in kernel_metas(host))
+    metas, exact = kernels.header_packages(host)
     warnings: tuple[str, ...] = ()
-    if not metas:
-        warnings += (
-            f"Kernel {host.kernel} is not from {host.distribution.capitalize()}: install its"
-            " headers, or DKMS cannot build modules for it.",
-        )
     if host.secure_boot is None:
         warnings += (
             "Cannot read whether Secure Boot is on. With Secure Boot, modules built on the host do"
             " not load.",
         )
-    return metas + _compiler(host), (f"linux-headers-{host.kernel}",), warnings
+    return metas + _compiler(host), exact, warnings
 
 
 def _compiler(host: HostFacts) -> Names:
-    running = _ubuntu_kernel(host.kernel)
+    kernel = kernels.recognise(host.distribution, host.kernel)
     compiler = tables.HWE_COMPILER.get(host.release) if host.distribution == "ubuntu" else None
-    if compiler and running and running[0] != tables.RELEASE_KERNEL[host.release]:
+    if compiler and kernel.flavour and kernel.series != kernels.RELEASE_SERIES[host.release]:
         return (compiler,)
     return ()
-
-
-def _ubuntu_kernel(kernel: str) -> tuple[str, str] | None:
-    """Split ``6.8.0-31-generic`` into series and flavour; return None for another form."""
-    match = re.fullmatch(r"(\d+\.\d+)\.\d+-\d+-([a-z][a-z0-9-]*)", kernel)
-    return (match[1], match[2]) if match else None
-
-
-def _flavour_of(meta: str) -> str:
-    """Return the kernel flavour of a meta package: ``aws`` of ``aws-lts-24.04``."""
-    return re.sub(r"(?:-(?:hwe|lts))?(?:-\d+\.\d+[a-z]?)?(?:-edge)?$", "", meta)
-
-
-def _without_page_size(flavour: str) -> str:
-    return flavour[: -len("-64k")] if flavour.endswith("-64k") else flavour

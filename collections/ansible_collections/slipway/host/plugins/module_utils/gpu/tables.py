@@ -201,16 +201,6 @@ SOURCE_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# Ubuntu: kernel flavours with prebuilt, signed NVIDIA modules (ubuntu), including their variants
-# with 64 KiB pages.
-PREBUILT_FLAVOURS = frozenset(
-    {"generic", "lowlatency", "aws", "azure", "gcp", "ibm", "nvidia", "oracle"}
-)
-# Kernel series at the time of the release; a newer series of these flavours is the `hwe` kernel.
-RELEASE_KERNEL: Mapping[str, str] = MappingProxyType(
-    {"22.04": "5.15", "24.04": "6.8", "26.04": "7.0"}
-)
-HWE_FLAVOURS = frozenset({"generic", "lowlatency", "nvidia"})
 # 22.04 builds its newer kernels with gcc-12, although its default is gcc-11. DKMS needs the
 # compiler of the kernel.
 HWE_COMPILER: Mapping[str, str] = MappingProxyType({"22.04": "gcc-12"})
