@@ -9,11 +9,12 @@ survey say what they change.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from tests.host.conftest import DECLARED, Site, predict
+from tests.host.conftest import DECLARED, Run, Site, predict
 
 pytestmark = pytest.mark.host
 
@@ -277,6 +278,47 @@ def test_invalid_input_fails_before_the_first_change(
     assert words in run.output
     assert "Traceback" not in run.output
     assert run.changed() == set()
+
+
+def report(run: Run) -> str:
+    """Return what a run printed, without colours and on one line."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", run.output).split())
+
+
+def test_verify_tries_the_ways_that_the_engines_proxy_hides(converged: Site) -> None:
+    before = converged.on("ip -brief link | cut -d@ -f1; docker ps --all --quiet | wc -l")
+    run = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    assert run.status == "successful", run.output
+    told = report(run)
+    assert "1 published ports answer from outside" in told
+    assert "user alice runs ml list" in told
+    assert re.search(r"resolve and reach \S+:\d+|this host itself reaches no server", told), told
+    assert converged.on("ip -brief link | cut -d@ -f1; docker ps --all --quiet | wc -l") == before
+
+
+@pytest.mark.parametrize(
+    ("script", "undo", "words"),
+    [
+        (
+            "iptables -I FORWARD 1 -i sw+ -j DROP",
+            "iptables -D FORWARD -i sw+ -j DROP",
+            "published ports do not answer from outside: found no connection to",
+        ),
+        (
+            "iptables -I DOCKER-USER 1 -i sw+ -j DROP",
+            "iptables -D DOCKER-USER -i sw+ -j DROP",
+            "the chain DOCKER-USER has rules of somebody else",
+        ),
+    ],
+)
+def test_a_way_that_is_closed_is_named(converged: Site, script: str, undo: str, words: str) -> None:
+    converged.on(script)
+    try:
+        run = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    finally:
+        converged.on(undo)
+    assert (run.status == "failed") == ("DOCKER-USER" not in words), run.output
+    assert words in report(run)
 
 
 def test_verify_fails_on_a_host_with_drift(converged: Site) -> None:

@@ -16,7 +16,11 @@ import pytest
 from ansible.module_utils import _internal
 from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slipway.host.plugins.module_utils.host import environment, network_check
+from ansible_collections.slipway.host.plugins.module_utils.host import (
+    environment,
+    network_check,
+    verify,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     facts,
     folder,
@@ -100,5 +104,6 @@ def installed_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """State an engine package in the facts of this machine, which may have none."""
     read = facts.ask_host
     monkeypatch.setattr(facts, "ask_host", lambda: {**read(), "docker_package": "docker.io"})
-    # The packet filter of this machine is not that of the host; the check has tests of its own.
+    # The network of this machine is not that of the host; these checks have tests of their own.
     monkeypatch.setattr(network_check, "check", lambda: "has rules")
+    monkeypatch.setattr(verify, "_check_ways", lambda *_words: [])

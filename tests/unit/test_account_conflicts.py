@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.modules import account_conflicts
+from ansible_collections.slipway.host.plugins.modules import account_conflicts, group_members
 
 from tests.unit.conftest import RunModule
 
@@ -81,3 +83,42 @@ def test_a_number_of_another_group_is_a_conflict(
     reasons = [conflict["reason"] for conflict in done["conflicts"]]
     assert (done["users"], done["groups"]) == ([], [name] if reason else [])
     assert [text[: len(reason)] for text in reasons] == ([reason] if reason else [])
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NSS knows one account and one group that are not in /etc/passwd and /etc/group."""
+    anna = pwd.struct_passwd(("anna@corp", "x", 90001, 90001, "Anna", "/home/anna", "/bin/bash"))
+    users = {"anna@corp": anna, "CORP\\anna": anna}
+    groups = {"domain users": grp.struct_group(("domain users", "x", 90001, []))}
+    for module, name, known in ((pwd, "getpwnam", users), (grp, "getgrnam", groups)):
+        local = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda key, known=known, local=local: known.get(key) or local(key)
+        )
+
+
+def test_accounts_of_a_directory_service_are_named(run_module: RunModule, directory: None) -> None:
+    users = [{"name": "CORP\\anna"}, {"name": "root"}, {"name": "new"}, {"name": "no@corp"}]
+    groups = [{"name": "domain users"}, {"name": "no users"}, {"name": "root"}, {"name": "new"}]
+    done = run_module(account_conflicts, users=users, groups=groups)
+    assert done["existing"] == ["CORP\\anna", "root"]
+    assert done["directory"] == ["CORP\\anna"]
+    assert (done["users"], done["groups"]) == (["no@corp"], ["no users"])
+
+
+def test_a_directory_account_gets_into_a_group_by_its_own_name(
+    run_module: RunModule, directory: None, program: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    program("gpasswd", f'printf "%s|" "$@" >>{tmp_path}/told')
+    done = run_module(group_members, group="root", users=["CORP\\anna", "nobody-there"])
+    assert done["added"] == ["anna@corp"]
+    assert (tmp_path / "told").read_text() == "--add|anna@corp|root|"
+
+
+def test_members_of_a_directory_group_are_a_conflict(
+    run_module: RunModule, directory: None
+) -> None:
+    done = run_module(group_members, group="domain users", users=["root"])
+    assert done["failed"] and "group domain users is of a directory service" in done["msg"]
+    assert not run_module(group_members, group="domain users", users=[])["changed"]

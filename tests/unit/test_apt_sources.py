@@ -149,3 +149,30 @@ def test_areas_of_the_archive_come_from_the_source_of_the_host() -> None:
     )
     assert f"URIs: {mirror}\n" in content and "Signed-By" not in content
     assert found["owned"]["refused"] == []
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        # geerlingguy/ansible-role-docker#316, #335: the file of Docker's instructions.
+        {"docker.list": [(DOCKER, "noble", ["stable"], "/usr/share/keyrings/docker.gpg")]},
+        # geerlingguy/ansible-role-docker#470: one file with an old and a new line.
+        {
+            "download_docker_com_linux_ubuntu.list": [
+                (DOCKER, "noble", ["stable"], ""),
+                (DOCKER, "noble", ["stable"], "/etc/apt/trusted.gpg.d/docker.asc"),
+            ]
+        },
+        # spantaleev/matrix-docker-ansible-deploy#3340: two files, each with another key.
+        {
+            "docker.list": [(DOCKER, "noble", ["stable"], "/etc/apt/trusted.gpg.d/docker.asc")],
+            "docker-ce.sources": [(DOCKER, "noble", ["stable"], "/etc/apt/keyrings/docker.gpg")],
+        },
+    ],
+)
+def test_files_of_other_docker_roles_are_replaced(others: dict[str, Any]) -> None:
+    given = {**NOBLE, "apt_sources": {f"/d/{name}": rows for name, rows in others.items()}}
+    assert [entry["path"] for entry in sources.replaced_files(given, OWN)] == [
+        f"/d/{name}" for name in others
+    ]
+    assert sources.mixed_files(given, OWN) == []

@@ -143,9 +143,20 @@ def sudo(who: str, what: str = "everything") -> list[str]:
 )
 def test_each_way_to_the_engine_is_information(found: Any, ways: list[str]) -> None:
     owned = {"engine_access": [{"socket": SOCKET, "users": ["ada"]}]}
-    answer = {"engine": None, "access": {SOCKET: found}}
+    answer = {"engine": None, "access": {SOCKET: found}, "users": {"ada": None}}
     assert engine.information([owned], answer, kinds.ALL) == [f"engine access: {x}" for x in ways]
     assert engine.differences(owned, answer, kinds.ALL) == [], "information is no drift"
+
+
+def test_the_own_name_of_an_account_is_listed() -> None:
+    """A directory service knows an account by several names."""
+    declared = "CORP\\\\ada"
+    owned = {"engine_access": [{"socket": SOCKET, "users": [declared]}]}
+    found = {"access": {SOCKET: access(groups=group(members=["ada@corp"]))}}
+    unknown = engine.information([owned], {**found, "users": {declared: None}}, kinds.ALL)
+    assert unknown == ["engine access: ada@corp, member of docker"]
+    own = [7, 7, "/h", "/bin/sh", "", "ada@corp"]
+    assert engine.information([owned], {**found, "users": {declared: own}}, kinds.ALL) == []
 
 
 @pytest.fixture

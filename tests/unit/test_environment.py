@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible_collections.slipway.host.plugins.module_utils.host import environment
 from ansible_collections.slipway.host.plugins.plugin_utils import host_command
 
@@ -115,3 +116,24 @@ def test_a_host_that_does_not_begin_has_no_output() -> None:
     reply = {"rc": 255, "stdout": "Welcome\n", "stderr": ""}
     action: Any = SimpleNamespace(_low_level_execute_command=lambda *_, **__: reply)
     assert host_command.run(action, "true") == host_command.Reply(255, "", "Welcome")
+
+
+@pytest.mark.parametrize("kind", [AnsibleConnectionFailure, AnsibleError])
+def test_the_prompt_of_sudo_rs_is_explained(kind: type[AnsibleError]) -> None:
+    def execute(*_words: Any, **_options: Any) -> Any:
+        raise kind("Timeout (12s) waiting for privilege escalation prompt: ")
+
+    action: Any = SimpleNamespace(_low_level_execute_command=execute)
+    with pytest.raises(kind) as raised:
+        host_command.run(action, "true")
+    assert str(raised.value).startswith("Timeout (12s) waiting for privilege escalation prompt. ")
+    assert "Set ansible_become_exe: sudo.ws" in str(raised.value)
+
+
+def test_other_failures_of_a_connection_stay() -> None:
+    def execute(*_words: Any, **_options: Any) -> Any:
+        raise AnsibleConnectionFailure("no route to host")
+
+    action: Any = SimpleNamespace(_low_level_execute_command=execute)
+    with pytest.raises(AnsibleConnectionFailure, match=r"^no route to host$"):
+        host_command.run(action, "true")

@@ -245,4 +245,6 @@ def test_what_the_running_kernel_has(
         file = tmp_path / "modules/6.17.0-1010-aws" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    assert gpu_facts.read_kernel(str(tmp_path), str(tmp_path / "modules")) == expected
+    found = gpu_facts.read_kernel(True, str(tmp_path), str(tmp_path / "modules"))
+    assert (found["headers"], found["fabric_modules"]) == expected
+    assert gpu_facts.read_kernel(False, str(tmp_path), str(tmp_path / "modules"))["fabric_modules"]

@@ -679,7 +679,7 @@ def test_a_uid_of_another_user_and_an_unsafe_home_are_in_the_way(found: Any) -> 
 def test_keys_where_nobody_looks_stop_with_what_to_do() -> None:
     entry = {"path": "/home/alice/.ssh/authorized_keys", "lines": ["k"], "user": "alice"}
     further = {"users": {"alice": [*ALICE[:2], "/data/alice", *ALICE[3:]]}}
-    assert differences("lines", entry, "k\n") == []
+    assert differences("lines", entry, "k\n", **further) == []
     with pytest.raises(model.ConflictError, match="Set 'home: /data/alice'"):
         differences("lines", {**entry, "home": "/home/alice"}, None, **further)
     new = {"users": {"alice": None}}
@@ -717,9 +717,110 @@ def test_a_missing_user_is_not_missing_in_each_group_as_well() -> None:
 
 def test_a_group_of_others_has_to_be_there() -> None:
     entry = {"group": "video", "users": ["alice", "bob"], "foreign": True}
-    assert differences("members", entry, [44, ["alice", "bob"]]) == []
+    users = {"alice": ALICE, "bob": None}
+    assert differences("members", entry, [44, ["alice", "bob"]], users=users) == []
     with pytest.raises(model.ConflictError, match=r"no such group for alice, bob; .* Declare"):
         differences("members", entry, None)
+
+
+# Accounts of a directory service.
+
+ANNA = [90001, 90001, "/home/corp/anna", "/bin/bash", "Anna", "anna@corp.example"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "members", "changes"),
+    [
+        ("anna@corp.example", ["anna@corp.example"], []),
+        # The service knows the account by several names; groups list its own name.
+        ("CORP\\anna", ["anna@corp.example"], []),
+        ("Anna@CORP.example", [], [("anna@corp.example is not a member", "a member")]),
+        (
+            *("CORP\\anna", ["CORP\\anna"]),
+            [
+                ("anna@corp.example is not a member", "a member"),
+                ("CORP\\anna is a member", "no member, because nobody listed it"),
+            ],
+        ),
+    ],
+)
+def test_members_of_a_directory_service(
+    declared: str, members: list[str], changes: Changes
+) -> None:
+    entry = {"group": "docker", "users": [declared], "exclusive": True}
+    assert differences("members", entry, [998, members], users={declared: ANNA}) == changes
+
+
+def test_members_of_a_group_of_a_directory_service_are_not_changed_here() -> None:
+    entry = {"group": "docker", "users": ["alice"], "exclusive": True}
+    assert differences("members", entry, [998, ["alice"], True], users=USERS) == []
+    with pytest.raises(model.ConflictError, match="group docker is of a directory service: found"):
+        differences("members", entry, [998, [], True], users=USERS)
+    with pytest.raises(model.ConflictError, match="eve is a member; expected"):
+        differences("members", entry, [998, ["alice", "eve"], True], users=USERS)
+    # Without anything to change, its kind does not matter.
+    entry = {"group": "docker", "users": ["alice"]}
+    assert differences("members", entry, [998, ["alice", "eve"], True], users=USERS) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "found", "words"),
+    [
+        ({}, ANNA, ""),
+        ({"uid": 90001, "home": "/home/corp/anna"}, ANNA, ""),
+        ({"uid": 5}, ANNA, "found uid 90001; expected 5"),
+        ({"shell": "/bin/zsh"}, ANNA, "found shell /bin/bash; expected /bin/zsh"),
+        ({"state": "absent"}, ANNA, "expected an account of this host to remove"),
+        ({"state": "absent"}, None, ""),
+        ({}, None, "found no such user; expected one that exists"),
+    ],
+)
+def test_accounts_of_a_directory_service_are_not_changed(
+    entry: dict[str, Any], found: Any, words: str
+) -> None:
+    name = "CORP\\anna"
+    more: dict[str, Any] = {
+        "uids": {"5": None, "90001": name},
+        "homes": {"/home/corp/anna": "a link"},
+    }
+    entry = {"name": name, **entry}
+    if not words:
+        assert differences("users", entry, found, **more) == []
+        return
+    with pytest.raises(model.ConflictError) as conflict:
+        differences("users", entry, found, **more)
+    assert words in str(conflict.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "gid", "found", "words"),
+    [
+        ("domain users", None, [70000, [], True], ""),
+        ("domain users", None, None, "found no such group"),
+        ("research", 5, [70000, [], True], "found gid 70000; expected 5"),
+    ],
+)
+def test_groups_of_a_directory_service_are_not_changed(
+    name: str, gid: int | None, found: Any, words: str
+) -> None:
+    if not words:
+        assert differences("groups", {"name": name, "gid": gid}, found) == []
+        return
+    with pytest.raises(model.ConflictError) as conflict:
+        differences("groups", {"name": name, "gid": gid}, found, gids={"5": None})
+    assert words in str(conflict.value)
+
+
+def test_keys_belong_to_the_own_name_of_an_account() -> None:
+    entry = {"path": "/h/.ssh/k", "lines": ["x"], "user": "CORP\\anna"}
+    files = dict.fromkeys(("/h", "/h/.ssh"))
+    state = ["file", "0600", "anna@corp.example", "g", None, 7, 7]
+    users = {"CORP\\anna": ANNA}
+    found = {**files, "/h/.ssh/k": state}
+    assert differences("lines", entry, "x\n", files=found, users=users) == []
+    found["/h/.ssh/k"] = ["file", "0600", "eve", "g", None, 7, 7]
+    (change,) = differences("lines", entry, "x\n", files=found, users=users)
+    assert change == ("/h/.ssh/k: owner eve", "anna@corp.example or root")
 
 
 NEW, OLD = "a" * 64, "b" * 64
@@ -1306,7 +1407,8 @@ def test_keys_that_others_can_change(path: str, state: list[Any], changes: Chang
     entry = {"path": KEYS_FILE, "lines": ["x"], "user": "b"}
     files = {HOME: None, KEYS_FOLDER: None, KEYS_FILE: None, path: [*state, "b", None, 7, 7]}
     assert set(files) <= set(survey.question([{"lines": [entry]}])["files"])
-    found = survey.differences({"lines": [entry]}, {"texts": {KEYS_FILE: "x\n"}, "files": files})
+    answer = {"texts": {KEYS_FILE: "x\n"}, "files": files, "users": {"b": None}}
+    found = survey.differences({"lines": [entry]}, answer)
     assert [(one.found, one.expected) for one in found] == changes
 
 

@@ -120,11 +120,18 @@ def test_an_absent_user_keeps_no_membership_and_no_keys() -> None:
 @pytest.mark.parametrize(
     ("users", "groups", "problem"),
     [
-        ([{"name": "Alice"}], [], "invalid user name 'Alice'"),
-        ([{"name": "1st"}], [], "invalid user name '1st'"),
+        ([{"name": ""}], [], "invalid user name ''"),
         ([{"name": "a\n"}], [], "invalid user name"),
-        ([{"name": "a" * 33}], [], "invalid user name"),
-        ([], [{"name": "the lab"}], "invalid group name 'the lab'"),
+        ([{"name": "a "}], [], "invalid user name"),
+        ([{"name": "-a"}], [], "invalid user name"),
+        ([{"name": "+@lab"}], [], "invalid user name"),
+        ([{"name": "a:b"}], [], "invalid user name"),
+        ([{"name": "a,b"}], [], "invalid user name"),
+        ([{"name": "../a"}], [], "invalid user name"),
+        ([{"name": "a" * 257}], [], "invalid user name"),
+        ([], [{"name": "lab/a"}], "invalid group name 'lab/a'"),
+        ([{"name": "a", "groups": ["a,b"]}], [], "user a: invalid group name 'a,b'"),
+        ([{"name": "CORP\\anna", "docker": "rootless"}], [], "docker is rootless; expected a name"),
         ([{"name": "a"}, {"name": "a"}], [], "user a is declared 2 times"),
         ([], [{"name": "g"}, {"name": "g"}], "group g is declared 2 times"),
         ([{"name": "a", "groups": ["docker"]}], [], "Set 'docker: true'"),
@@ -171,7 +178,15 @@ def test_the_first_and_the_last_uid_are_accepted(uid: int) -> None:
     assert user["uid"] == uid
 
 
-@pytest.mark.parametrize("name", ["a", "_apt", "ci-runner_2", "a" * 32])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a", "_apt", "ci-runner_2", "a" * 32),
+        # Names of directory services.
+        *("anna.muster@corp.example", "CORP\\anna", "CORP\\Anna Muster", "Jörg", "1st", "Alice"),
+        *("domain users", "host$", "a" * 33),
+    ],
+)
 def test_usual_names_are_accepted(name: str) -> None:
     assert owned([{"name": name}], [{"name": name}], True)["users"] == [{"name": name}]
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import grp
 import http.server
 import json
 import os
@@ -456,3 +457,22 @@ def test_the_declared_packages_and_users_are_checked(monkeypatch: pytest.MonkeyP
     assert failures(packages=["docker.io"], docker_users=["ada"]) == []
     assert asked == [["docker.io"], ["ada"]]
     json.dumps(host_verify.run_checks(host_verify.Options(smoke=False, daemon_reload=False)))
+
+
+def test_users_of_a_directory_service_are_tried_though_it_lists_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pwd.getpwall does not have them; NSS answers for each name."""
+    anna = pwd.struct_passwd(("anna@corp", "x", 90001, 90001, "", "/", "/bin/sh"))
+    eve = pwd.struct_passwd(("eve@corp", "x", 90002, 90002, "", "/", "/bin/sh"))
+    known = {"CORP\\anna": anna, "anna@corp": anna, "eve@corp": eve}
+    monkeypatch.setattr(pwd, "getpwall", lambda: [pwd.getpwuid(0)])
+    monkeypatch.setattr(pwd, "getpwnam", known.__getitem__)
+    docker = grp.struct_group(("docker", "x", 998, ["eve@corp", "gone"]))
+    monkeypatch.setattr(grp, "getgrnam", lambda _name: docker)
+    monkeypatch.setattr(engine_users, "list_reaching", sorted)
+    with pytest.raises(ValueError, match="the engine is reached by eve@corp; expected"):
+        engine_users.check_users(["CORP\\anna", "gone"])
+    monkeypatch.setattr(engine_users, "list_reaching", lambda _accounts: [])
+    with pytest.raises(ValueError, match="the engine is not reached by anna@corp; expected"):
+        engine_users.check_users(["CORP\\anna"])

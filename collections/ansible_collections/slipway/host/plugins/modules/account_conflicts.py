@@ -10,6 +10,8 @@ DOCUMENTATION = r"""
 module: account_conflicts
 short_description: Find users and groups that cannot be created or changed as declared
 description:
+  - Finds accounts and groups of a directory service, which C(useradd), C(usermod) and C(groupadd)
+    must not be called for, and missing names that these programs do not accept.
   - Finds a declared uid that another user has, a declared gid that another group has, and a
     declared home folder that root must not create or move. C(useradd) and C(usermod) work as root
     and follow links, so only root may be able to change a name on the way to a home folder.
@@ -57,6 +59,16 @@ groups:
   returned: always
   type: list
   elements: str
+existing:
+  description: Names of the users that exist.
+  returned: always
+  type: list
+  elements: str
+directory:
+  description: Names of the users that exist and are of a directory service.
+  returned: always
+  type: list
+  elements: str
 conflicts:
   description: What is in the way, a mapping with kind, name and reason for each conflict.
   returned: always
@@ -80,8 +92,11 @@ def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     found = Here(accounts).compare(module.params).conflicts
+    known = accounts.ask_users([user["name"] for user in module.params["users"]])
     module.exit_json(
         changed=False,
+        existing=[name for name, user in known.items() if user],
+        directory=[name for name, user in known.items() if accounts.directory_name(user)],
         conflicts=[
             {"kind": conflict.kind, "name": conflict.name, "reason": conflict.reason}
             for conflict in found

@@ -101,10 +101,15 @@ def main() -> None:
         reason = f"{accounts.missing_group(group, sorted(declared))}."
         module.finish([model.Conflict("members", group, reason)], added=[], removed=[])
     members = set(answer[1]) if answer else set()
+    users = accounts.ask_users(sorted(declared))
+    declared = {accounts.own_name(name, user) for name, user in users.items()}
     added = sorted(declared - members)
     if not module.check_mode:
         added = [name for name, user in accounts.ask_users(added).items() if user]
     removed = sorted(members - declared) if module.params["exclusive"] else []
+    if accounts.is_directory_group(answer) and (added or removed):
+        reason = f"{accounts.directory_group(group, added, removed)}."
+        module.finish([model.Conflict("members", group, reason)], added=[], removed=[])
     if not module.check_mode and (added or removed):
         for option, names in (("--add", added), ("--delete", removed)):
             for name in names:

@@ -7,11 +7,20 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.host import environment
 
 # The start files of a shell, a banner or a PAM module may print before and after the output.
 BEGIN, END = "--- slipway: begin of output ---", "--- slipway: end of output ---"
+PROMPT = "waiting for privilege escalation prompt"
+# Reported with Ubuntu 25.10 and 26.04, whose sudo is sudo-rs: ansible#85837, ansible#86849,
+# semaphore#4077 (2026).
+SUDO_RS = (
+    "sudo of this host may be sudo-rs, whose question for the password Ansible does not know; "
+    "expected the other sudo, which Ubuntu has as sudo.ws. Set ansible_become_exe: sudo.ws in the "
+    "inventory of this host"
+)
 _SETTINGS = " ".join(f"{name}={shlex.quote(text)}" for name, text in environment.FIXED.items())
 _PROLOGUE = f"umask {environment.UMASK:03o}; export {_SETTINGS}; echo {shlex.quote(BEGIN)}"
 _EPILOGUE = f"status=$?; echo; echo {shlex.quote(END)}; exit $status"
@@ -35,9 +44,14 @@ def run(action: ActionBase, command: str, data: bytes = b"\n") -> Reply:
     DATA is never empty: without data, ssh allocates a terminal, which changes line ends.
     """
     # Python as COMMAND ends when its input ends, so COMMAND needs no shell of its own.
-    reply = action._low_level_execute_command(
-        f"{_PROLOGUE}\n{{ {command}\n}}\n{_EPILOGUE}", in_data=data, sudoable=True
-    )
+    try:
+        reply = action._low_level_execute_command(
+            f"{_PROLOGUE}\n{{ {command}\n}}\n{_EPILOGUE}", in_data=data, sudoable=True
+        )
+    except AnsibleError as error:
+        if PROMPT not in str(error):
+            raise
+        raise type(error)(f"{str(error).rstrip(' .:')}. {SUDO_RS}") from None
     _before, _begin, rest = reply["stdout"].partition(f"{BEGIN}\n")
     output, end, _after = rest.rpartition(f"\n{END}\n")
     if not end:

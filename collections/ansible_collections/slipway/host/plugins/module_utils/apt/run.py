@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils.apt import changes
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes, dkms
 from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
 
 # Seconds to wait before a half-synchronised mirror is tried again.
@@ -122,7 +122,7 @@ class Apt:
             ]
         stale = changes.is_stale(output)
         errors = changes.unusable_sources(output) or (self.unusable if stale else {})
-        return list(errors.values())
+        return [*dkms.explain(output, reading.read_file), *errors.values()]
 
     def run(
         self, command: Sequence[str], cwd: str | None = None, lock_timeout: int | None = None

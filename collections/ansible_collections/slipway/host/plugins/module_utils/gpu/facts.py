@@ -115,19 +115,20 @@ def read_apt_components(root: str = "/etc/apt") -> list[str]:
     return sorted(words & APT_COMPONENTS)
 
 
-def read_kernel(proc: str = "/proc", modules: str = "/lib/modules") -> tuple[bool, bool]:
-    """Return whether the running kernel has its headers, and the modules for an NVLink 5 fabric.
+def read_kernel(fabric: bool, proc: str = "/proc", modules: str = "/lib/modules") -> Json:
+    """Return whether the running kernel has its headers, and the modules for an NVLink 5 FABRIC.
 
-    A kernel without a list of modules counts as complete.
+    Without such a fabric, and without a list of modules, a kernel counts as complete.
     """
     release = reading.read_word(f"{proc}/sys/kernel/osrelease") or os.uname().release
     folder = f"{modules}/{release}"
-    listed = reading.read_file(f"{folder}/modules.dep")
+    listed = reading.read_file(f"{folder}/modules.dep") if fabric else None
     names = (listed or b"") + (reading.read_file(f"{folder}/modules.builtin") or b"")
-    return (
-        os.path.exists(f"{folder}/build/Makefile"),
-        listed is None or all(f"/{name}.ko".encode() in names for name in FABRIC_MODULES),
-    )
+    return {
+        "headers": os.path.exists(f"{folder}/build/Makefile"),
+        "fabric_modules": listed is None
+        or all(f"/{name}.ko".encode() in names for name in FABRIC_MODULES),
+    }
 
 
 def read_recorded_gpus() -> int:
@@ -162,7 +163,6 @@ def ask_gpus(
     kernels = packages.installed_packages(("linux-image-",), status)
     drivers = packages.installed_packages(DRIVER_PACKAGES, status)
     version, banner = read_loaded(proc, sys)
-    headers, fabric_modules = read_kernel(proc, modules)
     return {
         "devices": devices,
         "bridges": [
@@ -187,6 +187,5 @@ def ask_gpus(
         "run_installer": os.path.exists("/usr/bin/nvidia-uninstall"),
         "managed": os.path.exists(MANAGED),
         "recorded": recorded,
-        "headers": headers,
-        "fabric_modules": fabric_modules or not baseboard,
+        **read_kernel(baseboard > 0, proc, modules),
     }

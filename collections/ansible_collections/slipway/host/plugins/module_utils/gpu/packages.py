@@ -184,8 +184,6 @@ def _build_dependencies(host: HostFacts) -> tuple[Names, Names, tuple[str, ...]]
 
 
 def _compiler(host: HostFacts) -> Names:
-    kernel = kernels.recognise(host.distribution, host.kernel)
     compiler = tables.HWE_COMPILER.get(host.release) if host.distribution == "ubuntu" else None
-    if compiler and kernel.flavour and kernel.series != kernels.RELEASE_SERIES[host.release]:
-        return (compiler,)
-    return ()
+    is_own = host.kernel.startswith(f"{kernels.RELEASE_SERIES.get(host.release)}.")
+    return (compiler,) if compiler and not is_own else ()

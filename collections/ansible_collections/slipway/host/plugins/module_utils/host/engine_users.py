@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import grp
 import pwd
 import socket
 from collections.abc import Collection, Iterable
@@ -11,6 +12,7 @@ from collections.abc import Collection, Iterable
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, user_rights
 
 SECONDS = 10
+DOCKER_GROUP = "docker"
 
 
 def check_users(declared: Collection[str] | None) -> str:
@@ -18,9 +20,32 @@ def check_users(declared: Collection[str] | None) -> str:
 
     Without a declaration everybody may.
     """
-    accounts = [entry.pw_name for entry in pwd.getpwall() if entry.pw_uid != 0]
-    reaching = sorted(set(list_reaching(accounts)))
-    return judge(reaching, accounts, declared)
+    # Directory services do not list their accounts, but answer for each name.
+    wanted = None if declared is None else {own_name(name) for name in declared}
+    listed = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid != 0}
+    accounts = sorted({*listed, *filter(exists, {*_members(), *(wanted or ())})} - {"root"})
+    return judge(list_reaching(accounts), accounts, wanted)
+
+
+def own_name(name: str) -> str:
+    """Return the own name of the account that NSS knows as NAME, NAME itself for none."""
+    return pwd.getpwnam(name).pw_name if exists(name) else name
+
+
+def exists(name: str) -> bool:
+    """Return whether NSS knows an account by this NAME."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _members() -> list[str]:
+    try:
+        return grp.getgrnam(DOCKER_GROUP).gr_mem
+    except KeyError:
+        return []
 
 
 def list_reaching(accounts: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -27,11 +28,13 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gp
 from ansible_collections.slipway.host.plugins.module_utils.gpu import load as gpu_load
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
 from ansible_collections.slipway.host.plugins.module_utils.host import (
+    apt_check,
     data_sets,
     engine_settings,
     engine_users,
     installed_files,
     network_check,
+    reach_check,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.check import Check, run_check
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
@@ -45,6 +48,8 @@ SMOKE_TIMEOUT = 1800
 DRIVER_ROLE = "nvidia_driver"
 GPUS, HEALTH, COMPUTATION, LOAD = "GPUs", "GPU health", "GPU computation", "GPU load"
 GPUS_IN_CONTAINERS, NETWORK = "GPUs in containers", "container network"
+APT = "apt settings"
+OUTWARD, PUBLISHED, COMMAND = "network from containers", "published ports", "commands of users"
 REQUEST_TIMEOUT = 30
 QUICK, NORMAL, FULL = LEVELS = ("quick", "normal", "full")
 # Memory to test per GPU in MiB.
@@ -187,17 +192,11 @@ def _check_secret_required(url: str) -> None:
 def _check_images(smoke: bool, declared: Collection[str]) -> Iterator[Check]:
     """Check the tags that refer to the content that the host's record names."""
     testable = set()
-    for image in containers.ask_engine("/images/json"):
-        image_labels = image.get("Labels") or {}
-        if labels.SMOKE not in image_labels:
-            continue
-        for reference in image.get("RepoTags") or ():
-            if containers.read_image_record(reference).get("id") != image["Id"]:
-                continue
-            testable.add(reference)
-            if smoke:
-                command = json.loads(image_labels[labels.SMOKE])
-                yield run_check(f"image {reference}", partial(_check_image, image["Id"], command))
+    for reference, image in _recorded_images():
+        testable.add(reference)
+        if smoke:
+            command = json.loads(image["Labels"][labels.SMOKE])
+            yield run_check(f"image {reference}", partial(_check_image, image["Id"], command))
     for reference in declared:
         if reference not in testable:
             yield Check(
@@ -206,6 +205,15 @@ def _check_images(smoke: bool, declared: Collection[str]) -> Iterator[Check]:
                 "not on this host, not recorded, or without the label of its smoke test; expected "
                 "the declared image. Run ./slipway site",
             )
+
+
+def _recorded_images() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield tag and image of each image with a smoke test that root recorded with this content."""
+    for image in containers.ask_engine("/images/json"):
+        if labels.SMOKE in (image.get("Labels") or {}):
+            for reference in image.get("RepoTags") or ():
+                if containers.read_image_record(reference).get("id") == image["Id"]:
+                    yield reference, image
 
 
 def _check_services(declared: Mapping[str, str]) -> Iterator[Check]:
@@ -285,6 +293,27 @@ def _check_container_gpus(
         yield run_check(GPUS_IN_CONTAINERS, check)
 
 
+def _check_ways(
+    facts: Mapping[str, Any], declared: Mapping[str, Any], network: bool
+) -> Iterator[Check]:
+    """Check what others can break beside the engine: ways of packets, users, and apt.
+
+    NETWORK says whether the packet filter has the rules of the engine.
+    """
+    yield run_check(APT, apt_check.check)
+    users = [engine_users.own_name(name) for name in declared.get("docker_users") or ()]
+    yield run_check(COMMAND, partial(reach_check.check_command, users))
+    if not network:
+        return
+    uris = [str(row[0]) for rows in facts["apt_sources"].values() for row in rows]
+    images = [
+        str(image["Id"]) for _reference, image in sorted(_recorded_images(), key=itemgetter(0))
+    ]
+    yield run_check(OUTWARD, partial(reach_check.check_outward, uris, images))
+    running = containers.ask_engine("/containers/json")
+    yield run_check(PUBLISHED, partial(reach_check.check_published, running))
+
+
 def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Run all checks that apply to the host; return the results as plain mappings.
 
@@ -320,4 +349,5 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
         results += _check_images(smoke, expected.get("images", ()))
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
+        results += _check_ways(facts, expected, results[-1].ok)
     return [check.as_data() for check in results]

@@ -14,11 +14,13 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import host
 from ansible_collections.slipway.host.plugins.module_utils.roles import (
     nvidia_container_toolkit as _toolkit,
 )
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 
 Entry: TypeAlias = Mapping[str, Any]
 
-# Names that every useradd accepts: the default of its NAME_REGEX, at most the 32 bytes of utmp.
-NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+# What no name in /etc/passwd or /etc/group can have. Directory services allow everything else, such
+# as LAB\anna, anna.muster@corp.example and "domain users".
+_NO_NAME = re.compile(r"[-+~%#@\s]|.*[:,/\x00-\x1f\x7f]|.*\s\Z|.{257}|\Z", re.DOTALL)
 DOCKER_GROUP = "docker"
 ENGINE_SOCKET = "/run/docker.sock"
 ROOTLESS = "rootless"
@@ -55,11 +57,7 @@ class UserAccessError(ValueError):
 def _check_names(kind: str, entries: Sequence[Entry]) -> None:
     names = [entry["name"] for entry in entries]
     for name in names:
-        if not NAME.match(name):
-            raise UserAccessError(
-                f"invalid {kind} name '{name}'; expected at most 32 lower-case letters, digits, "
-                f"'_' and '-', a letter or '_' first. Rename the {kind}"
-            )
+        _check_name(kind, name)
         if names.count(name) > 1:
             raise UserAccessError(
                 f"{kind} {name} is declared {names.count(name)} times; expected one entry. "
@@ -67,19 +65,43 @@ def _check_names(kind: str, entries: Sequence[Entry]) -> None:
             )
 
 
-def _check_user(user: Entry) -> None:
+def _check_name(kind: str, name: str) -> None:
+    if _NO_NAME.match(name):
+        raise UserAccessError(
+            f"invalid {kind} name '{name}'; expected the name of a {kind}, without ':', ',', '/' "
+            f"and control characters. Correct the name of the {kind}"
+        )
+
+
+def _check_access(user: Entry) -> None:
+    """Raise UserAccessError for groups or an engine that the user cannot have."""
+    for group in user.get("groups") or ():
+        try:
+            _check_name("group", group)
+        except UserAccessError as error:
+            raise UserAccessError(f"user {user['name']}: {error}") from None
     if DOCKER_GROUP in (user.get("groups") or ()):
         raise UserAccessError(
             f"user {user['name']}: groups contains '{DOCKER_GROUP}', which gives access equivalent "
             "to root; expected the key docker. Set 'docker: true' and remove the group"
         )
-    if user["name"] == "root" and user.get("state") == "absent":
-        raise UserAccessError(
-            "user root: state is absent; expected present. Root cannot be removed"
-        )
     if user["name"] == "root" and user.get("docker") == ROOTLESS:
         raise UserAccessError(
             "user root: docker is rootless; expected another user. Root has no rootless engine"
+        )
+    if user.get("docker") == ROOTLESS and not accounts.LOCAL_NAME.match(user["name"]):
+        raise UserAccessError(
+            f"user {user['name']}: docker is rootless; expected a name of lower-case letters, "
+            "digits, '_' and '-', because the engine's subordinate IDs and files have that name. "
+            "Set docker to true or false"
+        )
+
+
+def _check_user(user: Entry) -> None:
+    _check_access(user)
+    if user["name"] == "root" and user.get("state") == "absent":
+        raise UserAccessError(
+            "user root: state is absent; expected present. Root cannot be removed"
         )
     # Templates return numbers as text.
     uid = None if user.get("uid") is None else int(user["uid"])
@@ -146,7 +168,9 @@ def _is_system_folder(path: str) -> bool:
 
 def _check_limit(limit: Entry) -> None:
     subject = limit["applies_to"]
-    if subject != "*" and not NAME.match(subject.removeprefix("@")):
+    name = subject.removeprefix("@")
+    # Fields of limits.conf have no quotes.
+    if subject != "*" and (_NO_NAME.match(name) or re.search(r"[\s\"#]", name)):
         raise UserAccessError(
             f"user_access_limits: applies_to is '{subject}'; expected a user, '@group', or '*' for "
             "all users except root. Change applies_to"

@@ -11,6 +11,9 @@ users: name, uid?, comment?, shell?, home?, state?.
 members: group, users, exclusive? (nobody else may be a member), foreign? (the group must exist
 already), devices?: beginnings of paths; the users are members only where such a device belongs to
 the group and is not open to everybody.
+
+Accounts and groups of a directory service are those that NSS knows and that are not in /etc/passwd
+and /etc/group. Slipway adds such accounts to groups, and does not change the accounts themselves.
 """
 
 from __future__ import annotations
@@ -33,31 +36,47 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 
-def ask_users(names: list[str]) -> Json:
-    """Return ``[uid, gid, home, shell, comment]`` of each user."""
+def ask_users(names: list[str], file: str = "/etc/passwd") -> Json:
+    """Return ``[uid, gid, home, shell, comment]`` of each user.
+
+    For an account of a directory service, its own name follows: the service may know the account by
+    several names.
+    """
     import pwd
 
     found: Json = dict.fromkeys(names)
+    local = _names_in(file) if names else set()
     for name in names:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         found[name] = [entry.pw_uid, entry.pw_gid, entry.pw_dir, entry.pw_shell, entry.pw_gecos]
+        if entry.pw_name not in local:
+            found[name].append(entry.pw_name)
     return found
 
 
-def ask_groups(names: list[str]) -> Json:
-    """Return ``[gid, [members]]`` of each group."""
+def _names_in(file: str) -> set[str]:
+    """Return the names in a FILE like /etc/passwd."""
+    text = (reading.read_file(file) or b"").decode("utf-8", "surrogateescape")
+    return {line.partition(":")[0] for line in text.splitlines()}
+
+
+def ask_groups(names: list[str], file: str = "/etc/group") -> Json:
+    """Return ``[gid, [members]]`` of each group, and ``True`` for one of a directory service."""
     import grp
 
     found: Json = dict.fromkeys(names)
+    local = _names_in(file) if names else set()
     for name in names:
         try:
             entry = grp.getgrnam(name)
         except KeyError:
             continue
         found[name] = [entry.gr_gid, sorted(entry.gr_mem)]
+        if entry.gr_name not in local:
+            found[name].append(True)
     return found
 
 
@@ -145,11 +164,35 @@ ASKS = {
 
 
 # --- Nothing below is sent to hosts with the survey. ---
+import re
+
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     MISSING,
     ConflictError,
     Kind,
 )
+
+# Names that every useradd and groupadd accepts: the default of NAME_REGEX, at most the 32 bytes of
+# utmp. Only such accounts and groups are created.
+LOCAL_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}\Z")
+
+
+def directory_name(user: Any) -> str | None:
+    """Return the own name of an account of a directory service, None for a local account.
+
+    USER is an answer of :func:`ask_users`.
+    """
+    return str(user[5]) if user and len(user) > 5 else None
+
+
+def own_name(name: str, user: Any) -> str:
+    """Return the name by which groups list an account that is declared as NAME."""
+    return directory_name(user) or name
+
+
+def is_directory_group(group: Any) -> bool:
+    """Return whether a group is of a directory service; GROUP is an answer of `ask_groups`."""
+    return bool(group) and len(group) > 2
 
 
 def compare_groups(entry: Entry, answer: Answer) -> Iterator[Change]:
@@ -163,7 +206,14 @@ def compare_groups(entry: Entry, answer: Answer) -> Iterator[Change]:
             "Change gid in user_access_groups"
         )
     if found is None:
+        if not LOCAL_NAME.match(entry["name"]):
+            raise ConflictError(_missing_name("group", entry["name"]))
         yield MISSING, "a group"
+    elif gid is not None and found[0] != gid and is_directory_group(found):
+        raise ConflictError(
+            f"group {name} is of a directory service: found gid {found[0]}; expected {gid}. "
+            "Remove gid from user_access_groups, or change it in the service"
+        )
     elif gid is not None and found[0] != gid:
         yield f"gid {found[0]}", str(gid)
 
@@ -176,23 +226,45 @@ def _gid_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
 def compare_users(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield the differences of a user."""
     found = answer["users"][entry["name"]]
+    is_directory = directory_name(found) is not None
     if entry.get("state", "present") == "absent":
+        if is_directory:
+            raise ConflictError(
+                f"user {entry['name']} is of a directory service; expected an account of this host "
+                "to remove. Remove the entry from user_access_users, or the account from the "
+                "service"
+            )
         if found is not None:
             yield "present", "absent"
         return
-    _check_conflicts(entry, found, answer)
+    if found is None and not LOCAL_NAME.match(entry["name"]):
+        raise ConflictError(_missing_name("user", entry["name"]))
+    if not is_directory:
+        _check_conflicts(entry, found, answer)
     if found is None:
         yield MISSING, "a user"
         return
-    for what, was in (
-        ("uid", found[0]),
-        ("comment", found[4]),
-        ("home", found[2]),
-        ("shell", found[3]),
-    ):
-        should = entry.get(what)
-        if should is not None and should != was:
-            yield f"{what} {was}", str(should)
+    changes = [
+        (f"{what} {was}", str(entry[what]))
+        for what, was in zip(("uid", "comment", "home", "shell"), (found[i] for i in (0, 4, 2, 3)))
+        if entry.get(what) is not None and entry[what] != was
+    ]
+    if changes and is_directory:
+        raise ConflictError(
+            f"user {entry['name']} is of a directory service: found {changes[0][0]}; expected "
+            f"{changes[0][1]}. Change user_access_users, or change the account in the service"
+        )
+    yield from changes
+
+
+def _missing_name(kind: str, name: str) -> str:
+    """Return the conflict of a user or group that is neither there nor can be created."""
+    return (
+        f"{kind} {name}: found no such {kind}; expected one that exists, for example of a "
+        f"directory service. Slipway creates a {kind} only if its name has at most 32 lower-case "
+        "letters, digits, '_' and '-', with a letter or '_' first. Check the name: getent "
+        f"{'passwd' if kind == 'user' else 'group'} '{name}'"
+    )
 
 
 def _check_conflicts(entry: Entry, found: Any, answer: Answer) -> None:
@@ -224,14 +296,27 @@ def compare_members(entry: Entry, answer: Answer) -> Iterator[Change]:
         entry["group"] in answer["devices"][beginning] for beginning in entry["devices"]
     ):
         return
-    wanted = set(entry["users"])
-    for user in sorted(wanted - members):
-        # A missing user is a difference of its own.
-        if answer["users"][user] is not None:
-            yield f"{user} is not a member", "a member"
-    if entry.get("exclusive", False):
-        for user in sorted(members - wanted):
-            yield f"{user} is a member", "no member, because nobody listed it"
+    users = answer["users"]
+    wanted = {own_name(user, users[user]): users[user] for user in entry["users"]}
+    # A missing user is a difference of its own.
+    missing = sorted(name for name in set(wanted) - members if wanted[name] is not None)
+    surplus = sorted(members - set(wanted)) if entry.get("exclusive", False) else []
+    if is_directory_group(found) and (missing or surplus):
+        raise ConflictError(directory_group(entry["group"], missing, surplus))
+    for user in missing:
+        yield f"{user} is not a member", "a member"
+    for user in surplus:
+        yield f"{user} is a member", "no member, because nobody listed it"
+
+
+def directory_group(group: str, missing: Iterable[str], surplus: Iterable[str]) -> str:
+    """Return the conflict of a GROUP of a directory service with other members than declared."""
+    found = [f"{user} is not a member" for user in missing]
+    found += [f"{user} is a member" for user in surplus]
+    return (
+        f"group {group} is of a directory service: found {', '.join(found)}; expected the declared "
+        "members. Change the members in the service, or create a local group of another name"
+    )
 
 
 def missing_group(group: str, users: Iterable[str]) -> str:

@@ -139,6 +139,7 @@ ASKS = {"access": reading.each(ask_access)}
 
 
 # --- Nothing below is sent to hosts with the survey. ---
+from ansible_collections.slipway.host.plugins.module_utils.state import accounts
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Kind
 
 # Addresses that only the socket's own mode opens.
@@ -152,7 +153,8 @@ def inform_access(entry: Entry, answer: Answer) -> Iterator[str]:
     found = answer["access"][entry["socket"]]
     if found is None:
         return
-    listed = {*entry["users"], *found["root"], "root"}
+    users = (accounts.own_name(name, answer["users"][name]) for name in entry["users"])
+    listed = {*users, *found["root"], "root"}
     yield from _socket_ways(entry["socket"], found)
     for group, (_gid, members, admins, password) in sorted(found["groups"].items()):
         opens = "has the group ID of the engine's socket"
@@ -273,4 +275,10 @@ def compare_access(_entry: Entry, _answer: Answer) -> Iterator[Change]:
     return iter(())
 
 
-KINDS = (Kind("engine_access", "socket", "access", compare_access, inform=inform_access),)
+def _users_of(entry: Entry) -> Iterator[tuple[str, Sequence[str]]]:
+    yield "users", entry["users"]
+
+
+KINDS = (
+    Kind("engine_access", "socket", "access", compare_access, _users_of, inform=inform_access),
+)

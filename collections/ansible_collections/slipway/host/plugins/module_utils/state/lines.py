@@ -27,10 +27,10 @@ ASKS = {**files.ASKS, **accounts.ASKS}
 
 def compare_lines(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield missing lines, and files that others can write."""
-    user = answer["users"][entry["user"]] if entry.get("home") else None
-    if user and user[2] != entry["home"]:
+    user = answer["users"][entry["user"]] if entry.get("user") else None
+    if user and entry.get("home") not in (None, user[2]):
         raise ConflictError(home_conflict(entry, user[2]))
-    for path, expected in _key_paths(entry):
+    for path, expected in _key_paths(entry, accounts.own_name(entry.get("user", ""), user)):
         state = answer.get("files", {}).get(path)
         if state is None or (path == _home_of(entry) and state[0] == "link"):
             continue  # A home may be a link of root's.
@@ -50,14 +50,15 @@ def home_conflict(entry: Entry, home: str) -> str:
     )
 
 
-def _key_paths(entry: Entry) -> Iterator[tuple[str, attributes.Attributes]]:
+def _key_paths(entry: Entry, owner: str) -> Iterator[tuple[str, attributes.Attributes]]:
     """Yield the file of a user's keys, its folder and the home, each with what it must be.
+
+    OWNER is the user's own name.
 
     sshd refuses keys that others can change, and a folder of somebody else is not the user's. A
     group of one member may write a home. A file or a folder of root is accepted.
     """
-    user = entry.get("user")
-    if not user:
+    if not entry.get("user"):
         return
     path, home = str(entry["path"]), _home_of(entry)
     folder = path.rpartition("/")[0]
@@ -66,7 +67,7 @@ def _key_paths(entry: Entry) -> Iterator[tuple[str, attributes.Attributes]]:
         (folder, attributes.FOLDER, 0o100, attributes.WRITABLE),
         (path, attributes.FILE, 0o400, attributes.WRITABLE),
     ):
-        owners = (user, "root")
+        owners = (owner, "root")
         yield part, attributes.Attributes(type_, owners, None, least, 0o7777 & ~surplus)
 
 
@@ -83,8 +84,8 @@ def _text_lines(text: str) -> list[str]:
 
 
 def _files_and_user_of(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
-    yield "files", [path for path, _expected in _key_paths(entry)]
-    if entry.get("home"):
+    yield "files", [path for path, _expected in _key_paths(entry, "")]
+    if entry.get("user"):
         yield "users", [entry["user"]]
 
 
