@@ -100,6 +100,7 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
     catalogue = load_catalogue(IMAGES, check_locks=False)
     if not names:
         yield Task(IMAGES / "_shared/installer.in")
+        yield Task(IMAGES / "_shared/pip.in")
     lineages = {name: [i.name for i in catalogue.lineage(name)] for name in catalogue.images}
     for name in names:
         catalogue.lineage(name)  # raises an error for an unknown name

@@ -91,7 +91,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads /etc/slipway, and the caller's own files",
         ".read_text os.open",
     ),
-    "module_utils/ml/start.py": (CALLERS_OWN, ".mkdir"),
+    "module_utils/ml/start.py": (CALLERS_OWN, ".mkdir .touch"),
     "module_utils/ml/token.py": (CALLERS_OWN, ".hardlink_to .mkdir .read_text .unlink os.open"),
     "module_utils/apt/package_set.py": (
         "works in /var/lib/slipway and a new folder of its own",

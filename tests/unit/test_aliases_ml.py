@@ -681,13 +681,14 @@ def test_a_start_needs_one_round_of_requests(engine_api: fake_engine.Start) -> N
         {"Names": ["/c"], "State": "running", "Labels": None},
         {"Names": None, "State": "created"},
     ]
-    image = {"Id": "sha256:1", "Config": {"Env": ["PATH=/bin", "HOME=/home/slipway"]}}
+    variables = ["PATH=/bin", "HOME=/home/slipway", "SLIPWAY_PACKAGES=/opt/user"]
+    image = {"Id": "sha256:1", "Config": {"Env": variables}}
     api_server = engine_api(
         {"GET /images/a b:1/json": image, "GET /containers/json": listed, "GET /info": {}}
     )
     read = start.read_engine(engine.Docker("Dana"), "a b:1")
     assert read == (
-        launch.Image("sha256:1", "/home/slipway"),
+        launch.Image("sha256:1", "/home/slipway", "/opt/user"),
         ["a", "b", "c"],
         {"a": ["0", "1"]},
         engine.Engine(rootless=False, cdi=False),

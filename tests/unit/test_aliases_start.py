@@ -33,7 +33,7 @@ from ansible_collections.slipway.host.plugins.module_utils.ml import (
 from ansible_collections.slipway.host.plugins.module_utils.ml.caller import Caller
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 from ansible_collections.slipway.host.plugins.module_utils.ml.gpus import Choice, Gpu
-from ansible_collections.slipway.host.plugins.module_utils.ml.launch import Mounted
+from ansible_collections.slipway.host.plugins.module_utils.ml.mounts import Mounted, mount_option
 
 from tests.unit import fake_engine
 
@@ -80,8 +80,9 @@ def assembled(
     names: Sequence[str] = (),
     choice: Choice | None = None,
     reservations: launch.Reservations = FREE,
+    packages: str = "",
 ) -> launch.Launch:
-    image = launch.Image("sha256:1", "/home/slipway")
+    image = launch.Image("sha256:1", "/home/slipway", packages)
     docker = engine.Engine(rootless=rootless, cdi=False)
     situation = launch.Situation(caller, docker, image, names, choice or Choice(()))
     return launch.assemble_launch(
@@ -124,6 +125,79 @@ def test_the_docker_command_has_all_options(caller: Caller) -> None:
         *("slipway/fastai:gpu", "python", "train.py"),
     ]
     assert launched.folders == (caller.home / "code",)
+
+
+@pytest.mark.parametrize(
+    ("data_home", "mounts", "root", "source"),
+    [
+        ("", [], False, "{home}/.local/share/slipway/packages/fast_ai"),
+        ("/srv/data of alice", [], False, "/srv/data of alice/slipway/packages/fast_ai"),
+        ("relative", [], False, "{home}/.local/share/slipway/packages/fast_ai"),
+        ("", [{"source": "~/mine", "target": "/opt/user"}], False, "{home}/mine"),
+        ("", [], True, ""),
+    ],
+    ids=["default", "XDG_DATA_HOME", "relative XDG_DATA_HOME", "own mount", "root"],
+)
+def test_packages_of_pip_are_in_a_folder_of_the_caller(
+    caller: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    data_home: str,
+    mounts: list[Mapping[str, str]],
+    root: bool,
+    source: str,
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", data_home)
+    launched = assembled(caller, {"mounts": mounts}, launch.Start(root=root), packages="/opt/user")
+    folder = source.format(home=caller.home)
+    mounted = [word for word in values(launched.options, "mount") if "target=/opt/user" in word]
+    assert mounted == ([f"type=bind,source={folder},target=/opt/user"] if folder else [])
+    assert launched.folders == ((Path(folder),) if folder else ())
+
+
+@pytest.mark.parametrize(
+    ("mounts", "workdir", "folders"),
+    [
+        ([("~/code", "/code")], "/code/new/folder", ["code", "code/new/folder"]),
+        ([("~/code", "/code")], "/code/../etc", ["code"]),
+        ([("~/code", "/code")], "/codes", ["code"]),
+        ([("~/code", "/code")], "/code", ["code"]),
+        (
+            [("~/code", "/code"), ("~/other", "/code/sub/other")],
+            "",
+            ["code", "other", "code/sub/other"],
+        ),
+        ([("~/a", "/a"), ("~/b", "/a/b")], "/a/b/c", ["a", "b", "a/b", "b/c"]),
+    ],
+)
+def test_no_folder_in_a_home_is_left_for_docker_to_create(
+    caller: Caller, mounts: list[tuple[str, str]], workdir: str, folders: list[str]
+) -> None:
+    entries = [{"source": source, "target": target} for source, target in mounts]
+    launched = assembled(caller, {"mounts": entries}, launch.Start(workdir=workdir))
+    assert launched.folders == tuple(caller.home / name for name in folders)
+
+
+def test_a_file_is_mounted_on_an_empty_file_of_the_caller(caller: Caller) -> None:
+    (caller.home / "settings").write_text("a")
+    entries = [
+        {"source": "~/code", "target": "/code"},
+        {"source": "~/settings", "target": "/code/new/settings"},
+    ]
+    launched = assembled(caller, {"mounts": entries})
+    assert launched.folders == (caller.home / "code",)
+    assert launched.files == (caller.home / "code/new/settings",)
+    start.create_files(engine.Docker("Dana"), launched._replace(accounts=None, urls={}))
+    assert (caller.home / "code/new/settings").read_bytes() == b""
+
+
+def test_a_folder_that_is_mounted_read_only_gets_no_new_folder(caller: Caller) -> None:
+    entries = [{"source": "~/code", "target": "/code", "read_only": True}]
+    launched = assembled(caller, {"mounts": entries}, launch.Start(workdir="/code/new"))
+    assert launched.folders == (caller.home / "code",)
+
+
+def test_an_image_without_pip_gets_no_folder_for_packages(caller: Caller) -> None:
+    assert "packages" not in " ".join(assembled(caller).options)
 
 
 def test_the_printed_command_is_the_command_that_runs(caller: Caller) -> None:
@@ -293,7 +367,7 @@ def test_only_missing_folders_in_the_home_folder_are_created(
     ],
 )
 def test_mount_options_are_quoted_as_csv(source: str, option: str) -> None:
-    assert launch.mount_option(Mounted(Path(source), PurePosixPath("/t"))) == option
+    assert mount_option(Mounted(Path(source), PurePosixPath("/t"))) == option
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ TOKEN = ml_labels.TOKEN
 # In images.
 IMAGE_FOLDER = "/opt/slipway"
 START = f"{IMAGE_FOLDER}/start"
+USER_PACKAGES = "/opt/user"
 BILL_OF_MATERIALS = f"{IMAGE_FOLDER}/sbom.json"
 
 # On hosts, for root only.

@@ -41,7 +41,8 @@ TORCH_LOCK = "torch-cpu.lock"
 
 # Mounted into every build; see images/Dockerfile.j2.
 _SHARED_FILES = (
-    "bill-of-materials", "environment", "install-apt", "install-python", "installer.lock", "start",
+    "bill-of-materials", "environment", "install-apt", "install-python", "installer.lock",
+    "pip.lock", "start", "user_packages.py",
 )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ def template_variables(
             **settings["environment"],
         },
         "start": labels.START,
+        "user_packages": labels.USER_PACKAGES,
         "labels": _labels(settings) | {labels.OCI_VERSION: _version(image, root, pins)},
     }
 

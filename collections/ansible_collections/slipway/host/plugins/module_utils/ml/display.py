@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 
 from .caller import expand_home
 from .errors import MlError
-from .launch import Mounted, mount_option
+from .mounts import Mounted, mount_option
 
 X11_FOLDER = Path("/tmp/.X11-unix")
 X11_PORT = 6000

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from . import accounts, containers, engine, gpus, labels, reserve, token
 from .caller import Caller, expand_home
 from .errors import MlError
+from .mounts import Mounted, missing_in_mounts, mount_option, mount_packages
 from .settings import Alias, Layer
 
 RUN = ("docker", "run")
@@ -24,6 +25,8 @@ OWN_VARIABLES = (
     *("USER", "LOGNAME", "JUPYTER_TOKEN_FILE", "SLIPWAY_PORT_"),
     *("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "QT_X11_NO_MITSHM"),
 )
+# The variable of an image with the folder for the packages that a user installs with pip.
+PACKAGES = "SLIPWAY_PACKAGES"
 # Servers listen on every address of the container; only this address of the host reaches them.
 PUBLISHED_ON = reserve.LOCALHOST
 
@@ -46,10 +49,14 @@ class Start(NamedTuple):
 
 
 class Image(NamedTuple):
-    """The image to start: its ID, and the home folder that it sets, or empty."""
+    """The image to start: its ID, and the folders that it sets, or empty.
+
+    packages: the folder for the packages that a user installs with pip.
+    """
 
     id: str
     home: str
+    packages: str = ""
 
 
 class Situation(NamedTuple):
@@ -72,8 +79,8 @@ class Reservations(NamedTuple):
 class Launch(NamedTuple):
     """A container that is ready to start.
 
-    options: of docker run.  program: the image and its command.  folders: to create first, as the
-    caller.  urls: as of :class:`containers.Container`.  notes: sentences for the person.
+    options: of docker run.  program: the image and its command.  folders, files: to create first,
+    as the caller.  urls: as of :class:`containers.Container`.  notes: sentences for the person.
     accounts: files with the caller's account, to write first.  gpus: the chosen GPUs.
     """
 
@@ -81,6 +88,7 @@ class Launch(NamedTuple):
     options: tuple[str, ...]
     program: tuple[str, ...]
     folders: tuple[Path, ...]
+    files: tuple[Path, ...]
     accounts: accounts.Accounts | None
     urls: Mapping[str, str]
     notes: tuple[str, ...]
@@ -97,14 +105,6 @@ class Launch(NamedTuple):
         return any(containers.TOKEN in url for url in self.urls.values())
 
 
-class Mounted(NamedTuple):
-    """A folder of the host that is mounted; ``source`` is absolute."""
-
-    source: Path
-    target: PurePosixPath
-    read_only: bool = False
-
-
 def assemble_launch(
     alias: Alias,
     merged: Layer,
@@ -113,17 +113,17 @@ def assemble_launch(
     reservations: Reservations | None = None,
 ) -> Launch:
     """Return a start with the MERGED settings.  Raise MlError for impossible settings."""
-    reservations = reservations or Reservations()
-    caller = situation.caller
+    reservations, caller = reservations or Reservations(), situation.caller
     name = reserve.reserve_next_name(
         container_name(caller.name, alias.name), situation.names, reservations.name
     )
     mounts, missing = resolve_mounts(() if start.root else merged.get("mounts", ()), caller)
+    mount_packages(alias.name, "" if start.root else situation.image.packages, mounts, missing)
     folder, folder_note = working_folder(start.workdir, merged.get("workdir", ""), mounts, caller)
+    folders, files = missing_in_mounts(folder, mounts)
     ports, port_notes = reserve_ports(alias, merged, reservations.port)
     urls = port_urls(alias, ports)
     as_root = start.root or situation.engine.rootless
-    # root has an account in the image already.
     account = None if as_root else _caller_account(situation)
     options = (
         *_lifetime(start),
@@ -148,7 +148,8 @@ def assemble_launch(
         name=name,
         options=options,
         program=(merged["image"], *(start.command or alias.command)),
-        folders=tuple(missing),
+        folders=(*missing, *folders),
+        files=tuple(files),
         accounts=account,
         urls=urls,
         notes=tuple(filter(None, (folder_note, *port_notes))),
@@ -228,20 +229,6 @@ def _container_path(folder: Path, mounts: Sequence[Mounted]) -> PurePosixPath | 
     return deepest[1] if deepest else None
 
 
-def mount_option(mount: Mounted) -> str:
-    """Return the option of docker run."""
-    fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
-    fields += ["readonly"] * mount.read_only
-    return f"--mount={','.join(map(_quote_field, fields))}"
-
-
-def _quote_field(field: str) -> str:
-    """Return a field as docker reads it, as CSV."""
-    if not re.search(r'[,"\r\n]', field):
-        return field
-    return '"' + field.replace('"', '""') + '"'
-
-
 def reserve_ports(
     alias: Alias, merged: Layer, reserve_port: Callable[[int], bool]
 ) -> tuple[dict[str, int], list[str]]:
@@ -315,7 +302,7 @@ def _identity(caller: Caller, as_root: bool) -> list[str]:
 
 
 def _caller_account(situation: Situation) -> accounts.Accounts:
-    """Return the caller's account files for the image."""
+    """Return the caller's account files for the image; root has an account there already."""
     image = situation.image
     return accounts.caller_accounts(image.id, image.home, situation.caller)
 

@@ -252,9 +252,11 @@ CONTAINERS_REQUEST = Request("/containers/json?all=1")
 
 def parse_image(inspected: Mapping[str, Any]) -> launch.Image:
     """Return an image from docker's description of it."""
-    variables = inspected["Config"].get("Env") or ()
-    homes = [entry[len("HOME=") :] for entry in variables if entry.startswith("HOME=")]
-    return launch.Image(str(inspected["Id"]), homes[0] if homes else "")
+    pairs = (entry.partition("=") for entry in inspected["Config"].get("Env") or ())
+    variables = {name: value for name, _, value in pairs}
+    return launch.Image(
+        str(inspected["Id"]), variables.get("HOME", ""), variables.get(launch.PACKAGES, "")
+    )
 
 
 def parse_names(listed: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[str]]]:
@@ -323,6 +325,12 @@ def create_files(docker: Docker, launched: launch.Launch) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MlError(f"cannot create folder {folder}: {error}") from error
+    for file in launched.files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        except OSError as error:
+            raise MlError(f"cannot create file {file}: {error}") from error
     if launched.needs_token:
         token.ensure_token()
     if launched.accounts:
