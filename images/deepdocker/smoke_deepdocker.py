@@ -196,11 +196,19 @@ def pytensor_compiles() -> str:
     return f"pytensor {pytensor.__version__}"
 
 
+def folders_of_the_first_deepdocker_work() -> None:
+    """A folder below /root can be opened, and run_all.sh is in the first folder."""
+    smoke_kit.expect("/root can be passed", os.access("/root", os.X_OK), True)
+    program = Path("/work/run_all.sh").resolve()
+    smoke_kit.expect("/work/run_all.sh", program, Path("/usr/local/bin/run_all.sh"))
+
+
 if __name__ == "__main__":
     if "NSS_WRAPPER_PASSWD" not in os.environ:
         # As the image's own entrypoint does.
         os.execv("/opt/slipway/named", ["named", sys.executable, *sys.argv])
     smoke_kit.main(
+        folders_of_the_first_deepdocker_work,
         no_keys_are_in_the_image,
         without_keys_there_is_no_ssh,
         services_do_their_job,

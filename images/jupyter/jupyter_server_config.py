@@ -13,8 +13,9 @@ from traitlets.config import get_config
 
 c = get_config()
 
-# The container's own address; what of it is published is the host's decision.
-c.ServerApp.ip = "0.0.0.0"
+# All addresses of the container, IPv4 and IPv6; the host decides which ports are published.
+c.ServerApp.ip = "*"
+c.ServerApp.port = int(os.environ.get("JUPYTER_PORT") or 8888)
 c.ServerApp.open_browser = False
 c.ServerApp.port_retries = 0
 # In a container that runs as root there is nobody else to be.

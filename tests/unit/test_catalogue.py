@@ -884,17 +884,25 @@ def test_unused_test_packages_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "there", "action"),
+    ("wanted", "there", "actions"),
     [
-        pytest.param("a.lock", False, "sync a.lock --require-hashes", id="a new environment"),
         pytest.param(
-            "a.lock", True, "install --no-deps --requirements a.lock --require-hashes", id="more"
+            "a.lock",
+            False,
+            [
+                "sync a.lock --require-hashes",
+                "install --no-deps --require-hashes --requirements /run/slipway/pip.lock",
+            ],
+            id="a new environment",
         ),
-        pytest.param("torch==2.14.1", True, "install torch==2.14.1", id="another version"),
+        pytest.param(
+            "a.lock", True, ["install --no-deps --require-hashes --requirements a.lock"], id="more"
+        ),
+        pytest.param("torch==2.14.1", True, ["install torch==2.14.1"], id="another version"),
     ],
 )
 def test_the_python_of_an_image_is_found_or_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, there: bool, action: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, there: bool, actions: list[str]
 ) -> None:
     script = runpy.run_path(str(IMAGES / "_shared/install-python"))
     ran: list[list[str]] = []
@@ -912,15 +920,38 @@ def test_the_python_of_an_image_is_found_or_installed(
         (venv / "bin").mkdir(parents=True)
         (venv / "bin/python").touch()
     assert script["main"](str(venv), wanted) == 0
-    assert [" ".join(command[1:4]) for command in ran[:-1]] == (
-        [] if there else ["-m venv --without-pip"]
-    )
-    assert ran[-1][1:] == [
-        "pip",
-        *action.split(),
-        f"--python={venv}/bin/python",
-        "--index-strategy=unsafe-best-match",
+    environment = [] if there else [["-m", "venv", "--without-pip", str(venv)]]
+    options = [f"--python={venv}/bin/python", "--index-strategy=unsafe-best-match"]
+    assert [command[1:] for command in ran] == [
+        *environment,
+        *(["pip", *action.split(), *options] for action in actions),
     ]
+
+
+def test_a_failed_installation_ends_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = runpy.run_path(str(IMAGES / "_shared/install-python"))
+    ran: list[str] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        ran.append(command[2])
+        return subprocess.CompletedProcess(command, 2 if command[1] == "pip" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setitem(script["main"].__globals__, "WHEELS", tmp_path)
+    assert script["main"](str(tmp_path / "venv"), "a.lock") == 2
+    assert ran == ["venv", "sync"]
+
+
+def test_a_new_environment_uses_the_packages_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = runpy.run_path(str(IMAGES / "_shared/install-python"))
+    monkeypatch.setitem(script["add_user_packages"].__globals__, "SHARED", IMAGES / "_shared")
+    script["add_user_packages"](tmp_path)
+    assert (tmp_path / "slipway_packages.pth").read_text() == "import slipway_packages\n"
+    assert list(tmp_path.glob("__pycache__/slipway_packages.*.pyc"))
 
 
 # The project's own catalogue
@@ -988,7 +1019,7 @@ def test_images_not_built_by_the_project_are_reported(catalogue: Catalogue) -> N
         for made in catalogue.builds(catalogue.images, "cpu")
         if "not built by" in " ".join(made.notes)
     }
-    assert told == {"legacy-torch7"}
+    assert told == {"jupyter-full", "legacy-torch7"}
 
 
 @pytest.mark.parametrize(

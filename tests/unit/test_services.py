@@ -686,7 +686,7 @@ def test_every_service_of_the_catalogue_can_be_a_project(image: str, service: st
 @pytest.mark.parametrize("image", ["pytorch", "tensorflow", "fastai", "keras", "ml-python"])
 def test_images_inherit_the_services_of_what_they_stand_on(image: str) -> None:
     (lab,) = filtered({"name": "lab", "image": image})
-    assert compose(lab)["command"] == ["jupyter", "lab"]
+    assert compose(lab)["command"] == ["start-notebook.py"]
 
 
 # The compose file for people.

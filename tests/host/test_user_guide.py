@@ -1,0 +1,275 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands of docs/for-users.md and of the documents behind the project, as printed.
+
+The images are those of the catalogue, without the machine-learning frameworks.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import ROOT
+from tests.host.test_aliases import Lab
+
+pytestmark = pytest.mark.host
+
+GROUP = "pytest-guide"
+IMAGES = ("jupyter", "pytorch", "fastai", "deepdocker", "iris-api")
+PAGE = ROOT / "docs/for-users.md"
+# Preparation of the commands of the page. {} is the command as the page has it.
+FILES = """
+mkdir -p ~/code && cd ~/code
+echo 'import sys; print("trained", *sys.argv[1:])' >train.py
+echo 'import sys; print(sys.stdin.read().upper())' >predict.py
+echo text >in.csv
+"""
+# Arguments: name and version of the package.
+WHEEL = """
+import sys, zipfile
+name, version = sys.argv[1:]
+info = f"{name}-{version}.dist-info"
+files = {
+    f"{name}.py": f"version = {version!r}\\ndef main(): print(version)\\n",
+    f"{info}/METADATA": f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n",
+    f"{info}/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    f"{info}/entry_points.txt": f"[console_scripts]\\n{name} = {name}:main\\n",
+    f"{info}/RECORD": "",
+}
+with zipfile.ZipFile(f"/home/alice/code/{name}-{version}-py3-none-any.whl", "w") as wheel:
+    for path, text in files.items():
+        wheel.writestr(path, text)
+"""
+# A shell that a person leaves, and one that stays while the next commands run.
+LEFT, KEPT = "echo exit | {}", "(sleep 300 | {} >/dev/null 2>&1) & sleep 15"
+OFFLINE = "[*]\nenv.PIP_NO_INDEX = 1\nenv.PIP_FIND_LINKS = /code\n"
+PREPARED = {
+    "fastai": LEFT,
+    "pytorch --root": KEPT,
+    "pytorch --image alice/work:1": LEFT,
+}
+
+
+def commands(page: str) -> list[str]:
+    """Return the commands of the shell blocks of a page, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+def without_frameworks(images: Path) -> None:
+    """Let the images of a catalogue need nothing but Jupyter, so that they are built in seconds."""
+    for name in {path.parent.name for path in images.glob("*/image.yml")} - set(IMAGES):
+        shutil.rmtree(images / name)
+    for name in ("pytorch", "fastai", "deepdocker"):
+        folder = images / name
+        declared: dict[str, Any] = yaml.safe_load((folder / "image.yml").read_text())
+        declared.pop("requirements", None)
+        declared |= {"base": "jupyter", "version": "1.0", "smoke": {"file": "none.sh"}}
+        (folder / "none.sh").write_text("true\n")
+        if name == "deepdocker":
+            lock = (folder / "requirements.lock").read_text()
+            (pin,) = re.findall(r"^supervisor==.*?(?=^\S)", lock, flags=re.M | re.S)
+            (folder / "requirements.in").write_text("supervisor\n")
+            (folder / "requirements.lock").write_text(pin)
+            declared |= {"requirements": "requirements.in", "packages": ["libnss-wrapper"]}
+        else:
+            declared.pop("packages", None)
+        (folder / "image.yml").write_text(yaml.safe_dump(declared))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A host with the images, and alice, who may use Docker."""
+    catalogue = tmp_path_factory.mktemp("catalogue") / "images"
+    shutil.copytree(ROOT / "images", catalogue, ignore=shutil.ignore_patterns("torch-cpu.lock"))
+    without_frameworks(catalogue)
+    group = Group(GROUP)
+    group.remove()
+    lab = Lab(group.ensure(HostSpec("guide-1")), tmp_path_factory.mktemp("guide-1"), catalogue)
+    lab.people(ml_images_present=list(IMAGES))
+    lab.converge()
+    lab.on("apt-get -qq install -y --no-install-recommends curl >/dev/null 2>&1")
+    yield lab
+    group.remove()
+
+
+@pytest.fixture(autouse=True)
+def cleared(lab: Lab) -> Iterator[None]:
+    yield
+    lab.on("docker ps --all --quiet | xargs --no-run-if-empty docker rm --force >/dev/null")
+
+
+# docs/for-users.md
+
+
+def test_each_command_of_the_page_works(lab: Lab) -> None:
+    page = commands(PAGE.read_text(encoding="utf-8"))
+    assert set(PREPARED) <= set(page)
+    lab.on("install -d -o alice -m 700 ~alice/.ssh; test -e ~alice/.ssh/config || echo ok")
+    key = lab.host.private_key_file.read_text()
+    hosts = "Host gpu01 gpu02\nHostName 127.0.0.1\nStrictHostKeyChecking no\nLogLevel ERROR\n"
+    lab.as_user("alice", "umask 077; cat >~/.ssh/id_ed25519", key)
+    lab.as_user("alice", "cat >~/.ssh/config; chmod 600 ~/.ssh/config", hosts)
+    lab.as_user("alice", FILES)
+    # Containers of the host reach no package index.
+    lab.as_user("alice", "python3 - emoji 1", WHEEL)
+    lab.as_user("alice", "mkdir -p ~/.config/slipway; cat >~/.config/slipway/aliases.ini", OFFLINE)
+    failed = {}
+    for command in page:
+        script = PREPARED.get(command, "{} </dev/null").format(command)
+        if "ssh" in command or "|" in command or "<" in command:
+            script = command
+        done = lab.try_as("alice", f"cd ~/code && {script}")
+        if done.returncode != 0:
+            failed[command] = done.stdout + done.stderr
+    lab.as_user("alice", "rm -r ~/.config/slipway")
+    assert failed == {}
+    assert lab.as_user("alice", "cat ~/code/out.csv") == "TEXT"
+
+
+def test_a_command_without_a_comment_is_read_from_the_page() -> None:
+    page = "```sh\na b   # note\nc \\\n    d\n```\n```ini\ne\n```\n"
+    assert commands(page) == ["a b", "c      d"]
+
+
+# Python packages
+
+
+INSTALL = "install --quiet --no-index --find-links /code"
+IMPORT = "python -c 'import thing; print(thing.version)'"
+
+
+@pytest.fixture
+def wheels(lab: Lab) -> Iterator[None]:
+    for version in ("1", "2"):
+        lab.as_user("alice", f"mkdir -p ~/code && python3 - thing {version}", WHEEL)
+    yield
+    lab.on("rm -rf /home/alice/.local/share/slipway/packages")
+
+
+@pytest.mark.usefixtures("wheels")
+def test_packages_of_pip_last_and_belong_to_the_user(lab: Lab) -> None:
+    lab.as_user("alice", f"notebook pip {INSTALL} thing==1")
+    assert lab.as_user("alice", f"notebook {IMPORT}") == "1"
+    assert lab.as_user("alice", "notebook thing") == "1"
+    lab.as_user("alice", f"notebook python -m pip {INSTALL} --user --upgrade thing")
+    assert lab.as_user("alice", f"notebook {IMPORT}") == "2"
+    assert lab.as_user("alice", "notebook pip list 2>/dev/null | grep -c '^thing '") == "1"
+    # Each command has its own packages.
+    assert lab.try_as("alice", f"pytorch {IMPORT}").returncode == 1
+    assert lab.on("find /home/alice/.local ! -user alice") == ""
+    lab.as_user("alice", "notebook sh -c 'mkdir -p ~/.config/tool ~/.cache/tool'")
+    lab.as_user("alice", "notebook pip uninstall --yes --quiet thing")
+    assert lab.try_as("alice", f"notebook {IMPORT}").returncode == 1
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_package_of_the_image_is_replaced_for_the_user_alone(lab: Lab) -> None:
+    lab.as_user("alice", "python3 - seaborn 99", WHEEL)
+    lab.as_user("alice", f"notebook pip {INSTALL} --no-deps seaborn==99")
+    code = "python -c 'import seaborn; print(seaborn.__file__)'"
+    assert lab.as_user("alice", f"notebook {code}").startswith("/opt/user/")
+    assert lab.as_user("alice", f"pytorch {code}").startswith("/opt/venv/")
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_notebook_installs_packages(lab: Lab) -> None:
+    cells = [f"%pip {INSTALL} thing==1", "import thing; print('found', thing.version)"]
+    code = (
+        "import nbformat, nbclient; n = nbformat.v4.new_notebook(cells=["
+        f"nbformat.v4.new_code_cell(c) for c in {cells!r}]); nbclient.NotebookClient(n).execute();"
+        "print(n.cells[-1].outputs[0].text)"
+    )
+    assert lab.as_user("alice", f"notebook python -c {shlex.quote(code)}") == "found 1"
+
+
+@pytest.mark.usefixtures("wheels")
+def test_root_installs_packages_for_a_committed_image(lab: Lab) -> None:
+    lab.on("chmod 755 /home/alice /home/alice/code")
+    run = "docker run --name made --user 0:0 -v /home/alice/code:/code slipway/jupyter:cpu"
+    lab.on(f"{run} pip {INSTALL} --root-user-action ignore thing==1")
+    lab.as_user("alice", "docker commit made alice/made:1")
+    assert lab.as_user("alice", f"notebook --image alice/made:1 {IMPORT}") == "1"
+
+
+# docs/docker-stacks.md
+
+
+def test_each_command_for_people_from_docker_stacks_works(lab: Lab) -> None:
+    lab.as_user("alice", "mkdir -p ~/stacks && touch ~/stacks/mine.ipynb")
+    page = (ROOT / "docs/docker-stacks.md").read_text(encoding="utf-8")
+    lines = [command for command in commands(page) if command.startswith("docker run")]
+    assert len(lines) == 2
+    for line, base in zip(lines, ("/", "/lab1/"), strict=True):
+        detached = line.replace("docker run", "docker run --detach -e JUPYTER_TOKEN=t", 1)
+        container = lab.as_user("alice", f"cd ~/stacks && {detached}")
+        listed = answer(lab, f"http://127.0.0.1:8888{base}api/contents?token=t")
+        # In the folder of the person, or in the home with the folder in it.
+        assert "mine.ipynb" in listed or '"work"' in listed
+        user = lab.on(f"docker exec {container} ps -C jupyter-lab -o user=")
+        assert user == ("slipway" if base == "/" else "kitten")
+        lab.on(f"docker rm --force {container}")
+
+
+# Command lines of the documents that describe deepdocker, the fast.ai course, and the iris API.
+
+
+def answer(lab: Lab, url: str, data: str = "") -> str:
+    """Return the answer at an address of the host, as soon as there is one."""
+    post = f"-H 'Content-Type: application/json' -d {shlex.quote(data)}" if data else ""
+    for _ in range(60):
+        done = lab.try_as("alice", f"curl --silent --fail {post} {shlex.quote(url)}")
+        if done.returncode == 0:
+            return done.stdout
+        time.sleep(1)
+    raise AssertionError(f"no answer at {url}: {done.stderr}")
+
+
+def test_deepdocker_runs_as_its_document_says(lab: Lab) -> None:
+    lab.on("install -d -o alice /sharedfolder")
+    ports = "-p 8888:8888 -p 6006:6006 -p 8787:8787 -p 2222:22"
+    line = f"docker run {ports} -v /sharedfolder:/root/sharedfolder -it slipway/deepdocker:cpu bash"
+    terminal = lab.terminal("alice", f"bash -c 'echo \"> \"; exec {line}'")
+    terminal.expect(r"\$ ")
+    terminal.sendline("ls -d /root/sharedfolder && sh run_all.sh")
+    terminal.expect(r"\n/root/sharedfolder")
+    assert "Jupyter" in answer(lab, "http://127.0.0.1:8888/login")
+    terminal.close(force=True)
+
+
+def test_deepdocker_starts_a_notebook(lab: Lab) -> None:
+    line = "docker run -it -p 8888:8888 -p 6006:6006 slipway/deepdocker:cpu jupyter notebook"
+    terminal = lab.terminal("alice", f"bash -c 'echo \"> \"; exec {line}'")
+    terminal.expect(r"http://127\.0\.0\.1:8888/tree\?token=\w+")
+    terminal.close(force=True)
+
+
+def test_fastai_starts_a_notebook_on_the_first_gpu(lab: Lab) -> None:
+    lab.as_user("alice", "mkdir -p ~/code/fastai/courses/dl1 ~/data")
+    line = (
+        "docker run --init -it -p 8888:8888 -v $CODE:/code -v $DATA:/data "
+        '-w="/code/fastai" slipway/fastai:cpu'
+    )
+    script = f"CODE=~/code; DATA=~/data; {line} jupyter_notebook_GPU_0_PORT_8888"
+    terminal = lab.terminal("alice", f"echo '> '; {script}")
+    terminal.expect(r"http://127\.0\.0\.1:8888/lab\?token=\w+")
+    terminal.close(force=True)
+    assert lab.as_user("alice", "readlink ~/code/fastai/courses/dl1/data") == "/data"
+
+
+def test_the_iris_api_answers_on_its_port(lab: Lab) -> None:
+    lab.on("docker run --detach -p 5000:5000 slipway/iris-api:cpu")
+    said = answer(lab, "http://127.0.0.1:5000/predict", '{ "length": 5.1, "width": 2.4 }')
+    assert "virginica" in said
