@@ -461,6 +461,14 @@ def test_impossible_projects_are_refused(
     assert problem in error(build, declared)
 
 
+def test_mistakes_of_all_services_are_reported_at_once() -> None:
+    message = error(PUBLISHED, {"uid": 3000000000}, {}, {"memory": "1m"})
+    assert [line.partition(":")[0] for line in message.splitlines()] == [
+        "service tool",
+        "service third",
+    ]
+
+
 @pytest.mark.parametrize(
     "declared",
     [

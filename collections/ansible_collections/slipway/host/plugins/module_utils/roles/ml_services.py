@@ -34,7 +34,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services.project impo
     Host,
     Project,
     ServiceError,
-    check_project,
+    check_projects,
 )
 from ansible_collections.slipway.host.plugins.module_utils.services.published import (
     published_ports,
@@ -101,8 +101,7 @@ def assemble_projects(projects: Sequence[Project], host: Host) -> dict[str, Any]
 
     Raise ServiceError or GpuError for a declaration that cannot work.
     """
-    for project in projects:
-        check_project(project)
+    check_projects(projects)
     refuse_clashes(projects, host)
     requests = [
         services_gpus.GpuRequest(

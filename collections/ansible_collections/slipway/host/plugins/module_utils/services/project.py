@@ -106,6 +106,18 @@ class Project:
         return uid, uid if gid is None else gid
 
 
+def check_projects(projects: Iterable[Project]) -> None:
+    """Raise ServiceError with the first mistake of each project, a line for each project."""
+    mistakes = []
+    for project in projects:
+        try:
+            check_project(project)
+        except ServiceError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ServiceError("\n".join(mistakes))
+
+
 def check_project(project: Project) -> None:
     """Raise ServiceError for mistakes that no later step would notice."""
     if not PROJECT_NAME.fullmatch(project.name):
