@@ -60,10 +60,10 @@ def test_the_probe_reads_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert package_record.FILE == state_facts.UPGRADE_RECORD
     record = Record(package_record.RETURNED, left={"a": ("2", "1")})
     monkeypatch.setattr(reading, "read_file", lambda _path: record.to_json().encode())
-    assert state_facts._read_rolled_back() == {"a": ["2", "1"]}
+    assert state_facts._read_rollback() == ({"a": ["2", "1"]}, False)
     for broken in (None, b"{", b"[]", b'{"left": []}'):
         monkeypatch.setattr(reading, "read_file", lambda _path, text=broken: text)
-        assert state_facts._read_rolled_back() == {}
+        assert state_facts._read_rollback() == ({}, False)
 
 
 def test_an_upgrade_that_goes_on_keeps_the_first_way_back() -> None:
@@ -172,6 +172,24 @@ def test_a_version_that_was_rolled_back_must_be_declared(
     assert refused in words
     assert bool(words) == bool(refused)
     assert package_record.find_declared_again({}, packages, "x_version") == []
+
+
+def test_an_interrupted_rollback_is_the_reason_to_refuse() -> None:
+    facts = {"rolled_back": {"moved": ["2", "1"]}, "rollback_interrupted": True}
+    packages = [{"name": "moved", "version": "2"}]
+    (reason,) = package_record.find_declared_again(facts, packages, "x_version")
+    assert reason.startswith("moved 2: the rollback of this upgrade was interrupted; expected")
+    assert reason.endswith("Finish it with ./slipway rollback")
+    packages[0]["version"] = "1"
+    assert package_record.find_declared_again(facts, packages, "x_version") == []
+
+
+def test_the_record_of_a_rollback_says_whether_it_was_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = Record(package_record.RETURNING, left={"a": ("2", "1")})
+    monkeypatch.setattr(reading, "read_file", lambda _path: record.to_json().encode())
+    assert state_facts._read_rollback() == ({"a": ["2", "1"]}, True)
 
 
 def test_many_that_come_again_are_one_sentence() -> None:

@@ -22,6 +22,7 @@ FOLDER = "/var/lib/slipway/upgrade"
 FILE = f"{FOLDER}/record.json"
 
 UPGRADING, PROVEN = "upgrading", "proven"
+# state/facts.py has RETURNING too.
 RETURNING, RETURNED = "rolling back", "rolled back"
 
 
@@ -198,6 +199,11 @@ def find_declared_again(
     others = len(declared_again) - 1
     more = f" and {others} more" if others else ""
     # The variables of roles have versions without the revision of the package.
+    if facts.get("rollback_interrupted"):
+        return [
+            f"{name} {was}{more}: the rollback of this upgrade was interrupted; expected a finished "
+            "one. Finish it with ./slipway rollback"
+        ]
     remedy = f"Declare {now.partition('-')[0]}" if now else "Declare the previous version"
     return [
         f"{name} {was}{more}: installed by an upgrade that was rolled back, but declared again. "

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
 
 
-def _read_rolled_back() -> Json:
-    """Return what the last rollback changed, see apt.package_record; empty for a broken record."""
+def _read_rollback() -> tuple[Json, bool]:
+    """Return what the last rollback changed, and whether it was interrupted.
+
+    See apt.package_record; a broken record counts as none.
+    """
     try:
-        left = json.loads(reading.read_file(UPGRADE_RECORD) or b"{}").get("left", {})
+        record = json.loads(reading.read_file(UPGRADE_RECORD) or b"{}")
+        left = record.get("left", {})
     except (ValueError, AttributeError):
-        return {}
-    return left if isinstance(left, dict) else {}
+        return {}, False
+    return (left if isinstance(left, dict) else {}), record.get("state") == "rolling back"
 
 
 def ask_facts(reach: list[str], timeout: float = 5) -> Json:
@@ -88,9 +92,11 @@ def ask_host() -> Json:
     the engine (``docker-ce``, ``docker.io``) or empty, ``docker_version`` its version,
     ``docker_swarm`` whether the engine is part of a swarm, ``apt_sources`` what
     :func:`apt_sources.ask_sources` returns, ``gpu`` what :func:`gpu_facts.ask_gpus` returns,
-    ``rolled_back`` the packages that the last rollback changed.
+    ``rolled_back`` the packages that the last rollback changed, ``rollback_interrupted`` whether
+    it did not finish.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
+    rolled_back, interrupted = _read_rollback()
     docker_package = next(
         (
             name
@@ -109,7 +115,8 @@ def ask_host() -> Json:
         "root": os.geteuid() == 0,
         "apt_sources": apt_sources.ask_sources(),
         "gpu": gpu_facts.ask_gpus(),
-        "rolled_back": _read_rolled_back(),
+        "rolled_back": rolled_back,
+        "rollback_interrupted": interrupted,
     }
 
 
