@@ -178,7 +178,7 @@ def test_an_interrupted_rollback_is_the_reason_to_refuse() -> None:
     facts = {"rolled_back": {"moved": ["2", "1"]}, "rollback_interrupted": True}
     packages = [{"name": "moved", "version": "2"}]
     (reason,) = package_record.find_declared_again(facts, packages, "x_version")
-    assert reason.startswith("moved 2: the rollback of this upgrade was interrupted; expected")
+    assert reason.startswith("moved 2: its rollback was interrupted; expected")
     assert reason.endswith("Finish it with ./slipway rollback")
     packages[0]["version"] = "1"
     assert package_record.find_declared_again(facts, packages, "x_version") == []

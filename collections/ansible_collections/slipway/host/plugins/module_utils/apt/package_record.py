@@ -201,7 +201,7 @@ def find_declared_again(
     # The variables of roles have versions without the revision of the package.
     if facts.get("rollback_interrupted"):
         return [
-            f"{name} {was}{more}: the rollback of this upgrade was interrupted; expected a finished "
+            f"{name} {was}{more}: its rollback was interrupted; expected a finished "
             "one. Finish it with ./slipway rollback"
         ]
     remedy = f"Declare {now.partition('-')[0]}" if now else "Declare the previous version"
