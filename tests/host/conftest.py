@@ -22,7 +22,7 @@ from lab.host_spec import HostSpec
 from lab.hosts import Group, Host
 
 ROOT = Path(__file__).resolve().parents[2]
-# Files that share this host run in one process or in two, each of which then has its own.
+# Two processes that run tests have a group each.
 GROUP = "-".join(filter(None, ("pytest-site", os.environ.get("PYTEST_XDIST_WORKER"))))
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4m1Yh0o2mYxD1vUX0Jq4p2l8mHhQn3eV6w0bq2y7Zk alice"
 DECLARED: dict[str, Any] = {
@@ -33,6 +33,11 @@ DECLARED: dict[str, Any] = {
         {"name": "bob"},
     ],
 }
+
+
+Named = set[tuple[str, str, str]]
+# A shell script that changes something of a host, and what plan must then name: role, kind, name.
+Tamper = tuple[str, Named]
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,13 @@ class Site:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def apply_tampers(self, rows: Mapping[str, Tamper]) -> Named:
+        """Run the scripts of several tampers in their order; return all that plan must name."""
+        self.on("\n".join(f"({script}\n)" for script, _named in rows.values()))
+        names = [name for _script, named in rows.values() for name in named]
+        assert len(names) == len(set(names)), "two tampers of one group have a name in common"
+        return set(names)
+
     def ssh(self, user: str, *options: str) -> list[str]:
         """Return the words that connect as a user."""
         identity = ["-i", str(self.host.private_key_file)]
@@ -132,7 +144,7 @@ class Site:
         assert run.status == "successful", run.output
         return run
 
-    def plan(self) -> tuple[int, set[tuple[str, str, str]]]:
+    def plan(self, *arguments: str) -> tuple[int, Named]:
         """Return the exit status of `slipway plan` and what it names: role, kind and name.
 
         It names what differs and what is in conflict.
@@ -140,7 +152,7 @@ class Site:
         done = subprocess.run(
             [
                 *(str(ROOT / "slipway"), "plan", "--json", "-i", str(self.inventory)),
-                *("-e", json.dumps(self.extra)),
+                *("-e", json.dumps(self.extra), *arguments),
             ],
             capture_output=True,
             text=True,
@@ -157,6 +169,15 @@ class Site:
             for one in found
         }
         return done.returncode, named
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests of a file, and all files that share the host `converged`."""
+    hosts = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    sharing = {item.path for item in hosts if "converged" in getattr(item, "fixturenames", ())}
+    for item in hosts:
+        name = "converged" if item.path in sharing else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import pytest
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group, Host
-from tests.host.conftest import ROOT, Site
+from tests.host.conftest import ROOT, Site, Tamper
 
 pytestmark = pytest.mark.host
 
@@ -30,7 +30,6 @@ IMAGE = "slipway/testlab:cpu"
 TOKEN = r"token=([0-9a-f]{48})"
 # Packages that the tests need in addition to those of the role.
 TOOLS = "cron zsh fish xvfb xauth docker-registry chromium"
-Named = set[tuple[str, str, str]]
 
 
 Terminal: TypeAlias = "pexpect.spawn[str]"
@@ -486,40 +485,46 @@ def test_survey_and_role_agree_that_nothing_differs(lab: Lab) -> None:
 
 
 PROGRAM = "/usr/local/lib/slipway/slipway_ml/main.py"
-TAMPERED: dict[str, tuple[str, Named]] = {
-    "a command removed": (
-        "rm /usr/local/bin/testlab",
-        {("ml_aliases", "links", "/usr/local/bin")},
-    ),
-    "a command of no image": (
-        "ln -s /usr/local/lib/slipway/ml /usr/local/bin/oldlab",
-        {("ml_aliases", "links", "/usr/local/bin")},
-    ),
-    "the program edited": (f"echo '#' >>{PROGRAM}", {("ml_aliases", "files", PROGRAM)}),
-    "the program not executable": (
-        "chmod 0644 /usr/local/lib/slipway/ml",
-        {("ml_aliases", "files", "/usr/local/lib/slipway/ml")},
-    ),
-    "the declaration edited": (
-        "sed -i s/8888/9999/ /etc/slipway/aliases.json",
-        {("ml_aliases", "files", "/etc/slipway/aliases.json")},
-    ),
-    "a completion removed": (
-        "rm /usr/local/share/zsh/site-functions/_slipway",
-        {("ml_aliases", "files", "/usr/local/share/zsh/site-functions/_slipway")},
-    ),
-    "a package removed": (
-        "apt-get -qq purge -y zstd >/dev/null",
-        {("ml_aliases", "packages", "zstd")},
-    ),
+# The tampers of a group are applied together, because a survey and a run take time. No two of them
+# have a name in common, so plan shows each of them.
+TAMPERED: dict[str, dict[str, Tamper]] = {
+    "removed and edited files": {
+        "a command removed": (
+            "rm /usr/local/bin/testlab",
+            {("ml_aliases", "links", "/usr/local/bin")},
+        ),
+        "the program edited": (f"echo '#' >>{PROGRAM}", {("ml_aliases", "files", PROGRAM)}),
+        "the program not executable": (
+            "chmod 0644 /usr/local/lib/slipway/ml",
+            {("ml_aliases", "files", "/usr/local/lib/slipway/ml")},
+        ),
+        "the declaration edited": (
+            "sed -i s/8888/9999/ /etc/slipway/aliases.json",
+            {("ml_aliases", "files", "/etc/slipway/aliases.json")},
+        ),
+        "a completion removed": (
+            "rm /usr/local/share/zsh/site-functions/_slipway",
+            {("ml_aliases", "files", "/usr/local/share/zsh/site-functions/_slipway")},
+        ),
+        "a package removed": (
+            "apt-get -qq purge -y zstd >/dev/null",
+            {("ml_aliases", "packages", "zstd")},
+        ),
+    },
+    "a command of no image": {
+        "a command of no image": (
+            "ln -s /usr/local/lib/slipway/ml /usr/local/bin/oldlab",
+            {("ml_aliases", "links", "/usr/local/bin")},
+        ),
+    },
 }
 
 
-@pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
-def test_plan_names_and_site_repairs_exactly_what_was_tampered_with(
-    lab: Lab, script: str, named: Named
+@pytest.mark.parametrize("rows", TAMPERED.values(), ids=TAMPERED.keys())
+def test_plan_names_and_site_repairs_exactly_the_tampered_things(
+    lab: Lab, rows: dict[str, Tamper]
 ) -> None:
-    lab.on(script)
+    named = lab.apply_tampers(rows)
     assert lab.plan() == (2, named)
     run = lab.converge()
     assert {task.partition(":")[0] for task in run.changed()} == {"ml_aliases"}

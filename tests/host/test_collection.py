@@ -17,21 +17,21 @@ import pytest
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
-from tests.host.conftest import DECLARED, ROOT, Site, predict
+from tests.host.conftest import DECLARED, ROOT, Named, Site, predict
 from tests.host.test_site import TAMPERED
 from tools import build_collection
 
 pytestmark = pytest.mark.host
 
-Named = set[tuple[str, str, str]]
-# One row for files, packages, units, accounts and containers each.
-ROWS = (
+# One tamper for files, packages, settings, accounts and containers each.
+KINDS = (
     "a file edited",
     "a hold dropped",
     "a key of daemon.json changed",
     "a member that nobody listed",
     "a container stopped",
 )
+ROWS = {name: row for group in TAMPERED.values() for name, row in group.items() if name in KINDS}
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 
 
@@ -137,12 +137,9 @@ def test_site_without_the_survey_changes_nothing(installed: Installed) -> None:
     assert changes(output) == 0
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_plan_names_and_site_repairs_tampered_things(
-    installed: Installed, host: Site, row: str
-) -> None:
-    script, named = TAMPERED[row]
-    host.on(script)
+def test_plan_names_and_site_repairs_tampered_things(installed: Installed, host: Site) -> None:
+    assert len(ROWS) == len(KINDS)
+    named = host.apply_tampers(ROWS)
     assert installed.plan() == named
     output = installed.play("slipway.host.plan")
     assert all(name in output for _role, _kind, name in named)

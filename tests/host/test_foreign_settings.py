@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from lab.host_spec import HostSpec
+from lab.hosts import Group
 from tests.host.conftest import DECLARED, Site, predict
 
 pytestmark = pytest.mark.host
@@ -45,12 +49,14 @@ READERS = "/etc/slipway /usr/local/lib/slipway /etc/apt/keyrings /etc/docker"
 
 
 @pytest.fixture(scope="module")
-def odd(site: Site) -> Site:
+def odd(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A host whose accounts had settings of their own before the first run."""
+    site = Site(group.ensure(HostSpec("foreign-1")), tmp_path_factory.mktemp("foreign"))
     site.declare(**DECLARED)
     site.on(LOGIN.format(host=site.host.name))
     site.converge()
-    return site
+    yield site
+    group.remove("foreign-1")
 
 
 def test_a_host_is_provisioned_as_usual(odd: Site) -> None:

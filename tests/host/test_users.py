@@ -20,7 +20,7 @@ import yaml
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
-from tests.host.conftest import Run, Site
+from tests.host.conftest import Run, Site, Tamper
 
 pytestmark = pytest.mark.host
 
@@ -29,7 +29,6 @@ CONTACT = "Dana (dana@lab.example)"
 LIMITS = "/etc/security/limits.d/slipway.conf"
 CAROLS = "/etc/slipway/rootless/carol.json"
 UNIT = "/etc/systemd/user/docker.service"
-Named = set[tuple[str, str, str]]
 # What the host of a GPU has in /etc/cdi or /var/run/cdi, with a variable in place of a device.
 CDI = {
     "cdiVersion": "0.6.0",
@@ -296,66 +295,83 @@ def test_settings_of_the_user_override_those_of_the_host(site: People) -> None:
     site.as_user("carol", "rm ~/.config/docker/daemon.json; systemctl --user restart docker")
 
 
-TAMPERED: dict[str, tuple[str, Named]] = {
-    "a shared folder closed to its group": (
-        "chmod 0700 /srv/shared",
-        {("user_access", "files", "/srv/shared")},
-    ),
-    "a default ACL removed": (
-        "setfacl -k /srv/shared",
-        {("user_access", "files", "/srv/shared")},
-    ),
-    "a shared folder given away": (
-        "chgrp users /srv/shared",
-        {("user_access", "files", "/srv/shared")},
-    ),
-    "limits edited": (
-        f"echo '* - nofile 2048' >>{LIMITS}",
-        {("user_access", "files", LIMITS)},
-    ),
-    "an engine stopped": (
-        "runuser -u carol -- env XDG_RUNTIME_DIR=/run/user/$(id -u carol)"
-        " systemctl --user stop docker",
-        {("user_access", "rootless", "carol")},
-    ),
-    "an engine's settings edited": (
-        f"echo '{{}}' >{CAROLS}",
-        {("user_access", "files", CAROLS), ("user_access", "rootless", "carol")},
-    ),
-    "an engine that runs with other settings than the file's": (
-        f"cp {CAROLS} /root/declared; echo '{{}}' >{CAROLS};"
-        "runuser -u carol -- env XDG_RUNTIME_DIR=/run/user/$(id -u carol)"
-        f" systemctl --user restart docker; sleep 1; cat /root/declared >{CAROLS}",
-        {("user_access", "rootless", "carol")},
-    ),
-    "the unit removed": (
-        f"rm {UNIT}",
-        {("user_access", "files", UNIT), ("user_access", "rootless", "carol")},
-    ),
-    "lingering switched off": (
-        "loginctl disable-linger carol",
-        {("user_access", "rootless", "carol")},
-    ),
-    "subordinate ids removed": (
-        "sed -i /^carol:/d /etc/subuid",
-        {("user_access", "rootless", "carol")},
-    ),
-    "a docker context removed": (
-        "runuser -u carol -- env HOME=/home/carol docker context rm --force rootless >/dev/null",
-        {("user_access", "rootless", "carol")},
-    ),
-    "an engine of somebody whom nobody lists": (
-        "echo '{}' >/etc/slipway/rootless/bob.json",
-        {("user_access", "folders", "/etc/slipway/rootless")},
-    ),
+# The tampers of a group are applied together, because a survey and a run take time. No two of them
+# have a name in common, so plan shows each of them.
+TAMPERED: dict[str, dict[str, Tamper]] = {
+    "a stopped engine": {
+        "a shared folder closed to its group": (
+            "chmod 0700 /srv/shared",
+            {("user_access", "files", "/srv/shared")},
+        ),
+        "limits edited": (
+            f"echo '* - nofile 2048' >>{LIMITS}",
+            {("user_access", "files", LIMITS)},
+        ),
+        "an engine stopped": (
+            "runuser -u carol -- env XDG_RUNTIME_DIR=/run/user/$(id -u carol)"
+            " systemctl --user stop docker",
+            {("user_access", "rootless", "carol")},
+        ),
+    },
+    "a removed unit": {
+        "the unit removed": (
+            f"rm {UNIT}",
+            {("user_access", "files", UNIT), ("user_access", "rootless", "carol")},
+        ),
+    },
+    "edited settings": {
+        "a default ACL removed": (
+            "setfacl -k /srv/shared",
+            {("user_access", "files", "/srv/shared")},
+        ),
+        "an engine's settings edited": (
+            f"echo '{{}}' >{CAROLS}",
+            {("user_access", "files", CAROLS), ("user_access", "rootless", "carol")},
+        ),
+        "an engine of somebody whom nobody lists": (
+            "echo '{}' >/etc/slipway/rootless/bob.json",
+            {("user_access", "folders", "/etc/slipway/rootless")},
+        ),
+    },
+    "an engine with other settings": {
+        "a shared folder given away": (
+            "chgrp users /srv/shared",
+            {("user_access", "files", "/srv/shared")},
+        ),
+        "an engine that runs with other settings than the file's": (
+            f"cp {CAROLS} /root/declared; echo '{{}}' >{CAROLS};"
+            "runuser -u carol -- env XDG_RUNTIME_DIR=/run/user/$(id -u carol)"
+            f" systemctl --user restart docker; sleep 1; cat /root/declared >{CAROLS}",
+            {("user_access", "rootless", "carol")},
+        ),
+    },
+    "lingering": {
+        "lingering switched off": (
+            "loginctl disable-linger carol",
+            {("user_access", "rootless", "carol")},
+        ),
+    },
+    "subordinate ids": {
+        "subordinate ids removed": (
+            "sed -i /^carol:/d /etc/subuid",
+            {("user_access", "rootless", "carol")},
+        ),
+    },
+    "a docker context": {
+        "a docker context removed": (
+            "runuser -u carol -- env HOME=/home/carol docker context rm --force rootless"
+            " >/dev/null",
+            {("user_access", "rootless", "carol")},
+        ),
+    },
 }
 
 
-@pytest.mark.parametrize(("script", "named"), TAMPERED.values(), ids=TAMPERED.keys())
+@pytest.mark.parametrize("rows", TAMPERED.values(), ids=TAMPERED.keys())
 def test_plan_names_and_site_repairs_the_tampered_things(
-    site: People, script: str, named: Named
+    site: People, rows: dict[str, Tamper]
 ) -> None:
-    site.on(script)
+    named = site.apply_tampers(rows)
     assert site.plan() == (2, named)
     assert site.acts() == {"user_access"}
     assert site.plan() == (0, set())
