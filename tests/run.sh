@@ -1,9 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Run the stages of `./slipway test`. pytest is the last stage, so that its summary line comes last.
-# Usage: ./slipway test [--quick | --molecule [SCENARIO ...] | --vm | ARGUMENTS FOR pytest ...]
+# Usage: ./slipway test [--quick | --long | --molecule [SCENARIO ...] | --vm | PYTEST ARGUMENTS ...]
 #   (nothing)   linters, unit and contract tests, then molecule and site tests on throwaway hosts
 #   --quick     linters, unit and contract tests
+#   --long      as without an option, with site tests that repeat a proof on Debian unstable
 #   --molecule  the named molecule scenarios, default all
 #   --vm        tests in an emulated virtual machine; slow, so not part of the other runs
 set -u
@@ -59,9 +60,11 @@ closing_pytest() {
     exit 1
 }
 
+hosts='host and not vm and not long'
 case "${1:-}" in
 '') ;;
--h | --help) sed -n '4,8s/^# //p' "$0" && exit 0 ;;
+--long) hosts='host and not vm' ;;
+-h | --help) sed -n '4,9s/^# //p' "$0" && exit 0 ;;
 --quick) lint; closing_pytest 'unit and contract tests' ;;
 --vm) exec pytest -m vm ;;
 --molecule)
@@ -81,4 +84,4 @@ stage 'unit and contract tests' pytest
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
 stage 'molecule' run_molecule --all
 # Host tests mostly wait, so run two groups of test files in parallel (tests/host/conftest.py).
-closing_pytest 'site tests on throwaway hosts' -m 'host and not vm' -n 2 --dist loadgroup
+closing_pytest 'site tests on throwaway hosts' -m "$hosts" -n 2 --dist loadgroup

@@ -134,7 +134,7 @@ class _Finder(ast.NodeVisitor):
         # Names for types, and for people who read the file.
         if isinstance(node.value, ast.Subscript) and node.col_offset == 0:
             return
-        if self._code(node.targets[0]) == "__all__":
+        if self._code(node.targets[0]) in ("__all__", "TYPE_CHECKING"):
             return
         self._replace_value(node.value)
         self.generic_visit(node)

@@ -38,7 +38,12 @@ def bases() -> Iterator[Group]:
 
 
 @pytest.mark.parametrize(
-    "base", ["debian-sid", "debian-12", "ubuntu-22.04", "ubuntu-24.04", "ubuntu-26.04"]
+    "base",
+    [
+        # Hosts with a T4 in test_gpu_hosts.py run Debian unstable as well.
+        pytest.param("debian-sid", marks=pytest.mark.long),
+        *("debian-12", "ubuntu-22.04", "ubuntu-24.04", "ubuntu-26.04"),
+    ],
 )
 def test_the_engine_is_installed_on_other_releases(
     base: str, bases: Group, tmp_path_factory: pytest.TempPathFactory

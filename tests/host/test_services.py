@@ -640,7 +640,9 @@ CDI = {
 }
 
 
-@pytest.fixture(scope="module", params=["debian-13", "debian-sid"])
+@pytest.fixture(
+    scope="module", params=["debian-13", pytest.param("debian-sid", marks=pytest.mark.long)]
+)
 def gpu_lab(
     request: pytest.FixtureRequest, hosts: Group, tmp_path_factory: pytest.TempPathFactory
 ) -> Services:

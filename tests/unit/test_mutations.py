@@ -33,6 +33,7 @@ def mutated(source: str) -> list[str]:
         ('"""Documentation."""', []),
         ("Alias = Mapping[str, int]", []),
         ("if TYPE_CHECKING:\n    import a", []),
+        ("TYPE_CHECKING = False", []),
         (
             "def f(a: 'text' = 'b') -> 'c':\n    pass",
             ["def f(a: 'text' = 'mutated') -> 'c':\n    pass"],
