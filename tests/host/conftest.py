@@ -170,6 +170,15 @@ class Site:
         }
         return done.returncode, named
 
+    def repair(self, rows: Mapping[str, Tamper]) -> None:
+        """Apply tampers: plan names exactly them, one run repairs them and no other role acts."""
+        named = self.apply_tampers(rows)
+        assert self.plan() == (2, named)
+        acted = {task.partition(":")[0] for task in self.converge().changed()}
+        assert acted
+        assert acted <= {role for role, _kind, _name in named}
+        assert self.plan() == (0, set())
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one process run all tests of a file, and all files that share the host `converged`."""
