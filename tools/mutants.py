@@ -95,6 +95,10 @@ class Coverage(NamedTuple):
         """Return the tests that run a statement, with their seconds."""
         by_line = self.tests[str(file)]
         names = {name for line in lines for name in by_line.get(str(line), ())}
+        if not names:
+            # A process that a test forks records no lines: take the tests of the line before.
+            last = max((int(line) for line in by_line if int(line) < lines.start), default=0)
+            names = set(by_line.get(str(last), ()))
         if "" in names:
             # What runs when a file is imported matters to all tests of the file.
             names = set().union(*by_line.values())

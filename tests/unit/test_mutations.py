@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tools.mutants import Coverage
 from tools.mutations import find_mutants
 
 
@@ -53,3 +56,9 @@ def test_a_fault_has_the_lines_of_its_statement() -> None:
 
 def test_offsets_are_bytes() -> None:
     assert mutated('f("\u00e4", 1)')[-1] == 'f("\u00e4", (2))'
+
+
+def test_lines_without_tests_have_the_tests_of_the_line_before() -> None:
+    coverage = Coverage({"f.py": {"1": ["a"], "5": ["b"]}}, {"a": 1.0, "b": 2.0})
+    tests = [coverage.tests_of(Path("f.py"), range(line, line + 1)) for line in (0, 1, 3, 5, 9)]
+    assert tests == [{}, {"a": 1.0}, {"a": 1.0}, {"b": 2.0}, {"b": 2.0}]
