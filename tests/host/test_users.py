@@ -321,7 +321,7 @@ TAMPERED: dict[str, dict[str, Tamper]] = {
     },
     "edited settings": {
         "a default ACL removed": (
-            "setfacl -k /srv/shared",
+            'python3 -c \'import os; os.removexattr("/srv/shared", "system.posix_acl_default")\'',
             {("user_access", "files", "/srv/shared")},
         ),
         "an engine's settings edited": (
