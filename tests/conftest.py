@@ -6,11 +6,31 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Set, with the stand-in libcuda in LD_LIBRARY_PATH, the tests in tests/gpu run without a GPU.
 STAND_IN_GPUS = "SLIPWAY_STAND_IN_GPUS"
+
+# Files of tests/host that share the host `converged`: a second process would create a second one.
+SHARING_A_HOST = ("test_images.py", "test_replacement.py", "test_site.py")
+
+
+class HostScheduling(LoadFileScheduling):
+    """Runs all tests of a file, and all files that share a host, in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "converged" if Path(file).name in SHARING_A_HOST else file
+
+
+# Optional, because pytest may run without the plugin that has this hook.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduling | None:
+    """Schedule with `--dist loadfile` as above."""
+    return HostScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -83,5 +83,5 @@ stage 'unit and contract tests' pytest
 # Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
 stage 'molecule' run_molecule --all
-# Host tests mostly wait, so run two groups of test files in parallel (tests/host/conftest.py).
-closing_pytest 'site tests on throwaway hosts' -m "$hosts" -n 2 --dist loadgroup
+# Host tests mostly wait, so run two test files in parallel. tests/conftest.py groups some files.
+closing_pytest 'site tests on throwaway hosts' -m "$hosts" -n 2 --dist loadfile

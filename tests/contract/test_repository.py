@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.conftest import SHARING_A_HOST
 from tests.contract.tree import ROLE_IDS, ROOT, load, tasks, text, tracked_files
 
 MAX_BYTES = 1 << 20
@@ -69,6 +70,11 @@ def test_files_and_functions_of_the_product_are_short(file: Path) -> None:
 def test_a_long_function_is_named() -> None:
     body = "    pass\n" * MAX_FUNCTION_LINES
     assert long_functions(f"def long():\n{body}def short():\n    pass\n") == ["long"]
+
+
+def test_files_that_share_a_host_run_in_one_process() -> None:
+    files = sorted((ROOT / "tests/host").glob("test_*.py"))
+    assert [file.name for file in files if "(converged: Site" in text(file)] == [*SHARING_A_HOST]
 
 
 # A lock names packages, versions and hashes; where they come from is each machine's own matter.

@@ -180,15 +180,6 @@ class Site:
         assert self.plan() == (0, set())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests of a file, and all files that share the host `converged`."""
-    hosts = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    sharing = {item.path for item in hosts if "converged" in getattr(item, "fixturenames", ())}
-    for item in hosts:
-        name = "converged" if item.path in sharing else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def group() -> Iterator[Group]:
     # The same folder each time, so that what an interrupted run left is found and removed.
