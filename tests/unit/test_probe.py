@@ -770,6 +770,18 @@ def test_sent_modules_import_only_sent_modules(module: str) -> None:
                 assert source.partition(".")[0] in sys.stdlib_module_names
 
 
+@pytest.mark.parametrize("key", kinds.MODULE_OF_KEY)
+def test_a_question_is_sent_with_all_modules_that_it_imports(key: str) -> None:
+    always = [module.__name__ for module in (loader, *ask_host.ALWAYS)]
+    module = kinds.MODULE_OF_KEY[key]
+    names = {*always, module, *ask_host.needs_of(module)}
+    for name in names:
+        for node in ast.parse(ask_host.source_of(name)).body:
+            source = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            if isinstance(node, ast.ImportFrom) and source.startswith("ansible_collections."):
+                assert source in names or {f"{source}.{one.name}" for one in node.names} <= names
+
+
 def test_a_question_is_sent_with_the_modules_that_it_needs_alone() -> None:
     text = ask_host.script({"users": ["root"]})
     assert "def ask_users" in text

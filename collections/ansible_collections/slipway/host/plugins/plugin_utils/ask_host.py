@@ -54,9 +54,9 @@ def source_of(module: str) -> str:
 
 
 def needs_of(module: str) -> Sequence[str]:
-    """Return the modules that are sent to hosts with a module, because it imports them."""
+    """Return the modules that are sent to hosts with a module: its NEEDS, and theirs."""
     needs: Sequence[str] = getattr(import_module(module), "NEEDS", ())
-    return needs
+    return [name for need in needs for name in (need, *needs_of(need))]
 
 
 def script(question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()) -> str:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Modules that the survey sends along.
 NEEDS = (containers.__name__,)
 # A GPU that is off the bus can block nvidia-smi for minutes.
-SMI = ("timeout", "--kill-after=5", "60", "nvidia-smi", "-q", "-x")
+LIMIT, QUERY = ("timeout", "--kill-after=5", "60"), ("-q", "-x")
+SMI = (*LIMIT, "nvidia-smi", *QUERY)
 # Paths below the element of a GPU that are judged; one that ends with a slash means all below it.
 FIELDS = (
     *("fabric/", "gpu_recovery_action", "ecc_errors/volatile/", "remapped_rows/"),

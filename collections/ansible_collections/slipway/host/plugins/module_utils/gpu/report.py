@@ -15,8 +15,12 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import detection as detect
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts as gpu_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    health_facts,
+    nvidia_smi,
+    tables,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi, tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import (
     DriverRequest,
@@ -32,9 +36,6 @@ from ansible_collections.slipway.host.plugins.module_utils.state import packages
 
 # Runs a command and returns its exit code, standard output and standard error.
 Run = Callable[[list[str]], tuple[int, str, str]]
-
-# A GPU that is off the bus can block nvidia-smi for minutes.
-SMI_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def installed_module(modules: Path, kernel: str, run: Run) -> detect.KernelModul
 
 def _read_smi(smi: str, run: Run) -> tuple[nvidia_smi.SmiReport | None, str | None]:
     """Return the report of nvidia-smi, or why it failed."""
-    code, output, error = run(["timeout", "--kill-after=5", str(SMI_SECONDS), smi, "-q", "-x"])
+    code, output, error = run([*health_facts.LIMIT, smi, *health_facts.QUERY])
     if code != 0:
         return None, nvidia_smi.failure(code, error or output)
     try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 # Modules that the survey sends along.
-NEEDS = (containers.__name__, *containers.NEEDS)
+NEEDS = (containers.__name__,)
 # Restart policies with which the engine starts a container again after its own restart.
 RESTARTED = ("always", "unless-stopped")
 DAEMON_JSON = "/etc/docker/daemon.json"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Listener = tuple[str, str, int, str]
 
 # Modules that the survey sends along.
-NEEDS = (containers.__name__, *containers.NEEDS)
+NEEDS = (containers.__name__,)
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 LISTENING = "0A"
 MAPPED = "::ffff:"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
+# Modules that the survey sends along.
+NEEDS = (files.__name__,)
 # Where the docker command keeps the context of this name: the folder is the name's SHA-256.
 CONTEXT = "rootless"
 CONTEXT_FILE = (

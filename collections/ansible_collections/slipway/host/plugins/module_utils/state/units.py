@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
+# Modules that the survey sends along.
+NEEDS = (started.__name__,)
 _PROPERTIES = (
     *("LoadState", "UnitFileState", "ActiveState", "NeedDaemonReload", "InvocationID"),
     *("FragmentPath", "DropInPaths", "ExecMainStartTimestampMonotonic"),
