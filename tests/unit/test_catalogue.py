@@ -1019,7 +1019,7 @@ def test_images_not_built_by_the_project_are_reported(catalogue: Catalogue) -> N
         for made in catalogue.builds(catalogue.images, "cpu")
         if "not built by" in " ".join(made.notes)
     }
-    assert told == {"jupyter-full", "legacy-torch7"}
+    assert told == {"legacy-torch7"}
 
 
 @pytest.mark.parametrize(
