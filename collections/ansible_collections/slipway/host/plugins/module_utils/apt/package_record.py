@@ -198,12 +198,12 @@ def find_declared_again(
     name, (was, now) = next(iter(declared_again.items()))
     others = len(declared_again) - 1
     more = f" and {others} more" if others else ""
-    # The variables of roles have versions without the revision of the package.
     if facts.get("rollback_interrupted"):
         return [
             f"{name} {was}{more}: its rollback was interrupted; expected a finished "
             "one. Finish it with ./slipway rollback"
         ]
+    # The variables of roles have versions without the revision of the package.
     remedy = f"Declare {now.partition('-')[0]}" if now else "Declare the previous version"
     return [
         f"{name} {was}{more}: installed by an upgrade that was rolled back, but declared again. "
