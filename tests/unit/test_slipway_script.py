@@ -69,8 +69,22 @@ def test_paths_are_relative_to_the_caller(
     assert found == [word.replace("HERE", str(here)) for word in arguments]
 
 
+def test_the_report_of_verify_is_relative_to_the_caller(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "tools/verify.py").write_text(STAND_IN, encoding="utf-8")
+    (checkout / ".slipway/env/bin/python").symlink_to(sys.executable)
+    for words in (["--report", "a.json"], ["--report=a.json"]):
+        command = [str(checkout / "slipway"), "verify", *words, "-i", "hosts.yml"]
+        completed = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        folder, *found = json.loads(completed.stdout)
+        assert folder == str(checkout)
+        assert "=".join(found[:-2]) == f"--report={tmp_path}/a.json"
+        assert found[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
+
+
 def test_paths_of_other_verbs(checkout: Path, tmp_path: Path) -> None:
-    for words in (["images", "build", "jupyter"], ["upgrade", "docker_engine"], ["verify"]):
+    for words in (["images", "build", "jupyter"], ["upgrade", "docker_engine"]):
         command = [str(checkout / "slipway"), *words, "-i", "hosts.yml"]
         completed = subprocess.run(
             command, capture_output=True, text=True, check=True, cwd=tmp_path
