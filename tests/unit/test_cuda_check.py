@@ -341,7 +341,7 @@ def test_the_load_starts_from_the_matrices_of_the_single_product() -> None:
     assert cuda_kernels.load_matrices(cuda_kernels.MATRIX_ORDER) == cuda_kernels.matrices()
 
 
-LOAD = ("--load-seconds", "0.2", "--load-order", "64")
+LOAD = ("--load-seconds", "0.2")
 
 
 def test_all_gpus_are_loaded_after_their_checks(run_check: RunCheck) -> None:

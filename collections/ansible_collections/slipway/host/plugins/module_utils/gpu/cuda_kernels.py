@@ -34,6 +34,8 @@ MATRIX_ORDER = 128
 LEFT_PERIOD, RIGHT_PERIOD = 32, 16
 # Large enough to keep a GPU busy; the product's largest number stays below 2**24.
 LOAD_ORDER = 2048
+# For a simulated GPU, which computes on one CPU.
+SMALL_LOAD_ORDER = 64
 MAX_LOAD_ORDER = 8192
 
 FILL, SUM, PRODUCT = "slipway_fill_addresses", "slipway_vector_sum", "slipway_matrix_product"
