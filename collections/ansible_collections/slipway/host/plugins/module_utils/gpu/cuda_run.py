@@ -308,10 +308,7 @@ def _load(opened: Sequence[Opened], options: Options) -> Iterator[Message]:
     yield _step(cuda_judge.LOAD)
     started = time.monotonic()
     devices = {entry.gpu.address: entry.device for entry in opened}
-    order = options.load_order
-    if opened[0].device.driver.stand_in:
-        order = min(order, cuda_kernels.SMALL_LOAD_ORDER)
-    results = cuda_load.run(devices, options.load_seconds, order)
+    results = cuda_load.run(devices, options.load_seconds, options.load_order)
     for address, result in results.items():
         if isinstance(result, CudaCallError):
             yield _check(_failure(cuda_judge.LOAD, result, options, address), started)
