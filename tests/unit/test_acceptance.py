@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import load, proof
 from ansible_collections.slipway.host.plugins.module_utils.host import acceptance, check
+from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.module_utils.host.check import Check
 
-from tests.contract.tree import ROOT
+from tests.contract.tree import ROOT, text
 from tools import verify as tool
 
 SCHEMA = json.loads((ROOT / "docs/acceptance-report.schema.json").read_text())
@@ -83,6 +86,20 @@ def test_a_failed_check_says_what_was_expected_and_what_to_do() -> None:
         "stand_in": False,
         "others": [],
     }
+
+
+def test_every_check_of_a_host_has_an_expectation() -> None:
+    source = text(Path(host_verify.__file__))
+    constants = [
+        getattr(host_verify, name)
+        for name in re.findall(r"(?:run_check|Check)\(([A-Z_]+),", source)
+    ]
+    literals = re.findall(r'(?:run_check|Check)\(\s*f?"([a-z ]+)', source)
+    assert len(constants) > 7 and len(literals) > 7
+    for what in (*constants, *(f"{literal.strip()} x" for literal in literals)):
+        subject = Check(what, True, "").subject
+        assert subject, what
+        assert what.startswith(subject)
 
 
 def test_a_failure_of_another_form_keeps_its_words() -> None:

@@ -34,7 +34,7 @@ class Kind:
     others: tuple[str, ...] = ()
 
 
-# By subject; a check of one image or service has the subject before its name.
+# By subject; a check of one image, service or data set has the subject before its name.
 KINDS: Mapping[str, Kind] = {
     "GPUs": Kind("nvidia-smi lists every GPU of the PCI bus", ("BMAAS08-01",)),
     "GPU computation": Kind("every GPU computes what the CPU computes", ("BMAAS08-01",)),
@@ -42,6 +42,8 @@ KINDS: Mapping[str, Kind] = {
     "GPU health": Kind("no fault", ("BMAAS08-01",)),
     "GPUs in containers": Kind("a container computes on every GPU"),
     "installed packages": Kind("the files of the declared packages, unchanged"),
+    "data set": Kind("the files as they were placed"),
+    "apt settings": Kind("apt checks signatures and keeps holds"),
     "engine": Kind("Docker Engine answers"),
     "engine settings": Kind("the running engine has the settings of daemon.json"),
     "engine access": Kind("only the declared users reach the engine"),
@@ -49,6 +51,9 @@ KINDS: Mapping[str, Kind] = {
     "image": Kind("the smoke test passes"),
     "service": Kind("the declared answer, and only with the secret"),
     "container network": Kind("packets of containers pass"),
+    "network from containers": Kind("containers resolve names and reach what the host reaches"),
+    "published ports": Kind("published ports answer from outside the host"),
+    "commands of users": Kind("an ordinary user can run ml"),
 }
 
 
@@ -64,8 +69,8 @@ class Check:
     @property
     def subject(self) -> str:
         """Return the key of KINDS, empty for an unknown check."""
-        first = self.what.partition(" ")[0]
-        return next((key for key in (self.what, first) if key in KINDS), "")
+        longest_first = sorted(KINDS, key=len, reverse=True)
+        return next((key for key in longest_first if f"{self.what} ".startswith(f"{key} ")), "")
 
     def as_data(self) -> dict[str, Any]:
         """Return the check as the module verify does.
