@@ -78,7 +78,8 @@ EXPECTED: dict[str, Expected] = {
     "gh200": Expected(
         UBUNTU,
         "Only open modules drive this GPU.",
-        ("linux-modules-nvidia-580-server-open-generic-64k", "nvidia-utils-580-server"),
+        # Ubuntu has prebuilt modules of this flavour for arm64 alone.
+        ("nvidia-dkms-580-server-open", "linux-headers-generic-64k", "nvidia-utils-580-server"),
     ),
     "k80": Expected(
         UBUNTU,

@@ -46,6 +46,10 @@ def test_the_plan_has_a_row_for_each_difference_in_the_order_of_hosts() -> None:
         "gpu01  user_access    groups lab: missing -> a group",
         "gpu01  user_access    groups lab: missing -> a group",
         "gpu02  unreachable    ssh: connect to host gpu02: timed out",
+        "",
+        "OK: 1 host as declared.",
+        "1 host needs you: gpu02 (unreachable). See above what to do.",
+        "3 differences on 1 host. To apply, run ./slipway site --limit gpu01",
     )
 
 
@@ -59,7 +63,8 @@ def test_the_plan_says_what_it_disturbs() -> None:
             {"kind": "session", "name": "carol", "effect": "is logged in at pts/0"},
         ],
     }
-    table, _empty, *rows = state_report.plan({"gpu01": disturbing, "a": entry()}).splitlines()[4:]
+    plan = state_report.plan({"gpu01": disturbing, "a": entry()})
+    table, _empty, *rows, _end, _ok, _differences = plan.splitlines()[4:]
     assert table == "gpu01  user_access    groups lab: missing -> a group"
     assert rows == [
         "HOST   WHAT THE CHANGES DISTURB, AND WHO USES THE HOST",
@@ -90,7 +95,8 @@ NARROW = {
 def test_health_stands_beside_the_drift() -> None:
     other = {**FAULT, "where": "0000:86:00.0", "remedy": "Reset it: smi -i 0000:86:00.0"}
     found = {"gpu01": {**DRIFT, "health": [FAULT, NARROW, other]}}
-    rows = state_report.plan(found).splitlines()[-3:]
+    *rows, _empty, need, _differences = state_report.plan(found).splitlines()[5:]
+    assert need == "1 host needs you: gpu01 (fault). See above what to do."
     assert rows == [
         "HOST   HEALTH   WHAT IS WRONG WITH GPUS, AND WHAT TO DO",
         "gpu01  fault    GPU 0000:3b:00.0, 0000:86:00.0: the driver asks for recovery action "
@@ -119,6 +125,8 @@ def test_the_summary_says_what_waits() -> None:
     assert state_report.summary({"gpu01": waiting}).splitlines()[1:] == [
         "gpu01  waiting  -",
         "gpu01: restart of docker.service waits: ...",
+        "",
+        "1 host waits: gpu01. Run again when nobody is disturbed.",
     ]
 
 
@@ -129,6 +137,8 @@ def test_information_is_printed_after_the_plan() -> None:
         "",
         "INFORMATION (Slipway changes none of this)",
         "gpu01: x: drop-in y sets User",
+        "",
+        "OK: 2 hosts as declared.",
     )
     assert state_report.plan(report).endswith(f"gpu01  -     no drift{expected}")
     assert "INFORMATION" not in state_report.summary(report)
@@ -147,15 +157,16 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
         "a": entry(),
     }
     assert state_report.summary(report) == lines(
-        "HOST   RESULT       WHERE IT DIFFERED BEFORE",
+        "HOST   RESULT       DIFFERENCES BEFORE, BY ROLE",
         "a      no drift     -",
-        "gpu01  changed      docker_engine (1), user_access (2)",
+        "gpu01  changed      docker_engine: 1, user_access: 2",
         "gpu02  unreachable  ssh: connect to host gpu02: timed out",
         "gpu01: reboot when you like",
         "iris-api: http://gpu01:5000/predict",
+        "",
+        "OK: 2 hosts as declared. Open http://gpu01:5000/predict",
+        "1 host needs you: gpu02 (unreachable). See above what to do, then run again.",
     )
-    alone = state_report.summary({"gpu01": report["gpu01"]})
-    assert alone.endswith("\niris-api: http://gpu01:5000/predict")
 
 
 def test_conflicts_have_a_table_of_their_own_beside_the_drift() -> None:
@@ -169,9 +180,16 @@ def test_conflicts_have_a_table_of_their_own_beside_the_drift() -> None:
         "HOST   ROLE           WHAT WOULD CHANGE",
         "gpu01  docker_engine  units docker.service: inactive -> active",
         table,
+        "",
+        "1 host needs you: gpu01 (conflict). See above what to do.",
+        "1 difference on 1 host. To apply, run ./slipway site --limit gpu01",
     )
     assert state_report.summary({"gpu01": {**IN_CONFLICT, "state": "conflict"}}) == lines(
-        "HOST   RESULT    WHERE IT DIFFERED BEFORE", "gpu01  conflict  docker_engine (1)", table
+        "HOST   RESULT    DIFFERENCES BEFORE, BY ROLE",
+        "gpu01  conflict  docker_engine: 1",
+        table,
+        "",
+        "1 host needs you: gpu01 (conflict). See above what to do, then run again.",
     )
 
 
@@ -189,7 +207,7 @@ def test_an_address_that_only_its_host_can_reach_says_so() -> None:
         host: entry(urls={"api": "http://127.0.0.1:5000/", "web": f"http://{host}:80/"})
         for host in ("gpu01", "gpu02")
     }
-    assert state_report.summary(report).splitlines()[3:] == [
+    assert state_report.summary(report).splitlines()[3:-2] == [
         "api: http://127.0.0.1:5000/ (on gpu01 itself)",
         "web: http://gpu01:80/",
         "api: http://127.0.0.1:5000/ (on gpu02 itself)",

@@ -138,7 +138,7 @@ def test_waiting_changes_are_in_report_and_exit_status(
     assert callback.report["gpu01"]["state"] == state
     if state == "waiting":
         assert callback.report["gpu01"]["waiting"] == ["restart waits\\x1b"]
-        assert callback.lines[-1].endswith("gpu01: restart waits\\x1b")
+        assert "\ngpu01: restart waits\\x1b\n" in callback.lines[-1]
 
 
 @pytest.mark.parametrize("waiting", [[], ["restart waits"]])
@@ -157,7 +157,7 @@ def test_a_host_with_a_conflict_did_not_fail_and_is_not_done(waiting: list[str])
     assert (entry["state"], entry["conflicts"]) == ("conflict", IN_THE_WAY)
     assert entry["urls"] == urls
     assert "error" not in entry
-    assert callback.lines[-1].endswith("gpu01  ml_aliases  ml: no.")
+    assert "\ngpu01  ml_aliases  ml: no.\n" in callback.lines[-1]
 
 
 FAULT = {
@@ -178,8 +178,8 @@ def test_a_host_with_a_sick_gpu_is_neither_done_nor_failed() -> None:
     assert callback.run_ends() == 0
     entry = callback.report["gpu01"]
     assert (entry["state"], entry["health"]) == ("fault", [FAULT])
-    assert callback.lines[-1].endswith(
-        "gpu01  fault   GPU 0000:3b:00.0: Xid 79; expected none. Reboot."
+    assert (
+        "\ngpu01  fault   GPU 0000:3b:00.0: Xid 79; expected none. Reboot.\n" in callback.lines[-1]
     )
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
+from ansible_collections.slipway.host.plugins.module_utils.state import verdict
 from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
 
 Report = Mapping[str, Mapping[str, Any]]
@@ -31,8 +32,6 @@ FAULT = "fault"
 UNFINISHED = frozenset({FAULT, CONFLICT, FAILED, UNREACHABLE})
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
 
-# What an address begins with that nobody but the host can reach.
-LOOPBACK = ("//127.", "//[::1]")
 EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT, EXIT_CONFLICT, EXIT_FAULT = 0, 1, 2, 3, 4
 # Exit status of site and upgrade if all is done but what waits; Ansible itself uses others.
 EXIT_WAITING = 6
@@ -124,6 +123,7 @@ def plan(report: Report) -> str:
         health(report),
         consequences(report),
         information(report),
+        verdict.of_plan(report),
     ]
     return "\n\n".join(filter(None, tables))
 
@@ -143,16 +143,18 @@ def summary(report: Report) -> str:
     rows = []
     after = []
     for host, entry in sorted(report.items()):
-        counts = ", ".join(f"{role} ({len(found)})" for role, found in entry["differences"].items())
+        counts = ", ".join(f"{role}: {len(found)}" for role, found in entry["differences"].items())
         rows.append((host, _phrase(entry["state"]), entry.get("error") or counts or "-"))
         after += [f"{host}: {note}" for note in [*entry["notes"], *entry.get("waiting", ())]]
         after += [
             f"{service}: {url}"
-            + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")
+            + (f" (on {host} itself)" if any(part in url for part in verdict.LOOPBACK) else "")
             for service, url in sorted(entry["urls"].items())
         ]
-    hosts = "\n".join([table(rows, ("HOST", "RESULT", "WHERE IT DIFFERED BEFORE")), *after])
-    return "\n\n".join(filter(None, [hosts, conflicts(report), health(report)]))
+    hosts = "\n".join([table(rows, ("HOST", "RESULT", "DIFFERENCES BEFORE, BY ROLE")), *after])
+    return "\n\n".join(
+        filter(None, [hosts, conflicts(report), health(report), verdict.of_run(report)])
+    )
 
 
 def exit_status(report: Report) -> int:
