@@ -276,7 +276,8 @@ def test_ended_detached_containers_keep_logs_and_status(lab: Lab) -> None:
     assert lab.as_user("alice", "ml remove") == "alice-testlab"
     assert lab.try_as("alice", "ml logs").stderr == "ml: you have no container\n"
     # Neither does a program that does not exist stay unseen.
-    assert lab.try_as("alice", "testlab -q --detach no-such-program").returncode == 127
+    lab.try_as("alice", "testlab -q --detach no-such-program")
+    wait_for(lab, "exited", "docker ps --all --format '{{.State}}'")
     (ended,) = json.loads(lab.as_user("alice", "ml list --all --json"))["ended"]
     assert (ended["name"], ended["status"]) == ("alice-testlab", 127)
     assert lab.as_user("alice", "ml remove") == "alice-testlab"

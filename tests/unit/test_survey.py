@@ -116,6 +116,21 @@ def test_drift_is_told_by_role_and_the_host_joins_the_group(run: Run, host: Host
     assert not result["changed"]
 
 
+def test_a_host_for_which_nobody_is_declared_is_surveyed(
+    run: Run, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def answer(_action: Any, question: dict[str, Any], reach: Any = ()) -> Any:
+        asked.update(question)
+        found = Host.__call__(host, _action, question, reach)
+        return {key: value for key, value in found.items() if key != "users" or key in question}
+
+    monkeypatch.setattr(ask_host, "ask", answer)
+    assert run(user_access_users=[])["drift"] == []
+    assert "users" not in asked
+
+
 def test_a_host_without_drift_joins_no_group(run: Run, host: Host) -> None:
     result = run(user_access_users=[], user_access_docker_exclusive=False)
     assert (result["drift"], result["differences"]) == ([], {})

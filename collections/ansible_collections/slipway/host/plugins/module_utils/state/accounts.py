@@ -296,8 +296,8 @@ def compare_members(entry: Entry, answer: Answer) -> Iterator[Change]:
         entry["group"] in answer["devices"][beginning] for beginning in entry["devices"]
     ):
         return
-    users = answer["users"]
-    wanted = {own_name(user, users[user]): users[user] for user in entry["users"]}
+    users = {user: answer["users"][user] for user in entry["users"]}
+    wanted = {own_name(user, found): found for user, found in users.items()}
     # A missing user is a difference of its own.
     missing = sorted(name for name in set(wanted) - members if wanted[name] is not None)
     surplus = sorted(members - set(wanted)) if entry.get("exclusive", False) else []
