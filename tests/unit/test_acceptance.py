@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.apt import consent
 from ansible_collections.slipway.host.plugins.module_utils.gpu import load, proof
 from ansible_collections.slipway.host.plugins.module_utils.host import acceptance, check
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
@@ -189,6 +190,7 @@ def test_a_gpu_that_slows_down_under_load_fails(monkeypatch: pytest.MonkeyPatch)
         assert load_seconds == 120
         return "1 computed"
 
+    monkeypatch.setattr(consent, "gpu_users", list)
     monkeypatch.setattr(proof, "compute_on_host", compute)
     monkeypatch.setattr(load.Watch, "__enter__", lambda watch: watch)
     monkeypatch.setattr(load.Watch, "__exit__", lambda *_error: None)
@@ -199,6 +201,12 @@ def test_a_gpu_that_slows_down_under_load_fails(monkeypatch: pytest.MonkeyPatch)
     seen += [sample("90 C", "900 MHz", **{HOT: "Active"})] * 2
     with pytest.raises(ValueError, match=r"^GPU 0000:3b:00\.0: slowed down by hardware.*\.$"):
         load.check(["0000:3b:00.0"], 2)
+
+
+def test_gpus_in_use_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "gpu_users", lambda: ["process 7 (python) of bob"])
+    with pytest.raises(ValueError, match=r"in use by process 7 \(python\) of bob; expected idle"):
+        load.check(["0000:3b:00.0"], 1)
 
 
 def test_the_watch_reads_nvidia_smi_until_it_ends(program: Any) -> None:

@@ -164,7 +164,7 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
         "gpu01: reboot when you like",
         "iris-api: http://gpu01:5000/predict",
         "",
-        "OK: 2 hosts as declared. Open http://gpu01:5000/predict",
+        "OK: 2 hosts as declared.",
         "1 host needs you: gpu02 (unreachable). See above what to do, then run again.",
     )
 

@@ -11,7 +11,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import verdict
 
 
 def entry(state: str = "no_drift", **changes: Any) -> dict[str, Any]:
-    return {"state": state, "differences": {}, "urls": {}, **changes}
+    return {"state": state, "differences": {}, **changes}
 
 
 PASSED, FAILED = {"ok": True}, {"ok": False}
@@ -27,18 +27,11 @@ PASSED, FAILED = {"ok": True}, {"ok": False}
             ["OK: 2 hosts as declared, 1 check passed."],
         ),
         (
-            {"a": entry("changed", checks=[PASSED, PASSED], urls={"x": "http://127.0.0.1:1/"})},
+            {"a": entry("changed", checks=[PASSED, PASSED])},
             ["OK: 1 host as declared, 2 checks passed."],
         ),
         (
-            {
-                "b": entry(urls={"x": "http://b:2/"}),
-                "a": entry(urls={"y": "http://[::1]/", "x": "http://a:1/"}),
-            },
-            ["OK: 2 hosts as declared. Open http://a:1/"],
-        ),
-        (
-            {"a": entry("would_change", urls={"x": "http://a:1/"}), "b": entry("waiting")},
+            {"a": entry("would_change"), "b": entry("waiting")},
             [
                 "1 host would change: a. To change, run without --check.",
                 "1 host waits: b. Run again when nobody is disturbed.",

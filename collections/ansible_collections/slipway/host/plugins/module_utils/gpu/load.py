@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 
+from ansible_collections.slipway.host.plugins.module_utils.apt import consent
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     health,
     health_facts,
@@ -61,8 +62,14 @@ class Watch:
 def check(addresses: Sequence[str], minutes: int) -> str:
     """Load the GPUs with these PCI ADDRESSES for some MINUTES; return the result in one line.
 
-    Raise ValueError if a result is wrong, or with the faults that GPUs showed under load.
+    Raise ValueError if the GPUs are in use, if a result is wrong, or with the faults that GPUs
+    showed under load.
     """
+    if users := consent.gpu_users():
+        raise ValueError(
+            f"the GPUs are in use by {', '.join(users)}; expected idle GPUs for the load. Wait "
+            "until this work ends, then run again."
+        )
     with Watch() as watch:
         result = proof.compute_on_host(addresses, load_seconds=60 * minutes)
     findings = dict.fromkeys(

@@ -32,6 +32,8 @@ FAULT = "fault"
 UNFINISHED = frozenset({FAULT, CONFLICT, FAILED, UNREACHABLE})
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
 
+# What an address begins with that nobody but the host can reach.
+LOOPBACK = ("//127.", "//[::1]")
 EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT, EXIT_CONFLICT, EXIT_FAULT = 0, 1, 2, 3, 4
 # Exit status of site and upgrade if all is done but what waits; Ansible itself uses others.
 EXIT_WAITING = 6
@@ -148,7 +150,7 @@ def summary(report: Report) -> str:
         after += [f"{host}: {note}" for note in [*entry["notes"], *entry.get("waiting", ())]]
         after += [
             f"{service}: {url}"
-            + (f" (on {host} itself)" if any(part in url for part in verdict.LOOPBACK) else "")
+            + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")
             for service, url in sorted(entry["urls"].items())
         ]
     hosts = "\n".join([table(rows, ("HOST", "RESULT", "DIFFERENCES BEFORE, BY ROLE")), *after])

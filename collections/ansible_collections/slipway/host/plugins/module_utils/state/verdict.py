@@ -16,7 +16,6 @@ Report = Mapping[str, Mapping[str, Any]]
 NAMED = 8
 # States of hosts that need a person.
 NEEDY = ("failed", "unreachable", "conflict", "fault")
-LOOPBACK = ("//127.", "//[::1]")
 
 
 def of_run(report: Report) -> str:
@@ -30,8 +29,7 @@ def _of_run(report: Report) -> Iterator[str]:
     planned = [host for host, entry in report.items() if entry["state"] == "would_change"]
     others = [host for host in report if host not in {*needy, *waiting, *planned}]
     if others:
-        passed, address = _checks(report, others), _address(report, others)
-        yield f"OK: {_hosts(others)} as declared{passed}.{address}"
+        yield f"OK: {_hosts(others)} as declared{_checks(report, others)}."
     if planned:
         yield f"{_hosts(planned)} would change: {_list(planned)}. To change, run without --check."
     if waiting:
@@ -94,14 +92,3 @@ def _checks(report: Report, hosts: Sequence[str]) -> str:
     count = sum(one["ok"] for host in hosts for one in report[host].get("checks", ()))
     passed = "1 check passed" if count == 1 else f"{count} checks passed"
     return f", {passed}" if count else ""
-
-
-def _address(report: Report, hosts: Sequence[str]) -> str:
-    """Return the first address of a service that others reach, empty if there is none."""
-    urls = [
-        url
-        for host in sorted(hosts)
-        for _service, url in sorted(report[host]["urls"].items())
-        if not any(part in url for part in LOOPBACK)
-    ]
-    return f" Open {urls[0]}" if urls else ""
