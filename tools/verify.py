@@ -5,7 +5,7 @@
 Usage: ./slipway verify [--quick | --full] [--burn-in MINUTES] [--report FILE]
                         [ARGUMENTS FOR ansible-playbook ...]
 
-  --quick            leave out the smoke tests of images
+  --quick            leave out the smoke tests of images and the content of data sets
   --full             also test 1 GiB of memory of each GPU instead of 64 MiB
   --burn-in MINUTES  keep all GPUs busy for so long, record temperature, clock and power
   --report FILE      write each check as JSON: expected, found, what to do, seconds

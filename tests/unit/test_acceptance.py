@@ -133,7 +133,7 @@ def test_the_table_names_stand_ins_and_what_was_not_checked() -> None:
 
 def test_a_quick_run_says_that_it_left_out_the_smoke_tests() -> None:
     quick = acceptance.build({}, "quick", 5, "", "")["not_covered"]
-    assert "smoke tests of images: level quick" in quick
+    assert "smoke tests of images, and content of data sets: level quick" in quick
     assert not any("load" in text for text in quick)
 
 

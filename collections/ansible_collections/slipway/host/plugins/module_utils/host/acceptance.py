@@ -55,7 +55,7 @@ def build(
 
 def _left_out(level: str, burn_in: int) -> Iterator[str]:
     if level == "quick":
-        yield "smoke tests of images: level quick"
+        yield "smoke tests of images, and content of data sets: level quick"
     if not burn_in:
         yield "GPUs under load: no --burn-in"
 
