@@ -162,4 +162,5 @@ def test_a_full_disk_is_told_before_the_first_change(site: Host) -> None:
     assert words in said(run)
     assert "Nothing was changed." in said(run)
     site.on("! getent group team; umount /tmp")
-    assert site.converge().changed() == {"user_access: Create groups"}
+    made = {"user_access: Create groups", "user_access: Set group members"}
+    assert site.converge().changed() == made
