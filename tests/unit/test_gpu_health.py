@@ -300,6 +300,17 @@ def test_a_driver_that_does_not_answer_is_a_fault(
         health_check.check(host)
 
 
+def test_a_driver_that_was_removed_is_not_judged(
+    program: Callable[[str, str], None], host: dict[str, Any]
+) -> None:
+    program("nvidia-smi", "exit 127")
+    host["gpu"] |= {"recorded": 0, "packages": {"libnvidia-compute-580": "580.95.05-1"}}
+    assert "nvidia-smi is missing" in health_check.check(host)
+    host["gpu"]["packages"] = {}
+    assert health_check.check(host) == "not run: no driver is installed"
+    assert health.judge(host, {"health": {"smi": {"status": 127, "output": ""}}}) == []
+
+
 def test_a_driver_that_is_not_loaded_is_a_fault_only_where_the_role_recorded_gpus() -> None:
     given = facts("t4", recorded=0)
     assert health_check.check(given) == "not run: no driver is loaded"

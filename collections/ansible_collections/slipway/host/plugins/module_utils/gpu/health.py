@@ -109,11 +109,17 @@ def judge(facts: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Finding]:
     addresses = own_gpus(facts)
     findings = judge_missing(gpu_host.recorded(facts), len(addresses))
     health = answer.get("health") or {}
-    if addresses and "smi" in health:
+    if addresses and "smi" in health and not is_removed(facts, health["smi"]):
         findings += judge_smi(health["smi"], addresses)
     findings += judge_fabric_manager(facts)
     findings += [_judge_container(*one) for one in health.get("containers", ())]
     return findings + judge_kernel_log(health.get("log", ()))
+
+
+def is_removed(facts: Mapping[str, Any], smi: Mapping[str, Any]) -> bool:
+    """Return whether the driver was removed; the kernel keeps it until the next boot."""
+    has_program = smi.get("status") != health_facts.NO_PROGRAM
+    return not has_program and not driver_packages.installed_driver_packages(facts)
 
 
 def _judge_container(name: str, version: str) -> Finding:

@@ -32,6 +32,8 @@ def check(facts: Mapping[str, Any]) -> str:
             f"{recorded} GPUs. Run site.yml, or read the kernel log: journalctl -k --grep NVRM."
         )
     answer = health_facts.ask_health(["containers", "smi"]) | {"log": read_log()}
+    if not recorded and health.is_removed(facts, answer["smi"]):
+        return "not run: no driver is installed"
     findings = health.judge(facts, {"health": answer})
     told = health.sentences(finding.as_data() for finding in findings)
     faults = [text for is_warning, text in told if not is_warning]
