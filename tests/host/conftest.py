@@ -68,6 +68,8 @@ class Site:
 
     # Variables that are given on the command line of every run.
     extra: Mapping[str, Any] = {}
+    # Roles whose tasks another role includes.
+    includes: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, host: Host, folder: Path) -> None:
         self.host = host
@@ -176,7 +178,8 @@ class Site:
         assert self.plan() == (2, named)
         acted = {task.partition(":")[0] for task in self.converge().changed()}
         assert acted
-        assert acted <= {role for role, _kind, _name in named}
+        roles = {role for role, _kind, _name in named}
+        assert acted <= roles.union(*(self.includes.get(role, ()) for role in roles))
         assert self.plan() == (0, set())
 
 

@@ -99,6 +99,8 @@ class GpuSite(Site):
     """A simulated GPU host with its archives."""
 
     extra = ROLES
+    # Docker restarts if the toolkit's runtime changed.
+    includes = {TOOLKIT: (ENGINE,)}
 
     def __init__(self, model: str, group: Group, folder: Path) -> None:
         base = EXPECTED[model].base
