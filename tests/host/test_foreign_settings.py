@@ -31,7 +31,10 @@ echo 'Defaults env_keep += "PYTHONPATH DOCKER_HOST LC_ALL"' >/etc/sudoers.d/zz-k
 OTHER_ENGINE = """
 unset DOCKER_HOST
 mkdir -p /run/other
-setsid dockerd --host unix:///run/other/docker.sock --data-root /run/other/data --bridge none \
+# With --bridge none, this engine would remove the bridge of the other one.
+ip link add other0 type bridge
+ip address add 10.98.0.1/24 dev other0
+setsid dockerd --host unix:///run/other/docker.sock --data-root /run/other/data --bridge other0 \
     --exec-root /run/other/exec --pidfile /run/other/pid --iptables=false >/run/other/log 2>&1 &
 until docker --host unix:///run/other/docker.sock info >/dev/null 2>&1; do sleep 0.2; done
 docker context create other --docker host=unix:///run/other/docker.sock >/dev/null
@@ -41,6 +44,7 @@ docker buildx create --name container --driver docker-container --use >/dev/null
 AWAY = """
 unset DOCKER_HOST
 kill "$(cat /run/other/pid)"
+ip link delete other0
 docker context use default >/dev/null 2>&1
 docker buildx rm container >/dev/null 2>&1 || true
 docker context rm other >/dev/null
