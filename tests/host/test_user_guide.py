@@ -23,7 +23,8 @@ from lab.hosts import Group
 from tests.host.conftest import ROOT
 from tests.host.test_aliases import Lab
 
-pytestmark = pytest.mark.host
+# It builds five images, so it is not part of the shorter runs.
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 GROUP = "pytest-guide"
 IMAGES = ("jupyter", "pytorch", "fastai", "deepdocker", "iris-api")
@@ -52,12 +53,11 @@ with zipfile.ZipFile(f"/home/alice/code/{name}-{version}-py3-none-any.whl", "w")
         wheel.writestr(path, text)
 """
 # A shell that a person leaves, and one that stays while the next commands run.
-LEFT, KEPT = "echo exit | {}", "(sleep 300 | {} >/dev/null 2>&1) & sleep 15"
+LEFT, KEPT = "echo exit | {}", "(sleep 120 | {}) >/dev/null 2>&1 & sleep 15"
 OFFLINE = "[*]\nenv.PIP_NO_INDEX = 1\nenv.PIP_FIND_LINKS = /code\n"
 PREPARED = {
     "fastai": LEFT,
-    "pytorch --root": KEPT,
-    "pytorch --image alice/work:1": LEFT,
+    "pytorch --root bash": KEPT,
 }
 
 
