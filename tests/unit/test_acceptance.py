@@ -131,6 +131,11 @@ def test_the_table_names_stand_ins_and_what_was_not_checked() -> None:
     assert lines[7] == "Accepted: 1 of 2 hosts."
 
 
+def test_only_a_check_of_gpus_can_be_simulated() -> None:
+    assert SIMULATED.as_data()["stand_in"]
+    assert not Check("service iris", True, "answered: a stand-in driver").as_data()["stand_in"]
+
+
 def test_a_quick_run_says_that_it_left_out_the_smoke_tests() -> None:
     quick = acceptance.build({}, "quick", 5, "", "")["not_covered"]
     assert "smoke tests of images, and content of data sets: level quick" in quick

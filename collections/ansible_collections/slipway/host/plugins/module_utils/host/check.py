@@ -16,7 +16,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state.reading import 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not_run"
 # How the result of a check begins that does not apply to the host.
 NOT_APPLICABLE = ("not run", "not tried", "not applicable", "not installed")
-STAND_IN = "stand-in"
+# What the checks of GPUs say of a simulated driver, see gpu.proof.
+STAND_IN = "a stand-in driver"
 # The form of an error: what was found; expected what. What to do.
 _SENTENCE = re.compile(r"(?P<found>.*?); expected (?P<expected>.*?)\.(?: (?P<remedy>.*))?", re.S)
 AGAIN = "Run ./slipway site, then ./slipway verify."
@@ -91,7 +92,7 @@ class Check:
             "expected": parts.get("expected") or kind.expected,
             "remedy": "" if self.ok else parts.get("remedy") or AGAIN,
             "seconds": self.seconds,
-            "stand_in": STAND_IN in self.seen,
+            "stand_in": self.subject.startswith("GPU") and STAND_IN in self.seen,
             "others": list(kind.others),
         }
 
