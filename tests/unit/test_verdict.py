@@ -1,12 +1,13 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The last lines of a run: what came out of it, and what to do next."""
+"""The last lines of a run name the result of the hosts and the next command."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
 from ansible_collections.slipway.host.plugins.module_utils.state import verdict
 
 
@@ -75,6 +76,10 @@ FAULT: dict[str, Any] = {"health": [{"warning": False}]}
 )
 def test_the_end_of_a_plan_says_who_must_do_what(report: dict[str, Any], lines: list[str]) -> None:
     assert verdict.of_plan(report).splitlines() == lines
+
+
+def test_every_unfinished_state_needs_a_person() -> None:
+    assert set(verdict.NEEDY) == state_report.UNFINISHED
 
 
 def test_of_many_hosts_only_some_are_named() -> None:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""TCP ports of the host on which something listens that is no service of Slipway."""
+"""Programs that listen on TCP ports of the host, except the services of Slipway."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The last lines of a run: what came out of it, and what to do next.
+"""The last lines of a run: the result of the hosts, and the next command.
 
 A report is that of :mod:`report`.
 """
@@ -14,7 +14,7 @@ Report = Mapping[str, Mapping[str, Any]]
 
 # So many hosts are named in a line.
 NAMED = 8
-# States of hosts that need a person.
+# States of hosts that need a person: UNFINISHED of the module report, which imports this one.
 NEEDY = ("failed", "unreachable", "conflict", "fault")
 
 
