@@ -38,11 +38,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     level = parser.add_mutually_exclusive_group()
     for name in (verify.QUICK, verify.FULL):
         level.add_argument(f"--{name}", dest="level", action="store_const", const=name)
-    parser.add_argument("--burn-in", type=int)
+    parser.set_defaults(level=verify.NORMAL)
+    parser.add_argument("--burn-in", type=int, default=0)
     parser.add_argument("--report", type=Path)
     options, others = parser.parse_known_args(arguments)
     limit = verify.MAX_BURN_IN
-    if options.burn_in is not None and options.burn_in not in range(limit + 1):
+    if options.burn_in not in range(limit + 1):
         parser.error(f"--burn-in {options.burn_in}; expected minutes from 0 to {limit}")
     if options.report and not options.report.absolute().parent.is_dir():
         parser.error(f"--report {options.report}: the folder does not exist. Create it first")
@@ -60,28 +61,27 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0
     options, others = parse(arguments)
-    given = {"host_verify_level": options.level, "host_verify_burn_in": options.burn_in}
-    extra = {name: value for name, value in given.items() if value is not None}
+    # Always given, so that the report states what ran whatever the inventory declares for site.
+    extra = {"host_verify_level": options.level, "host_verify_burn_in": options.burn_in}
     began = now()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(os.environ.get("SLIPWAY_REPORT") or Path(folder) / "report.json")
         run = subprocess.run(
             [
                 *("ansible-playbook", str(ROOT / "playbooks" / "verify.yml"), *others),
-                *(("--extra-vars", json.dumps(extra)) if extra else ()),
+                *("--extra-vars", json.dumps(extra)),
             ],
             env={**os.environ, "SLIPWAY_REPORT": str(file)},
             check=False,
         )
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if found:
-        level = options.level or verify.NORMAL
         for entry in found.values():
             failed = [one["what"] for one in entry["checks"] if not one["ok"]]
             if failed:
                 # The table of the checks says why.
                 entry["error"] = f"failed checks: {', '.join(failed)}"
-        accepted = acceptance.build(found, level, options.burn_in or 0, began, now())
+        accepted = acceptance.build(found, options.level, options.burn_in, began, now())
         print(f"\n{report.summary(found)}\n\n{acceptance.table(accepted)}")
         if options.report:
             text = json.dumps(accepted, indent=2, ensure_ascii=False) + "\n"

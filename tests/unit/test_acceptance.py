@@ -145,13 +145,13 @@ def test_a_quick_run_says_that_it_left_out_the_smoke_tests() -> None:
 @pytest.mark.parametrize(
     ("arguments", "level", "others"),
     [
-        (["-i", "hosts"], None, ["-i", "hosts"]),
+        (["-i", "hosts"], "normal", ["-i", "hosts"]),
         (["--full", "--limit", "a", "-vv"], "full", ["--limit", "a", "-vv"]),
         (["--quick", "--burn-in", "3"], "quick", []),
     ],
 )
 def test_own_options_and_those_of_ansible_can_be_mixed(
-    arguments: list[str], level: str | None, others: list[str]
+    arguments: list[str], level: str, others: list[str]
 ) -> None:
     options, rest = tool.parse(arguments)
     assert (options.level, rest) == (level, others)
