@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Run acceptance checks, report drift and faults of GPUs. Changes nothing.
+"""Run acceptance checks, report drift and faults of GPUs. Changes no setting of a host.
 
 Usage: ./slipway verify [--quick | --full] [--burn-in MINUTES] [--report FILE]
                         [ARGUMENTS FOR ansible-playbook ...]
