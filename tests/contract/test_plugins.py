@@ -256,3 +256,14 @@ def test_docker_commands_of_roles_name_the_local_engine() -> None:
     docker = [argv for argv in commands if argv[0] == "docker"]
     assert docker
     assert {argv[1] for argv in docker} == {"--host=unix:///run/docker.sock"}
+
+
+@pytest.mark.parametrize("file", ["callback/summary.py", "action/survey.py"])
+def test_plugins_of_each_run_load_shared_code_from_byte_code(file: str) -> None:
+    tree = ast.parse((PLUGINS / file).read_text())
+    imports = [
+        f"{node.module}.{node.names[0].name}"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(PACKAGE)
+    ]
+    assert imports[0] == f"{PACKAGE}.plugin_utils.bytecode_cache"

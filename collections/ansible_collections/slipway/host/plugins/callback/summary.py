@@ -30,6 +30,11 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
+
+# Must be the first import: it loads the modules below from byte code.
+from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
+
+# isort: split
 from ansible_collections.slipway.host.plugins.module_utils.host import acceptance
 from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
