@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import nvidia_packages, pci_tree, simulated_kernel
+from lab import nvidia_packages, pci_tree, simulated_faults, simulated_kernel
 from lab.apt_repository import Key, Repository
 from lab.commands import Commands, install_commands, install_package
 from lab.errors import LabError
@@ -158,6 +158,7 @@ def _write_kernel(folder: Path, release: str) -> None:
         "boot": simulated_kernel.BOOT,
         "sbin/modprobe": simulated_kernel.MODPROBE,
         "sbin/rmmod": simulated_kernel.RMMOD,
+        "sbin/stand-in-fault": simulated_faults.INJECT,
         "sbin/update-initramfs": simulated_kernel.UPDATE_INITRAMFS,
         "units/stand-in-kernel.service": simulated_kernel.BOOT_UNIT,
         "units/stand-in-server.service": simulated_kernel.SERVER_UNIT,

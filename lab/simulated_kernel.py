@@ -62,9 +62,11 @@ UPDATE_INITRAMFS = """\
 echo "$0 $*" >>/run/stand-in.log
 head --bytes=5M /dev/zero >"/boot/initrd.img-$(cat /proc/sys/kernel/osrelease)"
 """
-# At each boot: set the kernel's release, and load the modules that modules-load.d names.
+# At each boot: set the kernel's release, find all GPUs again, and load the modules that
+# modules-load.d names.
 BOOT = f"""\
 #!/bin/sh
+mv {FOLDER}/pci/off/* /sys/bus/pci/devices/ 2>/dev/null
 mount --bind {FOLDER}/osrelease /proc/sys/kernel/osrelease
 initrd="/boot/initrd.img-$(cat {FOLDER}/osrelease)"
 modules="/lib/modules/$(cat {FOLDER}/osrelease)"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lab import stand_in_cuda
 from lab.apt_repository import File, Package
-from lab.nvidia_packages.programs import DAEMON, FABRIC_START, FABRIC_UNIT, SMI
+from lab.nvidia_packages.programs import DAEMON, FABRIC_START, FABRIC_UNIT
+from lab.simulated_faults import SMI
 
 SAMPLES = Path(__file__).parent / "nvidia-smi"
 

@@ -97,29 +97,3 @@ mkdir -p "$(dirname "$file")"
 }} >"$file.new"
 mv "$file.new" "$file"
 """
-# Lists the device files that it can open. As XML, prints the first GPU of a sample once for each
-# GPU of the simulated PCI bus. Tests inject faults into the sample.
-SMI = (
-    STAND_IN
-    + """\
-if [ "$*" = -L ]; then
-    for node in /dev/nvidia[0-9]*; do
-        (: <"$node") 2>/dev/null || { echo "Failed to initialize NVML: Unknown Error"; exit 255; }
-        number=${node#/dev/nvidia}
-        echo "GPU $number: stand-in (UUID: GPU-00000000-0000-0000-0000-00000000000$number)"
-    done
-    exit
-fi
-test -e /sys/module/nvidia/version || { echo "stand-in: the driver is not loaded" >&2; exit 9; }
-sample=/usr/share/nvidia-stand-in/nvidia-smi.xml
-sed '/<gpu id=/,$d' "$sample"
-for device in /sys/bus/pci/devices/*; do
-    [ "$(cat "$device/vendor")" = 0x10de ] || continue
-    case "$(cat "$device/class")" in 0x030[02]*) ;; *) continue ;; esac
-    case "$(readlink "$device/driver")" in *vfio*) continue ;; esac
-    sed -n '/<gpu id=/,/<\\/gpu>/p' "$sample" | sed '/<\\/gpu>/q' |
-        sed "s/<gpu id=\\"[^\\"]*\\"/<gpu id=\\"0000${device##*/}\\"/"
-done
-echo '</nvidia_smi_log>'
-"""
-)

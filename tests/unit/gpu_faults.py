@@ -22,13 +22,17 @@ BRAKE = "clocks_event_reason_hw_power_brake_slowdown"
 GPU = """
 <gpu id="{bus}">
   <product_name>NVIDIA H100 80GB HBM3</product_name>
+  <uuid>GPU-{bus}</uuid>
+  <performance_state>P0</performance_state>
   <mig_mode><current_mig>Disabled</current_mig><pending_mig>Disabled</pending_mig></mig_mode>
   <gpu_recovery_action>None</gpu_recovery_action>
-  <pci><pci_gpu_link_info><link_widths>
-    <max_link_width>16x</max_link_width><current_link_width>16x</current_link_width>
+  <pci><pci_gpu_link_info>
+    <pcie_gen><max_link_gen>5</max_link_gen><current_link_gen>5</current_link_gen></pcie_gen>
+    <link_widths><max_link_width>16x</max_link_width>
+    <current_link_width>16x</current_link_width>
   </link_widths></pci_gpu_link_info></pci>
   <clocks_event_reasons>
-    <clocks_event_reason_gpu_idle>Active</clocks_event_reason_gpu_idle>
+    <clocks_event_reason_gpu_idle>Not Active</clocks_event_reason_gpu_idle>
     <clocks_event_reason_sw_power_cap>Active</clocks_event_reason_sw_power_cap>
     <clocks_event_reason_hw_slowdown>Not Active</clocks_event_reason_hw_slowdown>
     <clocks_event_reason_hw_thermal_slowdown>Not Active</clocks_event_reason_hw_thermal_slowdown>
@@ -38,7 +42,11 @@ GPU = """
     <sram_correctable>7</sram_correctable>
     <sram_uncorrectable_parity>0</sram_uncorrectable_parity>
     <dram_uncorrectable>0</dram_uncorrectable>
-  </volatile><aggregate><dram_uncorrectable>3</dram_uncorrectable></aggregate></ecc_errors>
+  </volatile><aggregate><dram_uncorrectable>3</dram_uncorrectable>
+    <sram_threshold_exceeded>No</sram_threshold_exceeded></aggregate>
+    <channel_repair_pending>No</channel_repair_pending>
+    <tpc_repair_pending>No</tpc_repair_pending><unrepairable_memory>No</unrepairable_memory>
+  </ecc_errors>
   <retired_pages>
     <pending_blacklist>No</pending_blacklist><pending_retirement>No</pending_retirement>
   </retired_pages>
@@ -80,11 +88,16 @@ FAULTS = [
     ("<dram_uncorrectable>0", "<dram_uncorrectable>1", "1 uncorrectable memory", "--gpu-reset"),
     ("failure>No", "failure>Yes", "replacement of a memory row failed", "replaced"),
     ("row_pending>No", "row_pending>Yes", "row waits for its replacement", "--gpu-reset"),
+    ("channel_repair_pending>No", "channel_repair_pending>Yes", "memory channel", "--gpu-reset"),
+    ("tpc_repair_pending>No", "tpc_repair_pending>Yes", "a processor cluster", "--gpu-reset"),
+    ("unrepairable_memory>No", "unrepairable_memory>Yes", "cannot be repaired", "replaced"),
+    ("exceeded>No", "exceeded>Yes", "SRAM errors exceed the limit", "replaced"),
     ("retirement>No", "retirement>Yes", "page waits for its retirement", "--gpu-reset"),
     ("blacklist>No", "blacklist>Yes", "page waits for its retirement", "--gpu-reset"),
     ("thermal_slowdown>Not Active", "thermal_slowdown>Active", "too hot", "fans"),
     ("brake_slowdown>Not Active", "brake_slowdown>Active", "power supply limits", "power supply"),
     ("<current_link_width>16x", "<current_link_width>4x", "PCIe link is 4x wide", "seating"),
+    ("<current_link_gen>5", "<current_link_gen>1", "PCIe link runs at generation 1", "seating"),
     ("<pending_mig>Disabled", "<pending_mig>Enabled", "MIG mode is Disabled, after", "gpu-reset"),
 ]
 

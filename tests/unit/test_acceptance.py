@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.apt import consent
-from ansible_collections.slipway.host.plugins.module_utils.gpu import load, proof
+from ansible_collections.slipway.host.plugins.module_utils.gpu import health, load, proof
 from ansible_collections.slipway.host.plugins.module_utils.host import acceptance, check
 from ansible_collections.slipway.host.plugins.module_utils.host import verify as host_verify
 from ansible_collections.slipway.host.plugins.module_utils.host.check import Check
@@ -25,7 +25,7 @@ GOOD = Check("engine", True, "Docker Engine 28.5.2, API 1.51", 0.2)
 SIMULATED = Check("GPU computation", True, "1 computed correctly with a stand-in driver", 1.5)
 ABSENT = Check("GPUs in containers", True, "not applicable: no driver is declared or installed")
 BAD = Check("service iris", False, "exited; expected a running one. Run ./slipway site", 0.1)
-FAULT = {"where": "", "found": "Xid 79", "expected": "none", "remedy": "Reboot", "warning": False}
+FAULT = health.Finding("", "Xid 79", "none", "Reboot").as_data()
 DIFFERENCE = {"kind": "users", "name": "alice", "found": "missing", "expected": "a user"}
 CONFLICT = {"kind": "links", "name": "ml", "reason": "ml: a file.", "blocks": ["links a"]}
 
@@ -62,6 +62,7 @@ def build(**hosts: dict[str, Any]) -> dict[str, Any]:
         (entry(GOOD, conflicts={"ml_aliases": [CONFLICT]}), False),
         (entry(GOOD, health=[FAULT]), False),
         (entry(GOOD, health=[{**FAULT, "warning": True}]), True),
+        (entry(GOOD, health=[{**FAULT, "warning": True, "accepted": "Accepted: x"}]), True),
         (entry(state="unreachable", error="ssh: timed out"), False),
     ],
 )

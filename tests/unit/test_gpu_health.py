@@ -68,8 +68,8 @@ def test_each_fault_is_one_finding_of_its_gpu(old: str, new: str, found: str, re
     assert found in finding.found
     assert finding.warning == ("PCIe link" in found)
     assert remedy in finding.remedy
-    ((is_warning, text),) = health.sentences([finding.as_data()])
-    assert is_warning == finding.warning
+    ((kind, text),) = health.sentences([finding.as_data()])
+    assert kind == (health.WARNING if finding.warning else health.FAULT)
     assert text.startswith(f"GPU {FIRST}: {finding.found}; expected ")
 
 
@@ -373,3 +373,32 @@ def test_a_broken_record_counts_as_none(
     assert gpu_facts.read_recorded_gpus() == 0
     record.write_text('{"gpus": 4}')
     assert gpu_facts.read_recorded_gpus() == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "pages", "count"),
+    [("Yes", "N/A", 2), ("No", "N/A", 0), ("N/A", "No", 0), ("N/A", "N/A", 1)],
+)
+def test_a_row_that_was_replaced_ends_its_line_in_the_kernel_log(
+    row: str, pages: str, count: int
+) -> None:
+    """A reset replaces the row; the kernel keeps the line."""
+    given = facts("t4", recorded=1)
+    given["gpu"]["loaded"] = "580.95.05"
+    text = gpu(f"0000{T4}", "row_pending>No", f"row_pending>{row}")
+    for name in ("pending_blacklist", "pending_retirement"):
+        text = text.replace(f"<{name}>No", f"<{name}>{pages}")
+    smi = {"status": 0, "gpus": health_facts.read_fields(document(text))}
+    log = [f"NVRM: Xid (PCI:{T4[:-2]}): 63, pid=7, Row Remapper: New row marked for remapping"]
+    found = health.judge(given, {"health": {"smi": smi, "log": log}})
+    assert len(found) == count
+    assert {one.gpu for one in found} <= {f"GPU-0000{T4}"}
+
+
+def test_a_reset_is_described_so_that_it_works_in_persistence_mode() -> None:
+    (fault,) = health.judge_kernel_log(["NVRM: Xid (PCI:0000:3b:00): 48, pid=7, double bit"])
+    first, second, third = fault.remedy.partition(": ")[2].partition(". ")[0].split("; ")
+    assert first == f"nvidia-smi -pm 0 -i {FIRST}"
+    assert second == f"nvidia-smi --gpu-reset -i {FIRST}"
+    assert third == f"nvidia-smi -pm 1 -i {FIRST}"
+    assert fault.remedy.endswith("reboot the host")

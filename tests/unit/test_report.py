@@ -81,6 +81,8 @@ FAULT = {
     "expected": "none",
     "remedy": "Reset it: smi -i 0000:3b:00.0",
     "warning": False,
+    "gpu": "",
+    "accepted": "",
 }
 NARROW = {
     **FAULT,
@@ -88,6 +90,8 @@ NARROW = {
     "found": "PCIe link is 8x wide",
     "expected": "16x",
     "warning": True,
+    "gpu": "",
+    "accepted": "",
     "remedy": "Check it",
 }
 

@@ -11,13 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    health,
+    health_facts,
+    nvidia_smi,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu.decision import decide
 from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_facts
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest, HostFacts
 
-from lab import gpu_host, nvidia_packages, pci_tree
-from lab.nvidia_packages import parts, programs
+from lab import gpu_host, nvidia_packages, pci_tree, simulated_faults
+from lab.nvidia_packages import parts
 from tests.unit.gpu_facts import facts
 
 ROOT = Path(__file__).parents[2]
@@ -78,18 +82,93 @@ def test_demo_of_an_unknown_model_fails_with_the_known_models() -> None:
     assert not folder.exists()
 
 
-def test_the_stand_in_nvidia_smi_lists_each_gpu_of_the_host(tmp_path: Path) -> None:
-    tree = pci_tree.build(tmp_path / "sys", pci_tree.MODELS["8xh100"])
-    sample = parts.SAMPLES / "580-h100.xml"
-    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
-    (tmp_path / "sys/module/nvidia/version").touch()
-    script = programs.SMI.replace("/sys/", f"{tmp_path}/sys/")
-    script = script.replace("/usr/share/nvidia-stand-in/nvidia-smi.xml", str(sample))
-    done = subprocess.run(["sh", "-c", script, "nvidia-smi", "-q", "-x"], capture_output=True)
-    assert done.stderr == b"", done.stderr
-    report = nvidia_smi.parse(done.stdout.decode())
+class SimulatedSmi:
+    """The programs of a simulated host with eight GPUs, below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tree = pci_tree.build(folder / "sys", pci_tree.MODELS["8xh100"], flat=True)
+        (folder / "sys/module/nvidia").mkdir(parents=True)
+        (folder / "sys/module/nvidia/version").touch()
+        (folder / "dev").mkdir()
+        (folder / "dev/kmsg").touch()
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        sample = parts.SAMPLES / "580-h100.xml"
+        for name in ("/sys/bus", "/sys/module", "/dev/kmsg", "/dev/nvidia", "/run/", "/srv/"):
+            script = script.replace(name, f"{self.folder}{name}")
+        script = script.replace("/usr/share/nvidia-stand-in/nvidia-smi.xml", str(sample))
+        program = self.folder / "program"
+        program.write_text(script)
+        command = ["sh", str(program), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def findings(self) -> list[health.Finding]:
+        done = self.run(simulated_faults.SMI, "-q", "-x")
+        assert done.stderr == ""
+        answer = {"status": 0, "gpus": health_facts.read_fields(done.stdout)}
+        log, _complete = health_facts.read_log(str(self.folder / "dev/kmsg"))
+        return health.judge_smi(answer, []) + health.judge_kernel_log(log)
+
+
+@pytest.fixture
+def smi(tmp_path: Path) -> SimulatedSmi:
+    return SimulatedSmi(tmp_path)
+
+
+def test_the_stand_in_nvidia_smi_lists_each_gpu_of_the_host(smi: SimulatedSmi) -> None:
+    done = smi.run(simulated_faults.SMI, "-q", "-x")
+    assert done.stderr == ""
+    report = nvidia_smi.parse(done.stdout)
     gpus = [
-        path.name for path in tree.iterdir() if (path / "class").read_text().startswith("0x0302")
+        path.name
+        for path in smi.tree.iterdir()
+        if (path / "class").read_text().startswith("0x0302")
     ]
     assert sorted(gpu.address for gpu in report.gpus) == sorted(gpus)
-    assert len(gpus) == 8
+    assert len({gpu.uuid for gpu in report.gpus}) == len(gpus) == 8
+    assert smi.findings() == []
+
+
+@pytest.mark.parametrize("fault", simulated_faults.FIELDS)
+def test_an_injected_fault_changes_fields_of_a_recording_and_one_gpu(
+    smi: SimulatedSmi, fault: str
+) -> None:
+    """The recording of an H200 has each field; the fault is found on the GPU that got it."""
+    recorded = health_facts.read_fields((parts.SAMPLES / "580-h200.xml").read_text())
+    (fields,) = recorded.values()
+    names = {path.rpartition("/")[2] for path in fields}
+    assert names >= set(simulated_faults.FIELDS[fault])
+    done = smi.run(simulated_faults.INJECT, fault, "0000:05:00.0")
+    assert (done.returncode, done.stderr) == (0, "")
+    (finding,) = smi.findings()
+    assert finding.where == "0000:05:00.0"
+
+
+def test_a_reset_needs_an_idle_gpu_and_ends_what_a_reset_ends(smi: SimulatedSmi) -> None:
+    address = "0000:05:00.0"
+    for fault in ("row-pending", "row-failure"):
+        smi.run(simulated_faults.INJECT, fault, address)
+    smi.run(simulated_faults.INJECT, "xid", "48, pid=7, An uncorrectable double bit error", address)
+    refused = smi.run(simulated_faults.SMI, "--gpu-reset", "-i", address)
+    assert (refused.returncode, len(smi.findings())) == (255, 2)
+    assert "In use by another client" in refused.stdout
+    for arguments in (("-pm", "0", "-i"), ("--gpu-reset", "-i"), ("-pm", "1", "-i")):
+        assert smi.run(simulated_faults.SMI, *arguments, address).returncode == 0
+    assert [one.found for one in smi.findings()] == ["replacement of a memory row failed"]
+    assert smi.run(simulated_faults.SMI, "--gpu-reset", "-i", "0000:99:00.0").returncode == 6
+
+
+def test_a_lost_gpu_keeps_the_others_in_place(smi: SimulatedSmi) -> None:
+    before = nvidia_smi.parse(smi.run(simulated_faults.SMI, "-q", "-x").stdout).gpus
+    smi.run(simulated_faults.INJECT, "lost", before[2].address)
+    after = nvidia_smi.parse(smi.run(simulated_faults.SMI, "-q", "-x").stdout).gpus
+    assert after == (*before[:2], *before[3:])
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("xid",), ("fabric", "0000:99:00.0")])
+def test_a_wrong_injection_says_how(smi: SimulatedSmi, arguments: tuple[str, ...]) -> None:
+    done = smi.run(simulated_faults.INJECT, *arguments)
+    assert done.returncode == 1
+    assert "Usage" in done.stderr or "no PCI device" in done.stderr
+    assert smi.findings() == []

@@ -166,6 +166,8 @@ FAULT = {
     "expected": "none",
     "remedy": "Reboot",
     "warning": False,
+    "gpu": "",
+    "accepted": "",
 }
 
 

@@ -16,6 +16,7 @@ from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
+from ansible_collections.slipway.host.plugins.module_utils.gpu import accepted_faults
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
 from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, index
@@ -40,7 +41,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 DRIFT_GROUP, CONFLICT_GROUP, FAULT_GROUP = "slipway_drift", "slipway_conflict", "slipway_fault"
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
-DRIVER = "nvidia_driver"
+# The second role has no owned state, but options that the survey uses.
+DRIVER, VERIFY = "nvidia_driver", "host_verify"
 
 Vars = roles.Vars
 Plans = Mapping[str, Mapping[str, Any]]
@@ -97,7 +99,7 @@ class ActionModule(ActionBase):
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
         if drifted:
             refuse_full(answer, self._end())
-        health = gpu_health.judge(facts, answer)
+        health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
         self._join_groups(result, drifted, conflicts, faults)
         result.update(
@@ -225,7 +227,7 @@ class ActionModule(ActionBase):
 
     def _check_input(self, names: list[str], variables: Vars, facts: Any) -> None:
         """Fail on unknown variables and wrong values before the host is asked."""
-        loaded = [roles.load(name) for name in names]
+        loaded = [roles.load(name) for name in [*names, VERIFY]]
         problems = list(roles.find_unknown_variables(variables, loaded))
         checked: set[str] = set()
         for role in loaded:
@@ -237,8 +239,15 @@ class ActionModule(ActionBase):
             role_plans.display_warnings(findings)
             problems += findings.errors
             problems += roles.check_values(role, values) if values else []
+            if not problems:
+                problems += accepted_faults.find_errors(values.get(accepted_faults.OPTION, ()))
         if problems:
             raise AnsibleActionFail("; ".join(dict.fromkeys(problems)) + self._end())
+
+    def _accepted(self, variables: Vars, facts: Any) -> Sequence[accepted_faults.Entry]:
+        """Return the known faults of GPUs that the owner of the host accepts."""
+        role, template = roles.load(VERIFY), self._template(VERIFY, variables, facts)
+        return list(role_plans.read_options(role, variables, template)[accepted_faults.OPTION])
 
     def _end(self) -> str:
         """Return the end of an error; before the last survey, roles may have changed the host."""

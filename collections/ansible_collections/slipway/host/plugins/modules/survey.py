@@ -108,6 +108,8 @@ health:
   description:
     - Faults of the GPUs of a host with a loaded driver, from C(nvidia-smi) and the kernel log. They
       are no drift. C(where) is a PCI address or empty. A fault with C(warning) may be intended.
+      C(gpu) is the UUID of the GPU or empty. C(accepted) says why the owner of the host accepts the
+      fault, empty for all others.
   returned: always
   type: list
   elements: dict
@@ -115,8 +117,10 @@ health:
     - where: "0000:3b:00.0"
       found: the driver asks for recovery action 'GPU Reset'
       expected: none
-      remedy: "End all work on the GPU, then reset it: nvidia-smi --gpu-reset -i 0000:3b:00.0"
+      remedy: "End all work on the GPU, then reset it: nvidia-smi -pm 0 -i 0000:3b:00.0; ..."
       warning: false
+      gpu: GPU-00000000-0000-4000-8000-000000000001
+      accepted: ""
 declared:
   description: What the roles declare, for the option O(slipway.host.verify#module:declared).
   returned: always

@@ -53,6 +53,31 @@ options:
       - Otherwise only files are read whose size, inode or time of the last change (ctime) differ.
     type: bool
     default: false
+  accepted_faults:
+    description:
+      - Known faults of GPUs. They stay in the results, and fail no check. An entry accepts one
+        fault of one GPU; any other fault fails the check.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      gpu:
+        description: UUID of the GPU, or its PCI address if the driver does not report the UUID.
+        type: str
+      fault:
+        description:
+          - What was found, in the words of the survey, C(found) in
+            RV(slipway.host.survey#module:health).
+        type: str
+        required: true
+      reason:
+        description: Why the fault is accepted.
+        type: str
+        required: true
+      until:
+        description:
+          - Last day, such as C(2027-03-31). Required for faults of the kernel log.
+        type: str
   declared:
     description:
       - What the roles declare for the host, RV(slipway.host.survey#module:declared). Something
@@ -130,6 +155,7 @@ slipway_note:
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.gpu import accepted_faults
 from ansible_collections.slipway.host.plugins.module_utils.host import verify
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
@@ -139,6 +165,17 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "smoke": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
     "data_digests": {"type": "bool", "default": False},
+    "accepted_faults": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "gpu": {"type": "str"},
+            "fault": {"type": "str", "required": True},
+            "reason": {"type": "str", "required": True},
+            "until": {"type": "str"},
+        },
+    },
     "declared": {"type": "dict"},
 }
 
@@ -158,8 +195,11 @@ def main() -> None:
             msg=f"burn_in: found {given['burn_in']}; expected minutes from 0 to "
             f"{verify.MAX_BURN_IN}. Set another number."
         )
+    if errors := accepted_faults.find_errors(given["accepted_faults"]):
+        module.fail_json(msg=f"{'; '.join(errors)}.")
     options = verify.Options(
-        given["level"], given["smoke"], reload, given["burn_in"], given["data_digests"]
+        *(given["level"], given["smoke"], reload, given["burn_in"], given["data_digests"]),
+        accepted_faults=given["accepted_faults"],
     )
     checks = verify.run_checks(options, given["declared"])
     failed = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]

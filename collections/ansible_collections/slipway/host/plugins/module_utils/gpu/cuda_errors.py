@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 KERNEL_LOG = "Read the kernel log: journalctl -k --grep 'NVRM|Xid'."
-RESET_GPU = "Stop all programs on the GPU, run nvidia-smi --gpu-reset, or reboot the host."
+RESET_GPU = (
+    "Stop all programs on the GPU, run nvidia-smi -pm 0, nvidia-smi --gpu-reset and nvidia-smi "
+    "-pm 1, or reboot the host."
+)
 REPORT_BUG = "Report this to Slipway's authors: the CUDA check called the driver wrongly."
 SAME_DRIVER = (
     "Make the loaded kernel module and libcuda the same version: reboot the host after a driver "

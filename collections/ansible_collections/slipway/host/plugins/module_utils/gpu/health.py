@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
@@ -35,13 +35,19 @@ FABRIC_MANAGER_PACKAGE = "nvidia-fabricmanager"
 VERSIONS = "Run site.yml, which installs the fabric manager of the driver's version"
 UNANSWERED = "Read the kernel log: journalctl -k --grep 'NVRM|Xid'. Then reboot the host"
 COOLING = "Check fans, air flow and power supply of the host"
+SLOT = "Power the host off, then check seating, riser and PCIe slot of the GPU"
+# How findings of the kernel log begin.
+LOG = "kernel log: "
+PENDING_LOG = f"{LOG}Xid {xids.PENDING}: "
 
 
 @dataclass(frozen=True)
 class Finding:
     """One fault: the PCI address of the GPU (or empty), what was found and expected, the remedy.
 
-    A ``warning`` may be intended: some cloud hosts give a card half of its PCIe lanes.
+    A ``warning`` may be intended: some cloud hosts give a card half of its PCIe lanes. ``gpu`` is
+    the UUID of the GPU, empty if the driver does not report it. ``accepted`` says why the owner of
+    the host accepts the fault, see :mod:`gpu.accepted_faults`.
     """
 
     where: str
@@ -49,6 +55,8 @@ class Finding:
     expected: str
     remedy: str
     warning: bool = False
+    gpu: str = ""
+    accepted: str = ""
 
     def __str__(self) -> str:
         """Return the finding as a sentence for a person."""
@@ -62,6 +70,7 @@ class Finding:
         }
 
 
+FAULT, WARNING, ACCEPTED = "fault", "warning", "accepted"
 # The fields of one GPU, see health_facts.FIELDS.
 Fields: TypeAlias = "Mapping[str, str]"
 # A finding as data: the keys are the fields of Finding.
@@ -69,15 +78,20 @@ Data: TypeAlias = "Mapping[str, Any]"
 Judge: TypeAlias = "Callable[[Fields], tuple[str, str, str] | None]"
 
 
-def sentences(findings: Iterable[Data]) -> list[tuple[bool, str]]:
-    """Return for each different finding whether it is a warning, and a sentence with its GPUs."""
-    where: dict[tuple[bool, str], list[str]] = {}
+def sentences(findings: Iterable[Data]) -> list[tuple[str, str]]:
+    """Return for each different finding FAULT, WARNING or ACCEPTED, and a sentence with its GPUs.
+
+    The sentence ends with what to do, or with why the fault is accepted.
+    """
+    where: dict[tuple[str, str], list[str]] = {}
     for one in findings:
-        text = f"{one['found']}; expected {one['expected']}. {one['remedy']}."
+        kind = ACCEPTED if one["accepted"] else WARNING if one["warning"] else FAULT
+        end = one["accepted"] or one["remedy"]
+        text = f"{one['found']}; expected {one['expected']}. {end}."
         if one["where"]:
             text = text.replace(one["where"], "ADDRESS")
-        where.setdefault((one["warning"], text), []).append(one["where"])
-    return [(warning, _with_gpus(text, gpus)) for (warning, text), gpus in where.items()]
+        where.setdefault((kind, text), []).append(one["where"])
+    return [(kind, _with_gpus(text, gpus)) for (kind, text), gpus in where.items()]
 
 
 def _with_gpus(text: str, addresses: Sequence[str]) -> str:
@@ -113,7 +127,23 @@ def judge(facts: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Finding]:
         findings += judge_smi(health["smi"], addresses)
     findings += judge_fabric_manager(facts)
     findings += [_judge_container(*one) for one in health.get("containers", ())]
-    return findings + judge_kernel_log(health.get("log", ()))
+    nodes = by_address(health.get("smi", {}).get("gpus", {}))
+    for finding in judge_kernel_log(health.get("log", ())):
+        fields = nodes.get(finding.where, {})
+        if not (finding.found.startswith(PENDING_LOG) and _is_replaced(fields)):
+            findings.append(replace(finding, gpu=fields.get("uuid", "")))
+    return findings
+
+
+def by_address(gpus: Mapping[str, Fields]) -> dict[str, Fields]:
+    """Return the fields of GPUs, by bus ID of nvidia-smi, by their PCI address in sysfs."""
+    return {nvidia_smi.sysfs_address(bus): fields for bus, fields in gpus.items()}
+
+
+def _is_replaced(fields: Fields) -> bool:
+    """Return whether the driver says that no memory row or page waits any more for a reset."""
+    states = {(fields.get(path) or "").lower() for path in (ROW_PENDING, *PAGE_PENDING)}
+    return "no" in states and "yes" not in states
 
 
 def is_removed(facts: Mapping[str, Any], smi: Mapping[str, Any]) -> bool:
@@ -140,7 +170,7 @@ def judge_smi(smi: Mapping[str, Any], addresses: Sequence[str]) -> list[Finding]
     """
     if "gpus" not in smi:
         return [_judge_failure(smi)]
-    nodes = {nvidia_smi.sysfs_address(bus): fields for bus, fields in smi["gpus"].items()}
+    nodes = by_address(smi["gpus"])
     findings = [
         Finding(
             address,
@@ -154,7 +184,10 @@ def judge_smi(smi: Mapping[str, Any], addresses: Sequence[str]) -> list[Finding]
     for address, fields in nodes.items():
         known = {path: text for path, text in fields.items() if nvidia_smi.is_value(text)}
         findings += [
-            Finding(address, found, expected, remedy.format(gpu=address), judge in _WARNINGS)
+            Finding(
+                *(address, found, expected, remedy.format(gpu=address), judge in _WARNINGS),
+                gpu=known.get("uuid", ""),
+            )
             for judge in (*_JUDGES, *_WARNINGS)
             if (fault := judge(known))
             for found, expected, remedy in [fault]
@@ -198,9 +231,7 @@ def judge_fabric_manager(facts: Mapping[str, Any]) -> list[Finding]:
 def judge_kernel_log(lines: Iterable[str]) -> list[Finding]:
     """Return the faults in the lines of the kernel log since the boot."""
     return [
-        Finding(
-            fault.where, f"kernel log: {fault.found}", "no such line since the boot", fault.remedy
-        )
+        Finding(fault.where, f"{LOG}{fault.found}", "no such line since the boot", fault.remedy)
         for fault in xids.read_faults(lines)
     ]
 
@@ -268,18 +299,40 @@ def _uncorrectable(fields: Fields) -> tuple[str, str, str] | None:
     return f"{total} uncorrectable memory errors since the last reset", "0", xids.RESET
 
 
+ROW_PENDING = "remapped_rows/remapped_row_pending"
+PAGE_PENDING = ("retired_pages/pending_retirement", "retired_pages/pending_blacklist")
+
+
 def _remapped(fields: Fields) -> tuple[str, str, str] | None:
     if _is_yes(fields, "remapped_rows/remapped_row_failure"):
         return "replacement of a memory row failed", "no failure", xids.REPLACE
-    if _is_yes(fields, "remapped_rows/remapped_row_pending"):
+    if _is_yes(fields, ROW_PENDING):
         return "a memory row waits for its replacement", "none pending", xids.RESET
     return None
 
 
 def _retired(fields: Fields) -> tuple[str, str, str] | None:
-    pending = ("retired_pages/pending_retirement", "retired_pages/pending_blacklist")
-    if any(_is_yes(fields, path) for path in pending):
+    if any(_is_yes(fields, path) for path in PAGE_PENDING):
         return "a memory page waits for its retirement", "none pending", xids.RESET
+    return None
+
+
+# Fields of drivers from 570 on.
+_REPAIRS = {
+    "unrepairable_memory": ("memory that cannot be repaired", "none", xids.REPLACE),
+    "channel_repair_pending": ("a memory channel waits for its repair", "none", xids.RESET),
+    "tpc_repair_pending": ("a processor cluster waits for its repair", "none", xids.RESET),
+}
+
+
+def _repair(fields: Fields) -> tuple[str, str, str] | None:
+    names = (name for name in _REPAIRS if _is_yes(fields, f"ecc_errors/{name}"))
+    return next((_REPAIRS[name] for name in names), None)
+
+
+def _sram_threshold(fields: Fields) -> tuple[str, str, str] | None:
+    if _is_yes(fields, "ecc_errors/aggregate/sram_threshold_exceeded"):
+        return "uncorrectable SRAM errors exceed the limit", "fewer", xids.REPLACE
     return None
 
 
@@ -301,8 +354,21 @@ def _link_width(fields: Fields) -> tuple[str, str, str] | None:
     current, widest = (fields.get(f"{path}/{end}_link_width") for end in ("current", "max"))
     if not (current and widest) or not _is_narrower(current, widest):
         return None
-    remedy = "Power the host off, then check seating, riser and PCIe slot of the GPU"
-    return f"PCIe link is {current} wide", widest, remedy
+    return f"PCIe link is {current} wide", widest, SLOT
+
+
+def _link_generation(fields: Fields) -> tuple[str, str, str] | None:
+    """Judge a busy GPU: an idle one slows its link down to save power."""
+    path = "pci/pci_gpu_link_info/pcie_gen"
+    current, newest = (fields.get(f"{path}/{end}_link_gen") for end in ("current", "max"))
+    idle = {
+        fields.get(f"clocks_{kind}_reasons/clocks_{kind}_reason_gpu_idle")
+        for kind in ("event", "throttle")
+    }
+    is_busy = fields.get("performance_state") in ("P0", "P1", "P2") and "Not Active" in idle
+    if not (current and newest) or not is_busy or not _is_narrower(current, newest):
+        return None
+    return f"PCIe link runs at generation {current}", newest, SLOT
 
 
 def _is_narrower(current: str, widest: str) -> bool:
@@ -323,6 +389,6 @@ def _is_yes(fields: Fields, path: str) -> bool:
 
 _JUDGES: tuple[Judge, ...] = (
     *(_fabric, _fabric_health, _recovery, _uncorrectable, _remapped, _retired),
-    *(_slowdown, _mig_pending),
+    *(_repair, _sram_threshold, _slowdown, _mig_pending),
 )
-_WARNINGS: tuple[Judge, ...] = (_link_width,)
+_WARNINGS: tuple[Judge, ...] = (_link_width, _link_generation)

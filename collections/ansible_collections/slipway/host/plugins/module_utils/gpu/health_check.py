@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu import health, health_facts
+from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    accepted_faults,
+    health,
+    health_facts,
+)
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 
 JOURNAL = ("journalctl", "--dmesg", "--boot", "--output=cat", "--no-pager")
 
 
-def check(facts: Mapping[str, Any]) -> str:
+def check(facts: Mapping[str, Any], accepted: Sequence[accepted_faults.Entry] = ()) -> str:
     """Check the health of the host's GPUs; return the result in one line.
 
-    FACTS are those of the survey. Raise ValueError with all faults.
+    FACTS are those of the survey, ACCEPTED the known faults. Raise ValueError with all others.
     """
     recorded = gpu_host.recorded(facts)
     if gpu_host.loaded(facts) is None:
@@ -34,13 +38,14 @@ def check(facts: Mapping[str, Any]) -> str:
     answer = health_facts.ask_health(["containers", "smi"]) | {"log": read_log()}
     if not recorded and health.is_removed(facts, answer["smi"]):
         return "not run: no driver is installed"
-    findings = health.judge(facts, {"health": answer})
+    findings = accepted_faults.judge(facts, {"health": answer}, accepted)
     told = health.sentences(finding.as_data() for finding in findings)
-    faults = [text for is_warning, text in told if not is_warning]
+    faults = [text for kind, text in told if kind == health.FAULT]
     if faults:
         raise ValueError(" ".join(faults))
-    warnings = [text for _is_warning, text in told]
-    return " ".join([f"No fault found. GPUs: {gpu_host.count(facts)}.", *warnings])
+    begin = "No fault found" if all(kind != health.ACCEPTED for kind, _ in told) else "Known faults"
+    warnings = [text for _kind, text in told]
+    return " ".join([f"{begin}. GPUs: {gpu_host.count(facts)}.", *warnings])
 
 
 def read_log(path: str = health_facts.KERNEL_LOG) -> list[str]:

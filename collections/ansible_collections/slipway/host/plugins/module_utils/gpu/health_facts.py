@@ -25,9 +25,9 @@ LIMIT, QUERY = ("timeout", "--kill-after=5", "60"), ("-q", "-x")
 SMI = (*LIMIT, "nvidia-smi", *QUERY)
 # Paths below the element of a GPU that are judged; one that ends with a slash means all below it.
 FIELDS = (
-    *("fabric/", "gpu_recovery_action", "ecc_errors/volatile/", "remapped_rows/"),
-    *("retired_pages/", "clocks_event_reasons/", "clocks_throttle_reasons/", "mig_mode/"),
-    "pci/pci_gpu_link_info/link_widths/",
+    *("uuid", "fabric/", "gpu_recovery_action", "ecc_errors/", "remapped_rows/", "mig_mode/"),
+    *("retired_pages/", "clocks_event_reasons/", "clocks_throttle_reasons/", "performance_state"),
+    "pci/pci_gpu_link_info/",
 )
 NO_PROGRAM = 127
 KERNEL_LOG = "/dev/kmsg"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from ansible_collections.slipway.host.plugins.module_utils.apt import consent
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
+    accepted_faults,
     health,
     health_facts,
     nvidia_smi,
@@ -59,11 +60,13 @@ class Watch:
                 self.samples.append({})
 
 
-def check(addresses: Sequence[str], minutes: int) -> str:
+def check(
+    addresses: Sequence[str], minutes: int, accepted: Sequence[accepted_faults.Entry] = ()
+) -> str:
     """Load the GPUs with these PCI ADDRESSES for some MINUTES; return the result in one line.
 
     Raise ValueError if the GPUs are in use, if a result is wrong, or with the faults that GPUs
-    showed under load.
+    showed under load and that are not ACCEPTED.
     """
     if users := consent.gpu_users():
         raise ValueError(
@@ -77,12 +80,13 @@ def check(addresses: Sequence[str], minutes: int) -> str:
         for sample in watch.samples
         if sample
         for finding in health.judge_smi({"status": 0, "gpus": sample}, addresses)
-        if not finding.warning
     )
-    if findings:
-        told = health.sentences(finding.as_data() for finding in findings)
-        raise ValueError(" ".join(text for _is_warning, text in told))
-    return "; ".join([f"{minutes} min: {result}", *describe(watch.samples)])
+    judged = accepted_faults.apply(list(findings), accepted, accepted_faults.today(), False)
+    told = health.sentences(finding.as_data() for finding in judged)
+    if faults := [text for kind, text in told if kind == health.FAULT]:
+        raise ValueError(" ".join(faults))
+    warnings = [text.rstrip(".") for _kind, text in told]
+    return "; ".join([f"{minutes} min: {result}", *describe(watch.samples), *warnings])
 
 
 def describe(samples: Sequence[Sample]) -> list[str]:

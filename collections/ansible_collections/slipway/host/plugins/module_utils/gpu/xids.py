@@ -15,11 +15,23 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-RESET = "End all work on the GPU, then reset it: nvidia-smi --gpu-reset -i {gpu}"
+# The driver refuses to reset a GPU in persistence mode, which Slipway enables.
+RESET = (
+    "End all work on the GPU, then reset it: nvidia-smi -pm 0 -i {gpu}; "
+    "nvidia-smi --gpu-reset -i {gpu}; nvidia-smi -pm 1 -i {gpu}"
+)
 REBOOT = "Reboot the host"
 REPLACE = "Reboot the host. If the error returns, have the GPU replaced"
 RECONNECT = "Power the host off and on. If the error returns, check seating, power and PCIe slot"
-LINKS = "Reset all GPUs of the host. If the error returns, have the NVLink connection checked"
+LINKS = (
+    "End all work on all GPUs, then reset them: systemctl stop nvidia-persistenced; "
+    "nvidia-smi --gpu-reset; systemctl start nvidia-persistenced. If the error returns, have the "
+    "NVLink connection checked"
+)
+# The kernel keeps lines of a fault that ended; drivers before 570 do not log its end.
+STAYS = "If the line is still reported then, reboot the host"
+# This Xid says what nvidia-smi says too, and better.
+PENDING = 63
 
 # Xid to meaning and remedy.
 FAULTS: Mapping[int, tuple[str, str]] = {
@@ -28,7 +40,7 @@ FAULTS: Mapping[int, tuple[str, str]] = {
     54: ("auxiliary power is not connected", RECONNECT),
     61: ("internal microcontroller stopped", RESET),
     62: ("internal microcontroller halted", RESET),
-    63: ("a memory row or page waits for its replacement by a reset", RESET),
+    PENDING: ("a memory row or page waits for its replacement by a reset", RESET),
     64: ("replacement of a memory row or page failed", REPLACE),
     68: ("video decoder fault", RESET),
     69: ("graphics engine class error", RESET),
@@ -124,7 +136,7 @@ def read_faults(lines: Iterable[str]) -> list[LogFault]:
             elif number in FAULTS:
                 meaning, remedy = FAULTS[number]
                 found = f"Xid {number}: {meaning}"
-                faults[LogFault(address, found, remedy.format(gpu=address))] = None
+                faults[LogFault(address, found, _remedy(remedy, address))] = None
         elif match := _SXID.search(line):
             found = f"fatal error {match[2]} of an NVSwitch (SXid)"
             faults[LogFault(_address(match[1]), found, REBOOT)] = None
@@ -147,7 +159,12 @@ def _apply_action(faults: dict[LogFault, None], address: str, text: str) -> None
     for words, remedy in _ACTIONS.items():
         if action.lower().startswith(words):
             found = f"Xid 154: the driver asks for '{action}'"
-            faults[LogFault(address, found, remedy.format(gpu=address))] = None
+            faults[LogFault(address, found, _remedy(remedy, address))] = None
+
+
+def _remedy(remedy: str, address: str) -> str:
+    text = remedy.format(gpu=address)
+    return f"{text}. {STAYS}" if remedy in (RESET, LINKS) else text
 
 
 def _address(text: str) -> str:

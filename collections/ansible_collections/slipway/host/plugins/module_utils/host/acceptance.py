@@ -101,6 +101,11 @@ def table(acceptance: Mapping[str, Any]) -> str:
         for one in entry["checks"]
     ]
     rows += [
+        (host, "drift", "-", f"{one['role']}: {state_report.describe(one)}")
+        for host, entry in acceptance["hosts"].items()
+        for one in entry["drift"]
+    ]
+    rows += [
         (host, "error", "-", entry["error"])
         for host, entry in acceptance["hosts"].items()
         if entry["error"]

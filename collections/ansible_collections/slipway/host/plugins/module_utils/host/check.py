@@ -73,8 +73,8 @@ class Check:
         longest_first = sorted(KINDS, key=len, reverse=True)
         return next((key for key in longest_first if f"{self.what} ".startswith(f"{key} ")), "")
 
-    def as_data(self) -> dict[str, Any]:
-        """Return the check as the module verify does.
+    def as_data(self, simulated: bool = False) -> dict[str, Any]:
+        """Return the check as the module verify does; SIMULATED says whether the GPUs are.
 
         Services and users choose some of the words: a terminal must only show them.
         """
@@ -92,7 +92,7 @@ class Check:
             "expected": parts.get("expected") or kind.expected,
             "remedy": "" if self.ok else parts.get("remedy") or AGAIN,
             "seconds": self.seconds,
-            "stand_in": self.subject.startswith("GPU") and STAND_IN in self.seen,
+            "stand_in": self.subject.startswith("GPU") and (simulated or STAND_IN in self.seen),
             "others": list(kind.others),
         }
 

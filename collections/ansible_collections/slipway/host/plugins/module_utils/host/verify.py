@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -27,6 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import health, he
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu import load as gpu_load
 from ansible_collections.slipway.host.plugins.module_utils.gpu import proof as gpu_proof
+from ansible_collections.slipway.host.plugins.module_utils.gpu.accepted_faults import Entry
 from ansible_collections.slipway.host.plugins.module_utils.host import (
     apt_check,
     data_sets,
@@ -36,7 +37,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import (
     network_check,
     reach_check,
 )
-from ansible_collections.slipway.host.plugins.module_utils.host.check import Check, run_check
+from ansible_collections.slipway.host.plugins.module_utils.host.check import STAND_IN, Check, run_check
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     container_description,
@@ -65,7 +66,8 @@ class Options:
     LEVEL is one of LEVELS: ``quick`` leaves out the smoke tests of images and the digests of data
     sets, ``full`` tests more memory of each GPU. SMOKE: run the smoke tests of the images.
     DAEMON_RELOAD: run `systemctl daemon-reload` while a container uses the GPUs. BURN_IN: minutes
-    of load on all GPUs. DATA_DIGESTS: read every file of the data sets.
+    of load on all GPUs. DATA_DIGESTS: read every file of the data sets. ACCEPTED_FAULTS: known
+    faults of GPUs, see :mod:`gpu.accepted_faults`.
     """
 
     level: str = NORMAL
@@ -73,6 +75,7 @@ class Options:
     daemon_reload: bool = True
     burn_in: int = 0
     data_digests: bool = False
+    accepted_faults: Sequence[Entry] = ()
 
 
 def _check_engine(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Check:
@@ -272,7 +275,8 @@ def _check_gpus(
     memory = FULL_MEMORY_MIB if options.level == FULL else gpu_proof.CHECK_MEMORY_MIB
     yield run_check(COMPUTATION, partial(gpu_proof.compute_on_host, gpus, memory))
     if options.burn_in:
-        yield run_check(LOAD, partial(gpu_load.check, gpus, options.burn_in))
+        accepted = options.accepted_faults
+        yield run_check(LOAD, partial(gpu_load.check, gpus, options.burn_in, accepted))
 
 
 def _check_running_engine(declared: Mapping[str, Any]) -> Iterator[Check]:
@@ -332,7 +336,8 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
         usable = all(check.ok for check in results)
         if gpu_host.has_gpu(facts):
             # After the load, which may have caused faults.
-            results.append(run_check(HEALTH, partial(health_check.check, facts)))
+            check = partial(health_check.check, facts, options.accepted_faults)
+            results.append(run_check(HEALTH, check))
     if expected.get("packages"):
         check = partial(installed_files.check_files, expected["packages"])
         results.append(run_check("installed packages", check))
@@ -351,4 +356,5 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
         results += _check_ways(facts, expected, results[-1].ok)
-    return [check.as_data() for check in results]
+    simulated = any(STAND_IN in one.seen for one in results if one.what == COMPUTATION)
+    return [check.as_data(simulated) for check in results]

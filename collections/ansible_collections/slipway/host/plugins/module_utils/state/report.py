@@ -9,7 +9,8 @@ A report is a mapping of host name to a mapping with these keys. ``state``: ``no
 expected. ``conflicts``: role to a list of mappings with kind, name, reason and blocks.
 ``consequences``: see :mod:`consequences`. ``waiting``: why changes wait, and what to do.
 ``health``: faults of GPUs, a list of mappings with where (a PCI address or empty), found, expected,
-remedy and warning (true: may be intended). ``information``: sentences about what others configured,
+remedy, warning (true: may be intended), gpu (its UUID or empty) and accepted (why the owner of the
+host accepts the fault, or empty). ``information``: sentences about what others configured,
 no drift. ``urls``: service to address. ``notes``: lines. ``error``: the first error. Until version
 0.3 a report also has ``status``, with the old names of the states.
 """
@@ -72,8 +73,13 @@ def _phrase(state: str) -> str:
 def _why(differences: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[tuple[str, str]]:
     for role, found in differences.items():
         for one in found:
-            thing = phrase(one["kind"], one["name"])
-            yield role, f"{thing}: {one['found']} -> {one['expected']}"
+            yield role, describe(one)
+
+
+def describe(difference: Mapping[str, str]) -> str:
+    """Return a difference as a phrase: the thing, what was found and what is expected."""
+    thing = phrase(difference["kind"], difference["name"])
+    return f"{thing}: {difference['found']} -> {difference['expected']}"
 
 
 def consequences(report: Report) -> str:
@@ -101,9 +107,9 @@ def conflicts(report: Report) -> str:
 def health(report: Report) -> str:
     """Return the faults of GPUs, a row for each with what to do; empty without any."""
     rows = [
-        (host, "warning" if is_warning else "fault", text)
+        (host, kind, text)
         for host, entry in sorted(report.items())
-        for is_warning, text in gpu_health.sentences(entry.get("health", ()))
+        for kind, text in gpu_health.sentences(entry.get("health", ()))
     ]
     heading = ("HOST", "HEALTH", "WHAT IS WRONG WITH GPUS, AND WHAT TO DO")
     return table(rows, heading) if rows else ""
