@@ -137,6 +137,21 @@ def test_only_a_check_of_gpus_can_be_simulated() -> None:
     assert not Check("service iris", True, "answered: a stand-in driver").as_data()["stand_in"]
 
 
+def test_on_simulated_gpus_all_their_checks_are_simulated() -> None:
+    health_check = Check("GPU health", True, "No fault found. GPUs: 8.")
+    assert not health_check.as_data()["stand_in"]
+    assert health_check.as_data(simulated=True)["stand_in"]
+    assert not GOOD.as_data(simulated=True)["stand_in"]
+
+
+def test_the_table_names_each_difference() -> None:
+    report = build(gpu01=entry(GOOD, differences={"user_access": [DIFFERENCE]}))
+    row = acceptance.table(report).splitlines()[2]
+    assert row.split() == [
+        *("gpu01", "drift", "-", "user_access:", "users", "alice:", "missing", "->", "a", "user")
+    ]
+
+
 def test_a_quick_run_says_that_it_left_out_the_smoke_tests() -> None:
     quick = acceptance.build({}, "quick", 5, "", "")["not_covered"]
     assert "smoke tests of images, and content of data sets: level quick" in quick
