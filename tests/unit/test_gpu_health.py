@@ -254,6 +254,42 @@ def test_containers_with_older_libraries_are_found(
     assert health_facts.ask_outdated(f"{tmp_path}/") == named
 
 
+SPECIFICATION = """
+kind: nvidia.com/gpu
+containerEdits: {deviceNodes: [{path: /dev/nvidiactl}]}
+devices:
+- name: "0"
+  containerEdits: {deviceNodes: [{path: /dev/nvidia0}, {path: /dev/dri/card1}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        (SPECIFICATION, []),
+        (SPECIFICATION.replace("nvidia0", "nvidia7"), ["/dev/nvidia7"]),
+        (SPECIFICATION.replace("nvidiactl", "nvidia-caps/nvidia-cap2"),
+         ["/dev/nvidia-caps/nvidia-cap2"]),
+        (SPECIFICATION.replace("nvidia0", "nvidia7").replace("nvidia.com", "other.com"), []),
+        ("\udcff", []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", health_facts.CDI_FOLDERS)
+def test_a_specification_of_missing_device_files_is_a_fault(
+    text: str, gone: list[str], folder: str, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "dev/nvidia0", tmp_path / "dev/nvidiactl", tmp_path / folder / "x"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / folder / "x").write_bytes(text.encode("utf-8", "surrogateescape"))
+    found = health_facts.ask_gone_devices(f"{tmp_path}/")
+    assert found == ([[f"/{folder}/x", *gone]] if gone else [])
+    findings = health.judge(facts("t4"), {"health": {"cdi": found}})
+    assert [one.found for one in findings] == [
+        f"the CDI specification /{folder}/x names missing device files: {file}" for file in gone
+    ]
+
+
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return the facts of a host with one GPU, two recorded, and a loaded driver."""

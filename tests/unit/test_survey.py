@@ -155,6 +155,18 @@ def test_a_sick_gpu_is_no_drift_and_the_host_joins_its_own_group(run: Run, host:
     assert "Xid 79" in logged["found"]
 
 
+def test_a_host_with_accepted_faults_alone_joins_no_group(run: Run, host: Host) -> None:
+    host.known = [{**facts("t4", recorded=2), "root": True, "systemd": True}]
+    host.known[0]["gpu"].update({"loaded": "580.95.05", "recorded": 2})
+    (address,) = (row[0] for row in host.known[0]["gpu"]["devices"])
+    host.health = {"smi": {"status": 0, "gpus": {address: {}}}}
+    entry = {"fault": "1 GPUs are on the PCI bus", "reason": trust_as_template("{{ 'RMA' }} 7")}
+    result = run(user_access_users=[], host_verify_accepted_faults=[entry])
+    (finding,) = result["health"]
+    assert (finding["warning"], finding["accepted"]) == (True, "Accepted: RMA 7")
+    assert host.groups == []
+
+
 @pytest.mark.parametrize(
     ("model", "gpu"), [("none", {}), ("t4", {}), ("t4", {"recorded": 1, "loaded": ""})]
 )
@@ -286,6 +298,12 @@ def test_without_the_comparison_every_role_runs(run: Run) -> None:
         ({"user_access_usres": []}, "did you mean user_access_users"),
         ({"user_access_users": "alice"}, "user_access_users must be a list"),
         ({"user_access_users": [{"name": "root", "state": "absent"}]}, "Root cannot be removed"),
+        ({"host_verify_accepted_fault": []}, "did you mean host_verify_accepted_faults"),
+        ({"host_verify_accepted_faults": [{"fault": "x"}]}, "missing required arguments: reason"),
+        (
+            {"host_verify_accepted_faults": [{"fault": "x", "reason": "y", "until": "z"}]},
+            "until: found z; expected a date",
+        ),
     ],
 )
 def test_impossible_settings_end_the_run(

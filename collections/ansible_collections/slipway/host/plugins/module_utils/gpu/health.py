@@ -115,7 +115,7 @@ def question(facts: Mapping[str, Any]) -> dict[str, list[str]]:
     """
     if not gpu_host.has_gpu(facts) or gpu_host.loaded(facts) is None:
         return {}
-    return {"health": ["containers", "log", "smi"]}
+    return {"health": ["cdi", "containers", "log", "smi"]}
 
 
 def judge(facts: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Finding]:
@@ -127,6 +127,7 @@ def judge(facts: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Finding]:
         findings += judge_smi(health["smi"], addresses)
     findings += judge_fabric_manager(facts)
     findings += [_judge_container(*one) for one in health.get("containers", ())]
+    findings += [_judge_cdi(*one) for one in health.get("cdi", ())]
     nodes = by_address(health.get("smi", {}).get("gpus", {}))
     for finding in judge_kernel_log(health.get("log", ())):
         fields = nodes.get(finding.where, {})
@@ -160,6 +161,13 @@ def _judge_container(name: str, version: str) -> Finding:
         f"Restart the container: docker restart {name}",
         # The host itself is well, and an upgrade must not fail for it.
         True,
+    )
+
+
+def _judge_cdi(path: str, *gone: str) -> Finding:
+    found = f"the CDI specification {path} names missing device files: {', '.join(gone)}"
+    return Finding(
+        "", found, "files of /dev", "Regenerate it: systemctl restart nvidia-cdi-refresh"
     )
 
 
@@ -317,9 +325,10 @@ def _retired(fields: Fields) -> tuple[str, str, str] | None:
     return None
 
 
-# Fields of drivers from 570 on.
+# Fields below ecc_errors of drivers from 570 on.
 _REPAIRS = {
     "unrepairable_memory": ("memory that cannot be repaired", "none", xids.REPLACE),
+    "aggregate/sram_threshold_exceeded": ("SRAM errors exceed the limit", "fewer", xids.REPLACE),
     "channel_repair_pending": ("a memory channel waits for its repair", "none", xids.RESET),
     "tpc_repair_pending": ("a processor cluster waits for its repair", "none", xids.RESET),
 }
@@ -328,12 +337,6 @@ _REPAIRS = {
 def _repair(fields: Fields) -> tuple[str, str, str] | None:
     names = (name for name in _REPAIRS if _is_yes(fields, f"ecc_errors/{name}"))
     return next((_REPAIRS[name] for name in names), None)
-
-
-def _sram_threshold(fields: Fields) -> tuple[str, str, str] | None:
-    if _is_yes(fields, "ecc_errors/aggregate/sram_threshold_exceeded"):
-        return "uncorrectable SRAM errors exceed the limit", "fewer", xids.REPLACE
-    return None
 
 
 def _slowdown(fields: Fields) -> tuple[str, str, str] | None:
@@ -389,6 +392,6 @@ def _is_yes(fields: Fields, path: str) -> bool:
 
 _JUDGES: tuple[Judge, ...] = (
     *(_fabric, _fabric_health, _recovery, _uncorrectable, _remapped, _retired),
-    *(_repair, _sram_threshold, _slowdown, _mig_pending),
+    *(_repair, _slowdown, _mig_pending),
 )
 _WARNINGS: tuple[Judge, ...] = (_link_width, _link_generation)

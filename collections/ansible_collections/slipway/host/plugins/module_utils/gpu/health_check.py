@@ -35,7 +35,7 @@ def check(facts: Mapping[str, Any], accepted: Sequence[accepted_faults.Entry] = 
             "no NVIDIA driver is loaded; expected one, because this host is recorded to have "
             f"{recorded} GPUs. Run site.yml, or read the kernel log: journalctl -k --grep NVRM."
         )
-    answer = health_facts.ask_health(["containers", "smi"]) | {"log": read_log()}
+    answer = health_facts.ask_health(["cdi", "containers", "smi"]) | {"log": read_log()}
     if not recorded and health.is_removed(facts, answer["smi"]):
         return "not run: no driver is installed"
     findings = accepted_faults.judge(facts, {"health": answer}, accepted)

@@ -30,6 +30,7 @@ FIELDS = (
     "pci/pci_gpu_link_info/",
 )
 NO_PROGRAM = 127
+CDI_FOLDERS, CDI_KIND = ("etc/cdi", "var/run/cdi"), b"nvidia.com/gpu"
 KERNEL_LOG = "/dev/kmsg"
 # The largest record of the kernel log.
 RECORD_BYTES = 8192
@@ -166,6 +167,24 @@ def ask_outdated(root: str = "/") -> list[list[str]]:
     return found
 
 
+def ask_gone_devices(root: str = "/") -> list[list[str]]:
+    """Return ``[specification, device file, ...]`` of CDI specifications that name missing files.
+
+    The engine starts no container with such a specification.
+    """
+    import re
+
+    found = []
+    for folder in CDI_FOLDERS:
+        for name in reading.list_names(f"{root}{folder}") or []:
+            content = reading.read_file(f"{root}{folder}/{name}") or b""
+            files = sorted(set(re.findall(rb"/dev/nvidia[\w/-]*", content)))
+            gone = [file.decode() for file in files if not os.access(root.encode() + file, os.F_OK)]
+            if gone and CDI_KIND in content:
+                found.append([f"/{folder}/{name}", *gone])
+    return found
+
+
 def _library_version(path: str) -> str:
     """Return the version of the host's driver libraries among the mounts of a process, or nothing.
 
@@ -188,8 +207,10 @@ def _container_name(identifier: str) -> str:
 
 
 def ask_health(names: list[str]) -> Json:
-    """Return the answers named ``smi``, ``log`` and ``containers``."""
+    """Return the answers named ``smi``, ``log``, ``containers`` and ``cdi``."""
     reply: Json = {}
+    if "cdi" in names:
+        reply["cdi"] = ask_gone_devices()
     if "containers" in names:
         reply["containers"] = ask_outdated()
     if "smi" in names:

@@ -37,7 +37,11 @@ from ansible_collections.slipway.host.plugins.module_utils.host import (
     network_check,
     reach_check,
 )
-from ansible_collections.slipway.host.plugins.module_utils.host.check import STAND_IN, Check, run_check
+from ansible_collections.slipway.host.plugins.module_utils.host.check import (
+    STAND_IN,
+    Check,
+    run_check,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     container_description,
