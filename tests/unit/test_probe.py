@@ -381,6 +381,7 @@ def test_users_and_groups_of_this_machine() -> None:
 IMAGES = [
     {
         "Id": "sha256:1",
+        "Size": 100,
         "RepoTags": ["slipway/iris-api:cpu", "slipway/iris-api:old"],
         "Labels": {"io.slipway.digest": "d1", "maintainer": "somebody"},
     },
@@ -492,7 +493,7 @@ def test_images_are_found_by_any_of_their_tags(
     assert containers.ask_images(["slipway/iris-api:cpu", "slipway/none:cpu"]) == {
         "slipway/iris-api:cpu": [
             "sha256:1",
-            {"digest": "d1", "id": "sha256:0", "origin": "built", "time": 9},
+            {"digest": "d1", "id": "sha256:0", "origin": "built", "time": 9, "bytes": 100},
         ],
         "slipway/none:cpu": None,
     }

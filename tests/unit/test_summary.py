@@ -64,6 +64,8 @@ SURVEYED = {
     "conflicts": {},
     "consequences": [CONSEQUENCE],
     "health": [],
+    "information": [],
+    "overview": {"roles": []},
     "ansible_facts": {"slipway": {"kernel": "6.8", "apt_sources": []}},
     "urls": {},
 }

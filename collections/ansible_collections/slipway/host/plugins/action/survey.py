@@ -31,6 +31,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role_plans, roles
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "roles": {"type": "list", "elements": "str"},
@@ -102,11 +103,13 @@ class ActionModule(ActionBase):
         health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
         self._join_groups(result, drifted, conflicts, faults)
+        urls = service_urls(owned, compared, answer)
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
             drift=drifted,
-            urls=service_urls(owned, compared, answer),
+            urls=urls,
+            overview=overview.describe(facts, owned, answer, health, urls),
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
@@ -167,6 +170,7 @@ class ActionModule(ActionBase):
             refuse_unsupported(owned, self._end())
             question = engine.question(list(owned.values()), kinds.ALL)
             question["space"] = [*space.TEMPORARY, *space.WRITTEN]
+            question.update(disks=[*space.DISKS], boot=[])
             answer = ask_host.ask(self, {**question, **gpu_health.question(facts)})
             used = facts
             if is_same_host(answer["facts"], used):

@@ -19,6 +19,17 @@ options:
     type: path
     env:
       - name: SLIPWAY_REPORT
+  reports:
+    description:
+      - Folder for the reports of hosts and the page about them, F(index.html). It is created with
+        mode 0700.
+      - Without a folder, and with F(/dev/null), nothing is written.
+    type: path
+    env:
+      - name: SLIPWAY_REPORTS
+    ini:
+      - section: callback_slipway_summary
+        key: reports
 requirements:
   - enabled in ansible.cfg
 """
@@ -38,6 +49,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 from ansible_collections.slipway.host.plugins.module_utils.host import acceptance
 from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import page, recorder
 
 _IMAGE_PLAYS = (
     "Accept images on the hosts",
@@ -83,6 +95,8 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self.report: dict[str, dict[str, Any]] = {}
+        self.recorder = recorder.Recorder()
+        self.command = ""
         self.play = ""
         self.no_hosts = False
         # For each play of PLAYS, whether a task of it started.
@@ -106,6 +120,25 @@ class CallbackModule(CallbackBase):
         }
         return self.report.setdefault(host, new)
 
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """Record which command runs: the name of its playbook."""
+        self.command = Path(getattr(playbook, "_file_name", "")).stem
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        """Record when a task begins on a host."""
+        self.recorder.start(host.name, task._uuid)
+
+    def _record_end(self, result: Any) -> None:
+        """Record when a task ended on a host."""
+        task, role = result.task, getattr(result.task, "_role", None)
+        self.recorder.end(
+            result.host.name,
+            task._uuid,
+            role.get_name() if role else "",
+            getattr(task, "name", ""),
+            bool(result.result.get("changed")),
+        )
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Record which play runs; print what it disturbs before the first change."""
         self.play = play.get_name()
@@ -127,7 +160,9 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_ok(self, result: Any) -> None:
         """Record the result of the first survey, and the notes of other tasks."""
         answer, host = result.result, result.host.name
+        self._record_end(result)
         if result.task.action in SURVEY and "differences" in answer:
+            self.recorder.survey(host, answer)
             is_first = host not in self.report
             entry = self._entry(host)
             # A role may have met more conflicts, or made what was missing.
@@ -151,7 +186,10 @@ class CallbackModule(CallbackBase):
     def _record_checks(self, result: Any) -> None:
         """Record the acceptance checks of a host, passed or failed."""
         if result.task.action in VERIFY and result.host.name in self.report:
-            self._entry(result.host.name)["checks"] = result.result.get("checks", [])
+            checks = result.result.get("checks", [])
+            self._entry(result.host.name)["checks"] = checks
+            if checks:
+                self.recorder.check(result.host.name, checks)
 
     def _record_waiting(self, host: str, sentences: Iterable[str]) -> None:
         """Record why changes of a host wait; a role that runs twice says it twice."""
@@ -165,6 +203,7 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Record the first error of a host."""
+        self._record_end(result)
         self._record_checks(result)
         if not ignore_errors and self.play in LAST_PLAYS:
             self._entry(result.host.name)["state"] = LAST_PLAYS[self.play]
@@ -195,6 +234,7 @@ class CallbackModule(CallbackBase):
             Path(file).write_text(json.dumps(report.with_old_status(self.report)), encoding="utf-8")
         elif self.report:
             self._display.display("\n" + report.summary(self.report))
+        self._write_reports()
         if self.no_hosts:
             # Ansible does not report it, because an empty group is normal for the later plays.
             self._display.error(NO_HOSTS)
@@ -206,6 +246,19 @@ class CallbackModule(CallbackBase):
         states = {entry["state"] for entry in self.report.values()}
         if report.WAITING in states and not states & report.UNFINISHED:
             raise SystemExit(report.EXIT_WAITING)
+
+    def _write_reports(self) -> None:
+        """Write the reports of the hosts and the page; a run does not fail if that fails."""
+        store = recorder.open_store(self.get_option("reports") or "", self._display.warning)
+        if store is None or not self.report:
+            return
+        try:
+            self.recorder.write(store, self.report, self.command)
+            page.write(store)
+        except OSError as error:
+            self._display.warning(f"Reports were not written: {error}.")
+        else:
+            self._display.display(f"\nFleet page: {store.page}")
 
 
 def in_check_mode() -> bool:

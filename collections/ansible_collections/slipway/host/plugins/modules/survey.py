@@ -104,6 +104,12 @@ consequences:
     - kind: container
       name: train
       effect: would stop (owner alice, image pytorch:gpu, uses a GPU)
+overview:
+  description:
+    - What reports of the host show - GPUs, driver, engine, packages, images, services and disks.
+    - Only what the surveyed roles declare, see C(docs/host-report.schema.json).
+  returned: always
+  type: dict
 health:
   description:
     - Faults of the GPUs of a host with a loaded driver, from C(nvidia-smi) and the kernel log. They

@@ -29,6 +29,9 @@ FIELDS = (
     *("retired_pages/", "clocks_event_reasons/", "clocks_throttle_reasons/", "performance_state"),
     "pci/pci_gpu_link_info/",
 )
+# Further fields, for people.
+PROCESSES = "processes/process_info/pid"
+SHOWN = ("product_name", "fb_memory_usage/total", "fb_memory_usage/used", PROCESSES)
 NO_PROGRAM = 127
 CDI_FOLDERS, CDI_KIND = ("etc/cdi", "var/run/cdi"), b"nvidia.com/gpu"
 KERNEL_LOG = "/dev/kmsg"
@@ -40,10 +43,11 @@ DRIVER_MARKS = ("NVRM", "SXid")
 MAX_LINES = 500
 
 
-def read_fields(text: str, wanted: tuple[str, ...] = FIELDS) -> Json:
+def read_fields(text: str, wanted: tuple[str, ...] = FIELDS + SHOWN) -> Json:
     """Return from the output of ``nvidia-smi -q -x`` the WANTED fields of each GPU, by its bus ID.
 
-    Raise ValueError if the text is no such output. ElementTree would cost more than the parsing.
+    Values of a field that a GPU has several times are separated by a space. Raise ValueError if
+    the text is no such output. ElementTree would cost more than the parsing.
     """
     import pyexpat
 
@@ -65,7 +69,8 @@ def read_fields(text: str, wanted: tuple[str, ...] = FIELDS) -> Json:
         words.clear()
         path.pop()
         if gpus and value and field.startswith(wanted):
-            gpus[list(gpus)[-1]][field] = value
+            gpu = gpus[list(gpus)[-1]]
+            gpu[field] = f"{gpu[field]} {value}" if field in gpu else value
 
     parser = pyexpat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = start, end
@@ -85,15 +90,32 @@ def read_fields(text: str, wanted: tuple[str, ...] = FIELDS) -> Json:
     return gpus
 
 
+def find_owners(processes: str, proc: str = "/proc") -> list[int]:
+    """Return the user IDs of PROCESSES, which are process IDs separated by spaces."""
+    owners = set()
+    for process in processes.split():
+        try:
+            owners.add(os.stat(f"{proc}/{int(process)}").st_uid)
+        except (OSError, ValueError):
+            continue  # The process has ended, or is in another namespace.
+    return sorted(owners)
+
+
 def ask_smi() -> Json:
-    """Return the answer of nvidia-smi: ``status``, ``output`` if it failed, else ``gpus``."""
+    """Return the answer of nvidia-smi: ``status``, ``output`` if it failed, else ``gpus``.
+
+    ``owners`` are the user IDs of the processes on each GPU in use.
+    """
     status, output = reading.run_for_status(list(SMI))
     if status:
         return {"status": status, "output": output[:400]}
     try:
-        return {"status": 0, "gpus": read_fields(output)}
+        gpus = read_fields(output)
     except ValueError as error:
         return {"status": 0, "output": str(error)}
+    processes = {address: fields.pop(PROCESSES, "") for address, fields in gpus.items()}
+    owners = {address: found for address in gpus if (found := find_owners(processes[address]))}
+    return {"status": 0, "gpus": gpus, "owners": owners}
 
 
 def read_log(path: str = KERNEL_LOG) -> tuple[list[str], bool]:

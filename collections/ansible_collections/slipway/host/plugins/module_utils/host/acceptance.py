@@ -8,7 +8,7 @@ The JSON has the schema docs/acceptance-report.schema.json. It is made from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host import check
@@ -61,7 +61,7 @@ def _left_out(level: str, burn_in: int) -> Iterator[str]:
 
 
 def _host(entry: Mapping[str, Any]) -> dict[str, Any]:
-    checks = [_check(one) for one in entry.get("checks", ())]
+    checks = describe_checks(entry.get("checks", ()))
     differences = [
         {"role": role, **one} for role, found in entry["differences"].items() for one in found
     ]
@@ -84,6 +84,11 @@ def _host(entry: Mapping[str, Any]) -> dict[str, Any]:
         "conflicts": conflicts,
         "health": list(entry["health"]),
     }
+
+
+def describe_checks(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the checks of a host as reports have them, from those of the module verify."""
+    return [_check(one) for one in found]
 
 
 def _check(one: Mapping[str, Any]) -> dict[str, Any]:

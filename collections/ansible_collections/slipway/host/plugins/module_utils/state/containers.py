@@ -99,7 +99,8 @@ def ask_images(references: list[str]) -> Json:
     """Return ``[content ID, record]`` of each image reference.
 
     The ID that the engine reports is a digest of the content: of the image's configuration in the
-    classic store, of its manifest in the store of containerd. Both include the layers.
+    classic store, of its manifest in the store of containerd. Both include the layers. The engine
+    also reports the size, ``bytes``.
     """
     records = {reference: read_image_record(reference) for reference in references}
     # Without a tag the record still names the content that containers run.
@@ -109,7 +110,7 @@ def ask_images(references: list[str]) -> Json:
     for image in ask_engine("/images/json"):
         for tag in image.get("RepoTags") or []:
             if tag in found:
-                found[tag] = [image["Id"], records[tag]]
+                found[tag] = [image["Id"], {**records[tag], "bytes": image.get("Size", 0)}]
     return found
 
 

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Free space in the folders that every change of a host writes to."""
+"""Free space in the folders that every change of a host writes to; size of disks, last boot."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import reading
 TEMPORARY = ("/tmp", "/var/tmp")
 # Folders of configuration, packages and records.
 WRITTEN = ("/etc", "/var/lib")
+# Folders of which people see the size of the disk.
+DISKS = ("/", "/var/lib/docker", "/srv")
 NEEDED_BYTES = 16 << 20
 READ_ONLY = 1
 
@@ -28,7 +30,21 @@ def ask_space(folder: str) -> int | None:
     return disk.f_bfree * disk.f_frsize
 
 
-ASKS = {"space": reading.each(ask_space)}
+def ask_disk(folder: str) -> list[int] | None:
+    """Return free and total bytes of the disk of a folder, None if there is no folder."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return None
+    return [disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize]
+
+
+def ask_boot(_names: list[str], _reply: object) -> str:
+    """Return the ID that the kernel made at its boot."""
+    return reading.read_word("/proc/sys/kernel/random/boot_id")
+
+
+ASKS = {"space": reading.each(ask_space), "disks": reading.each(ask_disk), "boot": ask_boot}
 
 
 # --- Nothing below is sent to hosts with the survey. ---

@@ -1,0 +1,145 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The page about the fleet: one HTML file without scripts and without requests to other files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, view
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet.store import Store
+from jinja2 import Environment, FileSystemLoader, Template
+from markupsafe import Markup
+
+PAGE, HOST = "page.html.j2", "host.html.j2"
+# Bytes of the page. Sections of hosts are left out beyond that, those of healthy hosts first.
+MAX_BYTES = 390_000
+# With more hosts, rows have no history, images and names of services.
+MAX_FULL_ROWS = 150
+_INDENT = re.compile(r"\n\s*")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        size=size,
+        day=day,
+        minute=minute,
+        minute_text=minute_text,
+        duration=duration,
+        upstream=view.upstream,
+    )
+    return environment
+
+
+def _template(name: str) -> Template:
+    return _environment().get_template(name)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people, such as ``3.2 GB``."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def day(seconds: int) -> str:
+    """Return the day of a time in seconds since 1970."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%d %b %Y") if seconds else "-"
+
+
+def minute(time: str) -> Markup:
+    """Return a time in ISO 8601 as an element with day and minute."""
+    moment = datetime.fromisoformat(time).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%MZ")
+    return Markup('<time datetime="{}">{}</time>').format(moment, minute_text(time))
+
+
+def minute_text(time: str) -> str:
+    """Return a time in ISO 8601 as day and minute in UTC."""
+    return datetime.fromisoformat(time).astimezone(timezone.utc).strftime("%d %b %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people, such as ``2 min 5 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def render(reports: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    """Return the page about the hosts of REPORTS."""
+    views = [view.host(history.clean(report), now) for report in reports]
+    views.sort(key=lambda one: one["rank"])
+    fleet = view.fleet(views, now)
+    strips = len(views) <= MAX_FULL_ROWS
+    for one in views:
+        days = one["report"]["days"]
+        one.update(strip=view.day_strip(days, now) if strips else "", detailed=False)
+    rest = MAX_BYTES - len(_render(views, fleet, [], now, len(views)).encode())
+    sections = _sections(views, now, True, rest)
+    if len(sections) < len(views):
+        sections = _sections(views, now, False, rest)
+    for one in views[: len(sections)]:
+        one["detailed"] = True
+    return _render(views, fleet, sections, now, len(views) - len(sections))
+
+
+def _sections(
+    views: Sequence[Mapping[str, Any]], now: datetime, full: bool, rest: int
+) -> list[Markup]:
+    """Return the sections of the first hosts, full or brief, that fit in REST bytes."""
+    module: Any = _template(HOST).module
+    sections: list[Markup] = []
+    for one in views:
+        section = _squeeze(module.host(one, view.details(one, now, full), full))
+        rest -= len(section.encode())
+        if rest < 0:
+            break
+        sections.append(Markup(section))
+    return sections
+
+
+def _render(
+    views: Sequence[Mapping[str, Any]],
+    fleet: Mapping[str, Any],
+    sections: Sequence[Markup],
+    now: datetime,
+    left_out: int,
+) -> str:
+    return _squeeze(
+        _template(PAGE).render(
+            views=views,
+            fleet=fleet,
+            sections=sections,
+            now=now.isoformat(),
+            left_out=left_out,
+            full=len(views) <= MAX_FULL_ROWS,
+        )
+    )
+
+
+def _squeeze(html: str) -> str:
+    """Return HTML without indentation; texts of hosts have no line breaks."""
+    return _INDENT.sub("\n", html).strip()
+
+
+def write(store: Store, now: datetime | None = None) -> None:
+    """Write the page from the reports in the folder."""
+    with store.lock():
+        moment = now or datetime.now(timezone.utc).replace(microsecond=0)
+        store.write(store.page.name, render(store.read_all(), moment) + "\n")
