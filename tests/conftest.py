@@ -14,6 +14,9 @@ from xdist.scheduler import LoadFileScheduling
 # Set, with the stand-in libcuda in LD_LIBRARY_PATH, the tests in tests/gpu run without a GPU.
 STAND_IN_GPUS = "SLIPWAY_STAND_IN_GPUS"
 
+# Runs of tests write no reports into the checkout.
+os.environ.setdefault("SLIPWAY_REPORTS", os.devnull)
+
 # Files of tests/host that share the host `converged`: a second process would create a second one.
 SHARING_A_HOST = ("test_images.py", "test_replacement.py", "test_site.py")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, page, view
@@ -123,7 +124,7 @@ def test_only_addresses_of_the_web_are_links(url: str) -> None:
 @pytest.mark.parametrize("name", ["a b", "../x", "a/b", "ünï", "<b>", "a'b", "#x", "x" * 300])
 def test_a_host_of_any_name_has_its_section(name: str) -> None:
     tags = Tags(render({**fleet_reports.report(0, 1), "host": name}))
-    assert f"host-{view.quote(name, safe='')}" in tags.values("id")
+    assert f"host-{quote(name, safe='')}" in tags.values("id")
 
 
 def test_a_fleet_without_reports_says_so() -> None:

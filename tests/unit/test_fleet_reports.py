@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.health import Finding
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import (
     history,
@@ -140,7 +141,7 @@ def test_a_failed_check_counts_until_the_checks_pass() -> None:
 
 def test_a_report_is_bounded() -> None:
     lines = [{**fleet_reports.DIFFERENCE, "found": "x" * 10_000}] * 10_000
-    report = {}
+    report: dict[str, Any] = {}
     for number in range(history.DAYS * 3):
         drift = run(survey(differences={"a": lines[:number]}), state="drift")
         report = history.update(report, "gpu01", drift, NOW + timedelta(hours=12 * number))
@@ -293,18 +294,11 @@ def test_reports_can_be_turned_off(folder: str) -> None:
 # What a survey shows.
 
 SMI = {
-    "smi": {
-        "gpus": {
-            "00000000:00:04.0": {
-                "product_name": "Tesla T4",
-                "fb_memory_usage/total": "15360 MiB",
-                "fb_memory_usage/used": "300 MiB",
-            }
-        },
-        "owners": {"00000000:00:04.0": [0, 1500, 1501]},
-    }
+    "product_name": "Tesla T4",
+    "fb_memory_usage/total": "15360 MiB",
+    "fb_memory_usage/used": "300 MiB",
 }
-OWNED = {
+OWNED: dict[str, Any] = {
     "ml_services": {
         "projects": [
             {
@@ -325,7 +319,6 @@ OWNED = {
     "ml_images": {"images": [{"reference": "a:cpu"}, {"reference": "b:cpu"}]},
 }
 ANSWER = {
-    "health": SMI,
     "users": {"alice": [1500, 1500, "/home/alice", "", ""], "bob": None},
     "packages": {"docker-ce": ["hold", "installed", "29"], "gone": None, "x": None},
     "images": {"a:cpu": ["sha256:1", {"bytes": 5, "time": 9}], "b:cpu": None},
@@ -338,11 +331,9 @@ ANSWER = {
 
 def test_an_overview_has_what_the_survey_knows() -> None:
     host = facts("t4", loaded="580.95.05", recorded=2)
-    address = overview.gpu_host.host_facts(host).gpus[0].address
-    health = {"smi": {key: {f"0000{address}": one} for key, one in (
-        ("gpus", SMI["smi"]["gpus"]["00000000:00:04.0"]),
-        ("owners", SMI["smi"]["owners"]["00000000:00:04.0"]),
-    )}}  # fmt: skip
+    address = gpu_host.host_facts(host).gpus[0].address
+    bus = f"0000{address}"
+    health = {"smi": {"gpus": {bus: SMI}, "owners": {bus: [0, 1500, 1501]}}}
     answer = {**ANSWER, "health": health}
     seen = overview.describe(host, OWNED, answer, [], {"jupyter": "http://a", "other": "b"})
     assert seen["gpus"][0] == {
@@ -374,7 +365,7 @@ def test_an_overview_has_what_the_survey_knows() -> None:
 )
 def test_the_health_of_a_gpu(findings: list[bool], health: str) -> None:
     host = facts("t4")
-    address = overview.gpu_host.host_facts(host).gpus[0].address
+    address = gpu_host.host_facts(host).gpus[0].address
     judged = [Finding(address, "a", "b", "c", one) for one in findings]
     (gpu,) = overview.describe(host, {}, {}, judged, {})["gpus"]
     assert gpu["health"] == health

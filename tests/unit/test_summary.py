@@ -46,7 +46,11 @@ def test_an_error_is_one_line_of_what_happened(result: dict[str, Any], line: str
 def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
     (tmp_path / "play.yml").write_text(LOOP, encoding="utf-8")
     report = tmp_path / "report.json"
-    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SLIPWAY_REPORT": str(report)}
+    settings = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "SLIPWAY_REPORT": str(report),
+        "SLIPWAY_REPORTS": str(tmp_path / "reports"),
+    }
     subprocess.run(
         ["ansible-playbook", "-i", "a,", "-c", "local", "play.yml"],
         cwd=tmp_path,
@@ -54,6 +58,10 @@ def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert json.loads(report.read_text())["a"]["error"] == "there is no group lab"
+    found = json.loads((tmp_path / "reports/a.json").read_text())
+    assert (found["command"], found["state"]) == ("play", "failed")
+    assert found["error"] == "there is no group lab"
+    assert (tmp_path / "reports/index.html").is_file()
 
 
 # What a run disturbs, and what waits.
@@ -79,10 +87,12 @@ class Callback(summary.CallbackModule):
         super().__init__()
         self.file = report
         self.lines: list[str] = []
-        self._display: Any = SimpleNamespace(display=self.lines.append, error=self.lines.append)
+        self._display: Any = SimpleNamespace(
+            display=self.lines.append, error=self.lines.append, warning=self.lines.append
+        )
 
     def get_option(self, k: str, hostvars: Any = None) -> Any:
-        return self.file
+        return self.file if k == "report" else ""
 
     def play_starts(self, name: str) -> None:
         self.v2_playbook_on_play_start(SimpleNamespace(get_name=lambda: name))

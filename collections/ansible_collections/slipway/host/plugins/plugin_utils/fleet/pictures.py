@@ -23,9 +23,11 @@ STRIP, DAY = 12, 4
 CHART_HEIGHT = 90
 
 
-def _svg(width: int, height: int, content: str, classes: str) -> Markup:
+def _svg(width: int, height: int, content: str, name: str) -> Markup:
+    """Return a picture of a class; the style sheet scales it in both directions."""
     return Markup(
-        f'<svg class="{classes}" viewBox="0 0 {width} {height}" aria-hidden="true">{content}</svg>'
+        f'<svg class="{name}" viewBox="0 0 {width} {height}" preserveAspectRatio="none"'
+        f' aria-hidden="true">{content}</svg>'
     )
 
 

@@ -85,7 +85,9 @@ class Store:
     def lock(self) -> Iterator[None]:
         """Create the folder if it is missing; let no other process write to it meanwhile."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a", encoding="ascii") as file:
+        lock = self.folder / ".lock"
+        lock.touch(mode=0o600)
+        with lock.open("a", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -35,6 +35,8 @@ STALE_DAYS = 7
 LOW_DISK = 0.1
 MAX_REASON = 140
 MAX_VERSIONS = 5
+# Fewest days of a trend.
+MIN_DAYS = 14
 
 
 def host(report: Report, now: datetime) -> Json:
@@ -224,6 +226,10 @@ def day_strip(days: Sequence[Report], now: datetime) -> Any:
 def fleet(views: Sequence[Report], now: datetime) -> Json:
     """Return numbers of the fleet now, and its trends."""
     dates = _dates(now)
+    measured = [one["day"] for view in views for one in view["report"]["days"]]
+    # A young fleet has wide columns, not an empty chart.
+    begin = min([*measured, dates[-MIN_DAYS]])
+    dates = [day for day in dates if day >= begin]
     rows = [_per_day(view["report"]["days"], dates) for view in views]
     columns = [[one for one in column if one] for column in zip(*rows, strict=True)]
     columns = columns or [[] for _day in dates]
@@ -243,7 +249,7 @@ def fleet(views: Sequence[Report], now: datetime) -> Json:
         "gpus_reserved": sum(bool(gpu["reserved"]) for gpu in gpus),
         "services": len(services),
         "services_up": sum(is_up(one) for one in services),
-        "first": date.fromisoformat(dates[0]),
+        "days": len(dates),
         "states": pictures.areas(
             [(f"c-{name}", [count[name] for count in states]) for name in reversed([*CONDITIONS])]
         ),
