@@ -316,6 +316,12 @@ def test_verify_tries_the_ways_that_the_engines_proxy_hides(converged: Site) -> 
             "iptables -D DOCKER-USER -i sw+ -j DROP",
             "the chain DOCKER-USER has rules of somebody else",
         ),
+        # As after the reload of a firewall; the way back is the one that the message names.
+        (
+            "iptables -t nat -F POSTROUTING",
+            "systemctl reset-failed docker; systemctl restart docker",
+            "the packet filter has no rules for the networks",
+        ),
     ],
 )
 def test_a_way_that_is_closed_is_named(converged: Site, script: str, undo: str, words: str) -> None:
