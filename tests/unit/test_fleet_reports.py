@@ -27,6 +27,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.fleet import (
 
 from tests.contract.tree import ROOT
 from tests.unit import fleet_reports
+from tests.unit import survey as this_host
 from tests.unit.fleet_reports import NOW, run
 from tests.unit.gpu_facts import facts
 
@@ -375,3 +376,21 @@ def test_an_overview_of_some_roles_has_no_more() -> None:
     seen = overview.describe(facts("none"), {"user_access": {"users": []}}, {}, [], {})
     assert {"images", "services", "packages", "toolkit"}.isdisjoint(seen)
     assert (seen["gpus"], seen["engine"]) == ([], "")
+
+
+def test_secrets_of_services_are_in_no_report(tmp_path: Path) -> None:
+    found, declared = "found-s3cret", "declared-s3cret"
+    file = tmp_path / "token"
+    file.write_text(found, encoding="utf-8")
+    entry = {"path": str(file), "owner": "nobody", "group": "root", "content": f"{declared}\n"}
+    owned = {"ml_services": {"secrets": [entry]}}
+    answer = this_host.answer(this_host.question([*owned.values()]))
+    compared = this_host.compare(owned, answer)["ml_services"].differences
+    assert "content" in " ".join(map(str, compared))
+    seen = overview.describe(facts("none"), owned, answer, [], {})
+    done = survey(overview=seen, differences={"ml_services": [vars(one) for one in compared]})
+    report = update(run(done, state="drift"))
+    for text in (json.dumps(report), page.render([report], NOW)):
+        assert str(file) in text
+        assert found not in text
+        assert declared not in text
