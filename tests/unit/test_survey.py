@@ -22,6 +22,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     host_command,
     role_plans,
 )
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 from tests.unit.gpu_facts import facts
 
@@ -493,7 +494,7 @@ def test_space_for_root(
 
 def test_a_host_without_docker_has_no_addresses_of_services() -> None:
     answer = {"engine": "no such file", "projects": None}
-    assert survey.service_urls({}, {}, answer) == {}
+    assert overview.service_urls({}, {}, answer) == {}
 
 
 NOTHING_IN_THE_WAY = model.Comparison([], [])
@@ -530,7 +531,7 @@ def test_only_services_that_run_as_declared_have_addresses(
         {"name": "api", "urls": {"api": "http://a:2/"}},
     ]
     owned: Any = {"ml_services": {"projects": projects}, "user_access": {}}
-    assert survey.service_urls(owned, {"ml_services": compared}, {}) == urls
+    assert overview.service_urls(owned, {"ml_services": compared}, {}) == urls
 
 
 def test_a_service_that_is_starting_has_no_address() -> None:
@@ -543,7 +544,7 @@ def test_a_service_that_is_starting_has_no_address() -> None:
         }
     }
     compared = {"ml_services": NOTHING_IN_THE_WAY}
-    found = survey.service_urls({"ml_services": {"projects": projects}}, compared, answer)
+    found = overview.service_urls({"ml_services": {"projects": projects}}, compared, answer)
     assert set(found) == {"api", "old"}
 
 

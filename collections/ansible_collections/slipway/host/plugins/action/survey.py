@@ -103,7 +103,7 @@ class ActionModule(ActionBase):
         health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
         self._join_groups(result, drifted, conflicts, faults)
-        urls = service_urls(owned, compared, answer)
+        urls = overview.service_urls(owned, compared, answer)
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
@@ -363,40 +363,6 @@ def met_conflicts(names: Sequence[str], variables: Vars) -> list[model.Conflict]
         for part in (result, *result.get("results", ()))
         for one in part.get("conflicts", ())
     ]
-
-
-def service_urls(
-    owned: Plans, compared: Mapping[str, model.Comparison], answer: Mapping[str, Any]
-) -> dict[str, str]:
-    """Return the URL of each declared service that runs as declared and answers, by its name."""
-    starting = {
-        name
-        # None on a host without Docker.
-        for name, found in (answer.get("projects") or {}).items()
-        if any(container["health"] == "starting" for container in found["containers"])
-    }
-    down = starting | {
-        name
-        for comparison in compared.values()
-        for kind, name in (
-            *((one.kind, one.name) for one in comparison.differences),
-            *((one.kind, one.name) for one in comparison.conflicts),
-            *(_kind_and_name(text) for one in comparison.conflicts for text in one.blocks),
-        )
-        if kind == "projects"
-    }
-    return {
-        name: url
-        for statement in owned.values()
-        for project in statement.get("projects", ())
-        if project["name"] not in down
-        for name, url in project.get("urls", {}).items()
-    }
-
-
-def _kind_and_name(text: str) -> tuple[str, str]:
-    kind, _, name = text.partition(" ")
-    return kind, name
 
 
 def is_same_host(facts: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gp
 from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi, tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
 from ansible_collections.slipway.host.plugins.module_utils.host.declared import TOOLKIT_PACKAGE
+from ansible_collections.slipway.host.plugins.module_utils.state import model
 
 Entry = Mapping[str, Any]
 Owned = Mapping[str, Sequence[Entry]]
@@ -187,3 +188,37 @@ def _services(
                 "urls": addresses,
             }
             addresses = {}
+
+
+def service_urls(
+    owned: Mapping[str, Owned], compared: Mapping[str, model.Comparison], answer: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the URL of each declared service that runs as declared and answers, by its name."""
+    starting = {
+        name
+        # None on a host without Docker.
+        for name, found in (answer.get("projects") or {}).items()
+        if any(container["health"] == "starting" for container in found["containers"])
+    }
+    down = starting | {
+        name
+        for comparison in compared.values()
+        for kind, name in (
+            *((one.kind, one.name) for one in comparison.differences),
+            *((one.kind, one.name) for one in comparison.conflicts),
+            *(_kind_and_name(text) for one in comparison.conflicts for text in one.blocks),
+        )
+        if kind == "projects"
+    }
+    return {
+        name: url
+        for statement in owned.values()
+        for project in statement.get("projects", ())
+        if project["name"] not in down
+        for name, url in project.get("urls", {}).items()
+    }
+
+
+def _kind_and_name(text: str) -> tuple[str, str]:
+    kind, _, name = text.partition(" ")
+    return kind, name
