@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import progress
 from lab.errors import LabError
 
 # Commands whose package has another name.
@@ -74,6 +75,7 @@ class Commands:
         Raises CommandError when the command fails and `check` is set. A missing command fails
         with status 127, a command that exceeds the time limit with status 124.
         """
+        progress.show(textwrap.shorten(" ".join(argv), COMMAND_WIDTH))
         try:
             process = subprocess.run(
                 argv,
@@ -100,6 +102,7 @@ class Commands:
         For `docker pull`: a registry that answers may take minutes to send an image; a registry
         that does not answer must cost seconds only. Status 124 means that a limit was exceeded.
         """
+        progress.show(textwrap.shorten(" ".join(argv), COMMAND_WIDTH))
         with (
             tempfile.TemporaryFile() as errors,
             subprocess.Popen(

@@ -57,6 +57,11 @@ REASONS: dict[str, tuple[str, str]] = {
         "reads programs in the folders of root's PATH, writes a new temporary file",
         ".iterdir .open tempfile.NamedTemporaryFile",
     ),
+    "module_utils/host/status.py": (
+        "writes to /run/slipway and /var/lib/slipway, which only root can write",
+        ".mkdir .replace .unlink .write_text",
+    ),
+    "module_utils/images/activity.py": ("reads procfs", ".read_text"),
     "module_utils/host/network_check.py": ("reads daemon.json", ".read_text"),
     "module_utils/host/job.py": (
         "works in /var/lib/slipway, which only root can write",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,36 @@ def test_the_report_of_verify_is_relative_to_the_caller(checkout: Path, tmp_path
         assert folder == str(checkout)
         assert "=".join(found[:-2]) == f"--report={tmp_path}/a.json"
         assert found[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
+
+
+ENVIRONMENT = (
+    f"#!{sys.executable}\nimport os\n"
+    "names = ('ANSIBLE_STDOUT_CALLBACK', 'SLIPWAY_STATE')\n"
+    "print(*(os.environ.get(name, '-') for name in names))\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen", "callback"),
+    [
+        (["site"], {}, "slipway.host.live"),
+        (["images", "build"], {}, "slipway.host.live"),
+        (["upgrade"], {"ANSIBLE_STDOUT_CALLBACK": "oneline"}, "oneline"),
+    ],
+)
+def test_the_view_is_the_default_of_the_verbs(
+    checkout: Path, words: list[str], chosen: dict[str, str], callback: str
+) -> None:
+    (checkout / ".slipway/env/bin/ansible-playbook").write_text(ENVIRONMENT, encoding="utf-8")
+    kept = {name: text for name, text in os.environ.items() if name != "ANSIBLE_STDOUT_CALLBACK"}
+    completed = subprocess.run(
+        [str(checkout / "slipway"), *words],
+        env={**kept, **chosen},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert completed.stdout == f"{callback} {checkout}/.slipway\n"
 
 
 def test_paths_of_other_verbs(checkout: Path, tmp_path: Path) -> None:

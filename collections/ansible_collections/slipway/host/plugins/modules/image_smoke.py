@@ -79,6 +79,7 @@ def main() -> None:
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     proven, failed, changed = {}, [], False
     for reference in module.params["references"]:
+        module.status.show(f"smoke test of {reference}", force=True)
         try:
             content = inspect_image(reference)
             proven[reference] = smoke.test_content(content, module.params["timeout"])

@@ -158,6 +158,7 @@ class Host:
     def run(self, command: list[str]) -> tuple[int, str, str]:
         """Run a COMMAND, whose program may be in /sbin."""
         program = self.module.get_bin_path(command[0], required=True)
+        self.module.status.show(" ".join(command))
         status, out, err = self.module.run_command([program, *command[1:]])
         return status, out, err
 

@@ -156,7 +156,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import accepted_faults
-from ansible_collections.slipway.host.plugins.module_utils.host import verify
+from ansible_collections.slipway.host.plugins.module_utils.host import check, verify
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -180,9 +180,9 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-def format_check(check: Mapping[str, Any]) -> str:
-    """Return a check as one line for a person."""
-    return f"{'ok' if check['ok'] else 'FAILED'}  {check['what']}: {check['seen']}"
+def format_check(result: Mapping[str, Any]) -> str:
+    """Return the result of a check as one line for a person."""
+    return f"{'ok' if result['ok'] else 'FAILED'}  {result['what']}: {result['seen']}"
 
 
 def main() -> None:
@@ -201,15 +201,16 @@ def main() -> None:
         *(given["level"], given["smoke"], reload, given["burn_in"], given["data_digests"]),
         accepted_faults=given["accepted_faults"],
     )
+    check.on_start = lambda what: module.status.show(f"check: {what}", force=True)
     checks = verify.run_checks(options, given["declared"])
-    failed = [f"{check['what']}: {check['seen']}" for check in checks if not check["ok"]]
+    failed = [f"{one['what']}: {one['seen']}" for one in checks if not one["ok"]]
     if failed:
         module.fail_json(msg="; ".join(failed), checks=checks)
-    notes = [check["seen"] for check in checks if check["what"] == verify.GPUS_IN_CONTAINERS]
+    notes = [one["seen"] for one in checks if one["what"] == verify.GPUS_IN_CONTAINERS]
     module.exit_json(
         changed=False,
         checks=checks,
-        report=[format_check(check) for check in checks],
+        report=[format_check(one) for one in checks],
         **({"slipway_note": f"GPUs: {notes[0]}"} if notes else {}),
     )
 

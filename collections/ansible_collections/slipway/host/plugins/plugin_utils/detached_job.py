@@ -14,10 +14,16 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
-from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, host_command
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    host_command,
+    host_progress,
+    progress_channel,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.progress_channel import Message
 
-# Seconds between two reads of the progress.
-POLL_SECONDS = 1.0
+# Seconds between two reads of the progress; a read waits on the host for news.
+POLL_SECONDS = 0.4
 
 display = Display()
 
@@ -36,21 +42,19 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
         _start_script(ask_host.interpreter(action), work, folder, program),
         base64.encodebytes(job),
     )
-    # A program that ended without a result was killed.
-    read_state = (
-        f"cd {folder}; kill -0 $(cat pid) 2>/dev/null && alive=1; "
-        'cat result.json 2>/dev/null || [ "$alive" ] || echo \'{"killed": true}\'; '
-        "echo; echo ----; tail -c +%d progress"
-    )
-    variables = action._templar.available_variables or {}
-    host, displayed_bytes = variables.get("inventory_hostname", "host"), 0
+    host, displayed_bytes, status = host_progress.host_of(action), 0, ""
+    progress_channel.send(Message(host, "job", program.rpartition(".")[2]))
     try:
         while True:
-            output = _run_command(action, read_state % (displayed_bytes + 1))
-            outcome, _separator, progress = output.partition("----\n")
+            output = _run_command(action, _read_script(folder, displayed_bytes, status))
+            outcome, _separator, rest = output.partition("----\n")
+            new_status, _newline, progress = rest.partition("\n")
             displayed_bytes += len(progress.encode())
             for line in progress.splitlines():
-                display.display(f"{host}: {escape_control(line)}")
+                _show(host, line)
+            if new_status != status:
+                status = new_status
+                progress_channel.send(Message(host, "now", status))
             if outcome.strip():
                 result: dict[str, Any] = json.loads(outcome)
                 if "killed" in result:
@@ -67,6 +71,27 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
             f"cd /; [ ! -e {folder}/result.json ] && kill -0 $(cat {folder}/pid) 2>/dev/null || "
             f"rm -rf {folder}",
         )
+
+
+def _show(host: str, line: str) -> None:
+    """Show a line of the progress: in the view of the run, or else as a line of the output."""
+    if not progress_channel.send(Message(host, "line", line)):
+        display.display(f"{host}: {escape_control(line)}")
+
+
+def _read_script(folder: str, displayed_bytes: int, status: str) -> str:
+    """Return the script that waits for news of a job and prints its result, status and progress.
+
+    A program that ended without a result was killed.
+    """
+    return (
+        f"cd {folder}; is_new() {{ [ -e result.json ] || ! kill -0 $(cat pid) 2>/dev/null || "
+        f"[ $(wc -c <progress) -gt {displayed_bytes} ]; }}; "
+        f"{host_progress.wait_script('status', status, 'is_new')}; "
+        "kill -0 $(cat pid) 2>/dev/null && alive=1; "
+        'cat result.json 2>/dev/null || [ "$alive" ] || echo \'{"killed": true}\'; '
+        f'echo; echo ----; printf "%s\\n" "$line"; tail -c +{displayed_bytes + 1} progress'
+    )
 
 
 def _start_script(python: str, work: str, folder: str, program: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slipway.host.plugins.module_utils.apt import changes, dkms
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes, dkms, progress
 from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
 
 # Seconds to wait before a half-synchronised mirror is tried again.
@@ -135,14 +135,31 @@ class Apt:
         timeout = self.lock_timeout if lock_timeout is None else lock_timeout
         deadline = time.monotonic() + timeout
         while True:
-            status, out, err = self.module.run_command(
-                [program, *words], environ_update=ENVIRONMENT, cwd=cwd
-            )
-            output: str = out + err
+            status, output = self._run_once(program, words, cwd)
             left = deadline - time.monotonic()
             if status == 0 or left <= 0 or not changes.is_locked(output):
                 return status, output
+            self._show(f"apt: waits for {lock_holder() or 'another process'}")
             time.sleep(min(LOCK_PAUSE, left))
+
+    def _run_once(self, program: str, words: Sequence[str], cwd: str | None) -> tuple[int, str]:
+        """Run a command; show the progress of apt-get."""
+        self._show(" ".join([program, *(word for word in words if not word.startswith("-"))]))
+        options: dict[str, Any] = {"environ_update": ENVIRONMENT, "cwd": cwd}
+        if program != "apt-get" or not hasattr(self.module, "status"):
+            status, out, err = self.module.run_command([program, *words], **options)
+        else:
+            with progress.follow(self._show) as descriptor:
+                command = [program, f"--option=APT::Status-Fd={descriptor}", *words]
+                status, out, err = self.module.run_command(
+                    command, pass_fds=[descriptor], **options
+                )
+        return int(status), str(out) + str(err)
+
+    def _show(self, text: str) -> None:
+        """Show what apt does now."""
+        if hasattr(self.module, "status"):
+            self.module.status.show(text)
 
     def refresh(self) -> None:
         """Refresh the package index; unusable sources are recorded, and do not fail here."""

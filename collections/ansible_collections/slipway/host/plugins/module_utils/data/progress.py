@@ -11,6 +11,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state.reading import 
 
 # Seconds between two progress lines of one step.
 INTERVAL = 15
+# Seconds between two texts for the view of a run.
+SHOWN_INTERVAL = 0.5
 
 
 class TreeError(Exception):
@@ -48,19 +50,26 @@ class Meter:
     def __init__(self, progress: Progress, activity: str, total: int | None, done: int = 0) -> None:
         self.progress, self.activity, self.total = progress, activity, total
         self.done, self.done_before = done, done
-        self.started = self.reported = time.monotonic()
+        self.started = self.reported = self.shown = time.monotonic()
 
     def add(self, size: int) -> None:
         """Count SIZE more bytes."""
         self.done += size
         now = time.monotonic()
-        if now - self.reported < INTERVAL:
+        if now - self.shown < min(SHOWN_INTERVAL, INTERVAL):
             return
-        self.reported = now
+        self.shown = now
+        line = self._describe(now)
+        self.progress.now(line)
+        if now - self.reported >= INTERVAL:
+            self.reported = now
+            self.progress.say(line)
+
+    def _describe(self, now: float) -> str:
         rate = (self.done - self.done_before) / (now - self.started)
         of_total = f" of {format_size(self.total)}" if self.total else ""
         time_left = ""
         if self.total and rate:
             time_left = f", {max(0, self.total - self.done) / rate / 60:.0f} min left"
         done = format_size(self.done)
-        self.progress.say(f"{self.activity}: {done}{of_total}, {format_size(rate)}/s{time_left}")
+        return f"{self.activity}: {done}{of_total}, {format_size(rate)}/s{time_left}"

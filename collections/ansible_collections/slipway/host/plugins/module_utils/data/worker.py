@@ -214,7 +214,7 @@ class Worker:
 
 def apply_job(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Apply all trees of a job; after a failure, continue with the next tree."""
-    progress = EscapedProgress(progress.stream)
+    progress = EscapedProgress(progress.stream, progress.status)
     worker = Worker(job["secrets"], progress)
     done: list[str] = []
     failed: dict[str, str] = {}

@@ -102,8 +102,14 @@ class Check:
         return NOT_RUN if self.seen.startswith(NOT_APPLICABLE) else PASSED
 
 
+# Called with the name of each check before it runs.
+on_start: Callable[[str], None] | None = None
+
+
 def run_check(what: str, function: Callable[[], str]) -> Check:
     """Return the check of FUNCTION, which returns its result as text or raises an error."""
+    if on_start:
+        on_start(what)
     started = time.monotonic()
     try:
         check = Check(what, True, function())

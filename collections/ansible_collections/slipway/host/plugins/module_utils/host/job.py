@@ -16,25 +16,37 @@ import io
 import json
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from ansible_collections.slipway.host.plugins.module_utils.host.status import Status
+
 Result = dict[str, Any]
+# The file of a job's folder with what goes on now.
+STATUS = "status"
+WAIT_PAUSE = 0.5
 PACKAGE = __name__.partition("module_utils.")[0]
 
 
 class Progress:
-    """Writes progress lines, which the controller shows."""
+    """Writes progress lines, which the controller shows, and what goes on now."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, status: Status | None = None) -> None:
         self.stream = stream
+        self.status = status
 
     def say(self, line: str) -> None:
         """Write a line and flush it."""
         self.stream.write(line + "\n")
         self.stream.flush()
+
+    def now(self, text: str) -> None:
+        """Show what goes on now, until the next text; no log keeps it."""
+        if self.status:
+            self.status.show(text)
 
 
 def _required_modules(program: ModuleType) -> list[ModuleType]:
@@ -80,6 +92,31 @@ def pack(files: Mapping[str, bytes], program: ModuleType) -> bytes:
     return stream.getvalue()
 
 
+def _wait_for_lock(lock: TextIO, activity: str, progress: Progress) -> None:
+    """Wait until no other job has the lock; show the progress of the other job."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        progress.say(f"Waiting for another {activity} on this host")
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            lock.seek(0)
+            progress.now(f"waits for another {activity}: {_read_status(lock.read())}")
+            time.sleep(WAIT_PAUSE)
+
+
+def _read_status(path: str) -> str:
+    """Return what another job does now, empty if that is unknown."""
+    try:
+        return Path(path).read_text(encoding="utf-8").partition(" ")[2].strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def run_locked(
     folder: Path, lock_file: Path, activity: str, work: Callable[[Progress], Result]
 ) -> None:
@@ -89,14 +126,15 @@ def run_locked(
     """
     lock_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     result: Result = {"failed": {"job": f"{activity} was stopped"}}
-    with (folder / "progress").open("a", encoding="utf-8") as stream, lock_file.open("w") as lock:
-        progress = Progress(stream)
+    with (folder / "progress").open("a", encoding="utf-8") as stream, lock_file.open("a+") as lock:
+        progress = Progress(stream, Status(str(folder / STATUS)))
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress.say(f"Waiting for another {activity} on this host")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            _wait_for_lock(lock, activity, progress)
+            # Whoever waits for this job shows its progress.
+            lock.seek(0)
+            lock.truncate()
+            lock.write(str(folder / STATUS))
+            lock.flush()
             result = work(progress)
         except Exception as error:
             result["failed"] = {"job": f"{type(error).__name__}: {error}"}

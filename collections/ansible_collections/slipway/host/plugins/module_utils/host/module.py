@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.host import environment
+from ansible_collections.slipway.host.plugins.module_utils.host.status import Status
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Conflict
 
 
@@ -17,6 +18,8 @@ class HostModule(AnsibleModule):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         environment.apply()
+        # What the module does now, for the view of a run.
+        self.status = Status()
         super().__init__(*arguments, **options)  # type: ignore[no-untyped-call] # of ansible-core
 
     def finish(self, conflicts: Sequence[Conflict], **result: Any) -> NoReturn:

@@ -26,6 +26,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import environme
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.images import record
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
+from ansible_collections.slipway.host.plugins.module_utils.images.activity import Activities
 from ansible_collections.slipway.host.plugins.module_utils.images.output import (
     last_lines,
     read_lines,
@@ -37,9 +38,10 @@ LOCK = Path(labels.BUILD_LOCK)
 REGISTRY_TIMEOUT = 20
 # Seconds for a pull from such a registry: the engine may still have a mirror or a proxy.
 ENGINE_TIMEOUT = 300
-# Seconds without output after which a line reports that the step still runs.
+# Seconds without a line after which one reports that the step still runs, then twice as many.
 HEARTBEAT = 15
-STEP = re.compile(r"#(\d+) (.*)")
+# A line of a step: its number, the seconds of its command, its text.
+STEP = re.compile(r"#(\d+) (?:\d+\.\d+ )?(.*)")
 # Parts of a step that a person does not need to read.
 NOISE = re.compile(r"--mount=\S+\s+|\. /run/slipway/environment && |/run/slipway/|set -eu;\s*")
 Job = dict[str, Any]
@@ -96,6 +98,7 @@ class Builder:
         self.folder = folder
         self.job: Job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         self.progress = progress
+        self.activities = Activities(progress)
         self.base_lock = threading.Lock()
         self.built: list[str] = []
         self.recorded: list[str] = []
@@ -164,9 +167,8 @@ class Builder:
                 "installing mmdebstrap", ["env", "DEBIAN_FRONTEND=noninteractive", *install]
             )
         tar, recipe = self.folder / "base.tar", base["bootstrap"]
-        command = self.mmdebstrap(recipe, tar)
         try:
-            run_or_fail(f"bootstrapping {base['name']}", command)
+            run_or_fail(f"bootstrapping {base['name']}", self.mmdebstrap(recipe, tar))
             imported = ["docker", "import", '--change=CMD ["bash"]', str(tar), local]
             run_or_fail("importing the base", imported)
         finally:
@@ -205,6 +207,7 @@ class Builder:
         reference, name = image["reference"], image["name"]
         started = time.monotonic()
         candidate = f"{reference}{images_smoke.CANDIDATE}"
+        self.activities.set(name, f"base image {image['base']['name']}")
         with self.base_lock:
             root = self.provide_base(image["base"])
         base = str(image["parent"] or root)
@@ -271,15 +274,15 @@ class Builder:
         environment = {**os.environ, "DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
         log: list[str] = []
         steps: dict[str, str] = {}
-        step, reported = "starting", time.monotonic()
+        step, reported, pause = "starting", time.monotonic(), HEARTBEAT
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         ) as process:
             for line in read_lines(process):
                 if line is None:
-                    if time.monotonic() - reported > HEARTBEAT:
-                        reported = time.monotonic()
-                        self.progress.say(f"{name}: still running: {step}")
+                    if time.monotonic() - reported > pause:
+                        reported, pause = time.monotonic(), 2 * pause
+                        self.progress.say(f"{name}: {step}: {self.activities.state(name)}")
                     continue
                 log.append(line)
                 match = STEP.match(line)
@@ -291,8 +294,9 @@ class Builder:
                 elif text == "CACHED":
                     steps.pop(number, None)
                 elif number in steps:
-                    step, reported = steps.pop(number), time.monotonic()
+                    step, reported, pause = steps.pop(number), time.monotonic(), HEARTBEAT
                     self.progress.say(f"{name}: {step}")
+                self.activities.set(name, f"{step.partition(']')[0]}] {text}"[:120])
             status = process.wait()
         (self.folder / f"{name}.log").write_text("\n".join(log), encoding="utf-8")
         if status != 0:
@@ -301,6 +305,7 @@ class Builder:
     def smoke(self, image: Job, candidate: str) -> list[str]:
         """Run the image's smoke test in CANDIDATE; return its lines or raise BuildError."""
         self.progress.say(f"{image['name']}: smoke test")
+        self.activities.set(image["name"], "smoke test")
         try:
             proven = images_smoke.test(candidate, image["smoke"], image["smoke_timeout"])
         except images_smoke.SmokeError as error:
@@ -335,6 +340,8 @@ class Builder:
 
     def build_or_explain(self, image: Job) -> str | None:
         """Build an image; return the reason of a failure, None for success."""
+        usual = containers.read_image_record(image["reference"]).get("build_seconds")
+        self.activities.begin(image["name"], usual)
         try:
             if self.record_old_image(image):
                 self.recorded.append(image["reference"])
@@ -344,6 +351,8 @@ class Builder:
         except (BuildError, OSError) as error:
             self.progress.say(f"{image['name']}: FAILED")
             return str(error)
+        finally:
+            self.activities.end(image["name"])
         return None
 
     def build_all(self) -> Job:
@@ -355,7 +364,7 @@ class Builder:
         failed: dict[str, str] = {}
         waiting = [image for image in self.job["builds"] if not is_current(image)]
         running: dict[Future[str | None], str] = {}
-        with ThreadPoolExecutor(self.parallel_builds()) as pool:
+        with self.activities.shown(), ThreadPoolExecutor(self.parallel_builds()) as pool:
             while waiting or running:
                 unfinished = {image["reference"] for image in waiting} | set(running.values())
                 for image in [other for other in waiting if other["parent"] not in unfinished]:

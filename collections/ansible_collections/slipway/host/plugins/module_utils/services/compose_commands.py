@@ -49,6 +49,7 @@ def replace_containers(module: HostModule, project: Project, file: Path) -> None
     words = ("up", "--detach", "--remove-orphans", "--force-recreate", *wait)
     record = containers.read_service_record(name)
     _write_record(name, record["containers"] if record else [], starting=True)
+    module.status.show(f"{name}: starts, waits until healthy", force=True)
     status, out, err = module.run_command([*command, *words])
     _record_containers(module, name)
     if status != 0:
