@@ -130,7 +130,7 @@ def run_locked(
         progress = Progress(stream, Status(str(folder / STATUS)))
         try:
             _wait_for_lock(lock, activity, progress)
-            # Whoever waits for this job shows its progress.
+            # A job that waits for this one shows its progress.
             lock.seek(0)
             lock.truncate()
             lock.write(str(folder / STATUS))
