@@ -258,7 +258,7 @@ def test_docker_commands_of_roles_name_the_local_engine() -> None:
     assert {argv[1] for argv in docker} == {"--host=unix:///run/docker.sock"}
 
 
-@pytest.mark.parametrize("file", ["callback/summary.py", "action/survey.py"])
+@pytest.mark.parametrize("file", ["callback/live.py", "callback/summary.py", "action/survey.py"])
 def test_plugins_of_each_run_load_shared_code_from_byte_code(file: str) -> None:
     tree = ast.parse((PLUGINS / file).read_text())
     imports = [

@@ -53,6 +53,11 @@ from typing import Any
 from ansible import constants as C
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
+
+# Must be the first import: it loads the modules below from byte code.
+from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
+
+# isort: split
 from ansible_collections.slipway.host.plugins.callback.summary import LAST_PLAYS, SURVEY
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     run_display,

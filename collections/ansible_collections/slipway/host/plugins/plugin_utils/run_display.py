@@ -54,7 +54,6 @@ class RunDisplay:
         self.problem = ""
         self.output = Output(lock, self._open_log(state / "logs", name))
         self.channel = Channel()
-        self.is_paused = False
         self.is_over = False
         self._has_news = True
         self._drawn = self._spoke = time.monotonic()
@@ -109,13 +108,13 @@ class RunDisplay:
     def pause(self) -> None:
         """Remove the view while Ansible asks a question."""
         with self.lock:
-            self.is_paused = True
+            self.output.is_paused = True
             if self.output.view:
                 self.output.view.erase()
 
     def resume(self) -> None:
         """Draw the view again."""
-        self.is_paused = False
+        self.output.is_paused = False
 
     def say(self, *lines: str) -> None:
         """Print lines, with the time if there is no view; the log has them in other words."""
@@ -160,7 +159,7 @@ class RunDisplay:
     def _refresh(self, now: float) -> None:
         if self.mode == PLAIN:
             self._report_wait(now)
-        elif not self.is_paused and (self._has_news or now - self._drawn >= CLOCK):
+        elif self._has_news or now - self._drawn >= CLOCK:
             self._has_news, self._drawn = False, now
             self.output.draw()
 

@@ -68,6 +68,8 @@ class Output:
         self.view: View | None = None
         # Whether the last text had no end of line: a question that waits for its answer.
         self.is_open = False
+        # Whether Ansible asks a question now.
+        self.is_paused = False
         self._thread = threading.local()
         self.terminal = sys.stdout
 
@@ -109,7 +111,7 @@ class Output:
 
     def draw(self) -> None:
         """Draw the view, unless a question waits for its answer."""
-        if self.view and not self.is_open:
+        if self.view and not self.is_open and not self.is_paused:
             with self.lock:
                 self.view.draw()
 
