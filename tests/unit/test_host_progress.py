@@ -166,8 +166,12 @@ def test_a_build_shows_time_size_rate_and_what_is_usual(
 
 def test_builds_that_run_are_shown_together() -> None:
     shown: list[str] = []
-    progress = job.Progress(io.StringIO())
-    progress.now = shown.append  # type: ignore[method-assign]
+
+    class Shown(job.Progress):
+        def now(self, text: str) -> None:
+            shown.append(text)
+
+    progress = Shown(io.StringIO())
     activities = activity.Activities(progress)
     activities.show()
     activities.begin("jupyter", 40.0)

@@ -240,7 +240,7 @@ def test_a_narrower_terminal_leaves_nothing_behind(tmp_path: Path) -> None:
     screen = pyte.Screen(80, 24)
     stream = pyte.Stream(screen)
     session.expect_exact("waits for gpu03")
-    stream.feed(session.before + session.after)
+    stream.feed(f"{session.before}{session.after}")
     session.setwinsize(24, 120)
     screen.resize(24, 120)
     stream.feed(session.read())
