@@ -24,6 +24,8 @@ from ansible_collections.slipway.host.plugins.plugin_utils.progress_channel impo
 
 # Seconds between two reads of the progress; a read waits on the host for news.
 POLL_SECONDS = 0.4
+# What the programs do, for people.
+ACTIVITIES = {"builder": "build of images", "worker": "download of data"}
 
 display = Display()
 
@@ -43,7 +45,8 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
         base64.encodebytes(job),
     )
     host, displayed_bytes, status = host_progress.host_of(action), 0, ""
-    progress_channel.send(Message(host, "job", program.rpartition(".")[2]))
+    name = program.rpartition(".")[2]
+    progress_channel.send(Message(host, "job", ACTIVITIES.get(name, name)))
     try:
         while True:
             output = _run_command(action, _read_script(folder, displayed_bytes, status))
