@@ -316,7 +316,7 @@ def test_verify_tries_the_ways_that_the_engines_proxy_hides(converged: Site) -> 
             "iptables -D DOCKER-USER -i sw+ -j DROP",
             "the chain DOCKER-USER has rules of somebody else",
         ),
-        # As after the reload of a firewall. The message names the command that repairs it.
+        # As after the reload of a firewall; the repair is the command in the message.
         (
             "iptables -t nat -F POSTROUTING",
             "systemctl reset-failed docker; systemctl restart docker",
