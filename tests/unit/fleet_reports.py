@@ -20,6 +20,7 @@ FAULT = {
     "expected": "none",
     "remedy": "Reboot the host; if the error comes back, replace the card",
     "warning": False,
+    "accepted": "",
 }
 CONFLICT = {
     "kind": "projects",

@@ -40,7 +40,14 @@ def is_count(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1 << 60
 
 
-FINDING = {"where": str, "found": str, "expected": str, "remedy": str, "warning": bool}
+FINDING = {
+    "where": str,
+    "found": str,
+    "expected": str,
+    "remedy": str,
+    "warning": bool,
+    "accepted": str,
+}
 CHECK = {"what": str, "status": str, "found": str, "expected": str, "remedy": str, "stand_in": bool}
 STEP = {"role": str, "step": str, "start": is_count, "seconds": is_count, "changed": bool}
 OVERVIEW = {

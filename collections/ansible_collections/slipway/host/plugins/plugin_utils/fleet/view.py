@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from ansible_collections.slipway.host.plugins.module_utils.gpu.health import sentences
+from ansible_collections.slipway.host.plugins.module_utils.gpu.health import FAULT, sentences
 from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, pictures, store
 
@@ -144,7 +144,7 @@ def _reason(report: Report, condition: str) -> str:
             *([report["error"]] if report["state"] == "failed" else []),
             *(f"check {one['what']}: {one['found']}" for one in failed),
         ],
-        "fault": [text for warning, text in sentences(report["health"]) if not warning],
+        "fault": [text for kind, text in sentences(report["health"]) if kind == FAULT],
         "conflict": [one["reason"] for found in report["conflicts"].values() for one in found],
         "unreachable": [report["error"]],
         "waiting": report["waiting"],
