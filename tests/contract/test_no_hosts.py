@@ -13,6 +13,7 @@ import pytest
 from tests.contract.tree import ROOT
 
 PLAYBOOKS = ["site.yml", "playbooks/verify.yml", "playbooks/upgrade.yml", "playbooks/rollback.yml"]
+PLAYBOOKS += ["playbooks/remove.yml"]
 PLAYBOOKS += sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("playbooks/images_*.yml"))
 
 

@@ -52,6 +52,15 @@ class Found:
         return sorted(new | (self.files - before.files))
 
 
+def look(site: Site) -> Found:
+    """Return what is on a host."""
+
+    def lines(script: str) -> frozenset[str]:
+        return frozenset(site.on(script).splitlines())
+
+    return Found(lines(PACKAGES), lines("apt-mark showhold"), lines(FILES))
+
+
 class RemovalSite(Site):
     """A simulated GPU host, and what was on it before the first run."""
 
@@ -71,15 +80,7 @@ class RemovalSite(Site):
         self.on(
             "mkdir -p /var/lib/docker/volumes/theirs; touch /var/lib/docker/volumes/theirs/kept"
         )
-        self.before = self.look()
-
-    def look(self) -> Found:
-        """Return what is on the host."""
-
-        def lines(script: str) -> frozenset[str]:
-            return frozenset(self.on(script).splitlines())
-
-        return Found(lines(PACKAGES), lines("apt-mark showhold"), lines(FILES))
+        self.before = look(self)
 
 
 @pytest.fixture(scope="module", params=sorted(BASES))
@@ -98,7 +99,7 @@ def removed(site: RemovalSite) -> Run:
     site.declare(**site.variables)
     site.converge()
     # The comparison detects the installed packages and files.
-    brought = site.look().since(site.before)
+    brought = look(site).since(site.before)
     assert {"docker.io", "docker.io installed", DAEMON_JSON} < set(brought)
     assert [name for name in brought if name.startswith("/etc/apt/")]
     site.declare(**site.variables, **ABSENT)
@@ -106,11 +107,11 @@ def removed(site: RemovalSite) -> Run:
 
 
 def test_removal_leaves_the_host_as_it_was(site: RemovalSite, removed: Run) -> None:
-    left = site.look().since(site.before)
+    left = look(site).since(site.before)
     # Other programs may use the file. Only the settings in it are removed.
     assert [name for name in left if not name.startswith(STAYS)] == [DAEMON_JSON]
     assert json.loads(site.on(f"cat {DAEMON_JSON}")) == {}
-    assert site.before.since(site.look()) == []
+    assert site.before.since(look(site)) == []
     site.on("test -e /var/lib/docker/volumes/theirs/kept")
 
 

@@ -66,6 +66,7 @@ PLAYS = (
     "Compare hosts with the declared state",
     "Upgrade driver, Docker Engine and container toolkit",
     "Roll back the last upgrade",
+    "Compare hosts with their state after the removal",
     *_IMAGE_PLAYS,
 )
 NO_HOSTS = (
@@ -76,8 +77,8 @@ NO_TASKS = (
     "No task matched --tags: Slipway's tasks have no tags. To run only some roles: "
     """-e '{"slipway_roles": ["docker_engine"]}'"""
 )
-# The first play of site.yml that changes hosts.
-CHANGES = "Apply roles to hosts with drift"
+# The first plays of site.yml and remove.yml that change hosts.
+CHANGES = ("Apply roles to hosts with drift", "Remove roles from hosts")
 # The plays that fail hosts on which everything else is done.
 LAST_PLAYS = {"Report conflicts": report.CONFLICT, "Report faults of GPUs": report.FAULT}
 SURVEY = ("slipway.host.survey", "survey")
@@ -143,7 +144,7 @@ class CallbackModule(CallbackBase):
         """Record which play runs; print what it disturbs before the first change."""
         self.play = play.get_name()
         text = report.consequences(self.report)
-        if self.play == CHANGES and text and not self.get_option("report"):
+        if self.play in CHANGES and text and not self.get_option("report"):
             self._display.display("\n" + text)
         if self.play in PLAYS:
             self.had_tasks[self.play] = False
@@ -271,4 +272,7 @@ def first_line(result: Mapping[str, Any]) -> str:
     message = (
         str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
     )
+    if "non-zero return code" in message:
+        # The words of ansible.builtin.command, which say less than the program's own.
+        message = str(result.get("stderr") or message)
     return escape_control(next(iter(message.strip().splitlines()), "see above"))

@@ -81,10 +81,14 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     disks, environment = options["ml_data_disks"], options["ml_data_environment"]
     for disk in disks:
         _check_path("ml_data_disks", disk)
+    state = {"state": "absent"} if options["ml_data_state"] == "absent" else {}
     sources = [
-        *(_dataset(item, options["ml_data_folder"], disks) for item in options["ml_data_archives"]),
         *(
-            _checkout(item, options["ml_data_code_folder"], disks)
+            _dataset({**item, **state}, options["ml_data_folder"], disks)
+            for item in options["ml_data_archives"]
+        ),
+        *(
+            _checkout({**item, **state}, options["ml_data_code_folder"], disks)
             for item in options["ml_data_repositories"]
         ),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images import index, types
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.state.containers import IMAGE_RECORDS
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,15 +19,18 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     Raise DeclarationError for a broken catalogue or an unknown image.
     """
     build = ml_catalogue.choose_build(facts, options)
-    names = ml_catalogue.image_names(options)
-    images = build.images(names)
+    absent = options["ml_images_state"] == "absent"
+    names = [] if absent else ml_catalogue.image_names(options)
+    owned: dict[str, Any] = {"images": list(map(image_entry, build.images(names)))}
+    if absent:
+        owned["folders"] = [{"path": IMAGE_RECORDS, "entries": []}]
     return {
         "names": names,
         "catalogue": build.catalogue,
         "variant": build.variant,
         "base": build.base,
         "args": build.args,
-        "owned": {"images": list(map(image_entry, images))},
+        "owned": owned,
     }
 
 

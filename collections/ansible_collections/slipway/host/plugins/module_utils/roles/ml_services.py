@@ -77,6 +77,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 
 def _declared(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the declared projects; by default iris-api, if the host has that image."""
+    if options["ml_services_state"] == "absent":
+        return []
     projects: Sequence[Mapping[str, Any]] | None = options["ml_services_instances"]
     if projects is not None:
         return projects

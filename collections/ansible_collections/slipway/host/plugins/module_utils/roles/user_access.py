@@ -46,6 +46,11 @@ PUBLIC_KEY = re.compile(
     r"(^|\s)(ssh-|ecdsa-|sk-ssh-|sk-ecdsa-)\S+\s+AAAA[A-Za-z0-9+/]*={0,3}(\s|$)"
 )
 
+# What a removed role declares: accounts, groups, homes and shared folders are not touched.
+NOTHING: Mapping[str, Any] = {
+    f"user_access_{name}": [] for name in ("users", "groups", "shared_folders", "limits")
+}
+
 # By group, the GPU devices that some drivers make accessible only to this group.
 DEVICES = {"render": ["/dev/dri/renderD"], "video": ["/dev/nvidia"]}
 
@@ -328,6 +333,8 @@ def plan(facts: Entry | None, options: Entry) -> dict[str, Any]:
     FACTS is ``ansible_facts['slipway']``; without facts, no GPU and no engine is assumed. OPTIONS
     are the role's options. Raise UserAccessError for a declaration that cannot be applied.
     """
+    if options["user_access_state"] == "absent":
+        options = {**options, **NOTHING}
     users, groups = options["user_access_users"], options["user_access_groups"]
     shared, limits = options["user_access_shared_folders"], options["user_access_limits"]
     _check_declarations(users, groups, shared, limits)
