@@ -45,8 +45,8 @@ def documentation(kind: str, name: str) -> dict[str, Any]:
 
 
 def argument_spec(name: str) -> dict[str, Any]:
-    """Return the ARGUMENT_SPEC of a module, or of its action plugin if it has one."""
-    kind = "action" if (PLUGINS / f"action/{name}.py").exists() else "modules"
+    """Return the ARGUMENT_SPEC of a module, or of its action plugin if that does the work."""
+    kind = "modules" if hasattr(plugin("modules", name), "ARGUMENT_SPEC") else "action"
     spec: dict[str, Any] = plugin(kind, name).ARGUMENT_SPEC
     return spec
 
@@ -218,7 +218,7 @@ def test_every_module_sets_the_environment_of_hosts() -> None:
         name
         for name in MODULES
         if "HostModule(" not in (PLUGINS / f"modules/{name}.py").read_text()
-        and not (PLUGINS / f"action/{name}.py").exists()
+        and hasattr(plugin("modules", name), "ARGUMENT_SPEC")
     }
     direct = {
         file.stem

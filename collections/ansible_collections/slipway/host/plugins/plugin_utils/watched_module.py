@@ -1,9 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs a module whose work may take long, and shows its progress meanwhile.
-
-``meta/runtime.yml`` lists the modules.
-"""
+"""The action of modules whose work may take long: run the module, show its progress meanwhile."""
 
 from __future__ import annotations
 
