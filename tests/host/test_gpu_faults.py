@@ -234,16 +234,21 @@ def test_an_accepted_fault_fails_nothing_and_hides_no_other(sick: SickSite) -> N
 
 def test_ml_doctor_explains_the_first_failure(sick: SickSite) -> None:
     user = sick.host.user
-    assert sick.on("ml doctor").splitlines()[-1].startswith("ok      CDI specification")
+    healthy = sick.on("ml doctor")
+    assert (
+        "\nok        computation on the host: 8 GPUs computed correctly with a stand-in" in healthy
+    )
+    assert "\nnot done  computation in a container: no image" in healthy
     done = sick.try_as(user, "ml doctor")
     assert done.returncode == 1
-    assert f"FAILED  engine: {user} may not use Docker on " in done.stdout
+    assert f"FAILED    Docker group: {user} may not use Docker on " in done.stdout
     sick.on(CPU_IMAGE)
     said = sick.on("ml doctor slipway/tiny:cpu || true")
-    assert "FAILED  image: slipway/tiny:cpu is the cpu variant of its image" in said
+    assert "FAILED    image: slipway/tiny:cpu is the cpu variant of its image" in said
     sick.on("docker image rm slipway/tiny:cpu; sed -i s,nvidia7,nvidia9, /run/cdi/nvidia.yaml")
-    said = sick.on("ml doctor || true").splitlines()[-1]
-    assert said.startswith("FAILED  CDI specification: ")
+    lines = sick.on("ml doctor || true").splitlines()
+    assert lines[-1] == "not done  computation in a container: CDI specification failed"
+    (said,) = (line for line in lines if line.startswith("FAILED    CDI specification: "))
     assert "names /dev/nvidia9, which this host does not have" in said
     sick.on(said.rpartition(": ")[2])
-    assert sick.on("ml doctor").splitlines()[-1].startswith("ok      CDI specification")
+    assert sick.on("ml doctor") == healthy

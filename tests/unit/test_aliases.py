@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.gpu import cuda_bundle
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.ml import settings
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
@@ -88,6 +89,22 @@ def test_without_aliases_only_the_command_ml_is_installed() -> None:
     assert json.loads(content(owned, ml_aliases.DECLARATION))["images"] == {
         "tool": "slipway/tool:gpu"
     }
+
+
+def test_the_declaration_has_the_cuda_release_of_images(tmp_path: Path) -> None:
+    file = tmp_path / "aliases.json"
+    images = [replace(IMAGE, cuda="13.2"), replace(IMAGE, name="cpu", reference="slipway/cpu:cpu")]
+    file.write_text(content(ml_aliases.owned(images, PLAIN), ml_aliases.DECLARATION))
+    assert settings.read_host(file).cuda == {"slipway/tool:gpu": settings.Cuda("13.2", 580)}
+    declared = json.loads(file.read_text())
+    del declared["cuda"]
+    file.write_text(json.dumps(declared))
+    assert settings.read_host(file).cuda == {}, "the declaration of an older version"
+
+
+def test_the_modules_of_the_cuda_check_are_installed() -> None:
+    names = {f"{part.__name__.rpartition('.')[2]}.py" for part in cuda_bundle.PARTS}
+    assert {name for name, _content in ml_aliases.cuda_check_sources()} == names
 
 
 def test_the_program_reads_the_declaration(tmp_path: Path) -> None:
@@ -328,7 +345,7 @@ def test_compiled_modules_are_kept_for_the_caller(tmp_path: Path) -> None:
 
 def test_files_on_the_host_name_the_role_that_writes_them() -> None:
     for entry in ml_aliases.owned([IMAGE], PLAIN)["files"]:
-        if "/slipway_ml/" not in entry["path"]:
+        if not entry["path"].endswith(".py"):
             assert ml_aliases.HEADER in entry["content"], entry["path"]
 
 

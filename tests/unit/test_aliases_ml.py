@@ -57,6 +57,7 @@ HOST = settings.Host(
     contact="Dana",
     aliases={"lab": ALIAS, "laboratory": ALIAS},
     images={"lab": "slipway/lab:cpu", "other": "slipway/other:cpu"},
+    cuda={},
 )
 ME, OTHER = 1000, 1001
 URL = "http://127.0.0.1:8888/lab?token={token}"
@@ -277,7 +278,7 @@ def test_list_shows_images_containers_and_gpus_without_tokens() -> None:
 
 
 def test_an_empty_list_is_explained() -> None:
-    data = listing.collect_data(settings.Host("", {}, {}), [], [], [], {})
+    data = listing.collect_data(settings.Host("", {}, {}, {}), [], [], [], {})
     assert (
         listing.format_text(data)
         == "no images of the catalogue on this host\n\nno running containers"

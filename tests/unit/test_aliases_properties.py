@@ -62,6 +62,7 @@ CONTAINER = {
 DECLARATION: dict[str, Any] = {
     "contact": "Dana",
     "images": {"lab": "slipway/lab:cpu"},
+    "cuda": {"slipway/lab:gpu": {"release": "13.2", "driver": 580}},
     "aliases": {
         "lab": {
             "names": ["laboratory"],
@@ -394,6 +395,9 @@ def broken_declarations() -> st.SearchStrategy[Any]:
     keys = [
         *((key,) for key in DECLARATION),
         ("aliases", "lab"),
+        ("cuda", "slipway/lab:gpu"),
+        ("cuda", "slipway/lab:gpu", "release"),
+        ("cuda", "slipway/lab:gpu", "driver"),
         *(("aliases", "lab", key) for key in alias),
         *(("aliases", "lab", "settings", key) for key in (*alias["settings"], "options", "env")),
     ]

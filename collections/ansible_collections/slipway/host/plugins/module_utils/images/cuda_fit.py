@@ -26,14 +26,20 @@ Source: NVIDIA, "CUDA Compatibility", table of minor version compatibility.
 """
 
 
+def oldest_driver(cuda: str) -> int:
+    """Return the oldest driver branch for a release of CUDA, such as `13.2`."""
+    major = int(cuda.partition(".")[0])
+    # A release newer than the table needs no older driver than the newest in it.
+    return OLDEST_DRIVER[max(known for known in OLDEST_DRIVER if known <= max(major, 11))]
+
+
 def misfit(cuda: str, driver: str, gpus: Iterable[int]) -> str | None:
     """Return why a release of CUDA, such as `13.2`, does not run on a host, None if it runs.
 
     DRIVER is the version of the module in the host's kernel, GPUS are PCI device IDs.
     """
     major = int(cuda.partition(".")[0])
-    # A release newer than the table needs no older driver than the newest in it.
-    oldest = OLDEST_DRIVER[max(known for known in OLDEST_DRIVER if known <= max(major, 11))]
+    oldest = oldest_driver(cuda)
     if int(driver.partition(".")[0]) < oldest:
         return (
             f"contains CUDA {cuda}, which needs NVIDIA driver {oldest} or newer; the host runs "

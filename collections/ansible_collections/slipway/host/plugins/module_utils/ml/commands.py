@@ -77,7 +77,7 @@ def _add_container_verbs(add_verb: AddVerb) -> None:
     verb.add_argument("--all", action="store_true", help="remove all your ended containers")
     summary = "find out why a container does not see the GPUs of this host"
     verb = add_verb("doctor", summary)
-    of = "also check this image: name in the catalogue, alias, or reference"
+    of = "image to check, by default a gpu variant: name in the catalogue, alias, or reference"
     verb.add_argument("image", nargs="?", metavar="IMAGE", help=of)
     verb = add_verb("url", "show the addresses of one of your containers, with your token")
     verb.add_argument("name", nargs="?", metavar="NAME", help=container)
@@ -212,11 +212,19 @@ def examine_gpus(docker: Docker, host: Host, arguments: argparse.Namespace) -> i
     from . import doctor, images
 
     name: str | None = arguments.image
-    find_image = None if name is None else partial(images.find_image, docker, name, host)
-    steps = list(doctor.examine(doctor.Host(docker.contact), docker, find_image))
-    for step in steps:
-        print(f"{'ok    ' if step.passed else 'FAILED'}  {step.subject}: {step.result}")
-    return 0 if steps[-1].passed else 1
+    find_image: Callable[[], images.Image | None] = (
+        partial(images.find_gpu_image, docker)
+        if name is None
+        else partial(images.find_image, docker, name, host)
+    )
+    find_cuda = partial(images.find_cuda, host)
+    status = 0
+    for step in doctor.examine(doctor.Host(docker.contact), docker, find_image, find_cuda):
+        word = {True: "ok", False: "FAILED", None: "not done"}[step.passed]
+        # Computations take seconds: show each step when it ends.
+        print(f"{word:8}  {step.subject}: {step.result}", flush=True)
+        status = 1 if step.passed is False else status
+    return status
 
 
 def save(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:

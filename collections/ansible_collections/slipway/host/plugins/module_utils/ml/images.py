@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from . import api, labels, launch
 from .engine import Docker, parse_ids, parsing
 from .errors import MlError
-from .settings import Host
+from .settings import Cuda, Host
 
 # Only the role ml_images creates tags with this prefix: their images were built and tested.
 RESERVED_PREFIX = "slipway/"
@@ -81,6 +81,21 @@ def find_image(docker: Docker, name: str, host: Host) -> Image:
         raise MlError(f"no image {reference} on this host. Images of the catalogue here: {known}")
     with parsing():
         return parse_image(inspected, reference)
+
+
+def find_gpu_image(docker: Docker) -> Image | None:
+    """Return the first gpu variant of an image on this host, None without one."""
+    return next((image for image in list_images(docker) if image.variant == "gpu"), None)
+
+
+def find_cuda(host: Host, image: Image) -> Cuda | None:
+    """Return the CUDA release of an image of the catalogue, or of one committed from it.
+
+    None for an image whose release the host's declaration does not have.
+    """
+    # An image that was committed has no context digest.
+    reference = image.reference if image.digest else host.images.get(image.name, "")
+    return host.cuda.get(reference) if image.variant == "gpu" else None
 
 
 def describe_image(image: Image) -> list[str]:

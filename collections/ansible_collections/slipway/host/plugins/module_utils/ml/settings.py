@@ -186,12 +186,23 @@ class Alias(NamedTuple):
     settings: Layer
 
 
+class Cuda(NamedTuple):
+    """The CUDA release in an image, and the oldest driver branch that runs the release."""
+
+    release: str
+    driver: int
+
+
 class Host(NamedTuple):
-    """The host's declaration: the contact person, aliases by every name, images by name."""
+    """The host's declaration: the contact person, aliases by every name, images by name.
+
+    cuda: the CUDA releases of images by reference; images without CUDA are missing.
+    """
 
     contact: str
     aliases: Mapping[str, Alias]
     images: Mapping[str, str]
+    cuda: Mapping[str, Cuda]
 
     def alias(self, name: str) -> Alias:
         """Return the alias of a name.  Raise MlError for an unknown name."""
@@ -201,7 +212,7 @@ class Host(NamedTuple):
 
 
 def read_host(file: Path = HOST_FILE) -> Host:
-    """Read the host's declaration.  Raise MlError if it cannot be read."""
+    """Read the host's declaration, also without CUDA releases.  Raise MlError if that fails."""
     try:
         declared = json.loads(file.read_text(encoding="utf-8"))
         aliases = {
@@ -215,6 +226,10 @@ def read_host(file: Path = HOST_FILE) -> Host:
                 for name in (main, *entry["names"])
             },
             images={name: _text(reference) for name, reference in declared["images"].items()},
+            cuda={
+                reference: Cuda(_text(entry["release"]), _number(entry["driver"]))
+                for reference, entry in declared.get("cuda", {}).items()
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MlError) as error:
         raise MlError(
@@ -246,6 +261,13 @@ def _text(value: Any) -> str:
     """Return a text.  Raise TypeError for another value."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _number(value: Any) -> int:
+    """Return a whole number.  Raise TypeError for another value."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is not a whole number")
     return value
 
 

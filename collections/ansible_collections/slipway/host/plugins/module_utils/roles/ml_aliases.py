@@ -11,17 +11,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
-from ansible_collections.slipway.host.plugins.module_utils.ml import complete, settings
+from ansible_collections.slipway.host.plugins.module_utils.ml import (
+    complete,
+    doctor_compute,
+    settings,
+)
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 
 HEADER = "Written by Slipway's role ml_aliases; changes are overwritten."
-LIBRARY = "/usr/local/lib/slipway"
+LIBRARY = str(doctor_compute.LIBRARY)
 PROGRAM = f"{LIBRARY}/{complete.ML}"
 PACKAGE = "slipway_ml"
 # The module that is installed as PROGRAM, beside the package.
 PROGRAM_SOURCE = "program.py"
+# The CUDA check, which `ml doctor` runs on the host and in containers.
+CUDA_CHECK = f"{LIBRARY}/{doctor_compute.FOLDER}"
+NOT_IN_CUDA_CHECK = "cuda_bundle.py"
 COMMANDS = "/usr/local/bin"
 DECLARATION = str(settings.HOST_FILE)
 # Other folders of PATH: a command in COMMANDS must not hide a command in one of these.
@@ -141,6 +149,7 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
         _check_names(alias)
     names = sorted(name for alias in aliases for name in alias.names)
     commands = [complete.ML, *names]
+    cuda_top = doctor_compute.FOLDER.partition("/")[0]
     files = [
         *_program_files(),
         {"path": DECLARATION, "content": _declaration(images, aliases, options)},
@@ -153,11 +162,12 @@ def owned(images: Sequence[Planned], options: Options) -> dict[str, list[dict[st
         "files": files,
         # Whatever is beside the program, Python may import instead of it.
         "folders": [
-            {"path": LIBRARY, "entries": sorted({PACKAGE, complete.ML})},
+            {"path": LIBRARY, "entries": sorted({PACKAGE, complete.ML, cuda_top})},
             {
                 "path": f"{LIBRARY}/{PACKAGE}",
                 "entries": [name for name, _value in program_sources()],
             },
+            {"path": CUDA_CHECK, "entries": [name for name, _value in cuda_check_sources()]},
         ],
         "links": [
             {
@@ -220,6 +230,11 @@ def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: O
         "about": HEADER,
         "contact": options.contact,
         "images": {image.name: image.reference for image in images},
+        "cuda": {
+            image.reference: {"release": image.cuda, "driver": cuda_fit.oldest_driver(image.cuda)}
+            for image in images
+            if image.cuda
+        },
         "aliases": {alias.name: _entry(alias, options) for alias in aliases},
     }
     return json.dumps(declared, indent=1, sort_keys=True) + "\n"
@@ -290,8 +305,16 @@ def program_sources() -> tuple[tuple[str, str], ...]:
     return tuple((f.name, f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.py")))
 
 
+@cache
+def cuda_check_sources() -> tuple[tuple[str, str], ...]:
+    """Return name and content of the CUDA check's modules; each process reads them once."""
+    folder = Path(settings.__file__).parents[1] / "gpu"
+    files = [f for f in sorted(folder.glob("cuda_*.py")) if f.name != NOT_IN_CUDA_CHECK]
+    return tuple((f.name, f.read_text(encoding="utf-8")) for f in files)
+
+
 def _program_files() -> Iterator[dict[str, Any]]:
-    """Yield the files of the program: a package, and the program that runs it."""
+    """Yield the files of the program: a package, the program that runs it, the CUDA check."""
     for name, content in program_sources():
         if name == PROGRAM_SOURCE:
             # -I: Python ignores PYTHONPATH and the current folder when it imports modules.
@@ -301,6 +324,8 @@ def _program_files() -> Iterator[dict[str, Any]]:
             yield {"path": PROGRAM, "content": head + content, "mode": "0755"}
         else:
             yield {"path": f"{LIBRARY}/{PACKAGE}/{name}", "content": content}
+    for name, content in cuda_check_sources():
+        yield {"path": f"{CUDA_CHECK}/{name}", "content": content}
 
 
 def _bash(commands: Sequence[str]) -> str:
