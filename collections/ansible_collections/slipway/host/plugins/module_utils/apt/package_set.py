@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, package_record
 from ansible_collections.slipway.host.plugins.module_utils.apt.consent import (
     check_restart,
@@ -27,6 +26,7 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.run import (
     AptError,
     mount_point,
 )
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     facts,
@@ -120,7 +120,7 @@ class Storage:
 class PackageSet:
     """Upgrades and rolls back packages, for the module ``package_set``."""
 
-    def __init__(self, module: AnsibleModule, lock_timeout: int, gpus_free: bool) -> None:
+    def __init__(self, module: HostModule, lock_timeout: int, gpus_free: bool) -> None:
         self.module = module
         self.gpus_free = gpus_free
         self.lock_timeout = lock_timeout

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slipway.host.plugins.module_utils.apt import changes, dkms, progress
+from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import packages, reading
 
 # Seconds to wait before a half-synchronised mirror is tried again.
@@ -88,7 +88,7 @@ class Apt:
 
     def __init__(
         self,
-        module: AnsibleModule,
+        module: HostModule,
         lock_timeout: int,
         options: Sequence[str] = (),
         notes: list[str] | None = None,
@@ -146,7 +146,7 @@ class Apt:
         """Run a command; show the progress of apt-get."""
         self._show(" ".join([program, *(word for word in words if not word.startswith("-"))]))
         options: dict[str, Any] = {"environ_update": ENVIRONMENT, "cwd": cwd}
-        if program != "apt-get" or not hasattr(self.module, "status"):
+        if program != "apt-get":
             status, out, err = self.module.run_command([program, *words], **options)
         else:
             with progress.follow(self._show) as descriptor:
@@ -158,8 +158,7 @@ class Apt:
 
     def _show(self, text: str) -> None:
         """Show what apt does now."""
-        if hasattr(self.module, "status"):
-            self.module.status.show(text)
+        self.module.status.show(text)
 
     def refresh(self) -> None:
         """Refresh the package index; unusable sources are recorded, and do not fail here."""
