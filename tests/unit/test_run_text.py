@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.plugin_utils import (
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     progress_channel,
     run_display,
     run_output,
     run_text,
     run_times,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.progress_channel import Message
-from ansible_collections.slipway.host.plugins.plugin_utils.view_state import RoleEnd
+from ansible_collections.slipway.host.plugins.plugin_utils.live.progress_channel import Message
+from ansible_collections.slipway.host.plugins.plugin_utils.live.view_state import RoleEnd
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.slipway.host.plugins.plugin_utils import view_lines, view_state
-from ansible_collections.slipway.host.plugins.plugin_utils.view_state import Run
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
+    view_lines,
+    view_state,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.live.view_state import Run
 from rich.cells import cell_len
 
 

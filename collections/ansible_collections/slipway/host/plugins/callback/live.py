@@ -59,12 +59,12 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 
 # isort: split
 from ansible_collections.slipway.host.plugins.callback.summary import LAST_PLAYS, SURVEY
-from ansible_collections.slipway.host.plugins.plugin_utils import (
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     run_display,
     run_text,
     view_state,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.run_output import LOG, SCREEN
+from ansible_collections.slipway.host.plugins.plugin_utils.live.run_output import LOG, SCREEN
 
 DEBUGS = ("debug", "ansible.builtin.debug", "ansible.legacy.debug")
 PAUSES = ("pause", "ansible.builtin.pause", "ansible.legacy.pause")

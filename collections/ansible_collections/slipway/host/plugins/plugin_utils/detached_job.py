@@ -18,9 +18,11 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     host_command,
     host_progress,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     progress_channel,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.progress_channel import Message
+from ansible_collections.slipway.host.plugins.plugin_utils.live.progress_channel import Message
 
 # Seconds between two reads of the progress; a read waits on the host for news.
 POLL_SECONDS = 0.4

@@ -17,8 +17,13 @@ from contextlib import contextmanager
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.host import status
-from ansible_collections.slipway.host.plugins.plugin_utils import host_command, progress_channel
-from ansible_collections.slipway.host.plugins.plugin_utils.progress_channel import Message
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    host_command,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
+    progress_channel,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.live.progress_channel import Message
 
 # Seconds until the first look.
 PATIENCE = 1.5

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ansible_collections.slipway.host.plugins.plugin_utils import view_state
-from ansible_collections.slipway.host.plugins.plugin_utils.view_state import Host, Run
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
+    view_state,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.live.view_state import Host, Run
 from rich.cells import cell_len, set_cell_size
 
 Line = list[tuple[str, str]]

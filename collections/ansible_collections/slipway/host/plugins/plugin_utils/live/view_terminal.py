@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TextIO
 
-from ansible_collections.slipway.host.plugins.plugin_utils.view_lines import Line
+from ansible_collections.slipway.host.plugins.plugin_utils.live.view_lines import Line
 from rich.cells import cell_len
 from rich.console import COLOR_SYSTEMS, Console
 

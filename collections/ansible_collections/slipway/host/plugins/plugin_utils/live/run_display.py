@@ -17,13 +17,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.plugin_utils import (
+from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     run_text,
     run_times,
     view_state,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.progress_channel import Channel
-from ansible_collections.slipway.host.plugins.plugin_utils.run_output import SCREEN, Log, Output
+from ansible_collections.slipway.host.plugins.plugin_utils.live.progress_channel import Channel
+from ansible_collections.slipway.host.plugins.plugin_utils.live.run_output import (
+    SCREEN,
+    Log,
+    Output,
+)
 
 AUTO, LIVE, PLAIN, ANSIBLE = "auto", "live", "plain", "ansible"
 # Seconds between two pictures with news, and between two without: the times go on.
@@ -78,7 +82,7 @@ class RunDisplay:
 
     def _start_view(self) -> None:
         try:
-            from ansible_collections.slipway.host.plugins.plugin_utils import (  # noqa: PLC0415
+            from ansible_collections.slipway.host.plugins.plugin_utils.live import (  # noqa: PLC0415
                 view_lines,
                 view_terminal,
             )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ansible_collections.slipway.host.plugins.plugin_utils.view_state import RoleEnd
+from ansible_collections.slipway.host.plugins.plugin_utils.live.view_state import RoleEnd
 
 Times = dict[str, dict[str, float]]
 
