@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, page, view
+from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, page
 
 from tests.unit import fleet_reports
 
@@ -136,7 +137,7 @@ def test_500_hosts_fit_and_the_needy_have_sections() -> None:
     html = render(*reports)
     assert len(html.encode()) <= LIMIT
     assert len(rows(html)) == 500
-    needy = [one["host"] for one in reports if history.condition(one) in view.NEEDY]
+    needy = [one["host"] for one in reports if history.condition(one) in state_report.UNFINISHED]
     sections = re.findall(r'<section class="host" id="host-([^"]*)"', html)
     assert len(needy) > 30
     assert sections[: len(needy)] and {*needy} <= {*sections}

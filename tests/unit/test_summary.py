@@ -35,6 +35,8 @@ LOOP = """
     [
         ({"msg": "Task failed: Module failed: no room"}, "no room"),
         ({"msg": "no room\non /srv"}, "no room"),
+        ({"msg": "non-zero return code", "stderr": "image is in use\n"}, "image is in use"),
+        ({"msg": "non-zero return code"}, "non-zero return code"),
         ({"msg": ""}, "see above"),
         ({}, "see above"),
     ],

@@ -50,6 +50,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import acceptanc
 from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import page, recorder
+from ansible_collections.slipway.host.plugins.plugin_utils.live import run_text
 
 _IMAGE_PLAYS = (
     "Accept images on the hosts",
@@ -269,9 +270,7 @@ def in_check_mode() -> bool:
 
 def first_line(result: Mapping[str, Any]) -> str:
     """Return the first line of the error of a task."""
-    message = (
-        str(result.get("msg", "")).removeprefix("Task failed: ").removeprefix("Module failed: ")
-    )
+    message = run_text.message_of(result)
     if "non-zero return code" in message:
         # The words of ansible.builtin.command, which say less than the program's own.
         message = str(result.get("stderr") or message)

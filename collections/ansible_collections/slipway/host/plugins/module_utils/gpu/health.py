@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import (
     driver_packages,
@@ -75,6 +75,7 @@ FAULT, WARNING, ACCEPTED = "fault", "warning", "accepted"
 Fields: TypeAlias = "Mapping[str, str]"
 # A finding as data: the keys are the fields of Finding.
 Data: TypeAlias = "Mapping[str, Any]"
+Value = TypeVar("Value")
 Judge: TypeAlias = "Callable[[Fields], tuple[str, str, str] | None]"
 
 
@@ -136,9 +137,9 @@ def judge(facts: Mapping[str, Any], answer: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def by_address(gpus: Mapping[str, Fields]) -> dict[str, Fields]:
-    """Return the fields of GPUs, by bus ID of nvidia-smi, by their PCI address in sysfs."""
-    return {nvidia_smi.sysfs_address(bus): fields for bus, fields in gpus.items()}
+def by_address(gpus: Mapping[str, Value]) -> dict[str, Value]:
+    """Return what is known of GPUs by bus ID of nvidia-smi, by their PCI address in sysfs."""
+    return {nvidia_smi.sysfs_address(bus): known for bus, known in gpus.items()}
 
 
 def _is_replaced(fields: Fields) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
-from ansible_collections.slipway.host.plugins.module_utils.gpu import nvidia_smi, tables
+from ansible_collections.slipway.host.plugins.module_utils.gpu import tables
 from ansible_collections.slipway.host.plugins.module_utils.gpu.needs import skip_reason
 from ansible_collections.slipway.host.plugins.module_utils.host.declared import TOOLKIT_PACKAGE
 from ansible_collections.slipway.host.plugins.module_utils.state import model
@@ -87,8 +87,8 @@ def _gpus(
     if not gpu_host.has_gpu(facts):
         return []
     smi = ((answer.get("health") or {}).get("smi")) or {}
-    live = {nvidia_smi.sysfs_address(key): one for key, one in (smi.get("gpus") or {}).items()}
-    owners = {nvidia_smi.sysfs_address(key): one for key, one in (smi.get("owners") or {}).items()}
+    live = gpu_health.by_address(smi.get("gpus") or {})
+    owners = gpu_health.by_address(smi.get("owners") or {})
     names = _user_names(answer)
     reserved = _reserved(statements)
     devices = [gpu for gpu in gpu_host.host_facts(facts).gpus if skip_reason(gpu) is None]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu.health import FAULT, sentences
+from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
 from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, pictures, store
 
@@ -28,7 +29,6 @@ CONDITIONS: Mapping[str, str] = {
     "drift": "drift",
     "declared": "as declared",
 }
-NEEDY = ("failed", "fault", "conflict", "unreachable")
 ORDER = {name: rank for rank, name in enumerate(CONDITIONS)}
 STALE_DAYS = 7
 # A disk with a smaller part of free space is marked.
@@ -47,7 +47,7 @@ def host(report: Report, now: datetime) -> Json:
     is_ill = bool(history.faults(report)) or any(one["health"] == "missing" for one in gpus)
     services = [{**one, "mark": _mark(one)} for one in overview.get("services", ())]
     marks = {
-        "need": condition in NEEDY,
+        "need": condition in state_report.UNFINISHED,
         "drift": any(report["drift"].values()),
         "wait": bool(report["waiting"]),
         "ill": is_ill,
