@@ -392,6 +392,19 @@ def test_a_missing_image_is_named_with_the_existing_ones() -> None:
         images.find_image(Docker({}), "nope", HOST)
 
 
+def test_only_a_declared_image_is_taken_for_its_cuda() -> None:
+    """Another image with the labels of the catalogue is on the host as well."""
+    listed = {"/images/json?filters=%7B%22label%22": [{"Id": "sha256:1"}]}
+    cuda = {name: settings.Cuda("13.2", 580) for name in ("slipway/gone:gpu", "slipway/lab:gpu")}
+    host = HOST._replace(cuda=cuda)
+    here = Docker({**listed, "/images/slipway/lab:gpu/json": INSPECTED})
+    found = images.find_gpu_image(here, host)
+    assert found is not None
+    assert found.reference == "slipway/lab:gpu"
+    assert images.find_gpu_image(Docker(listed), host) is None
+    assert images.find_gpu_image(here, HOST) is None
+
+
 STORE = """
 case "$*" in
 "image save slipway/lab:cpu") printf archive ;;

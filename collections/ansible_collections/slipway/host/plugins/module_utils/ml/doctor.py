@@ -336,7 +336,7 @@ class Examination:
         """Return the variant of the image."""
         self.image = self.find_image()
         if self.image is None:
-            raise NotDone("no gpu variant of an image is on this host")
+            raise NotDone("no declared gpu variant of an image is on this host")
         return describe_image(self.image)
 
     def check_release(self) -> str:

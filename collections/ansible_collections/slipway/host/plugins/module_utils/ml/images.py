@@ -83,9 +83,17 @@ def find_image(docker: Docker, name: str, host: Host) -> Image:
         return parse_image(inspected, reference)
 
 
-def find_gpu_image(docker: Docker) -> Image | None:
-    """Return the first gpu variant of an image on this host, None without one."""
-    return next((image for image in list_images(docker) if image.variant == "gpu"), None)
+def find_gpu_image(docker: Docker, host: Host) -> Image | None:
+    """Return the first image with CUDA that the administrator declared, None if none is here.
+
+    Not by label: an image that somebody else made has any label.
+    """
+    for reference in sorted(host.cuda):
+        inspected = docker.image(reference)
+        if inspected is not None:
+            with parsing():
+                return parse_image(inspected, reference)
+    return None
 
 
 def find_cuda(host: Host, image: Image) -> Cuda | None:
