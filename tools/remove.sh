@@ -7,7 +7,7 @@
 # Removes services, commands, images, rootless engines, session limits, container toolkit, Docker
 # Engine and NVIDIA driver, with their packages, holds, apt sources and settings. Stays: accounts,
 # groups, homes, SSH keys, shared folders, Docker volumes, and containers and images that people
-# made. Removal waits while somebody uses the engine or a GPU. Examples:
+# made. Removal stops at an image that a container uses, and waits while a GPU is in use. Examples:
 #   ./slipway remove --check --limit gpu01
 #   ./slipway remove --limit gpu01
 # To keep a part, set its state: ./slipway remove --limit gpu01 -e docker_engine_state=present

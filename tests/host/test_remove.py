@@ -35,13 +35,13 @@ DECLARED = {
 }
 
 
-def remove(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `./slipway remove` on the host."""
+def remove(site: Site, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `./slipway remove` on the host, with an ANSWER to its question."""
     return subprocess.run(
         [str(ROOT / "slipway"), "remove", "-i", str(site.inventory), *arguments],
         capture_output=True,
         text=True,
-        stdin=subprocess.DEVNULL,
+        input=answer,
         env={
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -93,8 +93,9 @@ def removed(site: Site, provisioned: Run) -> str:
     assert "is using its referenced image" in stopped.stdout.partition("HOST  RESULT")[2]
     assert site.on("docker inspect --format '{{.State.Status}}' theirs") == "running"
     site.on("docker rm --force theirs")
-    done = remove(site, "--yes")
+    done = remove(site, answer="remove\n")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "OK: 1 host without Slipway." in done.stdout
     return done.stdout
 
 

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.plugin_utils import role_plans, roles
 
-from tests.contract.tree import ROLES, load
+from tests.contract.tree import ROOT, load
 from tests.unit.gpu_facts import facts
 from tests.unit.role_options import options
 
@@ -63,10 +62,9 @@ def test_accounts_and_shared_folders_are_not_touched(exclusive: bool) -> None:
     assert owned["folders"] == [{"path": "/etc/slipway/rootless", "entries": []}]
 
 
-@pytest.mark.parametrize("role", [role for role in ROLES if role.name not in ("ml_catalogue",)])
-def test_every_role_that_provisions_can_be_removed(role: Path) -> None:
-    removal = load(role.parent.parent / "vars/removal.yml")
-    if role.name in load(role.parent.parent / "vars/roles.yml")["slipway_roles"]:
-        assert removal[f"{role.name}_state"] == "absent"
-        option = roles.load(role.name).options[f"{role.name}_state"]
-        assert option["choices"] == ["present", "absent"]
+@pytest.mark.parametrize("role", load(ROOT / "vars/roles.yml")["slipway_roles"])
+def test_every_role_that_provisions_can_be_removed(role: str) -> None:
+    removal = load(ROOT / "vars/removal.yml")
+    assert removal[f"{role}_state"] == "absent"
+    assert f"'{role}'" in removal["slipway_roles"]
+    assert roles.load(role).options[f"{role}_state"]["choices"] == ["present", "absent"]

@@ -82,6 +82,8 @@ NO_TASKS = (
 CHANGES = ("Apply roles to hosts with drift", "Remove roles from hosts")
 # The plays that fail hosts on which everything else is done.
 LAST_PLAYS = {"Report conflicts": report.CONFLICT, "Report faults of GPUs": report.FAULT}
+# The playbook that removes Slipway from hosts.
+REMOVAL = "remove"
 SURVEY = ("slipway.host.survey", "survey")
 VERIFY = ("slipway.host.verify", "verify")
 
@@ -235,7 +237,8 @@ class CallbackModule(CallbackBase):
         if file:
             Path(file).write_text(json.dumps(report.with_old_status(self.report)), encoding="utf-8")
         elif self.report:
-            self._display.display("\n" + report.summary(self.report))
+            result = "without Slipway" if self.command == REMOVAL else "as declared"
+            self._display.display("\n" + report.summary(self.report, result))
         self._write_reports()
         if self.no_hosts:
             # Ansible does not report it, because an empty group is normal for the later plays.
@@ -252,7 +255,8 @@ class CallbackModule(CallbackBase):
     def _write_reports(self) -> None:
         """Write the reports of the hosts and the page; a run does not fail if that fails."""
         store = recorder.open_store(self.get_option("reports") or "", self._display.warning)
-        if store is None or not self.report:
+        # A removal compares hosts with nothing: its differences are no drift.
+        if store is None or not self.report or self.command == REMOVAL:
             return
         try:
             self.recorder.write(store, self.report, self.command)

@@ -77,7 +77,7 @@ def _add_container_verbs(add_verb: AddVerb) -> None:
     verb.add_argument("--all", action="store_true", help="remove all your ended containers")
     summary = "find out why a container does not see the GPUs of this host"
     verb = add_verb("doctor", summary)
-    of = "image to check, by default a declared gpu variant: name in the catalogue, alias, or reference"
+    of = "image to check: name in the catalogue, alias, or reference; default a gpu variant"
     verb.add_argument("image", nargs="?", metavar="IMAGE", help=of)
     verb = add_verb("url", "show the addresses of one of your containers, with your token")
     verb.add_argument("name", nargs="?", metavar="NAME", help=container)

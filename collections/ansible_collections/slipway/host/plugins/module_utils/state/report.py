@@ -146,8 +146,11 @@ def information(report: Report) -> str:
     return "\n".join(["INFORMATION (Slipway changes none of this)", *lines]) if lines else ""
 
 
-def summary(report: Report) -> str:
-    """Return what ends a run: a row for each host, its addresses and notes, then conflicts."""
+def summary(report: Report, result: str = "as declared") -> str:
+    """Return what ends a run: a row for each host, its addresses and notes, then conflicts.
+
+    RESULT: see :func:`verdict.of_run`.
+    """
     rows = []
     after = []
     for host, entry in sorted(report.items()):
@@ -160,9 +163,8 @@ def summary(report: Report) -> str:
             for service, url in sorted(entry["urls"].items())
         ]
     hosts = "\n".join([table(rows, ("HOST", "RESULT", "DIFFERENCES BEFORE, BY ROLE")), *after])
-    return "\n\n".join(
-        filter(None, [hosts, conflicts(report), health(report), verdict.of_run(report)])
-    )
+    parts = [hosts, conflicts(report), health(report), verdict.of_run(report, result)]
+    return "\n\n".join(filter(None, parts))
 
 
 def exit_status(report: Report) -> int:

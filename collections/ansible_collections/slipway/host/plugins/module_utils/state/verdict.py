@@ -18,18 +18,21 @@ NAMED = 8
 NEEDY = ("failed", "unreachable", "conflict", "fault")
 
 
-def of_run(report: Report) -> str:
-    """Return the last lines of a run that changes or verifies hosts; empty without a host."""
-    return "\n".join(_of_run(report))
+def of_run(report: Report, result: str = "as declared") -> str:
+    """Return the last lines of a run that changes or verifies hosts; empty without a host.
+
+    RESULT says what hosts are that need nothing more.
+    """
+    return "\n".join(_of_run(report, result))
 
 
-def _of_run(report: Report) -> Iterator[str]:
+def _of_run(report: Report, result: str) -> Iterator[str]:
     needy = {host: entry["state"] for host, entry in report.items() if entry["state"] in NEEDY}
     waiting = [host for host, entry in report.items() if entry["state"] == "waiting"]
     planned = [host for host, entry in report.items() if entry["state"] == "would_change"]
     others = [host for host in report if host not in {*needy, *waiting, *planned}]
     if others:
-        yield f"OK: {_hosts(others)} as declared{_checks(report, others)}."
+        yield f"OK: {_hosts(others)} {result}{_checks(report, others)}."
     if planned:
         yield f"{_hosts(planned)} would change: {_list(planned)}. To change, run without --check."
     if waiting:
