@@ -8,6 +8,7 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host as gpu_host
 from ansible_collections.slipway.host.plugins.module_utils.gpu.health import Finding
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import (
+    form,
     history,
     overview,
     page,
@@ -394,3 +396,30 @@ def test_secrets_of_services_are_in_no_report(tmp_path: Path) -> None:
         assert str(file) in text
         assert found not in text
         assert declared not in text
+
+
+def keys(schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yield the path of each key of a JSON schema; keys that may be missing end with ``?``."""
+    if "items" in schema:
+        yield from keys(schema["items"], f"{path}[]")
+    required, known = schema.get("required", []), schema.get("properties", {})
+    for key in dict.fromkeys([*required, *known]):
+        yield f"{path}.{key}" + ("" if key in required else "?")
+        yield from keys(known.get(key, {}), f"{path}.{key}")
+
+
+def form_keys(part: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of each key with a name in a form, as `keys` does."""
+    if isinstance(part, list):
+        yield from form_keys(part[0], f"{path}[]")
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            if key != "*":
+                yield f"{path}.{key}"
+                yield from form_keys(value, f"{path}.{key.rstrip('?')}")
+
+
+def test_the_form_has_the_keys_of_the_schema() -> None:
+    # The store checks these two by themselves.
+    separate = {".schema", ".version"}
+    assert set(form_keys(form.REPORT)) == set(keys(SCHEMA)) - separate
