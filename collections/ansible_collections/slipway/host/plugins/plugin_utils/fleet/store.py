@@ -94,7 +94,7 @@ class Store:
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder at once: a reader sees the old or the new one.
 
-        Whoever may read the folder may read the file.
+        A user who can read the folder can read the file.
         """
         mode = self.folder.stat().st_mode & 0o644 | 0o600
         descriptor, temporary = tempfile.mkstemp(prefix=f".{PAGE}.", dir=self.folder)
