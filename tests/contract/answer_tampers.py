@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.state.units import NO_UNIT
+
 Change = Callable[[dict[str, Any]], object]
 SOCKET = "unix:///run/user/4001/docker.sock"
 
@@ -116,6 +118,14 @@ GIVEN = {
 CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "modules": ({"name": "nvidia", "version": "580.1"}, {"modules": {"nvidia": "580.1"}}),
     "modules absent": ({"name": "nouveau", "state": "absent"}, {"modules": {"nouveau": None}}),
+    "units": (
+        {"name": "docker.service", "active": True, "packet_filter": True},
+        {
+            "units": {"docker.service": {**NO_UNIT, "load": "loaded", "active": "active"}},
+            "starts": {"docker.service": None},
+            "packet_filter": {"docker.service": {"missing": []}},
+        },
+    ),
     "members": (
         {"group": "render", "users": ["alice"], "devices": ["/dev/dri/renderD"]},
         {
@@ -269,6 +279,10 @@ ANSWER_TAMPERS = (
     AnswerTamper("modules", "version", "another one", lambda a: a["modules"].update(nvidia="1")),
     AnswerTamper("modules", "version", "unknown", lambda a: a["modules"].update(nvidia="")),
     AnswerTamper("modules absent", "state", "loaded", lambda a: a["modules"].update(nouveau="")),
+    AnswerTamper(
+        *("units", "packet_filter", "flushed"),
+        lambda a: a["packet_filter"]["docker.service"]["missing"].append("bridge"),
+    ),
     AnswerTamper("members", "devices", "not a member", lambda a: a["groups"]["render"][1].clear()),
     *_rootless(),
     *_images(),

@@ -26,7 +26,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "groups": frozenset({"name", "gid"}),
     "members": frozenset({"group", "users", "exclusive", "devices"}),
     "packages": frozenset({"name", "version", "hold", "state"}),
-    "units": frozenset({"name", "enabled", "active", "file", "reads"}),
+    "units": frozenset({"name", "enabled", "active", "file", "reads", "packet_filter"}),
     "links": frozenset({"names", "target", "unhidden"}),
     "obstacles": frozenset({"holds"}),
     "engine_access": frozenset(),

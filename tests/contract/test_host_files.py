@@ -62,7 +62,6 @@ REASONS: dict[str, tuple[str, str]] = {
         ".mkdir .replace .unlink .write_text",
     ),
     "module_utils/images/activity.py": ("reads procfs", ".read_text"),
-    "module_utils/host/network_check.py": ("reads daemon.json", ".read_text"),
     "module_utils/host/job.py": (
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .open .read_bytes .read_text .rename .write_text",

@@ -316,12 +316,6 @@ def test_verify_tries_the_ways_that_the_engines_proxy_hides(converged: Site) -> 
             "iptables -D DOCKER-USER -i sw+ -j DROP",
             "the chain DOCKER-USER has rules of somebody else",
         ),
-        # As after the reload of a firewall; the repair is the command in the message.
-        (
-            "iptables -t nat -F POSTROUTING",
-            "systemctl reset-failed docker; systemctl restart docker",
-            "the packet filter has no rules for the networks",
-        ),
     ],
 )
 def test_a_way_that_is_closed_is_named(converged: Site, script: str, undo: str, words: str) -> None:
@@ -332,6 +326,27 @@ def test_a_way_that_is_closed_is_named(converged: Site, script: str, undo: str, 
         converged.on(undo)
     assert (run.status == "failed") == ("DOCKER-USER" not in words), run.output
     assert words in report(run)
+
+
+# As after the reload of a firewall: either table alone takes the network of containers away.
+@pytest.mark.parametrize("table", ["nat", "filter"])
+def test_a_flushed_packet_filter_is_repaired_by_consent(converged: Site, table: str) -> None:
+    running = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' $(docker ps --quiet)"
+    before = converged.on(running)
+    named = {("docker_engine", "units", "docker.service")}
+    converged.on(f"iptables -t {table} -F")
+    assert converged.plan() == (2, named)
+    run = converged.run("playbooks/verify.yml", host_verify_smoke=False)
+    assert run.status == "failed"
+    assert "the packet filter has no rules for the networks" in report(run)
+    run = converged.run("site.yml", docker_engine_restart="never")
+    assert "restart of docker.service waits: docker_engine_restart is never" in report(run)
+    assert converged.plan() == (2, named)
+    run = converged.converge()
+    assert {task.partition(":")[0] for task in run.changed()} == {"docker_engine"}
+    assert "1 published ports answer from outside" in report(run)
+    assert converged.plan() == (0, set())
+    assert converged.on(running) == before
 
 
 def test_verify_fails_on_a_host_with_drift(converged: Site) -> None:

@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json_previous
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
-from ansible_collections.slipway.host.plugins.module_utils.state import accounts, started
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    accounts,
+    packet_filter,
+    started,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import packages as state_packages
 from ansible_collections.slipway.host.plugins.module_utils.state import units as state_units
 from ansible_collections.slipway.host.plugins.modules import (
@@ -275,6 +279,35 @@ def engine_unit(
         "restart": "idle",
         "previous": str(tmp_path / "previous"),
     }
+
+
+@pytest.mark.parametrize(("policy", "actions"), [("idle", []), ("always", ["restart"])])
+def test_an_engine_without_rules_in_the_packet_filter_is_restarted_by_consent(
+    run_module: RunModule,
+    engine_unit: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    actions: list[str],
+) -> None:
+    log = tmp_path / "log"
+    obstacles = {"idle": "container train uses a GPU", "always": ""}
+    monkeypatch.setattr(units, "ask_obstacle", obstacles.__getitem__)
+    monkeypatch.setattr(
+        *(packet_filter, "ask_rules"), lambda: {"missing": [] if log.exists() else ["bridge"]}
+    )
+    entry = {**engine_unit, "reads": [], "packet_filter": True, "restart": policy}
+    # Reloading the engine for another reason does not write the rules.
+    parameters = {"units": [entry], "reloaded": engine_unit["reads"]}
+    planned = run_module(units, check=True, **parameters)
+    assert not log.exists()
+    result = run_module(units, **parameters)
+    for one in (planned, result):
+        verbs = ["reset-failed", *actions] if actions else []
+        assert one["actions"] == [f"{verb} docker.service" for verb in verbs]
+        assert ("slipway_waiting" in one) == (policy == "idle")
+    assert log.exists() == bool(actions)
+    assert run_module(units, **parameters)["changed"] is False
 
 
 @pytest.mark.parametrize("check", [True, False])

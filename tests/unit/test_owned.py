@@ -588,6 +588,39 @@ def test_a_record_without_a_start_counts_for_no_unit() -> None:
     assert differences("units", entry, state(start=""), **answer)
 
 
+LOST = (
+    "the packet filter has no rules for the networks bridge, team",
+    "the rules that the engine writes when it starts",
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "active", "rules", "changes", "verb"),
+    [
+        ({"packet_filter": True}, "active", {"missing": ["bridge", "team"]}, [LOST], "restart"),
+        ({"packet_filter": True}, "active", {"missing": []}, [], ""),
+        ({"packet_filter": True}, "active", None, [], ""),
+        ({"packet_filter": True}, "failed", None, [("failed", "active")], ""),
+        (
+            {"packet_filter": False, "active": False},
+            *("active", {"missing": ["bridge"]}),
+            *([("active", "inactive")], "stop"),
+        ),
+    ],
+)
+def test_a_running_engine_needs_its_rules_in_the_packet_filter(
+    entry: dict[str, Any], active: str, rules: Any, changes: Changes, verb: str
+) -> None:
+    entry = {"name": "x.service", "active": True, **entry}
+    answer = {"starts": {"x.service": None}, "packet_filter": {"x.service": rules}}
+    found = state(active=active)
+    assert differences("units", entry, found, **answer) == changes
+    assert state_units.disturbing_verb(entry, {"units": {"x.service": found}, **answer}) == verb
+    asked = survey.question([{"units": [entry]}])
+    assert asked.get("packet_filter") == (["x.service"] if entry["packet_filter"] else None)
+    assert next(iter(asked)) == "units", "whether the engine runs is asked first"
+
+
 @pytest.mark.parametrize(
     ("entry", "found", "sentences"),
     [

@@ -19,11 +19,10 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import (
     apt_check,
-    network_check,
     reach_check,
     verify,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state import containers
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, packet_filter
 
 Program = Callable[[str, str], None]
 IMAGE = "slipway/a:cpu"
@@ -33,7 +32,7 @@ TARGET = ("archive.example", "192.0.2.7", 80)
 @pytest.fixture
 def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     found = {"team": "172.18.0.0/16", "bridge": "172.17.0.0/16"}
-    monkeypatch.setattr(network_check, "bridge_subnets", lambda: found)
+    monkeypatch.setattr(packet_filter, "bridge_subnets", lambda: found)
     monkeypatch.setattr(reach_check, "find_targets", lambda _uris: iter([TARGET]))
     return found
 

@@ -15,6 +15,7 @@ description:
   - A running service is restarted only if the content of a file that it reads changed after its
     start. The module records the digests of these files in C(/var/lib/slipway/started). So a new
     time of an unchanged file restarts nothing, and an old time of a changed file hides nothing.
+  - Docker is also restarted if its rules are no longer in the packet filter of the host.
   - The next run also restarts the service if a run ended between the change and the restart.
   - Compares units with the host in the same way as the survey.
 options:
@@ -45,6 +46,12 @@ options:
         elements: path
         default: []
         aliases: [since]
+      packet_filter:
+        description:
+          - For the unit of Docker, whether its running service needs its rules for the networks of
+            containers in the packet filter. Without them the service is restarted.
+        type: bool
+        default: false
       restart:
         description:
           - For the unit of Docker, when it may be restarted or stopped; see the option of the same
@@ -108,7 +115,11 @@ from ansible_collections.slipway.host.plugins.module_utils.docker.restart_consen
     waiting_result,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import started, units
+from ansible_collections.slipway.host.plugins.module_utils.state import (
+    packet_filter,
+    started,
+    units,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -122,13 +133,14 @@ ARGUMENT_SPEC: dict[str, Any] = {
             "active": {"type": "bool"},
             "unit_files": {"type": "list", "elements": "path", "default": []},
             "reads": {"type": "list", "elements": "path", "default": [], "aliases": ["since"]},
+            "packet_filter": {"type": "bool", "default": False},
             "restart": {"type": "str", "choices": list(POLICIES), "default": "always"},
             "previous": {"type": "path"},
         },
     },
     "reloaded": {"type": "list", "elements": "path", "default": []},
 }
-HERE = Here(units)
+HERE = Here(units, packet_filter)
 
 
 def select_verbs(entry: Mapping[str, Any], state: dict[str, Any], restart: str) -> list[str]:
@@ -204,10 +216,13 @@ class Unit:
         """Return the verbs of systemctl that bring the unit to its declared state."""
         if not self.differences:
             return []
-        changed = set(units.unread_files(self.entry, self.answer))
-        restart = "reload" if changed <= set(self.module.params["reloaded"]) else "restart"
-        state = units.state_of(self.entry, self.answer)
-        return select_verbs(self.entry, state, restart if changed else "")
+        restart = ""
+        if units.needs_restart(self.entry, self.answer):
+            others = set(units.unread_files(self.entry, self.answer))
+            others.difference_update(self.module.params["reloaded"])
+            lost = units.networks_without_rules(self.entry, self.answer)
+            restart = "restart" if others or lost else "reload"
+        return select_verbs(self.entry, units.state_of(self.entry, self.answer), restart)
 
     def run(self, verb: str) -> None:
         """Run one verb of systemctl; fail with the log of the unit."""

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.slipway.host.plugins.module_utils.host import engine_users, network_check
-from ansible_collections.slipway.host.plugins.module_utils.state import reading
+from ansible_collections.slipway.host.plugins.module_utils.host import engine_users
+from ansible_collections.slipway.host.plugins.module_utils.state import packet_filter, reading
 
 SECONDS = 10
 START_SECONDS = 120
@@ -53,7 +53,7 @@ def check_outward(uris: Iterable[str], images: Sequence[str]) -> str:
     """
     if not images:
         return "not tried: no image of the catalogue is on this host"
-    names = network_check.bridge_subnets()
+    names = packet_filter.bridge_subnets()
     if not names:
         return "not tried: the engine has no bridge network with access to other hosts"
     target = next(find_targets(uris), None)

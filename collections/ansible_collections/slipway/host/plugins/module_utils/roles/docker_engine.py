@@ -281,6 +281,7 @@ def _units(restart: str, present: bool, has_hooks: bool) -> list[dict[str, Any]]
         {
             "name": "docker.service",
             "restart": restart,
+            "packet_filter": present,
             "previous": daemon_json_previous.PREVIOUS,
             **state,
             "reads": [DAEMON_JSON, *(_toolkit.HOOKS_INSTALLED if has_hooks else ())],

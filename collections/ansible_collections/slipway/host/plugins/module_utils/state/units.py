@@ -4,8 +4,9 @@
 
 Keys of an entry of units (``?``: optional): name, enabled?, active?, unit_files? (unit files and
 drop-ins of the unit itself outside the folders of packages), reads?: files that a running service
-has read, beside its unit file and drop-ins, restart?: when the unit may be restarted or stopped
-(``idle``, ``always``, ``never``), previous?: file with its previous configuration.
+has read, beside its unit file and drop-ins, packet_filter?: true for the engine, whose running
+service needs its rules there, restart?: when the unit may be restarted or stopped (``idle``,
+``always``, ``never``), previous?: file with its previous configuration.
 
 Drop-ins of others are information: they stay, because an administrator sets a proxy by one.
 """
@@ -157,6 +158,14 @@ def unread_files(entry: Entry, answer: Answer) -> list[str]:
     return started.changed_files(files_read(entry, answer), state["began"], state["start"], record)
 
 
+def networks_without_rules(entry: Entry, answer: Answer) -> list[str]:
+    """Return the container networks of the running engine without rules in the packet filter."""
+    if not (entry.get("packet_filter") and entry.get("active")):
+        return []
+    found = answer["packet_filter"][entry["name"]]
+    return list(found["missing"]) if found else []
+
+
 def compare_units(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Yield the differences of a unit."""
     state = state_of(entry, answer)
@@ -177,6 +186,14 @@ def compare_units(entry: Entry, answer: Answer) -> Iterator[Change]:
         return
     for path in unread_files(entry, answer):
         yield f"started before {path} changed", "started after it"
+    if names := networks_without_rules(entry, answer):
+        found = f"the packet filter has no rules for the networks {', '.join(names)}"
+        yield found, "the rules that the engine writes when it starts"
+
+
+def needs_restart(entry: Entry, answer: Answer) -> bool:
+    """Return whether the running service must be restarted."""
+    return bool(unread_files(entry, answer) or networks_without_rules(entry, answer))
 
 
 def disturbing_verb(entry: Entry, answer: Answer) -> str:
@@ -185,7 +202,7 @@ def disturbing_verb(entry: Entry, answer: Answer) -> str:
         return ""
     if entry.get("active") is False:
         return "stop"
-    return "restart" if unread_files(entry, answer) else ""
+    return "restart" if needs_restart(entry, answer) else ""
 
 
 def inform_units(entry: Entry, answer: Answer) -> Iterator[str]:
@@ -200,9 +217,10 @@ def inform_units(entry: Entry, answer: Answer) -> Iterator[str]:
             yield f"{entry['name']}: drop-in {path} sets {', '.join(settings)}"
 
 
-def _record_and_files(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
+def _ask_further(entry: Entry) -> Iterator[tuple[str, Iterable[Any]]]:
     yield "starts", [entry["name"]]
     yield "reads", entry.get("reads") or ()
+    yield "packet_filter", [entry["name"]] if entry.get("packet_filter") else []
 
 
-KINDS = (Kind("units", "name", "units", compare_units, _record_and_files, inform_units),)
+KINDS = (Kind("units", "name", "units", compare_units, _ask_further, inform_units),)
