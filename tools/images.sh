@@ -24,9 +24,16 @@ verb=${1:---help}
 case "$verb" in
 -h | --help) usage && exit 0 ;;
 lock) exec python tools/lock_images.py "$@" ;;
-list | build | smoke | save | load | accept | push | prune) ;;
-*) usage >&2 && echo "images: unknown verb: $verb; expected one of the verbs above" >&2 && exit 1 ;;
 esac
+verbs='lock list build smoke save load accept push prune'
+is_known=''
+for name in $verbs; do [ "$name" != "$verb" ] || is_known=yes; done
+# shellcheck disable=SC2086 # a word for each verb
+[ -n "$is_known" ] || {
+    echo "slipway: images: unknown verb: $verb; expected one of: $verbs." \
+        "$(sh tools/nearest.sh "$verb" $verbs)./slipway images --help explains the verbs." >&2
+    exit 1
+}
 
 names=''
 while [ $# -gt 0 ]; do

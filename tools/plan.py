@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
     status = state_report.exit_status(report)
     if not report or (run.returncode and status != state_report.EXIT_ERROR):
         # Ansible itself failed: only its output has the reason.
-        sys.stderr.write(run.stdout + run.stderr)
+        has_reason = not report and "[ERROR]" in run.stderr
+        sys.stderr.write(run.stderr if has_reason else run.stdout + run.stderr)
         status = state_report.EXIT_ERROR
     else:
         # Such as a warning about an inventory that Ansible ignored.

@@ -255,7 +255,7 @@ def examples() -> list[dict[str, Any]]:
     page = (ROOT / "roles/ml_data/README.md").read_text(encoding="utf-8")
     found = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S)]
     (play,) = (block for block in found if isinstance(block, list))
-    inventory = (ROOT / "inventory/hosts.yml").read_text(encoding="utf-8")
+    inventory = (ROOT / "inventory/hosts.example.yml").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^    # ml_data_archives:\n(?:    # .*\n)+", inventory, re.M)
     commented = yaml.safe_load(re.sub(r"(?m)^    # ", "", shown.replace("sha256:...", "")))
     return [play[0]["roles"][0]["vars"], commented, *(b for b in found if "ml_data_archives" in b)]

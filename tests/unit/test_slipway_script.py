@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,8 @@ STAND_IN = (
 def checkout(tmp_path: Path) -> Path:
     """A checkout whose ansible-playbook prints its folder and its arguments."""
     folder = tmp_path / "check out"
-    for name in ("slipway", "tools/images.sh", "tools/upgrade.sh", *WANTED):
+    tools = ("tools/images.sh", "tools/nearest.sh", "tools/upgrade.sh")
+    for name in ("slipway", *tools, "inventory/hosts.example.yml", *WANTED):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     program = folder / ".slipway/env/bin/ansible-playbook"
@@ -121,3 +123,73 @@ def test_paths_of_other_verbs(checkout: Path, tmp_path: Path) -> None:
             command, capture_output=True, text=True, check=True, cwd=tmp_path
         )
         assert json.loads(completed.stdout)[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
+
+
+def run_script(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(checkout / "slipway"), *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["plann"], "unknown verb: plann; expected one of: .* Did you mean plan?"),
+        (["site plan"], "unknown verb: site plan; .* Did you mean site?"),
+        (["-v"], "unknown verb: -v; expected one of: .* test run. ./slipway help "),
+        (["images", "bild"], "images: unknown verb: bild; .* Did you mean build?"),
+        (["images", "xyz"], "images: unknown verb: xyz; .* prune. ./slipway images --help "),
+    ],
+)
+def test_an_unknown_verb_is_refused_with_the_nearest(
+    checkout: Path, words: list[str], error: str
+) -> None:
+    done = run_script(checkout, *words)
+    pattern = ".*".join(map(re.escape, error.split(".*")))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.search(f"^slipway: {pattern}", done.stderr, re.M)
+
+
+def test_the_help_of_site_is_ours(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".slipway")
+    for option in ("-h", "--help"):
+        done = run_script(checkout, "site", option)
+        assert done.stdout.startswith("Usage: ./slipway site ")
+        assert done.returncode == 0
+    # No environment is made for a help text.
+    assert not (checkout / ".slipway").exists()
+
+
+def test_the_inventory_is_a_copy_of_the_example(checkout: Path) -> None:
+    inventory = checkout / "inventory/hosts.yml"
+    done = run_script(checkout, "site")
+    assert "created inventory/hosts.yml" in done.stderr
+    assert inventory.read_bytes() == (ROOT / "inventory/hosts.example.yml").read_bytes()
+    inventory.write_text("mine: {}\n", encoding="utf-8")
+    assert run_script(checkout, "site").stderr == ""
+    assert inventory.read_text(encoding="utf-8") == "mine: {}\n"
+
+
+def test_git_ignores_the_files_of_an_inventory() -> None:
+    names = ["hosts.yml", "group_vars/all.yml", "host_vars/gpu01/gpus.yml", "demo/hosts.yml"]
+    paths = [f"inventory/{name}" for name in names]
+    command = ["git", "check-ignore", *paths, "inventory/hosts.example.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == paths
+
+
+def test_a_plan_without_hosts_prints_only_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text("gpu_servers: {hosts: {}}\n", encoding="utf-8")
+    demo = tmp_path / "inventory/demo/hosts.yml"
+    for message in ("set another inventory with -i.", "host of the demo: -i inventory/demo"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tools/plan.py"), "-i", "hosts.yml"],
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("[ERROR]: No host matched")
+        assert done.stderr.strip().endswith(message)
+        demo.parent.mkdir(parents=True, exist_ok=True)
+        demo.touch()

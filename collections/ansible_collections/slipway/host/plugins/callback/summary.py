@@ -74,6 +74,8 @@ NO_HOSTS = (
     "No host matched: the inventory has no hosts, or --limit excludes all of them. Add your "
     "servers to inventory/hosts.yml, or set another inventory with -i."
 )
+# Where ./slipway demo writes its host, relative to the folder of the project.
+DEMO = Path("inventory/demo")
 NO_TASKS = (
     "No task matched --tags: Slipway's tasks have no tags. To run only some roles: "
     """-e '{"slipway_roles": ["docker_engine"]}'"""
@@ -242,7 +244,8 @@ class CallbackModule(CallbackBase):
         self._write_reports()
         if self.no_hosts:
             # Ansible does not report it, because an empty group is normal for the later plays.
-            self._display.error(NO_HOSTS)
+            demo = f" For the host of the demo: -i {DEMO}" if (DEMO / "hosts.yml").is_file() else ""
+            self._display.error(NO_HOSTS + demo)
         elif not all(self.had_tasks.values()):
             self._display.error(NO_TASKS)
         if self.no_hosts or not all(self.had_tasks.values()):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
+from ansible_collections.slipway.host.plugins.plugin_utils import unreachable
 
 # Lines of a program's output that a failure shows; the log has all of them.
 SHOWN_OUTPUT = 40
@@ -34,12 +35,15 @@ def one_line(text: object) -> str:
 
 
 def message_of(result: Mapping[str, Any]) -> str:
-    """Return the message of a failed task without what Ansible puts before it."""
+    """Return the message of a failed task without what Ansible puts before it.
+
+    For an unreachable host, the message says what to do.
+    """
     message = result.get("msg", "")
     text = "\n".join(map(str, message)) if isinstance(message, list) else str(message)
     for prefix in _PREFIXES:
         text = text.removeprefix(prefix)
-    return text.strip()
+    return unreachable.explain(text) if result.get("unreachable") else text.strip()
 
 
 def failure(host: str, label: str, result: Mapping[str, Any], outcome: str = "FAILED") -> list[str]:
