@@ -295,6 +295,21 @@ def test_unusable_sources_are_named_with_a_remedy(output: str, expected: list[st
     assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
 
 
+def test_sources_with_the_same_error_share_a_sentence() -> None:
+    failed = "W: Failed to fetch http://{}  Could not resolve 'm'\n"
+    output = failed.format("m/InRelease") + failed.format("m/other") + failed.format("n")
+    output += "E: Failed to fetch http://o  Hash Sum mismatch"
+    merged = changes.merge_sources(changes.unusable_sources(output))
+    assert [one.partition(")")[0] for one in merged] == [
+        "apt sources http://m/InRelease, http://m/other, http://n: download failed (Could not "
+        "resolve 'm'",
+        "apt source http://o: download failed (Hash Sum mismatch",
+    ]
+    assert merged[1].endswith(
+        "Run again when its mirror has finished its own update, or use another mirror."
+    )
+
+
 def test_interrupted_packages_are_listed() -> None:
     known = {
         "a": ["install", "unpacked", "1"],

@@ -45,6 +45,17 @@ def test_a_narrow_terminal_has_the_progress_below_the_step() -> None:
     ]
 
 
+def test_a_narrow_terminal_has_the_end_of_a_long_reason_below_its_host() -> None:
+    run = fleet()
+    reason = "apt-get install docker.io docker-cli docker-buildx failed: E: Unable to locate "
+    run.fail("gpu01", view_state.FAILED, f"{reason}package docker.io. " + 30 * "word ", 12.0)
+    assert text(run, 80, 24)[1:4] == [
+        "gpu01         failed  apt-get install docker.io docker-cli docker-buildx",
+        "  failed: E: Unable to locate package docker.io. word word word word word word",
+        "gpu02   0:20  docker_engine  Install packages",
+    ]
+
+
 def test_a_wide_terminal_has_all_in_one_line() -> None:
     assert text(fleet(), 200, 50)[2:] == [
         "gpu02   0:20  docker_engine  Install packages  apt: Unpacking runc, 4 %",
@@ -70,6 +81,8 @@ def test_of_many_hosts_the_failed_and_the_busiest_are_shown_and_the_others_count
 def test_the_view_is_never_larger_than_the_terminal(width: int, height: int, count: int) -> None:
     run = fleet(count)
     run.progress("gpu02", "下载 " * 80)
+    if count:
+        run.fail("gpu01", view_state.FAILED, "下载 " * 80, 12.0)
     lines = text(run, width, height)
     assert len(lines) <= max(1, height - 1)
     assert all(cell_len(line) < max(width, 2) for line in lines)

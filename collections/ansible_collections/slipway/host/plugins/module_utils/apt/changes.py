@@ -360,6 +360,17 @@ def unusable_sources(output: str) -> dict[str, str]:
     return errors
 
 
+def merge_sources(errors: Mapping[str, str]) -> list[str]:
+    """Return the errors of sources by address; sources with the same error share a sentence."""
+    addresses: dict[str, list[str]] = {}
+    for address, error in errors.items():
+        addresses.setdefault(error.removeprefix(f"apt source {address}"), []).append(address)
+    return [
+        f"apt source{'s' if len(several) > 1 else ''} {', '.join(several)}{text}"
+        for text, several in addresses.items()
+    ]
+
+
 def sources(policy: str) -> list[list[str]]:
     """Return the addresses of the sources of each package, from `apt-cache policy`."""
     packages = re.split(r"^\S+:$", policy, flags=re.M)[1:]

@@ -122,7 +122,7 @@ class Apt:
             ]
         stale = changes.is_stale(output)
         errors = changes.unusable_sources(output) or (self.unusable if stale else {})
-        return [*dkms.explain(output, reading.read_file), *errors.values()]
+        return [*dkms.explain(output, reading.read_file), *changes.merge_sources(errors)]
 
     def run(
         self, command: Sequence[str], cwd: str | None = None, lock_timeout: int | None = None
@@ -182,11 +182,12 @@ class Apt:
         # A package of a source that apt has never read has no address.
         any_unknown = any(not addresses for addresses in sources)
         known_addresses = tuple(address for addresses in sources for address in addresses)
-        return [
-            error
+        errors = {
+            address: error
             for address, error in self.unusable.items()
             if any_unknown or address.startswith(known_addresses)
-        ]
+        }
+        return changes.merge_sources(errors)
 
     def refuse_future_versions(self, install: Iterable[str], missing: Sequence[str]) -> None:
         """Raise AptError if a missing version is newer than the newest version of the sources.

@@ -70,6 +70,15 @@ def crop(line: Line, width: int) -> Line:
     return result
 
 
+def _split(text: str, width: int) -> tuple[str, str]:
+    """Return the words of a text that fit into WIDTH cells, and the others."""
+    words = text.split(" ")
+    count = 1
+    while count < len(words) and cell_len(" ".join(words[: count + 1])) <= width:
+        count += 1
+    return " ".join(words[:count]), " ".join(words[count:])
+
+
 class _Widths:
     """The widths of the columns."""
 
@@ -110,7 +119,13 @@ def _host(
         (f"  {duration(now - host.since):>5}" if host.state in _TIMED else " " * 7, ""),
     ]
     if host.state in (*view_state.ENDED, view_state.DONE):
-        yield [*line, (f"  {host.state}", STYLES[host.state]), (f"  {text}" if text else "", "")]
+        line.append((f"  {host.state}", STYLES[host.state]))
+        first, rest = text, ""
+        if has_second_line:
+            first, rest = _split(text, width - 3 - sum(cell_len(part) for part, _style in line))
+        yield [*line, (f"  {first}" if first else "", "")]
+        if rest:
+            yield [(f"  {rest}", "")]
         return
     if widths.role:
         line.append((f"  {set_cell_size(host.role, widths.role)}", "cyan"))
