@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Print the changes that `./slipway site` would make, as a table or as JSON.
 
-Usage: ./slipway plan [--json] [ARGUMENTS FOR ansible-playbook ...]
+Usage: ./slipway plan [--json] [-v] [ARGUMENTS FOR ansible-playbook ...]
+
+  --json   print JSON
+  -v       list each package and each file, also the files of the program ml
 
 Exit status: 0 no changes and no faults, 2 changes, 3 conflicts about which a person must decide,
 4 faults of GPUs, and with 3 or 4 maybe also changes, 1 a host could not be surveyed. With --json,
@@ -13,11 +16,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+VERBOSE = re.compile("-v+|--verbose")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
 
@@ -56,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if as_json:
         print(json.dumps(report, indent=2, sort_keys=True))
     elif report:
-        print(state_report.plan(report))
+        print(state_report.plan(report, any(map(VERBOSE.fullmatch, arguments))))
     return status
 
 

@@ -62,3 +62,15 @@ def test_a_closed_pipe_causes_no_traceback(program: Program) -> None:
         text=True,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("option", ["-v", "-vvv", "--verbose"])
+def test_a_verbose_plan_lists_the_files_of_ml(program: Program, option: str) -> None:
+    files = [
+        {"kind": "files", "name": f"/usr/local/lib/slipway/{name}", "found": "a", "expected": "b"}
+        for name in ("ml", "api.py")
+    ]
+    report = {"a": {**json.loads(CLEAN)["a"], "differences": {"ml_aliases": files}}}
+    program("ansible-playbook", f"echo '{json.dumps(report)}' >$SLIPWAY_REPORT")
+    assert "program ml, 2 files" in plan("--limit", "a").stdout
+    assert all(file["name"] in plan(option).stdout for file in files)

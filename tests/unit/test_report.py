@@ -53,6 +53,46 @@ def test_the_plan_has_a_row_for_each_difference_in_the_order_of_hosts() -> None:
     )
 
 
+def difference(kind: str, name: str, found: str = "missing") -> dict[str, str]:
+    return {"kind": kind, "name": name, "found": found, "expected": "as declared"}
+
+
+SIMILAR = [
+    difference("packages", "a"),
+    difference("files", "/usr/local/lib/slipway/slipway_ml/api.py"),
+    difference("packages", "b"),
+    difference("packages", "c", "1.0"),
+    difference("files", "/usr/local/lib/slipway/ml"),
+    difference("files", "/etc/a"),
+    difference("files", "/etc/b"),
+    difference("files", "/usr/local/lib/slipway-other/ml"),
+    difference("links", "/usr/local/lib/slipway/link"),
+]
+
+
+def test_similar_differences_share_a_row_of_the_plan() -> None:
+    report = {"gpu01": entry(differences={"ml_aliases": SIMILAR, "user_access": SIMILAR[:1]})}
+    assert [line.partition("  ")[2] for line in state_report.plan(report).splitlines()[1:]] == [
+        "ml_aliases   packages a, b: missing -> as declared",
+        "ml_aliases   program ml, 2 files (-v lists them): missing -> as declared",
+        "ml_aliases   packages c: 1.0 -> as declared",
+        "ml_aliases   files /etc/a: missing -> as declared",
+        "ml_aliases   files /etc/b: missing -> as declared",
+        "ml_aliases   files /usr/local/lib/slipway-other/ml: missing -> as declared",
+        "ml_aliases   links /usr/local/lib/slipway/link: missing -> as declared",
+        "user_access  packages a: missing -> as declared",
+        "",
+        "",
+    ]
+    assert "\n10 differences on 1 host." in state_report.plan(report)
+
+
+def test_a_verbose_plan_lists_each_difference() -> None:
+    report = {"gpu01": entry(differences={"ml_aliases": SIMILAR})}
+    rows = state_report.plan(report, verbose=True).splitlines()[1:-2]
+    assert [row.split()[3].rstrip(":") for row in rows] == [one["name"] for one in SIMILAR]
+
+
 def test_the_plan_says_what_it_disturbs() -> None:
     disturbing = {
         **DRIFT,

@@ -17,11 +17,11 @@ no drift. ``urls``: service to address. ``notes``: lines. ``error``: the first e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
-from ansible_collections.slipway.host.plugins.module_utils.state import verdict
+from ansible_collections.slipway.host.plugins.module_utils.state import plan_rows, verdict
 from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
 
 Report = Mapping[str, Mapping[str, Any]]
@@ -70,12 +70,6 @@ def _phrase(state: str) -> str:
     return state.replace("_", " ")
 
 
-def _why(differences: Mapping[str, Sequence[Mapping[str, str]]]) -> Iterator[tuple[str, str]]:
-    for role, found in differences.items():
-        for one in found:
-            yield role, describe(one)
-
-
 def describe(difference: Mapping[str, str]) -> str:
     """Return a difference as a phrase: the thing, what was found and what is expected."""
     thing = phrase(difference["kind"], difference["name"])
@@ -115,14 +109,18 @@ def health(report: Report) -> str:
     return table(rows, heading) if rows else ""
 
 
-def plan(report: Report) -> str:
-    """Return what would change and why, a row for each owned thing that differs, then conflicts."""
+def plan(report: Report, verbose: bool = False) -> str:
+    """Return what would change and why, then conflicts; VERBOSE: a row for each difference."""
     rows: list[tuple[str, str, str]] = []
     for host, entry in sorted(report.items()):
         if entry.get("error"):
             rows.append((host, _phrase(entry["state"]), entry["error"]))
             continue
-        found = [(host, role, why) for role, why in _why(entry["differences"])]
+        found = [
+            (host, role, why)
+            for role, differences in entry["differences"].items()
+            for why in plan_rows.grouped(differences, verbose)
+        ]
         rows.extend(found or [(host, "-", _phrase(NO_DRIFT))])
     changes = table(rows, ("HOST", "ROLE", "WHAT WOULD CHANGE"))
     tables = [
