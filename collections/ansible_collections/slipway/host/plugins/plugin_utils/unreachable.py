@@ -17,8 +17,8 @@ CHECK_SERVER = (
 REASONS = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "its host key differs from the one in known_hosts; expected the same key. If the server was "
-        "installed again, run ssh-keygen -R {0} and then ssh {0}, compare the fingerprint, and "
+        "its host key differs from the one in known_hosts; expected the same key. If the server "
+        "was installed again, run ssh-keygen -R {0} and then ssh {0}, compare the fingerprint, and "
         "answer yes. Otherwise another machine may answer in its place",
     ),
     (
