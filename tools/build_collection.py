@@ -42,7 +42,11 @@ COPIED = ("roles", "images", "vars", "changelogs", "LICENSE", "CHANGELOG.md")
 PAGE_LINK = re.compile(r"\]\(\.\./\.\./docs/([\w-]+\.md)")
 GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 # In the collection, site.yml is in the folder of the other playbooks.
-SITE_PATHS = {"playbooks/look.yml": "look.yml", "vars/roles.yml": "../vars/roles.yml"}
+SITE_PATHS = {
+    "playbooks/look.yml": "look.yml",
+    "playbooks/metrics.yml": "metrics.yml",
+    "vars/roles.yml": "../vars/roles.yml",
+}
 COMMANDS = (
     (re.compile(r"\./slipway (site|plan|verify|upgrade|rollback)\b(?! --(help|json))"), r"\1"),
     (

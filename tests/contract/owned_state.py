@@ -36,6 +36,7 @@ INVENTORY: dict[str, Any] = {
     ],
     "user_access_shared_folders": [{"group": "lab"}],
     "user_access_limits": [{"applies_to": "@lab", "memlock": "unlimited"}],
+    "host_metrics_folder": "/var/lib/prometheus/node-exporter",
     "ml_data_archives": [{"name": "pets", "url": "http://a.example.org/pets", "optional": True}],
     "ml_data_repositories": [
         {"name": "course", "url": "git@a.example.org:course", "revision": "v1"},

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,24 @@ from tests.host.test_gpu_hosts import DRIVER, ENGINE, EXPECTED, NEW, OLD, TOOLKI
 pytestmark = pytest.mark.host
 
 MODEL = "8xh100"
+METRICS = "/var/lib/prometheus/node-exporter"
+# Prometheus as Debian installs it, which reads node_exporter every second.
+PROMETHEUS = f"""
+apt-get -qq update
+DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends \\
+    prometheus prometheus-node-exporter >/dev/null
+cat >/etc/prometheus/prometheus.yml <<END
+global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+rule_files: [slipway.rules.yml]
+scrape_configs: [{{job_name: node, static_configs: [{{targets: ["localhost:9100"]}}]}}]
+END
+cat >/etc/prometheus/slipway.rules.yml <<'END'
+{(ROOT / "docs/slipway.rules.yml").read_text()}
+END
+promtool check rules /etc/prometheus/slipway.rules.yml
+promtool check metrics <{METRICS}/slipway.prom
+systemctl restart prometheus prometheus-node-exporter
+"""
 GPU = [f"0000:0{number}:00.0" for number in range(3, 10)]
 UUID = "GPU-00000000-0000-0000-0000-00000000000{}"
 # An image without GPU libraries, as the catalogue labels it.
@@ -41,8 +60,15 @@ class SickSite(GpuSite):
     def __init__(self, group: Group, folder: Path) -> None:
         self.group = group
         super().__init__(MODEL, group, folder)
-        self.variables["roles_of_the_host"] = [DRIVER, ENGINE, TOOLKIT, "ml_aliases"]
+        self.variables["roles_of_the_host"] = [
+            DRIVER,
+            ENGINE,
+            TOOLKIT,
+            "ml_aliases",
+            "host_metrics",
+        ]
         self.variables["host_verify_level"] = "quick"
+        self.variables["host_metrics_folder"] = METRICS
         self.declare()
 
     def health(self, **extra: Any) -> tuple[int, dict[str, str]]:
@@ -252,3 +278,50 @@ def test_ml_doctor_explains_the_first_failure(sick: SickSite) -> None:
     assert "names /dev/nvidia9, which this host does not have" in said
     sick.on(said.rpartition(": ")[2])
     assert sick.on("ml doctor") == healthy
+
+
+def query(sick: SickSite, expression: str) -> list[dict[str, str]]:
+    """Return the labels of each series that Prometheus finds."""
+    url = f"http://localhost:9090/api/v1/query?query={urllib.parse.quote(expression)}"
+    program = f"import urllib.request as r; print(r.urlopen('{url}').read().decode())"
+    found = json.loads(sick.on(f'python3 -c "{program}"'))["data"]["result"]
+    return [one["metric"] for one in found]
+
+
+def alerts(sick: SickSite) -> set[tuple[str, str]]:
+    """Return name and GPU of each alert that fires."""
+    firing = query(sick, "ALERTS{alertstate='firing'}")
+    return {(labels["alertname"], labels.get("gpu", "")) for labels in firing}
+
+
+def wait_for_alerts(sick: SickSite, expected: set[tuple[str, str]]) -> None:
+    """Wait until Prometheus has scraped and judged; fail if other alerts fire."""
+    deadline = time.monotonic() + 60
+    while (found := alerts(sick)) != expected and time.monotonic() < deadline:
+        time.sleep(1)
+    assert found == expected
+
+
+def test_prometheus_scrapes_the_metrics_and_alerts_on_a_fault(sick: SickSite) -> None:
+    sick.on(PROMETHEUS)
+    # The package of node_exporter may have changed its folder.
+    assert sick.run().changed() == set()
+    wait_for_alerts(sick, set())
+    sick.on(f"stand-in-fault row-failure {GPU[1]}")
+    # A run of site without drift refreshes the metrics, and reports no change.
+    run = sick.run()
+    assert (run.status, run.changed()) == ("failed", set())
+    wait_for_alerts(sick, {("SlipwayGpuFault", "1"), ("SlipwayGpuFault", "")})
+    uuids = {labels["uuid"] for labels in query(sick, "slipway_gpu_info")}
+    assert uuids == {UUID.format(number) for number in range(8)}
+    sick.reboot()
+    # Failed checks stay until the next verify.
+    assert sick.run(VERIFY).status == "successful"
+    wait_for_alerts(sick, set())
+    sick.on(f"rm {METRICS}/slipway.prom")
+    assert sick.plan() == (2, {("host_metrics", "files", f"{METRICS}/slipway.prom")})
+    sick.declare(host_metrics_state="absent")
+    sick.converge()
+    sick.on(f"test ! -e {METRICS}/slipway.prom")
+    sick.declare()
+    sick.converge()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     trees,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
-from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, role_plans, roles
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    measured,
+    role_plans,
+    roles,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -39,7 +44,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "expect_no_drift": {"type": "bool", "default": False},
     "fail_on_conflict": {"type": "bool", "default": False},
 }
-DRIFT_GROUP, CONFLICT_GROUP, FAULT_GROUP = "slipway_drift", "slipway_conflict", "slipway_fault"
+# The groups of hosts that the plays after the survey run on.
+GROUPS = ("slipway_drift", "slipway_conflict", "slipway_fault", "slipway_metrics")
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
 # The second role has no owned state, but options that the survey uses.
@@ -87,7 +93,7 @@ class ActionModule(ActionBase):
             *([] if self._task.check_mode else met_conflicts(names, variables)),
         ]
         compared = compare_with_images(owned, answer, known)
-        drift = {name: comparison.differences for name, comparison in compared.items()}
+        drift = {name: one.differences for name, one in compared.items()}
         conflicts = {name: one.conflicts for name, one in compared.items() if one.conflicts}
         if arguments["fail_on_conflict"] and conflicts:
             sentences = [one.reason for several in conflicts.values() for one in several]
@@ -102,14 +108,17 @@ class ActionModule(ActionBase):
             refuse_full(answer, self._end())
         health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
-        self._join_groups(result, drifted, conflicts, faults)
         urls = overview.service_urls(owned, compared, answer)
+        seen = overview.describe(facts, owned, answer, health, urls)
+        metrics = measured.measure(owned, compared, health, seen, answer)
+        self._join_groups(result, drifted, conflicts, faults, metrics)
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
             drift=drifted,
             urls=urls,
-            overview=overview.describe(facts, owned, answer, health, urls),
+            overview=seen,
+            metrics=metrics,
             consequences=[]
             if arguments["expect_no_drift"]
             else self._find_consequences(owned, drift, answer),
@@ -257,12 +266,9 @@ class ActionModule(ActionBase):
         """Return the end of an error; before the last survey, roles may have changed the host."""
         return "." if self._task.args.get("expect_no_drift") else ". Nothing was changed."
 
-    def _join_groups(
-        self, result: dict[str, Any], drifted: Sized, conflicts: Sized, faults: Sized
-    ) -> None:
-        """Add the host to the groups of the plays that follow."""
-        found = {DRIFT_GROUP: drifted, CONFLICT_GROUP: conflicts, FAULT_GROUP: faults}
-        parents = [name for name, several in found.items() if several]
+    def _join_groups(self, result: dict[str, Any], *found: object) -> None:
+        """Add the host to those GROUPS of which it has something."""
+        parents = [name for name, one in zip(GROUPS, found, strict=True) if one]
         if not parents:
             return
         # A task can add a host to one group only, and that group to several parents.

@@ -110,6 +110,12 @@ overview:
     - Only what the surveyed roles declare, see C(docs/host-report.schema.json).
   returned: always
   type: dict
+metrics:
+  description:
+    - Values for M(slipway.host.metrics), if the role C(host_metrics) declares a file. Otherwise
+      empty.
+  returned: always
+  type: dict
 health:
   description:
     - Faults of the GPUs of a host with a loaded driver, from C(nvidia-smi) and the kernel log. They
