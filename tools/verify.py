@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run acceptance checks, report drift and faults of GPUs. Changes no setting of a host.
 
-Usage: ./slipway verify [--quick | --full] [--burn-in MINUTES] [--report FILE]
+Usage: ./slipway verify [--quick | --full] [--burn-in MINUTES] [--report FILE] [--json]
                         [ARGUMENTS FOR ansible-playbook ...]
 
   --quick            leave out the smoke tests of images and the content of data sets
   --full             also test 1 GiB of memory of each GPU instead of 64 MiB
   --burn-in MINUTES  keep all GPUs busy for so long, record temperature, clock and power
   --report FILE      write each check as JSON: expected, found, what to do, seconds
+  --json             print the same JSON on standard output, and the run itself on standard error
 
 Exit status: 0 all checks passed and no drift, 2 a host failed a check or has drift, a conflict or a
 fault of a GPU, 4 a host was unreachable, another one if the run itself failed.
@@ -42,6 +43,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.set_defaults(level=verify.NORMAL)
     parser.add_argument("--burn-in", type=int, default=0)
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--json", action="store_true")
     options, others = parser.parse_known_args(arguments)
     limit = verify.MAX_BURN_IN
     if options.burn_in not in range(limit + 1):
@@ -73,21 +75,25 @@ def main(arguments: Sequence[str]) -> int:
                 *("--extra-vars", json.dumps(extra)),
             ],
             env={**os.environ, "SLIPWAY_REPORT": str(file)},
+            stdout=sys.stderr if options.json else None,
             check=False,
         )
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if found:
+    if found or options.json:
         for entry in found.values():
             failed = [one["what"] for one in entry["checks"] if not one["ok"]]
             if failed:
                 # The table of the checks says why.
                 entry["error"] = f"failed checks: {', '.join(failed)}"
         accepted = acceptance.build(found, options.level, options.burn_in, began, now())
-        print(f"\n{report.summary(found)}\n\n{acceptance.table(accepted)}")
+        tables = sys.stderr if options.json else sys.stdout
+        print(f"\n{report.summary(found)}\n\n{acceptance.table(accepted)}", file=tables)
+        text = json.dumps(accepted, indent=2, ensure_ascii=False)
+        if options.json:
+            print(text)
         if options.report:
-            text = json.dumps(accepted, indent=2, ensure_ascii=False) + "\n"
-            options.report.write_text(text, encoding="utf-8")
-            print(f"Report: {options.report}")
+            options.report.write_text(f"{text}\n", encoding="utf-8")
+            print(f"Report: {options.report}", file=tables)
     return run.returncode
 
 

@@ -167,7 +167,7 @@ def test_faults_of_gpus_have_their_own_exit_status(host: dict[str, Any], status:
 def test_the_summary_says_what_waits() -> None:
     waiting = entry(state="waiting", waiting=["restart of docker.service waits: ..."])
     assert state_report.summary({"gpu01": waiting}).splitlines()[1:] == [
-        "gpu01  waiting  -",
+        "gpu01  waiting  1 change  -",
         "gpu01: restart of docker.service waits: ...",
         "",
         "1 host waits: gpu01. Run again when nobody is disturbed.",
@@ -288,7 +288,7 @@ def test_exit_status(report: dict[str, Any], status: int) -> None:
     ],
 )
 def test_a_report_keeps_the_old_name_of_a_state(state: str, status: str) -> None:
-    written = state_report.with_old_status({"a": entry(state=state)})
+    written = state_report.as_json({"a": entry(state=state)})
     assert (written["a"]["state"], written["a"]["status"]) == (state, status)
 
 
@@ -298,3 +298,19 @@ def test_a_table_has_no_underscore_in_a_state() -> None:
 
 def test_the_last_column_runs_free() -> None:
     assert state_report.table([("a", "long " * 9 + "x")], ("H", "W")).endswith("x")
+
+
+def test_the_table_counts_what_waits_and_faults_of_gpus() -> None:
+    warning = {**FAULT, "warning": True}
+    accepted = {**warning, "accepted": "RMA 4711"}
+    hosts = {
+        "gpu01": entry(state="waiting", waiting=["a", "b"], gpus=8),
+        "gpu02": entry(state="fault", health=[FAULT, warning, accepted], gpus=8),
+        "cpu01": entry(waiting=["a"]),
+    }
+    assert state_report.summary(hosts).splitlines()[:4] == [
+        "HOST   RESULT    WAITS      GPUS                            DIFFERENCES BEFORE, BY ROLE",
+        "cpu01  no drift  1 change   -                               -",
+        "gpu01  waiting   2 changes  healthy                         -",
+        "gpu02  fault     -          1 fault, 1 warning, 1 accepted  -",
+    ]

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.callback import summary
 from ansible_collections.slipway.host.plugins.callback.summary import first_line
+from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
 
 from tests.contract.tree import ROOT
+from tests.unit.test_json_forms import validate_run
 
 LOOP = """
 - name: Compare hosts with the declared state
@@ -59,7 +61,9 @@ def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
         env={**os.environ, **settings},
         capture_output=True,
     )
-    assert json.loads(report.read_text())["a"]["error"] == "there is no group lab"
+    written = json.loads(report.read_text())
+    validate_run(written)
+    assert written["a"]["error"] == "there is no group lab"
     found = json.loads((tmp_path / "reports/a.json").read_text())
     assert (found["command"], found["state"]) == ("play", "failed")
     assert found["error"] == "there is no group lab"
@@ -169,6 +173,9 @@ def test_a_host_with_a_conflict_did_not_fail_and_is_not_done(waiting: list[str])
     assert callback.run_ends() == 0
     entry = callback.report["gpu01"]
     assert (entry["state"], entry["conflicts"]) == ("conflict", IN_THE_WAY)
+    difference = {"kind": "a", "name": "b", "found": "c", "expected": "d"}
+    entry["differences"] = {"docker_engine": [difference]}
+    validate_run(state_report.as_json(callback.report))
     assert entry["urls"] == urls
     assert "error" not in entry
     assert "\ngpu01  ml_aliases  ml: no.\n" in callback.lines[-1]

@@ -118,6 +118,7 @@ class CallbackModule(CallbackBase):
             "conflicts": {},
             "consequences": [],
             "health": [],
+            "gpus": 0,
             "checks": [],
             "system": {},
             "waiting": [],
@@ -175,6 +176,7 @@ class CallbackModule(CallbackBase):
             entry["conflicts"] = answer["conflicts"]
             entry["urls"] = answer["urls"]
             entry["health"] = answer["health"]
+            entry["gpus"] = count_gpus(answer["overview"])
             facts = answer["ansible_facts"]["slipway"]
             entry["system"] = {key: facts[key] for key in acceptance.SYSTEM if key in facts}
             if is_first:
@@ -237,7 +239,7 @@ class CallbackModule(CallbackBase):
                 entry["state"] = report.WAITING
         file = self.get_option("report")
         if file:
-            Path(file).write_text(json.dumps(report.with_old_status(self.report)), encoding="utf-8")
+            Path(file).write_text(json.dumps(report.as_json(self.report)), encoding="utf-8")
         elif self.report:
             result = "without Slipway" if self.command == REMOVAL else "as declared"
             self._display.display("\n" + report.summary(self.report, result))
@@ -268,6 +270,11 @@ class CallbackModule(CallbackBase):
             self._display.warning(f"Reports were not written: {error}.")
         else:
             self._display.display(f"\nFleet page: {store.page}")
+
+
+def count_gpus(overview: Mapping[str, Any]) -> int:
+    """Return the number of GPUs of a host that the driver reports."""
+    return sum(gpu["health"] not in ("missing", "unknown") for gpu in overview.get("gpus", ()))
 
 
 def in_check_mode() -> bool:

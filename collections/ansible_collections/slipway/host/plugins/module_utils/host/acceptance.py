@@ -75,7 +75,7 @@ def _host(entry: Mapping[str, Any]) -> dict[str, Any]:
     accepted = bool(checks) and not (is_failed or differences or conflicts or faults)
     return {
         "accepted": accepted,
-        "error": "" if accepted or checks else entry.get("error", "no check ran"),
+        "error": "" if accepted or checks else entry.get("error") or "no check ran",
         "system": entry.get("system", {}),
         "checks": checks,
         "stand_ins": [one["what"] for one in checks if one["stand_in"]],

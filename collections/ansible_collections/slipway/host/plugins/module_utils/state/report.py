@@ -11,12 +11,14 @@ expected. ``conflicts``: role to a list of mappings with kind, name, reason and 
 ``health``: faults of GPUs, a list of mappings with where (a PCI address or empty), found, expected,
 remedy, warning (true: may be intended), gpu (its UUID or empty) and accepted (why the owner of the
 host accepts the fault, or empty). ``information``: sentences about what others configured,
-no drift. ``urls``: service to address. ``notes``: lines. ``error``: the first error. Until version
-0.3 a report also has ``status``, with the old names of the states.
+no drift. ``gpus``: number of GPUs that the driver reports. ``urls``: service to address. ``notes``:
+lines. ``error``: the first error. Until version 0.3 a report also has ``status``, with the old
+names of the states.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state.model import ph
 
 Report = Mapping[str, Mapping[str, Any]]
 
+SCHEMA, VERSION = "slipway-run", 1
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
 CONFLICT, WAITING, FAILED, UNREACHABLE = "conflict", "waiting", "failed", "unreachable"
 FAULT = "fault"
@@ -38,6 +41,12 @@ LOOPBACK = ("//127.", "//[::1]")
 EXIT_CLEAN, EXIT_ERROR, EXIT_DRIFT, EXIT_CONFLICT, EXIT_FAULT = 0, 1, 2, 3, 4
 # Exit status of site and upgrade if all is done but what waits; Ansible itself uses others.
 EXIT_WAITING = 6
+# How a table counts findings of GPUs, the worst first.
+_HEALTH: Mapping[str, str] = {
+    gpu_health.FAULT: "fault",
+    gpu_health.WARNING: "warning",
+    gpu_health.ACCEPTED: "accepted",
+}
 # How tables name what is disturbed, by the kind of the consequence.
 _DISTURBED: Mapping[str, str] = {
     "restart": "unit",
@@ -57,10 +66,19 @@ def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
     )
 
 
-def with_old_status(report: Report) -> dict[str, dict[str, Any]]:
-    """Return a report that also has the key ``status``, which version 0.3 removes."""
+def as_json(report: Report) -> dict[str, dict[str, Any]]:
+    """Return a report in the form of docs/run-report.schema.json.
+
+    It also has the key ``status``, which version 0.3 removes.
+    """
     return {
-        host: {**entry, "status": OLD_STATES.get(entry["state"], entry["state"])}
+        host: {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "error": "",
+            **entry,
+            "status": OLD_STATES.get(entry["state"], entry["state"]),
+        }
         for host, entry in report.items()
     }
 
@@ -149,20 +167,52 @@ def summary(report: Report, result: str = "as declared") -> str:
 
     RESULT: see :func:`verdict.of_run`.
     """
-    rows = []
     after = []
     for host, entry in sorted(report.items()):
-        counts = ", ".join(f"{role}: {len(found)}" for role, found in entry["differences"].items())
-        rows.append((host, _phrase(entry["state"]), entry.get("error") or counts or "-"))
         after += [f"{host}: {note}" for note in [*entry["notes"], *entry.get("waiting", ())]]
         after += [
             f"{service}: {url}"
             + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")
             for service, url in sorted(entry["urls"].items())
         ]
-    hosts = "\n".join([table(rows, ("HOST", "RESULT", "DIFFERENCES BEFORE, BY ROLE")), *after])
+    hosts = "\n".join([_overview(report), *after])
     parts = [hosts, conflicts(report), health(report), verdict.of_run(report, result)]
     return "\n\n".join(filter(None, parts))
+
+
+def _overview(report: Report) -> str:
+    """Return a row for each host; a column that no host needs is left out."""
+    columns: dict[str, list[str]] = {
+        "HOST": sorted(report),
+        "RESULT": [_phrase(report[host]["state"]) for host in sorted(report)],
+        "WAITS": [_count_waiting(report[host]) for host in sorted(report)],
+        "GPUS": [_gpu_health(report[host]) for host in sorted(report)],
+        "DIFFERENCES BEFORE, BY ROLE": [_differences(report[host]) for host in sorted(report)],
+    }
+    last = list(columns)[-1]
+    used = {name: cells for name, cells in columns.items() if any(cells) or name == last}
+    rows = [[cell or "-" for cell in row] for row in zip(*used.values(), strict=True)]
+    return table(rows, list(used))
+
+
+def _differences(entry: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{role}: {len(found)}" for role, found in entry["differences"].items())
+    return str(entry.get("error") or counts)
+
+
+def _count_waiting(entry: Mapping[str, Any]) -> str:
+    count = len(entry.get("waiting", ()))
+    return f"{count} change{'s' * (count > 1)}" if count else ""
+
+
+def _gpu_health(entry: Mapping[str, Any]) -> str:
+    kinds = Counter(kind for kind, _text in gpu_health.sentences(entry.get("health", ())))
+    found = [
+        f"{kinds[kind]} {word}{'s' * (kinds[kind] > 1 and kind != gpu_health.ACCEPTED)}"
+        for kind, word in _HEALTH.items()
+        if kinds[kind]
+    ]
+    return ", ".join(found) or ("healthy" if entry.get("gpus") else "")
 
 
 def exit_status(report: Report) -> int:
