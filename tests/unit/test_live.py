@@ -248,3 +248,31 @@ def test_a_narrower_terminal_leaves_nothing_behind(tmp_path: Path) -> None:
     text = "\n".join(line.rstrip() for line in screen.display)
     assert not HEADER.search(text)
     assert REASON in text
+
+
+BESIDE = """
+from ansible.plugins.callback import CallbackBase
+class CallbackModule(CallbackBase):
+    CALLBACK_VERSION, CALLBACK_TYPE, CALLBACK_NAME = 2.0, "notification", "beside"
+    def v2_runner_on_ok(self, result):
+        self.write(f"ok {result.host.name} {result.task.name}")
+    def v2_runner_on_failed(self, result, ignore_errors=False):
+        self.write(f"failed {result.host.name} {result.task.name}")
+    def v2_playbook_on_stats(self, stats):
+        self.write("end")
+    def write(self, line):
+        with open(__file__ + ".log", "a") as log:
+            log.write(line + "\\n")
+"""
+
+
+def test_other_callbacks_get_every_event(tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "beside.py").write_text(BESIDE, encoding="utf-8")
+    done = run(tmp_path, ANSIBLE_CALLBACK_PLUGINS=str(plugins))
+    assert "gpu01: done, 3 changes" in done.stdout
+    lines = (plugins / "beside.py.log").read_text().splitlines()
+    assert "failed gpu02 Check the disk" in lines
+    assert {f"ok gpu0{number} Install packages" for number in (1, 2, 3)} <= {*lines}
+    assert (len(lines), lines[-1]) == (11, "end")
