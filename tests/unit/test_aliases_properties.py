@@ -309,7 +309,8 @@ def check(world: World, example: Example) -> None:
     """Run an example, and check its exit status and messages."""
     status, messages = run(world, example)
     assert status >= 0, f"ended by {signal.Signals(-status).name}"
-    assert "Traceback" not in messages and "internal error" not in messages, messages
+    for words in ("Traceback", "internal error", "[Errno"):
+        assert words not in messages, messages
     assert status in DOCUMENTED, (status, messages)
     output = world.folder / "output"
     if status in (1, 125) and not example.closed and example.output == "@/output":

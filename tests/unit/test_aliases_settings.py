@@ -153,7 +153,7 @@ def test_a_later_layer_replaces_adds_or_joins() -> None:
 def test_a_broken_declaration_names_the_role_that_writes_it(tmp_path: Path, text: str) -> None:
     file = tmp_path / "aliases.json"
     file.write_text(text)
-    with pytest.raises(MlError, match="Slipway's role ml_aliases writes"):
+    with pytest.raises(MlError, match="Run Slipway's role ml_aliases again"):
         settings.read_host(file)
     with pytest.raises(MlError, match="cannot read"):
         settings.read_host(tmp_path / "missing.json")

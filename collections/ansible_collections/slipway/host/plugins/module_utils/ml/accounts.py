@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .caller import Caller, group_name, user_folder
-from .errors import MlError
+from .errors import MlError, reason
 
 FILES = ("passwd", "group")
 SHELL = "/bin/bash"
@@ -82,7 +82,9 @@ def write_accounts(
             temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
             temporary.replace(folder / name)
     except OSError as error:
-        raise MlError(f"cannot write your account files to {folder}: {error}") from error
+        raise MlError(
+            f"cannot write your account files to {folder}: {reason(error, folder)}"
+        ) from error
     _remove_old(folder.parent)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 from .caller import home_folder
+from .errors import reason
 
 if TYPE_CHECKING:
     import subprocess
@@ -131,7 +132,9 @@ def _fetch_by_socket(path: str, requests: Sequence[Request]) -> list[Answer]:
     except PermissionError as error:
         raise ApiError(f"permission denied while trying to connect to {path}") from error
     except OSError as error:
-        raise ApiError(f"Cannot connect to the Docker daemon at {path}: {error}") from error
+        raise ApiError(
+            f"Cannot connect to the Docker daemon at {path}: {reason(error, path)}"
+        ) from error
     finally:
         for connection in connections:
             connection.close()
@@ -200,7 +203,7 @@ def _dialled(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             processes.append(subprocess.Popen(DIAL, stdin=pipe, stdout=pipe, stderr=pipe))
         yield processes
     except OSError as error:
-        raise ApiError(f"cannot run docker: {error}") from error
+        raise ApiError(f"cannot run docker: {reason(error, 'docker')}") from error
     finally:
         for process in processes:
             process.kill()

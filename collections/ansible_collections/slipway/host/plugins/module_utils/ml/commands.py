@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import complete, containers, gpus, start
 from .engine import Docker
-from .errors import MlError
+from .errors import MlError, reason
 from .settings import Host
 
 COMPLETE = "--complete"
@@ -144,7 +144,7 @@ def gui(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     try:
         folder = tempfile.TemporaryDirectory(prefix="slipway-", dir=parent)
     except OSError as error:
-        raise MlError(f"cannot create a folder in {parent}: {error}") from error
+        raise MlError(f"cannot create a folder in {parent}: {reason(error, parent)}") from error
     with (
         folder as path,
         display.forward_display(os.environ, Path(path)) as (options, warning),

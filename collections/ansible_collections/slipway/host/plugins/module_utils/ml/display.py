@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, cast
 
 from .caller import expand_home
-from .errors import MlError
+from .errors import MlError, reason
 from .mounts import Mounted, mount_option
 
 X11_FOLDER = Path("/tmp/.X11-unix")
@@ -153,7 +153,7 @@ def _x11_options(display: X11, environment: Mapping[str, str], folder: Path) -> 
         content = source.read_bytes() if source.is_file() else b""
         authority = select_cookie(content, display.number, socket.gethostname())
     except (OSError, ValueError, struct.error) as error:
-        raise MlError(f"cannot read {source}: {error}") from error
+        raise MlError(f"cannot read {source}: {reason(error, source)}") from error
     if authority:
         file = folder / "xauthority"
         file.touch(mode=0o600)
@@ -206,7 +206,7 @@ def _relay(display: X11, path: Path) -> Iterator[Path]:
     try:
         server = _Relay(path, (display.host, X11_PORT + display.number))
     except OSError as error:
-        raise MlError(f"cannot create socket {path}: {error}") from error
+        raise MlError(f"cannot create socket {path}: {reason(error, path)}") from error
     with server as relay:
         path.chmod(0o600)
         threading.Thread(target=relay.serve_forever, args=(POLL_SECONDS,), daemon=True).start()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from . import api
 from .api import Answer, Request
 from .caller import user_name
-from .errors import MlError
+from .errors import MlError, reason
 
 GROUP = "docker"
 CDI_KIND = "nvidia.com/gpu"
@@ -78,7 +78,7 @@ class Docker:
         """Return the error for a docker command that does not start."""
         if isinstance(error, FileNotFoundError):
             return MlError(f"command docker not found on this host. Tell {self.contact}")
-        return MlError(f"cannot run docker: {error}")
+        return MlError(f"cannot run docker: {reason(error, 'docker')}")
 
     def explain(self, error_output: str) -> str:
         """Return docker's error for the person at the terminal."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from . import api, labels, launch
 from .engine import Docker, parse_ids, parsing
-from .errors import MlError
+from .errors import MlError, reason
 from .settings import Cuda, Host
 
 # Only the role ml_images creates tags with this prefix: their images were built and tested.
@@ -140,7 +140,7 @@ def save(reference: str, file: Path, force: bool) -> None:
             _pipe(source, (*compress, "--stdout"), stdout=stream.fileno())
         partial.replace(file)
     except OSError as error:
-        raise MlError(f"cannot write {file}: {error}") from error
+        raise MlError(f"cannot write {file}: {reason(error, partial)}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -177,7 +177,7 @@ def _pipe(first: Sequence[str], second: Sequence[str], stdout: int | None = subp
         except FileNotFoundError as error:
             raise MlError(f"command {error.filename} not found on this host") from None
         except (OSError, ValueError) as error:
-            raise MlError(f"cannot run {first[0]} and {second[0]}: {error}") from None
+            raise MlError(f"cannot run {first[0]} and {second[0]}: {reason(error)}") from None
         # So that the first program notices the end of the second.
         if head.stdout is not None:
             head.stdout.close()

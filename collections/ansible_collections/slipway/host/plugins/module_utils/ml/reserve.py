@@ -15,7 +15,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Collection
 
-from .errors import MlError
+from .errors import MlError, reason
 
 PORTS_TRIED = 100
 LOCALHOST = "127.0.0.1"
@@ -40,7 +40,7 @@ def reserve(name: str) -> bool:
         holder.close()
         if error.errno == errno.EADDRINUSE:
             return False
-        raise MlError(f"cannot reserve {name}: {error}") from error
+        raise MlError(f"cannot reserve {name}: {reason(error)}") from error
     holder.set_inheritable(True)
     _held.append(holder)
     return True

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .caller import user_folder
-from .errors import MlError
+from .errors import MlError, reason
 
 Layer = Mapping[str, Any]
 
@@ -233,7 +233,7 @@ def read_host(file: Path = HOST_FILE) -> Host:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MlError) as error:
         raise MlError(
-            f"cannot read {file}: {error}. Slipway's role ml_aliases writes this file: run it again"
+            f"cannot read {file}: {reason(error, file)}. Run Slipway's role ml_aliases again"
         ) from error
 
 
@@ -308,7 +308,7 @@ def read_user_layer(alias: Alias, file: Path) -> dict[str, Any]:
     try:
         text = read_user_file(file)
     except (OSError, ValueError) as error:
-        raise MlError(f"cannot read {file}: {error}") from error
+        raise MlError(f"cannot read {file}: {reason(error, file)}") from error
     return parse_user_layer(alias, text, str(file)) if text else {}
 
 
@@ -325,7 +325,7 @@ def parse_user_layer(alias: Alias, text: str, file: str) -> dict[str, Any]:
     try:
         parser.read_string(text, file)
     except configparser.Error as error:
-        raise MlError(f"cannot read {file}: {error}") from error
+        raise MlError(f"cannot read {file}: {reason(error, file)}") from error
     layers = []
     for section in (ALL_ALIASES, alias.name):
         if parser.has_section(section):
@@ -380,7 +380,7 @@ def _parse_value(where: str, parse: Callable[[str], Any], value: str) -> Any:
     try:
         return parse(value)
     except (MlError, ValueError) as error:
-        raise MlError(f"{where}: {error}") from error
+        raise MlError(f"{where}: {reason(error)}") from error
 
 
 def parse_mount(text: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from . import accounts, containers, engine, gpus, guard, labels, launch, reserve
 from .api import Request
 from .caller import current_caller, user_name
 from .engine import Docker
-from .errors import MlError
+from .errors import MlError, reason
 from .settings import Alias, Layer
 
 EPILOG = """\
@@ -131,7 +131,9 @@ def _parse_volume(text: str) -> dict[str, Any]:
         try:
             source = str(Path(source).absolute())
         except OSError as error:
-            raise MlError(f"mount {text!r}: cannot read the current folder: {error}") from error
+            raise MlError(
+                f"mount {text!r}: cannot read the current folder: {reason(error)}"
+            ) from error
     return settings.parse_mount(f"{source}{colon}{rest}")
 
 
@@ -324,13 +326,13 @@ def create_files(docker: Docker, launched: launch.Launch) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MlError(f"cannot create folder {folder}: {error}") from error
+            raise MlError(f"cannot create folder {folder}: {reason(error, folder)}") from error
     for file in launched.files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
         except OSError as error:
-            raise MlError(f"cannot create file {file}: {error}") from error
+            raise MlError(f"cannot create file {file}: {reason(error, file)}") from error
     if launched.needs_token:
         token.ensure_token()
     if launched.accounts:

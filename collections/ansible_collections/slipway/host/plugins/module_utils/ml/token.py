@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from .caller import user_folder
-from .errors import MlError
+from .errors import MlError, reason
 
 # The path of the token in the container, for Jupyter and other servers.
 INSIDE = "/run/slipway/token"
@@ -35,7 +35,7 @@ def read_token(service_file: Path | None = None) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         remedy = "" if service_file else ". The next start of an alias creates it"
-        raise MlError(f"cannot read {path}: {error}{remedy}") from error
+        raise MlError(f"cannot read {path}: {reason(error, path)}{remedy}") from error
 
 
 def ensure_token() -> Path:
@@ -59,5 +59,5 @@ def ensure_token() -> Path:
         finally:
             temporary.unlink()
     except OSError as error:
-        raise MlError(f"cannot write your token: {error}") from error
+        raise MlError(f"cannot write your token: {reason(error)}") from error
     return path
