@@ -210,7 +210,7 @@ def statement() -> dict[str, list[dict[str, Any]]]:
                 "unhidden": ["/opt/matrix"],
             }
         ],
-        "obstacles": [{"path": f"{BASE}/obstacle", "holds": "0", "why": f"{BASE}/obstacle is 0"}],
+        "obstacles": [{"path": f"{BASE}/obstacle", "holds": "^0$", "why": f"{BASE}/obstacle is 0"}],
         "datasets": [
             {"path": f"{DATA}/pets", "version": "one", **tree},
             {"path": f"{DATA}/gone-pets", "state": "absent"},

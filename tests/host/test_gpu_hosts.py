@@ -365,6 +365,21 @@ def test_a_missing_nvidia_smi_fails_the_acceptance_check(t4: GpuSite) -> None:
     assert "/usr/bin/nvidia-smi is missing; expected the files as installed" in message
 
 
+def test_disabled_cgroups_are_named_before_they_break_containers(t4: GpuSite) -> None:
+    path = "/etc/nvidia-container-runtime/config.toml"
+    # As `nvidia-ctk config --set nvidia-container-cli.no-cgroups=true --in-place` writes it.
+    t4.on(f"printf '[nvidia-container-cli]\\nno-cgroups = true\\n' >{path}")
+    try:
+        assert t4.plan() == (3, {("nvidia_container_toolkit", "obstacles", path)})
+        run = t4.run("site.yml")
+    finally:
+        t4.on(f": >{path}")
+    assert run.status == "failed"
+    assert f"no-cgroups is true in {path}; expected false" in " ".join(run.output.split())
+    assert run.changed() == set()
+    assert t4.plan() == (0, set())
+
+
 def test_lost_gpus_fail_the_acceptance_check(t4: GpuSite, forgetful: None) -> None:
     run = t4.run(VERIFY)
     assert run.status == "failed"

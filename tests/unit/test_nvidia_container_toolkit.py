@@ -26,6 +26,7 @@ REPOSITORY = {
 LOADED: dict[str, Any] = {"loaded": "580.178.04"}
 CDI = {"features": {"cdi": True}}
 CGROUPFS = {"exec-opts": ["native.cgroupdriver=cgroupfs"]}
+TRUE = "[nvidia-container-cli]\nno-cgroups = true\n"
 
 
 def plan(
@@ -116,6 +117,16 @@ def test_the_specification_is_kept_current_by_the_packages_units(
     for entry in owned["derived"]:
         assert entry["required"]
         assert "/lib/modules/6.8.0-149-generic/modules.dep" in entry["since"]
+
+
+def test_disabled_cgroups_are_an_obstacle_of_gpu_hosts() -> None:
+    path = "/etc/nvidia-container-runtime/config.toml"
+    found = plan(facts("t4", **LOADED))["owned"]
+    assert [entry["path"] for entry in found["obstacles"]] == [path]
+    compared = survey.compare({"": {"obstacles": found["obstacles"]}}, {"texts": {path: TRUE}})
+    (conflict,) = compared[""].conflicts
+    assert conflict.reason.startswith(f"no-cgroups is true in {path}; expected false, because")
+    assert "obstacles" not in plan(facts("none"))["owned"]
 
 
 def test_all_that_a_gpu_host_owns_besides_the_packages() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
 from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_json_record
+from ansible_collections.slipway.host.plugins.module_utils.docker import rootless as docker_rootless
+from ansible_collections.slipway.host.plugins.module_utils.host import engine_settings
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     engine,
     kinds,
@@ -1336,12 +1338,34 @@ def test_differences_of_rootless_engines(found: Any, changes: Changes) -> None:
     assert differences("rootless", entry, found, **further) == changes
 
 
-def test_obstacles_stop_with_what_to_do() -> None:
-    entry = {"path": "/proc/sys/x", "holds": "0", "why": "switch it on"}
-    assert differences("obstacles", entry, None) == []
-    assert differences("obstacles", entry, "10\n") == []
-    with pytest.raises(model.ConflictError, match="switch it on"):
-        differences("obstacles", entry, "0\n")
+NO_CGROUPS = engine_settings.NO_CGROUPS
+IS_ZERO = docker_rootless.OBSTACLES[0]["holds"]
+
+
+@pytest.mark.parametrize(
+    ("holds", "text", "stops"),
+    [
+        (IS_ZERO, None, False),
+        (IS_ZERO, "10\n", False),
+        (IS_ZERO, "0\n1\n", False),
+        (IS_ZERO, "0\n", True),
+        (NO_CGROUPS, None, False),
+        (NO_CGROUPS, "", False),
+        (NO_CGROUPS, "[nvidia-container-cli]\n#no-cgroups = true\n", False),
+        (NO_CGROUPS, "[nvidia-container-cli]\nno-cgroups = false # not true\n", False),
+        (NO_CGROUPS, "[nvidia-container-cli]\nno-cgroups = true # mine\n", True),
+        (NO_CGROUPS, "[nvidia-container-cli]\n\t'no-cgroups'=true\n", True),
+        (NO_CGROUPS, "nvidia-container-cli.no-cgroups = true\n", True),
+        (NO_CGROUPS, 'nvidia-container-cli = {root = "/", "no-cgroups" = true}\n', True),
+    ],
+)
+def test_obstacles_stop_with_what_to_do(holds: str, text: str | None, stops: bool) -> None:
+    entry = {"path": "/etc/x", "holds": holds, "why": "switch it on"}
+    if stops:
+        with pytest.raises(model.ConflictError, match="switch it on"):
+            differences("obstacles", entry, text)
+    else:
+        assert differences("obstacles", entry, text) == []
 
 
 def test_further_things_are_asked_for_what_is_compared_with_them() -> None:

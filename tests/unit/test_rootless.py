@@ -222,7 +222,7 @@ def test_the_engines_of_others_are_taken_down_and_forgotten_last(
 
 def test_obstacles_are_named_before_a_change(run_module: RunModule, tmp_path: Path) -> None:
     (tmp_path / "setting").write_text("0\n")
-    obstacle = {"path": str(tmp_path / "setting"), "holds": "0", "why": "switch it on"}
+    obstacle = {"path": str(tmp_path / "setting"), "holds": "^0$", "why": "switch it on"}
     asked: dict[str, Any] = {"engines": [], "obstacles": [obstacle], "state": "absent"}
     assert run_module(rootless_docker, **asked)["msg"] == "switch it on."
     (tmp_path / "setting").write_text("1\n")

@@ -46,7 +46,7 @@ options:
         type: path
         required: true
       holds:
-        description: Content of the file that prevents rootless engines.
+        description: Regular expression of a content of the file that prevents rootless engines.
         type: str
         required: true
       why:

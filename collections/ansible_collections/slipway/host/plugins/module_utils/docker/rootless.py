@@ -102,13 +102,13 @@ FILES: Mapping[str, Mapping[str, str]] = {
 OBSTACLES = (
     {
         "path": "/proc/sys/user/max_user_namespaces",
-        "holds": "0",
+        "holds": r"\A0\s*\Z",
         "why": "'docker: rootless' needs user namespaces; this host allows none. Set sysctl "
         "user.max_user_namespaces, or remove 'docker: rootless'",
     },
     {
         "path": "/proc/sys/kernel/unprivileged_userns_clone",
-        "holds": "0",
+        "holds": r"\A0\s*\Z",
         "why": "'docker: rootless' needs user namespaces; this host allows them only for root. Set "
         "sysctl kernel.unprivileged_userns_clone=1, or remove 'docker: rootless'",
     },

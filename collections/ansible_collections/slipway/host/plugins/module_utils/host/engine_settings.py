@@ -15,6 +15,12 @@ Json = Mapping[str, Any]
 
 DAEMON_JSON = "/etc/docker/daemon.json"
 TOOLKIT_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+# The toolkit's configuration is TOML: the key may be in a table, dotted, or in an inline table.
+NO_CGROUPS = r"^[^#\n]*\bno-cgroups[\"']?\s*=\s*true\b"
+WITHOUT_CGROUPS = (
+    f"no-cgroups is true in {TOOLKIT_CONFIG}; expected false, because containers of the host's "
+    "engine get no GPU with --gpus then. Set it to false. Rootless engines use CDI"
+)
 DEFAULT_RUNTIME = "runc"
 GPU_RUNTIME = "nvidia"
 
@@ -131,14 +137,6 @@ def check_toolkit() -> str:
     if content is None:
         return f"not applicable: there is no {TOOLKIT_CONFIG}"
     text = content.decode("utf-8", "replace")
-    if disables_cgroups(text):
-        raise ValueError(
-            f"no-cgroups is true in {TOOLKIT_CONFIG}; expected false, because containers of the "
-            "host's engine get no GPU with --gpus then. Set it to false. Rootless engines use CDI"
-        )
+    if re.search(NO_CGROUPS, text, re.MULTILINE):
+        raise ValueError(WITHOUT_CGROUPS)
     return f"{TOOLKIT_CONFIG} does not set no-cgroups"
-
-
-def disables_cgroups(text: str) -> bool:
-    """Return whether the toolkit's configuration sets ``no-cgroups``."""
-    return re.search(r"^\s*[\"']?no-cgroups[\"']?\s*=\s*true\b", text, re.MULTILINE) is not None

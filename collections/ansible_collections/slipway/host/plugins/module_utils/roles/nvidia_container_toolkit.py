@@ -17,6 +17,11 @@ from ansible_collections.slipway.host.plugins.module_utils.apt.package_record im
     find_declared_again,
 )
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host
+from ansible_collections.slipway.host.plugins.module_utils.host.engine_settings import (
+    NO_CGROUPS,
+    TOOLKIT_CONFIG,
+    WITHOUT_CGROUPS,
+)
 
 # From 1.18.0 these packages depend on each other by exact versions. apt cannot install one pinned
 # package without the others (NVIDIA/nvidia-container-toolkit#1091), so each command names all four.
@@ -167,6 +172,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
             *_stale(),
         ],
         "packages": packages,
+        "obstacles": [{"path": TOOLKIT_CONFIG, "holds": NO_CGROUPS, "why": WITHOUT_CGROUPS}],
         **(_refresh_state(facts) if number >= FIRST_WITH_CDI_REFRESH else NO_REFRESH),
     }
     return {"needed": True, "key_url": repository["key_url"], "owned": owned}

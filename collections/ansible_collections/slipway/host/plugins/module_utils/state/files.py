@@ -11,8 +11,8 @@ to people, so nothing in its place is replaced.
 
 folders: path, entries: the names that may be in the folder, and no others.
 
-obstacles: path, holds, why: a file with this content prevents the role from working, and WHY says
-what to do.
+obstacles: path, holds, why: a file in which the regular expression HOLDS matches (``^`` at each
+line) prevents the role from working, and WHY says what to do.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ ASKS = {
 
 # --- Nothing below is sent to hosts with the survey. ---
 import hashlib
+import re
 
 from ansible_collections.slipway.host.plugins.module_utils.state import accounts, acl, attributes
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
@@ -256,7 +257,7 @@ def compare_folders(entry: Entry, answer: Answer) -> Iterator[Change]:
 
 def compare_obstacles(entry: Entry, answer: Answer) -> Iterator[Change]:
     """Raise ConflictError if the file has the obstructing content."""
-    if (answer["texts"][entry["path"]] or "").strip() == entry["holds"]:
+    if re.search(entry["holds"], answer["texts"][entry["path"]] or "", re.MULTILINE):
         raise ConflictError(entry["why"])
     return iter(())
 
