@@ -75,6 +75,14 @@ def hosts() -> Iterator[Group]:
     group.remove()
 
 
+SETTINGS: dict[str, Any] = {
+    "ml_images_present": ["iris-api", "jupyter", "tensorboard"],
+    "user_access_users": [{"name": "alice", "docker": True}],
+    # What images do is proven elsewhere; what services do is, each time.
+    "host_verify_smoke": False,
+}
+
+
 class Services(Site):
     """A host with services."""
 
@@ -82,14 +90,7 @@ class Services(Site):
 
     def serve(self, *projects: dict[str, Any], **more: Any) -> None:
         """Declare these projects."""
-        self.declare(
-            ml_images_present=["iris-api", "jupyter", "tensorboard"],
-            ml_services_instances=list(projects),
-            user_access_users=[{"name": "alice", "docker": True}],
-            # What images do is proven elsewhere; what services do is, each time.
-            host_verify_smoke=False,
-            **more,
-        )
+        self.declare(ml_services_instances=list(projects), **SETTINGS, **more)
 
     def ask(
         self, port: int, path: str, token: str = "", method: str = "GET", body: Any = None
@@ -527,6 +528,83 @@ def test_plan_names_a_service_that_the_host_cannot_run(
     assert words in " ".join(run.output.split())
     assert lab.on("docker ps --all --quiet --filter name=extra") == ""
     lab.serve(*PROJECTS)
+
+
+# Services of which most cannot run, with old names of keys: what each one is, and its cause.
+def board(name: str, port: int, **keys: Any) -> dict[str, Any]:
+    return {"name": name, "image": "tensorboard", "ports": {"tensorboard": port}, **keys}
+
+
+WORKING = [{"name": "iris-api"}, board("ok", 9010)]
+# The first two are known without the host.
+FAILING: list[tuple[dict[str, Any], str]] = [
+    (board("big", 9012, uid=3000000000), "service big: uid: 3000000000; expected at most"),
+    (board("small", 9014, memory="1m"), "service small: memory: '1m'; expected at least 6m"),
+    (
+        board("other", 9011, publish="203.0.113.9"),
+        "service other: bind_address 203.0.113.9 is not an address of this host",
+    ),
+    (
+        board("file", 9013, volumes={"work": "/etc/hostname"}),
+        "/etc/hostname, a volume of a service: found a file; expected a folder",
+    ),
+    (
+        board("taken", 22, publish="0.0.0.0"),
+        r"service taken: found process [0-9]+ \(sshd\) of root on port 22",
+    ),
+]
+EXISTING = "docker ps --all --format '{{.Names}} {{.State}}' | sort"
+
+
+def test_each_failing_service_of_a_run_says_its_cause_and_the_others_run(lab: Services) -> None:
+    before = lab.on(EXISTING)
+    lab.declare(**SETTINGS)
+    projects = [*WORKING, *(declared for declared, _cause in FAILING)]
+    run = lab.run("site.yml", ml_services_projects=projects)
+    assert (run.status, run.changed(), lab.on(EXISTING)) == ("failed", set(), before)
+    output = " ".join(run.output.split())
+    assert [cause for _declared, cause in FAILING[:2] if cause not in output] == []
+
+    run = lab.run("site.yml", ml_services_projects=[*WORKING, *(one for one, _ in FAILING[2:])])
+    output = " ".join(run.output.split())
+    assert run.status == "failed"
+    assert [cause for _declared, cause in FAILING[2:] if not re.search(cause, output)] == []
+    assert "Traceback" not in output
+    # Addresses of services that run, and of no other; no container that never ran.
+    assert lab.on(EXISTING) == "iris-api-iris-api-1 running\nok-ok-1 running"
+    assert set(re.findall(r"http://[\w.]+:\d+", run.output)) == {
+        "http://127.0.0.1:5000",
+        "http://127.0.0.1:9010",
+    }
+    lab.serve(*PROJECTS)
+    lab.converge()
+    assert lab.plan() == (0, set())
+
+
+def test_services_with_odd_names_addresses_and_values_run(lab: Services) -> None:
+    values = {"P": "a$b${c}$$d#e: 'f' \"g\" \\h", "N": 5, "ML": "x\ny", "B": True, "Z": None}
+    long = "n" * 100
+    lab.on("sysctl -qw net.ipv6.conf.lo.disable_ipv6=0")
+    lab.declare(**SETTINGS)
+    projects = [
+        {"name": "iris-api"},
+        {"name": "envd", "image": "jupyter", "ports": {"jupyter": 9001}, "environment": values},
+        board("v6", 9002, publish="::1"),
+        board(long, 9003, publish="127.0.0.1"),
+    ]
+    odd = {"ml_services_projects": projects}
+    run = lab.converge(**odd)
+    assert "http://[::1]:9002" in run.output
+    assert lab.on("docker ps --all --quiet --filter status=running | wc -l") == "4"
+    variables = lab.container("envd")["Config"]["Env"]
+    texts = {**values, "N": "5", "B": "True", "Z": ""}
+    assert {f"{name}={value}" for name, value in texts.items()} <= set(variables)
+    for host in ("[::1]:9002", "127.0.0.1:9003"):
+        lab.on(f"python3 -c \"import urllib.request as u; u.urlopen('http://{host}', timeout=20)\"")
+    assert lab.plan("-e", json.dumps(odd)) == (0, set())
+    lab.on("sysctl -qw net.ipv6.conf.lo.disable_ipv6=1")
+    lab.serve(*PROJECTS)
+    lab.converge()
 
 
 STARTS: dict[str, tuple[str, str, str]] = {
