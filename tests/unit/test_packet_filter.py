@@ -252,21 +252,35 @@ def test_only_an_engine_that_runs_is_asked(
     host: Filter, monkeypatch: pytest.MonkeyPatch, units: Any, asked: bool
 ) -> None:
     monkeypatch.setattr(packet_filter, "ask_rules", lambda: {"missing": ["bridge"]})
-    answer = packet_filter.ASKS["packet_filter"](["docker.service"], {"units": units})
+    answer = packet_filter.ASKS["packet_filter"](
+        ["docker.service"], {"engine": None, "units": units}
+    )
     assert answer == {"docker.service": {"missing": ["bridge"]} if asked else None}
 
 
-@pytest.mark.parametrize("error", [OSError("timed out"), ValueError("Docker answered 500")])
+@pytest.mark.parametrize(
+    ("error", "questions"), [(TimeoutError("timed out"), 1), (ValueError("Docker answered 500"), 3)]
+)
 def test_an_engine_without_an_answer_has_an_error_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
+    monkeypatch: pytest.MonkeyPatch, error: Exception, questions: int
 ) -> None:
-    def fail(_path: str) -> None:
+    asked: list[str] = []
+
+    def fail(path: str) -> None:
+        asked.append(path)
         raise error
 
     monkeypatch.setattr(containers, "ask_engine", fail)
-    running = {"units": {"docker.service": {"active": "active"}}}
-    answer = packet_filter.ASKS["packet_filter"](["docker.service"], running)
-    assert answer == {"docker.service": None}
+    reply: dict[str, Any] = {"engine": None, "units": {"docker.service": {"active": "active"}}}
+    assert packet_filter.ASKS["packet_filter"](["docker.service"], reply) == {
+        "docker.service": None
+    }
+    assert reply["engine"] == str(error)
+    # Each question to an engine that hangs takes 20 seconds.
+    asks: dict[str, Any] = containers.ASKS
+    for key in ("images", "projects"):
+        assert asks[key](["a:b"], reply) is None
+    assert len(asked) == questions
 
 
 @pytest.mark.parametrize(

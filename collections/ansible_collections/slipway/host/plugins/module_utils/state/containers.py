@@ -38,6 +38,8 @@ DOCKER_SOCKET = "/run/docker.sock"
 IMAGE_RECORDS = "/var/lib/slipway/images"
 # A file for each compose project; only root can write it.
 SERVICE_RECORDS = "/var/lib/slipway/services"
+# What Python says of a socket without an answer.
+TIMED_OUT = "timed out"
 COMPOSE_PROJECT = "com.docker.compose.project"
 ONE_OFF = "com.docker.compose.oneoff"
 CGROUPS = "/sys/fs/cgroup"
@@ -221,18 +223,23 @@ def _ask_object(path: str) -> Json | None:
     return found
 
 
-def _try(ask: Callable[[list[str]], Json], names: list[str], reply: Json) -> Json | None:
-    """Return the answer of Docker; if it does not answer, say why in ``engine``."""
+def try_engine(ask: Callable[..., Json], reply: Json, *names: list[str]) -> Json | None:
+    """Return the answer of Docker; if it does not answer, say why in ``engine``.
+
+    An engine that let one question wait until its timeout is not asked again.
+    """
+    if reply["engine"] == TIMED_OUT:
+        return None
     try:
-        return ask(names)
+        return ask(*names)
     except (OSError, ValueError) as error:
         reply["engine"] = str(error)
         return None
 
 
 ASKS = {
-    "images": lambda names, reply: _try(ask_images, names, reply),
-    "projects": lambda names, reply: _try(ask_projects, names, reply),
+    "images": lambda names, reply: try_engine(ask_images, reply, names),
+    "projects": lambda names, reply: try_engine(ask_projects, reply, names),
     "environments": lambda names, _reply: ask_environments(names),
 }
 

@@ -186,10 +186,7 @@ def _ask(names: list[str], reply: Json) -> Json:
     found: Json = dict.fromkeys(names)
     for name in names:
         if ((reply.get("units") or {}).get(name) or {}).get("active") == "active":
-            try:
-                found[name] = ask_rules()
-            except (OSError, ValueError):
-                continue
+            found[name] = containers.try_engine(ask_rules, reply)
     return found
 
 
