@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,3 +199,36 @@ def test_always_restarts_under_a_running_container(site: Adopted) -> None:
     assert "container train: would stop (owner alice" in site.slipway("plan").stdout
     site.converge()
     assert site.on("docker inspect --format '{{.State.Running}}' train") == "false"
+
+
+@pytest.fixture
+def podman(tmp_path: Path) -> Iterator[Adopted]:
+    """A host on which the command docker is podman's."""
+    group = Group("pytest-podman")
+    group.remove()
+    site = Adopted(group.ensure(HostSpec("podman")), tmp_path)
+    site.extra = {"slipway_roles": ["docker_engine"]}
+    site.on("apt-get -qq update >/dev/null")
+    site.on("apt-get -qq install -y --no-install-recommends podman-docker >/dev/null 2>&1")
+    yield site
+    group.remove()
+
+
+def test_the_docker_command_of_podman_is_removed_only_by_consent(podman: Adopted) -> None:
+    installed = "dpkg-query --show --showformat '${db:Status-Status} ' podman podman-docker"
+    podman.declare()
+    plan = podman.slipway("plan")
+    assert plan.returncode == 2, plan.stderr
+    assert "package podman-docker: would be removed" in " ".join(plan.stdout.split())
+    run = podman.run()
+    assert run.status == "failed"
+    output = " ".join(run.output.split())
+    assert "podman-docker" in output and "docker_engine_removable_packages" in output
+    assert podman.on(installed) == "installed installed"
+    podman.declare(docker_engine_removable_packages=["podman-docker"])
+    podman.converge()
+    assert podman.on(f"{installed} || true").split() in (
+        ["installed"],
+        ["installed", "config-files"],
+    )
+    assert podman.plan() == (0, set())

@@ -128,6 +128,47 @@ def test_reachable_repository_is_chosen_and_its_set_held(docker_site: Site, key:
     assert docker_site.on("systemctl is-active docker.service") == "active"
 
 
+# A second file for the repository, as other instructions and tools write it: with this key under
+# another name, apt refuses to work at all.
+LIST = "/etc/apt/sources.list.d/docker-ce.list"
+OTHER_KEY = "/usr/share/keyrings/docker-archive-keyring.asc"
+LINE = f"deb [arch=amd64 signed-by={OTHER_KEY}] file://{SEEN}/linux/debian trixie stable"
+UPDATE = "apt-get -qq update 2>&1 || true"
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_second_list_of_the_repository_is_replaced(
+    docker_site: Site, key: Key, installed: bool
+) -> None:
+    docker_site.declare(**declared(key))
+    if not installed:
+        docker_site.declare(**declared(key), docker_engine_state="absent")
+        converge(docker_site)
+        docker_site.declare(**declared(key), docker_engine_source="docker")
+    docker_site.on(f"cp {SEEN}/docker.asc {OTHER_KEY}; echo '{LINE}' >{LIST}")
+    assert ("Conflicting values set for option Signed-By" in docker_site.on(UPDATE)) == installed
+    status, named = docker_site.plan()
+    assert status == 2 and ("docker_engine", "files", LIST) in named
+    converge(docker_site)
+    assert docker_site.on(UPDATE) == ""
+    assert docker_site.on("ls /etc/apt/sources.list.d") == "docker.sources"
+    assert docker_site.plan() == (0, set())
+
+
+def test_a_list_that_also_names_other_repositories_is_left_for_a_person(
+    docker_site: Site, key: Key
+) -> None:
+    other = "deb [trusted=yes] file:///srv/nothing ./"
+    docker_site.declare(**declared(key))
+    before = docker_site.on("ls -l --time-style=full-iso /etc/apt/sources.list.d")
+    docker_site.on(f"printf '%s\\n' '{LINE}' '{other}' >{LIST}")
+    run = docker_site.run("site.yml")
+    assert run.status == "failed"
+    assert LIST in run.output and run.changed() == set()
+    docker_site.on(f"rm {LIST}")
+    assert docker_site.on("ls -l --time-style=full-iso /etc/apt/sources.list.d") == before
+
+
 def test_second_run_keeps_the_chosen_repository(docker_site: Site) -> None:
     assert docker_site.plan() == (0, set())
     assert converge(docker_site).changed() == set()
