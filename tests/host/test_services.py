@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,18 +234,33 @@ def traces(lab: Services) -> list[str]:
     return lab.on(SEARCH).splitlines()
 
 
-def test_a_generated_secret_is_only_in_its_file(lab: Services) -> None:
+def reports(folder: Path) -> str:
+    """Return the text of the report and of the page that a run wrote."""
+    texts = {file.suffix: file.read_text(encoding="utf-8") for file in folder.glob("[!.]*")}
+    assert set(texts) == {".json", ".html"}
+    assert all("ml_services" in text for text in texts.values())
+    return "".join(texts.values())
+
+
+def test_a_generated_secret_is_only_in_its_file(
+    lab: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIPWAY_REPORTS", str(tmp_path))
     lab.on(f"rm {TOKEN}")
     run = lab.run("site.yml", "-vvv", "--diff")
     assert run.status == "successful", run.output
     secret = lab.on(f"cat {TOKEN}")
     assert re.fullmatch("[0-9a-f]{48}", secret)
     assert secret not in run.output and secret not in str(run.events)
+    assert secret not in reports(tmp_path)
     assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
     assert traces(lab) == ["0", "0", "0", "0", TOKEN]
 
 
-def test_a_declared_secret_is_only_in_its_file(lab: Services) -> None:
+def test_a_declared_secret_is_only_in_its_file(
+    lab: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIPWAY_REPORTS", str(tmp_path))
     given = "given-by-a-vault-9b2c"
     project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "content": given}]}
     lab.serve({"name": "iris-api"}, project, SCRATCH, BOARD)
@@ -252,6 +268,7 @@ def test_a_declared_secret_is_only_in_its_file(lab: Services) -> None:
     run = lab.run("site.yml", "-vvv", "--diff")
     assert run.status == "successful", run.output
     assert given not in run.output and given not in str(run.events)
+    assert given not in reports(tmp_path)
     assert lab.on(f"cat {TOKEN}") == given
     assert lab.ask(8888, "/api/status", TOKEN)[0] == 200
     assert traces(lab) == ["0", "0", "0", "0", TOKEN]

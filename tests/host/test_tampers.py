@@ -13,6 +13,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ import yaml
 from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, parents
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, overview, page
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
@@ -97,6 +99,9 @@ json.dump(results, sys.stdout)
 """
 
 
+SECRET, NOW = "s3cret", datetime(2026, 11, 28, tzinfo=timezone.utc)
+
+
 def owned() -> dict[str, Any]:
     state = tampers.statement()
     state["keyrings"][0]["fingerprint"] = FINGERPRINT
@@ -117,6 +122,24 @@ def named(answer: Any) -> set[tuple[str, str]]:
             paths = (one.reason.partition(": found ")[0] for one in comparison.conflicts)
             found |= {(parents.KIND, path) for path in paths}
     return found
+
+
+def published(answer: Any) -> str:
+    """Return the report and the page of a host that answered a survey so."""
+    statements = {"matrix": owned()}
+    compared = engine.compare(statements, answer, kinds.ALL)["matrix"]
+    survey = {
+        "overview": overview.describe(answer["facts"], statements, answer, [], {}),
+        "differences": {"matrix": [vars(one) for one in compared.differences]},
+        "conflicts": {"matrix": [vars(one) for one in compared.conflicts]},
+        "health": [],
+        "information": engine.information([*statements.values()], answer, kinds.ALL),
+        "system": {},
+    }
+    run = {"command": "plan", "state": "drift", "error": "", "survey": survey, "waiting": []}
+    run |= {"found": survey["differences"], "checks": None, "steps": []}
+    report = history.update({}, "matrix", run, NOW)
+    return json.dumps(report, ensure_ascii=False) + page.render([report], NOW)
 
 
 class TamperSite(Site):
@@ -229,6 +252,8 @@ def test_each_tamper_is_seen(site: TamperSite, kind: str) -> None:
         found = named(tampered)
         if failed:
             faults.append(f"{tamper}: {failed}")
+        if SECRET in (text := published(tampered)) or str(tamper.name) not in text:
+            faults.append(f"{tamper}: the report has the secret, or not the name")
         if (tamper.kind, tamper.name) not in found:
             faults.append(f"{tamper}: not seen; found {sorted(found)}")
         if left := named(clean) if clean else None:

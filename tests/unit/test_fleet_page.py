@@ -60,6 +60,22 @@ def test_what_needs_a_person_comes_first() -> None:
     assert rows(html)[-1] == "gpu12"
 
 
+def test_a_failed_check_is_one_reason() -> None:
+    report = fleet_reports.report(4, 12)
+    (failed,) = (one for one in report["checks"]["items"] if one["status"] == "failed")
+    assert report["error"] == f"{failed['what']}: {failed['found']}"
+    assert "check published ports: no answer on 8888</small>" in render(report)
+    # Another error comes first.
+    report["error"] = "apt: no space"
+    assert "apt: no space (and 1 more)</small>" in render(report)
+
+
+def test_a_long_reason_ends_with_a_word() -> None:
+    report = {**fleet_reports.report(4, 12), "error": "word " * 40}
+    assert "word word… (and 1 more)</small>" in render(report)
+    assert f"{'x' * 139}… (and 1 more)" in render({**report, "error": "x" * 300})
+
+
 def test_names_are_sorted_as_people_count() -> None:
     hosts = [{**fleet_reports.report(0, 1), "host": name} for name in ("n10", "n2", "a", "N1")]
     assert rows(render(*hosts)) == ["N1", "a", "n2", "n10"]

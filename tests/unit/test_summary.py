@@ -212,3 +212,37 @@ def test_a_host_that_failed_before_stays_failed() -> None:
     callback.task_ends("gpu01", "slipway.host.survey", **{**SURVEYED, "conflicts": IN_THE_WAY})
     assert callback.run_ends() == 0
     assert callback.report["gpu01"]["state"] == "failed"
+
+
+HOSTILE = "<b>&\x1b[2J\x9b31m\u202e\x00\nOK: all hosts as declared."
+
+
+def test_texts_of_a_host_stay_on_their_line(tmp_path: Path) -> None:
+    difference = dict.fromkeys(("kind", "name", "found", "expected"), HOSTILE)
+    conflict = {"kind": HOSTILE, "name": HOSTILE, "reason": HOSTILE, "blocks": [HOSTILE]}
+    finding = dict.fromkeys(("where", "found", "expected", "remedy", "gpu", "accepted"), HOSTILE)
+    answer = {
+        "differences": {"docker_engine": [difference]},
+        "conflicts": {"docker_engine": [conflict]},
+        "consequences": [{"kind": HOSTILE, "name": HOSTILE, "effect": HOSTILE}],
+        "health": [{**finding, "warning": False}],
+        "information": [HOSTILE],
+        "overview": {"roles": [], "gpus": [{"health": HOSTILE}]},
+        "ansible_facts": {"slipway": {"kernel": HOSTILE}},
+        "urls": {HOSTILE: HOSTILE},
+        "slipway_note": HOSTILE,
+        "slipway_waiting": [HOSTILE],
+    }
+    file = tmp_path / "report.json"
+    for callback in (Callback(), Callback(report=str(file))):
+        callback.task_ends("gpu01", "slipway.host.survey", **answer)
+        callback.run_ends()
+        shown = [line for text in callback.lines for line in text.splitlines()]
+        assert all(line.isprintable() for line in shown)
+        assert [line for line in shown if line.startswith("OK:")] == []
+    written = json.loads(file.read_text())
+    assert written["gpu01"]["system"]["kernel"].isprintable()
+    assert written["gpu01"]["notes"][0].startswith(r"<b>&\x1b[2J\x9b31m\u202e\x00\nOK:")
+    plan = state_report.plan(written)
+    assert all(line.isprintable() for line in plan.splitlines())
+    assert [line for line in plan.splitlines() if line.startswith("OK:")] == []

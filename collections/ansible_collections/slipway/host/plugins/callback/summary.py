@@ -230,6 +230,7 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
+        self.report = report.escape(self.report)
         for host, entry in self.report.items():
             # An upgrade also changes hosts without drift.
             surveyed = entry["state"] in (report.DRIFT, report.NO_DRIFT)

@@ -25,6 +25,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.state import plan_rows, verdict
 from ansible_collections.slipway.host.plugins.module_utils.state.model import phrase
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 Report = Mapping[str, Mapping[str, Any]]
 
@@ -64,6 +65,17 @@ def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
         for row in lines
     )
+
+
+def escape(value: Any) -> Any:
+    """Return JSON of hosts with all control characters in texts escaped."""
+    if isinstance(value, str):
+        return escape_control(value)
+    if isinstance(value, Mapping):
+        return {escape(key): escape(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escape(one) for one in value]
+    return value
 
 
 def as_json(report: Report) -> dict[str, dict[str, Any]]:

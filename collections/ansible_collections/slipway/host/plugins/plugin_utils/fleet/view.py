@@ -139,9 +139,12 @@ def _gpus(gpus: Sequence[Report]) -> Json:
 def _reason(report: Report, condition: str) -> str:
     """Return why a host is in its condition, in one short sentence."""
     failed = [one for one in report["checks"]["items"] if one["status"] == "failed"]
+    # The error of failed checks lists them.
+    error = report["error"] if report["state"] == "failed" else ""
+    is_of_checks = any(error.startswith(f"{one['what']}: ") for one in failed)
     texts: Mapping[str, Sequence[str]] = {
         "failed": [
-            *([report["error"]] if report["state"] == "failed" else []),
+            *([] if is_of_checks else [error]),
             *(f"check {one['what']}: {one['found']}" for one in failed),
         ],
         "fault": [text for kind, text in sentences(report["health"]) if kind == FAULT],
@@ -155,7 +158,10 @@ def _reason(report: Report, condition: str) -> str:
     found = [text for text in texts.get(condition, ()) if text]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     text = found[0] if found else ""
-    return (text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…") + more
+    if len(text) > MAX_REASON:
+        # Without a cut word, unless the text is a single one.
+        text = f"{text[:MAX_REASON].rpartition(' ')[0] or text[: MAX_REASON - 1]}…"
+    return text + more
 
 
 def details(view: Report, now: datetime, full: bool = True) -> Json:
