@@ -139,7 +139,7 @@ def published(answer: Any) -> str:
     run = {"command": "plan", "state": "drift", "error": "", "survey": survey, "waiting": []}
     run |= {"found": survey["differences"], "checks": None, "steps": []}
     report = history.update({}, "matrix", run, NOW)
-    return json.dumps(report, ensure_ascii=False) + page.render([report], NOW)
+    return json.dumps(report, ensure_ascii=False) + page.render([report], NOW)["index.html"]
 
 
 class TamperSite(Site):

@@ -61,10 +61,16 @@ def axe() -> str:
 
 
 def visit(
-    tmp_path: Path, axe: str, count: int, anchor: str = "", width: int = 1280, dark: bool = False
+    tmp_path: Path,
+    axe: str,
+    count: int,
+    anchor: str = "",
+    width: int = 1280,
+    dark: bool = False,
+    name: str = "index.html",
 ) -> dict[str, Any]:
-    """Return what the browser finds on a page with COUNT hosts."""
-    content = page.render(list(fleet_reports.fleet(count)), fleet_reports.NOW)
+    """Return what the browser finds on a page about COUNT hosts."""
+    content = page.render(list(fleet_reports.fleet(count)), fleet_reports.NOW)[name]
     # The page allows no scripts.
     content, removed = POLICY.subn("", content)
     assert removed == 1
@@ -102,6 +108,12 @@ CASES = [
     ),
     pytest.param(12, {"anchor": "#host-cpu05"}, id="host with a failed check"),
     pytest.param(12, {"anchor": "#f-need"}, id="filter"),
+    pytest.param(200, {"name": "hosts-1.html"}, id="further page"),
+    pytest.param(
+        200,
+        {"name": "hosts-1.html", "anchor": "#host-gpu104", "width": 500},
+        id="host of it, narrow",
+    ),
 ]
 
 

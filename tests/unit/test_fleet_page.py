@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
-from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, page
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, page, store
 
 from tests.unit import fleet_reports
 
@@ -45,7 +45,7 @@ class Tags(HTMLParser):
 
 
 def render(*reports: dict[str, Any]) -> str:
-    return page.render(reports, fleet_reports.NOW)
+    return page.render(reports, fleet_reports.NOW)["index.html"]
 
 
 def rows(html: str) -> list[str]:
@@ -157,7 +157,42 @@ def test_500_hosts_fit_and_the_needy_have_sections() -> None:
     sections = re.findall(r'<section class="host" id="host-([^"]*)"', html)
     assert len(needy) > 30
     assert sections[: len(needy)] and {*needy} <= {*sections}
-    assert f"{500 - len(sections)} hosts have no section here" in html
+    assert f"{500 - len(sections)} hosts have their sections on further pages" in html
+
+
+def test_each_of_500_hosts_has_a_section_that_its_row_leads_to() -> None:
+    pages = page.render(list(fleet_reports.fleet(500)), fleet_reports.NOW)
+    ids = {name: {*Tags(html).values("id")} for name, html in pages.items()}
+    links = re.findall(r'<th scope="row"><a href="([^"]*)">', pages["index.html"])
+    assert len({*links}) == 500
+    for link in links:
+        name, _hash, anchor = link.partition("#")
+        assert anchor in ids[name or "index.html"], link
+    assert len(pages) > 5
+    for name, html in pages.items():
+        assert len(html.encode()) <= LIMIT
+        policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        assert policy in Tags(html).values("content")
+        inside = {value[1:] for value in Tags(html).values("href") if value[0] == "#"}
+        assert inside <= ids[name]
+        if name != "index.html":
+            assert html.count('<a href="index.html">') == html.count('class="host"') + 1
+
+
+def test_pages_of_a_fleet_that_shrank_are_removed(tmp_path: Path) -> None:
+    reports = store.Store(tmp_path, print)
+    for one in fleet_reports.fleet(200):
+        reports.folder.mkdir(exist_ok=True)
+        reports.write(store.file_name(one["host"]), json.dumps(one))
+    page.write(reports, fleet_reports.NOW)
+    assert [*tmp_path.glob("hosts-*.html")] != []
+    for file in tmp_path.glob("gpu*.json"):
+        file.unlink()
+    (tmp_path / "hosts-gpu.json").write_text("{}")
+    page.write(reports, fleet_reports.NOW)
+    assert [*tmp_path.glob("hosts-*.html")] == []
+    assert (tmp_path / "index.html").exists()
+    assert (tmp_path / "hosts-gpu.json").exists()
 
 
 def test_the_sections_of_many_ill_hosts_are_bounded() -> None:
@@ -165,7 +200,9 @@ def test_the_sections_of_many_ill_hosts_are_bounded() -> None:
     for one in ill:
         one["error"] = "x" * 400
         one["conflicts"] = {"ml_services": [fleet_reports.CONFLICT] * 200}
-    assert len(render(*ill).encode()) <= LIMIT
+    pages = page.render(ill, fleet_reports.NOW)
+    assert max(len(html.encode()) for html in pages.values()) <= LIMIT
+    assert sum(html.count('<section class="host"') for html in pages.values()) == 500
 
 
 def cpu(action: Callable[[], object]) -> float:

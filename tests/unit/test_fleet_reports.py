@@ -392,7 +392,7 @@ def test_secrets_of_services_are_in_no_report(tmp_path: Path) -> None:
     seen = overview.describe(facts("none"), owned, answer, [], {})
     done = survey(overview=seen, differences={"ml_services": [vars(one) for one in compared]})
     report = update(run(done, state="drift"))
-    for text in (json.dumps(report), page.render([report], NOW)):
+    for text in (json.dumps(report), page.render([report], NOW)["index.html"]):
         assert str(file) in text
         assert found not in text
         assert declared not in text

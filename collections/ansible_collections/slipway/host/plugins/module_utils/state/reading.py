@@ -289,6 +289,8 @@ def run_for_status(command: list[str]) -> tuple[int, str]:
 
 def escape_control(text: str) -> str:
     """Return a text with control characters escaped, so that a terminal only shows it."""
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text

@@ -1,10 +1,14 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The page about the fleet: one HTML file without scripts and without requests to other files."""
+"""The page about the fleet: one HTML file without scripts and without requests to other files.
+
+In a large fleet, further files have the sections of the hosts that do not fit.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
@@ -12,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import history, view
+from ansible_collections.slipway.host.plugins.plugin_utils.fleet.store import PAGE as INDEX
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet.store import Store
 from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
-PAGE, HOST = "page.html.j2", "host.html.j2"
-# Bytes of the page. Sections of hosts are left out beyond that, those of healthy hosts first.
+PAGE, HOST, HOSTS = "page.html.j2", "host.html.j2", "hosts.html.j2"
+# Bytes of the page. Sections beyond that are on further pages, those of healthy hosts first.
 MAX_BYTES = 390_000
+# A further page, and the bytes of its sections.
+FURTHER = "hosts-{}.html"
+FURTHER_BYTES = 370_000
 # With more hosts, rows have no history, images and names of services.
 MAX_FULL_ROWS = 150
 _INDENT = re.compile(r"\n\s*")
@@ -81,32 +89,41 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s"
 
 
-def render(reports: Sequence[Mapping[str, Any]], now: datetime) -> str:
-    """Return the page about the hosts of REPORTS."""
+def render(reports: Sequence[Mapping[str, Any]], now: datetime) -> dict[str, str]:
+    """Return the pages about the hosts of REPORTS by their file names; most fleets have one."""
     views = [view.host(history.clean(report), now) for report in reports]
     views.sort(key=lambda one: one["rank"])
     fleet = view.fleet(views, now)
     strips = len(views) <= MAX_FULL_ROWS
     for one in views:
         days = one["report"]["days"]
-        one.update(strip=view.day_strip(days, now) if strips else "", detailed=False)
-    rest = MAX_BYTES - len(_render(views, fleet, [], now, len(views)).encode())
-    sections = _sections(views, now, True, rest)
+        one.update(strip=view.day_strip(days, now) if strips else "", link=f"#{one['id']}")
+    # As long as links become.
+    longest = [{**one, "link": FURTHER.format(len(views)) + one["link"]} for one in views]
+    rest = MAX_BYTES - len(_fleet_page(longest, fleet, [], now, len(views)).encode())
+    sections = _sections(views, now, rest)
     if len(sections) < len(views):
-        sections = _sections(views, now, False, rest)
-    for one in views[: len(sections)]:
-        one["detailed"] = True
-    return _render(views, fleet, sections, now, len(views) - len(sections))
+        sections = _sections(views, now, rest, full=False)
+    pages = _further_pages(views[len(sections) :], now)
+    pages[INDEX] = _fleet_page(views, fleet, sections, now, len(views) - len(sections))
+    return pages
 
 
 def _sections(
-    views: Sequence[Mapping[str, Any]], now: datetime, full: bool, rest: int
+    views: Sequence[Mapping[str, Any]],
+    now: datetime,
+    rest: int,
+    full: bool = True,
+    fleet: str = "#fleet",
 ) -> list[Markup]:
-    """Return the sections of the first hosts, full or brief, that fit in REST bytes."""
+    """Return the sections of the first hosts, full or brief, that fit in REST bytes.
+
+    FLEET is the link to the fleet.
+    """
     module: Any = _template(HOST).module
     sections: list[Markup] = []
     for one in views:
-        section = _squeeze(module.host(one, view.details(one, now, full), full))
+        section = _squeeze(module.host(one, view.details(one, now, full), full, fleet))
         rest -= len(section.encode())
         if rest < 0:
             break
@@ -114,7 +131,25 @@ def _sections(
     return sections
 
 
-def _render(
+def _further_pages(views: Sequence[dict[str, Any]], now: datetime) -> dict[str, str]:
+    """Return pages with the sections of VIEWS; set the links of the hosts to them."""
+    pages: dict[str, str] = {}
+    while views:
+        name = FURTHER.format(len(pages) + 1)
+        # A host has a page for itself, however long its section is.
+        sections = _sections(views, now, FURTHER_BYTES, fleet=INDEX) or _sections(
+            views[:1], now, sys.maxsize, fleet=INDEX
+        )
+        here, views = views[: len(sections)], views[len(sections) :]
+        pages[name] = _squeeze(
+            _template(HOSTS).render(views=here, sections=sections, now=now.isoformat())
+        )
+        for one in here:
+            one["link"] = f"{name}#{one['id']}"
+    return pages
+
+
+def _fleet_page(
     views: Sequence[Mapping[str, Any]],
     fleet: Mapping[str, Any],
     sections: Sequence[Markup],
@@ -139,7 +174,12 @@ def _squeeze(html: str) -> str:
 
 
 def write(store: Store, now: datetime | None = None) -> None:
-    """Write the page from the reports in the folder."""
+    """Write the pages from the reports in the folder."""
     with store.lock():
         moment = now or datetime.now(timezone.utc).replace(microsecond=0)
-        store.write(store.page.name, render(store.read_all(), moment) + "\n")
+        pages = render(store.read_all(), moment)
+        for name, text in pages.items():
+            store.write(name, text + "\n")
+        for file in store.folder.glob(FURTHER.format("[0-9]*")):
+            if file.name not in pages:
+                file.unlink()
