@@ -136,7 +136,13 @@ def published(answer: Any) -> str:
         "information": engine.information([*statements.values()], answer, kinds.ALL),
         "system": {},
     }
-    run = {"command": "plan", "state": "drift", "error": "", "survey": survey, "waiting": []}
+    run: dict[str, Any] = {
+        "command": "plan",
+        "state": "drift",
+        "error": "",
+        "survey": survey,
+        "waiting": [],
+    }
     run |= {"found": survey["differences"], "checks": None, "steps": []}
     report = history.update({}, "matrix", run, NOW)
     return json.dumps(report, ensure_ascii=False) + page.render([report], NOW)["index.html"]
