@@ -23,6 +23,7 @@ from ansible_collections.slipway.host.plugins.modules import metrics as module
 from ansible_collections.slipway.host.plugins.plugin_utils import measured
 
 from tests.contract.tree import ROOT
+from tests.unit.conftest import RunModule
 
 GPU = {"uuid": "GPU-1", "model": "NVIDIA H100", "driver": "580.95.05", "memory": 2, "healthy": True}
 VALUES: dict[str, Any] = {
@@ -188,3 +189,46 @@ def test_a_link_of_a_user_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(paths.UnsafePathError):
         module.settle({"path": str(theirs / "slipway.prom"), "state": "file"}, VALUES, [])
     assert secret.read_text() == "keep"
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to root")
+
+
+@needs_root
+def test_only_a_file_that_differs_from_its_declaration_is_a_change(
+    tmp_path: Path, run_module: RunModule
+) -> None:
+    file = tmp_path / "folder/slipway.prom"
+    declared = {"files": [{"path": str(file)}], "values": VALUES, "checks": CHECKS}
+    predicted = run_module(module, check=True, **declared)
+    assert (predicted["changed"], file.parent.exists()) == (True, False)
+    assert f"files {file}: missing" in predicted["diff"][0]["prepared"]
+    assert run_module(module, **declared)["paths"] == [str(file)]
+    # New values are no change, and are written.
+    again = run_module(module, **{**declared, "values": {**VALUES, "faulty": True}})
+    assert (again["changed"], again["diff"]) == (False, [])
+    assert 'slipway_health{check="gpu-health"} 0' in file.read_text()
+    before = file.read_bytes()
+    assert not run_module(module, check=True, **declared)["changed"]
+    assert file.read_bytes() == before
+    file.chmod(0o666)
+    assert run_module(module, **declared)["changed"]
+    assert file.stat().st_mode & 0o777 == 0o644
+    absent = {"files": [{"path": str(file), "state": "absent"}]}
+    assert run_module(module, check=True, **absent)["changed"]
+    assert file.exists()
+    assert run_module(module, **absent)["changed"]
+    assert not run_module(module, **absent)["changed"]
+
+
+@needs_root
+def test_what_is_in_the_way_is_a_conflict(tmp_path: Path, run_module: RunModule) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o777)
+    os.chown(theirs, 1500, 1500)
+    (theirs / "slipway.prom").symlink_to("/etc/passwd")
+    for check in (True, False):
+        done = run_module(module, check=check, files=[{"path": f"{theirs}/slipway.prom"}])
+        assert done["failed"]
+        assert "found a symbolic link to /etc/passwd" in done["msg"]
+    assert (theirs / "slipway.prom").is_symlink()
