@@ -582,7 +582,13 @@ def test_a_push_to_a_name_of_the_catalogue_fails() -> None:
         ("Cannot connect to the Docker daemon at unix:///x. Is it", "Docker does not answer on"),
         ("failed to connect to the docker API at unix:///x; check", "this host. Tell Dana"),
         ("x\nError response from daemon: no such container: y\n", "no such container: y"),
+        (
+            "x\nError response from daemon: a (b: c.\n (exit status 1))\n",
+            "a (b: c. (exit status 1))",
+        ),
+        ("denied: a\nno\n", "no"),
         ("", "docker failed"),
+        ("Error response from daemon: ", "docker failed"),
     ],
 )
 def test_errors_of_docker_are_explained(error_output: str, message: str) -> None:

@@ -255,6 +255,15 @@ COMPOSE_ERRORS = {
         " Container lab-lab-1  Error\ncontainer lab-lab-1 is unhealthy\n",
         "container lab-lab-1 is unhealthy",
     ),
+    # As after a reload of a firewall: the engine passes on what iptables printed.
+    "an error of several lines": (
+        " Network lab_default  Error\nfailed to create network lab_default: Error response from "
+        "daemon: Failed to Setup IP tables\nError response from daemon: Failed to Setup IP tables: "
+        "(iptables failed: iptables -I DOCKER: iptables: No chain/target/match by that name.\n"
+        " (exit status 1))\n",
+        "Failed to Setup IP tables: (iptables failed: iptables -I DOCKER: iptables: No "
+        "chain/target/match by that name. (exit status 1))",
+    ),
     "ended": (
         " Container lab-lab-1  Waiting\ncontainer lab-lab-1 exited (1)",
         "container lab-lab-1 exited (1)",

@@ -24,6 +24,7 @@ FOUND, MISSING = 200, 404
 
 # Docker's messages for an engine that does not answer, before and from version 28.
 NO_ANSWER = ("Cannot connect to the Docker daemon", "failed to connect to the docker API")
+FROM_ENGINE = "Error response from daemon:"
 
 Parsed = TypeVar("Parsed")
 
@@ -86,8 +87,11 @@ class Docker:
             return explain_permission(self.contact, *_membership())
         if any(message in error_output for message in NO_ANSWER):
             return f"Docker does not answer on this host. Tell {self.contact}"
-        lines = [line for line in error_output.strip().splitlines() if line] or ["docker failed"]
-        return lines[-1].removeprefix("Error response from daemon: ")
+        lines = [line.strip() for line in error_output.splitlines() if line.strip()]
+        # The error of another program, such as iptables, may have several lines.
+        errors = [number for number, line in enumerate(lines) if line.startswith(FROM_ENGINE)]
+        text = " ".join(lines[errors[-1] if errors else -1 :])
+        return text.removeprefix(FROM_ENGINE).strip() or "docker failed"
 
     def send(self, *requests: Request) -> list[Answer]:
         """Send requests at the same time; return the answers.  Raise MlError without an answer."""
@@ -101,7 +105,7 @@ class Docker:
         with parsing():
             content = answer.json()
             if not FOUND <= answer.status < 300:
-                raise MlError(self.explain(str(content["message"])))
+                raise MlError(self.explain(f"{FROM_ENGINE} {content['message']}"))
             return parse(content)
 
     def get(self, parse: Callable[[Any], Parsed], *paths: str) -> list[Parsed]:

@@ -30,10 +30,14 @@ class ServiceFailure(Exception):
 
 
 def find_cause(output: str) -> str:
-    """Return why compose failed: the last line of its output that is not about a step."""
+    """Return why compose failed: the last error of its output, or else the last line.
+
+    Lines about steps do not count. The error of another program may have several lines.
+    """
     lines = [line.strip() for line in plain_text(output).splitlines() if line.strip()]
-    causes = [line for line in lines if not _STEP.fullmatch(line)]
-    cause = (causes or lines or ["no output"])[-1]
+    causes = [line for line in lines if not _STEP.fullmatch(line)] or lines or ["no output"]
+    errors = [number for number, line in enumerate(causes) if _PREFIX.match(line)]
+    cause = " ".join(causes[errors[-1] if errors else -1 :])
     while match := _PREFIX.match(cause):
         cause = cause[match.end() :]
     return cause[-LONGEST_CAUSE:]
