@@ -36,6 +36,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     _add_ensure(verbs.add_parser, common)
     _add_remove(verbs.add_parser, common)
+    listing = verbs.add_parser(
+        "list", help="list the hosts of a group", description="Print hosts: the names in a group."
+    )
+    listing.add_argument("--group", required=True, help="group of hosts, such as demo")
+    listing.set_defaults(run=list_hosts)
     return parser.parse_args(argv)
 
 
@@ -138,6 +143,11 @@ def remove(options: argparse.Namespace) -> dict[str, Any]:
     if options.stop_engine:
         changed |= group.engine.stop_if_idle(dry_run=options.check)
     return {"changed": changed}
+
+
+def list_hosts(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the names of a group's hosts."""
+    return {"hosts": Group(options.group).state.names()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,6 +68,11 @@ class StateFolder:
         except (ValueError, TypeError):
             return HostRecord()
 
+    def names(self) -> list[str]:
+        """Return the names of the hosts that have a record, in the order of their numbers."""
+        names = [path.stem for path in self.path.glob("*.json")]
+        return sorted(names, key=lambda name: (len(name), name))
+
     def has_record(self, name: str | None) -> bool:
         """Return whether a host has a record, or any host when `name` is None."""
         return any(self.path.glob("*.json")) if name is None else self._record_file(name).exists()

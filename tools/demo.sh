@@ -1,15 +1,18 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Create a throwaway host on this machine, then run site.yml on it.
-# Usage: ./slipway demo [--create] [--gpu MODEL] [ARGUMENTS FOR ansible-playbook ...]
-#   --create     only create the host and inventory/demo/hosts.yml
+# Create throwaway hosts on this machine, then run site.yml on them.
+# Usage: ./slipway demo [--create] [--hosts N] [--gpu MODEL] [ARGUMENTS FOR ansible-playbook ...]
+#   --create     only create the hosts and inventory/demo/hosts.yml
 #   --destroy    remove everything that the demo created
-#   --gpu MODEL  simulate a GPU host: devices, NVIDIA packages and nvidia-smi are stand-ins. Models:
+#   --hosts N    create N hosts: demo-1 to demo-N; the demo's other hosts are removed. Default: the
+#                hosts that the demo has, or one
+#   --gpu MODEL  simulate GPU hosts: devices, NVIDIA packages and nvidia-smi are stand-ins. Models:
 #                t4, 8xh100, 8xb200, k80, ... (an unknown MODEL prints the complete list)
 set -eu
 
 create_only=
 gpu=
+count=
 while [ $# -gt 0 ]; do
     case $1 in
     --create) create_only=yes ;;
@@ -19,10 +22,17 @@ while [ $# -gt 0 ]; do
         gpu=$2
         shift
         ;;
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,8p' "$0" && exit 0 ;;
+    --hosts)
+        case ${2:-} in
+        [1-9] | [1-9][0-9]) count=$2 ;;
+        *) echo "demo: --hosts ${2:-}: expected a number from 1 to 99" >&2 && exit 1 ;;
+        esac
+        shift
+        ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,10p' "$0" && exit 0 ;;
     *) break ;;
     esac
     shift
 done
-ansible-playbook playbooks/demo.yml ${gpu:+-e "demo_gpu=$gpu"} "$@"
+ansible-playbook playbooks/demo.yml ${gpu:+-e "demo_gpu=$gpu"} ${count:+-e "demo_hosts=$count"} "$@"
 [ -n "$create_only" ] || exec ansible-playbook site.yml -i inventory/demo "$@"

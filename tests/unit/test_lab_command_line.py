@@ -74,6 +74,13 @@ def test_check_reports_changes_and_makes_none(run: Run, machine: FakeDocker) -> 
     assert len(machine.containers) == 1
 
 
+def test_list_names_the_hosts_of_a_group_by_number(run: Run) -> None:
+    assert run("host", "list", "--group", "demo") == {"hosts": []}
+    for name in ("demo-10", "demo-2"):
+        run("host", "ensure", "--group", "demo", "--name", name)
+    assert run("host", "list", "--group", "demo") == {"hosts": ["demo-2", "demo-10"]}
+
+
 def test_remove_is_idempotent(run: Run, machine: FakeDocker, tmp_path: Path) -> None:
     run(*ENSURE)
     assert run(*REMOVE, "--name", "other") == {"changed": False}
