@@ -47,6 +47,13 @@ REASONS: dict[str, tuple[str, str]] = {
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .read_text .touch .unlink .write_text shutil.rmtree",
     ),
+    "module_utils/images/commands.py": ("works in /var/lib/slipway, only for root", ".mkdir"),
+    "module_utils/images/fetching.py": ("reads its own job, and procfs", ".read_text"),
+    "module_utils/images/offering.py": ("removes the secrets of its own job", "shutil.rmtree"),
+    "module_utils/images/registry.py": (
+        "works in /var/lib/slipway/registry, which only root can enter",
+        ".glob .mkdir .open .read_text .rename .touch .write_text shutil.rmtree",
+    ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
     "module_utils/gpu/health_facts.py": ("reads the kernel log", "os.open"),
     "module_utils/gpu/cuda_bundle.py": ("writes a new temporary file", ".write_bytes"),

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, delivery
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 from ansible_collections.slipway.host.plugins.plugin_utils import (
@@ -18,11 +20,16 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     detached_job,
 )
 
+Vars = Mapping[str, Any]
+
+# Connections over which images are delivered.
+SSH = ("ssh", "ansible.builtin.ssh", "smart")
+
 ARGUMENT_SPEC: dict[str, Any] = {
     **catalogue_builds.ARGUMENT_SPEC,
     "build": {"type": "dict", "default": {}},
+    "builder": {"type": "list", "elements": "str", "default": []},
 }
-WORK = "/var/lib/slipway/builds"
 
 
 class ActionModule(ActionBase):
@@ -54,6 +61,9 @@ class ActionModule(ActionBase):
             failed=bool(conflicts),
             msg="\n".join(conflict.reason for conflict in conflicts),
         )
+        builder = self._choose_builder(arguments, builds, task_vars or {}) if differing else None
+        if builder:
+            result.update(builder=builder, wanted=[build.reference for build in outdated])
         if not differing or self._task.check_mode:
             return result
         if answer["engine"]:
@@ -61,8 +71,12 @@ class ActionModule(ActionBase):
                 f"Docker does not answer on the host: {answer['engine']}; expected a running "
                 "engine. Run the role docker_engine, then build again."
             )
+        if builder:
+            # The tasks that follow bring the images.
+            result["changed"] = False
+            return result
         job = images_job.pack_job(outdated, arguments["build"])
-        outcome = detached_job.run_job(self, WORK, images_job.BUILDER, job)
+        outcome = detached_job.run_job(self, images_job.WORK, images_job.BUILDER, job)
         result.update(built=outcome["built"], recorded=outcome.get("recorded", []))
         if outcome["failed"]:
             # Without the key, the role does not go on.
@@ -71,3 +85,37 @@ class ActionModule(ActionBase):
             reasons += [conflict.reason for conflict in conflicts]
             result.update(failed=True, msg="\n".join(reasons))
         return result
+
+    def _choose_builder(
+        self, arguments: Vars, builds: Sequence[ImageBuild], variables: Vars
+    ) -> str | None:
+        """Return the host that builds for this one, None if this host builds."""
+        declared = {build.reference: build.digest for build in builds}
+        facts = variables.get("ansible_facts", {}).get("slipway", {})
+        own = delivery.Candidate(facts.get("architecture"), declared)
+        failed = {*variables.get("ansible_play_hosts_all", ())} - {
+            *variables.get("ansible_play_hosts", ())
+        }
+
+        def look(name: str) -> delivery.Candidate | None:
+            other = variables["hostvars"].get(name)
+            if other is None:
+                raise AnsibleActionFail(
+                    f"ml_images_builder: {name}; expected a host of the inventory, or auto."
+                )
+            surveyed = other.get("__slipway_survey") or {}
+            if (
+                other.get("ansible_connection", "ssh") not in SSH
+                or name in failed
+                or surveyed.get("failed")
+                or surveyed.get("unreachable")
+            ):
+                return None
+            architecture = other.get("ansible_facts", {}).get("slipway", {}).get("architecture")
+            return delivery.Candidate(architecture, surveyed.get("images"))
+
+        host = str(variables.get("inventory_hostname"))
+        everyone = variables.get("groups", {}).get("all", ())
+        if arguments["builder"] == [delivery.AUTO] and self._connection.transport != "ssh":
+            return None
+        return delivery.choose_builder(arguments["builder"], host, own, everyone, look)

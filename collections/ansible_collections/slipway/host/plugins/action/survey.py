@@ -19,7 +19,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 from ansible_collections.slipway.host.plugins.module_utils.gpu import accepted_faults
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, index
+from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, delivery, index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
     engine,
@@ -127,6 +127,7 @@ class ActionModule(ActionBase):
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences=as_data(drift),
             conflicts=as_data(conflicts),
+            images=delivery.declared_images(owned.values()),
         )
         return result
 

@@ -30,6 +30,13 @@ options:
     description: How images are built, as the role's C(ml_images_build) documents it.
     type: dict
     default: {}
+  builder:
+    description:
+      - Names of the hosts that build for others. If another host builds for this one, the task
+        builds nothing and names that host. C(auto) chooses one, an empty list none.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Reports the images that would be built.
@@ -56,6 +63,15 @@ images:
   returned: always
   type: list
   elements: dict
+builder:
+  description: The host that builds for this one.
+  returned: when another host builds
+  type: str
+wanted:
+  description: References of the images to bring from that host.
+  returned: when another host builds
+  type: list
+  elements: str
 built:
   description: References of the images that were built.
   returned: when something was built or recorded

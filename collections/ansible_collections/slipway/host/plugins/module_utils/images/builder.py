@@ -27,6 +27,12 @@ from ansible_collections.slipway.host.plugins.module_utils.host.job import Progr
 from ansible_collections.slipway.host.plugins.module_utils.images import record
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.images.activity import Activities
+from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
+    BuildError,
+    run,
+    run_or_fail,
+    save_bill_of_materials,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.output import (
     last_lines,
     read_lines,
@@ -45,29 +51,6 @@ STEP = re.compile(r"#(\d+) (?:\d+\.\d+ )?(.*)")
 # Parts of a step that a person does not need to read.
 NOISE = re.compile(r"--mount=\S+\s+|\. /run/slipway/environment && |/run/slipway/|set -eu;\s*")
 Job = dict[str, Any]
-
-
-class BuildError(Exception):
-    """An image could not be built; the message is for a person."""
-
-
-def run(command: list[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Run COMMAND and return its output; a time-out counts as a failure."""
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode("utf-8", "replace") if error.stdout else ""
-        return subprocess.CompletedProcess(command, 124, output, f"no end after {timeout:.0f} s")
-
-
-def run_or_fail(action: str, command: list[str], timeout: float | None = None) -> str:
-    """Run COMMAND and return its output; raise BuildError with the end of its output on failure."""
-    completed = run(command, timeout)
-    if completed.returncode != 0:
-        raise BuildError(f"{action} failed: {last_lines(completed.stdout + completed.stderr)}")
-    return completed.stdout.strip()
 
 
 def read_image_id(reference: str) -> str | None:
@@ -235,7 +218,7 @@ class Builder:
             if content is None:
                 raise BuildError("the built image is not on the host. Build again.")
             proven = self.smoke(image, content.identity)
-            self.save_bill_of_materials(reference, content.identity)
+            save_bill_of_materials(reference, content.identity)
             record.write_record(
                 reference,
                 content,
@@ -315,20 +298,6 @@ class Builder:
         for line in proven:
             self.progress.say(f"{image['name']}: {line}")
         return proven
-
-    def save_bill_of_materials(self, reference: str, candidate: str) -> None:
-        """Copy the image's bill of materials to the folder of all bills on the host."""
-        container = f"slipway-bill-{os.getpid()}-{threading.get_ident()}"
-        run_or_fail("creating a container", ["docker", "create", f"--name={container}", candidate])
-        try:
-            bill = containers.image_record_path(reference, ".cdx.json")
-            Path(bill).parent.mkdir(exist_ok=True)
-            run_or_fail(
-                "copying the bill of materials",
-                ["docker", "cp", f"{container}:{labels.BILL_OF_MATERIALS}", bill],
-            )
-        finally:
-            run(["docker", "rm", container])
 
     def parallel_builds(self) -> int:
         """Return how many images are built at the same time.

@@ -14,11 +14,13 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.module_utils.images import builder
+from ansible_collections.slipway.host.plugins.module_utils.images import builder, fetching, offering
 from ansible_collections.slipway.host.plugins.module_utils.images.context import pack
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
-BUILDER = builder.__name__
+BUILDER, OFFER, FETCH = builder.__name__, offering.__name__, fetching.__name__
+# The folder of jobs on hosts.
+WORK = "/var/lib/slipway/builds"
 # By default, builds trust the certificates that their host trusts.
 HOST_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -54,11 +56,31 @@ def _pip_conf(options: Mapping[str, Any]) -> str:
     return text_file.getvalue()
 
 
-def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
+def _entry(build: ImageBuild, options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return what the builder needs to know of an image; its context is ``NUMBER.tar``."""
+    return {
+        "name": build.name,
+        "reference": build.reference,
+        "digest": build.digest,
+        "parent": build.parent,
+        "base": _base_entry(build, options.get("apt_mirror") or ""),
+        "context": f"{number}.tar",
+        "labels": {**build.labels, labels.SMOKE: json.dumps(build.smoke)},
+        "smoke": list(build.smoke),
+        "smoke_timeout": build.smoke_timeout,
+    }
+
+
+def pack_job(
+    builds: Sequence[ImageBuild],
+    options: Mapping[str, Any],
+    offer: Mapping[str, Any] | None = None,
+) -> bytes:
     """Return a tar archive with everything that the builder needs on the host.
 
-    OPTIONS is ``ml_images_build``.  The archive contains secrets: unpack it into a folder that only
-    root can read.
+    OPTIONS is ``ml_images_build``. OFFER is set for the program of :mod:`offering`: images, context
+    digest by reference, architecture and lease. The archive contains secrets: unpack it into a
+    folder that only root can read.
     """
     contents = {
         "pip_conf": _pip_conf(options),
@@ -71,23 +93,8 @@ def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
     ca_file = options.get("ca_file", HOST_CERTIFICATES)
     if ca_file:
         secrets["ca"] = ca_file
-    entries = []
-    for number, build in enumerate(builds):
-        context = f"{number}.tar"
-        files[context] = pack(build.files)
-        entries.append(
-            {
-                "name": build.name,
-                "reference": build.reference,
-                "digest": build.digest,
-                "parent": build.parent,
-                "base": _base_entry(build, options.get("apt_mirror") or ""),
-                "context": context,
-                "labels": {**build.labels, labels.SMOKE: json.dumps(build.smoke)},
-                "smoke": list(build.smoke),
-                "smoke_timeout": build.smoke_timeout,
-            }
-        )
+    entries = [_entry(build, options, number) for number, build in enumerate(builds)]
+    files.update({f"{n}.tar": pack(build.files) for n, build in enumerate(builds)})
     description = {
         "builds": entries,
         "secrets": secrets,
@@ -97,6 +104,32 @@ def pack_job(builds: Sequence[ImageBuild], options: Mapping[str, Any]) -> bytes:
         "proxy": {k: v for k, v in (options.get("proxy") or {}).items() if v},
         "wheels": options.get("wheels") or "",
         "parallel": options.get("parallel") or 0,
+        "offer": offer,
     }
     files["job.json"] = json.dumps(description).encode()
-    return host_job.pack(files, builder)
+    return host_job.pack(files, offering if offer else builder)
+
+
+def pack_fetch(
+    builds: Sequence[ImageBuild], offered: Mapping[str, Any], builder_name: str, port: int
+) -> bytes:
+    """Return a tar archive for the program of :mod:`fetching`.
+
+    OFFERED are the images that the host BUILDER_NAME offers on PORT, see :func:`offering.offer`.
+    """
+    images = [
+        {
+            "name": build.name,
+            "reference": build.reference,
+            "digest": build.digest,
+            "parent": build.parent,
+            "smoke_timeout": build.smoke_timeout,
+            "adds": offered[build.reference]["size"]
+            - offered.get(str(build.parent), {"size": 0})["size"],
+            **offered[build.reference],
+        }
+        for build in builds
+        if build.reference in offered
+    ]
+    description = {"images": images, "builder": builder_name, "port": port}
+    return host_job.pack({"job.json": json.dumps(description).encode()}, fetching)

@@ -25,7 +25,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     reading,
 )
 
-BUILT, LOADED, ACCEPTED = "built", "loaded", "accepted"
+BUILT, LOADED, ACCEPTED, DELIVERED = "built", "loaded", "accepted", "delivered"
 MODE = 0o600
 # Former contents of a tag that are remembered: a container may still use them.
 MAX_REPLACED = 10
@@ -36,11 +36,13 @@ class Content:
     """An image as the engine reports it.
 
     identity: its content ID. created: seconds since 1970, None if the engine reports another form.
+    size: bytes that the engine reports.
     """
 
     identity: str
     labels: Mapping[str, str]
     created: float | None
+    size: int = 0
 
     @property
     def digest(self) -> str:
@@ -61,7 +63,8 @@ def inspect_image(reference: str) -> Content | None:
         return None
     (image,) = json.loads(inspected.stdout)
     image_labels = (image.get("Config") or {}).get("Labels") or {}
-    return Content(image["Id"], image_labels, _seconds(str(image.get("Created"))))
+    created = _seconds(str(image.get("Created")))
+    return Content(image["Id"], image_labels, created, int(image.get("Size") or 0))
 
 
 def _seconds(created: str) -> float | None:

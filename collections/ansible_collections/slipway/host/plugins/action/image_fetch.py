@@ -1,0 +1,56 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action plugin of slipway.host.image_fetch: bring images from the host that offers them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    catalogue_builds,
+    detached_job,
+    ssh_forward,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = {
+    **catalogue_builds.ARGUMENT_SPEC,
+    "builder": {"type": "str", "required": True},
+    "offer": {"type": "dict", "required": True},
+}
+
+
+class ActionModule(ActionBase):
+    """Ansible's entry point."""
+
+    _requires_connection = True
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Bring images to the host, see the documentation of slipway.host.image_fetch."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
+        if self._task.check_mode:
+            return result
+        offer, builder = arguments["offer"], arguments["builder"]
+        builds = catalogue_builds.Builds(arguments).select(arguments["names"])
+        host = str((task_vars or {}).get("inventory_hostname"))
+        with ssh_forward.forwarded_port(self, host, offer["socket"]) as port:
+            job = images_job.pack_fetch(builds, offer["images"], builder, port)
+            outcome = detached_job.run_job(self, images_job.WORK, images_job.FETCH, job)
+        failed = {
+            **{name: f"{builder}: {reason}" for name, reason in offer["failed_images"].items()},
+            **outcome["failed"],
+        }
+        result.update(
+            changed=bool(outcome.get("fetched")),
+            fetched=outcome.get("fetched", []),
+            received=outcome.get("received", 0),
+            failed=bool(failed),
+            msg="\n".join(f"{reference}: {reason}" for reference, reason in failed.items()),
+        )
+        return result

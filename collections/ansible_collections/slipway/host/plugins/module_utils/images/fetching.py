@@ -1,0 +1,198 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pulls images that another host offers, tests them here, and only then moves the tags.
+
+Standard library of Python 3.10 only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import format_size
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
+from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.images import record, smoke
+from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
+    BuildError,
+    run,
+    run_or_fail,
+    save_bill_of_materials,
+)
+from ansible_collections.slipway.host.plugins.module_utils.images.output import last_lines
+
+Json = dict[str, Any]
+TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
+LISTENING = "0A"
+# Loopback addresses as the kernel writes them.
+LOOPBACK = ("0100007F", "00000000000000000000000001000000")
+# A line of `docker pull`: the beginning of a layer's digest, and what became of it.
+LAYER = re.compile(r"^([0-9a-f]{12}): (Pull complete|Already exists)$", re.MULTILINE)
+# Room that a pull needs, relative to the size of what is unpacked: the compressed layers too.
+ROOM = 1.5
+
+
+class FetchError(Exception):
+    """An image was not delivered; the message is for a person."""
+
+
+def addresses_of(port: int, tables: Iterable[str]) -> set[str]:
+    """Return the addresses, as the kernel writes them, on which somebody listens on PORT."""
+    found = set()
+    for table in tables:
+        for line in table.splitlines()[1:]:
+            fields = line.split()
+            address, _colon, number = fields[1].partition(":")
+            if fields[3] == LISTENING and int(number, 16) == port:
+                found.add(address)
+    return found
+
+
+def check_forward(port: int) -> None:
+    """Fail unless the forwarded PORT is there and on loopback only."""
+    texts = [Path(table).read_text(encoding="ascii") for table in TABLES if Path(table).exists()]
+    addresses = addresses_of(port, texts)
+    if not addresses or not addresses <= set(LOOPBACK):
+        where = "not there" if not addresses else "on other addresses than loopback"
+        raise FetchError(
+            f"port {port} that ssh forwards is {where}; expected it on loopback. In sshd_config of "
+            "this host, set AllowTcpForwarding yes and GatewayPorts no"
+        )
+
+
+def received_bytes(output: str, layers: Mapping[str, int]) -> int:
+    """Return the bytes of the layers that a pull brought; OUTPUT is that of docker pull."""
+    short = {digest.partition(":")[2][:12]: size for digest, size in layers.items()}
+    return sum(short.get(layer, 0) for layer, state in LAYER.findall(output) if "Pull" in state)
+
+
+class Fetcher:
+    """Brings the images of one job to this host."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.job: Json = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        self.progress = progress
+        self.fetched: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.received = 0
+
+    def run(self) -> Json:
+        """Pull all images, while ssh forwards the port; then test them one after the other."""
+        record.secure_records()
+        waiting = [
+            image
+            for image in self.job["images"]
+            if not record.is_recorded(
+                image["reference"], image["digest"], record.inspect_image(image["reference"])
+            )
+        ]
+        pulled = [image for image in waiting if self.try_step(image, self.pull)]
+        for image in pulled:
+            if image["parent"] in self.failed:
+                reason = f"not used, because {image['parent']} below it failed"
+                self.failed[image["reference"]] = reason
+            elif self.try_step(image, self.accept):
+                self.fetched.append(image["reference"])
+        for image in waiting:
+            self.untag(image)
+        record.remove_replaced(image["reference"] for image in self.job["images"])
+        return {"fetched": self.fetched, "failed": self.failed, "received": self.received}
+
+    def try_step(self, image: Json, step: Any) -> bool:
+        """Take a step for an image; return whether it succeeded, else keep the reason."""
+        try:
+            step(image)
+        except (FetchError, BuildError, smoke.SmokeError, OSError) as error:
+            self.progress.say(f"{image['name']}: FAILED")
+            self.failed[image["reference"]] = str(error)
+            return False
+        return True
+
+    def check_room(self, image: Json) -> None:
+        """Fail if the engine's disk cannot hold an image."""
+        root = run_or_fail(
+            "asking Docker for its folder", ["docker", "info", "--format", "{{.DockerRootDir}}"]
+        )
+        needed, free = int(ROOM * image["adds"]), shutil.disk_usage(root).free
+        if free < needed:
+            raise FetchError(
+                f"no space in {root}: found {format_size(free)} free; expected at least "
+                f"{format_size(needed)} for this image. Free some space, or set "
+                "docker_engine_data_root to a folder on a larger disk"
+            )
+
+    def source(self, image: Json) -> str:
+        """Return the reference of an image in the registry that ssh forwards."""
+        name = image["reference"].rpartition(":")[0]
+        return f"127.0.0.1:{self.job['port']}/{name}@{image['manifest']}"
+
+    def pull(self, image: Json) -> None:
+        """Pull an image by its digest."""
+        check_forward(self.job["port"])
+        self.check_room(image)
+        self.progress.now(f"pulls {image['name']} from {self.job['builder']}")
+        done = subprocess.run(
+            ["docker", "pull", self.source(image)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode != 0:
+            raise FetchError(f"docker pull failed: {last_lines(done.stdout + done.stderr, 3)}")
+        received = received_bytes(done.stdout, image["layers"])
+        self.received += received
+        whole = format_size(sum(image["layers"].values()))
+        self.progress.say(
+            f"{image['name']}: pulled {format_size(received)} of {whole} from {self.job['builder']}"
+        )
+
+    def accept(self, image: Json) -> None:
+        """Test a pulled image; record it and move its tag."""
+        content = record.inspect_image(self.source(image))
+        # The classic store knows an image by its configuration, containerd's by its manifest.
+        if content is None or content.identity not in (image["config"], image["manifest"]):
+            found = content.identity if content else "no image"
+            raise FetchError(f"content {found}; expected {image['config']}. Run again.")
+        if content.digest != image["digest"]:
+            raise FetchError(f"context digest {content.digest}; expected {image['digest']}")
+        self.progress.say(f"{image['name']}: smoke test")
+        self.progress.now(f"{image['name']}: smoke test")
+        proven = smoke.test_content(content, image["smoke_timeout"])
+        reference = image["reference"]
+        save_bill_of_materials(reference, content.identity)
+        record.write_record(
+            reference,
+            content,
+            image["digest"],
+            record.DELIVERED,
+            proven=proven,
+            builder=self.job["builder"],
+        )
+        run_or_fail("moving the tag", ["docker", "tag", content.identity, reference])
+
+    def untag(self, image: Json) -> None:
+        """Remove the reference by which an image was pulled."""
+        run(["docker", "image", "rm", self.source(image)])
+
+
+def main(folder: Path) -> None:
+    """Fetch the images of the job in FOLDER."""
+    environment.apply()
+
+    def fetch(progress: Progress) -> Json:
+        return Fetcher(folder, progress).run()
+
+    job.run_locked(folder, Path(labels.BUILD_LOCK), "build", fetch)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

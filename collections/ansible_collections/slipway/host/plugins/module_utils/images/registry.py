@@ -1,0 +1,242 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A registry on a host that offers the host's images to other hosts, on loopback only.
+
+The program is the OCI distribution registry of the distribution's package ``docker-registry``. The
+package is unpacked, not installed: its service listens on all addresses. A registry that takes
+images runs while they are pushed; one that cannot be written to serves them, as a transient unit
+that ends without connections. Standard library of Python 3.10 only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.output import last_lines
+
+FOLDER = Path(f"{labels.STATE_FOLDER}/registry")
+DATA = FOLDER / "data"
+PROGRAM = FOLDER / "program/usr/bin/docker-registry"
+PACKAGE = "docker-registry"
+UNIT = "slipway-registry"
+# Belongs to the unit: systemd removes it when the unit ends.
+RUNTIME = Path(f"/run/{UNIT}")
+# The engine knows pushed layers by the address, so it is the same each time if it is free.
+PUSH_PORT = 15055
+START_SECONDS = 20.0
+# Seconds without a connection after which the registry ends; the longest life of the unit.
+IDLE_SECONDS, LIFE_SECONDS = 600, 6 * 3600
+MANIFESTS = (
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+)
+# Ends the registry when there was no connection for a while. Arguments: program, configuration,
+# port, seconds.
+KEEPER = """
+"$1" serve "$2" & pid=$!
+established=$(printf '0100007F:%04X [0-9A-F]*:[0-9A-F]* 01 ' "$3")
+idle=0
+while kill -0 $pid 2>/dev/null && [ $idle -lt "$4" ]; do
+    sleep 5
+    if grep -q "$established" /proc/net/tcp; then idle=0; else idle=$((idle + 5)); fi
+done
+kill $pid
+"""
+
+
+class RegistryError(Exception):
+    """The registry does not work; the message is for a person."""
+
+
+def provide_program() -> str:
+    """Return the path of the registry's program; unpack its package if the host has none."""
+    installed = shutil.which(PACKAGE)
+    if installed:
+        return installed
+    if not PROGRAM.exists():
+        _unpack()
+    return str(PROGRAM)
+
+
+def _unpack() -> None:
+    """Unpack the package; a killed run leaves no half of a program."""
+    partial = FOLDER / "program.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    download = ["apt-get", "--quiet=2", "download", PACKAGE]
+    if _run(download, partial).returncode != 0:
+        _run(["apt-get", "--quiet=2", "--option=DPkg::Lock::Timeout=300", "update"], partial)
+        downloaded = _run(download, partial)
+        if downloaded.returncode != 0:
+            raise RegistryError(
+                f"cannot download the package {PACKAGE}: {last_lines(downloaded.stderr, 2)}; "
+                "expected it in the apt sources of this host. Add the component that has it "
+                "(Ubuntu: universe), or set ml_images_builder: []"
+            )
+    (archive,) = partial.glob("*.deb")
+    unpacked = _run(["dpkg-deb", "--extract", archive.name, "program"], partial)
+    if unpacked.returncode != 0:
+        raise RegistryError(f"cannot unpack {archive.name}: {last_lines(unpacked.stderr, 2)}")
+    shutil.rmtree(FOLDER / "program", ignore_errors=True)
+    (partial / "program").rename(FOLDER / "program")
+    shutil.rmtree(partial)
+
+
+def _run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+    )
+
+
+def configuration(port: int, readonly: bool) -> str:
+    """Return the configuration of a registry on loopback; JSON is YAML."""
+    maintenance = {"readonly": {"enabled": readonly}, "uploadpurging": {"enabled": False}}
+    return json.dumps(
+        {
+            "version": 0.1,
+            "log": {"level": "error", "accesslog": {"disabled": True}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(DATA)},
+                "delete": {"enabled": not readonly},
+                "maintenance": maintenance,
+            },
+            "http": {"addr": f"127.0.0.1:{port}"},
+        }
+    )
+
+
+def free_port(preferred: int = 0) -> int:
+    """Return a free port of loopback, PREFERRED if it is free."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", preferred))
+        except OSError:
+            listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def taking_images() -> Iterator[int]:
+    """Run a registry that takes images; yield its port."""
+    FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+    program, port = provide_program(), free_port(PUSH_PORT)
+    DATA.mkdir(exist_ok=True)
+    settings = FOLDER / "push.yml"
+    settings.write_text(configuration(port, readonly=False), encoding="utf-8")
+    with (FOLDER / "push.log").open("w+", encoding="utf-8") as log:
+        process = subprocess.Popen([program, "serve", str(settings)], stdout=log, stderr=log)
+        try:
+            if not _answers(port, process):
+                log.seek(0)
+                raise RegistryError(f"the registry does not start: {last_lines(log.read())}")
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _answers(port: int, process: subprocess.Popen[bytes] | None = None) -> bool:
+    """Wait until a registry answers; return False if it ended or time is over."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        with contextlib.suppress(OSError), urllib.request.urlopen(_url(port, ""), timeout=2):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _url(port: int, path: str) -> str:
+    return f"http://127.0.0.1:{port}/v2/{path}"
+
+
+def describe(port: int, name: str, tag: str) -> dict[str, Any]:
+    """Return the digests of an image in the registry, and the size of each of its layers.
+
+    manifest, config: digests; layers: digest to compressed bytes.
+    """
+    request = urllib.request.Request(
+        _url(port, f"{name}/manifests/{tag}"), headers={"Accept": ", ".join(MANIFESTS)}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        digest = answer.headers["Docker-Content-Digest"]
+        manifest = json.load(answer)
+    return {
+        "manifest": digest,
+        "config": manifest["config"]["digest"],
+        "layers": {layer["digest"]: layer["size"] for layer in manifest["layers"]},
+    }
+
+
+def remove_unused() -> None:
+    """Remove what no tag of the registry refers to; no registry must take images meanwhile."""
+    program = provide_program()
+    collected = _run([program, "garbage-collect", "--delete-untagged", str(FOLDER / "push.yml")])
+    if collected.returncode != 0:
+        raise RegistryError(f"cannot remove unused images: {last_lines(collected.stderr, 3)}")
+
+
+def serve(lease: str) -> int:
+    """Serve the images until every lease is given back; return the port.
+
+    The registry also ends by itself without connections: nothing of a killed run remains.
+    """
+    port = _served_port()
+    if port is None:
+        port = free_port()
+        settings = FOLDER / "serve.yml"
+        settings.write_text(configuration(port, readonly=True), encoding="utf-8")
+        words = ["sh", "-c", KEEPER, UNIT, provide_program(), str(settings), str(port)]
+        started = _run(
+            [
+                *("systemd-run", "--quiet", "--collect", f"--unit={UNIT}"),
+                *(f"--property=RuntimeDirectory={UNIT}", "--property=RuntimeDirectoryMode=0700"),
+                *(f"--property=RuntimeMaxSec={LIFE_SECONDS}", "--property=NoNewPrivileges=yes"),
+                *("--property=CapabilityBoundingSet=", "--property=ProtectSystem=strict"),
+                *("--", *words, str(IDLE_SECONDS)),
+            ]
+        )
+        if started.returncode != 0 or not _answers(port):
+            raise RegistryError(f"the registry does not start: {last_lines(started.stderr, 3)}")
+        (RUNTIME / "port").write_text(str(port), encoding="ascii")
+    (RUNTIME / f"lease-{lease}").touch()
+    return port
+
+
+def _served_port() -> int | None:
+    """Return the port of the registry that serves now, None if there is none."""
+    if _run(["systemctl", "is-active", "--quiet", UNIT]).returncode != 0:
+        return None
+    try:
+        return int((RUNTIME / "port").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        _run(["systemctl", "stop", UNIT])
+        return None
+
+
+def lease_of(host: str) -> str:
+    """Return the name of the lease of a host: a file name."""
+    return hashlib.sha256(host.encode()).hexdigest()[:16]
+
+
+def release_script(lease: str) -> str:
+    """Return the shell script that gives a lease back, and stops the registry after the last one.
+
+    It prints "ended" if no registry serves afterwards.
+    """
+    return (
+        f"rm -f {RUNTIME}/lease-{lease}; ls {RUNTIME}/lease-* >/dev/null 2>&1 || "
+        f"{{ systemctl stop {UNIT} 2>/dev/null; echo ended; }}"
+    )

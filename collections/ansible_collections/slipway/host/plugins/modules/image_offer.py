@@ -1,0 +1,79 @@
+#!/usr/bin/python
+# Copyright: Slipway contributors
+# GNU General Public License v3.0+ (see LICENSE)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The documentation of slipway.host.image_offer, whose action plugin runs on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_offer
+short_description: Build images and offer them to another host
+description:
+  - Runs on the host that builds, by C(delegate_to). Builds what is missing there, pushes the images
+    to a registry on that host, and serves them on loopback, read-only.
+  - A socket on the controller leads to that registry over SSH.
+  - The registry and the connection end with slipway.host.image_release, or by themselves ten
+    minutes after the last connection.
+extends_documentation_fragment: [slipway.host.catalogue]
+options:
+  names:
+    description: Images of the catalogue.
+    type: list
+    elements: str
+    required: true
+  references:
+    description: References of the images to offer.
+    type: list
+    elements: str
+    required: true
+  host:
+    description: Name of the host that the images are for.
+    type: str
+    required: true
+  architecture:
+    description: Architecture of that host. A builder with another one offers nothing.
+    type: str
+    required: true
+  build:
+    description: How images are built, as the role's C(ml_images_build) documents it.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Offers nothing.
+    support: full
+  diff_mode:
+    description: Shows nothing.
+    support: none
+author:
+  - Slipway contributors (!UNKNOWN)
+"""
+
+EXAMPLES = r"""
+- name: Offer the image iris-api to this host
+  slipway.host.image_offer:
+    names: [iris-api]
+    catalogue: images
+    variant: cpu
+    base: debian-13
+    references: ["slipway/iris-api:cpu"]
+    architecture: x86_64
+    host: "{{ inventory_hostname }}"
+  delegate_to: build01
+"""
+
+RETURN = r"""
+images:
+  description: Digests and sizes of each image in the registry, by reference.
+  returned: always
+  type: dict
+socket:
+  description: The socket on the controller that leads to the registry.
+  returned: when an image is offered
+  type: str
+failed_images:
+  description: Why images were not built or not offered, by reference.
+  returned: always
+  type: dict
+"""
