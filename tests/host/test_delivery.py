@@ -1,0 +1,233 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images are built on one host and delivered to the other one over SSH."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests.host.conftest import ROOT, Run, Site
+
+pytestmark = pytest.mark.host
+
+IMAGE = """
+title: Small image
+description: For tests.
+licence: GPL-3.0-or-later
+version: "1.0"
+packages: [zstd]
+files:
+  - {from: text, to: /srv/text}
+smoke:
+  file: smoke.sh
+"""
+REFERENCE = "slipway/small:cpu"
+RECORD = "/var/lib/slipway/images/slipway-small-cpu.json"
+SHARED = ("_shared", "Dockerfile.j2", "bases.yml", "bases.schema.json", "image.schema.json")
+CONTROL = Path("~/.ansible/cp").expanduser()
+
+
+class Fleet:
+    """Two hosts, and a catalogue with one small image."""
+
+    def __init__(self, hosts: list[Site], folder: Path) -> None:
+        self.builder, self.other = hosts
+        self.folder = folder
+        self.images = folder / "images"
+        self.images.mkdir()
+        for name in SHARED:
+            source = ROOT / "images" / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, self.images / name)
+        (self.images / "small").mkdir()
+        (self.images / "small/image.yml").write_text(IMAGE)
+        (self.images / "small/smoke.sh").write_text("#!/bin/sh\nzstd --version\necho smoke: well\n")
+        self.write("one")
+        inventory = {site.host.name: site.connection for site in hosts}
+        (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": inventory}}))
+        self.builder.inventory = folder / "hosts.yml"
+
+    def write(self, text: str) -> None:
+        """Change the image."""
+        (self.images / "small/text").write_text(text)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {
+            "slipway_roles": ["docker_engine", "ml_images"],
+            "ml_images_present": ["small"],
+            "ml_catalogue_folder": str(self.images),
+        }
+
+    def run(self, *arguments: str, **extra: Any) -> Run:
+        """Run site.yml on both hosts."""
+        return self.builder.run("site.yml", *arguments, **{**self.variables, **extra})
+
+    def converge(self, **extra: Any) -> Run:
+        run = self.run(**extra)
+        assert run.status == "successful", run.output
+        return run
+
+    def contents(self) -> list[str]:
+        """Return the content ID of the image on each host."""
+        script = f"docker image inspect --format '{{{{.Id}}}}' {REFERENCE}"
+        return [site.on(script) for site in (self.builder, self.other)]
+
+    def origin(self, site: Site) -> str:
+        return str(json.loads(site.on(f"cat {RECORD}"))["origin"])
+
+    def left(self) -> list[str]:
+        """Return what a delivery left: registries, forwarded ports, processes and sockets."""
+        found = [path.name for path in CONTROL.glob("slipway-*")]
+        for site in (self.builder, self.other):
+            listening = site.on("ss -Hltnp").splitlines()
+            found += [line for line in listening if "sshd" in line and ":22 " not in line]
+            found += site.on("pgrep -a docker-registry || true").splitlines()
+        return found
+
+
+def received(run: Run) -> int:
+    """Return the bytes of the layers that a run delivered."""
+    results = (event["event_data"].get("res", {}) for event in run.events)
+    return sum(result.get("received", 0) for result in results if isinstance(result, dict))
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    group = Group("pytest-delivery")
+    group.remove()
+    folder = tmp_path_factory.mktemp("delivery")
+    sites = []
+    for name in ("build-1", "other-2"):
+        (folder / name).mkdir()
+        sites.append(Site(group.ensure(HostSpec(name)), folder / name))
+    yield Fleet(sites, folder)
+    group.remove()
+
+
+@pytest.fixture(scope="module")
+def delivered(fleet: Fleet) -> set[str]:
+    """Deliver the image for the first time; the addresses on which anything but sshd listened."""
+    addresses: set[str] = set()
+    over = threading.Event()
+
+    def sample() -> None:
+        while not over.wait(0.5):
+            for site in (fleet.builder, fleet.other):
+                lines = site.try_as(site.host.user, "ss -Hltn").stdout.splitlines()
+                addresses.update(line.split()[3] for line in lines if ":22 " not in line)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        fleet.converge()
+    finally:
+        over.set()
+        sampler.join()
+    return addresses
+
+
+def test_one_host_builds_and_the_other_gets_the_same_content(
+    fleet: Fleet, delivered: set[str]
+) -> None:
+    first, second = fleet.contents()
+    assert first == second
+    assert [fleet.origin(fleet.builder), fleet.origin(fleet.other)] == ["built", "delivered"]
+    assert fleet.other.on("docker buildx du | grep -c '^[a-z0-9]\\{20\\}' || true") == "0"
+    assert fleet.other.on("docker image ls --format '{{.Repository}}'") == "slipway/small"
+
+
+def test_a_delivery_listens_on_loopback_only_and_leaves_nothing(
+    fleet: Fleet, delivered: set[str]
+) -> None:
+    assert delivered
+    assert {address.rpartition(":")[0] for address in delivered} == {"127.0.0.1"}
+    assert fleet.left() == []
+
+
+def test_a_second_run_changes_nothing(fleet: Fleet, delivered: set[str]) -> None:
+    assert fleet.converge().changed() == set()
+
+
+def test_only_what_changed_is_transferred(fleet: Fleet, delivered: set[str]) -> None:
+    whole = int(fleet.other.on(f"docker image inspect --format '{{{{.Size}}}}' {REFERENCE}"))
+    fleet.write("two")
+    run = fleet.converge()
+    assert 0 < received(run) < whole / 1000
+    assert len(set(fleet.contents())) == 1
+    assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == "two"
+
+
+def test_a_test_that_fails_on_the_other_host_keeps_its_old_image(
+    fleet: Fleet, delivered: set[str]
+) -> None:
+    before = fleet.contents()
+    fleet.write("three")
+    # The smoke test of this host ends with an error, whatever image it runs.
+    fleet.other.on("mv /usr/bin/docker-init /usr/bin/docker-init.away")
+    try:
+        run = fleet.run()
+        assert run.status == "failed"
+        assert "docker-init" in run.output
+        built, kept = fleet.contents()
+        assert (built != before[0], kept) == (True, before[1])
+        assert fleet.left() == []
+    finally:
+        fleet.other.on("mv /usr/bin/docker-init.away /usr/bin/docker-init")
+    fleet.converge()
+    assert len(set(fleet.contents())) == 1
+
+
+def test_a_host_may_build_its_own_images(fleet: Fleet, delivered: set[str]) -> None:
+    run = fleet.run("--check", ml_images_builder=["nobody"])
+    assert run.status == "successful"
+    fleet.write("four")
+    assert (
+        "ml_images_builder: nobody; expected a host"
+        in fleet.run(ml_images_builder=["nobody"]).output
+    )
+    fleet.converge(ml_images_builder=[])
+    assert fleet.origin(fleet.other) == "built"
+
+
+@pytest.mark.parametrize("step", ["Offer the images", "Pull, test and tag"])
+def test_the_next_run_finishes_a_delivery_that_was_killed(
+    fleet: Fleet, delivered: set[str], step: str
+) -> None:
+    fleet.write(step)
+    command = ["ansible-playbook", "site.yml", "-i", str(fleet.folder / "hosts.yml")]
+    with subprocess.Popen(
+        [*command, "-e", json.dumps(fleet.variables)],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if re.search(rf"^TASK .*{step}", line):
+                # Within the task: its worker has opened the connection by then, or not.
+                time.sleep(1)
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    fleet.converge()
+    assert len(set(fleet.contents())) == 1
+    assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == step
+    assert fleet.left() == []
