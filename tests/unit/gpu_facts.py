@@ -75,4 +75,4 @@ def facts(
             "recorded": 0,
         }
         gpu |= {key: more.pop(key) for key in list(more) if key in gpu}
-    return {**host, **OTHERS, "gpu": gpu, **more}
+    return {**host, **OTHERS, "gpu": gpu, "hosts": ["build01"], **more}

@@ -132,3 +132,10 @@ def test_the_builder_needs_only_the_files_of_the_job(
     )
     assert started.stderr == ""
     assert started.returncode == 0
+
+
+def test_a_builder_that_is_not_in_the_inventory_is_refused() -> None:
+    for builders in (["auto"], ["build01"], []):
+        ml_images.plan(facts("none"), options("ml_images", builder=builders))
+    with pytest.raises(ValueError, match="ml_images_builder: build02 is not in the inventory"):
+        ml_images.plan(facts("none"), options("ml_images", builder=["build01", "build02"]))

@@ -137,7 +137,11 @@ def test_a_plan_gets_the_address_of_the_host(
     stand_in = Plan(monkeypatch)
     assert role_plans.plan("docker_engine", variables, template, {"kernel": "6"}) == {"owned": {}}
     folder = str(roles.load("docker_engine").path)
-    assert stand_in.facts == {"kernel": "6", "address": address, "role_path": folder}
+    own = {"address": address, "hosts": (), "role_path": folder}
+    assert stand_in.facts == {"kernel": "6", **own}
+    everyone = {**variables, "groups": {"all": ["gpu01", "gpu02"]}}
+    role_plans.plan("docker_engine", everyone, template, {})
+    assert stand_in.facts["hosts"] == ["gpu01", "gpu02"]
 
 
 @pytest.mark.parametrize("facts", [None, {}])

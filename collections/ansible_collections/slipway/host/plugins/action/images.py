@@ -98,11 +98,7 @@ class ActionModule(ActionBase):
         }
 
         def look(name: str) -> delivery.Candidate | None:
-            other = variables["hostvars"].get(name)
-            if other is None:
-                raise AnsibleActionFail(
-                    f"ml_images_builder: {name}; expected a host of the inventory, or auto."
-                )
+            other = variables["hostvars"][name]
             surveyed = other.get("__slipway_survey") or {}
             if (
                 other.get("ansible_connection", "ssh") not in SSH

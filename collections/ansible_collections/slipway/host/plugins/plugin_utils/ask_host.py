@@ -43,8 +43,9 @@ SSH_FAILED = 255
 def interpreter(action: ActionBase) -> str:
     """Return the path of Python on the host of ACTION."""
     variables = action._templar.available_variables or {}
-    if action._task.delegate_to:
-        variables = variables.get("ansible_delegated_vars", {}).get(action._task.delegate_to, {})
+    # A delegated task has the variables of the host that it runs on.
+    for delegated in variables.get("ansible_delegated_vars", {}).values():
+        variables = delegated
     return str(variables.get("ansible_python_interpreter") or DEFAULT_INTERPRETER)
 
 

@@ -34,8 +34,8 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     """Return the plan of a role for one host.
 
     VARIABLES are the variables of the host, not templated; TEMPLATE evaluates a value. FACTS is
-    ``ansible_facts['slipway']``; the plan also gets the ``address`` of the host and the
-    ``role_path`` on the controller. Raise AnsibleActionFail for invalid options.
+    ``ansible_facts['slipway']``; the plan also gets the ``address`` of the host, the names of all
+    ``hosts`` and the ``role_path`` on the controller. Raise AnsibleActionFail for invalid options.
     """
     role = roles.load(name)
     module = load_module(name)
@@ -47,6 +47,7 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     host_facts = {
         **(facts or {}),
         "address": evaluate("ansible_host", address, template),
+        "hosts": variables.get("groups", {}).get("all", ()),
         "role_path": str(role.path),
     }
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.images import index, types
+from ansible_collections.slipway.host.plugins.module_utils.images import delivery, index, types
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 from ansible_collections.slipway.host.plugins.module_utils.state.containers import IMAGE_RECORDS
 
@@ -16,8 +16,15 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     """Return names, catalogue, variant, base and args of images, and the ``owned`` state.
 
     FACTS is ``ansible_facts['slipway']``, OPTIONS the options of the role and of ml_catalogue.
-    Raise DeclarationError for a broken catalogue or an unknown image.
+    Raise DeclarationError for a broken catalogue or an unknown image, ValueError for a builder that
+    is not in the inventory.
     """
+    for name in options["ml_images_builder"]:
+        if name not in (delivery.AUTO, *facts["hosts"]):
+            raise ValueError(
+                f"ml_images_builder: {name} is not in the inventory; expected names of hosts, auto "
+                "alone, or an empty list. Correct the name."
+            )
     build = ml_catalogue.choose_build(facts, options)
     absent = options["ml_images_state"] == "absent"
     names = [] if absent else ml_catalogue.image_names(options)
