@@ -21,7 +21,7 @@ import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job
 from ansible_collections.slipway.host.plugins.module_utils.images import builder as images_builder
-from ansible_collections.slipway.host.plugins.module_utils.images import output
+from ansible_collections.slipway.host.plugins.module_utils.images import commands, output
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 # Answers the docker commands of the builder. $ENGINE/images.json maps references to labels; `_id`
@@ -503,7 +503,7 @@ def test_every_failure_has_a_result(host: Host) -> None:
 
 
 def test_a_command_without_end_fails() -> None:
-    done = images_builder.run(["sh", "-c", "echo begun; exec sleep 30"], timeout=0.2)
+    done = commands.run(["sh", "-c", "echo begun; exec sleep 30"], timeout=0.2)
     assert (done.returncode, done.stdout, done.stderr) == (124, "begun\n", "no end after 0 s")
 
 

@@ -95,9 +95,8 @@ class ActionModule(ActionBase):
         compared = compare_with_images(owned, answer, known)
         drift = {name: one.differences for name, one in compared.items()}
         conflicts = {name: one.conflicts for name, one in compared.items() if one.conflicts}
-        if arguments["fail_on_conflict"] and conflicts:
-            sentences = [one.reason for several in conflicts.values() for one in several]
-            raise AnsibleActionFail(" ".join(sentences))
+        if arguments["fail_on_conflict"]:
+            refuse_conflicts(conflicts)
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
         waiting = find_waiting(variables) if arguments["expect_no_drift"] else set()
@@ -284,6 +283,13 @@ class ActionModule(ActionBase):
 def as_data(found: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return the differences or conflicts of roles as plain mappings, only of roles with any."""
     return {name: [vars(one) for one in several] for name, several in found.items() if several}
+
+
+def refuse_conflicts(conflicts: Mapping[str, Sequence[model.Conflict]]) -> None:
+    """Fail if there are conflicts."""
+    sentences = [one.reason for several in conflicts.values() for one in several]
+    if sentences:
+        raise AnsibleActionFail(" ".join(sentences))
 
 
 def refuse_full(answer: model.Answer, end: str) -> None:
