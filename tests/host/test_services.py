@@ -91,7 +91,7 @@ class Services(Site):
 
     def serve(self, *projects: dict[str, Any], **more: Any) -> None:
         """Declare these projects."""
-        self.declare(ml_services_instances=list(projects), **SETTINGS, **more)
+        self.declare(ml_services_instances=list(projects), **{**SETTINGS, **more})
 
     def ask(
         self, port: int, path: str, token: str = "", method: str = "GET", body: Any = None
@@ -148,6 +148,39 @@ def test_a_run_names_the_token_file_and_ml_shows_root_the_address(lab: Services)
     assert url == f"http://127.0.0.1:8888/lab?token={lab.on(f'cat {TOKEN}')}"
     as_alice = lab.on("su alice -c 'ml url notebooks' 2>&1 || true")
     assert "container notebooks belongs to" in as_alice
+
+
+# A person without access to Docker, and the service that is for her.
+DORA = {"name": "dora", "uid": 2002}
+HERS = {
+    "name": "hers",
+    "image": "jupyter",
+    "user": "dora",
+    "ports": {"jupyter": 8890},
+    "volumes": {"work": "/home/dora/notebooks"},
+}
+
+
+def test_a_person_reaches_the_service_that_is_for_her(lab: Services) -> None:
+    users = [{"name": "alice", "docker": True}, DORA]
+    lab.serve(*PROJECTS, HERS, user_access_users=users)
+    lab.converge()
+    assert lab.plan() == (0, set())
+    token = f"{FOLDER}/hers/secrets/jupyter_token"
+    for words in ("ml url", "ml url hers"):
+        shown = lab.on(f"su - dora -c {shlex.quote(words)}")
+        assert shown == f"hers jupyter  http://127.0.0.1:8890/lab?token={lab.on(f'cat {token}')}"
+    assert lab.on("stat -c '%U:%G %a' /home/dora/notebooks") == "dora:dora 750"
+    save(lab, 8890, token, "kept.ipynb")
+    assert lab.on("stat -c %U /home/dora/notebooks/kept.ipynb") == "dora"
+    # Others read neither the token nor the list of secrets.
+    assert "Permission denied" in lab.on(f"su - nobody -s /bin/sh -c 'cat {token}' 2>&1 || true")
+    assert "Permission denied" in lab.on("su - dora -c 'ls $(dirname " + token + ")' 2>&1 || true")
+    lab.on("docker stop hers-hers-1 >/dev/null")
+    stopped = lab.on("su - dora -c 'ml url' 2>&1 || true")
+    assert "service hers does not answer at http://127.0.0.1:8890/lab" in stopped
+    lab.serve(*PROJECTS)
+    lab.converge()
 
 
 def save(lab: Services, port: int, token: str, name: str) -> None:

@@ -79,7 +79,9 @@ def _add_container_verbs(add_verb: AddVerb) -> None:
     verb = add_verb("doctor", summary)
     of = "image to check: name in the catalogue, alias, or reference; default a gpu variant"
     verb.add_argument("image", nargs="?", metavar="IMAGE", help=of)
-    verb = add_verb("url", "show the addresses of one of your containers, with your token")
+    verb = add_verb(
+        "url", "show the addresses of one of your containers or services, with its token"
+    )
     verb.add_argument("name", nargs="?", metavar="NAME", help=container)
 
 
@@ -199,10 +201,22 @@ def remove(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 
 def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
-    """Show the addresses of one of the caller's containers."""
-    container = containers.select_container(
-        containers.list_running(docker), arguments.name, "see its addresses"
-    )
+    """Show the addresses of one of the caller's containers or services."""
+    from . import own_services
+
+    services = own_services.find()
+    if named := [one for one in services if one.name == arguments.name]:
+        return own_services.show(named, host.contact)
+    try:
+        running = containers.list_running(docker)
+    except MlError:
+        # The services of the caller need no permission to use Docker.
+        if arguments.name or not services:
+            raise
+        running = []
+    if not arguments.name and services and not any(container.mine for container in running):
+        return own_services.show(services, host.contact)
+    container = containers.select_container(running, arguments.name, "see its addresses")
     print("\n".join(containers.format_urls(container)))
     return 0
 

@@ -12,6 +12,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 from ansible_collections.slipway.host.plugins.module_utils.services import gpus as services_gpus
+from ansible_collections.slipway.host.plugins.module_utils.services import users as service_users
 from ansible_collections.slipway.host.plugins.module_utils.services.compose import (
     SECRETS_INSIDE,
     compose_service,
@@ -28,6 +29,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services.mounts impor
     share_writers_mounts,
 )
 from ansible_collections.slipway.host.plugins.module_utils.services.project import (
+    ADDRESS_FILE,
     COMPOSE_FILE,
     FOLDER,
     SECRETS_FOLDER,
@@ -51,7 +53,7 @@ __all__ = ["Host", "Project", "ServiceError", "plan"]
 # The image that runs as a service if ml_services_instances is not set.
 DEFAULT_IMAGE = "iris-api"
 # Options of other roles that the plan reads.
-SHARED_OPTIONS = ("ml_images_present",)
+SHARED_OPTIONS = ("ml_images_present", "user_access_users")
 OWNED = ("files", "folders", "secrets", "mounts", "projects")
 
 
@@ -65,7 +67,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     build = ml_catalogue.choose_build(facts, options)
     arguments = frozenset(name for values in build.args.values() for name in values)
     projects = []
-    for declared in _declared(options):
+    for entry in _declared(options):
+        declared = service_users.with_user_id(entry, options.get("user_access_users") or ())
         image = declared.get("image") or declared["name"]
         # The image itself comes last, after those it is built on.
         projects.append(Project(declared, build.images([image])[-1], arguments))
@@ -136,23 +139,31 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
     owner = dict(zip(("owner", "group"), map(str, project.user), strict=True))
     folder = f"{project.folder}/{SECRETS_FOLDER}"
     names = [secret.name for secret in secrets]
+    address = service_users.address_file(project, urls, secrets)
+    # The user of the service can enter the folder; its files are readable for their owner only.
+    mode = "0711" if address else "0700"
     return {
         "name": project.name,
         "ports": [port.address_and_port for port in published],
         "volumes": volumes,
         "files": [
-            *([{"path": folder, "state": "directory", "mode": "0700"}] if secrets else []),
+            *([{"path": folder, "state": "directory", "mode": mode}] if secrets else []),
             {
                 "path": f"{project.folder}/{COMPOSE_FILE}",
                 "content": compose_text(project, service, volumes, secrets),
                 # Variables may contain secrets.
                 "mode": "0600",
             },
+            *([address] if address else []),
         ],
         "folders": [
             {
                 "path": project.folder,
-                "entries": [COMPOSE_FILE, *([SECRETS_FOLDER] if secrets else [])],
+                "entries": [
+                    COMPOSE_FILE,
+                    *([ADDRESS_FILE] if address else []),
+                    *([SECRETS_FOLDER] if secrets else []),
+                ],
             },
             *([{"path": folder, "entries": names}] if secrets else []),
         ],

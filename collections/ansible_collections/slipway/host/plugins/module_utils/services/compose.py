@@ -95,7 +95,7 @@ def service_labels(
     if urls:
         values[labels.URLS] = json.dumps(urls, sort_keys=True)
     if any(TOKEN in url for url in urls.values()):
-        values[labels.TOKEN] = secret_path(_endpoint_secret(project), secrets)
+        values[labels.TOKEN] = secret_path(endpoint_secret(project), secrets)
     return values
 
 
@@ -110,7 +110,7 @@ def _proof_label(project: Project, secrets: Sequence[Secret]) -> dict[str, str]:
     return {labels.PROOF: json.dumps(proof, sort_keys=True)}
 
 
-def _endpoint_secret(project: Project) -> str:
+def endpoint_secret(project: Project) -> str:
     """Return the name of the secret that a page asks for."""
     return str(project.service["endpoint"]["secret"])
 
@@ -123,7 +123,7 @@ def displayed_urls(
     for port, full_url in urls.items():
         url = full_url
         if TOKEN in url:
-            token_file = secret_path(_endpoint_secret(project), secrets)
+            token_file = secret_path(endpoint_secret(project), secrets)
             url = f"{url.partition('?')[0]} (token: {token_file})"
         displayed[project.name if len(urls) == 1 else f"{project.name} {port}"] = url
     return displayed

@@ -17,6 +17,8 @@ from ansible_collections.slipway.host.plugins.module_utils.services.expected imp
 FOLDER = "/etc/slipway/services"
 COMPOSE_FILE = "compose.yaml"
 SECRETS_FOLDER = "secrets"
+# For `ml url` of the user of a service; ml.own_services reads it.
+ADDRESS_FILE = "address.json"
 # What compose accepts as the name of a project.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
