@@ -98,6 +98,10 @@ REASONS: dict[str, tuple[str, str]] = {
         ".replace .unlink os.open tempfile.TemporaryFile",
     ),
     "module_utils/ml/main.py": ("opens /dev/null and the standard streams", "open os.open"),
+    "module_utils/ml/own_services.py": (
+        "reads /etc/slipway with the rights of the caller",
+        ".glob .read_text",
+    ),
     "module_utils/ml/settings.py": (
         "reads /etc/slipway, and the caller's own files",
         ".read_text os.open",

@@ -19,7 +19,7 @@ from ansible_collections.slipway.host.plugins.module_utils.ml import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_services
-from ansible_collections.slipway.host.plugins.module_utils.services import project, users
+from ansible_collections.slipway.host.plugins.module_utils.services import project
 
 from tests.unit import gpu_facts
 from tests.unit.role_options import options
@@ -95,7 +95,9 @@ def test_a_user_without_a_known_user_id_is_refused(declared: dict[str, Any], err
 
 
 def test_both_sides_name_the_same_file() -> None:
-    assert f"{own_services.FOLDER}/{own_services.FILE}" == f"{project.FOLDER}/{users.ADDRESS_FILE}"
+    assert (
+        f"{own_services.FOLDER}/{own_services.FILE}" == f"{project.FOLDER}/{project.ADDRESS_FILE}"
+    )
 
 
 @pytest.fixture

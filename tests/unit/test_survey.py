@@ -236,6 +236,17 @@ def test_a_refusal_from_remembered_facts_is_asked_again(run: Run, host: Host) ->
     assert [bool(keys) for keys, _reach in host.asked] == [False, True, True]
 
 
+def test_an_error_from_remembered_facts_is_asked_again(run: Run, host: Host) -> None:
+    """The host got a GPU since the facts were remembered, and a service may use it."""
+    service = {"name": "notebooks", "image": "jupyter", "gpus": [0]}
+    given = {"roles": ["ml_services"], "ml_services_instances": [service]}
+    host.known = [{**HOST, **facts("t4")}]
+    assert run(remembered=HOST, **given)["ansible_facts"]["slipway"] == host.known[0]
+    host.known = [HOST]
+    with pytest.raises(AnsibleActionFail, match="GPU 0 does not exist"):
+        run(remembered=HOST, **given)
+
+
 def test_after_the_roles_nothing_may_differ(run: Run, host: Host) -> None:
     with pytest.raises(AnsibleActionFail, match="still differs") as caught:
         run(expect_no_drift=True)
@@ -312,7 +323,8 @@ def test_impossible_settings_end_the_run(
 ) -> None:
     with pytest.raises(AnsibleActionFail, match=words):
         run(remembered=HOST, **variables)
-    assert host.asked == []
+    # Nothing was asked but facts.
+    assert all(keys == set() for keys, _reach in host.asked)
 
 
 MOVED = {"alice": [1500, 1500, "/elsewhere/alice", "/bin/bash", ""]}

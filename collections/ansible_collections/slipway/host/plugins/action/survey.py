@@ -171,9 +171,15 @@ class ActionModule(ActionBase):
             if facts is None:
                 cached = False
                 facts = self._ask_facts(names, variables, earlier)
-            owned = self._owned(names, variables, facts)
+            # Current facts may no longer have the reason for a refusal.
+            try:
+                owned = self._owned(names, variables, facts)
+            except AnsibleActionFail:
+                if not cached:
+                    raise
+                facts = None
+                continue
             if cached and any(statement.get("refused") for statement in owned.values()):
-                # Current facts may no longer have the reason for the refusal.
                 facts = None
                 continue
             refuse_unsupported(owned, self._end())

@@ -140,22 +140,11 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
     folder = f"{project.folder}/{SECRETS_FOLDER}"
     names = [secret.name for secret in secrets]
     address = service_users.address_file(project, urls, secrets)
-    # The user of the service can enter the folder; its files are readable for their owner only.
-    mode = "0711" if address else "0700"
     return {
         "name": project.name,
         "ports": [port.address_and_port for port in published],
         "volumes": volumes,
-        "files": [
-            *([{"path": folder, "state": "directory", "mode": mode}] if secrets else []),
-            {
-                "path": f"{project.folder}/{COMPOSE_FILE}",
-                "content": compose_text(project, service, volumes, secrets),
-                # Variables may contain secrets.
-                "mode": "0600",
-            },
-            *([address] if address else []),
-        ],
+        "files": _files(project, service, volumes, secrets, address),
         "folders": [
             {
                 "path": project.folder,
@@ -178,6 +167,26 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
             }
         ],
     }
+
+
+def _files(
+    project: Project,
+    service: Mapping[str, Any],
+    volumes: Sequence[str],
+    secrets: Sequence[Secret],
+    address: Mapping[str, Any] | None,
+) -> list[Mapping[str, Any]]:
+    """Return the files and folders of a project; ADDRESS is the file for its user."""
+    # The user can enter the folder of secrets; only the owner can read a file in it.
+    mode = "0711" if address else "0700"
+    folder = {"path": f"{project.folder}/{SECRETS_FOLDER}", "state": "directory", "mode": mode}
+    compose = {
+        "path": f"{project.folder}/{COMPOSE_FILE}",
+        "content": compose_text(project, service, volumes, secrets),
+        # Variables may contain secrets.
+        "mode": "0600",
+    }
+    return [*([folder] if secrets else []), compose, *([address] if address else [])]
 
 
 def _mount_entry(mount: Mount, owner: Mapping[str, str]) -> dict[str, Any]:
