@@ -23,7 +23,7 @@ OPTION = packet_filter.OPTION
 
 
 def network(name: str, subnet: str = "172.17.0.0/16", **more: Any) -> dict[str, Any]:
-    return {"Name": name, "IPAM": {"Config": [{"Subnet": subnet}]}, **more}
+    return {"Name": name, "Id": "1" * 64, "IPAM": {"Config": [{"Subnet": subnet}]}, **more}
 
 
 class Filter:
@@ -33,6 +33,7 @@ class Filter:
         self.folder = folder
         self.program = program
         self.networks = [network("bridge")]
+        self.interfaces("br-111111111111")
         self.iptables(MASQUERADE)
         self.settings()
         self.dockerd("/usr/sbin/dockerd", "-H", "fd://")
@@ -61,6 +62,11 @@ class Filter:
         (self.folder / "77").mkdir(exist_ok=True)
         (self.folder / "77" / "cmdline").write_bytes("\0".join([*words, ""]).encode())
 
+    def interfaces(self, *names: str) -> None:
+        """Add interfaces of the host."""
+        for name in names:
+            (self.folder / "net" / name).mkdir(parents=True)
+
     def legacy(self, *tables: str) -> None:
         """Set the names of the legacy tables of the kernel."""
         (self.folder / "tables").write_text("".join(f"{name}\n" for name in tables))
@@ -86,6 +92,7 @@ def host(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> F
         ("DAEMON_JSON", "daemon.json"),
         ("PIDFILE", "docker.pid"),
         ("LEGACY_TABLES", "tables"),
+        ("INTERFACES", "net"),
     ):
         monkeypatch.setattr(packet_filter, name, str(tmp_path / path))
     return found
@@ -127,6 +134,19 @@ def test_subnets_are_compared_as_filters_show_them(host: Filter) -> None:
     assert packet_filter.mask("10.9.8.7/20") == "10.9.0.0/20"
     assert packet_filter.mask("10.9.8.7/32") == "10.9.8.7/32"
     assert packet_filter.mask("10.9.8.7/0") == "0.0.0.0/0"
+
+
+def test_a_network_whose_interface_the_engine_could_not_create_needs_no_rule(
+    host: Filter,
+) -> None:
+    host.iptables(NONE)
+    host.networks = [
+        network("lost", Id="2" * 64),
+        network("named", Options={f"{OPTION}name": "docker0"}),
+    ]
+    assert host.ask() == ([], "")
+    host.interfaces("docker0")
+    assert host.ask() == (["named"], "")
 
 
 @pytest.mark.parametrize(

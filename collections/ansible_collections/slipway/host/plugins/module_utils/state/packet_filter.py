@@ -13,6 +13,7 @@ August 2026, and engine 26.1.
 from __future__ import annotations
 
 import json
+import os
 
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, reading
 
@@ -29,6 +30,7 @@ DAEMON_JSON = "/etc/docker/daemon.json"
 PIDFILE = "/run/docker.pid"
 NETWORKS = "/networks?filters=%7B%22driver%22%3A%5B%22bridge%22%5D%7D"
 OPTION = "com.docker.network.bridge."
+INTERFACES = "/sys/class/net"
 # Where packages install iptables and nft; root's PATH may lack this folder.
 PROGRAMS = "/usr/sbin"
 # Listing a legacy table creates it, so only tables in this file are listed.
@@ -66,12 +68,18 @@ def ask_rules(proc: str = "/proc") -> Json:
 
 
 def bridge_subnets() -> dict[str, str]:
-    """Return the IPv4 subnet of each bridge network whose containers reach other hosts."""
+    """Return the IPv4 subnet of each bridge network whose containers reach other hosts.
+
+    The engine keeps a network whose interface it could not create, for example because another
+    interface has its addresses. Such a network has no rules, also after a restart.
+    """
     subnets = {}
     for network in containers.ask_engine(NETWORKS):
         options = network.get("Options") or {}
+        interface = options.get(f"{OPTION}name") or f"br-{network.get('Id', '')[:12]}"
         if (
-            network.get("Internal")
+            not os.path.exists(f"{INTERFACES}/{interface}")
+            or network.get("Internal")
             or network.get("ConfigOnly")
             or network.get("Scope", "local") != "local"
             or options.get(f"{OPTION}enable_ip_masquerade", "true") in FALSE
