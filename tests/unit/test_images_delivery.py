@@ -98,9 +98,17 @@ def test_a_forward_that_others_reach_is_refused(
     fetching.check_forward(20000)
 
 
-def test_received_bytes_are_those_of_pulled_layers() -> None:
+@pytest.mark.parametrize(
+    "output",
+    [
+        "{b}: Pulling fs layer\n{b}: Download complete\n{b}: Pull complete\n",
+        # The store of containerd.
+        "{b}: Pulling fs layer\n{b}: Download complete\n",
+    ],
+)
+def test_received_bytes_are_those_of_transferred_layers(output: str) -> None:
     layers = {f"sha256:{digit * 64}": size for digit, size in (("a", 100), ("b", 7), ("c", 1))}
-    output = f"{'a' * 12}: Already exists\n{'b' * 12}: Pull complete\nDigest: sha256:x\n"
+    output = f"{'a' * 12}: Already exists\n{output.format(b='b' * 12)}Digest: sha256:x\n"
     assert fetching.received_bytes(output, layers) == 7
 
 

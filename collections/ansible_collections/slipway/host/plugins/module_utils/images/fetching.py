@@ -34,8 +34,9 @@ TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 LISTENING = "0A"
 # Loopback addresses as the kernel writes them.
 LOOPBACK = ("0100007F", "00000000000000000000000001000000")
-# A line of `docker pull`: the beginning of a layer's digest, and what became of it.
-LAYER = re.compile(r"^([0-9a-f]{12}): (Pull complete|Already exists)$", re.MULTILINE)
+# A line of `docker pull` about a layer that was transferred: the beginning of its digest. The store
+# of containerd does not report "Pull complete".
+LAYER = re.compile(r"^([0-9a-f]{12}): (?:Pull|Download) complete$", re.MULTILINE)
 # Room that a pull needs, relative to the size of what is unpacked: the compressed layers too.
 ROOM = 1.5
 
@@ -71,7 +72,7 @@ def check_forward(port: int) -> None:
 def received_bytes(output: str, layers: Mapping[str, int]) -> int:
     """Return the bytes of the layers that a pull brought; OUTPUT is that of docker pull."""
     short = {digest.partition(":")[2][:12]: size for digest, size in layers.items()}
-    return sum(short.get(layer, 0) for layer, state in LAYER.findall(output) if "Pull" in state)
+    return sum(short.get(layer, 0) for layer in set(LAYER.findall(output)))
 
 
 class Fetcher:
