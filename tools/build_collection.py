@@ -45,6 +45,7 @@ GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 SITE_PATHS = {
     "playbooks/look.yml": "look.yml",
     "playbooks/metrics.yml": "metrics.yml",
+    "playbooks/tasks/apply_role.yml": "tasks/apply_role.yml",
     "vars/roles.yml": "../vars/roles.yml",
 }
 COMMANDS = (
@@ -126,8 +127,8 @@ def _replace_paths(site: str) -> str:
     """Return site.yml with paths that start in playbooks/. Raise BuildError for a missing path."""
     for path, replacement in SITE_PATHS.items():
         site, count = re.subn(rf"(?<=[ ]){re.escape(path)}$", replacement, site, flags=re.M)
-        if count != 1:
-            raise BuildError(f"site.yml: {path} found {count} times; expected once.")
+        if not count:
+            raise BuildError(f"site.yml: {path} not found; expected it at the end of a line.")
     return site
 
 

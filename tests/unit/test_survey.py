@@ -107,12 +107,13 @@ def run(host: Host) -> Run:
 
 def test_drift_is_told_by_role_and_the_host_joins_the_group(run: Run, host: Host) -> None:
     result = run()
-    assert host.groups == [["slipway_drift", "all"]]
+    parents = ["slipway_drift", "slipway_apply_user_access"]
+    assert host.groups == [["_and_".join(parents), *parents]]
     assert result["drift"] == ["user_access"]
     assert {"kind": "users", "name": "alice", "found": "missing", "expected": "a user"} in (
         result["differences"]["user_access"]
     )
-    assert result["add_group"] == "slipway_drift"
+    assert (result["add_group"], result["parent_groups"]) == ("_and_".join(parents), parents)
     assert result["ansible_facts"] == {"slipway": HOST}
     assert not result["changed"]
 
@@ -301,7 +302,7 @@ def test_after_the_roles_only_a_role_that_waits_may_differ(
 def test_without_the_comparison_every_role_runs(run: Run) -> None:
     result = run(compare=False, user_access_users=[], user_access_docker_exclusive=False)
     assert result["drift"] == ["user_access"]
-    assert result["add_group"] == "slipway_drift"
+    assert result["parent_groups"] == ["slipway_drift", "slipway_apply_user_access"]
 
 
 @pytest.mark.parametrize(
@@ -339,9 +340,8 @@ def test_a_conflict_stands_beside_the_drift(run: Run, host: Host) -> None:
     assert ("users", "bob") in {
         (one["kind"], one["name"]) for one in result["differences"]["user_access"]
     }
-    assert host.groups == [
-        ["slipway_drift_and_slipway_conflict", "slipway_drift", "slipway_conflict"]
-    ]
+    parents = ["slipway_drift", "slipway_conflict", "slipway_apply_user_access"]
+    assert host.groups == [["_and_".join(parents), *parents]]
 
 
 def test_a_conflict_alone_is_no_work_for_a_role(run: Run, host: Host) -> None:

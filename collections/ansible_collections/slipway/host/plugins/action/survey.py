@@ -46,6 +46,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 # The groups of hosts that the plays after the survey run on.
 GROUPS = ("slipway_drift", "slipway_conflict", "slipway_fault", "slipway_metrics")
+# The group of the hosts on which a role has drift: this and the name of the role.
+ROLE_GROUP = "slipway_apply_"
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
 # The second role has no owned state, but options that the survey uses.
@@ -272,9 +274,10 @@ class ActionModule(ActionBase):
         """Return the end of an error; before the last survey, roles may have changed the host."""
         return "." if self._task.args.get("expect_no_drift") else ". Nothing was changed."
 
-    def _join_groups(self, result: dict[str, Any], *found: object) -> None:
-        """Add the host to those GROUPS of which it has something."""
-        parents = [name for name, one in zip(GROUPS, found, strict=True) if one]
+    def _join_groups(self, result: dict[str, Any], drifted: Sequence[str], *found: object) -> None:
+        """Add the host to those GROUPS of which it has something, and to one for each role."""
+        parents = [name for name, one in zip(GROUPS, (drifted, *found), strict=True) if one]
+        parents += [ROLE_GROUP + name for name in drifted]
         if not parents:
             return
         # A task can add a host to one group only, and that group to several parents.

@@ -1,0 +1,66 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Roles run in one order on all hosts, whichever of them have drift on which host."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = ("one", "two", "three")
+DRIFT = {"a": ["three"], "b": ["one", "three"], "c": ["two", "three"]}
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("playbook", "play", "tasks"),
+    [
+        ("site.yml", "Apply roles to hosts with drift", "playbooks/tasks"),
+        ("playbooks/remove.yml", "Remove roles from hosts", "tasks"),
+    ],
+)
+def test_a_role_runs_after_those_before_it_on_every_host(
+    playbook: str, play: str, tasks: str, tmp_path: Path
+) -> None:
+    plays = yaml.safe_load((ROOT / playbook).read_text(encoding="utf-8"))
+    (found,) = [one for one in plays if one["name"] == play]
+    del found["vars_files"]
+    write(tmp_path / "play.yml", [found])
+    shutil.copytree(ROOT / "playbooks/tasks", tmp_path / tasks)
+    for name in ROLES:
+        task = {"name": f"Say {name}", "ansible.builtin.debug": {"msg": name}}
+        write(tmp_path / f"roles/{name}/tasks/main.yml", [task])
+    hosts = {host: {"__slipway_survey": {"drift": drift}} for host, drift in DRIFT.items()}
+    groups: dict[str, Any] = {"slipway_drift": {"hosts": hosts, "vars": {"slipway_roles": ROLES}}}
+    for host, drift in DRIFT.items():
+        for role in drift:
+            groups.setdefault(f"slipway_apply_{role}", {"hosts": {}})["hosts"][host] = {}
+    groups["slipway_drift"]["vars"]["slipway_roles"] = list(ROLES)
+    write(tmp_path / "hosts.yml", groups)
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "hosts.yml", "-c", "local", "play.yml"],
+        cwd=tmp_path,
+        env={
+            "PATH": str(Path(shutil.which("ansible-playbook") or "").parent),
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.findall(r'^ok: \[(\w)\].*\n    "msg": "(\w+)"', done.stdout, re.MULTILINE)
+    assert sorted(said) == sorted((host, role) for host in DRIFT for role in DRIFT[host])
+    order = [role for _host, role in said]
+    assert order == sorted(order, key=ROLES.index)
