@@ -68,7 +68,15 @@ def install(folder: Path, image: str) -> Path:
     """Install the program below a folder, with one alias; return the path of the alias."""
     alias = {"description": "", "names": [], "gpus": "none", "publish": {}, "urls": {}}
     settings = {"ports": {}, "network": "bridge", "command": ["true"], "aliases": {"bench": alias}}
-    planned = Planned(name="bench", variant="cpu", reference=image, digest="", image=settings)
+    planned = Planned(
+        name="bench",
+        variant="cpu",
+        reference=image,
+        digest="",
+        parent=None,
+        cuda=None,
+        image=settings,
+    )
     owned = ml_aliases.owned([planned], ml_aliases.Options("the administrator"))
     for entry in owned["files"]:
         file = folder / entry["path"].lstrip("/")

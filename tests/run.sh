@@ -37,7 +37,7 @@ lint() {
     stage 'ruff' ruff check --quiet .
     stage 'ruff format' ruff format --quiet --check .
     stage 'mypy' mypy --no-error-summary \
-        collections/ansible_collections/slipway/host/plugins lab tools tests
+        collections/ansible_collections/slipway/host/plugins bench lab tools tests
     stage 'yamllint' yamllint --strict .
     # shellcheck disable=SC2046 # file names of the project contain no spaces
     stage 'shellcheck' shellcheck $(shell_scripts)

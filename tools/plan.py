@@ -22,6 +22,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+# How the summary callback begins the line with the path of the page about the fleet.
+PAGE = "Fleet page: "
 VERBOSE = re.compile("-v+|--verbose")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "collections"))
@@ -62,6 +64,8 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(report, indent=2, sort_keys=True))
     elif report:
         print(state_report.plan(report, any(map(VERBOSE.fullmatch, arguments))))
+        pages = [line for line in run.stdout.splitlines() if line.startswith(PAGE)]
+        print("".join(f"\n{line}" for line in pages), end="\n" if pages else "")
     return status
 
 

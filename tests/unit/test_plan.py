@@ -54,6 +54,13 @@ def test_a_warning_is_passed_on_beside_the_plan(program: Program) -> None:
     assert "no drift" in done.stdout
 
 
+def test_the_path_of_the_page_is_the_last_line(program: Program) -> None:
+    page = "Fleet page: /srv/slipway/reports/index.html"
+    program("ansible-playbook", f"echo '{CLEAN}' >$SLIPWAY_REPORT; echo; echo '{page}'")
+    assert plan().stdout.endswith(f"\n\n{page}\n")
+    assert page not in plan("--json").stdout
+
+
 def test_a_closed_pipe_causes_no_traceback(program: Program) -> None:
     program("ansible-playbook", f"echo '{CLEAN}' >$SLIPWAY_REPORT")
     done = subprocess.run(
