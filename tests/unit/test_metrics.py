@@ -199,7 +199,11 @@ def test_only_a_file_that_differs_from_its_declaration_is_a_change(
     tmp_path: Path, run_module: RunModule
 ) -> None:
     file = tmp_path / "folder/slipway.prom"
-    declared = {"files": [{"path": str(file)}], "values": VALUES, "checks": CHECKS}
+    declared: dict[str, Any] = {
+        "files": [{"path": str(file)}],
+        "values": VALUES,
+        "checks": CHECKS,
+    }
     predicted = run_module(module, check=True, **declared)
     assert (predicted["changed"], file.parent.exists()) == (True, False)
     assert f"files {file}: missing" in predicted["diff"][0]["prepared"]
@@ -214,7 +218,7 @@ def test_only_a_file_that_differs_from_its_declaration_is_a_change(
     file.chmod(0o666)
     assert run_module(module, **declared)["changed"]
     assert file.stat().st_mode & 0o777 == 0o644
-    absent = {"files": [{"path": str(file), "state": "absent"}]}
+    absent: dict[str, Any] = {"files": [{"path": str(file), "state": "absent"}]}
     assert run_module(module, check=True, **absent)["changed"]
     assert file.exists()
     assert run_module(module, **absent)["changed"]

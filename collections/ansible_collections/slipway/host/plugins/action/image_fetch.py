@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     catalogue_builds,
     detached_job,
@@ -18,7 +22,12 @@ ARGUMENT_SPEC: dict[str, Any] = {
     **catalogue_builds.ARGUMENT_SPEC,
     "builder": {"type": "str", "required": True},
     "offer": {"type": "dict", "required": True},
+    "build": {"type": "dict", "default": {}},
+    "may_build": {"type": "bool", "default": False},
 }
+HOST = "inventory_hostname"
+
+display = Display()
 
 
 class ActionModule(ActionBase):
@@ -38,19 +47,35 @@ class ActionModule(ActionBase):
             return result
         offer, builder = arguments["offer"], arguments["builder"]
         builds = catalogue_builds.Builds(arguments).select(arguments["names"])
-        host = str((task_vars or {}).get("inventory_hostname"))
-        with ssh_forward.forwarded_port(self, host, offer["socket"]) as port:
-            job = images_job.pack_fetch(builds, offer["images"], builder, port)
-            outcome = detached_job.run_job(self, images_job.WORK, images_job.FETCH, job)
+        wanted = [build for build in builds if build.reference not in offer["failed_images"]]
+        try:
+            outcome = self._fetch(wanted, offer, builder, str((task_vars or {})[HOST]))
+        except AnsibleActionFail as error:
+            if not arguments["may_build"]:
+                raise
+            display.warning(f"{error} Instead, {(task_vars or {})[HOST]} builds the images itself.")
+            job = images_job.pack_job(wanted, arguments["build"])
+            outcome = detached_job.run_job(self, images_job.WORK, images_job.BUILDER, job)
         failed = {
             **{name: f"{builder}: {reason}" for name, reason in offer["failed_images"].items()},
             **outcome["failed"],
         }
         result.update(
-            changed=bool(outcome.get("fetched")),
+            changed=bool(outcome.get("fetched") or outcome.get("built")),
             fetched=outcome.get("fetched", []),
+            built=outcome.get("built", []),
             received=outcome.get("received", 0),
             failed=bool(failed),
             msg="\n".join(f"{reference}: {reason}" for reference, reason in failed.items()),
         )
         return result
+
+    def _fetch(
+        self, builds: Sequence[ImageBuild], offer: Mapping[str, Any], builder: str, host: str
+    ) -> dict[str, Any]:
+        """Bring images; raise AnsibleActionFail if no registry or no connection is available."""
+        if offer["unavailable"]:
+            raise AnsibleActionFail(f"{builder} cannot offer images: {offer['unavailable']}")
+        with ssh_forward.forwarded_port(self, host, offer["socket"]) as port:
+            job = images_job.pack_fetch(builds, offer["images"], builder, port)
+            return detached_job.run_job(self, images_job.WORK, images_job.FETCH, job)

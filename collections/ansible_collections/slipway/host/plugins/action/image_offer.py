@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.module_utils.images import registry
@@ -65,9 +66,19 @@ class ActionModule(ActionBase):
         job = images_job.pack_job(missing, arguments["build"], offer)
         outcome = detached_job.run_job(self, images_job.WORK, images_job.OFFER, job)
         failed = outcome["failed"]
+        unavailable = outcome.get("unavailable", "")
         result.update(images=outcome.get("images", {}), changed=bool(outcome.get("built")))
         if outcome.get("port"):
-            result["socket"] = str(ssh_forward.open_socket(self, builder, outcome["port"]))
+            try:
+                socket = ssh_forward.open_socket(self, builder, outcome["port"])
+                result["socket"] = str(socket)
+            except AnsibleError as error:
+                unavailable = str(error)
         reasons = [f"{builder}: {reference}: {reason}" for reference, reason in failed.items()]
-        result.update(failed_images=failed, failed=not result["images"], msg="\n".join(reasons))
+        result.update(
+            failed_images=failed,
+            unavailable=unavailable,
+            failed=not (result["images"] or unavailable),
+            msg="\n".join(reasons),
+        )
         return result

@@ -29,6 +29,14 @@ options:
     description: The result of slipway.host.image_offer.
     type: dict
     required: true
+  build:
+    description: How images are built, as the role's C(ml_images_build) documents it.
+    type: dict
+    default: {}
+  may_build:
+    description: Whether the host builds the images itself if they cannot be delivered.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Brings nothing.
@@ -54,6 +62,11 @@ EXAMPLES = r"""
 RETURN = r"""
 fetched:
   description: References of the images that this host has now.
+  returned: always
+  type: list
+  elements: str
+built:
+  description: References of the images that this host built, because they were not delivered.
   returned: always
   type: list
   elements: str

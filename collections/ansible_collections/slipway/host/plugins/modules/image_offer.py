@@ -72,6 +72,10 @@ socket:
   description: The socket on the controller that leads to the registry.
   returned: when an image is offered
   type: str
+unavailable:
+  description: Why the builder cannot offer the images that it has, or empty.
+  returned: always
+  type: str
 failed_images:
   description: Why images were not built or not offered, by reference.
   returned: always

@@ -49,7 +49,10 @@ def push(images: Json, progress: Progress) -> Json:
 
 
 def offer(folder: Path, progress: Progress) -> Json:
-    """Build, push and serve; return the result of the builder with ``images`` and ``port``."""
+    """Build, push and serve; return the result of the builder with ``images`` and ``port``.
+
+    ``unavailable``: why this host cannot offer what it has.
+    """
     work = builder.Builder(folder, progress)
     wanted = work.job["offer"]
     if wanted["architecture"] != platform.machine():
@@ -70,7 +73,7 @@ def offer(folder: Path, progress: Progress) -> Json:
         result["images"] = push(ready, progress) if ready else {}
         result["port"] = registry.serve(wanted["lease"]) if ready else 0
     except (BuildError, registry.RegistryError, OSError) as error:
-        result["failed"].update(dict.fromkeys(ready, str(error)))
+        result["unavailable"] = str(error)
     return result
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from . import containers, start
-from .errors import MlError
+from .errors import MlError, reason
 
 # As FOLDER and ADDRESS_FILE of services.project.
 FOLDER = Path("/etc/slipway/services")
@@ -89,4 +89,4 @@ def _host(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
     except ValueError as error:
-        raise MlError(f"invalid address {url}: {error}") from error
+        raise MlError(f"invalid address {url}: {reason(error)}") from error
