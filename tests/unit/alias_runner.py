@@ -25,6 +25,7 @@ MODULES = (
     *("ml.commands", "ml.display", "ml.images", "ml.listing", "ml.start", "encodings.latin_1"),
     *("_strptime", "configparser", "datetime", "difflib", "encodings.idna", "hashlib", "shlex"),
     *("shutil", "socketserver", "subprocess", "tarfile", "tempfile", "textwrap"),
+    "urllib.parse",
 )
 
 
