@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,16 @@ def on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     # A module in this process must not change the environment of the tests, whose PATH has
     # programs that stand for those of a host. test_environment.py tests the function itself.
     monkeypatch.setattr(environment, "apply", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def keep_broken_pipes_harmless() -> Iterator[None]:
+    """Ignore SIGPIPE again after a test of an alias, which lets it end the process.
+
+    Later, a client that ends early would end the tests: servers of tests answer it.
+    """
+    yield
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 @pytest.fixture
