@@ -98,6 +98,9 @@ class Fleet:
             listening = site.on("ss -Hltnp").splitlines()
             found += [line for line in listening if "sshd" in line and ":22 " not in line]
             found += site.on("pgrep -a docker-registry || true").splitlines()
+            references = "docker image ls --digests --format '{{.Repository}}@{{.Digest}}'"
+            found += site.on(f"{references} | grep ^127 || true").splitlines()
+            found += site.on("ls /var/lib/slipway/builds").splitlines()
         return found
 
 
@@ -200,6 +203,22 @@ def test_a_host_may_build_its_own_images(fleet: Fleet, delivered: set[str]) -> N
     assert "ml_images_builder: nobody is not in the inventory" in refused.output
     fleet.converge(ml_images_builder=[])
     assert fleet.origin(fleet.other) == "built"
+
+
+def test_a_host_builds_itself_if_no_port_is_forwarded(fleet: Fleet, delivered: set[str]) -> None:
+    setting = "/etc/ssh/sshd_config.d/slipway-test.conf"
+    fleet.write("five")
+    fleet.builder.on(f"echo AllowTcpForwarding no >{setting}; systemctl reload ssh")
+    try:
+        declared = fleet.run(ml_images_builder=["build-1"])
+        assert declared.status == "failed"
+        assert "set AllowTcpForwarding yes" in declared.output
+        run = fleet.converge()
+        assert "other-2 builds the images itself" in run.output
+    finally:
+        fleet.builder.on(f"rm {setting}; systemctl reload ssh")
+    assert fleet.origin(fleet.other) == "built"
+    assert fleet.left() == []
 
 
 @pytest.mark.parametrize("step", ["Offer the images", "Pull, test and tag"])

@@ -4,21 +4,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import http.server
 import json
 import re
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.images import (
+    commands,
     delivery,
     fetching,
+    offering,
     record,
     registry,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images.commands import BuildError
 from ansible_collections.slipway.host.plugins.module_utils.images.delivery import Candidate
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
 
 AMD, ARM = "x86_64", "aarch64"
 IMAGES = {"slipway/iris-api:cpu": "1", "slipway/jupyter:cpu": "2"}
@@ -27,6 +36,7 @@ HOSTS = {
     "arm": Candidate(ARM, IMAGES),
     "more": Candidate(AMD, {**IMAGES, "slipway/pytorch:cpu": "3"}),
     "same": Candidate(AMD, IMAGES),
+    "less": Candidate(AMD, {"slipway/iris-api:cpu": "1"}),
     "unknown": Candidate(None, None),
     "failed": None,
 }
@@ -44,11 +54,10 @@ HOSTS = {
         (["h", "same"], "h", ["same", "h"], None),
         (["same"], "h", ["h", "same"], "same"),
         (["arm", "same"], "h", ["h"], "same"),
-        (["arm"], "h", ["h"], None),
         # The builder says itself whether it can build, if this run did not look at it.
         (["unknown"], "h", ["h"], "unknown"),
-        (["old"], "h", ["h"], "old"),
         (["failed", "same"], "h", ["h"], "same"),
+        (["less"], "h", ["h"], "less"),
     ],
 )
 def test_the_builder_of_a_host(
@@ -56,6 +65,20 @@ def test_the_builder_of_a_host(
 ) -> None:
     own = Candidate(AMD, IMAGES)
     assert delivery.choose_builder(wanted, host, own, hosts, HOSTS.get) == builder
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (["arm"], "arm has the architecture aarch64; expected a host that builds for h"),
+        # To build for the other host would replace its own image, which has the same tag.
+        (["old"], "old has another slipway/jupyter:cpu"),
+        (["arm", "failed"], "arm has the architecture aarch64; failed failed in this run"),
+    ],
+)
+def test_a_declared_builder_that_cannot_build_is_refused(wanted: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        delivery.choose_builder(wanted, "h", Candidate(AMD, IMAGES), ["h"], HOSTS.get)
 
 
 def test_declared_images_are_read_from_all_roles() -> None:
@@ -134,7 +157,7 @@ def test_a_host_without_space_says_how_much_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def docker(action: str, command: list[str], timeout: float | None = None) -> str:
-        return str(tmp_path)
+        return f"{tmp_path} []"
 
     monkeypatch.setattr(fetching, "check_forward", lambda port: None)
     monkeypatch.setattr(fetching, "run_or_fail", docker)
@@ -142,7 +165,7 @@ def test_a_host_without_space_says_how_much_it_needs(
     monkeypatch.setattr(record, "secure_records", lambda: None)
     monkeypatch.setattr(record, "is_recorded", lambda *words: False)
     monkeypatch.setattr(record, "remove_replaced", lambda references: None)
-    monkeypatch.setattr(fetching, "run", lambda command: None)
+    monkeypatch.setattr(fetching, "remove_delivery_references", lambda: None)
     with (tmp_path / "progress").open("w") as stream:
         result = fetching.Fetcher(job_of(tmp_path), Progress(stream)).run()
     assert result["fetched"] == []
@@ -157,14 +180,111 @@ def test_a_registry_listens_on_loopback_and_serves_read_only() -> None:
     assert settings["storage"]["delete"]["enabled"] is False
 
 
+@pytest.mark.parametrize(
+    ("record", "share"),
+    [
+        (None, 1.0),
+        ("{}", 1.0),
+        ('{"layers": ["sha256:a"]}', 0.25),
+        ('{"layers": ["sha256:a", "sha256:b"]}', 0.0),
+        ("[]", 1.0),
+    ],
+)
+def test_the_share_of_an_image_that_a_host_lacks(
+    record: str | None, share: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "record.json"
+    if record is not None:
+        file.write_text(record)
+    monkeypatch.setattr(containers, "image_record_path", lambda reference: str(file))
+    monkeypatch.setattr(paths, "read_file", lambda path: Path(path).read_text())
+    image = {"reference": "r", "layers": {"sha256:a": 75, "sha256:b": 25}}
+    assert fetching.missing_share(image) == share
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """Answers every request with a manifest, and with a digest that is a lie."""
+
+    content = b'{"config": {"digest": "sha256:c"}, "layers": [{"digest": "sha256:l", "size": 7}]}'
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Docker-Content-Digest", "sha256:lie")
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a registry that somebody else may have written to."""
+    # Nobody answers there: the registry of this host is not asked through a proxy.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_the_digest_of_a_manifest_is_computed(port: int) -> None:
+    found = registry.describe(port, "slipway/small", "cpu")
+    assert found["manifest"] == f"sha256:{hashlib.sha256(Registry.content).hexdigest()}"
+    assert (found["config"], found["layers"]) == ("sha256:c", {"sha256:l": 7})
+
+
+@pytest.mark.parametrize(
+    ("identity", "is_offered"),
+    [
+        ("sha256:c", True),
+        (f"sha256:{hashlib.sha256(Registry.content).hexdigest()}", True),
+        ("sha256:lie", False),
+        ("sha256:other", False),
+    ],
+)
+def test_only_the_content_of_the_engine_is_offered(
+    identity: str, is_offered: bool, port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextlib.contextmanager
+    def taking_images() -> Iterator[int]:
+        yield port
+
+    monkeypatch.setattr(registry, "taking_images", taking_images)
+    monkeypatch.setattr(registry, "remove_unused", lambda: None)
+    monkeypatch.setattr(registry, "FOLDER", tmp_path)
+    monkeypatch.setattr(offering, "run_or_fail", lambda action, command: "")
+    content = record.Content(identity, {}, None, 10)
+    monkeypatch.setattr(record, "inspect_image", lambda reference: content)
+    with (tmp_path / "progress").open("w") as stream:
+        if is_offered:
+            offered = offering.push({"slipway/small:cpu": "1"}, Progress(stream))
+            assert offered["slipway/small:cpu"]["size"] == 10
+        else:
+            with pytest.raises(BuildError, match="another content"):
+                offering.push({"slipway/small:cpu": "1"}, Progress(stream))
+
+
+def test_references_of_deliveries_are_removed_and_no_others(
+    program: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    listed = "127.0.0.1:15055/slipway/a cpu <none>\n127.0.0.1:20001/slipway/b <none> sha256:1\n"
+    listed += "127.0.0.1:5000/team/c latest <none>\nslipway/a cpu sha256:1\n"
+    program("docker", f"[ $2 = ls ] && printf '{listed}' || echo $4 >>{tmp_path}/removed")
+    commands.remove_delivery_references()
+    removed = (tmp_path / "removed").read_text().split()
+    assert removed == ["127.0.0.1:15055/slipway/a:cpu", "127.0.0.1:20001/slipway/b@sha256:1"]
+
+
 def test_the_last_lease_ends_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "RUNTIME", tmp_path)
+    monkeypatch.setattr(registry, "LOCK", str(tmp_path / "lock"))
     for host in ("one", "it's; two"):
-        (tmp_path / f"lease-{registry.lease_of(host)}").touch()
+        (tmp_path / f"lease-{registry.lease_of(host, '7')}").touch()
 
     def release(host: str) -> str:
         # systemctl is replaced: nothing of this machine is stopped.
-        script = f"systemctl() {{ :; }}; {registry.release_script(registry.lease_of(host))}"
+        script = f"systemctl() {{ :; }}; {registry.release_script(registry.lease_of(host, '7'))}"
         done: Any = subprocess.run(
             ["sh", "-ec", script], capture_output=True, text=True, check=True
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
@@ -50,7 +49,7 @@ class ActionModule(ActionBase):
         wanted = [build for build in builds if build.reference not in offer["failed_images"]]
         try:
             outcome = self._fetch(wanted, offer, builder, str((task_vars or {})[HOST]))
-        except AnsibleActionFail as error:
+        except ssh_forward.NoDeliveryError as error:
             if not arguments["may_build"]:
                 raise
             display.warning(f"{error} Instead, {(task_vars or {})[HOST]} builds the images itself.")
@@ -73,9 +72,13 @@ class ActionModule(ActionBase):
     def _fetch(
         self, builds: Sequence[ImageBuild], offer: Mapping[str, Any], builder: str, host: str
     ) -> dict[str, Any]:
-        """Bring images; raise AnsibleActionFail if no registry or no connection is available."""
+        """Bring images; raise NoDeliveryError if no registry or no connection is available."""
         if offer["unavailable"]:
-            raise AnsibleActionFail(f"{builder} cannot offer images: {offer['unavailable']}")
+            reason = f"{builder} cannot offer images: {offer['unavailable']}"
+            raise ssh_forward.NoDeliveryError(reason)
         with ssh_forward.forwarded_port(self, host, offer["socket"]) as port:
             job = images_job.pack_fetch(builds, offer["images"], builder, port)
-            return detached_job.run_job(self, images_job.WORK, images_job.FETCH, job)
+            outcome = detached_job.run_job(self, images_job.WORK, images_job.FETCH, job)
+        if outcome.get("unavailable"):
+            raise ssh_forward.NoDeliveryError(outcome["unavailable"])
+        return outcome

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.module_utils.images import registry
@@ -44,41 +45,54 @@ class ActionModule(ActionBase):
         builder = str(self._task.delegate_to)
         if self._task.check_mode:
             return result
-        builds = [
-            build
-            for build in catalogue_builds.Builds(arguments).select(arguments["names"])
-            if build.reference in arguments["references"]
-        ]
-        owned = {"images": list(map(ml_images.image_entry, builds))}
-        answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
-        differing = {
-            one.name for one in engine.compare({"": owned}, answer, kinds.ALL)[""].differences
-        }
-        offer = {
-            "images": {build.reference: build.digest for build in builds},
-            "lease": registry.lease_of(arguments["host"]),
-            "architecture": arguments["architecture"],
-        }
-        other = (task_vars or {})["hostvars"][builder]
-        # What the builder could not build in this run, it does not try again for each host.
-        tried = (other.get("__ml_images_built") or {}).get("failed", False)
-        missing = [build for build in builds if build.reference in differing and not tried]
-        job = images_job.pack_job(missing, arguments["build"], offer)
-        outcome = detached_job.run_job(self, images_job.WORK, images_job.OFFER, job)
-        failed = outcome["failed"]
-        unavailable = outcome.get("unavailable", "")
-        result.update(images=outcome.get("images", {}), changed=bool(outcome.get("built")))
-        if outcome.get("port"):
-            try:
-                socket = ssh_forward.open_socket(self, builder, outcome["port"])
-                result["socket"] = str(socket)
-            except AnsibleError as error:
-                unavailable = str(error)
+        try:
+            outcome = self._offer(arguments, builder, task_vars or {})
+        except (AnsibleConnectionFailure, ssh_forward.NoDeliveryError) as error:
+            # As a failure of the connection it would end the run on the host of the task.
+            outcome = {"failed": {}, "unavailable": str(error)}
+        failed, unavailable = outcome["failed"], outcome.get("unavailable", "")
         reasons = [f"{builder}: {reference}: {reason}" for reference, reason in failed.items()]
         result.update(
+            changed=bool(outcome.get("built")),
+            images=outcome.get("images", {}),
+            socket=outcome.get("socket", ""),
             failed_images=failed,
             unavailable=unavailable,
-            failed=not (result["images"] or unavailable),
+            failed=not (outcome.get("images") or unavailable),
             msg="\n".join(reasons),
         )
         return result
+
+    def _offer(
+        self, arguments: Mapping[str, Any], builder: str, variables: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Build and serve on the builder; return the result of the job with the ``socket``."""
+        builds = catalogue_builds.Builds(arguments).select(arguments["names"])
+        offered = needed = set(arguments["references"])
+        # An image is built on the image below it, which the other host may have already.
+        for build in reversed(builds):
+            if build.reference in needed and build.parent:
+                needed = needed | {build.parent}
+        builds = [build for build in builds if build.reference in needed]
+        owned = {"images": list(map(ml_images.image_entry, builds))}
+        answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
+        compared = engine.compare({"": owned}, answer, kinds.ALL)[""]
+        differing = {one.name for one in compared.differences}
+        # What the builder could not build in this run, it does not try again for each host.
+        built = variables["hostvars"][builder].get("__ml_images_built") or {}
+        missing = [
+            build
+            for build in builds
+            if build.reference in differing and not built.get("failed", False)
+        ]
+        run = str(ssh_forward.run_of_worker())
+        offer = {
+            "images": {one.reference: one.digest for one in builds if one.reference in offered},
+            "lease": registry.lease_of(arguments["host"], run),
+            "architecture": arguments["architecture"],
+        }
+        job = images_job.pack_job(missing, arguments["build"], offer)
+        outcome = detached_job.run_job(self, images_job.WORK, images_job.OFFER, job)
+        if outcome.get("port"):
+            outcome["socket"] = str(ssh_forward.open_socket(self, builder, outcome["port"]))
+        return outcome

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.slipway.host.plugins.module_utils.images import registry
 from ansible_collections.slipway.host.plugins.plugin_utils import host_command, ssh_forward
+
+display = Display()
 
 ARGUMENT_SPEC: dict[str, Any] = {"host": {"type": "str", "required": True}}
 
@@ -28,7 +32,13 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         if self._task.check_mode:
             return result
-        script = registry.release_script(registry.lease_of(arguments["host"]))
-        if host_command.run(self, script).output.strip():
-            ssh_forward.close_socket(self, str(self._task.delegate_to))
+        builder, run = str(self._task.delegate_to), str(ssh_forward.run_of_worker())
+        script = registry.release_script(registry.lease_of(arguments["host"], run))
+        try:
+            if host_command.run(self, script).output.strip():
+                ssh_forward.close_socket(self, builder)
+        except AnsibleConnectionFailure as error:
+            # The images are there: the host of the task goes on. The registry ends by itself.
+            display.warning(f"{builder}: cannot end the offer of images: {error}")
+            ssh_forward.close_socket(self, builder)
         return result

@@ -114,4 +114,7 @@ class ActionModule(ActionBase):
         everyone = variables.get("groups", {}).get("all", ())
         if arguments["builder"] == [delivery.AUTO] and self._connection.transport != "ssh":
             return None
-        return delivery.choose_builder(arguments["builder"], host, own, everyone, look)
+        try:
+            return delivery.choose_builder(arguments["builder"], host, own, everyone, look)
+        except ValueError as error:
+            raise AnsibleActionFail(str(error)) from None

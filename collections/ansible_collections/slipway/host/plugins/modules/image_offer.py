@@ -13,8 +13,8 @@ description:
   - Runs on the host that builds, by C(delegate_to). Builds what is missing there, pushes the images
     to a registry on that host, and serves them on loopback, read-only.
   - A socket on the controller leads to that registry over SSH.
-  - The registry and the connection end with slipway.host.image_release, or by themselves ten
-    minutes after the last connection.
+  - The registry and the connection end with slipway.host.image_release, or by themselves an
+    hour after the last connection.
 extends_documentation_fragment: [slipway.host.catalogue]
 options:
   names:
@@ -69,8 +69,8 @@ images:
   returned: always
   type: dict
 socket:
-  description: The socket on the controller that leads to the registry.
-  returned: when an image is offered
+  description: The socket on the controller that leads to the registry, or empty.
+  returned: always
   type: str
 unavailable:
   description: Why the builder cannot offer the images that it has, or empty.

@@ -4,43 +4,75 @@
 
 A socket on the controller leads to a port of one host; a port on loopback of another host leads to
 that socket. Both belong to SSH masters of their own, which Ansible's connection plugin starts with
-its own settings: keys, passwords, jump hosts. The next run ends the masters of a killed run;
+its own settings: keys, passwords, jump hosts. The next delivery ends the masters of a killed run;
 without one, they end by themselves when no connection uses them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import multiprocessing
 import os
 import re
+import shlex
+import socket
 import subprocess
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
-# Seconds without a connection after which a master ends.
-IDLE_SECONDS = 600
+# Seconds without a connection after which a master ends: other hosts may still build.
+IDLE_SECONDS = 3600
 # Ports of the other host, from a number that its name gives: an interrupted pull finds it again.
 FIRST_PORT, PORTS, ATTEMPTS = 20000, 10000, 5
-# A file: what it is about, the process ID of the run, what it is.
-FILE = re.compile(r"slipway-[0-9a-f]{8}-(\d+)\.(?:ctl|sock|lock)")
+# ssh adds 17 characters to the path of a master while it starts; a socket has at most 107.
+MAX_PATH = 90
+ANSWER_SECONDS = 20
+SUFFIXES = ("ctl", "sock", "lock")
+
+
+class NoDeliveryError(AnsibleActionFail):
+    """Images cannot be delivered between these hosts."""
+
+
+def run_of_worker() -> int:
+    """Return the process ID of the run that this process works for; raise if the run has ended."""
+    run = multiprocessing.parent_process()
+    if run is None or run.pid is None:
+        return os.getpid()
+    if not run.is_alive():
+        raise AnsibleActionFail("The run was ended.")
+    return run.pid
+
+
+def _prefix() -> str:
+    """Return how the names of files of this machine begin: others may share the folder."""
+    with contextlib.suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return f"slipway-{hashlib.sha256((space + boot).encode()).hexdigest()[:6]}"
+    return "slipway-"
 
 
 def _file(action: ActionBase, subject: str, suffix: str) -> Path:
-    """Return the path of a file of this run, beside Ansible's own sockets.
-
-    Short: the path of a socket has at most about 100 characters.
-    """
+    """Return the path of a file of this run, beside Ansible's own sockets."""
     folder = Path(action._connection.get_option("control_path_dir")).expanduser()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = hashlib.sha256(subject.encode()).hexdigest()[:8]
-    # The parent of this process is the run.
-    return folder / f"slipway-{about}-{os.getppid()}.{suffix}"
+    path = folder / f"{_prefix()}-{about}-{run_of_worker()}.{suffix}"
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise NoDeliveryError(
+            f"path of a socket: {len(os.fsencode(path))} bytes in {folder}; expected at most "
+            f"{MAX_PATH}. Set control_path_dir in ansible.cfg to a folder with a shorter path."
+        )
+    return path
 
 
 @contextmanager
@@ -57,95 +89,133 @@ def _settings(action: ActionBase, options: str) -> Iterator[None]:
             connection.set_option(name, value)
 
 
-def _check_connection(action: ActionBase, host: str) -> None:
+def _open(action: ActionBase, control: Path) -> None:
+    """Start a master without forwards, those of the user's own configuration included."""
     if action._connection.transport != "ssh":
-        raise AnsibleActionFail(
-            f"connection of {host}: {action._connection.transport}; expected ssh, over which "
-            "images are delivered. Set ml_images_builder: [] to build on each host."
+        raise NoDeliveryError(
+            f"connection {action._connection.transport}; expected ssh, over which images are "
+            "delivered. Set ml_images_builder: [] to build on each host."
         )
-
-
-def _open(action: ActionBase, control: Path, forward: str) -> None:
-    """Start a master with a forward; raise AnsibleConnectionFailure if there is no forward."""
+    # A killed run may have left a socket, beside which ssh would start no master.
+    control.unlink(missing_ok=True)
+    path = shlex.quote(f'ControlPath="{_literal(control)}"')
     options = (
-        f"-o ControlMaster=yes -o ControlPath={control} -o ControlPersist={IDLE_SECONDS} "
-        f"-o ExitOnForwardFailure=yes -o StreamLocalBindUnlink=yes {forward}"
+        f"-o ControlMaster=yes -o {path} -o ControlPersist={IDLE_SECONDS} "
+        "-o ClearAllForwardings=yes -o StreamLocalBindUnlink=yes"
     )
     with _settings(action, options):
-        action._connection.exec_command("true", in_data=b"\n", sudoable=False)
+        try:
+            action._connection.exec_command("true", in_data=b"\n", sudoable=False)
+        except AnsibleConnectionFailure as error:
+            raise NoDeliveryError(f"cannot open a further connection of ssh: {error}") from None
 
 
-def _is_alive(control: Path) -> bool:
-    return control.exists() and _control(control, "check")
+def _literal(path: Path) -> str:
+    """Return a path in which ssh replaces nothing."""
+    return str(path).replace("%", "%%")
 
 
-def _control(control: Path, command: str) -> bool:
-    """Send a command to a master; return whether it did it."""
-    # The host's name does not matter: ssh only talks to the socket.
-    words = ["ssh", "-o", f"ControlPath={control}", "-O", command, "slipway"]
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+def _control(action: ActionBase, control: Path, *words: str) -> str | None:
+    """Send a command to a master; return None if it did it, else what ssh says."""
+    # No configuration: this ssh connects to the socket only, and the host's name does not matter.
+    ssh = [action._connection.get_option("ssh_executable"), "-F", "none"]
+    command = [*ssh, "-o", f'ControlPath="{_literal(control)}"', "-O", *words, "slipway"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return (done.stderr.strip() or "no reason given") if done.returncode else None
 
 
 def open_socket(action: ActionBase, host: str, port: int) -> Path:
-    """Return a socket on the controller that leads to PORT of the host of ACTION.
+    """Return a socket on the controller that leads to the registry on PORT of the host of ACTION.
 
-    Several processes of a run share it.
+    The processes of a run share it. Raise NoDeliveryError if the registry does not answer.
     """
-    _check_connection(action, host)
-    control, socket = _file(action, host, "ctl"), _file(action, host, "sock")
-    _end_old_runs(control.parent)
-    with _locked(control.with_suffix(".lock")):
-        if not _is_alive(control):
-            _open(action, control, f"-L {socket}:127.0.0.1:{port}")
-    return socket
+    control, path, lock = (_file(action, host, suffix) for suffix in SUFFIXES)
+    _end_old_runs(action, control.parent)
+    with _locked(lock) as content:
+        if content.read() != str(port) or _control(action, control, "check"):
+            _control(action, control, "exit")
+            _open(action, control)
+            path.unlink(missing_ok=True)
+            error = _control(action, control, "forward", "-L", f"{path}:127.0.0.1:{port}")
+            if error:
+                raise NoDeliveryError(f"ssh cannot forward a port of {host}: {error}")
+            content.seek(0)
+            content.truncate()
+            content.write(str(port))
+            content.flush()
+    _check_registry(path, host)
+    return path
+
+
+def _check_registry(path: Path, host: str) -> None:
+    """Fail unless a registry answers on a socket: a server refuses a forward when it is used."""
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+        connection.settimeout(ANSWER_SECONDS)
+        connection.connect(str(path))
+        connection.sendall(b"GET /v2/ HTTP/1.0\r\n\r\n")
+        answer = connection.recv(64)
+    if b" 200 " not in answer:
+        raise NoDeliveryError(
+            f"the registry on {host} does not answer over ssh; expected a forwarded port. In "
+            "sshd_config of that host, set AllowTcpForwarding yes."
+        )
 
 
 def close_socket(action: ActionBase, host: str) -> None:
     """End the master of :func:`open_socket` and remove its files."""
-    control = _file(action, host, "ctl")
-    with _locked(control.with_suffix(".lock")):
-        _control(control, "exit")
-        for suffix in ("ctl", "sock", "lock"):
-            _file(action, host, suffix).unlink(missing_ok=True)
+    control, path, lock = (_file(action, host, suffix) for suffix in SUFFIXES)
+    with _locked(lock) as content:
+        _control(action, control, "exit")
+        content.truncate()
+        control.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
 
 
 @contextmanager
-def forwarded_port(action: ActionBase, host: str, socket: str) -> Iterator[int]:
-    """Yield a port on loopback of the host of ACTION that leads to a socket on the controller."""
-    _check_connection(action, host)
+def forwarded_port(action: ActionBase, host: str, path: str) -> Iterator[int]:
+    """Yield a port on loopback of the host of ACTION that leads to a socket on the controller.
+
+    Raise NoDeliveryError if the host's server forwards no port.
+    """
     control = _file(action, f"{host} pulls", "ctl")
-    _end_old_runs(control.parent)
-    first = zlib.crc32(host.encode()) % PORTS
+    _end_old_runs(action, control.parent)
+    _open(action, control)
     try:
-        for attempt in range(ATTEMPTS):
-            port = FIRST_PORT + (first + attempt) % PORTS
-            try:
-                _open(action, control, f"-R 127.0.0.1:{port}:{socket}")
-                break
-            except AnsibleConnectionFailure as error:
-                if attempt == ATTEMPTS - 1:
-                    raise AnsibleActionFail(
-                        f"ssh cannot forward a port of {host}: {error}; expected a forwarded port "
-                        "on loopback. In sshd_config of that host, set AllowTcpForwarding yes."
-                    ) from None
-        yield port
+        yield _forward(action, control, host, path)
     finally:
-        _control(control, "exit")
+        _control(action, control, "exit")
         control.unlink(missing_ok=True)
 
 
+def _forward(action: ActionBase, control: Path, host: str, path: str) -> int:
+    first, error = zlib.crc32(host.encode()) % PORTS, None
+    for attempt in range(ATTEMPTS):
+        port = FIRST_PORT + (first + attempt) % PORTS
+        error = _control(action, control, "forward", "-R", f"127.0.0.1:{port}:{path}")
+        if error is None:
+            return port
+    raise NoDeliveryError(
+        f"ssh cannot forward a port of {host}: {error}; expected a port on loopback. In "
+        "sshd_config of that host, set AllowTcpForwarding yes."
+    )
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a", encoding="utf-8") as lock:
+def _locked(path: Path) -> Iterator[TextIO]:
+    with path.open("a+", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        lock.seek(0)
+        yield lock
 
 
-def _end_old_runs(folder: Path) -> None:
-    """End the masters of runs that were killed, and remove their files."""
-    for path in folder.glob("slipway-*"):
-        match = FILE.fullmatch(path.name)
+def _end_old_runs(action: ActionBase, folder: Path) -> None:
+    """End the masters of runs on this machine that were killed, and remove their files."""
+    name = re.compile(re.escape(_prefix()) + rf"-[0-9a-f]{{8}}-(\d+)\.({'|'.join(SUFFIXES)})")
+    for path in folder.glob(f"{_prefix()}-*"):
+        match = name.fullmatch(path.name)
         if match and not Path(f"/proc/{match[1]}").exists():
-            if path.suffix == ".ctl":
-                _control(path, "exit")
+            if match[2] == "ctl":
+                _control(action, path, "exit")
             path.unlink(missing_ok=True)

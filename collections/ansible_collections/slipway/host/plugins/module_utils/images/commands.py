@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images.output import last_lines
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
+
+# A reference by which an image is pushed or pulled in a delivery.
+DELIVERY = re.compile(r"127\.0\.0\.1:\d+/slipway/\S+")
 
 
 class BuildError(Exception):
@@ -50,3 +54,13 @@ def save_bill_of_materials(reference: str, candidate: str) -> None:
         )
     finally:
         run(["docker", "rm", container])
+
+
+def remove_delivery_references() -> None:
+    """Remove the references of deliveries, also of one that was killed; other references stay."""
+    columns = "{{.Repository}} {{.Tag}} {{.Digest}}"
+    listed = run(["docker", "image", "ls", "--digests", "--format", columns]).stdout
+    for repository, tag, digest in (line.split() for line in listed.splitlines()):
+        if DELIVERY.fullmatch(repository):
+            name = f"{repository}@{digest}" if tag == "<none>" else f"{repository}:{tag}"
+            run(["docker", "image", "rm", "--no-prune", name])

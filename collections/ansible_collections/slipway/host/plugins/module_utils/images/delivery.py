@@ -31,24 +31,45 @@ def choose_builder(
 ) -> str | None:
     """Return the host that builds the images of HOST, None if it builds them itself.
 
-    WANTED is ``ml_images_builder``: names of hosts, the first with the architecture of HOST builds;
-    ``auto``: the first of HOSTS with that architecture for which the same images are declared;
-    nothing: every host builds. LOOK returns a candidate, None for a host that failed in this run.
+    WANTED is ``ml_images_builder``: names of hosts, the first that fits builds; ``auto``: the first
+    of HOSTS for which the same images are declared; nothing: every host builds. LOOK returns a
+    candidate, None for a host that failed in this run. Raise ValueError if none of the hosts that
+    WANTED names fits.
     """
     is_auto = list(wanted) == [AUTO]
+    reasons = []
     for name in hosts if is_auto else wanted:
         if name == host:
             return None
         candidate = look(name)
-        if candidate is None or candidate.architecture not in (None, own.architecture):
-            continue
-        if not is_auto or (candidate.images is not None and _has_all(candidate.images, own)):
+        reason = _unfit(candidate, own)
+        if not reason and not (is_auto and not _has_all(candidate, own)):
             return name
-    return None
+        reasons.append(f"{name} {reason}")
+    if is_auto or not wanted:
+        return None
+    raise ValueError(
+        f"ml_images_builder: {'; '.join(reasons)}; expected a host that builds for {host}. Correct "
+        "the list, or set it to [] to build on each host."
+    )
 
 
-def _has_all(images: Mapping[str, str], own: Candidate) -> bool:
-    return all(images.get(reference) == digest for reference, digest in (own.images or {}).items())
+def _unfit(candidate: Candidate | None, own: Candidate) -> str:
+    """Return why a candidate cannot build, empty if it can."""
+    if candidate is None:
+        return "failed in this run"
+    if candidate.architecture not in (None, own.architecture):
+        return f"has the architecture {candidate.architecture}"
+    for reference, digest in (own.images or {}).items():
+        # Its own image has the same tag.
+        if (candidate.images or {}).get(reference, digest) != digest:
+            return f"has another {reference}: its base, variant or build arguments differ"
+    return ""
+
+
+def _has_all(candidate: Candidate | None, own: Candidate) -> bool:
+    images = (candidate.images if candidate else None) or {}
+    return all(reference in images for reference in own.images or {})
 
 
 def declared_images(owned: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -23,11 +23,12 @@ from ansible_collections.slipway.host.plugins.module_utils.host.job import Progr
 from ansible_collections.slipway.host.plugins.module_utils.images import record, smoke
 from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
     BuildError,
-    run,
+    remove_delivery_references,
     run_or_fail,
     save_bill_of_materials,
 )
 from ansible_collections.slipway.host.plugins.module_utils.images.output import last_lines
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
 
 Json = dict[str, Any]
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -39,6 +40,8 @@ LOOPBACK = ("0100007F", "00000000000000000000000001000000")
 LAYER = re.compile(r"^([0-9a-f]{12}): (?:Pull|Download) complete$", re.MULTILINE)
 # Room that a pull needs, relative to the size of what is unpacked: the compressed layers too.
 ROOM = 1.5
+# Where the store of containerd has images, whatever the folder of the engine is.
+CONTAINERD, SNAPSHOTTER = "/var/lib/containerd", "io.containerd.snapshotter"
 
 
 class FetchError(Exception):
@@ -75,6 +78,18 @@ def received_bytes(output: str, layers: Mapping[str, int]) -> int:
     return sum(short.get(layer, 0) for layer in set(LAYER.findall(output)))
 
 
+def missing_share(image: Json) -> float:
+    """Return which part of an image this host lacks, by the layers of the image that it has."""
+    try:
+        path = containers.image_record_path(image["reference"])
+        known = set(json.loads(paths.read_file(path)).get("layers", ()))
+    except (OSError, ValueError, AttributeError):
+        return 1.0
+    sizes: dict[str, int] = image["layers"]
+    whole = sum(sizes.values()) or 1
+    return sum(size for layer, size in sizes.items() if layer not in known) / whole
+
+
 class Fetcher:
     """Brings the images of one job to this host."""
 
@@ -86,7 +101,10 @@ class Fetcher:
         self.received = 0
 
     def run(self) -> Json:
-        """Pull all images, while ssh forwards the port; then test them one after the other."""
+        """Pull all images, while ssh forwards the port; then test them one after the other.
+
+        The result has ``unavailable`` if the forwarded port is not as it must be.
+        """
         record.secure_records()
         waiting = [
             image
@@ -95,15 +113,22 @@ class Fetcher:
                 image["reference"], image["digest"], record.inspect_image(image["reference"])
             )
         ]
-        pulled = [image for image in waiting if self.try_step(image, self.pull)]
-        for image in pulled:
-            if image["parent"] in self.failed:
-                reason = f"not used, because {image['parent']} below it failed"
-                self.failed[image["reference"]] = reason
-            elif self.try_step(image, self.accept):
-                self.fetched.append(image["reference"])
-        for image in waiting:
-            self.untag(image)
+        try:
+            if waiting:
+                check_forward(self.job["port"])
+        except FetchError as error:
+            return {"failed": {}, "unavailable": str(error)}
+        remove_delivery_references()
+        try:
+            pulled = [image for image in waiting if self.try_step(image, self.pull)]
+            for image in pulled:
+                if image["parent"] in self.failed:
+                    reason = f"not used, because {image['parent']} below it failed"
+                    self.failed[image["reference"]] = reason
+                elif self.try_step(image, self.accept):
+                    self.fetched.append(image["reference"])
+        finally:
+            remove_delivery_references()
         record.remove_replaced(image["reference"] for image in self.job["images"])
         return {"fetched": self.fetched, "failed": self.failed, "received": self.received}
 
@@ -118,16 +143,19 @@ class Fetcher:
         return True
 
     def check_room(self, image: Json) -> None:
-        """Fail if the engine's disk cannot hold an image."""
-        root = run_or_fail(
-            "asking Docker for its folder", ["docker", "info", "--format", "{{.DockerRootDir}}"]
+        """Fail if the disk of the engine's images cannot hold what an image adds."""
+        shown = run_or_fail(
+            "asking Docker for its folder",
+            ["docker", "info", "--format", "{{.DockerRootDir}} {{json .DriverStatus}}"],
         )
-        needed, free = int(ROOM * image["adds"]), shutil.disk_usage(root).free
+        root = CONTAINERD if SNAPSHOTTER in shown else shown.split()[0]
+        needed = int(ROOM * image["adds"] * missing_share(image))
+        free = shutil.disk_usage(root).free
         if free < needed:
             raise FetchError(
                 f"no space in {root}: found {format_size(free)} free; expected at least "
-                f"{format_size(needed)} for this image. Free some space, or set "
-                "docker_engine_data_root to a folder on a larger disk"
+                f"{format_size(needed)} for this image. Free some space, or move the folder to a "
+                "larger disk (docker_engine_data_root)"
             )
 
     def source(self, image: Json) -> str:
@@ -137,7 +165,6 @@ class Fetcher:
 
     def pull(self, image: Json) -> None:
         """Pull an image by its digest."""
-        check_forward(self.job["port"])
         self.check_room(image)
         self.progress.now(f"pulls {image['name']} from {self.job['builder']}")
         done = subprocess.run(
@@ -177,12 +204,9 @@ class Fetcher:
             record.DELIVERED,
             proven=proven,
             builder=self.job["builder"],
+            layers=list(image["layers"]),
         )
         run_or_fail("moving the tag", ["docker", "tag", content.identity, reference])
-
-    def untag(self, image: Json) -> None:
-        """Remove the reference by which an image was pulled."""
-        run(["docker", "image", "rm", self.source(image)])
 
 
 def main(folder: Path) -> None:

@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import format_size
 from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
 from ansible_collections.slipway.host.plugins.module_utils.images import builder, record, registry
 from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
     BuildError,
-    run,
+    remove_delivery_references,
     run_or_fail,
 )
 
@@ -31,21 +32,43 @@ def push(images: Json, progress: Progress) -> Json:
     offered: Json = {}
     with registry.taking_images() as port:
         for reference in images:
-            name, _colon, tag = reference.rpartition(":")
-            target = f"127.0.0.1:{port}/{reference}"
-            progress.now(f"the builder pushes {reference}")
             content = record.inspect_image(reference)
             if content is None:
                 raise BuildError(f"image {reference} is not on this host. Build it again.")
-            run_or_fail("tagging", ["docker", "tag", content.identity, target])
-            try:
-                run_or_fail(f"pushing {reference}", ["docker", "push", "--quiet", target])
-            finally:
-                run(["docker", "image", "rm", "--no-prune", target])
-            offered[reference] = {**registry.describe(port, name, tag), "size": content.size}
-    # Not while a registry takes images: this job has the lock.
+            progress.now(f"the builder pushes {reference}")
+            has = _pushed(port, reference, content) or _push(port, reference, content)
+            offered[reference] = {**has, "size": content.size}
     registry.remove_unused()
     return offered
+
+
+def _pushed(port: int, reference: str, content: record.Content) -> Json | None:
+    """Return what the registry has of an image, None unless it has this content.
+
+    The engine's content ID is a digest of the configuration or of the manifest. Other users of this
+    host can write to the registry, but not make another content with that digest.
+    """
+    name, _colon, tag = reference.rpartition(":")
+    try:
+        has = registry.describe(port, name, tag)
+    except (OSError, ValueError, KeyError):
+        return None
+    return has if content.identity in (has["config"], has["manifest"]) else None
+
+
+def _push(port: int, reference: str, content: record.Content) -> Json:
+    if not registry.has_room(content.size):
+        raise BuildError(
+            f"no space for a compressed copy of {reference} in {registry.FOLDER}: expected "
+            f"{format_size(content.size)}. Free some space there, or set ml_images_builder."
+        )
+    target = f"127.0.0.1:{port}/{reference}"
+    run_or_fail("tagging", ["docker", "tag", content.identity, target])
+    run_or_fail(f"pushing {reference}", ["docker", "push", "--quiet", target])
+    has = _pushed(port, reference, content)
+    if has is None:
+        raise BuildError(f"the registry has another content of {reference} than the engine")
+    return has
 
 
 def offer(folder: Path, progress: Progress) -> Json:
@@ -69,11 +92,14 @@ def offer(folder: Path, progress: Progress) -> Json:
         else:
             reason = "not recorded on the builder; expected a tested image. Run ./slipway site."
             result["failed"].setdefault(reference, reason)
+    remove_delivery_references()
     try:
         result["images"] = push(ready, progress) if ready else {}
         result["port"] = registry.serve(wanted["lease"]) if ready else 0
     except (BuildError, registry.RegistryError, OSError) as error:
         result["unavailable"] = str(error)
+    finally:
+        remove_delivery_references()
     return result
 
 

@@ -11,8 +11,10 @@ that ends without connections. Standard library of Python 3.10 only.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -29,6 +31,8 @@ from ansible_collections.slipway.host.plugins.module_utils.images.output import 
 FOLDER = Path(f"{labels.STATE_FOLDER}/registry")
 DATA = FOLDER / "data"
 PROGRAM = FOLDER / "program/usr/bin/docker-registry"
+# When the program was unpacked; a newer package may have corrections.
+UNPACKED, MAX_AGE_SECONDS = FOLDER / "unpacked", 30 * 86400
 PACKAGE = "docker-registry"
 UNIT = "slipway-registry"
 # Belongs to the unit: systemd removes it when the unit ends.
@@ -36,8 +40,11 @@ RUNTIME = Path(f"/run/{UNIT}")
 # The engine knows pushed layers by the address, so it is the same each time if it is free.
 PUSH_PORT = 15055
 START_SECONDS = 20.0
-# Seconds without a connection after which the registry ends; the longest life of the unit.
-IDLE_SECONDS, LIFE_SECONDS = 600, 6 * 3600
+# Held while a lease is taken or given back.
+LOCK = "/run/lock/slipway-registry"
+# Seconds without a connection after which the registry ends: other hosts may still build. The
+# longest life of the unit.
+IDLE_SECONDS, LIFE_SECONDS = 3600, 6 * 3600
 MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.oci.image.manifest.v1+json",
@@ -56,6 +63,10 @@ kill $pid
 """
 
 
+# Asks the registry of this host, whatever proxy is set for others.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 class RegistryError(Exception):
     """The registry does not work; the message is for a person."""
 
@@ -67,6 +78,10 @@ def provide_program() -> str:
         return installed
     if not PROGRAM.exists():
         _unpack()
+    elif not UNPACKED.exists() or time.time() - UNPACKED.stat().st_mtime > MAX_AGE_SECONDS:
+        # Without a connection to the archive, the present program is good enough.
+        with contextlib.suppress(RegistryError):
+            _unpack()
     return str(PROGRAM)
 
 
@@ -91,6 +106,7 @@ def _unpack() -> None:
         raise RegistryError(f"cannot unpack {archive.name}: {last_lines(unpacked.stderr, 2)}")
     shutil.rmtree(FOLDER / "program", ignore_errors=True)
     (partial / "program").rename(FOLDER / "program")
+    UNPACKED.touch()
     shutil.rmtree(partial)
 
 
@@ -152,7 +168,7 @@ def _answers(port: int, process: subprocess.Popen[bytes] | None = None) -> bool:
     """Wait until a registry answers; return False if it ended or time is over."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and (process is None or process.poll() is None):
-        with contextlib.suppress(OSError), urllib.request.urlopen(_url(port, ""), timeout=2):
+        with contextlib.suppress(OSError), OPENER.open(_url(port, ""), timeout=2):
             return True
         time.sleep(0.05)
     return False
@@ -165,27 +181,48 @@ def _url(port: int, path: str) -> str:
 def describe(port: int, name: str, tag: str) -> dict[str, Any]:
     """Return the digests of an image in the registry, and the size of each of its layers.
 
-    manifest, config: digests; layers: digest to compressed bytes.
+    manifest, config: digests; layers: digest to compressed bytes. The digest of the manifest is
+    computed: everybody on this host can answer. Raise OSError or ValueError without an answer.
     """
     request = urllib.request.Request(
         _url(port, f"{name}/manifests/{tag}"), headers={"Accept": ", ".join(MANIFESTS)}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        digest = answer.headers["Docker-Content-Digest"]
-        manifest = json.load(answer)
+    with OPENER.open(request, timeout=30) as answer:
+        content = answer.read()
+    manifest = json.loads(content)
     return {
-        "manifest": digest,
+        "manifest": f"sha256:{hashlib.sha256(content).hexdigest()}",
         "config": manifest["config"]["digest"],
         "layers": {layer["digest"]: layer["size"] for layer in manifest["layers"]},
     }
 
 
+def has_room(size: int) -> bool:
+    """Return whether the disk of the registry has room for SIZE bytes."""
+    return shutil.disk_usage(FOLDER).free > size
+
+
 def remove_unused() -> None:
-    """Remove what no tag of the registry refers to; no registry must take images meanwhile."""
+    """Remove what no tag refers to, and uploads that were cut; not while an image is served.
+
+    No registry must take images meanwhile.
+    """
+    if any(RUNTIME.glob("lease-*")):
+        return
+    for left in DATA.glob("docker/registry/v2/repositories/**/_uploads"):
+        shutil.rmtree(left, ignore_errors=True)
     program = provide_program()
     collected = _run([program, "garbage-collect", "--delete-untagged", str(FOLDER / "push.yml")])
     if collected.returncode != 0:
         raise RegistryError(f"cannot remove unused images: {last_lines(collected.stderr, 3)}")
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    descriptor = os.open(LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def serve(lease: str) -> int:
@@ -193,6 +230,11 @@ def serve(lease: str) -> int:
 
     The registry also ends by itself without connections: nothing of a killed run remains.
     """
+    with _locked():
+        return _serve(lease)
+
+
+def _serve(lease: str) -> int:
     port = _served_port()
     if port is None:
         port = free_port()
@@ -226,9 +268,9 @@ def _served_port() -> int | None:
         return None
 
 
-def lease_of(host: str) -> str:
-    """Return the name of the lease of a host: a file name."""
-    return hashlib.sha256(host.encode()).hexdigest()[:16]
+def lease_of(host: str, run: str) -> str:
+    """Return the name of the lease of a host in a run: a file name."""
+    return hashlib.sha256(f"{run} {host}".encode()).hexdigest()[:16]
 
 
 def release_script(lease: str) -> str:
@@ -237,6 +279,7 @@ def release_script(lease: str) -> str:
     It prints "ended" if no registry serves afterwards.
     """
     return (
-        f"rm -f {RUNTIME}/lease-{lease}; ls {RUNTIME}/lease-* >/dev/null 2>&1 || "
+        f"exec 9>>{LOCK}; flock 9; rm -f {RUNTIME}/lease-{lease}; "
+        f"ls {RUNTIME}/lease-* >/dev/null 2>&1 || "
         f"{{ systemctl stop {UNIT} 2>/dev/null; echo ended; }}"
     )
