@@ -279,15 +279,16 @@ def test_references_of_deliveries_are_removed_and_no_others(
 def test_the_last_lease_ends_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "RUNTIME", tmp_path)
     monkeypatch.setattr(registry, "LOCK", str(tmp_path / "lock"))
-    for host in ("one", "it's; two"):
-        (tmp_path / f"lease-{registry.lease_of(host, '7')}").touch()
+    for host in ("a-m-1", "b-m-1", "c-m-2"):
+        (tmp_path / f"lease-{host}").touch()
 
     def release(host: str) -> str:
         # systemctl is replaced: nothing of this machine is stopped.
-        script = f"systemctl() {{ :; }}; {registry.release_script(registry.lease_of(host, '7'))}"
+        script = f"systemctl() {{ :; }}; {registry.release_script(host)}"
         done: Any = subprocess.run(
             ["sh", "-ec", script], capture_output=True, text=True, check=True
         )
         return str(done.stdout).strip()
 
-    assert [release("one"), release("it's; two"), release("one")] == ["", "ended", "ended"]
+    # A lease, all those of a run, and again.
+    assert [release("c-m-2"), release("*-m-1"), release("*-m-1")] == ["", "ended", "ended"]

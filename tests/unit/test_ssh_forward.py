@@ -64,12 +64,13 @@ def test_what_a_killed_run_left_is_ended_and_nothing_else(
     ]
     for name in (*dead, *kept):
         (folder / name).touch()
-    ssh_forward._end_old_runs(action, folder)
+    ssh_forward.end_old_runs(folder)
     assert {path.name for path in folder.iterdir()} == set(kept)
     commands = (tmp_path / "commands").read_text().splitlines()
-    assert len(commands) == 1
-    assert dead[0] in commands[0]
-    assert "-O exit" in commands[0]
+    assert all(dead[0] in command for command in commands)
+    released, ended = commands
+    assert f"lease-*-{prefix.rpartition('-')[2]}-{DEAD};" in released
+    assert "-O exit" in ended
 
 
 def test_a_port_that_is_taken_is_skipped(action: Any, program: Program, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
-from ansible_collections.slipway.host.plugins.module_utils.images import registry
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 from ansible_collections.slipway.host.plugins.plugin_utils import (
@@ -85,10 +84,9 @@ class ActionModule(ActionBase):
             for build in builds
             if build.reference in differing and not built.get("failed", False)
         ]
-        run = str(ssh_forward.run_of_worker())
         offer = {
             "images": {one.reference: one.digest for one in builds if one.reference in offered},
-            "lease": registry.lease_of(arguments["host"], run),
+            "lease": ssh_forward.lease_of(arguments["host"]),
             "architecture": arguments["architecture"],
         }
         job = images_job.pack_job(missing, arguments["build"], offer)

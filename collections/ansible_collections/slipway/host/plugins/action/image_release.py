@@ -32,8 +32,8 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         if self._task.check_mode:
             return result
-        builder, run = str(self._task.delegate_to), str(ssh_forward.run_of_worker())
-        script = registry.release_script(registry.lease_of(arguments["host"], run))
+        builder = str(self._task.delegate_to)
+        script = registry.release_script(ssh_forward.lease_of(arguments["host"]))
         try:
             if host_command.run(self, script).output.strip():
                 ssh_forward.close_socket(self, builder)

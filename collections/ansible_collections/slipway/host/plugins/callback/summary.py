@@ -36,11 +36,13 @@ requirements:
 
 import json
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ansible import context
+from ansible import constants, context
 from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import connection_loader
 
 # Must be the first import: it loads the modules below from byte code.
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
@@ -86,6 +88,7 @@ CHANGES = ("Apply roles to hosts with drift", "Remove roles from hosts")
 LAST_PLAYS = {"Report conflicts": report.CONFLICT, "Report faults of GPUs": report.FAULT}
 # The playbook that removes Slipway from hosts.
 REMOVAL = "remove"
+SSH_FORWARD = "ansible_collections.slipway.host.plugins.plugin_utils.ssh_forward"
 SURVEY = ("slipway.host.survey", "survey")
 VERIFY = ("slipway.host.verify", "verify")
 
@@ -130,6 +133,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Record which command runs: the name of its playbook."""
         self.command = Path(getattr(playbook, "_file_name", "")).stem
+        end_old_deliveries()
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Record when a task begins on a host."""
@@ -271,6 +275,17 @@ class CallbackModule(CallbackBase):
             self._display.warning(f"Reports were not written: {error}.")
         else:
             self._display.display(f"\nFleet page: {store.page}")
+
+
+def end_old_deliveries() -> None:
+    """End what killed runs left of deliveries of images."""
+    # Loads the option; the processes of the hosts share the plugin.
+    connection_loader.get("ssh", class_only=True)
+    option = ("control_path_dir", None, "connection", "ssh")
+    folder = Path(constants.config.get_config_value(*option)).expanduser()
+    if any(folder.glob("slipway-*.ctl")):
+        # Imported late: hardly any run finds such a file.
+        import_module(SSH_FORWARD).end_old_runs(folder)
 
 
 def count_gpus(overview: Mapping[str, Any]) -> int:

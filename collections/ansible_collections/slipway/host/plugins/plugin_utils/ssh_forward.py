@@ -4,8 +4,8 @@
 
 A socket on the controller leads to a port of one host; a port on loopback of another host leads to
 that socket. Both belong to SSH masters of their own, which Ansible's connection plugin starts with
-its own settings: keys, passwords, jump hosts. The next delivery ends the masters of a killed run;
-without one, they end by themselves when no connection uses them.
+its own settings: keys, passwords, jump hosts. The next run ends what a killed run left; without
+one, it ends by itself when no connection uses it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TextIO
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
+from ansible_collections.slipway.host.plugins.module_utils.images import registry
 
 # Seconds without a connection after which a master ends: other hosts may still build.
 IDLE_SECONDS = 3600
@@ -61,12 +62,20 @@ def _prefix() -> str:
     return "slipway-"
 
 
+def lease_of(host: str) -> str:
+    """Return the name of the lease of a host in this run: host, machine and run."""
+    return f"{_short(host)}-{_prefix().rpartition('-')[2]}-{run_of_worker()}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _file(action: ActionBase, subject: str, suffix: str) -> Path:
     """Return the path of a file of this run, beside Ansible's own sockets."""
     folder = Path(action._connection.get_option("control_path_dir")).expanduser()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = hashlib.sha256(subject.encode()).hexdigest()[:8]
-    path = folder / f"{_prefix()}-{about}-{run_of_worker()}.{suffix}"
+    path = folder / f"{_prefix()}-{_short(subject)}-{run_of_worker()}.{suffix}"
     if len(os.fsencode(path)) > MAX_PATH:
         raise NoDeliveryError(
             f"path of a socket: {len(os.fsencode(path))} bytes in {folder}; expected at most "
@@ -115,11 +124,14 @@ def _literal(path: Path) -> str:
     return str(path).replace("%", "%%")
 
 
-def _control(action: ActionBase, control: Path, *words: str) -> str | None:
+def _control(control: Path, *words: str) -> str | None:
     """Send a command to a master; return None if it did it, else what ssh says."""
+    return _by_master(control, "-O", *words, "slipway")
+
+
+def _by_master(control: Path, *words: str) -> str | None:
     # No configuration: this ssh connects to the socket only, and the host's name does not matter.
-    ssh = [action._connection.get_option("ssh_executable"), "-F", "none"]
-    command = [*ssh, "-o", f'ControlPath="{_literal(control)}"', "-O", *words, "slipway"]
+    command = ["ssh", "-F", "none", "-o", f'ControlPath="{_literal(control)}"', *words]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return (done.stderr.strip() or "no reason given") if done.returncode else None
 
@@ -130,13 +142,13 @@ def open_socket(action: ActionBase, host: str, port: int) -> Path:
     The processes of a run share it. Raise NoDeliveryError if the registry does not answer.
     """
     control, path, lock = (_file(action, host, suffix) for suffix in SUFFIXES)
-    _end_old_runs(action, control.parent)
+    end_old_runs(control.parent)
     with _locked(lock) as content:
-        if content.read() != str(port) or _control(action, control, "check"):
-            _control(action, control, "exit")
+        if content.read() != str(port) or _control(control, "check"):
+            _control(control, "exit")
             _open(action, control)
             path.unlink(missing_ok=True)
-            error = _control(action, control, "forward", "-L", f"{path}:127.0.0.1:{port}")
+            error = _control(control, "forward", "-L", f"{path}:127.0.0.1:{port}")
             if error:
                 raise NoDeliveryError(f"ssh cannot forward a port of {host}: {error}")
             content.seek(0)
@@ -166,7 +178,7 @@ def close_socket(action: ActionBase, host: str) -> None:
     """End the master of :func:`open_socket` and remove its files."""
     control, path, lock = (_file(action, host, suffix) for suffix in SUFFIXES)
     with _locked(lock) as content:
-        _control(action, control, "exit")
+        _control(control, "exit")
         content.truncate()
         control.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -180,20 +192,20 @@ def forwarded_port(action: ActionBase, host: str, path: str) -> Iterator[int]:
     Raise NoDeliveryError if the host's server forwards no port.
     """
     control = _file(action, f"{host} pulls", "ctl")
-    _end_old_runs(action, control.parent)
+    end_old_runs(control.parent)
     _open(action, control)
     try:
-        yield _forward(action, control, host, path)
+        yield _forward(control, host, path)
     finally:
-        _control(action, control, "exit")
+        _control(control, "exit")
         control.unlink(missing_ok=True)
 
 
-def _forward(action: ActionBase, control: Path, host: str, path: str) -> int:
+def _forward(control: Path, host: str, path: str) -> int:
     first, error = zlib.crc32(host.encode()) % PORTS, None
     for attempt in range(ATTEMPTS):
         port = FIRST_PORT + (first + attempt) % PORTS
-        error = _control(action, control, "forward", "-R", f"127.0.0.1:{port}:{path}")
+        error = _control(control, "forward", "-R", f"127.0.0.1:{port}:{path}")
         if error is None:
             return port
     raise NoDeliveryError(
@@ -210,12 +222,20 @@ def _locked(path: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def _end_old_runs(action: ActionBase, folder: Path) -> None:
-    """End the masters of runs on this machine that were killed, and remove their files."""
+def end_old_runs(folder: Path) -> None:
+    """End what runs on this machine that were killed left: registries, masters and their files."""
     name = re.compile(re.escape(_prefix()) + rf"-[0-9a-f]{{8}}-(\d+)\.({'|'.join(SUFFIXES)})")
     for path in folder.glob(f"{_prefix()}-*"):
         match = name.fullmatch(path.name)
         if match and not Path(f"/proc/{match[1]}").exists():
             if match[2] == "ctl":
-                _control(action, path, "exit")
+                _release(path, f"*-{_prefix().rpartition('-')[2]}-{match[1]}")
+                _control(path, "exit")
             path.unlink(missing_ok=True)
+
+
+def _release(control: Path, leases: str) -> None:
+    """Give leases back over a master; without the right to, the registry ends later by itself."""
+    script = shlex.quote(registry.release_script(leases))
+    as_root = f'if [ "$(id -u)" = 0 ]; then sh -c {script}; else sudo -n sh -c {script}; fi'
+    _by_master(control, "-o", "BatchMode=yes", "slipway", as_root)

@@ -235,6 +235,7 @@ def serve(lease: str) -> int:
 
 
 def _serve(lease: str) -> int:
+    """Serve without the lock; LEASE: see :func:`plugin_utils.ssh_forward.lease_of`."""
     port = _served_port()
     if port is None:
         port = free_port()
@@ -253,6 +254,9 @@ def _serve(lease: str) -> int:
         if started.returncode != 0 or not _answers(port):
             raise RegistryError(f"the registry does not start: {last_lines(started.stderr, 3)}")
         (RUNTIME / "port").write_text(str(port), encoding="ascii")
+    # A killed run of the same controller may have left a lease of the same host.
+    for old in RUNTIME.glob(f"lease-{lease.rpartition('-')[0]}-*"):
+        old.unlink()
     (RUNTIME / f"lease-{lease}").touch()
     return port
 
@@ -268,18 +272,14 @@ def _served_port() -> int | None:
         return None
 
 
-def lease_of(host: str, run: str) -> str:
-    """Return the name of the lease of a host in a run: a file name."""
-    return hashlib.sha256(f"{run} {host}".encode()).hexdigest()[:16]
+def release_script(leases: str) -> str:
+    """Return the shell script that gives leases back, and stops the registry after the last one.
 
-
-def release_script(lease: str) -> str:
-    """Return the shell script that gives a lease back, and stops the registry after the last one.
-
-    It prints "ended" if no registry serves afterwards.
+    LEASES is the name of a lease or a pattern. The script prints "ended" if no registry serves
+    afterwards.
     """
     return (
-        f"exec 9>>{LOCK}; flock 9; rm -f {RUNTIME}/lease-{lease}; "
+        f"exec 9>>{LOCK}; flock 9; rm -f {RUNTIME}/lease-{leases}; "
         f"ls {RUNTIME}/lease-* >/dev/null 2>&1 || "
         f"{{ systemctl stop {UNIT} 2>/dev/null; echo ended; }}"
     )
