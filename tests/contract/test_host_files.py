@@ -51,8 +51,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "module_utils/images/fetching.py": ("reads its own job, and procfs", ".read_text"),
     "module_utils/images/offering.py": ("removes the secrets of its own job", "shutil.rmtree"),
     "module_utils/images/registry.py": (
-        "works in /var/lib/slipway/registry, which only root can enter",
-        ".glob .mkdir .open .read_text .rename .touch .write_text shutil.rmtree",
+        "works in folders that only root can enter; the lock in /run/lock follows no link",
+        ".glob .mkdir .open .read_text .rename .touch .unlink .write_text os.open shutil.rmtree",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
     "module_utils/gpu/health_facts.py": ("reads the kernel log", "os.open"),

@@ -283,7 +283,7 @@ def end_old_deliveries() -> None:
     connection_loader.get("ssh", class_only=True)
     option = ("control_path_dir", None, "connection", "ssh")
     folder = Path(constants.config.get_config_value(*option)).expanduser()
-    if any(folder.glob("slipway-*.ctl")):
+    if any(folder.glob("slipway-*")):
         # Imported late: hardly any run finds such a file.
         import_module(SSH_FORWARD).end_old_runs(folder)
 
