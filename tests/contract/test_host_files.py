@@ -51,7 +51,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "module_utils/images/fetching.py": ("reads its own job, and procfs", ".read_text"),
     "module_utils/images/offering.py": ("removes the secrets of its own job", "shutil.rmtree"),
     "module_utils/images/registry.py": (
-        "works in folders that only root can enter; the lock in /run/lock follows no link",
+        "works in folders that only root can enter, and in /var/lib/slipway",
         ".glob .mkdir .open .read_text .rename .touch .unlink .write_text os.open shutil.rmtree",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),

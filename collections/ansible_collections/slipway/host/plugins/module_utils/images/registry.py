@@ -40,8 +40,8 @@ RUNTIME = Path(f"/run/{UNIT}")
 # The engine knows pushed layers by the address, so it is the same each time if it is free.
 PUSH_PORT = 15055
 START_SECONDS = 20.0
-# Held while a lease is taken or given back.
-LOCK = "/run/lock/slipway-registry"
+# Held while a lease is taken or given back. Only root can open it.
+LOCK = f"{labels.STATE_FOLDER}/registry.lock"
 # Seconds without a connection after which the registry ends: other hosts may still build. The
 # longest life of the unit.
 IDLE_SECONDS, LIFE_SECONDS = 3600, 6 * 3600
