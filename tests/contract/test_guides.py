@@ -103,7 +103,7 @@ def wrong_variables(page: str) -> Iterator[str]:
     for block in re.findall(r"^```yaml\n(.*?)^```", page, flags=re.M | re.S):
         for name, value in variables(yaml.safe_load(block)):
             if name not in all_options():
-                yield f"{name} is no variable of a role"
+                yield f"{name} is not a variable of any role"
             elif "{{" not in str(value):
                 yield from roles.check_values(all_options()[name], {name: value})
 
@@ -122,7 +122,7 @@ def test_a_wrong_variable_is_named() -> None:
         "```yaml\na: [{ml_images_prsent: [x]}]\nuser_access_users: [{name: a, dokcer: true}]\n```"
     )
     found = list(wrong_variables(page + "\n"))
-    assert found[0] == "ml_images_prsent is no variable of a role"
+    assert found[0] == "ml_images_prsent is not a variable of any role"
     assert "dokcer" in found[1]
 
 

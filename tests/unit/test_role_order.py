@@ -42,11 +42,12 @@ def test_a_role_runs_after_those_before_it_on_every_host(
         task = {"name": f"Say {name}", "ansible.builtin.debug": {"msg": name}}
         write(tmp_path / f"roles/{name}/tasks/main.yml", [task])
     hosts = {host: {"__slipway_survey": {"drift": drift}} for host, drift in DRIFT.items()}
-    groups: dict[str, Any] = {"slipway_drift": {"hosts": hosts, "vars": {"slipway_roles": ROLES}}}
+    groups: dict[str, Any] = {
+        "slipway_drift": {"hosts": hosts, "vars": {"slipway_roles": list(ROLES)}}
+    }
     for host, drift in DRIFT.items():
         for role in drift:
             groups.setdefault(f"slipway_apply_{role}", {"hosts": {}})["hosts"][host] = {}
-    groups["slipway_drift"]["vars"]["slipway_roles"] = list(ROLES)
     write(tmp_path / "hosts.yml", groups)
     done = subprocess.run(
         ["ansible-playbook", "-i", "hosts.yml", "-c", "local", "play.yml"],

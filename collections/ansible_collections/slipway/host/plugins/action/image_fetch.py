@@ -24,7 +24,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "build": {"type": "dict", "default": {}},
     "may_build": {"type": "bool", "default": False},
 }
-HOST = "inventory_hostname"
 
 display = Display()
 
@@ -45,14 +44,16 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return result
         offer, builder = arguments["offer"], arguments["builder"]
+        host = str((task_vars or {})["inventory_hostname"])
         builds = catalogue_builds.Builds(arguments).select(arguments["names"])
         wanted = [build for build in builds if build.reference not in offer["failed_images"]]
         try:
-            outcome = self._fetch(wanted, offer, builder, str((task_vars or {})[HOST]))
+            outcome = self._fetch(wanted, offer, builder, host)
         except ssh_forward.NoDeliveryError as error:
             if not arguments["may_build"]:
                 raise
-            display.warning(f"{error} Instead, {(task_vars or {})[HOST]} builds the images itself.")
+            reason = str(error).rstrip(". ")
+            display.warning(f"{reason}. Instead, {host} builds the images itself.")
             job = images_job.pack_job(wanted, arguments["build"])
             outcome = detached_job.run_job(self, images_job.WORK, images_job.BUILDER, job)
         failed = {
