@@ -27,7 +27,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images import (
 )
 from ansible_collections.slipway.host.plugins.module_utils.images.commands import BuildError
 from ansible_collections.slipway.host.plugins.module_utils.images.delivery import Candidate
-from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, listeners, paths
 
 AMD, ARM = "x86_64", "aarch64"
 IMAGES = {"slipway/iris-api:cpu": "1", "slipway/jupyter:cpu": "2"}
@@ -86,28 +86,11 @@ def test_declared_images_are_read_from_all_roles() -> None:
     assert delivery.declared_images(owned) == {"a": "1"}
 
 
-TCP = """  sl  local_address rem_address   st tx_queue rx_queue
-   0: 0100007F:4E20 00000000:0000 0A 00000000:00000000
-   1: 00000000:0016 00000000:0000 0A 00000000:00000000
-   2: 0100007F:4E21 0100007F:1234 01 00000000:00000000
+TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  inode
+   0: 0100007F:4E20 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 11 1
+   1: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12 1
+   2: 0100007F:4E21 0100007F:1234 01 00000000:00000000 00:00000000 00000000     0        0 13 1
 """
-TCP6 = """  sl  local_address                         remote_address                        st
-   0: 00000000000000000000000001000000:4E20 00000000000000000000000000000000:0000 0A 0:0
-   1: 00000000000000000000000000000000:4E22 00000000000000000000000000000000:0000 0A 0:0
-"""
-
-
-@pytest.mark.parametrize(
-    ("port", "found"),
-    [
-        (20000, {"0100007F", "00000000000000000000000001000000"}),
-        (22, {"00000000"}),
-        (20001, set()),
-        (20002, {"00000000000000000000000000000000"}),
-    ],
-)
-def test_the_addresses_of_a_port(port: int, found: set[str]) -> None:
-    assert fetching.addresses_of(port, [TCP, TCP6]) == found
 
 
 @pytest.mark.parametrize(("port", "problem"), [(22, "other addresses"), (20001, "is not there")])
@@ -115,7 +98,7 @@ def test_a_forward_that_others_reach_is_refused(
     port: int, problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "tcp").write_text(TCP)
-    monkeypatch.setattr(fetching, "TABLES", (str(tmp_path / "tcp"), str(tmp_path / "tcp6")))
+    monkeypatch.setattr(listeners, "TABLES", (str(tmp_path / "tcp"), str(tmp_path / "tcp6")))
     with pytest.raises(fetching.FetchError, match=problem):
         fetching.check_forward(port)
     fetching.check_forward(20000)

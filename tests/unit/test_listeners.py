@@ -74,7 +74,7 @@ def test_a_service_of_slipway_is_not_in_the_way(
 def test_the_tables_are_not_read_while_all_services_run(
     engine: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listeners, "_read_listeners", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(listeners, "read_listeners", lambda *_: pytest.fail("it was read"))
     containers.PUBLISHED.update({("127.0.0.1", "1"), ("127.0.0.1", "2")})
     assert listeners.ask_listeners(["1", "2"]) == {"1": [], "2": []}
 
@@ -98,7 +98,7 @@ def test_connections_are_not_read(engine: list[Any], tmp_path: Path) -> None:
     table = tmp_path / "tcp"
     other = listed.replace("22B8", "0016")
     table.write_text(f"head\n{other}\n{listed}\n{connected}\nno line of the kernel\n")
-    found = list(listeners._read_listeners(str(table), {"8888": []}))
+    found = list(listeners.read_listeners(str(table), {"8888": []}))
     assert found == [("127.0.0.1", "8888", 0, "7")]
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,10 @@ from ansible_collections.slipway.host.plugins.module_utils.images.commands impor
     save_bill_of_materials,
 )
 from ansible_collections.slipway.host.plugins.module_utils.images.output import last_lines
-from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
+from ansible_collections.slipway.host.plugins.module_utils.state import containers, listeners, paths
 
 Json = dict[str, Any]
-TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
-LISTENING = "0A"
-# Loopback addresses as the kernel writes them.
-LOOPBACK = ("0100007F", "00000000000000000000000001000000")
+LOOPBACK = ("127.0.0.1", "::1")
 # A line of `docker pull` about a layer that was transferred: the beginning of its digest. The store
 # of containerd does not report "Pull complete".
 LAYER = re.compile(r"^([0-9a-f]{12}): (?:Pull|Download) complete$", re.MULTILINE)
@@ -48,22 +45,13 @@ class FetchError(Exception):
     """An image was not delivered; the message is for a person."""
 
 
-def addresses_of(port: int, tables: Iterable[str]) -> set[str]:
-    """Return the addresses, as the kernel writes them, on which somebody listens on PORT."""
-    found = set()
-    for table in tables:
-        for line in table.splitlines()[1:]:
-            fields = line.split()
-            address, _colon, number = fields[1].partition(":")
-            if fields[3] == LISTENING and int(number, 16) == port:
-                found.add(address)
-    return found
-
-
 def check_forward(port: int) -> None:
     """Fail unless the forwarded PORT is there and on loopback only."""
-    texts = [Path(table).read_text(encoding="ascii") for table in TABLES if Path(table).exists()]
-    addresses = addresses_of(port, texts)
+    addresses = {
+        listener[0]
+        for table in listeners.TABLES
+        for listener in listeners.read_listeners(table, {str(port): []})
+    }
     if not addresses or not addresses <= set(LOOPBACK):
         where = "not there" if not addresses else "on other addresses than loopback"
         raise FetchError(

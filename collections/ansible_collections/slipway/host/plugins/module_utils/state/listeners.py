@@ -37,7 +37,7 @@ def ask_listeners(ports: list[str]) -> Json:
     foreign = [
         listener
         for table in TABLES
-        for listener in _read_listeners(table, found)
+        for listener in read_listeners(table, found)
         if listener[:2] not in containers.PUBLISHED
     ]
     # All processes and containers are read only where something is in the way.
@@ -47,7 +47,8 @@ def ask_listeners(ports: list[str]) -> Json:
     return found
 
 
-def _read_listeners(table: str, ports: Json) -> Iterator[Listener]:
+def read_listeners(table: str, ports: Json) -> Iterator[Listener]:
+    """Yield who listens on PORTS, from one of the TABLES; a kernel may lack one."""
     try:
         # Not ASCII: Python would have to import its codec.
         with open(table, encoding="utf-8") as lines:
