@@ -75,6 +75,7 @@ def install(folder: Path, image: str) -> Path:
         digest="",
         parent=None,
         cuda=None,
+        unavailable={},
         image=settings,
     )
     owned = ml_aliases.owned([planned], ml_aliases.Options("the administrator"))

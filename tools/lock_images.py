@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
             lock_torch(options.torch_index, options.torch_wheels)
             return 0
         for task in tasks(options.names):
-            lock(task, options.upgrade)
+            lock(task, options.upgrade, options.allow_older)
     except (LockError, DeclarationError) as error:
         print(f"images lock: {error}", file=sys.stderr)
         return 1
@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./slipway images lock", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="images to lock; default: all")
     parser.add_argument("--upgrade", action="store_true", help="use the newest versions")
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="accept older versions of packages than before; without it, they are an error",
+    )
     torch = parser.add_mutually_exclusive_group()
     torch.add_argument(
         "--torch-index",
@@ -121,8 +126,8 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
                 yield Task(line[0], tuple(path.with_suffix(".lock") for path in line[1:]))
 
 
-def lock(task: Task, upgrade: bool) -> None:
-    """Compile one lock and print its changes."""
+def lock(task: Task, upgrade: bool, allow_older: bool) -> None:
+    """Compile one lock and print its changes; keep the old lock if a package moved back."""
     previous = task.lock.read_text(encoding="utf-8") if task.lock.exists() else ""
     constraints = [f"--constraints={path}" for path in task.below]
     upgrade_options = ["--upgrade"] if upgrade else []
@@ -130,6 +135,14 @@ def lock(task: Task, upgrade: bool) -> None:
         text = compile_lock([str(task.requirements), *constraints, *upgrade_options], previous)
     except LockError as error:
         raise LockError(f"{error}{name_pinning_images(str(error), task.below)}") from error
+    older = locks.moved_back(locks.read_pins(previous), locks.read_pins(text))
+    if older and not allow_older:
+        raise LockError(
+            f"{task.lock.relative_to(ROOT)}: older versions than before: {'; '.join(older)}; "
+            "expected the same or newer versions, because uv takes an old release if newer ones "
+            f"conflict with another package. Require versions in {task.requirements.name}, or "
+            "accept the older ones with --allow-older."
+        )
     below = [pin for path in task.below for pin in locks.read_pins(path.read_text("utf-8"))]
     pins = locks.added_pins(locks.read_pins(text), below)
     _write(task.lock, locks.write_pins(pins))
@@ -196,7 +209,12 @@ def compile_lock(arguments: Sequence[str], previous: str) -> str:
         output = Path(folder) / "new.lock"
         output.write_text(previous, encoding="utf-8")
         command = ["uv", *COMPILE, *arguments, f"--output-file={output}"]
-        environment = {"UV_NO_CONFIG": "1", "UV_SYSTEM_CERTS": "1", **_index(), **os.environ}
+        environment = {
+            "UV_NO_CONFIG": "1",
+            "UV_SYSTEM_CERTS": "1",
+            **index_variables(),
+            **os.environ,
+        }
         completed = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT
         )
@@ -212,7 +230,7 @@ def compile_lock(arguments: Sequence[str], previous: str) -> str:
     return text
 
 
-def _index() -> dict[str, str]:
+def index_variables() -> dict[str, str]:
     """Return the package index of pip as a variable of uv, which does not read pip's settings."""
     completed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],

@@ -72,7 +72,6 @@ COVERED = (
     "tests/unit/test_aliases*.py",
     "tests/unit/test_builder.py",
     "tests/unit/test_catalogue.py",
-    "tests/unit/test_cuda_fit.py",
     "tests/unit/test_image*.py",
     "tests/unit/test_iris_api.py",
     "tests/unit/test_lab_*.py",

@@ -40,6 +40,7 @@ IMAGE = Planned(
     digest="0" * 64,
     parent=None,
     cuda=None,
+    unavailable={},
     image={
         "ports": {"web": 80, "ssh": 22},
         "network": "bridge",

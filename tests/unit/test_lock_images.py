@@ -165,6 +165,28 @@ def test_a_conflict_names_the_image_that_pins_the_package(
     assert not (project.folder / "images/new/p.lock").exists()
 
 
+def test_an_older_version_than_before_is_accepted_only_by_an_option(
+    project: Project, index: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", index[0])
+    for version in ("0.10.1", "4.4.0"):
+        wheel(index[1], "gensim", version)
+    add_image(project, "debian-13", "gensim\n")
+    assert project.lock("new").returncode == 0
+    lock = project.folder / "images/new/p.lock"
+    assert lock.read_text("utf-8").startswith("gensim==4.4.0 ")
+    (project.folder / "images/new/p.in").write_text("gensim<4\n", encoding="utf-8")
+    completed = project.lock("new")
+    assert completed.returncode == 1
+    assert (
+        "images/new/p.lock: older versions than before: gensim: 4.4.0 -> 0.10.1" in completed.stderr
+    )
+    assert lock.read_text("utf-8").startswith("gensim==4.4.0 ")
+    completed = project.lock("new", "--allow-older")
+    assert completed.returncode == 0, completed.stderr
+    assert lock.read_text("utf-8").startswith("gensim==0.10.1 ")
+
+
 def test_an_editable_package_is_refused(project: Project) -> None:
     add_image(project, "iris-api", "-e .\n")
     completed = project.lock("new")

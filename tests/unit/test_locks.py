@@ -10,6 +10,9 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from ansible_collections.slipway.host.plugins.module_utils.images.architectures import (
+    ARCHITECTURES,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import (
     Catalogue,
     load_catalogue,
@@ -19,6 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
     added_pins,
     cuda_release,
     describe_changes,
+    moved_back,
     read_pins,
     use_cpu_wheels,
     version_for,
@@ -83,6 +87,22 @@ def test_changes_of_a_lock_are_listed(
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        pytest.param(["a==1"], ["a==2"], [], id="newer"),
+        pytest.param(
+            ["gensim==4.4.0"], ["gensim==0.10.1"], ["gensim: 4.4.0 -> 0.10.1"], id="older"
+        ),
+        pytest.param(["a==1.10"], ["a==1.9"], ["a: 1.10 -> 1.9"], id="versions are no texts"),
+        pytest.param(["a==1"], ["a==1 ; python_full_version < '3.12'", "a==2"], [], id="split"),
+        pytest.param(["a==1"], ["b==1"], [], id="gone"),
+    ],
+)
+def test_packages_that_moved_back(before: list[str], after: list[str], lines: list[str]) -> None:
+    assert moved_back(read_pins(lock(*before)), read_pins(lock(*after))) == lines
+
+
+@pytest.mark.parametrize(
     ("requirements", "python", "version"),
     [
         pytest.param(["a==1"], "3.13", "1", id="everywhere"),
@@ -99,13 +119,14 @@ def test_changes_of_a_lock_are_listed(
             id="new",
         ),
         pytest.param(["a==1 ; sys_platform == 'win32'"], "3.13", None, id="elsewhere"),
+        pytest.param(["a==1 ; platform_machine != 'x86_64'"], "3.13", None, id="another machine"),
         pytest.param(["b==1"], "3.13", None, id="another"),
     ],
 )
 def test_the_version_of_a_package_for_a_python(
     requirements: list[str], python: str, version: str | None
 ) -> None:
-    assert version_for(read_pins(lock(*requirements)), "a", python) == version
+    assert version_for(read_pins(lock(*requirements)), "a", python, "x86_64") == version
 
 
 CUDA = (
@@ -172,25 +193,26 @@ def _base(catalogue: Catalogue, name: str) -> str:
 LINES = [pytest.param(*line, id=f"{line[0]}-{line[1]}") for line in lines() if line[2]]
 
 
-def held(pins: tuple[Pin, ...], python: str) -> dict[str, str]:
-    """Return the version of each package in an environment of this Python."""
-    found = {pin.name: version_for(pins, pin.name, python) for pin in pins}
+def held(pins: tuple[Pin, ...], python: str, machine: str) -> dict[str, str]:
+    """Return the version of each package in an environment of this Python and architecture."""
+    found = {pin.name: version_for(pins, pin.name, python, machine) for pin in pins}
     return {name: version for name, version in found.items() if version}
 
 
+@pytest.mark.parametrize("machine", ARCHITECTURES)
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("name", "variant", "pins"), LINES)
 def test_no_image_has_a_known_problem(
-    name: str, variant: str, pins: tuple[Pin, ...], python: str
+    name: str, variant: str, pins: tuple[Pin, ...], python: str, machine: str
 ) -> None:
-    packages = held(pins, python)
+    packages = held(pins, python, machine)
     runtimes = [package for package in packages if re.match(r"nvidia-cuda-runtime", package)]
     assert len(runtimes) <= 1, f"two CUDAs: {runtimes}"
     nccl = [package for package in packages if package.startswith("nvidia-nccl-")]
     assert len(nccl) <= 1, f"two NCCLs: {nccl}"
     if "tensorflow" in packages and "torch" in packages:
         assert "nvidia-cublas-cu12" not in packages, "TensorFlow's CUDA beside PyTorch's"
-    if variant == "cpu":
+    if variant == "cpu" and machine == "x86_64":
         assert "tensorflow" not in packages and "xgboost" not in packages, "built for GPUs"
     if "gensim" in packages:
         assert int(packages["gensim"].split(".")[0]) >= 4, "the last gensim without compiled code"
@@ -198,12 +220,13 @@ def test_no_image_has_a_known_problem(
         assert int(packages["setuptools"].split(".")[0]) < 82, "PyStan 3.10 needs pkg_resources"
 
 
+@pytest.mark.parametrize("machine", ARCHITECTURES)
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("name", "variant", "pins"), LINES)
 def test_a_package_has_one_version_in_a_line_of_images(
-    name: str, variant: str, pins: tuple[Pin, ...], python: str
+    name: str, variant: str, pins: tuple[Pin, ...], python: str, machine: str
 ) -> None:
     ordered = sorted(pins, key=lambda pin: pin.name)
     for package, group in groupby(ordered, key=lambda pin: pin.name):
-        versions = {version_for([pin], package, python) for pin in group} - {None}
+        versions = {version_for([pin], package, python, machine) for pin in group} - {None}
         assert len(versions) <= 1, f"{package}: {versions}"

@@ -30,7 +30,7 @@ Plan = dict[str, Any]
 def image(variant: str = "cpu", **declared: Any) -> Planned:
     """Return an image that declares services, as a host should hold it."""
     settings = with_defaults({"ports": {"api": 5000}, **declared}, SCHEMA)
-    return Planned("tool", variant, f"slipway/tool:{variant}", DIGEST, None, None, settings)
+    return Planned("tool", variant, f"slipway/tool:{variant}", DIGEST, None, None, {}, settings)
 
 
 def serving(**service: Any) -> Planned:

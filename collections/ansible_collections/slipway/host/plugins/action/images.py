@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, delivery
+from ansible_collections.slipway.host.plugins.module_utils.images import delivery, fit
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
@@ -48,7 +48,7 @@ class ActionModule(ActionBase):
         builds = catalogue_builds.Builds(arguments).select(arguments["names"])
         owned = {"images": list(map(ml_images.image_entry, builds))}
         answer = ask_host.ask(self, engine.question([owned], kinds.ALL))
-        unfit = cuda_fit.conflicts([owned], answer)
+        unfit = fit.conflicts([owned], answer)
         compared = engine.compare({"": owned}, answer, kinds.ALL, unfit)[""]
         differing, conflicts = compared.differences, compared.conflicts
         names = {difference.name for difference in differing}

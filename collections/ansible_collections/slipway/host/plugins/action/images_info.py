@@ -10,7 +10,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, listing
+from ansible_collections.slipway.host.plugins.module_utils.images import fit, listing
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.plugin_utils import catalogue_builds, host_command
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -46,7 +47,7 @@ class ActionModule(ActionBase):
                 "Docker. Run 'docker images' on the host."
             ) from None
         facts = (task_vars or {}).get("ansible_facts", {}).get("slipway")
-        unfit = cuda_fit.misfits({b.reference: b.cuda for b in builds}, facts) if facts else {}
+        unfit = fit.misfits(map(ml_images.image_entry, builds), facts) if facts else {}
         rows = listing.compare(builds, present, declared, unfit)
         if arguments["show"] != "nothing":
             host = (self._templar.available_variables or {}).get("inventory_hostname", "host")

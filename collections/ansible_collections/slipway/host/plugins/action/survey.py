@@ -19,7 +19,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 from ansible_collections.slipway.host.plugins.module_utils.gpu import accepted_faults
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit, delivery, index
+from ansible_collections.slipway.host.plugins.module_utils.images import delivery, fit, index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
     engine,
@@ -344,15 +344,16 @@ def declare(
 def compare_with_images(
     owned: Plans, answer: model.Answer, known: Sequence[model.Conflict]
 ) -> dict[str, model.Comparison]:
-    """Return where the host differs; images that its driver cannot run are conflicts.
+    """Return where the host differs; images that it cannot run are conflicts.
 
-    Not where the driver is about to change: the role ml_images compares again after that.
+    CUDA releases do not count where the driver is about to change: the role ml_images compares
+    again after that.
     """
     compared = engine.compare(owned, answer, kinds.ALL, known)
     driver = compared.get(DRIVER)
     differences = driver.differences if driver else []
     changes = any(one.kind in ("packages", "modules") for one in differences)
-    unfit = [] if changes else cuda_fit.conflicts(owned.values(), answer)
+    unfit = fit.conflicts(owned.values(), answer, driver_changes=changes)
     return engine.compare(owned, answer, kinds.ALL, [*known, *unfit]) if unfit else compared
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images import architectures
 from ansible_collections.slipway.host.plugins.module_utils.images.context import (
     ContextError,
     ContextFile,
@@ -108,6 +109,9 @@ class Assembly:
             image=image.settings,
             pins=pins,
             notes=tuple(_notes(image, variant, own_pins)),
+            unavailable=architectures.unavailable(
+                image.settings, variant, parent.unavailable if parent else {}
+            ),
         )
 
 

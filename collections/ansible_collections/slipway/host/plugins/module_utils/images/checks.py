@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ansible_collections.slipway.host.plugins.module_utils.images import architectures
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import suggest
 from ansible_collections.slipway.host.plugins.module_utils.images.locks import read_pins
 from ansible_collections.slipway.host.plugins.module_utils.images.requirements import (
@@ -27,12 +28,24 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
 def check_images(images: Mapping[str, Image], check_locks: bool = True) -> None:
     """Raise CatalogueError for the first declaration that names something that does not exist."""
     for image in images.values():
+        _check_architectures(image)
         _check_files(image)
         _check_ports(image)
         _check_services(images, image)
         if check_locks:
             _check_locks(images, image)
     _check_aliases(images.values())
+
+
+def _check_architectures(image: Image) -> None:
+    """Raise CatalogueError for architectures that are left out without a reason."""
+    left_out = any(architectures.unavailable(image.settings, variant, {}) for variant in VARIANTS)
+    if left_out and not image.settings["other_architectures"]:
+        raise CatalogueError(
+            f"{image.place('architectures')}: other_architectures is missing; expected the reason "
+            f"for leaving out one of {', '.join(architectures.ARCHITECTURES)}, and what to use "
+            "there. Add other_architectures."
+        )
 
 
 def _check_files(image: Image) -> None:

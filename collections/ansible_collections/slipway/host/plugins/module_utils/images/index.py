@@ -38,6 +38,7 @@ class Planned:
     digest: str
     parent: str | None
     cuda: str | None
+    unavailable: Mapping[str, str]
     image: Mapping[str, Any]
 
 
@@ -141,7 +142,11 @@ def _read_images(path: Path, names: Sequence[str], variant: str, base: str, args
     loaded = catalogue.load_catalogue(path)
     builds = loaded.builds(names, variant, base, args)
     images = [
-        Planned(b.name, b.variant, b.reference, b.digest, b.parent, b.cuda, dict(b.image))
+        Planned(
+            *(b.name, b.variant, b.reference, b.digest, b.parent, b.cuda),
+            unavailable=b.unavailable,
+            image=dict(b.image),
+        )
         for b in builds
     ]
     return _Entry(images, list(loaded.warnings))

@@ -92,8 +92,11 @@ def use_cpu_wheels(text: str, torch_lock: str) -> str:
     return write_pins(sorted([*kept, *wheels], key=lambda pin: (pin.name, pin.marker)))
 
 
-def version_for(pins: Iterable[Pin], name: str, python: str) -> str | None:
-    """Return the version of a package on Linux under a release of Python, such as `3.13`."""
+def version_for(pins: Iterable[Pin], name: str, python: str, machine: str) -> str | None:
+    """Return the version of a package on Linux, None if the lock does not install it there.
+
+    PYTHON is a release such as `3.13`, MACHINE an architecture such as `x86_64`.
+    """
     # A dependency of ansible-core, and slow to import.
     from packaging.markers import Marker
 
@@ -102,7 +105,7 @@ def version_for(pins: Iterable[Pin], name: str, python: str) -> str | None:
         "python_full_version": f"{python}.0",
         "sys_platform": "linux",
         "platform_system": "Linux",
-        "platform_machine": "x86_64",
+        "platform_machine": machine,
         "os_name": "posix",
         "implementation_name": "cpython",
         "platform_python_implementation": "CPython",
@@ -133,6 +136,27 @@ def describe_changes(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
         elif old[name] != new[name]:
             lines.append(f"{name}: {old[name]} -> {new[name]}")
     return lines
+
+
+def moved_back(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
+    """Return the packages whose newest version in a lock is older than before, a line for each.
+
+    uv takes an old version of a package without a word if newer ones do not fit the other packages.
+    """
+    # A dependency of ansible-core, and slow to import.
+    from packaging.version import Version
+
+    newest: list[dict[str, Version]] = []
+    for pins in (before, after):
+        found: dict[str, Version] = {}
+        for pin in pins:
+            found[pin.name] = max(found.get(pin.name, Version(pin.version)), Version(pin.version))
+        newest.append(found)
+    return [
+        f"{name}: {version} -> {newest[1][name]}"
+        for name, version in newest[0].items()
+        if newest[1].get(name, version) < version
+    ]
 
 
 def _versions(pins: Sequence[Pin]) -> Mapping[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images.architectures import ARCHITECTURES
 from ansible_collections.slipway.host.plugins.module_utils.images.locks import Pin, version_for
 from ansible_collections.slipway.host.plugins.module_utils.images.types import (
     Base,
@@ -109,7 +110,11 @@ def _version(image: Image, root: Base, pins: Sequence[Pin]) -> str:
         return declared
     python = root.python.version if root.python else ""
     # Some frameworks publish their CPU builds under another name.
-    candidates = (version_for(pins, package, python) for package in (name, f"{name}-cpu"))
+    candidates = (
+        version_for(pins, package, python, machine)
+        for machine in ARCHITECTURES
+        for package in (name, f"{name}-cpu")
+    )
     version = next(filter(None, candidates), None)
     if version is None:
         raise CatalogueError(

@@ -129,6 +129,8 @@ class ImageBuild:
     """The Python packages of the image and of those below it."""
     notes: tuple[str, ...]
     """Sentences about this build for the owner of a host."""
+    unavailable: Mapping[str, str]
+    """Why the build does not exist for an architecture, by architecture."""
 
     @property
     def cuda(self) -> str | None:

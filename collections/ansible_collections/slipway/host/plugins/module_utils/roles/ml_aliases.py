@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import fit
 from ansible_collections.slipway.host.plugins.module_utils.images.index import Planned
 from ansible_collections.slipway.host.plugins.module_utils.ml import (
     complete,
@@ -231,7 +231,7 @@ def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: O
         "contact": options.contact,
         "images": {image.name: image.reference for image in images},
         "cuda": {
-            image.reference: {"release": image.cuda, "driver": cuda_fit.oldest_driver(image.cuda)}
+            image.reference: {"release": image.cuda, "driver": fit.oldest_driver(image.cuda)}
             for image in images
             if image.cuda
         },

@@ -42,10 +42,11 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def image_entry(image: index.Planned | types.ImageBuild) -> dict[str, Any]:
-    """Return an image as owned state: it needs its parent, and a driver for its CUDA release."""
+    """Return an image as owned state: its needs are its parent, a driver and an architecture."""
     return {
         "reference": image.reference,
         "digest": image.digest,
         **({"cuda": image.cuda} if image.cuda else {}),
+        **({"unavailable": dict(image.unavailable)} if image.unavailable else {}),
         **({"needs": [["images", image.parent]]} if image.parent else {}),
     }

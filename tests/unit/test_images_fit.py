@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Releases of CUDA that drivers and GPUs run, and the messages for others."""
+"""Images that a host can run: architectures, releases of CUDA, and the messages for others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.action import survey
-from ansible_collections.slipway.host.plugins.module_utils.images import cuda_fit
+from ansible_collections.slipway.host.plugins.module_utils.images import fit
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import model
 
 from tests.contract.tree import ROOT
@@ -53,33 +54,34 @@ H100, V100, GTX_1080 = 0x2330, 0x1DB4, 0x1B80
 def test_releases_of_cuda_that_drivers_and_gpus_run(
     cuda: str, driver: str, gpus: list[int], words: list[str]
 ) -> None:
-    found = cuda_fit.misfit(cuda, driver, gpus)
+    found = fit.misfit(cuda, driver, gpus)
     assert (found is None) == (not words)
     for word in words:
         assert word in (found or "")
 
 
-def releases(variant: str = "gpu") -> dict[str, str | None]:
-    """Return the CUDA releases of the catalogue's images."""
-    builds = load_catalogue(ROOT / "images").builds(["pytorch", "iris-api"], variant, "debian-13")
-    return {build.reference: build.cuda for build in builds}
+def entries(*names: str, variant: str = "gpu") -> list[dict[str, Any]]:
+    """Return images of the catalogue as the role ml_images declares them."""
+    names = names or ("pytorch", "iris-api")
+    builds = load_catalogue(ROOT / "images").builds(names, variant, "debian-13")
+    return list(map(ml_images.image_entry, builds))
 
 
 def test_images_of_the_catalogue_on_a_host_with_an_old_driver() -> None:
-    found = cuda_fit.misfits(releases(), facts("t4", loaded="570.211.01"))
+    found = fit.misfits(entries(), facts("t4", loaded="570.211.01"))
     # jupyter, the image below, and iris-api contain no CUDA.
     assert set(found) == {"slipway/pytorch:gpu"}
     assert "the host runs 570.211.01" in found["slipway/pytorch:gpu"]
-    assert cuda_fit.misfits(releases(), facts("t4", loaded="580.65.06")) == {}
+    assert fit.misfits(entries(), facts("t4", loaded="580.65.06")) == {}
 
 
 def test_a_host_without_a_driver_builds_all_images() -> None:
-    assert cuda_fit.misfits(releases(), facts("none")) == {}
-    assert cuda_fit.misfits(releases(), facts("t4")) == {}
+    assert fit.misfits(entries(), facts("none")) == {}
+    assert fit.misfits(entries(), facts("t4")) == {}
 
 
 def test_cpu_images_run_with_any_driver() -> None:
-    assert cuda_fit.misfits(releases("cpu"), facts("t4", loaded="470.1")) == {}
+    assert fit.misfits(entries(variant="cpu"), facts("t4", loaded="470.1")) == {}
 
 
 OLD_DRIVER = facts("t4", loaded="570.211.01")
@@ -130,3 +132,44 @@ def test_an_image_that_is_there_is_no_conflict() -> None:
 def test_a_driver_that_changes_in_the_same_run_is_waited_for() -> None:
     driver = {"packages": [{"name": "nvidia-driver", "state": "present"}]}
     assert compare(driver)["ml_images"].conflicts == []
+
+
+ARM = {**facts("none"), "architecture": "aarch64"}
+RISC = {**facts("none"), "architecture": "riscv64"}
+
+
+def test_images_that_are_not_built_for_the_architecture_of_a_host() -> None:
+    named = ("keras", "pytorch", "legacy-torch7")
+    found = fit.misfits(entries(*named), ARM)
+    assert set(found) == {
+        "slipway/tensorflow:gpu",
+        "slipway/keras:gpu",
+        "slipway/legacy-torch7:cpu",
+    }
+    expected = (
+        "is not built for aarch64, the architecture of the host: the tensorflow that PyPI has for "
+        "aarch64 contains no CUDA. Use the image pytorch, or the cpu variant "
+        "(ml_catalogue_variant: cpu)"
+    )
+    assert found["slipway/keras:gpu"] == found["slipway/tensorflow:gpu"] == expected
+    assert set(fit.misfits(entries(*named, variant="cpu"), ARM)) == {"slipway/legacy-torch7:cpu"}
+    assert fit.misfits(entries(*named), facts("none")) == {}
+
+
+def test_no_image_is_built_for_an_unknown_architecture() -> None:
+    found = fit.misfits(entries("iris-api"), RISC)
+    assert "is not built for riscv64" in found["slipway/iris-api:cpu"]
+    assert "expected x86_64 or aarch64" in found["slipway/iris-api:cpu"]
+
+
+@pytest.mark.parametrize("driver", [{}, {"packages": [{"name": "nvidia-driver"}]}])
+def test_the_survey_refuses_an_image_of_another_architecture(driver: dict[str, Any]) -> None:
+    statements = {
+        "nvidia_driver": driver,
+        "ml_images": {"images": entries("tensorflow")},
+    }
+    answer = {"engine": None, "facts": ARM, "images": {}, "packages": {"nvidia-driver": None}}
+    compared = survey.compare_with_images(statements, answer, [])["ml_images"]
+    (conflict,) = compared.conflicts
+    assert conflict.reason.startswith("image slipway/tensorflow:gpu is not built for aarch64")
+    assert [one.name for one in compared.differences] == ["slipway/jupyter:gpu"]

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks whether the CUDA release in an image runs on the driver and GPUs of a host.
+"""Checks whether an image runs on a host: its architecture, and the CUDA release in it.
 
 Only for the collection itself. Runs on the controller.
 """
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import host, tables
+from ansible_collections.slipway.host.plugins.module_utils.images import architectures
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Answer,
@@ -57,36 +58,40 @@ def misfit(cuda: str, driver: str, gpus: Iterable[int]) -> str | None:
     return None
 
 
-def misfits(releases: Mapping[str, str | None], facts: Mapping[str, Any]) -> dict[str, str]:
+def misfits(
+    images: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], driver_changes: bool = False
+) -> dict[str, str]:
     """Return why images do not run on a host, by reference.
 
-    RELEASES has the release of CUDA in each image, None for an image without CUDA. FACTS is
-    `ansible_facts['slipway']`. The result is empty for a host without a loaded driver: the host
-    builds for other hosts, or loads its driver at the next boot.
+    IMAGES are entries of the plan of the role ml_images. FACTS is `ansible_facts['slipway']`.
+    CUDA releases are not checked on a host without a loaded driver, which builds for other hosts or
+    loads its driver at the next boot, and on a host whose DRIVER_CHANGES in this run.
     """
-    driver = host.loaded(facts)
-    if driver is None:
-        return {}
-    gpus = [gpu.device for gpu in host.host_facts(facts).gpus]
-    reasons = {
-        reference: misfit(cuda, driver.version, gpus)
-        for reference, cuda in releases.items()
-        if cuda
-    }
-    return {reference: reason for reference, reason in reasons.items() if reason}
+    driver = None if driver_changes else host.loaded(facts)
+    gpus = [gpu.device for gpu in host.host_facts(facts).gpus] if driver else []
+    reasons = {}
+    for image in images:
+        reason = architectures.misfit(facts["architecture"], image.get("unavailable", {}))
+        if reason is None and driver and image.get("cuda"):
+            reason = misfit(image["cuda"], driver.version, gpus)
+        if reason:
+            reasons[image["reference"]] = reason
+    return reasons
 
 
 def conflicts(
-    statements: Iterable[Mapping[str, Sequence[Entry]]], answer: Answer
+    statements: Iterable[Mapping[str, Sequence[Entry]]],
+    answer: Answer,
+    driver_changes: bool = False,
 ) -> list[Conflict]:
-    """Return a conflict for each image to build whose CUDA release the host cannot run."""
-    releases = {
-        image["reference"]: image["cuda"]
+    """Return a conflict for each image to build that the host cannot run."""
+    outdated = [
+        image
         for owned in statements
         for image in owned.get("images", ())
-        if image.get("cuda") and any(containers.compare_images(image, answer))
-    }
-    found = misfits(releases, answer["facts"]) if releases else {}
+        if any(containers.compare_images(image, answer))
+    ]
+    found = misfits(outdated, answer["facts"], driver_changes) if outdated else {}
     return [
         Conflict("images", reference, f"image {reference} {reason}.")
         for reference, reason in found.items()
