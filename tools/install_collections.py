@@ -6,7 +6,9 @@ The PyPI package ``ansible`` is a bundle of collections.  pip downloads its whee
 hash in collections.lock.  Only the pinned collections are unpacked from the wheel.  A collection
 whose pinned version is not in the wheel is installed from Galaxy.
 
-Usage: install_collections.py DESTINATION
+Usage: install_collections.py DESTINATION [FOLDER]
+
+With FOLDER, the wheel comes from this folder and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -41,16 +43,18 @@ def installed_version(destination: Path, name: str) -> str | None:
         return None
 
 
-def download_bundle(folder: Path) -> Path:
-    """Download the locked wheel into a folder; return its path.  pip checks the hash.
+def download_bundle(folder: Path, source: Path | None = None) -> Path:
+    """Download the locked wheel, or copy it from SOURCE; return its path.  pip checks the hash.
 
     The wheel is only unpacked, not run, so the Python version that it requires does not matter.
     """
+    options = ("--no-index", "--find-links", str(source)) if source else ()
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download"),
             *("--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--require-hashes"),
             *("--requirement", str(LOCK), "--dest", str(folder)),
+            *options,
         ],
         check=True,
     )
@@ -70,6 +74,7 @@ def unpack(bundle: Path, destination: Path, names: set[str]) -> None:
 def main() -> int:
     """Install collections that are missing or have another version; return the exit status."""
     destination = Path(sys.argv[1]).resolve()
+    source = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     pinned = read_pinned_versions()
 
     def find_missing() -> set[str]:
@@ -78,8 +83,10 @@ def main() -> int:
     if find_missing():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                unpack(download_bundle(Path(folder)), destination, find_missing())
+                unpack(download_bundle(Path(folder), source), destination, find_missing())
             except subprocess.CalledProcessError:
+                if source:
+                    return 1
                 message = "slipway: cannot download the collections from PyPI, trying Galaxy"
                 print(message, file=sys.stderr)
     for name in sorted(find_missing()):

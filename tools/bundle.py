@@ -1,0 +1,195 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write one signed file from which a controller without a network installs Slipway.
+
+The bundle contains this project and the Python packages of its environment. `./slipway setup
+--bundle FILE` installs from it. The same inputs always give the same bytes. See docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
+
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (  # noqa: E402
+    archive,
+    signature,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
+    BundleError,
+    Entry,
+    Manifest,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (  # noqa: E402
+    Bundle,
+    open_bundle,
+)
+
+from tools import bundle_contents, bundle_setup  # noqa: E402
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PROJECT = "project.tar"
+
+
+def collect(folder: Path, pythons: list[str], key: Path) -> tuple[Manifest, dict[str, Path]]:
+    """Write the contents of a bundle below FOLDER; return its manifest and the files by path."""
+    commit, project = bundle_contents.pack_project()
+    (folder / PROJECT).write_bytes(project)
+    signed = signature.sign(project, key, signature.PROJECT_NAMESPACE)
+    (folder / f"{PROJECT}.sig").write_bytes(signed)
+    files = {PROJECT: folder / PROJECT, f"{PROJECT}.sig": folder / f"{PROJECT}.sig"}
+    wheels = {}
+    collections = bundle_contents.download_collections(folder)
+    for python in pythons:
+        downloaded = [*bundle_contents.download_wheels(python, folder), collections]
+        wheels[python] = sorted(f"wheels/{wheel.name}" for wheel in downloaded)
+        files.update({f"wheels/{wheel.name}": wheel for wheel in downloaded})
+    entries = tuple(_describe(path, files[path]) for path in sorted(files))
+    manifest = Manifest(
+        requested={"python": pythons},
+        project={"commit": commit},
+        controller={
+            "locks": bundle_setup.digest_locks(),
+            "machine": platform.machine(),
+            "wheels": wheels,
+        },
+        files=entries,
+    )
+    return manifest, files
+
+
+def _describe(path: str, source: Path) -> Entry:
+    kind = {PROJECT: "project", f"{PROJECT}.sig": "signature"}.get(path, "wheel")
+    with source.open("rb") as content:
+        size = source.stat().st_size
+        return Entry(path, size, archive.copy(content, size, lambda _: None), kind)
+
+
+def leave_out(manifest: Manifest, older: Bundle) -> Manifest:
+    """Return a manifest that omits the files of an older bundle."""
+    files = tuple(
+        replace(entry, omitted=entry.sha256 in older.by_digest) for entry in manifest.files
+    )
+    since = {"name": older.path.name, "manifest": older.digest}
+    return replace(manifest, files=files, since=since)
+
+
+def build(target: Path, pythons: list[str], key: Path, older: Bundle | None = None) -> str:
+    """Write a bundle, and its public key beside it; return the fingerprint of the key."""
+    if not target.parent.is_dir():
+        raise BundleError(f"folder {target.parent}: not found; expected it. Create it first.")
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as temporary:
+        folder = Path(temporary)
+        manifest, files = collect(folder, pythons, key)
+        if older:
+            manifest = leave_out(manifest, older)
+        content = manifest.as_json()
+        signed = signature.sign(content, key)
+        public = signature.public_key(signed)
+        parts = [(archive.MANIFEST, content), (archive.SIGNATURE, signed)]
+        stored = [(e.path, files[e.path]) for e in manifest.files if not e.omitted]
+        archive.write(folder / "bundle", [*parts, *stored])
+        for suffix, text in (
+            (".pub", f"{public}\n"),
+            (".allowed_signers", signature.allowed_signers(public)),
+        ):
+            (folder / "text").write_text(text, encoding="ascii")
+            (folder / "text").replace(f"{target}{suffix}")
+        (folder / "bundle").replace(target)
+    return signature.fingerprint(public)
+
+
+def verify(path: Path, signer: Path | None) -> str:
+    """Check every byte of a bundle; return one line about it."""
+    bundle = open_bundle(path, signer)
+    bundle.check()
+    files = bundle.manifest.files
+    omitted = sum(entry.omitted for entry in files)
+    elsewhere = f", {omitted} of them in {bundle.older.path.name}" if omitted else ""
+    return f"{path}: {len(files)} files match{elsewhere}; signed with {bundle.signer}"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="./slipway bundle",
+        usage="./slipway bundle OUT [options]\n       ./slipway bundle --verify FILE [--signer KEY]",
+        description=str(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", nargs="?", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument(
+        "--python",
+        action="append",
+        choices=PYTHONS,
+        help=f"also add the wheels for this Python; those for {RUNNING} are always there",
+    )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="KEY",
+        help="sign with this SSH key; default: a key made once in ~/.local/state/slipway",
+    )
+    parser.add_argument(
+        "--since",
+        type=Path,
+        metavar="OLD",
+        help="omit the files of bundle OLD; whoever uses OUT needs OLD beside it",
+    )
+    parser.add_argument("--verify", type=Path, metavar="FILE", help="check a bundle, then exit")
+    parser.add_argument(
+        "--signer",
+        type=Path,
+        metavar="KEY",
+        help="file with public keys that are trusted for FILE or OLD; default: your own key",
+    )
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.verify is None):
+        parser.error("no OUT or --verify FILE; expected one of them")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check or write a bundle, and print the result."""
+    if options.verify:
+        print(verify(options.verify, options.signer))
+        return
+    older = open_bundle(options.since, options.signer) if options.since else None
+    if older and older.path.parent.resolve() != options.out.parent.resolve():
+        print(f"bundle: copy {older.path.name} beside {options.out.name} to use it")
+    pythons = sorted({RUNNING, *(options.python or ())})
+    fingerprint = build(options.out, pythons, options.key or signature.make_own_key(), older)
+    size = options.out.stat().st_size / 1e6
+    print(f"{options.out}: {size:.0f} MB, for Python {', '.join(pythons)}")
+    print(f"key {fingerprint}: {options.out}.pub")
+    if older:
+        print(f"{options.out.name} has only the differences: keep {older.path.name} beside it")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return the exit status."""
+    try:
+        run(parse(arguments))
+    except BundleError as error:
+        print(f"bundle: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"bundle: {error.filename}: {error.strerror}; expected a file that can be written. "
+            "Check its folder.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check a bundle, then extract the wheels for this Python from it.
+
+`./slipway setup --bundle FILE` runs this file before an environment exists: standard library only.
+Usage: bundle_setup.py FILE DESTINATION [SIGNER]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "collections"))
+
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
+    BundleError,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (  # noqa: E402
+    Bundle,
+    open_bundle,
+)
+
+LOCKS = ("requirements.lock", "tools/collections.lock")
+
+
+def digest_locks(root: Path = ROOT) -> str:
+    """Return the SHA-256 of the lock files of a project."""
+    return hashlib.sha256(b"\0".join((root / name).read_bytes() for name in LOCKS)).hexdigest()
+
+
+def choose_wheels(bundle: Bundle, python: str, machine: str, locks: str) -> list[str]:
+    """Return the paths of the wheels for a Python version such as 3.13 on a machine."""
+    controller = bundle.manifest.controller
+    if controller["locks"] != locks:
+        raise BundleError(
+            f"{bundle.path}: made from other lock files than those of this folder; expected the "
+            "same requirements.lock. Use the project in the bundle, see docs/bundle.md."
+        )
+    wheels: dict[str, list[str]] = controller["wheels"]
+    if controller["machine"] != machine or python not in wheels:
+        raise BundleError(
+            f"{bundle.path}: wheels for Python {', '.join(sorted(wheels))} on "
+            f"{controller['machine']}; expected Python {python} on {machine}. Make the bundle "
+            f"with --python {python} on such a machine."
+        )
+    return wheels[python]
+
+
+def extract_wheels(path: Path, destination: Path, signer: Path | None) -> None:
+    """Check the whole bundle; then replace DESTINATION by a folder with the wheels."""
+    bundle = open_bundle(path, signer)
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    wheels = set(choose_wheels(bundle, version, platform.machine(), digest_locks()))
+    bundle.check()
+    shutil.rmtree(destination, ignore_errors=True)
+    destination.mkdir(parents=True)
+    for entry in bundle.manifest.files:
+        if entry.path in wheels:
+            bundle.extract(entry, destination / Path(entry.path).name)
+    print(f"slipway: {path.name}: signed with {bundle.signer}; all files match", file=sys.stderr)
+
+
+def main(arguments: list[str]) -> int:
+    """Extract the wheels; return the exit status."""
+    try:
+        extract_wheels(Path(arguments[0]), Path(arguments[1]), *map(Path, arguments[2:]) or (None,))
+    except BundleError as error:
+        print(f"slipway: setup: {error} Nothing was changed.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
