@@ -121,7 +121,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command."""
     parser = argparse.ArgumentParser(
         prog="./slipway bundle",
-        usage="./slipway bundle OUT [options]\n       ./slipway bundle --verify FILE [--signer KEY]",
+        usage="./slipway bundle OUT [OPTIONS], or: ./slipway bundle --verify FILE [--signer KEY]",
         description=str(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

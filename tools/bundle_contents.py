@@ -114,7 +114,7 @@ def _git(root: Path, *words: str) -> bytes:
 
 def list_files(root: Path) -> Iterator[Path]:
     """Yield the files of a folder that is not a checkout, without those of .gitignore."""
-    patterns = (root / ".gitignore").read_text(encoding="utf-8").split()
+    patterns = [".git", *(root / ".gitignore").read_text(encoding="utf-8").split()]
     strange = [pattern for pattern in patterns if pattern[0] in "!#" or "**" in pattern]
     if strange:
         raise BundleError(
@@ -123,7 +123,7 @@ def list_files(root: Path) -> Iterator[Path]:
         )
     for path, folders, names in os.walk(root):
         inside = PurePath(path).relative_to(root)
-        folders[:] = [n for n in folders if n != ".git" and not _ignored(inside / n, patterns)]
+        folders[:] = [n for n in folders if not _ignored(inside / n, patterns)]
         yield from (Path(path) / n for n in names if not _ignored(inside / n, patterns))
 
 
@@ -158,7 +158,8 @@ def pack_project(root: Path = ROOT) -> tuple[str | None, bytes]:
         for name, (former, content) in sorted(files.items()):
             member = tarfile.TarInfo(f"{FOLDER}/{name}")
             member.type, member.linkname = former.type, former.linkname
-            member.mode = 0o755 if former.mode & EXECUTABLE else 0o644
+            is_program = former.isfile() and former.mode & EXECUTABLE
+            member.mode = 0o755 if is_program else 0o644
             member.size = len(content)
             target.addfile(member, io.BytesIO(content))
     return commit, output.getvalue()

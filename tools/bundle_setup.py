@@ -67,10 +67,11 @@ def extract_wheels(path: Path, destination: Path, signer: Path | None) -> None:
 
 def main(arguments: list[str]) -> int:
     """Extract the wheels; return the exit status."""
+    signer = Path(arguments[2]) if len(arguments) > 2 else None
     try:
-        extract_wheels(Path(arguments[0]), Path(arguments[1]), *map(Path, arguments[2:]) or (None,))
+        extract_wheels(Path(arguments[0]), Path(arguments[1]), signer)
     except BundleError as error:
-        print(f"slipway: setup: {error} Nothing was changed.", file=sys.stderr)
+        print(f"slipway: setup: {error} Nothing was installed.", file=sys.stderr)
         return 1
     return 0
 

@@ -74,7 +74,7 @@ def open_file(path: Path) -> BinaryIO:
     """Open a regular file; raise BundleError for anything else."""
     try:
         # A FIFO in the place of the file would block.
-        opened = open(path, "rb", opener=_open_without_waiting)  # noqa: PTH123, SIM115
+        opened = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     except OSError as error:
         raise manifest.BundleError(
             f"cannot open {path}: {error.strerror}; expected a bundle. Check its path."

@@ -1,0 +1,287 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command ./slipway bundle: contents, identical bytes, and what setup takes from a bundle."""
+
+from __future__ import annotations
+
+import io
+import platform
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import open_bundle
+
+from tests.contract.tree import ROOT, tracked_files
+from tools import bundle, bundle_contents, bundle_setup
+
+RUNNING = bundle.RUNNING
+OTHER = "3.14" if RUNNING != "3.14" else "3.13"
+
+LOCK = """\
+a==1 \\
+    --hash=sha256:aa \\
+    --hash=sha256:ab
+    # via b
+b[x]==2 ; python_full_version < '3.12' \\
+    --hash=sha256:ba
+b==3 ; python_full_version >= '3.12' \\
+    --hash=sha256:bb
+    # via
+    #   a
+c==4 ; sys_platform == 'win32' \\
+    --hash=sha256:ca
+"""
+
+
+@pytest.fixture(autouse=True)
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package index: a wheel for each Python, one for all, and collections."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def write(folder: Path, *names: str) -> list[Path]:
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(name.encode() * 300)
+        return sorted(folder.iterdir())
+
+    def wheels(python: str, folder: Path) -> list[Path]:
+        return write(folder / python, f"a-1-cp{python}.whl", "pip-1-py3-none-any.whl")
+
+    def collections(folder: Path) -> Path:
+        return write(folder / "collections", "ansible-1.whl")[0]
+
+    monkeypatch.setattr(bundle_contents, "download_wheels", wheels)
+    monkeypatch.setattr(bundle_contents, "download_collections", collections)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    assert bundle.main([str(tmp_path / "b.tar"), "--python", OTHER]) == 0
+    return tmp_path / "b.tar"
+
+
+@pytest.mark.parametrize(
+    ("python", "lines"),
+    [
+        ("3.11", ["a==1 --hash=sha256:aa --hash=sha256:ab", "b[x]==2 --hash=sha256:ba"]),
+        ("3.14", ["a==1 --hash=sha256:aa --hash=sha256:ab", "b==3 --hash=sha256:bb"]),
+    ],
+)
+def test_packages_are_those_for_the_requested_python(python: str, lines: list[str]) -> None:
+    assert bundle_contents.pick_requirements(LOCK, python).splitlines() == lines
+
+
+def test_each_package_of_the_lock_keeps_all_hashes() -> None:
+    lock = bundle_contents.LOCK.read_text()
+    picked = [bundle_contents.pick_requirements(lock, python) for python in bundle.PYTHONS]
+    hashes = {word for text in picked for word in text.split() if word.startswith("--hash")}
+    only_windows = lock.partition("\ncolorama==")[2].partition("# via")[0]
+    left_out = only_windows.count("--hash")
+    assert left_out and len(hashes) == lock.count("--hash") - left_out
+
+
+def test_two_bundles_of_the_same_inputs_are_identical(made: Path) -> None:
+    first = {path.name: path.read_bytes() for path in made.parent.iterdir() if path.is_file()}
+    assert set(first) == {"b.tar", "b.tar.pub", "b.tar.allowed_signers"}
+    assert bundle.main([str(made), "--python", OTHER]) == 0
+    assert first == {p.name: p.read_bytes() for p in made.parent.iterdir() if p.is_file()}
+
+
+def test_a_bundle_lists_project_wheels_and_locks(made: Path) -> None:
+    manifest = open_bundle(made).manifest
+    assert [entry.path for entry in manifest.files if entry.kind != "wheel"] == [
+        *("project.tar", "project.tar.sig")
+    ]
+    assert manifest.controller["wheels"][OTHER] == [
+        *(f"wheels/a-1-cp{OTHER}.whl", "wheels/ansible-1.whl", "wheels/pip-1-py3-none-any.whl")
+    ]
+    assert manifest.controller["locks"] == bundle_setup.digest_locks()
+    assert sorted(manifest.requested["python"]) == sorted({RUNNING, OTHER})
+
+
+def test_a_difference_has_only_new_files(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = made.with_name("new.tar")
+    assert bundle.main([str(new), "--since", str(made)]) == 0
+    assert "new.tar has only the differences: keep b.tar beside it" in capsys.readouterr().out
+    assert new.stat().st_size < made.stat().st_size / 2
+    assert bundle.main(["--verify", str(new)]) == 0
+    assert "match, 5 of them in b.tar; signed with SHA256:" in capsys.readouterr().out
+
+
+def test_a_difference_of_a_difference_is_complete(made: Path) -> None:
+    second, third = made.with_name("2.tar"), made.with_name("3.tar")
+    assert bundle.main([str(second), "--since", str(made)]) == 0
+    assert bundle.main([str(third), "--since", str(second), "--python", OTHER]) == 0
+    open_bundle(third).check()
+    made.unlink()
+    with pytest.raises(BundleError, match=r"bundle b\.tar: not found"):
+        open_bundle(third).check()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--verify", "none.tar"], "cannot open none.tar: No such file or directory; expected "),
+        (["--verify", "."], "cannot open .: Is a directory; expected a bundle"),
+        (["no/folder/b.tar"], "folder no/folder: not found; expected it. Create it first."),
+        (["b.tar", "--key", "none"], "ssh-keygen: "),
+        (["b.tar", "--since", "none.tar"], "cannot open none.tar"),
+    ],
+)
+def test_errors_of_the_command(
+    words: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bundle.main(words) == 1
+    assert f"bundle: {reason}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name != "state"] == []
+
+
+def test_a_failed_download_keeps_the_former_bundle(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(python: str, folder: Path) -> list[Path]:
+        raise BundleError("no index")
+
+    former = made.read_bytes()
+    monkeypatch.setattr(bundle_contents, "download_wheels", fail)
+    assert bundle.main([str(made)]) == 1
+    assert made.read_bytes() == former
+    assert list(made.parent.glob(".bundle-*")) == []
+
+
+def extract(path: Path, target: Path, *signer: Path) -> int:
+    return bundle_setup.main([str(path), str(target), *map(str, signer)])
+
+
+def test_setup_takes_the_wheels_of_its_python_only(made: Path, tmp_path: Path) -> None:
+    target = tmp_path / "wheels"
+    target.mkdir()
+    (target / "left-by-a-killed-run.whl").touch()
+    assert extract(made, target) == 0
+    assert sorted(path.name for path in target.iterdir()) == [
+        *(f"a-1-cp{RUNNING}.whl", "ansible-1.whl", "pip-1-py3-none-any.whl")
+    ]
+
+
+def test_setup_without_a_trusted_key_extracts_nothing(
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of another person"))
+    assert extract(made, tmp_path / "wheels") == 1
+    assert "expected a key that you name" in capsys.readouterr().err
+    assert not (tmp_path / "wheels").exists()
+    assert extract(made, tmp_path / "wheels", Path(f"{made}.pub")) == 0
+
+
+def test_setup_from_a_damaged_bundle_keeps_the_former_files(made: Path, tmp_path: Path) -> None:
+    assert extract(made, tmp_path / "wheels") == 0
+    content = made.read_bytes()
+    # The last file is not even one that this Python needs.
+    made.write_bytes(content.replace(f"a-1-cp{OTHER}.whl".encode() * 300, b"x" * 13 * 300))
+    (tmp_path / "wheels/mark").touch()
+    assert extract(made, tmp_path / "wheels") == 1
+    assert (tmp_path / "wheels/mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"locks": "other"}, "made from other lock files"),
+        ({"python": "3.10"}, r"wheels for Python 3\..* on .*; expected Python 3\.10 on"),
+        ({"machine": "s390x"}, rf"on {platform.machine()}; expected Python .* on s390x"),
+    ],
+)
+def test_a_bundle_for_another_controller_is_refused(
+    made: Path, changes: dict[str, Any], reason: str
+) -> None:
+    arguments = {"python": RUNNING, "machine": platform.machine()}
+    arguments["locks"] = bundle_setup.digest_locks()
+    with pytest.raises(BundleError, match=reason):
+        bundle_setup.choose_wheels(open_bundle(made), **{**arguments, **changes})
+
+
+def git(folder: Path, *words: str) -> None:
+    name = ("-c", "user.name=A", "-c", "user.email=a@example.com")
+    subprocess.run(["git", "-C", str(folder), *name, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a program, a link, and files that .gitignore names."""
+    folder = tmp_path / "project"
+    for name, content in {
+        ".gitignore": "/inventory/hosts.yml\n/.slipway/\n__pycache__/\n*.pyc\n",
+        "slipway": "#!/bin/sh\n",
+        "inventory/hosts.yml": "secret",
+        "inventory/deep/hosts.yml": "no secret",
+        ".slipway/env": "large",
+        "lib/__pycache__/a": "compiled",
+        "lib/a.pyc": "compiled",
+        "lib/ä b": "text",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    (folder / "slipway").chmod(0o775)
+    (folder / "link").symlink_to("lib/ä b")
+    return folder
+
+
+def members(content: bytes) -> dict[str, tuple[int, float, str, str]]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as opened:
+        return {m.name: (m.mode, m.mtime, m.uname, m.linkname) for m in opened}
+
+
+def test_the_project_is_the_same_with_and_without_git(project: Path) -> None:
+    commit, without_git = bundle_contents.pack_project(project)
+    assert commit is None
+    git(project, "init", "-q")
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "x")
+    commit, with_git = bundle_contents.pack_project(project)
+    assert commit and len(commit) == 40
+    assert with_git == without_git
+    assert members(with_git) == {
+        "slipway/.gitignore": (0o644, 0, "", ""),
+        "slipway/inventory/deep/hosts.yml": (0o644, 0, "", ""),
+        "slipway/lib/ä b": (0o644, 0, "", ""),
+        "slipway/link": (0o644, 0, "", "lib/ä b"),
+        "slipway/slipway": (0o755, 0, "", ""),
+    }
+
+
+def test_uncommitted_changes_are_reported(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    git(project, "init", "-q")
+    with pytest.raises(BundleError, match="cannot read the project with git"):
+        bundle_contents.pack_project(project)
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "x")
+    (project / "slipway").write_text("changed")
+    bundle_contents.pack_project(project)
+    assert "uncommitted changes are not in the bundle" in capsys.readouterr().err
+
+
+def test_patterns_that_the_list_of_files_does_not_know_are_refused(project: Path) -> None:
+    for pattern in ("!a", "a/**/b", "# comment"):
+        (project / ".gitignore").write_text(f"*.pyc\n{pattern}\n")
+        with pytest.raises(BundleError, match=r"^\.gitignore has the pattern"):
+            list(bundle_contents.list_files(project))
+
+
+def test_files_of_this_project_are_listed_without_git() -> None:
+    listed = {path.relative_to(ROOT) for path in bundle_contents.list_files(ROOT)}
+    assert {path.relative_to(ROOT) for path in tracked_files()} <= listed
+    assert [path for path in listed if path.parts[0] in (".slipway", ".git", "reports")] == []
