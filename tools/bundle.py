@@ -142,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--since",
         type=Path,
         metavar="OLD",
-        help="omit the files of bundle OLD; whoever uses OUT needs OLD beside it",
+        help="omit the files of bundle OLD; OUT then needs OLD beside it",
     )
     parser.add_argument("--verify", type=Path, metavar="FILE", help="check a bundle, then exit")
     parser.add_argument(
