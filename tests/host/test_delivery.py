@@ -103,6 +103,15 @@ class Fleet:
             found += site.on("ls /var/lib/slipway/builds").splitlines()
         return found
 
+    def planned(self) -> str:
+        """Return what plan expects of the image on the host that does not build."""
+        options = ("-i", str(self.folder / "hosts.yml"), "-e", json.dumps(self.variables))
+        plan = [str(ROOT / "slipway"), "plan", "--json", *options]
+        done = subprocess.run(plan, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stdout + done.stderr
+        differences = json.loads(done.stdout)["other-2"]["differences"]["ml_images"]
+        return str(next(one["expected"] for one in differences if one["kind"] == "images"))
+
 
 def received(run: Run) -> int:
     """Return the bytes of the layers that a run delivered."""
@@ -170,6 +179,10 @@ def test_a_second_run_changes_nothing(fleet: Fleet, delivered: set[str]) -> None
 def test_only_what_changed_is_transferred(fleet: Fleet, delivered: set[str]) -> None:
     whole = int(fleet.other.on(f"docker image inspect --format '{{{{.Size}}}}' {REFERENCE}"))
     fleet.write("two")
+    assert fleet.planned().endswith(", pull from build-1")
+    checked = fleet.run("--check", "--diff")
+    assert (checked.status, received(checked)) == ("successful", 0)
+    assert ", pull from build-1" in checked.output
     run = fleet.converge()
     assert 0 < received(run) < whole / 1000
     assert len(set(fleet.contents())) == 1

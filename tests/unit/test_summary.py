@@ -246,3 +246,29 @@ def test_texts_of_a_host_stay_on_their_line(tmp_path: Path) -> None:
     plan = state_report.plan(written)
     assert all(line.isprintable() for line in plan.splitlines())
     assert [line for line in plan.splitlines() if line.startswith("OK:")] == []
+
+
+def test_the_report_names_the_host_that_an_image_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    callback = Callback(report=str(file))
+    callback.play_starts("Compare hosts with the declared state")
+    callback.v2_playbook_on_task_start(None, False)
+    image = {"kind": "images", "name": "slipway/a:cpu", "found": "missing", "expected": "built"}
+    for position, host in ((1, "gpu02"), (0, "build01")):
+        surveyed = {
+            **SURVEYED,
+            "differences": {"ml_images": [dict(image)]},
+            "images": {"slipway/a:cpu": "1"},
+            "delivery": {
+                "builder": ["auto"],
+                "position": position,
+                "architecture": "x86_64",
+                "ssh": True,
+                "layers": {},
+            },
+        }
+        callback.task_ends(host, "slipway.host.survey", **surveyed)
+    callback.run_ends()
+    written = json.loads(file.read_text())
+    expected = {host: written[host]["differences"]["ml_images"][0]["expected"] for host in written}
+    assert expected == {"build01": "built", "gpu02": "pull from build01"}

@@ -96,7 +96,9 @@ def run(host: Host) -> Run:
         if remembered:
             variables["ansible_facts"] = {"slipway": remembered}
         templar = Templar(loader=DataLoader(), variables=variables)
-        connection: Any = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), has_pipelining=True)
+        connection: Any = SimpleNamespace(
+            transport="ssh", _shell=SimpleNamespace(tmpdir=None), has_pipelining=True
+        )
         nothing: Any = None
         action = survey.ActionModule(task, connection, nothing, nothing, templar, nothing)
         result: dict[str, Any] = action.run(None, variables)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images import job as 
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     catalogue_builds,
@@ -63,7 +65,7 @@ class ActionModule(ActionBase):
         )
         builder = self._choose_builder(arguments, builds, task_vars or {}) if differing else None
         if builder:
-            result.update(builder=builder, wanted=[build.reference for build in outdated])
+            result.update(_delivery(builder, differing, outdated, task_vars or {}))
         if not differing or self._task.check_mode:
             return result
         if answer["engine"]:
@@ -118,3 +120,29 @@ class ActionModule(ActionBase):
             return delivery.choose_builder(arguments["builder"], host, own, everyone, look)
         except ValueError as error:
             raise AnsibleActionFail(str(error)) from None
+
+
+def _delivery(
+    builder: str, differing: Sequence[Difference], builds: Sequence[ImageBuild], variables: Vars
+) -> dict[str, Any]:
+    """Return what the result has of a delivery; the diff names the host that an image is from."""
+    offered, own = (
+        (variables["hostvars"][name].get("__slipway_survey") or {})
+        .get("delivery", {})
+        .get("layers", {})
+        for name in (builder, variables["inventory_hostname"])
+    )
+    sizes = {
+        build.reference: delivery.bytes_to_pull(build.reference, build.digest, offered, own)
+        for build in builds
+    }
+    sources = {
+        one: delivery.describe_source(one.expected, builder, sizes.get(one.name))
+        for one in differing
+    }
+    lines = [dataclasses.replace(one, expected=source) for one, source in sources.items()]
+    return {
+        "builder": builder,
+        "wanted": [build.reference for build in builds],
+        "diff": [{"prepared": f"{line}\n"} for line in lines],
+    }

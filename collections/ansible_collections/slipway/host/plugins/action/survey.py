@@ -19,7 +19,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 from ansible_collections.slipway.host.plugins.module_utils.gpu import accepted_faults
 from ansible_collections.slipway.host.plugins.module_utils.gpu import health as gpu_health
 from ansible_collections.slipway.host.plugins.module_utils.host import declared as host_declared
-from ansible_collections.slipway.host.plugins.module_utils.images import delivery, fit, index
+from ansible_collections.slipway.host.plugins.module_utils.images import fit, index
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     consequences,
     engine,
@@ -32,6 +32,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
+    image_source,
     measured,
     role_plans,
     roles,
@@ -128,7 +129,7 @@ class ActionModule(ActionBase):
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences=as_data(drift),
             conflicts=as_data(conflicts),
-            images=delivery.declared_images(owned.values()),
+            **self._describe_images(owned, drift, variables, answer),
         )
         return result
 
@@ -269,6 +270,13 @@ class ActionModule(ActionBase):
         """Return the known faults of GPUs that the owner of the host accepts."""
         role, template = roles.load(VERIFY), self._template(VERIFY, variables, facts)
         return list(role_plans.read_options(role, variables, template)[accepted_faults.OPTION])
+
+    def _describe_images(self, owned: Plans, drift: Vars, variables: Vars, answer: Any) -> Vars:
+        """Return the declared images, and what decides where they come from."""
+        template = self._template(image_source.ROLE, variables, answer["facts"])
+        builder = image_source.read_builder(drift, variables, template)
+        over_ssh = self._connection.transport == "ssh"
+        return image_source.describe(owned, variables, answer, builder, over_ssh)
 
     def _end(self) -> str:
         """Return the end of an error; before the last survey, roles may have changed the host."""

@@ -51,6 +51,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache
 from ansible_collections.slipway.host.plugins.module_utils.host import acceptance
 from ansible_collections.slipway.host.plugins.module_utils.state import report
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
+from ansible_collections.slipway.host.plugins.plugin_utils import image_source
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import page, recorder
 from ansible_collections.slipway.host.plugins.plugin_utils.live import run_text
 
@@ -105,6 +106,8 @@ class CallbackModule(CallbackBase):
         super().__init__()
         self.report: dict[str, dict[str, Any]] = {}
         self.recorder = recorder.Recorder()
+        # The first result of each host's survey.
+        self.surveys: dict[str, dict[str, Any]] = {}
         self.command = ""
         self.play = ""
         self.no_hosts = False
@@ -184,6 +187,7 @@ class CallbackModule(CallbackBase):
             facts = answer["ansible_facts"]["slipway"]
             entry["system"] = {key: facts[key] for key in acceptance.SYSTEM if key in facts}
             if is_first:
+                self.surveys[host] = answer
                 # The survey after the roles finds no drift or fails.
                 entry["differences"] = answer["differences"]
                 entry["consequences"] = answer["consequences"]
@@ -234,6 +238,8 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print the table, or write the report."""
+        failed = {host for host in self.report if host not in self.surveys}
+        image_source.name_sources(self.surveys, failed)
         self.report = report.escape(self.report)
         for host, entry in self.report.items():
             # An upgrade also changes hosts without drift.

@@ -1,14 +1,19 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Decide which host builds the images of another host. Pure; runs on the controller."""
+"""Decide which host builds the images of another host, and describe it. Pure; on the controller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import format_size
+
 AUTO = "auto"
+ROLE, KIND = "ml_images", "images"
+# What a comparison expects of an image that is missing.
+BUILT = "built"
 
 
 @dataclass(frozen=True)
@@ -76,3 +81,102 @@ def declared_images(owned: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the context digest of each image in the owned state of a host, by reference."""
     entries = (entry for statement in owned for entry in statement.get("images", ()))
     return {entry["reference"]: entry["digest"] for entry in entries}
+
+
+def recorded_layers(images: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return context digest and compressed layers of each image that was pushed or pulled here.
+
+    IMAGES is the answer of a host. Only of images whose record is of their content. The layers are
+    a mapping of the beginning of a digest to bytes.
+    """
+    found = {reference: one for reference, one in (images or {}).items() if one and one[0]}
+    return {
+        reference: {"digest": record["digest"], "layers": record["layers"]}
+        for reference, (identity, record) in found.items()
+        if record.get("id") == identity and record.get("layers")
+    }
+
+
+def bytes_to_pull(
+    reference: str, digest: str, builder: Mapping[str, Any], own: Mapping[str, Any]
+) -> int | None:
+    """Return how many bytes of an image a host lacks, None if the builder has no record of them.
+
+    BUILDER and OWN are the recorded layers of the two hosts.
+    """
+    offered = builder.get(reference)
+    if not offered or offered["digest"] != digest:
+        return None
+    known = {layer for image in own.values() for layer in image["layers"]}
+    return sum(int(size) for layer, size in offered["layers"].items() if layer not in known)
+
+
+def describe_source(expected: str, builder: str, size: int | None) -> str:
+    """Return what a comparison EXPECTED of an image, with the host that the image comes from."""
+    source = f"pull from {builder}" + ("" if size is None else f" ({format_size(size)})")
+    return source if expected == BUILT else f"{expected}, {source}"
+
+
+def plan_pulls(
+    surveys: Mapping[str, Mapping[str, Any]], failed: Collection[str]
+) -> dict[str, list[dict[str, str]]]:
+    """Return the differences of images on each host that gets some of them from another host.
+
+    SURVEYS are the results of the surveys of one run, FAILED the hosts without a result. The
+    surveys run in parallel, so none of them knows yet which other host builds.
+    """
+    pending = [
+        host
+        for host, survey in surveys.items()
+        if any(one["kind"] == KIND for one in survey["differences"].get(ROLE, ()))
+    ]
+    order = (
+        sorted(surveys, key=lambda host: int(surveys[host]["delivery"]["position"]))
+        if pending
+        else []
+    )
+
+    def look(name: str) -> Candidate | None:
+        other = surveys.get(name)
+        if other is None:
+            return None if name in failed else Candidate(None, None)
+        return _candidate(other) if other["delivery"]["ssh"] else None
+
+    planned = {}
+    for host in pending:
+        survey = surveys[host]
+        own, differences = survey["delivery"], survey["differences"][ROLE]
+        if own["builder"] == [AUTO] and not own["ssh"]:
+            continue
+        try:
+            builder = choose_builder(own["builder"], host, _candidate(survey), order, look)
+        except ValueError as error:
+            # The role fails with this error.
+            planned[host] = [
+                {**one, "expected": f"{one['expected']}, but {error}"} for one in differences
+            ]
+            continue
+        if builder:
+            planned[host] = [_pull(one, builder, survey, surveys) for one in differences]
+    return planned
+
+
+def _candidate(survey: Mapping[str, Any]) -> Candidate:
+    return Candidate(survey["delivery"]["architecture"], survey["images"])
+
+
+def _pull(
+    difference: Mapping[str, str],
+    builder: str,
+    survey: Mapping[str, Any],
+    surveys: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:
+    """Return a difference of an image with its source; another difference stays."""
+    if difference["kind"] != KIND:
+        return dict(difference)
+    reference = difference["name"]
+    offered = surveys.get(builder, {}).get("delivery", {}).get("layers", {})
+    size = bytes_to_pull(
+        reference, survey["images"][reference], offered, survey["delivery"]["layers"]
+    )
+    return {**difference, "expected": describe_source(difference["expected"], builder, size)}

@@ -192,7 +192,7 @@ class Fetcher:
             record.DELIVERED,
             proven=proven,
             builder=self.job["builder"],
-            layers=list(image["layers"]),
+            layers=image["layers"],
         )
         run_or_fail("moving the tag", ["docker", "tag", content.identity, reference])
 

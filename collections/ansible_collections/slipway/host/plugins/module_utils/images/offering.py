@@ -37,6 +37,7 @@ def push(images: Json, progress: Progress) -> Json:
                 raise BuildError(f"image {reference} is not on this host. Build it again.")
             progress.now(f"the builder pushes {reference}")
             has = _pushed(port, reference, content) or _push(port, reference, content)
+            record.add_layers(reference, has["layers"])
             offered[reference] = {**has, "size": content.size}
     registry.remove_unused()
     return offered

@@ -124,19 +124,37 @@ def write_record(
         "replaced": replaced[:MAX_REPLACED],
         **details,
     }
+    _write(reference, record)
+
+
+def _write(reference: str, record: Mapping[str, Any]) -> None:
     secure_records()
     path = containers.image_record_path(reference)
     with paths.opened_parent(path, make=True) as (folder, name):
         folder.replace(name, json.dumps(record).encode(), MODE, os.geteuid(), os.getegid())
 
 
+def add_layers(reference: str, layers: Mapping[str, int]) -> None:
+    """Add the compressed layers of an image, digest to bytes, to its record on the builder."""
+    record = _read(reference)
+    if record and record.get("layers") != layers:
+        _write(reference, {**record, "layers": layers})
+
+
+def _read(reference: str) -> dict[str, Any]:
+    """Return the record with all its keys, empty if there is none."""
+    try:
+        return dict(
+            json.loads(reading.read_record(containers.image_record_path(reference)) or b"{}")
+        )
+    except (TypeError, ValueError):
+        return {}
+
+
 def _replaced_by(reference: str) -> list[str]:
     """Return the recorded former content IDs of a tag."""
-    try:
-        record = json.loads(reading.read_record(containers.image_record_path(reference)) or b"{}")
-        return [str(identity) for identity in record.get("replaced", ())]
-    except (AttributeError, TypeError, ValueError):
-        return []
+    replaced = _read(reference).get("replaced")
+    return list(map(str, replaced)) if isinstance(replaced, list) else []
 
 
 def remove_replaced(references: Iterable[str]) -> None:

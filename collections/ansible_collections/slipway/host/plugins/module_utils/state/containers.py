@@ -84,14 +84,19 @@ def image_record_path(reference: str, suffix: str = ".json") -> str:
 def read_image_record(reference: str) -> Json:
     """Return the record of an image on this host, empty if there is none.
 
-    reference; digest: context digest; id: content ID; origin: built, loaded or accepted; time:
-    seconds since 1970. Records of old versions have only the digest.
+    reference; digest: context digest; id: content ID; origin: built, loaded, accepted or delivered;
+    time: seconds since 1970; layers: compressed bytes by the beginning of the digest, of an image
+    that was pushed or pulled here. Records of old versions have only the digest.
     """
     try:
         record = json.loads(reading.read_record(image_record_path(reference)) or b"{}")
-        known = {key: str(record[key]) for key in ("digest", "id", "origin") if key in record}
+        keys = [key for key in ("digest", "id", "origin") if key in record]
+        known: Json = {key: str(record[key]) for key in keys}
         if record.get("reference", reference) != reference:
             return {}
+        if isinstance(record.get("layers"), dict):
+            sizes = record["layers"].items()
+            known["layers"] = {layer.rpartition(":")[2][:12]: int(size) for layer, size in sizes}
         return {**known, "time": int(record.get("time", 0))}
     except (AttributeError, TypeError, ValueError):
         return {}

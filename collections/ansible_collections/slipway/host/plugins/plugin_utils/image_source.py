@@ -1,0 +1,59 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Describe where the images of a host come from, for a plan; the survey and the summary use it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.images import delivery
+from ansible_collections.slipway.host.plugins.plugin_utils import role_plans, roles
+
+ROLE, OPTION = delivery.ROLE, "ml_images_builder"
+
+
+def read_builder(
+    drift: Mapping[str, Any], variables: roles.Vars, template: role_plans.Template
+) -> list[str]:
+    """Return ``ml_images_builder`` of a host, empty without drift of its images.
+
+    TEMPLATE evaluates variables as in the tasks of the role.
+    """
+    if not drift.get(ROLE):
+        return []
+    return list(role_plans.read_options(roles.load(ROLE), variables, template)[OPTION])
+
+
+def describe(
+    owned: Mapping[str, Mapping[str, Any]],
+    variables: roles.Vars,
+    answer: Mapping[str, Any],
+    builder: list[str],
+    over_ssh: bool,
+) -> dict[str, Any]:
+    """Return the declared images of a host, and what decides where they come from.
+
+    BUILDER is ``ml_images_builder``. position: number of the host in the inventory.
+    """
+    everyone = list(variables.get("groups", {}).get("all", ()))
+    host = variables.get("inventory_hostname")
+    return {
+        "images": delivery.declared_images(owned.values()),
+        "delivery": {
+            "builder": builder,
+            "position": everyone.index(host) if host in everyone else 0,
+            "architecture": answer["facts"].get("architecture"),
+            "ssh": over_ssh,
+            "layers": delivery.recorded_layers(answer.get("images")),
+        },
+    }
+
+
+def name_sources(surveys: Mapping[str, Mapping[str, Any]], failed: Collection[str]) -> None:
+    """Replace the differences of images in the results of the surveys of a run.
+
+    The lists of differences are changed in place: reports have the same ones.
+    """
+    for host, differences in delivery.plan_pulls(surveys, failed).items():
+        surveys[host]["differences"][ROLE][:] = differences
