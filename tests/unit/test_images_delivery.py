@@ -161,6 +161,29 @@ def test_a_registry_listens_on_loopback_and_serves_read_only() -> None:
     assert settings["http"]["addr"] == "127.0.0.1:5000"
     assert settings["storage"]["maintenance"]["readonly"]["enabled"] is True
     assert settings["storage"]["delete"]["enabled"] is False
+    assert "auth" not in settings
+
+
+def test_a_registry_that_takes_images_asks_for_a_password(login: registry.Login) -> None:
+    settings = json.loads(registry.configuration(5000, readonly=False))
+    assert settings["auth"]["htpasswd"]["path"] == "/var/lib/slipway/registry/push/users"
+    with pytest.raises(OSError, match="401"):
+        registry.describe(registry.Login(login.port, "another"), "slipway/small", "cpu")
+    # To be asked for the password is an answer.
+    assert registry._answers(login.port)
+
+
+def test_the_password_is_hashed_with_bcrypt() -> None:
+    hashed = registry.hash_password("abc")
+    assert re.fullmatch(r"\$2b\$04\$[./A-Za-z0-9]{53}", hashed)
+    words = ["perl", "-e", "print crypt('abc', $ARGV[0])", hashed]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == hashed
+
+
+def test_a_host_without_bcrypt_offers_no_images(program: Callable[[str, str], None]) -> None:
+    program("perl", "echo '*0'")
+    with pytest.raises(registry.RegistryError, match="cannot hash a password: no bcrypt"):
+        registry.hash_password("abc")
 
 
 @pytest.mark.parametrize(
@@ -185,13 +208,17 @@ def test_the_share_of_an_image_that_a_host_lacks(
     assert fetching.missing_share(image) == share
 
 
+LOGIN = registry.Login(0, "a password")
+
+
 class Registry(http.server.BaseHTTPRequestHandler):
     """Answers every request with a manifest, and with a digest that is a lie."""
 
     content = b'{"config": {"digest": "sha256:c"}, "layers": [{"digest": "sha256:l", "size": 7}]}'
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        is_known = self.headers["Authorization"] == f"Basic {LOGIN.basic}"
+        self.send_response(200 if is_known else 401)
         self.send_header("Docker-Content-Digest", "sha256:lie")
         self.end_headers()
         self.wfile.write(self.content)
@@ -201,18 +228,18 @@ class Registry(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of a registry that somebody else may have written to."""
+def login(monkeypatch: pytest.MonkeyPatch) -> Iterator[registry.Login]:
+    """A registry that somebody else may have written to."""
     # Nobody answers there: the registry of this host is not asked through a proxy.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
+        yield registry.Login(server.server_port, LOGIN.password)
         server.shutdown()
 
 
-def test_the_digest_of_a_manifest_is_computed(port: int) -> None:
-    found = registry.describe(port, "slipway/small", "cpu")
+def test_the_digest_of_a_manifest_is_computed(login: registry.Login) -> None:
+    found = registry.describe(login, "slipway/small", "cpu")
     assert found["manifest"] == f"sha256:{hashlib.sha256(Registry.content).hexdigest()}"
     assert (found["config"], found["layers"]) == ("sha256:c", {"sha256:l": 7})
 
@@ -227,11 +254,15 @@ def test_the_digest_of_a_manifest_is_computed(port: int) -> None:
     ],
 )
 def test_only_the_content_of_the_engine_is_offered(
-    identity: str, is_offered: bool, port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    identity: str,
+    is_offered: bool,
+    login: registry.Login,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     @contextlib.contextmanager
-    def taking_images() -> Iterator[int]:
-        yield port
+    def taking_images() -> Iterator[registry.Login]:
+        yield login
 
     monkeypatch.setattr(registry, "taking_images", taking_images)
     monkeypatch.setattr(registry, "remove_unused", lambda: None)

@@ -30,43 +30,44 @@ Json = dict[str, Any]
 def push(images: Json, progress: Progress) -> Json:
     """Push images, context digest by reference, to the registry; return what it has of each."""
     offered: Json = {}
-    with registry.taking_images() as port:
+    with registry.taking_images() as login:
         for reference in images:
             content = record.inspect_image(reference)
             if content is None:
                 raise BuildError(f"image {reference} is not on this host. Build it again.")
             progress.now(f"the builder pushes {reference}")
-            has = _pushed(port, reference, content) or _push(port, reference, content)
+            has = _pushed(login, reference, content) or _push(login, reference, content)
             record.add_layers(reference, has["layers"])
             offered[reference] = {**has, "size": content.size}
     registry.remove_unused()
     return offered
 
 
-def _pushed(port: int, reference: str, content: record.Content) -> Json | None:
+def _pushed(login: registry.Login, reference: str, content: record.Content) -> Json | None:
     """Return what the registry has of an image, None unless it has this content.
 
-    The engine's content ID is a digest of the configuration or of the manifest. Other users of this
-    host can write to the registry, but not make another content with that digest.
+    The engine's content ID is a digest of the configuration or of the manifest: nobody can make
+    another content with that digest.
     """
     name, _colon, tag = reference.rpartition(":")
     try:
-        has = registry.describe(port, name, tag)
+        has = registry.describe(login, name, tag)
     except (OSError, ValueError, KeyError):
         return None
     return has if content.identity in (has["config"], has["manifest"]) else None
 
 
-def _push(port: int, reference: str, content: record.Content) -> Json:
+def _push(login: registry.Login, reference: str, content: record.Content) -> Json:
     if not registry.has_room(content.size):
         raise BuildError(
             f"no space for a compressed copy of {reference} in {registry.FOLDER}: expected "
             f"{format_size(content.size)}. Free some space there, or set ml_images_builder."
         )
-    target = f"127.0.0.1:{port}/{reference}"
+    target = f"127.0.0.1:{login.port}/{reference}"
     run_or_fail("tagging", ["docker", "tag", content.identity, target])
-    run_or_fail(f"pushing {reference}", ["docker", "push", "--quiet", target])
-    has = _pushed(port, reference, content)
+    docker = ["docker", "--config", str(registry.PUSH)]
+    run_or_fail(f"pushing {reference}", [*docker, "push", "--quiet", target])
+    has = _pushed(login, reference, content)
     if has is None:
         raise BuildError(f"the registry has another content of {reference} than the engine")
     return has

@@ -4,24 +4,28 @@
 
 The program is the OCI distribution registry of the distribution's package ``docker-registry``. The
 package is unpacked, not installed: its service listens on all addresses. A registry that takes
-images runs while they are pushed; one that cannot be written to serves them, as a transient unit
-that ends without connections. Standard library of Python 3.10 only.
+images, with a password, runs while they are pushed; one that cannot be written to serves them, as a
+transient unit that ends without connections. Standard library of Python 3.10 only.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,12 @@ UNIT = "slipway-registry"
 RUNTIME = Path(f"/run/{UNIT}")
 # The engine knows pushed layers by the address, so it is the same each time if it is free.
 PUSH_PORT = 15055
+USER = "slipway"
+# What only root can read while images are pushed: settings, and the password for Docker.
+PUSH = FOLDER / "push"
+SETTINGS, USERS = PUSH / "settings.yml", PUSH / "users"
+# Hashes the password that it reads. The registry accepts bcrypt only, which Python does not have.
+BCRYPT = r"""chomp($_ = <STDIN>); my ($password, $salt) = split; print crypt($password, $salt)"""
 START_SECONDS = 20.0
 # Held while a lease is taken or given back. Only root can open it.
 LOCK = f"{labels.STATE_FOLDER}/registry.lock"
@@ -116,8 +126,42 @@ def _run(command: list[str], folder: Path | None = None) -> subprocess.Completed
     )
 
 
+@dataclass(frozen=True)
+class Login:
+    """How a registry that takes images is reached: its port and the password of this run."""
+
+    port: int
+    password: str
+
+    @property
+    def basic(self) -> str:
+        """Return user and password as HTTP has them."""
+        return base64.b64encode(f"{USER}:{self.password}".encode()).decode()
+
+
+def hash_password(password: str) -> str:
+    """Return the bcrypt hash of a random password; perl-base is on every host."""
+    salt = f"$2b$04${secrets.token_hex(11)[:21]}."
+    hashed = subprocess.run(
+        ["perl", "-e", BCRYPT],
+        input=f"{password} {salt}\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not hashed.stdout.startswith("$2b$"):
+        raise RegistryError(
+            f"cannot hash a password: {last_lines(hashed.stderr, 2) or 'no bcrypt'}; expected perl "
+            "and libcrypt with bcrypt. Set ml_images_builder: []"
+        )
+    return hashed.stdout
+
+
 def configuration(port: int, readonly: bool) -> str:
-    """Return the configuration of a registry on loopback; JSON is YAML."""
+    """Return the configuration of a registry on loopback; JSON is YAML.
+
+    A registry that takes images asks for the password in the file ``users``.
+    """
     maintenance = {"readonly": {"enabled": readonly}, "uploadpurging": {"enabled": False}}
     return json.dumps(
         {
@@ -129,6 +173,7 @@ def configuration(port: int, readonly: bool) -> str:
                 "maintenance": maintenance,
             },
             "http": {"addr": f"127.0.0.1:{port}"},
+            **({} if readonly else {"auth": {"htpasswd": {"realm": UNIT, "path": f"{USERS}"}}}),
         }
     )
 
@@ -145,32 +190,44 @@ def free_port(preferred: int = 0) -> int:
 
 
 @contextmanager
-def taking_images() -> Iterator[int]:
-    """Run a registry that takes images; yield its port."""
+def taking_images() -> Iterator[Login]:
+    """Run a registry that takes images from who knows the password; yield how it is reached."""
     FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-    program, port = provide_program(), free_port(PUSH_PORT)
+    program, login = provide_program(), Login(free_port(PUSH_PORT), secrets.token_hex(16))
     DATA.mkdir(exist_ok=True)
-    settings = FOLDER / "push.yml"
-    settings.write_text(configuration(port, readonly=False), encoding="utf-8")
-    with (FOLDER / "push.log").open("w+", encoding="utf-8") as log:
-        process = subprocess.Popen([program, "serve", str(settings)], stdout=log, stderr=log)
+    # Also what a killed run left.
+    shutil.rmtree(PUSH, ignore_errors=True)
+    PUSH.mkdir(mode=0o700)
+    SETTINGS.write_text(configuration(login.port, readonly=False), encoding="utf-8")
+    USERS.write_text(f"{USER}:{hash_password(login.password)}\n", encoding="ascii")
+    auths = {f"127.0.0.1:{login.port}": {"auth": login.basic}}
+    (PUSH / "config.json").write_text(json.dumps({"auths": auths}), encoding="ascii")
+    with (PUSH / "log").open("w+", encoding="utf-8") as log:
+        process = subprocess.Popen([program, "serve", str(SETTINGS)], stdout=log, stderr=log)
         try:
-            if not _answers(port, process):
+            if not _answers(login.port, process):
                 log.seek(0)
                 raise RegistryError(f"the registry does not start: {last_lines(log.read())}")
-            yield port
+            yield login
         finally:
             process.terminate()
             process.wait()
+            for secret in (USERS, PUSH / "config.json"):
+                secret.unlink(missing_ok=True)
 
 
 def _answers(port: int, process: subprocess.Popen[bytes] | None = None) -> bool:
     """Wait until a registry answers; return False if it ended or time is over."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and (process is None or process.poll() is None):
-        with contextlib.suppress(OSError), OPENER.open(_url(port, ""), timeout=2):
+        try:
+            with OPENER.open(_url(port, ""), timeout=2):
+                return True
+        except urllib.error.HTTPError:
+            # It asks for the password.
             return True
-        time.sleep(0.05)
+        except OSError:
+            time.sleep(0.05)
     return False
 
 
@@ -178,15 +235,14 @@ def _url(port: int, path: str) -> str:
     return f"http://127.0.0.1:{port}/v2/{path}"
 
 
-def describe(port: int, name: str, tag: str) -> dict[str, Any]:
+def describe(login: Login, name: str, tag: str) -> dict[str, Any]:
     """Return the digests of an image in the registry, and the size of each of its layers.
 
     manifest, config: digests; layers: digest to compressed bytes. The digest of the manifest is
-    computed: everybody on this host can answer. Raise OSError or ValueError without an answer.
+    computed, not believed. Raise OSError or ValueError without an answer.
     """
-    request = urllib.request.Request(
-        _url(port, f"{name}/manifests/{tag}"), headers={"Accept": ", ".join(MANIFESTS)}
-    )
+    headers = {"Accept": ", ".join(MANIFESTS), "Authorization": f"Basic {login.basic}"}
+    request = urllib.request.Request(_url(login.port, f"{name}/manifests/{tag}"), headers=headers)
     with OPENER.open(request, timeout=30) as answer:
         content = answer.read()
     manifest = json.loads(content)
@@ -212,7 +268,7 @@ def remove_unused() -> None:
     for left in DATA.glob("docker/registry/v2/repositories/**/_uploads"):
         shutil.rmtree(left, ignore_errors=True)
     program = provide_program()
-    collected = _run([program, "garbage-collect", "--delete-untagged", str(FOLDER / "push.yml")])
+    collected = _run([program, "garbage-collect", "--delete-untagged", str(SETTINGS)])
     if collected.returncode != 0:
         raise RegistryError(f"cannot remove unused images: {last_lines(collected.stderr, 3)}")
 
