@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,16 @@ smoke:
 REFERENCE = "slipway/small:cpu"
 RECORD = "/var/lib/slipway/images/slipway-small-cpu.json"
 SHARED = ("_shared", "Dockerfile.j2", "bases.yml", "bases.schema.json", "image.schema.json")
-CONTROL = Path("~/.ansible/cp").expanduser()
+# Moments at which every test run kills a delivery, see MOMENTS.
+SHORT = (("push", True), ("pull", False))
 
 
 class Fleet:
     """Two hosts, and a catalogue with one small image."""
 
-    def __init__(self, hosts: list[Site], folder: Path) -> None:
+    def __init__(self, hosts: list[Site], folder: Path, control: str) -> None:
         self.builder, self.other = hosts
-        self.folder = folder
+        self.folder, self.control = folder, Path(control)
         self.images = folder / "images"
         self.images.mkdir()
         for name in SHARED:
@@ -58,9 +60,15 @@ class Fleet:
         (self.images / "small/image.yml").write_text(IMAGE)
         (self.images / "small/smoke.sh").write_text("#!/bin/sh\nzstd --version\necho smoke: well\n")
         self.write("one")
-        inventory = {site.host.name: site.connection for site in hosts}
-        (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": inventory}}))
         self.builder.inventory = folder / "hosts.yml"
+        self.inventory = {site.host.name: site.connection for site in hosts}
+        self.declare(self.builder)
+
+    def declare(self, site: Site, **variables: Any) -> None:
+        """Set all variables of a host that are not for its connection."""
+        self.inventory[site.host.name] = {**site.connection, **variables}
+        inventory = yaml.safe_dump({"all": {"hosts": self.inventory}})
+        self.builder.inventory.write_text(inventory)
 
     def write(self, text: str) -> None:
         """Change the image."""
@@ -93,15 +101,22 @@ class Fleet:
 
     def left(self) -> list[str]:
         """Return what a delivery left: registries, forwarded ports, processes and sockets."""
-        found = [path.name for path in CONTROL.glob("slipway-*")]
+        found = [path.name for path in self.control.glob("slipway-*")]
         for site in (self.builder, self.other):
             listening = site.on("ss -Hltnp").splitlines()
             found += [line for line in listening if "sshd" in line and ":22 " not in line]
             found += site.on("pgrep -a docker-registry || true").splitlines()
             references = "docker image ls --digests --format '{{.Repository}}@{{.Digest}}'"
             found += site.on(f"{references} | grep ^127 || true").splitlines()
-            found += site.on("ls /var/lib/slipway/builds").splitlines()
+            # A job whose controller was killed goes ten minutes after its end.
+            jobs = "find /var/lib/slipway/builds -mindepth 1 -maxdepth 1"
+            found += site.on(f"{jobs} ! -exec test -e {{}}/result.json ';' -print").splitlines()
         return found
+
+    def received_by_interface(self) -> int:
+        """Return the bytes that the network interfaces of the host that pulls received."""
+        counters = "/sys/class/net/e*/statistics/rx_bytes"
+        return sum(map(int, self.other.on(f"cat {counters}").split()))
 
     def planned(self) -> str:
         """Return what plan expects of the image on the host that does not build."""
@@ -120,7 +135,16 @@ def received(run: Run) -> int:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    # Short, and not that of other runs: some tests kill the connections.
+    control = tempfile.mkdtemp(prefix="cp", dir="/tmp")
+    patch.setenv("ANSIBLE_SSH_CONTROL_PATH_DIR", control)
     group = Group("pytest-delivery")
     group.remove()
     folder = tmp_path_factory.mktemp("delivery")
@@ -128,8 +152,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     for name in ("build-1", "other-2"):
         (folder / name).mkdir()
         sites.append(Site(group.ensure(HostSpec(name)), folder / name))
-    yield Fleet(sites, folder)
+    yield Fleet(sites, folder, control)
     group.remove()
+    shutil.rmtree(control, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +208,13 @@ def test_only_what_changed_is_transferred(fleet: Fleet, delivered: set[str]) -> 
     checked = fleet.run("--check", "--diff")
     assert (checked.status, received(checked)) == ("successful", 0)
     assert ", pull from build-1" in checked.output
+    before = fleet.received_by_interface()
     run = fleet.converge()
     assert 0 < received(run) < whole / 1000
+    # With all that Ansible sends.
+    moved = fleet.received_by_interface() - before
+    print(f"{moved} bytes of {whole}")
+    assert moved < whole / 100
     assert len(set(fleet.contents())) == 1
     assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == "two"
 
@@ -234,29 +264,96 @@ def test_a_host_builds_itself_if_no_port_is_forwarded(fleet: Fleet, delivered: s
     assert fleet.left() == []
 
 
-@pytest.mark.parametrize("step", ["Offer the images", "Pull, test and tag"])
+def test_a_host_without_disk_space_fails_alone(fleet: Fleet, delivered: set[str]) -> None:
+    folder = "/var/lib/docker"
+    fleet.write("six")
+    engine = "docker.service docker.socket"
+    fleet.other.on(
+        f"systemctl stop {engine}; mount -t tmpfs -o size=24m full {folder}; systemctl start docker"
+    )
+    try:
+        run = fleet.run()
+    finally:
+        fleet.other.on(f"systemctl stop {engine}; umount {folder}; systemctl start docker")
+    assert (run.status, set(run.stats["failures"])) == ("failed", {"other-2"})
+    assert re.search(rf"no space in {folder}: found [0-9.]+ MB free; expected at least", run.output)
+    assert fleet.builder.on(f"docker run --rm {REFERENCE} cat /srv/text") == "six"
+    assert fleet.left() == []
+    fleet.converge()
+    assert len(set(fleet.contents())) == 1
+
+
+@pytest.mark.long
+def test_hosts_with_other_stores_of_the_engine_agree(fleet: Fleet, delivered: set[str]) -> None:
+    def layers() -> list[str]:
+        script = f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {REFERENCE}"
+        return [site.on(script) for site in (fleet.builder, fleet.other)]
+
+    for position, site in enumerate((fleet.other, fleet.builder)):
+        fleet.declare(site, docker_engine_settings={"features": {"containerd-snapshotter": True}})
+        fleet.write(f"store {position}")
+        fleet.converge()
+        assert "containerd" in site.on("docker info --format '{{json .DriverStatus}}'")
+        assert len(set(layers())) == 1
+        assert fleet.converge().changed() == set()
+        assert [fleet.origin(fleet.builder), fleet.origin(fleet.other)] == ["built", "delivered"]
+        assert fleet.left() == []
+        fleet.declare(site)
+        fleet.converge()
+
+
+# Prints the first line that the registry answers while it takes images, without a password.
+ASK = "exec 3<>/dev/tcp/127.0.0.1/15055; printf 'GET /v2/ HTTP/1.0\\r\\n\\r\\n' >&3; head -n1 <&3"
+# Moments of a delivery: the host, and a command that succeeds from then on.
+MOMENTS = {
+    "before the registry": ("builder", "grep -qs lease /var/lib/slipway/builds/*/job.json"),
+    "push": ("builder", f"bash -c {shlex.quote(ASK)} 2>/dev/null | grep HTTP"),
+    "before the pull": ("builder", "test -e /run/slipway-registry/port"),
+    "pull": ("other", "pgrep -f '[d]ocker pull'"),
+    "before the tag": ("other", "docker image ls --digests | grep '^127'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("moment", "with_connections"),
+    [
+        pytest.param(
+            moment,
+            connections,
+            # The others cost a minute each.
+            marks=() if (moment, connections) in SHORT else pytest.mark.long,
+            id=f"{moment}{', with connections' if connections else ''}",
+        )
+        for moment in MOMENTS
+        for connections in (False, True)
+    ],
+)
 def test_the_next_run_finishes_a_delivery_that_was_killed(
-    fleet: Fleet, delivered: set[str], step: str
+    fleet: Fleet, delivered: set[str], moment: str, with_connections: bool
 ) -> None:
-    fleet.write(step)
+    name, condition = MOMENTS[moment]
+    site: Site = getattr(fleet, name)
+    text = f"{moment} {with_connections}"
+    fleet.write(text)
+    watch = site.host.ssh_command("sudo", "sh", "-c", f"until {condition}; do sleep 0.01; done")
     command = ["ansible-playbook", "site.yml", "-i", str(fleet.folder / "hosts.yml")]
     with subprocess.Popen(
         [*command, "-e", json.dumps(fleet.variables)],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "default", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if re.search(rf"^TASK .*{step}", line):
-                # Within the task: its worker has opened the connection by then, or not.
-                time.sleep(1)
-                os.killpg(process.pid, signal.SIGKILL)
-                break
+        seen = subprocess.run(watch, capture_output=True, text=True, check=True, timeout=300)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        if with_connections:
+            # In the folder of this test: no other run has its connections there.
+            subprocess.run(["pkill", "-KILL", "-f", f"ssh: {fleet.control}/"], check=True)
+    if moment == "push":
+        assert " 401 " in seen.stdout
     fleet.converge()
     assert len(set(fleet.contents())) == 1
-    assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == step
+    assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == text
     assert fleet.left() == []
+    assert fleet.converge().changed() == set()

@@ -116,7 +116,24 @@ def test_a_killed_program_takes_its_processes_and_secrets_along(
     assert not folder.exists()
 
 
-def test_jobs_of_controllers_that_went_away_are_removed_after_a_week(tmp_path: Path) -> None:
+def test_a_result_that_no_controller_reads_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = detached_job._run_command
+
+    def until_the_job_runs(action: Any, script: str, data: bytes = b"\n") -> str:
+        if "base64" not in script:
+            raise AnsibleActionFail("the connection is gone")
+        return run(action, script, data)
+
+    monkeypatch.setattr(detached_job, "_run_command", until_the_job_runs)
+    monkeypatch.setattr(detached_job, "RESULT_SECONDS", 1)
+    with pytest.raises(AnsibleActionFail, match="gone"):
+        run_job(tmp_path, DONE)
+    wait_for(lambda: not any((tmp_path / "work").iterdir()))
+
+
+def test_jobs_of_a_host_that_restarted_are_removed_after_a_week(tmp_path: Path) -> None:
     for name, days in (("old", 8), ("new", 1)):
         (tmp_path / "work" / name).mkdir(parents=True)
         subprocess.run(["touch", "-d", f"{days} days ago", tmp_path / "work" / name], check=True)

@@ -26,6 +26,8 @@ from ansible_collections.slipway.host.plugins.plugin_utils.live.progress_channel
 
 # Seconds between two reads of the progress; a read waits on the host for news.
 POLL_SECONDS = 0.4
+# Seconds that a result waits for a controller; if its run was killed, nobody reads the result.
+RESULT_SECONDS = 600
 # What the programs do, for people.
 ACTIVITIES = {"builder": "build of images", "worker": "download of data"}
 
@@ -102,14 +104,17 @@ def _read_script(folder: str, displayed_bytes: int, status: str) -> str:
 def _start_script(python: str, work: str, folder: str, program: str) -> str:
     """Return the shell script that unpacks a job from standard input and starts it.
 
-    Jobs that were killed with their controller are removed by the next one, other jobs whose
-    controller disconnected after a week.
+    A job whose controller went away is removed a while after its end, one that was killed by the
+    next job. Jobs of a host that restarted are removed after a week.
     """
     # However the program ends, its own processes and its secrets do not outlive it.
     start = (
         f"{python} -E -s -m {program} {folder} & "
         "echo $! >pid.new; mv pid.new pid; wait $!; "
-        f"trap '' TERM; kill -TERM 0; rm -rf {folder}/secrets {folder}/job.json"
+        f"trap '' TERM; kill -TERM 0; rm -rf {folder}/secrets {folder}/job.json; seconds=0; "
+        f"while [ -e {folder}/result.json ] && [ $seconds -lt {RESULT_SECONDS} ]; do "
+        "sleep 1; seconds=$((seconds + 1)); done; "
+        f"[ ! -e {folder}/result.json ] || rm -rf {folder}"
     )
     return (
         f"umask 077; mkdir -p {folder} && cd {folder} && "
