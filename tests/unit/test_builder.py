@@ -20,8 +20,12 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job
+from ansible_collections.slipway.host.plugins.module_utils.images import (
+    build_cache,
+    commands,
+    output,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images import builder as images_builder
-from ansible_collections.slipway.host.plugins.module_utils.images import commands, output
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 # Answers the docker commands of the builder. $ENGINE/images.json maps references to labels; `_id`
@@ -120,6 +124,7 @@ class Host:
             "proxy": {},
             "wheels": "",
             "parallel": 1,
+            "cache_bytes": 0,
         }
         self.images: dict[str, dict[str, str]] = {LOCAL_BASE: {}}
         self.say: dict[str, Any] = {}
@@ -397,6 +402,33 @@ def test_the_number_of_parallel_builds_depends_on_the_processors(
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     builder = images_builder.Builder(host.folder, job.Progress(io.StringIO()))
     assert builder.parallel_builds() == at_once
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (5_000_000, "build cache: removed 5.0 MB"),
+        (OSError("no socket"), "build cache: not reduced to 7.0 kB: no socket"),
+        (0, None),
+    ],
+)
+def test_the_build_cache_is_reduced_after_a_build(
+    host: Host, monkeypatch: pytest.MonkeyPatch, answer: int | OSError, line: str | None
+) -> None:
+    sizes: list[int] = []
+
+    def shrink(size: int) -> int:
+        sizes.append(size)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(build_cache, "shrink", shrink)
+    host.job["cache_bytes"] = 7000
+    assert host.run()["built"] == [TOOL]
+    assert [text for text in host.progress if "build cache" in text] == ([line] if line else [])
+    # A run without a build does not touch the cache.
+    assert (host.run()["built"], sizes) == ([], [7000])
 
 
 def test_an_image_is_built_on_its_parent(host: Host) -> None:

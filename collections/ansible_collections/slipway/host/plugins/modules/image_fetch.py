@@ -30,7 +30,9 @@ options:
     type: dict
     required: true
   build:
-    description: How images are built, as the role's C(ml_images_build) documents it.
+    description:
+      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
+        maximum size of the build cache.
     type: dict
     default: {}
   may_build:

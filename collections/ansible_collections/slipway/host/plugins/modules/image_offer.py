@@ -36,7 +36,9 @@ options:
     type: str
     required: true
   build:
-    description: How images are built, as the role's C(ml_images_build) documents it.
+    description:
+      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
+        maximum size of the build cache.
     type: dict
     default: {}
 attributes:

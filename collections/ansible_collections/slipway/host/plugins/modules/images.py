@@ -27,7 +27,9 @@ options:
     elements: str
     required: true
   build:
-    description: How images are built, as the role's C(ml_images_build) documents it.
+    description:
+      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
+        maximum size of the build cache.
     type: dict
     default: {}
   builder:

@@ -21,10 +21,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.data.progress import format_size
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
-from ansible_collections.slipway.host.plugins.module_utils.images import record
+from ansible_collections.slipway.host.plugins.module_utils.images import build_cache, record
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.images.activity import Activities
 from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
@@ -324,6 +325,17 @@ class Builder:
             self.activities.end(image["name"])
         return None
 
+    def shrink_cache(self) -> None:
+        """Remove build cache beyond its bound; the images are built, whatever the engine says."""
+        size = self.job["cache_bytes"]
+        try:
+            removed = build_cache.shrink(size) if size else 0
+        except (OSError, ValueError) as error:
+            self.progress.say(f"build cache: not reduced to {format_size(size)}: {error}")
+            return
+        if removed:
+            self.progress.say(f"build cache: removed {format_size(removed)}")
+
     def build_all(self) -> Job:
         """Build all images of the job, each after the image below it.
 
@@ -349,6 +361,8 @@ class Builder:
                     if reason is not None:
                         failed[reference] = reason
         record.remove_replaced(image["reference"] for image in self.job["builds"])
+        if self.built:
+            self.shrink_cache()
         return {"built": self.built, "recorded": self.recorded, "failed": failed}
 
 

@@ -78,9 +78,9 @@ def pack_job(
 ) -> bytes:
     """Return a tar archive with everything that the builder needs on the host.
 
-    OPTIONS is ``ml_images_build``. OFFER is set for the program of :mod:`offering`: images, context
-    digest by reference, architecture and lease. The archive contains secrets: unpack it into a
-    folder that only root can read.
+    OPTIONS is ``ml_images_build`` with ``cache_bytes``. OFFER is set for the program of
+    :mod:`offering`: images, context digest by reference, architecture and lease. The archive
+    contains secrets: unpack it into a folder that only root can read.
     """
     contents = {
         "pip_conf": _pip_conf(options),
@@ -104,6 +104,7 @@ def pack_job(
         "proxy": {k: v for k, v in (options.get("proxy") or {}).items() if v},
         "wheels": options.get("wheels") or "",
         "parallel": options.get("parallel") or 0,
+        "cache_bytes": options.get("cache_bytes") or 0,
         "offer": offer,
     }
     files["job.json"] = json.dumps(description).encode()

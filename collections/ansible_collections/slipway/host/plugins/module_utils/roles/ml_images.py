@@ -7,17 +7,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.images import delivery, index, types
+from ansible_collections.slipway.host.plugins.module_utils.images import (
+    build_cache,
+    delivery,
+    index,
+    types,
+)
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
 from ansible_collections.slipway.host.plugins.module_utils.state.containers import IMAGE_RECORDS
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return names, catalogue, variant, base and args of images, and the ``owned`` state.
+    """Return names, catalogue, variant, base and args of images, how to build, and ``owned``.
 
     FACTS is ``ansible_facts['slipway']``, OPTIONS the options of the role and of ml_catalogue.
     Raise DeclarationError for a broken catalogue or an unknown image, ValueError for a builder that
-    is not in the inventory.
+    is not in the inventory and for a wrong size.
     """
     for name in options["ml_images_builder"]:
         if name not in (delivery.AUTO, *facts["hosts"]):
@@ -25,6 +30,10 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
                 f"ml_images_builder: {name} is not in the inventory; expected names of hosts, auto "
                 "alone, or an empty list. Correct the name."
             )
+    try:
+        cache_bytes = build_cache.parse_size(options["ml_images_cache_size"])
+    except ValueError as error:
+        raise ValueError(f"ml_images_cache_size: {error}. Correct the size.") from None
     build = ml_catalogue.choose_build(facts, options)
     absent = options["ml_images_state"] == "absent"
     names = [] if absent else ml_catalogue.image_names(options)
@@ -37,6 +46,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         "variant": build.variant,
         "base": build.base,
         "args": build.args,
+        "build": {**options["ml_images_build"], "cache_bytes": cache_bytes},
         "owned": owned,
     }
 
