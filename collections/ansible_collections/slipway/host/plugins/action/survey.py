@@ -275,8 +275,7 @@ class ActionModule(ActionBase):
         """Return the declared images, and what decides where they come from."""
         template = self._template(image_source.ROLE, variables, answer["facts"])
         builder = image_source.read_builder(drift, variables, template)
-        over_ssh = self._connection.transport == "ssh"
-        return image_source.describe(owned, variables, answer, builder, over_ssh)
+        return image_source.describe(owned, variables, answer, builder, self._connection.transport)
 
     def _end(self) -> str:
         """Return the end of an error; before the last survey, roles may have changed the host."""

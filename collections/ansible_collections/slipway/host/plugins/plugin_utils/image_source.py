@@ -30,11 +30,12 @@ def describe(
     variables: roles.Vars,
     answer: Mapping[str, Any],
     builder: list[str],
-    over_ssh: bool,
+    transport: str,
 ) -> dict[str, Any]:
     """Return the declared images of a host, and what decides where they come from.
 
-    BUILDER is ``ml_images_builder``. position: number of the host in the inventory.
+    BUILDER is ``ml_images_builder``, TRANSPORT the connection of the host. position: number of the
+    host in the inventory.
     """
     everyone = list(variables.get("groups", {}).get("all", ()))
     host = variables.get("inventory_hostname")
@@ -44,7 +45,7 @@ def describe(
             "builder": builder,
             "position": everyone.index(host) if host in everyone else 0,
             "architecture": answer["facts"].get("architecture"),
-            "ssh": over_ssh,
+            "ssh": transport == "ssh",
             "layers": delivery.recorded_layers(answer.get("images")),
         },
     }
