@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,9 @@ def main(arguments: list[str]) -> int:
     if as_json:
         print(json.dumps(report, indent=2, sort_keys=True))
     elif report:
-        print(state_report.plan(report, any(map(VERBOSE.fullmatch, arguments))))
+        text = state_report.plan(report, any(map(VERBOSE.fullmatch, arguments)))
+        width = shutil.get_terminal_size().columns
+        print(state_report.wrap(text, width) if sys.stdout.isatty() else text)
         pages = [line for line in run.stdout.splitlines() if line.startswith(PAGE)]
         print("".join(f"\n{line}" for line in pages), end="\n" if pages else "")
     return status

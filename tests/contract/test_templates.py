@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
+import yaml
 
 from tests.contract.tree import ROOT, load, text, tracked_files
 
@@ -55,6 +57,34 @@ def conditions(value: Any) -> Iterator[str]:
                 yield from (str(one) for one in (inner if isinstance(inner, list) else [inner]))
             else:
                 yield from conditions(inner)
+
+
+def torn_messages(value: Any) -> Iterator[str]:
+    """Yield messages of tasks with a line break outside of expressions.
+
+    A folded scalar keeps the line breaks around a line that is indented more than the others.
+    """
+    if isinstance(value, list):
+        for inner in value:
+            yield from torn_messages(inner)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("msg", "fail_msg") and isinstance(inner, str):
+                if "\n" in re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", inner, flags=re.S):
+                    yield inner
+            else:
+                yield from torn_messages(inner)
+
+
+@pytest.mark.parametrize("file", YAML, ids=name)
+def test_messages_are_on_one_line(file: Path) -> None:
+    assert list(torn_messages(load(file))) == []
+
+
+def test_a_torn_message_is_named() -> None:
+    source = "- fail:\n    msg: >-\n      a\n      {{ b\n"
+    assert list(torn_messages(yaml.safe_load(f"{source}      | c }}}}\n      d\n"))) == []
+    assert len(list(torn_messages(yaml.safe_load(f"{source}         | c }}}}\n      d\n")))) == 1
 
 
 @pytest.mark.parametrize("file", TEMPLATES, ids=name)

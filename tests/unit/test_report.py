@@ -213,6 +213,32 @@ def test_the_summary_has_a_row_for_each_host_then_addresses_and_notes() -> None:
     )
 
 
+def test_an_address_of_several_hosts_names_its_host() -> None:
+    hosts = {
+        name: entry(urls={"api": f"http://{address}:5000"})
+        for name, address in (("a", "192.0.2.1"), ("b", "127.0.0.1"))
+    }
+    found = state_report.summary(hosts)
+    assert "api: http://192.0.2.1:5000 (on a)\napi: http://127.0.0.1:5000 (on b itself)" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "wrapped"),
+    [
+        ("one two three four", "one two\nthree four"),
+        ("  one two three four", "  one two\n  three\n  four"),
+        ("a   one two three", "a   one\n    two\n    three"),
+        ("one two three   four", "one two\nthree\nfour"),
+        ("", ""),
+        ("a\n\nb", "a\n\nb"),
+        ("/a/path/without/any/space b-c", "/a/path/without/any/space b-c"),
+        ("   ", "   "),
+    ],
+)
+def test_lines_break_between_words(text: str, wrapped: str) -> None:
+    assert state_report.wrap(text, 10) == wrapped
+
+
 def test_conflicts_have_a_table_of_their_own_beside_the_drift() -> None:
     table = lines(
         "",

@@ -18,6 +18,8 @@ names of the states.
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +59,10 @@ _DISTURBED: Mapping[str, str] = {
 }
 
 
+# The end of the space before a column, or before an indented line.
+_COLUMN = re.compile(r"(?:^|(?<=\S)) {2,}(?=\S)")
+
+
 def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
     """Return ROWS under HEADING as text in aligned columns; the last column runs free."""
     lines = [heading, *rows]
@@ -65,6 +71,30 @@ def table(rows: Sequence[Sequence[str]], heading: Sequence[str]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
         for row in lines
     )
+
+
+def wrap(text: str, width: int) -> str:
+    """Return a text whose lines break between words at WIDTH characters.
+
+    What follows of a row of a table begins below its last column. A line with a word that does not
+    fit, such as a long path, stays as it is.
+    """
+    return "\n".join(part for line in text.split("\n") for part in _wrap_line(line, width))
+
+
+def _wrap_line(line: str, width: int) -> list[str]:
+    columns = [match.end() for match in _COLUMN.finditer(line) if match.end() <= width // 2]
+    indent = " " * max(columns, default=0)
+    if max(map(len, line.split()), default=0) > width - len(indent):
+        return [line]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        expand_tabs=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [line]
 
 
 def escape(value: Any) -> Any:
@@ -180,16 +210,23 @@ def summary(report: Report, result: str = "as declared") -> str:
     RESULT: see :func:`verdict.of_run`.
     """
     after = []
+    several = sum(bool(entry["urls"]) for entry in report.values()) > 1
     for host, entry in sorted(report.items()):
         after += [f"{host}: {note}" for note in [*entry["notes"], *entry.get("waiting", ())]]
         after += [
-            f"{service}: {url}"
-            + (f" (on {host} itself)" if any(part in url for part in LOOPBACK) else "")
+            f"{service}: {url}{_place(host, url, several)}"
             for service, url in sorted(entry["urls"].items())
         ]
     hosts = "\n".join([_overview(report), *after])
     parts = [hosts, conflicts(report), health(report), verdict.of_run(report, result)]
     return "\n\n".join(filter(None, parts))
+
+
+def _place(host: str, url: str, several: bool) -> str:
+    """Return on which host an address is, where it does not say so by itself."""
+    if any(part in url for part in LOOPBACK):
+        return f" (on {host} itself)"
+    return f" (on {host})" if several and f"//{host}:" not in url else ""
 
 
 def _overview(report: Report) -> str:

@@ -94,6 +94,7 @@ class RunDisplay:
         def render(width: int, height: int) -> list[view_lines.Line]:
             return view_lines.lines(self.run, width, height, time.monotonic())
 
+        self.output.is_wrapped = True
         self.output.view = view_terminal.Region(self.output.terminal, render)
 
     def stop(self) -> None:

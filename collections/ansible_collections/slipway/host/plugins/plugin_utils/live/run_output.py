@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from ansible_collections.slipway.host.plugins.module_utils.state import report
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Control characters of hosts: who shows the log in a terminal sees only text.
@@ -66,6 +69,8 @@ class Output:
         self.lock = lock
         self.log = log
         self.view: View | None = None
+        # Whether lines of text break between words at the width of the terminal.
+        self.is_wrapped = False
         # Whether the last text had no end of line: a question that waits for its answer.
         self.is_open = False
         # Whether Ansible asks a question now.
@@ -100,6 +105,9 @@ class Output:
             self.log.write(text)
         if SCREEN not in targets or not text:
             return
+        # Lines with colours are those of Ansible, which breaks them by itself.
+        if self.is_wrapped and "\x1b" not in text:
+            text = report.wrap(text, shutil.get_terminal_size().columns)
         with self.lock:
             if self.view:
                 self.view.erase()

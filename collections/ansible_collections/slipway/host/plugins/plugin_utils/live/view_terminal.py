@@ -40,15 +40,22 @@ class Region:
     def erase(self) -> None:
         """Remove the lines from the screen; the cursor is where the first one was."""
         if self.drawn:
-            self.stream.write(f"{self._to_first_line()}{ERASE_BELOW}{SHOW_CURSOR}")
+            # Line by line: tmux keeps in its history what a command for the whole screen erases.
+            up = self._to_first_line()
+            lines = f"{ERASE_LINE}\n" * self._rows()
+            self.stream.write(f"{up}{lines}{up}{SHOW_CURSOR}")
             self.stream.flush()
             self.drawn = []
 
     def _to_first_line(self) -> str:
         """Return what moves the cursor; a terminal that became narrower has wrapped the lines."""
-        width = max(1, self.console.size.width)
-        rows = sum(max(1, -(-cells // width)) for cells in self.drawn)
+        rows = self._rows()
         return f"\r\x1b[{rows}A" if rows else ""
+
+    def _rows(self) -> int:
+        """Return how many rows of the screen the lines have."""
+        width = max(1, self.console.size.width)
+        return sum(max(1, -(-cells // width)) for cells in self.drawn)
 
     def _styled(self, line: Line) -> str:
         return "".join(
