@@ -211,10 +211,8 @@ def test_only_what_changed_is_transferred(fleet: Fleet, delivered: set[str]) -> 
     before = fleet.received_by_interface()
     run = fleet.converge()
     assert 0 < received(run) < whole / 1000
-    # With all that Ansible sends.
-    moved = fleet.received_by_interface() - before
-    print(f"{moved} bytes of {whole}")
-    assert moved < whole / 100
+    # Ansible itself sends most of it, for an image of any size: scripts, and modules of Python.
+    assert fleet.received_by_interface() - before < 1_200_000
     assert len(set(fleet.contents())) == 1
     assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == "two"
 
