@@ -134,6 +134,7 @@ def run(answer: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
         "command": "site",
         "state": "no_drift",
         "error": "",
+        "hold": "",
         "survey": answer,
         "found": (answer or {}).get("differences", {}),
         "checks": None,

@@ -51,6 +51,13 @@ def build(**hosts: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
+def test_a_held_host_is_not_accepted_and_not_ill() -> None:
+    report = build(gpu01=entry(state="held", hold="disk swap"))
+    host = report["hosts"]["gpu01"]
+    assert (host["accepted"], host["error"]) == (False, "held: disk swap")
+    assert "gpu01  held    -     held: disk swap" in acceptance.table(report)
+
+
 @pytest.mark.parametrize(
     ("host", "accepted"),
     [

@@ -106,6 +106,19 @@ def test_an_unreachable_host_keeps_what_is_known_of_it() -> None:
     assert kinds(again)[-1] == "reachable"
 
 
+def test_a_held_host_keeps_what_is_known_of_it_until_it_is_released() -> None:
+    known = update(run(survey(differences=DRIFT), state="drift"))
+    held = history.update(known, "gpu01", run(None, state="held", hold="swap"), NOW)
+    assert (held["overview"], held["drift"]) == (known["overview"], known["drift"])
+    assert (history.condition(held), held["hold"]) == ("held", "swap")
+    assert (kinds(held)[-1], held["days"][-1]["state"]) == ("held", "held")
+    again = history.update(held, "gpu01", run(None, state="held", hold="swap"), NOW)
+    assert kinds(again) == kinds(held)
+    free = history.update(again, "gpu01", run(survey()), NOW + timedelta(days=1))
+    assert (history.condition(free), free["hold"]) == ("declared", "")
+    assert "released" in kinds(free)
+
+
 def test_a_survey_of_some_roles_leaves_the_others_as_they_were() -> None:
     first = survey(differences={**DRIFT, "user_access": [fleet_reports.DIFFERENCE]})
     second = survey()

@@ -39,6 +39,7 @@ HOSTS = {
     "less": Candidate(AMD, {"slipway/iris-api:cpu": "1"}),
     "unknown": Candidate(None, None),
     "failed": None,
+    "held": Candidate(AMD, IMAGES, "disk swap"),
 }
 
 
@@ -57,6 +58,8 @@ HOSTS = {
         # The builder says itself whether it can build, if this run did not look at it.
         (["unknown"], "h", ["h"], "unknown"),
         (["failed", "same"], "h", ["h"], "same"),
+        (["auto"], "h", ["held", "same", "h"], "same"),
+        (["held", "same"], "h", ["h"], "same"),
         (["less"], "h", ["h"], "less"),
     ],
 )
@@ -74,6 +77,7 @@ def test_the_builder_of_a_host(
         # To build for the other host would replace its own image, which has the same tag.
         (["old"], "old has another slipway/jupyter:cpu"),
         (["arm", "failed"], "arm has the architecture aarch64; failed failed in this run"),
+        (["held"], "held is held: disk swap; expected a host that builds for h"),
     ],
 )
 def test_a_declared_builder_that_cannot_build_is_refused(wanted: list[str], reason: str) -> None:

@@ -42,6 +42,10 @@ PASSED, FAILED = {"ok": True}, {"ok": False}
             {"b": entry("failed", checks=[FAILED, PASSED]), "a": entry("conflict")},
             ["2 hosts need you: a (conflict), b (failed). See above what to do, then run again."],
         ),
+        (
+            {"b": entry("held"), "a": entry("changed")},
+            ["OK: 1 host as declared.", "1 host is held: b. Nothing was done there."],
+        ),
     ],
 )
 def test_the_end_of_a_run_says_who_must_do_what(report: dict[str, Any], lines: list[str]) -> None:
@@ -72,6 +76,10 @@ FAULT: dict[str, Any] = {"health": [{"warning": False}]}
             ],
         ),
         ({"a": entry(health=[{"warning": True}])}, ["OK: 1 host as declared."]),
+        (
+            {"b": entry("held"), "a": entry("held")},
+            ["2 hosts are held: a, b. Nothing was done there."],
+        ),
     ],
 )
 def test_the_end_of_a_plan_says_who_must_do_what(report: dict[str, Any], lines: list[str]) -> None:

@@ -56,6 +56,14 @@ def test_a_narrow_terminal_has_the_end_of_a_long_reason_below_its_host() -> None
     ]
 
 
+def test_a_held_host_shows_the_reason_until_the_end() -> None:
+    run = fleet()
+    run.hold("gpu03", "disk swap")
+    assert text(run, 80, 24)[4] == "gpu03         held: disk swap"
+    run.end(40.0)
+    assert text(run, 80, 24)[3] == "gpu03         held: disk swap"
+
+
 def test_a_wide_terminal_has_all_in_one_line() -> None:
     assert text(fleet(), 200, 50)[2:] == [
         "gpu02   0:20  docker_engine  Install packages  apt: Unpacking runc, 4 %",

@@ -18,14 +18,12 @@ from ansible_collections.slipway.host.plugins.module_utils.state import engine, 
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
+    builders,
     catalogue_builds,
     detached_job,
 )
 
 Vars = Mapping[str, Any]
-
-# Connections over which images are delivered.
-SSH = ("ssh", "ansible.builtin.ssh", "smart")
 
 ARGUMENT_SPEC: dict[str, Any] = {
     **catalogue_builds.ARGUMENT_SPEC,
@@ -63,7 +61,9 @@ class ActionModule(ActionBase):
             failed=bool(conflicts),
             msg="\n".join(conflict.reason for conflict in conflicts),
         )
-        builder = self._choose_builder(arguments, builds, task_vars or {}) if differing else None
+        builder = None
+        if differing:
+            builder = self._choose_builder(arguments["builder"], builds, task_vars or {})
         if builder:
             result.update(_delivery(builder, differing, outdated, task_vars or {}))
         if not differing or self._task.check_mode:
@@ -89,37 +89,18 @@ class ActionModule(ActionBase):
         return result
 
     def _choose_builder(
-        self, arguments: Vars, builds: Sequence[ImageBuild], variables: Vars
+        self, wanted: Sequence[str], builds: Sequence[ImageBuild], variables: dict[str, Any]
     ) -> str | None:
         """Return the host that builds for this one, None if this host builds."""
-        declared = {build.reference: build.digest for build in builds}
-        facts = variables.get("ansible_facts", {}).get("slipway", {})
-        own = delivery.Candidate(facts.get("architecture"), declared)
+        if wanted == [delivery.AUTO] and self._connection.transport != "ssh":
+            return None
         failed = {*variables.get("ansible_play_hosts_all", ())} - {
             *variables.get("ansible_play_hosts", ())
         }
-
-        def look(name: str) -> delivery.Candidate | None:
-            other = variables["hostvars"][name]
-            surveyed = other.get("__slipway_survey") or {}
-            if (
-                other.get("ansible_connection", "ssh") not in SSH
-                or name in failed
-                or surveyed.get("failed")
-                or surveyed.get("unreachable")
-            ):
-                return None
-            architecture = other.get("ansible_facts", {}).get("slipway", {}).get("architecture")
-            return delivery.Candidate(architecture, surveyed.get("images"))
-
-        host = str(variables.get("inventory_hostname"))
-        everyone = variables.get("groups", {}).get("all", ())
-        if arguments["builder"] == [delivery.AUTO] and self._connection.transport != "ssh":
-            return None
-        try:
-            return delivery.choose_builder(arguments["builder"], host, own, everyone, look)
-        except ValueError as error:
-            raise AnsibleActionFail(str(error)) from None
+        facts = variables.get("ansible_facts", {}).get("slipway", {})
+        declared = {build.reference: build.digest for build in builds}
+        own = delivery.Candidate(facts.get("architecture"), declared)
+        return builders.choose(wanted, own, variables, failed)
 
 
 def _delivery(

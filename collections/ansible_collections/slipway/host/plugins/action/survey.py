@@ -29,11 +29,12 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     space,
     trees,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
+    holds,
     image_source,
     measured,
+    registered_results,
     role_plans,
     roles,
 )
@@ -44,6 +45,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "compare": {"type": "bool"},
     "expect_no_drift": {"type": "bool", "default": False},
     "fail_on_conflict": {"type": "bool", "default": False},
+    "hold_only": {"type": "bool", "default": False},
 }
 # The groups of hosts that the plays after the survey run on.
 GROUPS = ("slipway_drift", "slipway_conflict", "slipway_fault", "slipway_metrics")
@@ -51,7 +53,7 @@ GROUPS = ("slipway_drift", "slipway_conflict", "slipway_fault", "slipway_metrics
 ROLE_GROUP = "slipway_apply_"
 # If the facts still differ after so many attempts, the host is changing right now.
 ATTEMPTS = 3
-# The second role has no owned state, but options that the survey uses.
+# host_verify has no owned state, but options that the survey uses.
 DRIVER, VERIFY = "nvidia_driver", "host_verify"
 
 Vars = roles.Vars
@@ -86,14 +88,21 @@ class ActionModule(ActionBase):
         """Survey one host, see the documentation of slipway.host.survey."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
+        hold = holds.find_reason(variables, self._templar.template)
+        if hold or self._task.args.get("hold_only"):
+            self._join_groups(result, [holds.GROUP] if hold else [])
+            return {**result, "changed": False, "hold": hold, "drift": []}
+        return self._survey(result, variables)
+
+    def _survey(self, result: dict[str, Any], variables: Vars) -> dict[str, Any]:
+        """Return the RESULT of the survey of a host that is not held."""
         arguments = self._arguments(variables)
         names = [str(name) for name in arguments["roles"]]
-        cached = variables.get("ansible_facts", {}).get("slipway")
-        cached = self._checked_facts(names, variables, cached)
+        cached = self._checked_facts(names, variables)
         facts, owned, answer = self._ask(names, variables, cached)
         known = [
             *projects.without_image(list(owned.values()), answer),
-            *([] if self._task.check_mode else met_conflicts(names, variables)),
+            *([] if self._task.check_mode else registered_results.conflicts(names, variables)),
         ]
         compared = compare_with_images(owned, answer, known)
         drift = {name: one.differences for name, one in compared.items()}
@@ -102,8 +111,9 @@ class ActionModule(ActionBase):
             refuse_conflicts(conflicts)
         for sentence in trees.skipped_trees(answer):
             display.warning(f"{variables.get('inventory_hostname')}: {sentence}")
-        waiting = find_waiting(variables) if arguments["expect_no_drift"] else set()
+        waiting: set[str] = set()
         if arguments["expect_no_drift"]:
+            waiting = registered_results.find_waiting(variables)
             expect_no_drift(drift, waiting)
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
         if drifted:
@@ -113,7 +123,8 @@ class ActionModule(ActionBase):
         urls = overview.service_urls(owned, compared, answer)
         seen = overview.describe(facts, owned, answer, health, urls)
         metrics = measured.measure(owned, compared, health, seen, answer)
-        self._join_groups(result, drifted, conflicts, faults, metrics)
+        images = self._describe_images(owned, drift, variables, answer)
+        self._join_groups(result, find_groups(drifted, conflicts, faults, metrics))
         result.update(
             changed=False,
             ansible_facts={"slipway": facts},
@@ -129,12 +140,13 @@ class ActionModule(ActionBase):
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences=as_data(drift),
             conflicts=as_data(conflicts),
-            **self._describe_images(owned, drift, variables, answer),
+            **images,
         )
         return result
 
-    def _checked_facts(self, names: list[str], variables: Vars, cached: Any) -> Any:
+    def _checked_facts(self, names: list[str], variables: Vars) -> Any:
         """Check the input of the roles; return the cached facts, or new ones that it needed."""
+        cached = variables.get("ansible_facts", {}).get("slipway")
         try:
             self._check_input(names, variables, cached)
         except role_plans.EvaluationError:
@@ -272,19 +284,20 @@ class ActionModule(ActionBase):
         return list(role_plans.read_options(role, variables, template)[accepted_faults.OPTION])
 
     def _describe_images(self, owned: Plans, drift: Vars, variables: Vars, answer: Any) -> Vars:
-        """Return the declared images, and what decides where they come from."""
+        """Return the declared images, and what decides where they come from.
+
+        Fail if the host lacks images and all declared builders are held.
+        """
         template = self._template(image_source.ROLE, variables, answer["facts"])
-        builder = image_source.read_builder(drift, variables, template)
+        builder = image_source.read_builder(owned, drift, variables, answer["facts"], template)
         return image_source.describe(owned, variables, answer, builder, self._connection.transport)
 
     def _end(self) -> str:
         """Return the end of an error; before the last survey, roles may have changed the host."""
         return "." if self._task.args.get("expect_no_drift") else ". Nothing was changed."
 
-    def _join_groups(self, result: dict[str, Any], drifted: Sequence[str], *found: object) -> None:
-        """Add the host to those GROUPS of which it has something, and to one for each role."""
-        parents = [name for name, one in zip(GROUPS, (drifted, *found), strict=True) if one]
-        parents += [ROLE_GROUP + name for name in drifted]
+    def _join_groups(self, result: dict[str, Any], parents: list[str]) -> None:
+        """Add the host to groups."""
         if not parents:
             return
         # A task can add a host to one group only, and that group to several parents.
@@ -294,6 +307,12 @@ class ActionModule(ActionBase):
         result.update(add_group=group, parent_groups=above)
         if hasattr(self, "add_group"):  # 2.21 and later
             self.add_group(group, parent_group_names=above)
+
+
+def find_groups(drifted: Sequence[str], *found: object) -> list[str]:
+    """Return those GROUPS of which a host has something, and one for each role with drift."""
+    groups = [name for name, one in zip(GROUPS, (drifted, *found), strict=True) if one]
+    return groups + [ROLE_GROUP + name for name in drifted]
 
 
 def as_data(found: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -325,19 +344,6 @@ def refuse_unsupported(owned: Plans, end: str) -> None:
         raise AnsibleActionFail("; ".join(reasons) + end)
     for name, statement in owned.items():
         engine.check(name, statement, kinds.ALL)
-
-
-def find_waiting(variables: Vars) -> set[str]:
-    """Return the roles whose tasks reported in this run that a change waits."""
-    return {
-        role
-        for role in roles.all_names()
-        for name, value in variables.items()
-        if name.startswith(f"__{role}_") and isinstance(value, Mapping)
-        # A loop has a result for each item.
-        for part in (value, *(value.get("results") or ()))
-        if isinstance(part, Mapping) and part.get("slipway_waiting")
-    }
 
 
 def declare(
@@ -379,20 +385,6 @@ def expect_no_drift(
             f"the roles ran, but the host still differs: {'; '.join(left)}. Run again. If the "
             "differences remain, another program on the host changes the declared state back."
         )
-
-
-def met_conflicts(names: Sequence[str], variables: Vars) -> list[model.Conflict]:
-    """Return the conflicts that the tasks of roles met and registered in this run."""
-    prefixes = tuple(f"__{name}_" for name in names)
-    registered = [value for name, value in variables.items() if name.startswith(prefixes)]
-    results = [value for value in registered if isinstance(value, Mapping)]
-    return [
-        model.Conflict(str(one["kind"]), str(one["name"]), escape_control(str(one["reason"])))
-        for result in results
-        # A loop has a result for each item.
-        for part in (result, *result.get("results", ()))
-        for one in part.get("conflicts", ())
-    ]
 
 
 def is_same_host(facts: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

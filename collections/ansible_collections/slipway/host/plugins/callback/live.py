@@ -46,6 +46,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ class CallbackModule(Default):
         # By task, its name and its role.
         self.labels: dict[str, tuple[str, str]] = {}
         self.play = ""
-        # Whether the callback summary prints a table.
+        # Whether the callback summary prints a table of all hosts; it always has the held ones.
         self.has_table = False
+        self.held: set[str] = set()
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Choose the output, once for all playbooks of the command."""
@@ -212,15 +214,25 @@ class CallbackModule(Default):
         if self.shown:
             answer, host = result.result, result.host.name
             _step, role = self._label(result.task)
-            if result.task.action in SURVEY and "drift" in answer:
+            if result.task.action in SURVEY and "differences" in answer:
                 self.has_table = True
                 with self._state():
                     self.shown.run.plan_roles(host, answer["drift"])
             self._end_step(host, bool(answer.get("changed")))
+            if answer.get("hold"):
+                self._show_hold(host, run_text.one_line(answer["hold"]))
             if result.task.action in DEBUGS and not result.task.loop and role not in SILENT_ROLES:
                 self.shown.say(*run_text.debug_message(host, answer))
         with self._log():
             super().v2_runner_on_ok(result)
+
+    def _show_hold(self, host: str, reason: str) -> None:
+        if self.shown:
+            with self._state():
+                self.held.add(host)
+                self.shown.run.hold(host, reason)
+                self.shown.tell(self.shown.events.line(f"{host}: {view_state.HELD}: {reason}"))
+                self.shown.news()
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         """Show the end of a task that did not run."""
@@ -345,7 +357,7 @@ class CallbackModule(Default):
             self.shown.stop()
             self.shown.save_times()
             if not self.has_table:
-                for line in recap(stats):
+                for line in recap(stats, self.held):
                     self.shown.say(line)
             self._print_log_path()
         with self._log():
@@ -367,10 +379,10 @@ def can_draw() -> bool:
     return sys.stdout.isatty() and getattr(C, "WORKER_SESSION_ISOLATION", True)
 
 
-def recap(stats: Any) -> list[str]:
-    """Return the result of each host as a line."""
+def recap(stats: Any, left_out: Collection[str]) -> list[str]:
+    """Return the result of each host that is not LEFT_OUT as a line."""
     lines = []
-    for host in sorted(stats.processed):
+    for host in sorted({*stats.processed}.difference(left_out)):
         counts = stats.summarize(host)
         changes = "1 change" if counts["changed"] == 1 else f"{counts['changed']} changes"
         outcome = "failed" if counts["failures"] or counts["unreachable"] else "done"

@@ -55,23 +55,11 @@ from ansible_collections.slipway.host.plugins.plugin_utils import image_source
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import page, recorder
 from ansible_collections.slipway.host.plugins.plugin_utils.live import run_text
 
-_IMAGE_PLAYS = (
-    "Accept images on the hosts",
-    "Build images on the hosts",
-    "List images of the hosts",
-    "Load images on the hosts",
-    "Prune images on the hosts",
-    "Push images to a registry",
-    "Save images to archives",
-    "Run image smoke tests on the hosts",
-)
-# The names of the plays that fail a run if they match no host.
+# The names of the plays that fail a run if they match no host: the first one of each playbook.
 PLAYS = (
     "Compare hosts with the declared state",
-    "Upgrade driver, Docker Engine and container toolkit",
-    "Roll back the last upgrade",
     "Compare hosts with their state after the removal",
-    *_IMAGE_PLAYS,
+    "Leave out held hosts",
 )
 NO_HOSTS = (
     "No host matched: the inventory has no hosts, or --limit excludes all of them. Add your "
@@ -128,6 +116,7 @@ class CallbackModule(CallbackBase):
             "checks": [],
             "system": {},
             "waiting": [],
+            "hold": "",
             "urls": {},
             "notes": [],
         }
@@ -174,6 +163,9 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_ok(self, result: Any) -> None:
         """Record the result of the first survey, and the notes of other tasks."""
         answer, host = result.result, result.host.name
+        if answer.get("hold"):
+            self._entry(host).update(state=report.HELD, hold=answer["hold"])
+            return
         self._record_end(result)
         if result.task.action in SURVEY and "differences" in answer:
             self.recorder.survey(host, answer)

@@ -42,6 +42,13 @@ options:
     description: Fail if something is in the way of one of the roles.
     type: bool
     default: false
+  hold_only:
+    description: Only check whether the host is held. Do not connect to the host.
+    type: bool
+    default: false
+notes:
+  - A host whose variable C(slipway_hold) has a reason is held. The survey does not connect to it,
+    adds it to the group C(slipway_held), and returns only RV(hold) and an empty RV(drift).
 attributes:
   check_mode:
     description: Reads only, so check mode makes no difference.
@@ -61,6 +68,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+hold:
+  description: Why the host is held, empty if it is not held.
+  returned: for held hosts, and with O(hold_only)
+  type: str
+  sample: disk replacement until Friday
 drift:
   description: The roles with drift, in the order in which they run.
   returned: always

@@ -8,21 +8,28 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images import delivery
-from ansible_collections.slipway.host.plugins.plugin_utils import role_plans, roles
+from ansible_collections.slipway.host.plugins.plugin_utils import builders, role_plans, roles
 
 ROLE, OPTION = delivery.ROLE, "ml_images_builder"
 
 
 def read_builder(
-    drift: Mapping[str, Any], variables: roles.Vars, template: role_plans.Template
+    owned: Mapping[str, Mapping[str, Any]],
+    drift: Mapping[str, Any],
+    variables: roles.Vars,
+    facts: Mapping[str, Any],
+    template: role_plans.Template,
 ) -> list[str]:
-    """Return ``ml_images_builder`` of a host, empty without drift of its images.
+    """Return ``ml_images_builder`` of a host without held hosts, empty without drift of its images.
 
-    TEMPLATE evaluates variables as in the tasks of the role.
+    TEMPLATE evaluates variables as in the tasks of the role. Raise AnsibleActionFail if a held host
+    would have to build.
     """
     if not drift.get(ROLE):
         return []
-    return list(role_plans.read_options(roles.load(ROLE), variables, template)[OPTION])
+    wanted = role_plans.read_options(roles.load(ROLE), variables, template)[OPTION]
+    own = delivery.Candidate(facts.get("architecture"), delivery.declared_images(owned.values()))
+    return builders.without_held(wanted, own, variables)
 
 
 def describe(

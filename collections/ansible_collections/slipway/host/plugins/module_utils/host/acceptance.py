@@ -21,6 +21,8 @@ SYSTEM = (
     *("distribution", "distribution_version", "kernel", "architecture"),
     *("docker_package", "docker_version"),
 )
+# Begins the error of a host on which no check ran because a person keeps it out of runs.
+HELD = f"{state_report.HELD}: "
 NOT_COVERED = (
     "network between hosts, and InfiniBand",
     "speed of disks",
@@ -72,10 +74,11 @@ def _host(entry: Mapping[str, Any]) -> dict[str, Any]:
     ]
     faults = [one for one in entry["health"] if not one["warning"]]
     is_failed = any(one["status"] == check.FAILED for one in checks)
+    hold = f"{HELD}{entry['hold']}" if entry.get("hold") else ""
     accepted = bool(checks) and not (is_failed or differences or conflicts or faults)
     return {
         "accepted": accepted,
-        "error": "" if accepted or checks else entry.get("error") or "no check ran",
+        "error": "" if accepted or checks else entry.get("error") or hold or "no check ran",
         "system": entry.get("system", {}),
         "checks": checks,
         "stand_ins": [one["what"] for one in checks if one["stand_in"]],
@@ -111,7 +114,7 @@ def table(acceptance: Mapping[str, Any]) -> str:
         for one in entry["drift"]
     ]
     rows += [
-        (host, "error", "-", entry["error"])
+        (host, "held" if entry["error"].startswith(HELD) else "error", "-", entry["error"])
         for host, entry in acceptance["hosts"].items()
         if entry["error"]
     ]

@@ -20,11 +20,13 @@ BUILT = "built"
 class Candidate:
     """A host that may build: its architecture, and the context digests of its images by reference.
 
-    Of a host that this run did not look at, nothing is known: both are None.
+    Of a host that this run did not look at, nothing is known: both are None. HOLD is why a person
+    keeps the host out of runs, or empty.
     """
 
     architecture: str | None
     images: Mapping[str, str] | None
+    hold: str = ""
 
 
 def choose_builder(
@@ -63,6 +65,8 @@ def _unfit(candidate: Candidate | None, own: Candidate) -> str:
     """Return why a candidate cannot build, empty if it can."""
     if candidate is None:
         return "failed in this run"
+    if candidate.hold:
+        return f"is held: {candidate.hold}"
     if candidate.architecture not in (None, own.architecture):
         return f"has the architecture {candidate.architecture}"
     for reference, digest in (own.images or {}).items():

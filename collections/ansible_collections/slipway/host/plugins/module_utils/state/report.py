@@ -3,17 +3,18 @@
 """What a run found and did, as data, and the tables that a person reads.
 
 A report is a mapping of host name to a mapping with these keys. ``state``: ``no_drift``, ``drift``,
-``changed``, ``would_change`` (in check mode), ``waiting``, ``fault``, ``conflict``, ``failed`` or
-``unreachable``. After ``conflict`` everything is done but the entries in conflict, after ``fault``
-(of GPUs) everything. ``differences``: role to a list of mappings with kind, name, found and
+``changed``, ``would_change`` (in check mode), ``waiting``, ``fault``, ``conflict``, ``failed``,
+``unreachable`` or ``held``. After ``conflict`` everything is done but the entries in conflict,
+after ``fault`` (of GPUs) everything.
+``differences``: role to a list of mappings with kind, name, found and
 expected. ``conflicts``: role to a list of mappings with kind, name, reason and blocks.
 ``consequences``: see :mod:`consequences`. ``waiting``: why changes wait, and what to do.
 ``health``: faults of GPUs, a list of mappings with where (a PCI address or empty), found, expected,
 remedy, warning (true: may be intended), gpu (its UUID or empty) and accepted (why the owner of the
 host accepts the fault, or empty). ``information``: sentences about what others configured,
 no drift. ``gpus``: number of GPUs that the driver reports. ``urls``: service to address. ``notes``:
-lines. ``error``: the first error. Until version 0.3 a report also has ``status``, with the old
-names of the states.
+lines. ``error``: the first error. ``hold``: why a person keeps a held host out of runs, or
+empty. Until version 0.3 a report also has ``status``, with the old names of the states.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Report = Mapping[str, Mapping[str, Any]]
 SCHEMA, VERSION = "slipway-run", 1
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
 CONFLICT, WAITING, FAILED, UNREACHABLE = "conflict", "waiting", "failed", "unreachable"
-FAULT = "fault"
+FAULT, HELD = "fault", "held"
 # States of hosts with which a run fails.
 UNFINISHED = frozenset({FAULT, CONFLICT, FAILED, UNREACHABLE})
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}
@@ -176,6 +177,9 @@ def plan(report: Report, verbose: bool = False) -> str:
         if entry.get("error"):
             rows.append((host, _phrase(entry["state"]), entry["error"]))
             continue
+        if entry.get("hold"):
+            rows.append((host, "-", f"{HELD}: {entry['hold']}"))
+            continue
         found = [
             (host, role, why)
             for role, differences in entry["differences"].items()
@@ -246,7 +250,8 @@ def _overview(report: Report) -> str:
 
 def _differences(entry: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{role}: {len(found)}" for role, found in entry["differences"].items())
-    return str(entry.get("error") or counts)
+    hold = f"{HELD}: {entry['hold']}" if entry.get("hold") else ""
+    return str(entry.get("error") or hold or counts)
 
 
 def _count_waiting(entry: Mapping[str, Any]) -> str:

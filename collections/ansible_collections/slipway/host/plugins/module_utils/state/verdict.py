@@ -30,9 +30,11 @@ def _of_run(report: Report, result: str) -> Iterator[str]:
     needy = {host: entry["state"] for host, entry in report.items() if entry["state"] in NEEDY}
     waiting = [host for host, entry in report.items() if entry["state"] == "waiting"]
     planned = [host for host, entry in report.items() if entry["state"] == "would_change"]
-    others = [host for host in report if host not in {*needy, *waiting, *planned}]
+    held = _held(report)
+    others = [host for host in report if host not in {*needy, *waiting, *planned, *held}]
     if others:
         yield f"OK: {_hosts(others)} {result}{_checks(report, others)}."
+    yield from _holds(held)
     if planned:
         yield f"{_hosts(planned)} would change: {_list(planned)}. To change, run without --check."
     if waiting:
@@ -50,9 +52,11 @@ def of_plan(report: Report) -> str:
 def _of_plan(report: Report) -> Iterator[str]:
     needy = {host: state for host, entry in report.items() if (state := _needs(entry))}
     drifted = [host for host, entry in report.items() if entry["differences"]]
-    declared = [host for host in report if host not in {*needy, *drifted}]
+    held = _held(report)
+    declared = [host for host in report if host not in {*needy, *drifted, *held}]
     if declared:
         yield f"OK: {_hosts(declared)} as declared."
+    yield from _holds(held)
     if needy:
         yield f"{_need(needy)} See above what to do."
     if drifted:
@@ -62,6 +66,16 @@ def _of_plan(report: Report) -> Iterator[str]:
         differences = "1 difference" if count == 1 else f"{count} differences"
         limit = f" --limit {','.join(sorted(drifted))}" if len(drifted) <= NAMED else ""
         yield f"{differences} on {_hosts(drifted)}. To apply, run ./slipway site{limit}"
+
+
+def _held(report: Report) -> list[str]:
+    return [host for host, entry in report.items() if entry["state"] == "held"]
+
+
+def _holds(held: Sequence[str]) -> Iterator[str]:
+    if held:
+        verb = "is" if len(held) == 1 else "are"
+        yield f"{_hosts(held)} {verb} held: {_list(held)}. Nothing was done there."
 
 
 def _needs(entry: Mapping[str, Any]) -> str:

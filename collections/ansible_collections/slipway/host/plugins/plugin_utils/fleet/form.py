@@ -77,6 +77,7 @@ REPORT = {
     "command": str,
     "state": str,
     "error": str,
+    "hold?": str,
     "system": {"*": str},
     "seen": is_time_or_empty,
     "ran": is_time,

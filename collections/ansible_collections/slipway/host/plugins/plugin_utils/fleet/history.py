@@ -30,13 +30,15 @@ FOLLOWED = (("driver", "NVIDIA driver"), ("engine", "engine"), ("toolkit", "cont
 def update(old: Entry, host: str, run: Entry, now: datetime) -> Json:
     """Return the report of HOST after a RUN, from its OLD report, which may be empty.
 
-    RUN: command, state, error, survey (the last one of the run, None if the host did not answer),
-    found (differences by role before the run), checks (None if none ran), steps, waiting.
+    RUN: command, state, error, hold (why the host is held, or empty), survey (the last
+    one of the run, None if the host did not answer), found (differences by role before the run),
+    checks (None if none ran), steps, waiting.
     """
     new: Json = {"schema": SCHEMA, "version": VERSION, "host": host}
     for key, value in empty().items():
         new[key] = old.get(key, value)
     new.update(ran=now.isoformat(), command=run["command"], state=run["state"], error=run["error"])
+    new["hold"] = run["hold"]
     survey = run["survey"]
     if survey:
         new.update(_surveyed(new, survey), seen=now.isoformat(), waiting=run["waiting"])
@@ -65,6 +67,7 @@ def empty() -> Json:
         "command": "",
         "state": "",
         "error": "",
+        "hold": "",
         "system": {},
         "overview": {},
         "drift": {},
@@ -119,6 +122,10 @@ def events(old: Entry, new: Entry, run: Entry) -> Iterator[dict[str, str]]:
     """Yield what changed on a host since its OLD report: kind and text."""
     if run["state"] in UNKNOWN and run["state"] != old.get("state"):
         yield {"kind": run["state"], "text": run["error"]}
+    if run["hold"] and run["hold"] != old.get("hold"):
+        yield {"kind": state_report.HELD, "text": run["hold"]}
+    if old.get("hold") and not run["hold"] and run["state"] not in UNKNOWN:
+        yield {"kind": "released", "text": "no longer held"}
     if not run["survey"]:
         return
     if old.get("state") == state_report.UNREACHABLE:
@@ -182,7 +189,8 @@ def faults(report: Entry) -> list[Entry]:
 def condition(report: Entry) -> str:
     """Return what a host is now, the worst first.
 
-    ``unreachable``, ``failed``, ``fault``, ``conflict``, ``waiting``, ``drift`` or ``declared``.
+    ``held``, ``unreachable``, ``failed``, ``fault``, ``conflict``, ``waiting``, ``drift`` or
+    ``declared``.
     """
     is_unproven = any(one["status"] == "failed" for one in report["checks"]["items"])
     # verify fails for drift and conflicts, which have words of their own.
@@ -190,6 +198,7 @@ def condition(report: Entry) -> str:
     is_told = report["command"] == "verify" and differs
     is_failed = report["state"] == state_report.FAILED and not is_told
     cases = (
+        (state_report.HELD, bool(report.get("hold"))),
         (state_report.UNREACHABLE, report["state"] == state_report.UNREACHABLE),
         (state_report.FAILED, is_failed or is_unproven),
         (state_report.FAULT, bool(faults(report))),

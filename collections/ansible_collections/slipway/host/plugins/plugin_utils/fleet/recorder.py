@@ -69,6 +69,7 @@ class Recorder:
                     "command": command,
                     "state": entry["state"],
                     "error": entry.get("error", ""),
+                    "hold": entry.get("hold", ""),
                     "survey": self.surveys.get(host),
                     "found": self.found.get(host, {}),
                     "checks": self.checks.get(host),

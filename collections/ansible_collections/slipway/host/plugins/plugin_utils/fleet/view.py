@@ -27,6 +27,7 @@ CONDITIONS: Mapping[str, str] = {
     "unreachable": "unreachable",
     "waiting": "waits",
     "drift": "drift",
+    "held": "held",
     "declared": "as declared",
 }
 ORDER = {name: rank for rank, name in enumerate(CONDITIONS)}
@@ -151,6 +152,7 @@ def _reason(report: Report, condition: str) -> str:
         "conflict": [one["reason"] for found in report["conflicts"].values() for one in found],
         "unreachable": [report["error"]],
         "waiting": report["waiting"],
+        "held": [report.get("hold", "")],
         "drift": [
             ", ".join(f"{role}: {len(found)}" for role, found in report["drift"].items() if found)
         ],

@@ -25,7 +25,7 @@ MAX_NAME, MAX_ROLE, MAX_STEP = 20, 25, 48
 # Which hosts are shown if not all fit; failed hosts first.
 RANKS = (
     *(view_state.FAILED, view_state.UNREACHABLE, view_state.RUNNING),
-    *(view_state.IDLE, view_state.DONE),
+    *(view_state.IDLE, view_state.DONE, view_state.HELD),
 )
 STYLES = {
     view_state.FAILED: "bold red",
@@ -33,6 +33,7 @@ STYLES = {
     view_state.RUNNING: "bold",
     view_state.IDLE: "dim",
     view_state.DONE: "green",
+    view_state.HELD: "yellow",
 }
 
 
@@ -118,12 +119,14 @@ def _host(
         (set_cell_size(host.name, widths.name), STYLES[host.state]),
         (f"  {duration(now - host.since):>5}" if host.state in _TIMED else " " * 7, ""),
     ]
-    if host.state in (*view_state.ENDED, view_state.DONE):
-        line.append((f"  {host.state}", STYLES[host.state]))
+    if host.state not in _TIMED:
+        colon = ":" if host.state == view_state.HELD else ""
+        line.append((f"  {host.state}{colon}", STYLES[host.state]))
         first, rest = text, ""
         if has_second_line:
             first, rest = _split(text, width - 3 - sum(cell_len(part) for part, _style in line))
-        yield [*line, (f"  {first}" if first else "", "")]
+        space = " " if colon else "  "
+        yield [*line, (f"{space}{first}" if first else "", "")]
         if rest:
             yield [(f"  {rest}", "")]
         return
@@ -144,7 +147,7 @@ _TIMED = (view_state.RUNNING, view_state.IDLE)
 
 def _text(run: Run, host: Host, now: float) -> str:
     """Return what the host does within its step, why it waits, or how it ended."""
-    if host.state in view_state.ENDED:
+    if host.state in (*view_state.ENDED, view_state.HELD):
         return host.reason
     if host.state == view_state.DONE:
         return "1 change" if host.changed == 1 else f"{host.changed} changes"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 RUNNING, IDLE, DONE, FAILED, UNREACHABLE = "running", "idle", "done", "failed", "unreachable"
+HELD = "held"
 ENDED = (FAILED, UNREACHABLE)
 
 
@@ -20,7 +21,7 @@ class Host:
 
     ``since`` is when the current step began, ``role_since`` the current role. ``text`` is the
     progress within the step, ``job`` the work that goes on if the controller stops, ``pending`` the
-    roles that follow, ``reason`` the first line of an error.
+    roles that follow, ``reason`` the first line of an error, or why the host is held.
     """
 
     name: str
@@ -90,6 +91,11 @@ class Run:
         host = self.host(name)
         host.state, host.reason, host.since, host.text, host.job = state, reason, now, "", ""
 
+    def hold(self, name: str, reason: str) -> None:
+        """End a host that a person keeps out of runs."""
+        host = self.host(name)
+        host.state, host.reason = HELD, reason
+
     def progress(self, name: str, text: str) -> None:
         """Set the progress within the step of a host."""
         self.host(name).text = text
@@ -102,7 +108,7 @@ class Run:
         """End the run."""
         for host in self.hosts.values():
             self._end_role(host, now)
-            if host.state not in ENDED:
+            if host.state not in (*ENDED, HELD):
                 host.state = DONE
 
     def _end_role(self, host: Host, now: float) -> None:
