@@ -262,6 +262,19 @@ def test_a_broken_list_of_replaced_images_removes_nothing(host: Host, record: An
     assert not host.commands("image", "ls")
 
 
+@pytest.mark.parametrize(
+    ("step", "text", "shown"),
+    [
+        ("starting", "DONE 0.0s", "DONE 0.0s"),
+        ("starting", "[internal] load metadata", "[internal] load metadata"),
+        ("[system 2/2] RUN apt-get", "Fetched 16.9 MB", "[system 2/2] Fetched 16.9 MB"),
+        ("[build 5/6] RUN a", "[build 6/6] RUN --mount=type=bind b", "[build 6/6] RUN b"),
+    ],
+)
+def test_a_line_of_a_build_has_the_number_of_its_step(step: str, text: str, shown: str) -> None:
+    assert images_builder.describe_line(step, text) == shown
+
+
 def test_progress_lists_the_steps_that_run_without_cached_steps(host: Host) -> None:
     host.run()
     assert host.progress[0] == "tool: [system 1/2] RUN echo hello"

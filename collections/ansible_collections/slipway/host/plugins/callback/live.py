@@ -87,6 +87,8 @@ class CallbackModule(Default):
         # By task, its name and its role.
         self.labels: dict[str, tuple[str, str]] = {}
         self.play = ""
+        # The name of a play without a task so far: a play may have no hosts.
+        self.untold_play = ""
         # Whether the callback summary prints a table of all hosts; it always has the held ones.
         self.has_table = False
         self.held: set[str] = set()
@@ -145,9 +147,7 @@ class CallbackModule(Default):
                 if context.CLIARGS.get("check"):
                     name += " (check mode)"
                 self.shown.resume()
-                self.shown.run.start_play(name, time.monotonic())
-                self.shown.tell(self.shown.events.play(name))
-                self.shown.news()
+                self.untold_play = name
         with self._log():
             super().v2_playbook_on_play_start(play)
 
@@ -168,6 +168,11 @@ class CallbackModule(Default):
             return
         with self._state():
             step, role = self._label(task)
+            if self.untold_play:
+                self.shown.run.start_play(self.untold_play, time.monotonic())
+                self.shown.tell(self.shown.events.play(self.untold_play))
+                self.shown.news()
+                self.untold_play = ""
             self.shown.tell(self.shown.events.task(": ".join(filter(None, [role, step])), role))
             if task.action in PAUSES:
                 self.shown.pause()

@@ -75,6 +75,12 @@ def is_current(image: Job) -> bool:
     return record.is_recorded(image["reference"], image["digest"], content)
 
 
+def describe_line(step: str, text: str) -> str:
+    """Return what a line of a build says, with the number of its STEP unless it begins one."""
+    number = f"{step.partition(']')[0]}] " if "]" in step and not text.startswith("[") else ""
+    return (number + NOISE.sub("", text))[:120]
+
+
 class Builder:
     """Builds the images of one job."""
 
@@ -280,7 +286,7 @@ class Builder:
                 elif number in steps:
                     step, reported, pause = steps.pop(number), time.monotonic(), HEARTBEAT
                     self.progress.say(f"{name}: {step}")
-                self.activities.set(name, f"{step.partition(']')[0]}] {text}"[:120])
+                self.activities.set(name, describe_line(step, text))
             status = process.wait()
         (self.folder / f"{name}.log").write_text("\n".join(log), encoding="utf-8")
         if status != 0:
