@@ -2,17 +2,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write one signed file from which a controller without a network installs Slipway.
 
-The bundle contains this project and the Python packages of its environment. `./slipway setup
---bundle FILE` installs from it. The same inputs always give the same bytes. See docs/bundle.md.
+The bundle contains this project, the Python packages of its environment, and images if you name them.
+`./slipway setup --bundle FILE` and `./slipway site --bundle FILE` use it. The same inputs always give
+the same bytes. See docs/bundle.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
+import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (  # noqa: E402
     archive,
+    images,
     signature,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
@@ -39,7 +43,34 @@ RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = "project.tar"
 
 
-def collect(folder: Path, pythons: list[str], key: Path) -> tuple[Manifest, dict[str, Path]]:
+@dataclass(frozen=True)
+class Request:
+    """What a bundle contains: Pythons and images; options of ansible-playbook reach their hosts."""
+
+    pythons: list[str]
+    images: list[str]
+    ansible: list[str]
+
+
+def copy_images(folder: Path, request: Request) -> dict[str, Path]:
+    """Copy images from the hosts of the inventory; return the files by path in the bundle."""
+    variables = {
+        "bundle_layout": str(folder.resolve()),
+        "ml_images_present": request.images,
+        # An inventory may still use the old name: clear it, or the run would stop.
+        "ml_images_names": None,
+    }
+    command = ["ansible-playbook", "playbooks/bundle_images.yml", "-e", json.dumps(variables)]
+    done = subprocess.run([*command, *request.ansible], cwd=ROOT, check=False)
+    if done.returncode or not (folder / "index.json").exists():
+        raise BundleError(
+            f"cannot copy the images {', '.join(request.images)}: ansible-playbook ended with "
+            f"{done.returncode}; expected hosts that offer them. See the errors above."
+        )
+    return dict(images.layout_files(folder))
+
+
+def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[str, Path]]:
     """Write the contents of a bundle below FOLDER; return its manifest and the files by path."""
     commit, project = bundle_contents.pack_project()
     (folder / PROJECT).write_bytes(project)
@@ -48,13 +79,15 @@ def collect(folder: Path, pythons: list[str], key: Path) -> tuple[Manifest, dict
     files = {PROJECT: folder / PROJECT, f"{PROJECT}.sig": folder / f"{PROJECT}.sig"}
     wheels = {}
     collections = bundle_contents.download_collections(folder)
-    for python in pythons:
+    for python in request.pythons:
         downloaded = [*bundle_contents.download_wheels(python, folder), collections]
         wheels[python] = sorted(f"wheels/{wheel.name}" for wheel in downloaded)
         files.update({f"wheels/{wheel.name}": wheel for wheel in downloaded})
+    if request.images:
+        files.update(copy_images(folder / "layout", request))
     entries = tuple(_describe(path, files[path]) for path in sorted(files))
     manifest = Manifest(
-        requested={"python": pythons},
+        requested={"python": request.pythons, "images": request.images},
         project={"commit": commit},
         controller={
             "locks": bundle_setup.digest_locks(),
@@ -67,7 +100,8 @@ def collect(folder: Path, pythons: list[str], key: Path) -> tuple[Manifest, dict
 
 
 def _describe(path: str, source: Path) -> Entry:
-    kind = {PROJECT: "project", f"{PROJECT}.sig": "signature"}.get(path, "wheel")
+    by_path = {PROJECT: "project", f"{PROJECT}.sig": "signature"}
+    kind = by_path.get(path, "image" if path.startswith(images.FOLDER) else "wheel")
     with source.open("rb") as content:
         size = source.stat().st_size
         return Entry(path, size, archive.copy(content, size, lambda _: None), kind)
@@ -82,13 +116,13 @@ def leave_out(manifest: Manifest, older: Bundle) -> Manifest:
     return replace(manifest, files=files, since=since)
 
 
-def build(target: Path, pythons: list[str], key: Path, older: Bundle | None = None) -> str:
+def build(target: Path, request: Request, key: Path, older: Bundle | None = None) -> str:
     """Write a bundle, and its public key beside it; return the fingerprint of the key."""
     if not target.parent.is_dir():
         raise BundleError(f"folder {target.parent}: not found; expected it. Create it first.")
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as temporary:
         folder = Path(temporary)
-        manifest, files = collect(folder, pythons, key)
+        manifest, files = collect(folder, request, key)
         if older:
             manifest = leave_out(manifest, older)
         content = manifest.as_json()
@@ -124,6 +158,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         usage="./slipway bundle OUT [OPTIONS], or: ./slipway bundle --verify FILE [--signer KEY]",
         description=str(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("out", nargs="?", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument(
@@ -151,7 +186,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="KEY",
         help="file with public keys that are trusted for FILE or OLD; default: your own key",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--images",
+        metavar="NAME,...",
+        default="",
+        help="also add these images, built on the hosts of the inventory; further options, such "
+        "as -i and --limit, are those of ansible-playbook",
+    )
+    words = sys.argv[1:] if arguments is None else arguments
+    options = argparse.Namespace()
+    _same, options.ansible = parser.parse_known_args(words, options)
+    if options.ansible and not options.images:
+        parser.error(f"unknown option {options.ansible[0]}; expected one of --help")
+    # Otherwise the value of such an option could be taken for OUT.
+    if options.ansible and words[0] != str(options.out):
+        parser.error("OUT is not the first argument; expected ./slipway bundle OUT --images ...")
     if (options.out is None) == (options.verify is None):
         parser.error("no OUT or --verify FILE; expected one of them")
     return options
@@ -166,7 +215,9 @@ def run(options: argparse.Namespace) -> None:
     if older and older.path.parent.resolve() != options.out.parent.resolve():
         print(f"bundle: copy {older.path.name} beside {options.out.name} to use it")
     pythons = sorted({RUNNING, *(options.python or ())})
-    fingerprint = build(options.out, pythons, options.key or signature.make_own_key(), older)
+    names = sorted(filter(None, options.images.split(",")))
+    request = Request(pythons, names, options.ansible)
+    fingerprint = build(options.out, request, options.key or signature.make_own_key(), older)
     size = options.out.stat().st_size / 1e6
     print(f"{options.out}: {size:.0f} MB, for Python {', '.join(pythons)}")
     print(f"key {fingerprint}: {options.out}.pub")

@@ -22,6 +22,9 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     catalogue_builds,
     detached_job,
 )
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
+    delivery as bundle_delivery,
+)
 
 Vars = Mapping[str, Any]
 
@@ -29,6 +32,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     **catalogue_builds.ARGUMENT_SPEC,
     "build": {"type": "dict", "default": {}},
     "builder": {"type": "list", "elements": "str", "default": []},
+    "bundle": {"type": "str", "default": ""},
+    "signer": {"type": "str", "default": ""},
 }
 
 
@@ -62,7 +67,7 @@ class ActionModule(ActionBase):
             msg="\n".join(conflict.reason for conflict in conflicts),
         )
         builder = None
-        if differing:
+        if differing and not arguments["bundle"]:
             builder = self._choose_builder(arguments["builder"], builds, task_vars or {})
         if builder:
             result.update(_delivery(builder, differing, outdated, task_vars or {}))
@@ -77,9 +82,8 @@ class ActionModule(ActionBase):
             # The tasks that follow bring the images.
             result["changed"] = False
             return result
-        job = images_job.pack_job(outdated, arguments["build"])
-        outcome = detached_job.run_job(self, images_job.WORK, images_job.BUILDER, job)
-        result.update(built=outcome["built"], recorded=outcome.get("recorded", []))
+        outcome = self._install(arguments, outdated, task_vars or {})
+        result.update({name: outcome.get(name, []) for name in ("built", "recorded", "fetched")})
         if outcome["failed"]:
             # Without the key, the role does not go on.
             del result["conflicts"]
@@ -87,6 +91,17 @@ class ActionModule(ActionBase):
             reasons += [conflict.reason for conflict in conflicts]
             result.update(failed=True, msg="\n".join(reasons))
         return result
+
+    def _install(
+        self, arguments: Vars, builds: Sequence[ImageBuild], variables: Vars
+    ) -> dict[str, Any]:
+        """Bring images from the bundle, or build them; return the result of the job."""
+        if arguments["bundle"]:
+            architecture = variables["ansible_facts"]["slipway"]["architecture"]
+            wanted = {**arguments, "architecture": architecture}
+            return bundle_delivery.fetch(self, wanted, builds, str(variables["inventory_hostname"]))
+        job = images_job.pack_job(builds, arguments["build"])
+        return detached_job.run_job(self, images_job.WORK, images_job.BUILDER, job)
 
     def _choose_builder(
         self, wanted: Sequence[str], builds: Sequence[ImageBuild], variables: dict[str, Any]

@@ -39,6 +39,14 @@ options:
     type: list
     elements: str
     default: []
+  bundle:
+    description: Path of a bundle on the controller. If set, nothing is built.
+    type: str
+    default: ""
+  signer:
+    description: File with public keys that are trusted for the bundle. Default is your own key.
+    type: str
+    default: ""
 attributes:
   check_mode:
     description: Reports the images that would be built.
@@ -77,6 +85,11 @@ wanted:
 built:
   description: References of the images that were built.
   returned: when something was built or recorded
+  type: list
+  elements: str
+fetched:
+  description: References of the images that came from the bundle.
+  returned: when something was built or fetched
   type: list
   elements: str
 conflicts:

@@ -84,6 +84,11 @@ def _file(action: ActionBase, subject: str, suffix: str) -> Path:
     return path
 
 
+def socket_file(action: ActionBase, subject: str) -> Path:
+    """Return the path of a socket of this run; the next run removes it if this one is killed."""
+    return _file(action, subject, "sock")
+
+
 @contextmanager
 def _settings(action: ActionBase, options: str) -> Iterator[None]:
     """Put ssh OPTIONS before those of the connection: ssh takes the first value of each."""

@@ -1,0 +1,195 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The images in a bundle: one OCI layout, in which each layer is stored once.
+
+The index of the layout has an entry for each image. Its annotations are the reference, the context
+digest, the architecture and the unpacked size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.archive import CHUNK
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
+
+FOLDER = "images"
+INDEX = f"{FOLDER}/index.json"
+REFERENCE = "org.opencontainers.image.ref.name"
+CONTEXT, ARCHITECTURE, SIZE = "slipway.context-digest", "slipway.architecture", "slipway.size"
+MAX_MANIFEST = 4 << 20
+
+Json = dict[str, Any]
+
+
+def blob_path(digest: str) -> str:
+    """Return the path of a blob in a bundle, such as images/blobs/sha256/HEX."""
+    return f"{FOLDER}/blobs/{digest.replace(':', '/')}"
+
+
+def offer(bundle: Bundle, wanted: Mapping[str, str], architecture: str) -> Json:
+    """Return the images of a bundle for a host, by reference; WANTED are their context digests.
+
+    Each has manifest, config, layers (digest to bytes) and size, as :func:`offering.offer` returns.
+    """
+    offered: Json = {}
+    entries = {entry.path: entry for entry in bundle.manifest.files}
+    if INDEX not in entries:
+        return offered
+    for described in json.loads(bundle.read(entries[INDEX]))["manifests"]:
+        notes, digest = described["annotations"], described["digest"]
+        reference = notes[REFERENCE]
+        if (wanted.get(reference), architecture) == (notes[CONTEXT], notes[ARCHITECTURE]):
+            content = json.loads(bundle.read(entries[blob_path(digest)]))
+            offered[reference] = {
+                "manifest": digest,
+                "config": content["config"]["digest"],
+                "layers": {layer["digest"]: layer["size"] for layer in content["layers"]},
+                "size": int(notes[SIZE]),
+            }
+    return offered
+
+
+def check_offer(bundle: Bundle, wanted: Mapping[str, str], architecture: str) -> Json:
+    """Return the images of :func:`offer`; raise BundleError if one is missing."""
+    offered = offer(bundle, wanted, architecture)
+    missing = sorted(set(wanted) - set(offered))
+    if missing:
+        raise BundleError(
+            f"{bundle.path} has no image {', '.join(missing)} of this catalogue for "
+            f"{architecture}; expected the image with its context digest. Make the bundle with "
+            "--images, or unset ml_images_bundle."
+        )
+    return offered
+
+
+class Layout:
+    """An OCI layout in a folder of the controller, into which images of hosts are copied."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.blobs = folder / "blobs/sha256"
+        self.index = folder / "index.json"
+        self.entries: list[Json] = []
+        if self.index.exists():
+            self.entries = json.loads(self.index.read_text(encoding="utf-8"))["manifests"]
+
+    def has(self, reference: str, context: str, architecture: str) -> bool:
+        """Return whether the layout has an image."""
+        key = [reference, context, architecture]
+        names = (REFERENCE, CONTEXT, ARCHITECTURE)
+        return any([entry["annotations"][name] for name in names] == key for entry in self.entries)
+
+    def add(self, source: Path, image: Json, notes: Mapping[str, str]) -> int:
+        """Copy an image from the registry on the socket SOURCE; return the bytes received.
+
+        IMAGE: manifest, config and layers, see :func:`offer`. NOTES: its annotations. Every blob is
+        compared with its digest.
+        """
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        name = notes[REFERENCE].rpartition(":")[0]
+        content = _get(source, f"/v2/{name}/manifests/{image['manifest']}", MAX_MANIFEST)
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != image["manifest"]:
+            raise BundleError(
+                f"manifest of {notes[REFERENCE]}: another content than {image['manifest']}; "
+                "expected the image of the engine. Run again."
+            )
+        described = json.loads(content)
+        received = len(content)
+        for blob in (described["config"], *described["layers"]):
+            received += self._copy(source, name, blob["digest"], blob["size"])
+        (self.blobs / image["manifest"].partition(":")[2]).write_bytes(content)
+        self.entries.append(
+            {
+                "mediaType": described.get("mediaType", MANIFESTS[1]),
+                "digest": image["manifest"],
+                "size": len(content),
+                "annotations": dict(notes),
+            }
+        )
+        self._write_index()
+        return received
+
+    def _copy(self, source: Path, name: str, digest: str, size: int) -> int:
+        """Copy a blob unless the layout has it; return the bytes received."""
+        path = self.blobs / digest.partition(":")[2]
+        if path.exists():
+            return 0
+        found = hashlib.sha256()
+        partial = self.folder / "partial"
+        with partial.open("wb") as output, _request(source, f"/v2/{name}/blobs/{digest}") as answer:
+            while content := answer.read(CHUNK):
+                found.update(content)
+                output.write(content)
+        if f"sha256:{found.hexdigest()}" != digest or partial.stat().st_size != size:
+            raise BundleError(
+                f"layer {digest} of {name}: other content; expected that of the engine. Run again."
+            )
+        partial.replace(path)
+        return size
+
+    def _write_index(self) -> None:
+        self.entries.sort(key=lambda entry: sorted(entry["annotations"].items()))
+        index = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": self.entries,
+        }
+        (self.folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}\n')
+        partial = self.folder / "index.partial"
+        partial.write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+        partial.replace(self.index)
+
+
+def make_notes(reference: str, context: str, architecture: str, size: int) -> dict[str, str]:
+    """Return the annotations of an image in the index of a layout."""
+    return {REFERENCE: reference, CONTEXT: context, ARCHITECTURE: architecture, SIZE: str(size)}
+
+
+def layout_files(folder: Path) -> Iterable[tuple[str, Path]]:
+    """Yield path in the bundle and file of each file of a layout."""
+    for path in (
+        folder / "oci-layout",
+        folder / "index.json",
+        *(folder / "blobs/sha256").iterdir(),
+    ):
+        yield f"{FOLDER}/{path.relative_to(folder)}", path
+
+
+class _Connection(http.client.HTTPConnection):
+    """An HTTP connection to a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=60)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(os.fspath(self.path))
+
+
+def _request(source: Path, path: str) -> http.client.HTTPResponse:
+    connection = _Connection(source)
+    connection.request("GET", path, headers={"Accept": ", ".join(MANIFESTS)})
+    answer = connection.getresponse()
+    if answer.status != http.client.OK:
+        raise BundleError(
+            f"the registry answers {answer.status} for {path}; expected 200. Run again."
+        )
+    return answer
+
+
+def _get(source: Path, path: str, limit: int) -> bytes:
+    with _request(source, path) as answer:
+        return answer.read(limit)

@@ -1,0 +1,132 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A read-only registry on a Unix socket of the controller that serves the images of a bundle.
+
+It has only the requests of the OCI distribution specification that a pull by digest needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.images import blob_path
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
+
+REQUEST = re.compile(r"/v2/[a-z0-9][a-z0-9._/-]*/(manifests|blobs)/(sha256:[0-9a-f]{64})")
+RANGE = re.compile(r"bytes=([0-9]{1,18})-")
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Serves the blobs of a bundle."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.entries = {entry.path: entry for entry in bundle.manifest.files}
+        super().__init__(str(path), Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore connections that the client ends early."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+    def do_HEAD(self) -> None:
+        """Answer with headers alone."""
+        self._answer(with_content=False)
+
+    def do_GET(self) -> None:
+        """Answer with a manifest or a blob."""
+        self._answer(with_content=True)
+
+    def _answer(self, with_content: bool) -> None:
+        match = REQUEST.fullmatch(self.path)
+        entry = self.server.entries.get(blob_path(match[2])) if match else None
+        if match is None or entry is None:
+            status = HTTPStatus.OK if self.path == "/v2/" else HTTPStatus.NOT_FOUND
+            self._start(status, 2, "application/json")
+            if with_content:
+                self.wfile.write(b"{}")
+            return
+        kind, start = "application/octet-stream", 0
+        extra = {"Docker-Content-Digest": match[2]}
+        if match[1] == "manifests":
+            kind = self._media_type(entry)
+        elif part := RANGE.fullmatch(self.headers.get("Range", "")):
+            start = min(int(part[1]), entry.size)
+        status = HTTPStatus.OK
+        if start:
+            status = HTTPStatus.PARTIAL_CONTENT
+            extra["Content-Range"] = f"bytes {start}-{entry.size - 1}/{entry.size}"
+        self._start(status, entry.size - start, kind, **extra)
+        if with_content:
+            self._send(*self.server.bundle.find(entry), start, entry.size)
+
+    def _media_type(self, entry: Any) -> str:
+        """Return the media type that a manifest says."""
+        content = self.server.bundle.read(entry)
+        found = re.search(
+            rb'"mediaType": ?"(application/vnd\.[a-z0-9.+-]*manifest[a-z0-9.+-]*)"', content
+        )
+        return found[1].decode() if found else MANIFESTS[1]
+
+    def _start(self, status: HTTPStatus, size: int, kind: str, **extra: str) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Docker-Distribution-API-Version": "registry/2.0",
+            "Content-Type": kind,
+            "Content-Length": str(size),
+            **extra,
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, source: Any, position: int, start: int, size: int) -> None:
+        """Send a content from START; threads share the file, so its position is not used."""
+        while start < size:
+            sent = os.sendfile(
+                self.connection.fileno(), source.fileno(), position + start, size - start
+            )
+            if not sent:
+                self.close_connection = True
+                return
+            start += sent
+
+
+@contextmanager
+def serving(bundle: Bundle, path: Path) -> Iterator[None]:
+    """Serve the images of a bundle on a socket that only this user can open."""
+    path.unlink(missing_ok=True)
+    former = os.umask(0o177)
+    try:
+        server = Server(path, bundle)
+    finally:
+        os.umask(former)
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        with contextlib.suppress(OSError):
+            path.unlink()

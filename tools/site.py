@@ -1,0 +1,46 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check a bundle, then run site.yml with the images in it.
+
+Usage: ./slipway site --bundle FILE [--signer KEY] [ARGUMENTS FOR ansible-playbook ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
+
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
+    BundleError,
+)
+
+from tools import bundle  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Replace this process by ansible-playbook, or exit if the bundle is refused."""
+    parser = argparse.ArgumentParser(prog="./slipway site", add_help=False, allow_abbrev=False)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--signer", type=Path)
+    options, others = parser.parse_known_args(arguments)
+    try:
+        print(bundle.verify(options.bundle, options.signer), file=sys.stderr)
+    except BundleError as error:
+        sys.exit(f"site: {error} Nothing was changed.")
+    variables = {
+        "ml_images_bundle": str(options.bundle),
+        "ml_images_bundle_signer": str(options.signer or ""),
+    }
+    command = ["ansible-playbook", "site.yml", "-e", json.dumps(variables), *others]
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()
