@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write one signed file from which a controller without a network installs Slipway.
 
-The bundle contains this project, the Python packages of its environment, and images if you name them.
-`./slipway setup --bundle FILE` and `./slipway site --bundle FILE` use it. The same inputs always give
-the same bytes. See docs/bundle.md.
+The bundle contains this project, the Python packages of its environment, and the named images.
+`./slipway setup --bundle FILE` and `./slipway site --bundle FILE` use it. The same inputs always
+give the same bytes. See docs/bundle.md.
 """
 
 from __future__ import annotations

@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images, reading
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests.host.conftest import ROOT, Run, Site
+from tools import bundle, bundle_contents
 
 pytestmark = pytest.mark.host
 
@@ -260,6 +262,66 @@ def test_a_host_builds_itself_if_no_port_is_forwarded(fleet: Fleet, delivered: s
         fleet.builder.on(f"rm {setting}; systemctl reload ssh")
     assert fleet.origin(fleet.other) == "built"
     assert fleet.left() == []
+
+
+def make_bundle(fleet: Fleet) -> Path:
+    """Write a bundle with the image of the builder, which builds it first."""
+    inventory = ["-i", str(fleet.folder / "hosts.yml"), "--limit", "build-1"]
+    words = ["--images", "small", *inventory, "-e", json.dumps(fleet.variables)]
+    assert bundle.main([str(fleet.folder / "b.tar"), *words]) == 0
+    assert fleet.left() == []
+    return fleet.folder / "b.tar"
+
+
+def damage_layers(path: Path) -> None:
+    """Change one byte of each layer in a bundle."""
+    opened = reading.open_bundle(path)
+    entries = {entry.path: entry for entry in opened.manifest.files}
+    (described,) = json.loads(opened.read(entries[images.INDEX]))["manifests"]
+    manifest = json.loads(opened.read(entries[images.blob_path(described["digest"])]))
+    content = bytearray(path.read_bytes())
+    for layer in manifest["layers"]:
+        entry = entries[images.blob_path(layer["digest"])]
+        content[opened.offsets[entry.path] + entry.size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_images_come_from_a_bundle_and_nothing_is_built(
+    fleet: Fleet, delivered: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the wheels of the controller, see tests/host/test_bundle.py.
+    monkeypatch.setenv("XDG_STATE_HOME", str(fleet.folder / "state"))
+    monkeypatch.setattr(bundle_contents, "download_wheels", lambda python, folder: [])
+    monkeypatch.setattr(
+        bundle_contents, "download_collections", lambda folder: Path(shutil.copy(__file__, folder))
+    )
+    fleet.write("first bundle")
+    made = str(make_bundle(fleet))
+    assert 0 < received(fleet.converge(ml_images_bundle=made)) < 10000
+    first, second = fleet.contents()
+    assert first == second
+    record = json.loads(fleet.other.on(f"cat {RECORD}"))
+    assert (record["origin"], record["builder"]) == ("delivered", "bundle b.tar")
+    assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == "first bundle"
+    assert fleet.left() == []
+    assert fleet.converge(ml_images_bundle=made).changed() == set()
+
+    # The catalogue has changed since: refused before any change.
+    fleet.write("second bundle")
+    refused = fleet.run(ml_images_bundle=made)
+    assert refused.status == "failed"
+    assert f"b.tar has no image {REFERENCE} of this catalogue" in refused.output
+    assert refused.changed() == set()
+
+    # The engine compares the digests of layers. `site --bundle` refuses the file first.
+    damage_layers(make_bundle(fleet))
+    assert fleet.run(ml_images_bundle=made).status == "failed"
+    assert fleet.contents()[1] == second
+    assert fleet.left() == []
+    command = [str(ROOT / "slipway"), "site", "--bundle", made, "-i", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(r"site: .*images/blobs/sha256/\w+ is damaged: .*Nothing was", done.stderr)
 
 
 def test_a_host_without_disk_space_fails_alone(fleet: Fleet, delivered: set[str]) -> None:
