@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import platform
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest impor
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import open_bundle
 
 from tests.contract.tree import ROOT, tracked_files
-from tools import bundle, bundle_contents, bundle_setup
+from tools import bundle, bundle_contents, bundle_setup, site
 
 RUNNING = bundle.RUNNING
 OTHER = "3.14" if RUNNING != "3.14" else "3.13"
@@ -156,6 +159,68 @@ def test_a_failed_download_keeps_the_former_bundle(
     assert bundle.main([str(made)]) == 1
     assert made.read_bytes() == former
     assert list(made.parent.glob(".bundle-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["b.tar", "--pyton", "3.11"], "unknown option --pyton; expected one of --help"),
+        (["--images", "a", "-i", "hosts.yml", "b.tar"], "OUT is not the first argument"),
+        ([], "no OUT or --verify FILE"),
+        (["b.tar", "--verify", "c.tar"], "no OUT or --verify FILE"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        bundle.main(words)
+    assert raised.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_images_are_copied_from_the_hosts_of_the_inventory(
+    tmp_path: Path, program: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = '$(printf \'%s\' "$3" | sed \'s/.*bundle_layout": "\\([^"]*\\)".*/\\1/\')'
+    program(
+        "ansible-playbook",
+        f'echo "$*" >{tmp_path}/words; mkdir -p {layout}/blobs/sha256; '
+        f"echo 1 >{layout}/index.json; echo 2 >{layout}/oci-layout; "
+        f"echo 3 >{layout}/blobs/sha256/a",
+    )
+    out = tmp_path / "b.tar"
+    assert bundle.main([str(out), "--images", "b,a", "-i", "hosts.yml", "--limit", "x"]) == 0
+    words = (tmp_path / "words").read_text()
+    assert words.startswith("playbooks/bundle_images.yml -e ")
+    assert '"ml_images_present": ["a", "b"]' in words
+    assert words.endswith(" -i hosts.yml --limit x\n")
+    manifest = open_bundle(out).manifest
+    assert [entry.path for entry in manifest.files if entry.kind == "image"] == [
+        *("images/blobs/sha256/a", "images/index.json", "images/oci-layout")
+    ]
+    program("ansible-playbook", "exit 4")
+    assert bundle.main([str(out), "--images", "a"]) == 1
+    assert "cannot copy the images a: ansible-playbook ended with 4" in capsys.readouterr().err
+
+
+def test_site_checks_the_whole_bundle_before_a_run(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda _name, words: started.append(words))
+    site.main(["--limit", "gpu01", "--bundle", str(made), "--signer", f"{made}.pub"])
+    (words,) = started
+    assert words[:2] == ["ansible-playbook", "site.yml"]
+    assert json.loads(words[3]) == {
+        "ml_images_bundle": str(made),
+        "ml_images_bundle_signer": f"{made}.pub",
+    }
+    assert words[4:] == ["--limit", "gpu01"]
+    made.write_bytes(made.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=r"site: .*truncated.* Nothing was changed\."):
+        site.main(["--bundle", str(made)])
+    assert started == [words]
 
 
 def extract(path: Path, target: Path, *signer: Path) -> int:

@@ -56,6 +56,8 @@ def checkout(tmp_path: Path) -> Path:
         (["--inventory=a", "-ib", "-e@c"], ["--inventory=HERE/a", "-iHERE/b", "-e@HERE/c"]),
         (["--extra-vars=@a", "--extra-vars=a=b"], ["--extra-vars=@HERE/a", "--extra-vars=a=b"]),
         (["--limit", "gpu01", "-i"], ["--limit", "gpu01", "-i"]),
+        # Paths of a bundle are for the tool that checks it, see the next test.
+        (["-e", "ml_images_bundle=a"], ["-e", "ml_images_bundle=a"]),
         ([], []),
         (["", "*", "$HOME"], ["", "*", "$HOME"]),
     ],
@@ -84,6 +86,33 @@ def test_the_report_of_verify_is_relative_to_the_caller(checkout: Path, tmp_path
         assert folder == str(checkout)
         assert "=".join(found[:-2]) == f"--report={tmp_path}/a.json"
         assert found[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
+
+
+@pytest.mark.parametrize("words", [["--bundle", "b 1.tar"], ["--bundle=b 1.tar"]])
+def test_site_with_a_bundle_checks_it_first(
+    checkout: Path, tmp_path: Path, words: list[str]
+) -> None:
+    (checkout / "tools/site.py").write_text(STAND_IN, encoding="utf-8")
+    (checkout / ".slipway/env/bin/python").symlink_to(sys.executable)
+    command = [str(checkout / "slipway"), "site", "--limit", "a", *words, "--signer", "k"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    folder, *found = json.loads(completed.stdout)
+    assert folder == str(checkout)
+    assert "=".join(found[2:-2]) == f"--bundle={tmp_path}/b 1.tar"
+    assert found[-2:] == ["--signer", f"{tmp_path}/k"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--bundle"], "setup: --bundle: no file given; expected its path"),
+        (["--bundel", "a"], "setup: unknown option: --bundel; expected --bundle FILE or"),
+    ],
+)
+def test_wrong_options_of_setup_are_refused(checkout: Path, words: list[str], error: str) -> None:
+    done = run_script(checkout, "setup", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error in done.stderr
 
 
 ENVIRONMENT = (

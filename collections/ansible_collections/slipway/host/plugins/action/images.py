@@ -84,6 +84,7 @@ class ActionModule(ActionBase):
             return result
         outcome = self._install(arguments, outdated, task_vars or {})
         result.update({name: outcome.get(name, []) for name in ("built", "recorded", "fetched")})
+        result["received"] = outcome.get("received", 0)
         if outcome["failed"]:
             # Without the key, the role does not go on.
             del result["conflicts"]

@@ -38,7 +38,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     role_plans,
     roles,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle.delivery import refuse_missing
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.declared import refuse_missing
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 ARGUMENT_SPEC: dict[str, Any] = {

@@ -72,9 +72,12 @@ class Handler(BaseHTTPRequestHandler):
         if match[1] == "manifests":
             kind = self._media_type(entry)
         elif part := RANGE.fullmatch(self.headers.get("Range", "")):
-            start = min(int(part[1]), entry.size)
+            start = int(part[1])
         status = HTTPStatus.OK
-        if start:
+        if start >= entry.size > 0:
+            status, start = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, entry.size
+            extra["Content-Range"] = f"bytes */{entry.size}"
+        elif start:
             status = HTTPStatus.PARTIAL_CONTENT
             extra["Content-Range"] = f"bytes {start}-{entry.size - 1}/{entry.size}"
         self._start(status, entry.size - start, kind, **extra)

@@ -1,0 +1,272 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images in a bundle: the OCI layout, and the read-only registry that serves it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import UnixStreamServer
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
+    archive,
+    declared,
+    images,
+    serving,
+    signature,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
+    BundleError,
+    Entry,
+    Manifest,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (
+    Bundle,
+    open_bundle,
+)
+
+REFERENCE = "slipway/small:cpu"
+DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+def digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+BLOBS = {digest(content): content for content in (b"{}", b"base" * 5000, b"layer" * 30)}
+CONFIG, BASE, LAYER = BLOBS
+MANIFEST = json.dumps(
+    {
+        "mediaType": DOCKER,
+        "config": {"digest": CONFIG, "size": 2},
+        "layers": [{"digest": name, "size": len(BLOBS[name])} for name in (BASE, LAYER)],
+    }
+).encode()
+IMAGE = {"manifest": digest(MANIFEST), "config": CONFIG, "layers": {BASE: 20000, LAYER: 150}}
+
+
+class Source(BaseHTTPRequestHandler):
+    """The registry of a host; it may lie."""
+
+    contents: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.asked.append(name)
+        content = self.contents.get(name)
+        self.send_response(200 if content is not None else 404)
+        self.end_headers()
+        self.wfile.write(content or b"")
+
+    def log_message(self, *_words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(Source, "contents", {**BLOBS, digest(MANIFEST): MANIFEST})
+    monkeypatch.setattr(Source, "asked", [])
+    with UnixStreamServer(str(tmp_path / "s"), Source) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield tmp_path / "s"
+        server.shutdown()
+
+
+@pytest.fixture
+def layout(tmp_path: Path, source: Path) -> images.Layout:
+    made = images.Layout(tmp_path / "layout")
+    made.add(source, IMAGE, images.make_notes(REFERENCE, "1", "x86_64", 99))
+    return made
+
+
+def test_a_layout_has_each_layer_once(layout: images.Layout, source: Path, tmp_path: Path) -> None:
+    again = images.Layout(layout.folder)
+    assert again.has(REFERENCE, "1", "x86_64")
+    assert not again.has(REFERENCE, "2", "x86_64") and not again.has(REFERENCE, "1", "aarch64")
+    Source.asked.clear()
+    other = images.make_notes("slipway/other:cpu", "7", "x86_64", 99)
+    assert again.add(source, IMAGE, other) == len(MANIFEST)
+    assert Source.asked == [digest(MANIFEST)]
+    files = {name: path.read_bytes() for name, path in images.layout_files(layout.folder)}
+    assert sorted(files) == sorted(
+        ["images/oci-layout", images.INDEX, *map(images.blob_path, [*BLOBS, digest(MANIFEST)])]
+    )
+    entries = json.loads(files[images.INDEX])["manifests"]
+    assert [entry["annotations"][images.REFERENCE] for entry in entries] == [
+        *("slipway/other:cpu", REFERENCE)
+    ]
+    assert {entry["mediaType"] for entry in entries} == {DOCKER}
+
+
+@pytest.mark.parametrize("name", [digest(MANIFEST), CONFIG, BASE])
+@pytest.mark.parametrize("content", [b"other", None])
+def test_a_host_that_lies_adds_no_image(
+    source: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    Source.contents.pop(name)
+    if content is not None:
+        Source.contents[name] = content
+    layout = images.Layout(tmp_path / "layout")
+    with pytest.raises(BundleError, match=r"other content|another content|answers 404"):
+        layout.add(source, IMAGE, images.make_notes(REFERENCE, "1", "x86_64", 99))
+    assert not images.Layout(tmp_path / "layout").has(REFERENCE, "1", "x86_64")
+    assert not (tmp_path / "layout/blobs/sha256" / name.partition(":")[2]).exists()
+
+
+@pytest.fixture
+def bundle(layout: images.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    files = {path: file.read_bytes() for path, file in images.layout_files(layout.folder)}
+    entries = tuple(
+        Entry(path, len(files[path]), hashlib.sha256(files[path]).hexdigest(), "image")
+        for path in sorted(files)
+    )
+    content = Manifest(requested={}, project={}, controller={}, files=entries).as_json()
+    signed = signature.sign(content, signature.make_own_key())
+    start: list[tuple[str, bytes | Path]] = [
+        (archive.MANIFEST, content),
+        (archive.SIGNATURE, signed),
+    ]
+    archive.write(tmp_path / "b.tar", [*start, *sorted(files.items())])
+    return open_bundle(tmp_path / "b.tar")
+
+
+def test_a_bundle_offers_its_images_to_hosts_with_the_same_content(bundle: Bundle) -> None:
+    assert images.check_offer(bundle, {REFERENCE: "1"}, "x86_64") == {
+        REFERENCE: {**IMAGE, "size": 99}
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "architecture"),
+    [
+        ({REFERENCE: "2"}, "x86_64"),
+        ({REFERENCE: "1"}, "aarch64"),
+        ({"slipway/a:cpu": "1"}, "x86_64"),
+    ],
+)
+def test_an_image_that_the_bundle_lacks_is_named(
+    bundle: Bundle, wanted: dict[str, str], architecture: str
+) -> None:
+    (name,) = wanted
+    with pytest.raises(BundleError, match=rf"b\.tar has no image {name} of this catalogue for"):
+        images.check_offer(bundle, wanted, architecture)
+
+
+def refuse_missing(path: Path | str, drift: list[str], context: str) -> None:
+    declared.refuse_missing(
+        {"ml_images_bundle": str(path)},
+        lambda value: value,
+        {"ml_images": {"images": [{"reference": REFERENCE, "digest": context}]}},
+        {"ml_images": [Difference("images", name, "a", "b") for name in drift]},
+        {"architecture": "x86_64"},
+    )
+
+
+def test_a_missing_image_is_refused_before_any_change(bundle: Bundle) -> None:
+    refuse_missing(bundle.path, [REFERENCE], "1")
+    # The host has the image already, or no bundle is set.
+    refuse_missing(bundle.path, [], "2")
+    refuse_missing("", [REFERENCE], "2")
+    with pytest.raises(AnsibleActionFail, match=r"has no image .* Nothing was changed\."):
+        refuse_missing(bundle.path, [REFERENCE], "2")
+    with pytest.raises(AnsibleActionFail, match=r"cannot open none.tar: .* Nothing was changed\."):
+        refuse_missing("none.tar", [REFERENCE], "2")
+
+
+@pytest.fixture
+def served(bundle: Bundle, tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "registry"
+    with serving.serving(bundle, path):
+        assert path.stat().st_mode & 0o777 == 0o600
+        yield path
+    assert not path.exists()
+
+
+def ask(path: Path, target: str, method: str = "GET", **headers: str) -> tuple[Any, bytes]:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(path))
+    connection.request(method, target, headers=headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer, content
+
+
+def test_manifests_and_blobs_are_served_by_digest(served: Path) -> None:
+    assert ask(served, "/v2/")[0].status == 200
+    answer, content = ask(served, f"/v2/slipway/small/manifests/{digest(MANIFEST)}")
+    assert content == MANIFEST
+    assert answer.headers["Content-Type"] == DOCKER
+    assert answer.headers["Docker-Content-Digest"] == digest(MANIFEST)
+    for name, blob in BLOBS.items():
+        assert ask(served, f"/v2/slipway/small/blobs/{name}")[1] == blob
+        answer, content = ask(served, f"/v2/slipway/small/blobs/{name}", "HEAD")
+        assert (answer.headers["Content-Length"], content) == (str(len(blob)), b"")
+
+
+def test_a_cut_download_goes_on_where_it_was(served: Path) -> None:
+    answer, content = ask(served, f"/v2/a/blobs/{BASE}", Range="bytes=19990-")
+    assert (answer.status, content) == (206, BLOBS[BASE][19990:])
+    assert answer.headers["Content-Range"] == "bytes 19990-19999/20000"
+    answer, content = ask(served, f"/v2/a/blobs/{BASE}", Range="bytes=20000-")
+    assert (answer.status, content) == (416, b"")
+    assert ask(served, f"/v2/a/blobs/{BASE}", Range="bytes=x")[1] == BLOBS[BASE]
+
+
+def test_hosts_pull_at_the_same_time(served: Path) -> None:
+    received: list[bytes] = []
+
+    def pull() -> None:
+        received.extend(ask(served, f"/v2/a/blobs/{BASE}")[1] for _ in range(20))
+
+    threads = [threading.Thread(target=pull) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert received == [BLOBS[BASE]] * 120
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v2/a/blobs/sha256:" + "0" * 64, 404),
+        ("GET", "/v2/a/manifests/latest", 404),
+        ("GET", "/v2/a/blobs/../../../etc/passwd", 404),
+        ("GET", f"/v2/a/blobs/{BASE}/../x", 404),
+        ("GET", "/project.tar", 404),
+        ("PUT", "/v2/a/manifests/x", 501),
+        ("POST", "/v2/a/blobs/uploads/", 501),
+        ("DELETE", f"/v2/a/blobs/{BASE}", 501),
+    ],
+)
+def test_nothing_else_is_served_and_nothing_is_written(
+    served: Path, bundle: Bundle, method: str, target: str, status: int
+) -> None:
+    before = bundle.path.read_bytes()
+    assert ask(served, target, method)[0].status == status
+    assert bundle.path.read_bytes() == before
+
+
+def test_a_client_that_ends_early_disturbs_nobody(
+    served: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(served))
+        client.sendall(f"GET /v2/a/blobs/{BASE} HTTP/1.1\r\n\r\n".encode())
+    assert ask(served, f"/v2/a/blobs/{BASE}")[1] == BLOBS[BASE]
+    assert capfd.readouterr().err == ""
