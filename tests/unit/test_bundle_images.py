@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
+from ansible_collections.slipway.host.plugins.plugin_utils import image_source
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
     archive,
-    declared,
     images,
     serving,
     signature,
@@ -164,25 +164,26 @@ def test_an_image_that_the_bundle_lacks_is_named(
         images.check_offer(bundle, wanted, architecture)
 
 
-def refuse_missing(path: Path | str, drift: list[str], context: str) -> None:
-    declared.refuse_missing(
-        {"ml_images_bundle": str(path)},
-        lambda value: value,
+def read_builder(path: Path | str, drift: list[str], context: str) -> list[str]:
+    """Run the check of a survey for a host with one declared image."""
+    return image_source.read_builder(
         {"ml_images": {"images": [{"reference": REFERENCE, "digest": context}]}},
         {"ml_images": [Difference("images", name, "a", "b") for name in drift]},
+        {"ml_images_bundle": str(path), "ml_images_builder": ["build01"]},
         {"architecture": "x86_64"},
+        lambda value: value,
     )
 
 
 def test_a_missing_image_is_refused_before_any_change(bundle: Bundle) -> None:
-    refuse_missing(bundle.path, [REFERENCE], "1")
+    assert read_builder(bundle.path, [REFERENCE], "1") == []
     # The host has the image already, or no bundle is set.
-    refuse_missing(bundle.path, [], "2")
-    refuse_missing("", [REFERENCE], "2")
+    assert read_builder(bundle.path, [], "2") == []
+    assert read_builder("", [REFERENCE], "2") == ["build01"]
     with pytest.raises(AnsibleActionFail, match=r"has no image .* Nothing was changed\."):
-        refuse_missing(bundle.path, [REFERENCE], "2")
+        read_builder(bundle.path, [REFERENCE], "2")
     with pytest.raises(AnsibleActionFail, match=r"cannot open none.tar: .* Nothing was changed\."):
-        refuse_missing("none.tar", [REFERENCE], "2")
+        read_builder("none.tar", [REFERENCE], "2")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images import delivery
 from ansible_collections.slipway.host.plugins.plugin_utils import builders, role_plans, roles
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared
 
 ROLE, OPTION = delivery.ROLE, "ml_images_builder"
 
@@ -20,16 +21,22 @@ def read_builder(
     facts: Mapping[str, Any],
     template: role_plans.Template,
 ) -> list[str]:
-    """Return ``ml_images_builder`` of a host without held hosts, empty without drift of its images.
+    """Return ``ml_images_builder`` of a host without held hosts, empty if no host brings images.
 
     TEMPLATE evaluates variables as in the tasks of the role. Raise AnsibleActionFail if a held host
-    would have to build.
+    would have to build, or if images come from a bundle that lacks one.
     """
     if not drift.get(ROLE):
         return []
-    wanted = role_plans.read_options(roles.load(ROLE), variables, template)[OPTION]
-    own = delivery.Candidate(facts.get("architecture"), delivery.declared_images(owned.values()))
-    return builders.without_held(wanted, own, variables)
+    options = role_plans.read_options(roles.load(ROLE), variables, template)
+    images = delivery.declared_images(owned.values())
+    if options[declared.BUNDLE]:
+        differing = {difference.name for difference in drift[ROLE]}
+        wanted = {name: digest for name, digest in images.items() if name in differing}
+        declared.refuse_missing(options, wanted, str(facts.get("architecture")))
+        return []
+    own = delivery.Candidate(facts.get("architecture"), images)
+    return builders.without_held(options[OPTION], own, variables)
 
 
 def describe(

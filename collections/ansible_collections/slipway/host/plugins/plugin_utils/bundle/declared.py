@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (
@@ -17,8 +16,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import
     open_bundle,
 )
 
-ROLE = "ml_images"
-VARIABLES = ("ml_images_bundle", "ml_images_bundle_signer")
+BUNDLE, SIGNER = "ml_images_bundle", "ml_images_bundle_signer"
 
 
 def open_checked(path: str, signer: str) -> Bundle:
@@ -29,23 +27,13 @@ def open_checked(path: str, signer: str) -> Bundle:
 
 
 def refuse_missing(
-    variables: Mapping[str, Any],
-    template: Callable[[Any], Any],
-    owned: Mapping[str, Mapping[str, Any]],
-    drift: Mapping[str, Sequence[Difference]],
-    facts: Mapping[str, Any],
+    options: Mapping[str, Any], wanted: Mapping[str, str], architecture: str
 ) -> None:
-    """Fail if images of a host have drift and the bundle that its variables name lacks one.
+    """Fail if the bundle that the OPTIONS of ml_images name lacks an image.
 
-    OWNED and DRIFT are those of each role.
+    WANTED: context digest by reference.
     """
-    path, signer = (str(template(variables.get(name, "")) or "") for name in VARIABLES)
-    names = {difference.name for difference in drift.get(ROLE, ())}
-    if not path or not names:
-        return
-    declared = {image["reference"]: image["digest"] for image in owned[ROLE]["images"]}
-    wanted = {name: digest for name, digest in declared.items() if name in names}
     try:
-        images.check_offer(open_checked(path, signer), wanted, facts["architecture"])
+        images.check_offer(open_checked(options[BUNDLE], options[SIGNER]), wanted, architecture)
     except BundleError as error:
         raise AnsibleActionFail(f"{error} Nothing was changed.") from None
