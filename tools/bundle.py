@@ -196,14 +196,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if arguments is None else arguments
     options = argparse.Namespace()
     _same, options.ansible = parser.parse_known_args(words, options)
+    problem = find_problem(options, words)
+    if problem:
+        parser.error(problem)
+    return options
+
+
+def find_problem(options: argparse.Namespace, words: list[str]) -> str:
+    """Return why the options do not fit each other, empty if they do."""
     if options.ansible and not options.images:
-        parser.error(f"unknown option {options.ansible[0]}; expected one of --help")
+        return f"unknown option {options.ansible[0]}; expected one of --help"
     # Otherwise the value of such an option could be taken for OUT.
     if options.ansible and words[0] != str(options.out):
-        parser.error("OUT is not the first argument; expected ./slipway bundle OUT --images ...")
+        return "OUT is not the first argument; expected ./slipway bundle OUT --images ..."
     if (options.out is None) == (options.verify is None):
-        parser.error("no OUT or --verify FILE; expected one of them")
-    return options
+        return "no OUT or --verify FILE; expected one of them"
+    return ""
 
 
 def run(options: argparse.Namespace) -> None:
