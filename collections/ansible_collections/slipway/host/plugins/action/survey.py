@@ -38,7 +38,6 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     role_plans,
     roles,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle.declared import refuse_missing
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -119,7 +118,6 @@ class ActionModule(ActionBase):
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
         if drifted:
             refuse_full(answer, self._end())
-            refuse_missing(variables, self._templar.template, owned, drift, facts)
         health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
         urls = overview.service_urls(owned, compared, answer)
