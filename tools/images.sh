@@ -4,8 +4,8 @@
 # Usage: ./slipway images VERB [NAME ...] [ARGUMENTS FOR ansible-playbook ...]
 #   lock    update the lock files of Python packages and report changed versions (lock --help)
 #   list    compare the catalogue with the images on the hosts; show sizes (--markdown: as Markdown)
-#   build   build images that are missing or outdated, then run their smoke tests; site creates the
-#           commands of images
+#   build   build images that are missing or outdated on one host, deliver them to the others, run
+#           their smoke tests; site creates the commands of images
 #   smoke   run the smoke tests of the images on the hosts
 #   save    save images to one archive on each host, with a record (-e ml_images_archive=PATH)
 #   load    load images from such an archive, after comparing it with its record

@@ -84,9 +84,9 @@ class Fleet:
             "ml_catalogue_folder": str(self.images),
         }
 
-    def run(self, *arguments: str, **extra: Any) -> Run:
-        """Run site.yml on both hosts."""
-        return self.builder.run("site.yml", *arguments, **{**self.variables, **extra})
+    def run(self, *arguments: str, playbook: str = "site.yml", **extra: Any) -> Run:
+        """Run a playbook on both hosts."""
+        return self.builder.run(playbook, *arguments, **{**self.variables, **extra})
 
     def converge(self, **extra: Any) -> Run:
         run = self.run(**extra)
@@ -239,13 +239,19 @@ def test_a_test_that_fails_on_the_other_host_keeps_its_old_image(
     assert len(set(fleet.contents())) == 1
 
 
-def test_a_host_may_build_its_own_images(fleet: Fleet, delivered: set[str]) -> None:
+def test_a_host_may_build_its_own_images_or_get_them_again(
+    fleet: Fleet, delivered: set[str]
+) -> None:
     fleet.write("four")
     refused = fleet.run(ml_images_builder=["nobody"])
     assert refused.status == "failed"
     assert "ml_images_builder: nobody is not in the inventory" in refused.output
     fleet.converge(ml_images_builder=[])
     assert fleet.origin(fleet.other) == "built"
+    fleet.write("four, delivered")
+    run = fleet.run(playbook="playbooks/images_build.yml")
+    assert run.status == "successful", run.output
+    assert fleet.origin(fleet.other) == "delivered"
 
 
 def test_a_host_builds_itself_if_no_port_is_forwarded(fleet: Fleet, delivered: set[str]) -> None:

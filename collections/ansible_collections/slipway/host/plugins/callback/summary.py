@@ -77,6 +77,8 @@ CHANGES = ("Apply roles to hosts with drift", "Remove roles from hosts")
 LAST_PLAYS = {"Report conflicts": report.CONFLICT, "Report faults of GPUs": report.FAULT}
 # The playbook that removes Slipway from hosts.
 REMOVAL = "remove"
+# The playbook that builds images, and does nothing else.
+IMAGE_BUILD = "images_build"
 SSH_FORWARD = "ansible_collections.slipway.host.plugins.plugin_utils.ssh_forward"
 SURVEY = ("slipway.host.survey", "survey")
 VERIFY = ("slipway.host.verify", "verify")
@@ -263,8 +265,9 @@ class CallbackModule(CallbackBase):
     def _write_reports(self) -> None:
         """Write the reports of the hosts and the page; a run does not fail if that fails."""
         store = recorder.open_store(self.get_option("reports") or "", self._display.warning)
-        # A removal compares hosts with nothing: its differences are no drift.
-        if store is None or not self.report or self.command == REMOVAL:
+        # A removal compares hosts with nothing: its differences are no drift. A build of images
+        # compares only them.
+        if store is None or not self.report or self.command in (REMOVAL, IMAGE_BUILD):
             return
         try:
             self.recorder.write(store, self.report, self.command)
