@@ -79,7 +79,7 @@ class Fleet:
 
     def change(self) -> None:
         """Change one line of iris-api."""
-        with (self.folder / "images/iris-api/smoke.py").open("a") as file:
+        with (self.folder / "images/iris-api/gunicorn.conf.py").open("a") as file:
             file.write(f"# {time.time()}\n")
 
     def run(self, playbook: str, hosts: Sequence[Host]) -> tuple[float, float]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -114,6 +115,17 @@ class Fleet:
             jobs = "find /var/lib/slipway/builds -mindepth 1 -maxdepth 1"
             found += site.on(f"{jobs} ! -exec test -e {{}}/result.json ';' -print").splitlines()
         return found
+
+    def kill_connections(self) -> None:
+        """Kill the masters of ssh of this test; no other run has sockets in its folder."""
+        masters = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if file.read_bytes().startswith(f"ssh: {self.control}/".encode()):
+                    masters.append(int(file.parent.name))
+        assert masters
+        for pid in masters:
+            os.kill(pid, signal.SIGKILL)
 
     def received_by_interface(self) -> int:
         """Return the bytes that the network interfaces of the host that pulls received."""
@@ -414,8 +426,7 @@ def test_the_next_run_finishes_a_delivery_that_was_killed(
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         if with_connections:
-            # In the folder of this test: no other run has its connections there.
-            subprocess.run(["pkill", "-KILL", "-f", f"ssh: {fleet.control}/"], check=True)
+            fleet.kill_connections()
     if moment == "push":
         assert " 401 " in seen.stdout
     fleet.converge()
