@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.plugin_utils import ssh_forward
+from ansible_collections.slipway.host.plugins.plugin_utils import host_command, ssh_forward
 
 Program = Callable[[str, str], None]
 DEAD = 2**22 + 1  # Larger than any process ID.
@@ -71,6 +71,38 @@ def test_what_a_killed_run_left_is_ended_and_nothing_else(
     released, ended = commands
     assert f"lease-*-{prefix.rpartition('-')[2]}-{DEAD};" in released
     assert "-O exit" in ended
+
+
+def test_a_registry_whose_master_is_gone_is_ended_over_the_next_connection(
+    action: Any, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("ssh", "exit 255")
+    folder = Path(action._connection.options["control_path_dir"])
+    names = {host: f"{ssh_forward._prefix()}-{ssh_forward._short(host)}" for host in ("a", "b")}
+    for name in names.values():
+        (folder / f"{name}-{DEAD}.lock").touch()
+        (folder / f"{name}-{DEAD}.ctl").touch()
+    ssh_forward.end_old_runs(folder)
+    ssh_forward.end_old_runs(folder)
+    left = {host: folder / f"{names[host]}-{DEAD}.left" for host in names}
+    assert set(folder.iterdir()) == set(left.values())
+    scripts: list[str] = []
+
+    def run(_action: Any, script: str) -> host_command.Reply:
+        scripts.append(script)
+        # The first command fails.
+        return host_command.Reply(255 if len(scripts) == 1 else 0, "", "")
+
+    monkeypatch.setattr(host_command, "run", run)
+    for _survey in range(3):
+        ssh_forward.end_left(action, "a")
+    assert list(folder.iterdir()) == [left["b"]]
+    script, again = scripts
+    assert script == again
+    os.utime(left["b"], (0, 0))
+    ssh_forward.end_old_runs(folder)
+    assert list(folder.iterdir()) == []
+    assert f"lease-*-{ssh_forward._prefix().rpartition('-')[2]}-{DEAD};" in script
 
 
 def test_a_port_that_is_taken_is_skipped(action: Any, program: Program, tmp_path: Path) -> None:

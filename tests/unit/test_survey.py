@@ -97,7 +97,7 @@ def run(host: Host) -> Run:
             variables["ansible_facts"] = {"slipway": remembered}
         templar = Templar(loader=DataLoader(), variables=variables)
         connection: Any = SimpleNamespace(
-            transport="ssh", _shell=SimpleNamespace(tmpdir=None), has_pipelining=True
+            transport="local", _shell=SimpleNamespace(tmpdir=None), has_pipelining=True
         )
         nothing: Any = None
         action = survey.ActionModule(task, connection, nothing, nothing, templar, nothing)

@@ -37,6 +37,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     registered_results,
     role_plans,
     roles,
+    ssh_forward,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
@@ -100,6 +101,7 @@ class ActionModule(ActionBase):
         names = [str(name) for name in arguments["roles"]]
         cached = self._checked_facts(names, variables)
         facts, owned, answer = self._ask(names, variables, cached)
+        ssh_forward.end_left(self, str(variables.get("inventory_hostname")))
         known = [
             *projects.without_image(list(owned.values()), answer),
             *([] if self._task.check_mode else registered_results.conflicts(names, variables)),
@@ -132,9 +134,7 @@ class ActionModule(ActionBase):
             urls=urls,
             overview=seen,
             metrics=metrics,
-            consequences=[]
-            if arguments["expect_no_drift"]
-            else self._find_consequences(owned, drift, answer),
+            consequences=self._find_consequences(owned, drift, answer),
             declared=declare(owned, compared, waiting),
             health=[finding.as_data() for finding in health],
             information=engine.information(list(owned.values()), answer, kinds.ALL),
@@ -216,7 +216,7 @@ class ActionModule(ActionBase):
         The host is asked again only if the drift leads to a change that can disturb it.
         """
         triggers = consequences.find_triggers(owned, drift, answer)
-        if not triggers:
+        if not triggers or self._task.args.get("expect_no_drift"):
             return []
         return consequences.describe(triggers, ask_host.ask(self, consequences.question(triggers)))
 
@@ -231,8 +231,7 @@ class ActionModule(ActionBase):
 
     def _ask_facts(self, names: list[str], variables: Vars, earlier: Any) -> Any:
         """Return the facts of the host; settings may use EARLIER facts."""
-        urls = self._reachable_urls(names, variables, earlier)
-        return ask_host.ask(self, {}, urls)["facts"]
+        return ask_host.ask(self, {}, self._reachable_urls(names, variables, earlier))["facts"]
 
     def _reachable_urls(self, names: list[str], variables: Vars, facts: Any) -> list[str]:
         """Return the URLs that the host tries, because the plan of a role needs the result."""

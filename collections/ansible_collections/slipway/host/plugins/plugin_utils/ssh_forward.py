@@ -19,6 +19,7 @@ import re
 import shlex
 import socket
 import subprocess
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from typing import TextIO
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import registry
+from ansible_collections.slipway.host.plugins.plugin_utils import host_command
 
 # Seconds without a connection after which a master ends: other hosts may still build.
 IDLE_SECONDS = 3600
@@ -37,6 +39,8 @@ FIRST_PORT, PORTS, ATTEMPTS = 20000, 10000, 5
 MAX_PATH = 90
 ANSWER_SECONDS = 20
 SUFFIXES = ("ctl", "sock", "lock")
+# Of the file for a registry that a killed run left on a host.
+LEFT = ".left"
 
 
 class NoDeliveryError(AnsibleActionFail):
@@ -228,19 +232,44 @@ def _locked(path: Path) -> Iterator[TextIO]:
 
 
 def end_old_runs(folder: Path) -> None:
-    """End what runs on this machine that were killed left: registries, masters and their files."""
+    """End what runs on this machine that were killed left: registries, masters and their files.
+
+    Where the master is gone too, a file for :func:`end_left` remains.
+    """
     name = re.compile(re.escape(_prefix()) + rf"-[0-9a-f]{{8}}-(\d+)\.({'|'.join(SUFFIXES)})")
-    for path in folder.glob(f"{_prefix()}-*"):
-        match = name.fullmatch(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            if match[2] == "ctl":
-                _release(path, f"*-{_prefix().rpartition('-')[2]}-{match[1]}")
-                _control(path, "exit")
+    matches = map(name.fullmatch, (path.name for path in folder.glob(f"{_prefix()}-*")))
+    dead = [match for match in matches if match and not Path(f"/proc/{match[1]}").exists()]
+    # The lock belongs to a builder: its registry is ended over the master that is still there.
+    for match in sorted(dead, key=lambda match: match[2] != "lock"):
+        path = folder / match[0]
+        if match[2] == "lock" and not _release(path.with_suffix(".ctl"), _leases_of(match[1])):
+            path.rename(path.with_suffix(LEFT))
+        elif match[2] == "ctl":
+            _control(path, "exit")
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f"slipway-*{LEFT}"):
+        # Its registry has ended by itself.
+        if time.time() - path.stat().st_mtime > registry.LIFE_SECONDS:
             path.unlink(missing_ok=True)
 
 
-def _release(control: Path, leases: str) -> None:
-    """Give leases back over a master; without the right to, the registry ends later by itself."""
+def _leases_of(run: str) -> str:
+    return f"*-{_prefix().rpartition('-')[2]}-{run}"
+
+
+def _release(control: Path, leases: str) -> bool:
+    """Give leases back over a master; return whether the host did it."""
     script = shlex.quote(registry.release_script(leases))
     as_root = f'if [ "$(id -u)" = 0 ]; then sh -c {script}; else sudo -n sh -c {script}; fi'
-    _by_master(control, "-o", "BatchMode=yes", "slipway", as_root)
+    return _by_master(control, "-o", "BatchMode=yes", "slipway", as_root) is None
+
+
+def end_left(action: ActionBase, host: str) -> None:
+    """End the registry on the host of ACTION that killed runs left, if their masters are gone."""
+    if action._connection.transport != "ssh":
+        return
+    folder = Path(action._connection.get_option("control_path_dir")).expanduser()
+    for path in folder.glob(f"{_prefix()}-{_short(host)}-*{LEFT}"):
+        script = registry.release_script(_leases_of(path.stem.rpartition("-")[2]))
+        if host_command.run(action, script).status == 0:
+            path.unlink(missing_ok=True)
