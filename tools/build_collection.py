@@ -47,6 +47,7 @@ SITE_PATHS = {
     "playbooks/metrics.yml": "metrics.yml",
     "playbooks/tasks/apply_role.yml": "tasks/apply_role.yml",
     "vars/roles.yml": "../vars/roles.yml",
+    "vars/rolling.yml": "../vars/rolling.yml",
 }
 COMMANDS = (
     (re.compile(r"\./slipway (site|plan|verify|upgrade|rollback)\b(?! --(help|json))"), r"\1"),

@@ -12,7 +12,7 @@
 # nvidia_container_toolkit_version. Examples:
 #   ./slipway upgrade --check --limit gpu01
 #   ./slipway upgrade nvidia_driver --limit gpu01 -e nvidia_driver_branch=595
-#   ./slipway upgrade -e slipway_upgrade_serial=10%
+#   ./slipway upgrade --serial 10% --max-failures 2
 #   ./slipway rollback --limit gpu01
 set -eu
 
@@ -32,4 +32,5 @@ if [ "$verb" = rollback ] && [ -n "$roles" ]; then
     exit 1
 fi
 [ -z "$roles" ] || set -- -e "{\"slipway_upgrade\": [$roles]}" "$@"
+. tools/rolling.sh
 exec ansible-playbook "playbooks/$verb.yml" "$@"

@@ -342,6 +342,31 @@ def test_images_come_from_a_bundle_and_nothing_is_built(
     assert re.search(r"site: .*images/blobs/sha256/\w+ is damaged: .*Nothing was", done.stderr)
 
 
+def test_a_declared_builder_is_in_the_first_batch(fleet: Fleet, delivered: set[str]) -> None:
+    fleet.write("rolling")
+    run = fleet.converge(slipway_serial=1, ml_images_builder=["other-2"])
+    assert [fleet.origin(fleet.builder), fleet.origin(fleet.other)] == ["delivered", "built"]
+    assert run.output.count("PLAY [Apply roles to hosts with drift]") == 2
+
+
+def test_a_held_builder_stays_as_it_is(fleet: Fleet, delivered: set[str]) -> None:
+    fleet.write("held")
+    before = fleet.contents()
+    fleet.declare(fleet.builder, slipway_hold="disk swap")
+    try:
+        refused = fleet.run(ml_images_builder=["build-1"])
+        assert refused.status == "failed"
+        assert "ml_images_builder: build-1 is held: disk swap" in refused.output
+        assert fleet.contents() == before
+        fleet.converge()
+        assert fleet.contents()[0] == before[0]
+        assert fleet.origin(fleet.other) == "built"
+    finally:
+        fleet.declare(fleet.builder)
+    fleet.converge()
+    assert len(set(fleet.contents())) == 1
+
+
 def test_a_host_without_disk_space_fails_alone(fleet: Fleet, delivered: set[str]) -> None:
     folder = "/var/lib/docker"
     fleet.write("six")

@@ -26,7 +26,7 @@ STAND_IN = (
 def checkout(tmp_path: Path) -> Path:
     """A checkout whose ansible-playbook prints its folder and its arguments."""
     folder = tmp_path / "check out"
-    tools = ("tools/images.sh", "tools/nearest.sh", "tools/upgrade.sh")
+    tools = ("tools/images.sh", "tools/nearest.sh", "tools/rolling.sh", "tools/upgrade.sh")
     for name in ("slipway", *tools, "inventory/hosts.example.yml", *WANTED):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -60,6 +60,11 @@ def checkout(tmp_path: Path) -> Path:
         (["-e", "ml_images_bundle=a"], ["-e", "ml_images_bundle=a"]),
         ([], []),
         (["", "*", "$HOME"], ["", "*", "$HOME"]),
+        (["--serial", "2", "--check"], ["-e", "slipway_serial=2", "--check"]),
+        (
+            ["--serial=25%", "--max-failures", "1"],
+            ["-e", "slipway_serial=25%", "-e", "slipway_max_failures=1"],
+        ),
     ],
 )
 def test_paths_are_relative_to_the_caller(
@@ -152,6 +157,14 @@ def test_paths_of_other_verbs(checkout: Path, tmp_path: Path) -> None:
             command, capture_output=True, text=True, check=True, cwd=tmp_path
         )
         assert json.loads(completed.stdout)[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
+
+
+@pytest.mark.parametrize("words", [["--serial"], ["--serial", "two"], ["--max-failures=5%%"]])
+@pytest.mark.parametrize("verb", ["site", "upgrade", "rollback"])
+def test_batches_of_no_number_are_refused(checkout: Path, verb: str, words: list[str]) -> None:
+    done = run_script(checkout, verb, *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "expected a number of hosts such as 2, or a percentage such as 25%." in done.stderr
 
 
 def run_script(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:

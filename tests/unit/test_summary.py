@@ -74,6 +74,7 @@ def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
 
 CONSEQUENCE = {"kind": "container", "name": "train", "effect": "would stop"}
 SURVEYED = {
+    "drift": ["docker_engine"],
     "differences": {"docker_engine": [{}]},
     "conflicts": {},
     "consequences": [CONSEQUENCE],
@@ -120,12 +121,19 @@ class Callback(summary.CallbackModule):
         return 0
 
 
+def start(callback: Callback, host: str) -> None:
+    task: Any = SimpleNamespace(_uuid="1")
+    callback.v2_runner_on_start(SimpleNamespace(name=host), task)
+
+
 def run_site(callback: Callback, **applied: Any) -> None:
     callback.play_starts("Compare hosts with the declared state")
     callback.v2_playbook_on_task_start(None, False)
     callback.task_ends("gpu01", "slipway.host.survey", **SURVEYED)
     callback.play_starts("Apply roles to hosts with drift")
+    start(callback, "gpu01")
     callback.task_ends("gpu01", "slipway.host.units", **applied)
+    callback.play_starts("Report conflicts")
 
 
 def test_consequences_are_printed_before_the_first_change() -> None:
@@ -206,6 +214,57 @@ def test_a_host_with_a_sick_gpu_is_neither_done_nor_failed() -> None:
     )
 
 
+def test_hosts_after_the_stop_of_a_rolling_run_are_not_started() -> None:
+    callback = Callback()
+    callback.play_starts("Compare hosts with the declared state")
+    callback.v2_playbook_on_task_start(None, False)
+    for host in ("gpu01", "gpu02", "gpu03"):
+        callback.task_ends(host, "slipway.host.survey", **SURVEYED)
+    callback.play_starts("Apply roles to hosts with drift")
+    start(callback, "gpu01")
+    start(callback, "gpu02")
+    callback.task_ends("gpu01", "slipway.host.verify", failed=True, msg="no engine")
+    callback.play_starts("Apply roles to hosts with drift")
+    callback.play_starts("Report conflicts")
+    assert callback.run_ends() == 0
+    states = {host: entry["state"] for host, entry in callback.report.items()}
+    assert states == {"gpu01": "failed", "gpu02": "changed", "gpu03": "not_started"}
+    # The consequences are printed once, not for each batch.
+    assert sum("WHAT THE CHANGES DISTURB" in line for line in callback.lines) == 1
+    assert "gpu03  not started" in callback.lines[-1]
+    assert "1 host was not started: gpu03. The run stopped after failures." in callback.lines[-1]
+
+
+def test_conflicts_are_told_also_if_all_hosts_of_a_batch_failed() -> None:
+    callback = Callback()
+    callback.play_starts("Compare hosts with the declared state")
+    callback.v2_playbook_on_task_start(None, False)
+    for host, conflicts in (("gpu01", IN_THE_WAY), ("gpu02", {})):
+        callback.task_ends(host, "slipway.host.survey", **{**SURVEYED, "conflicts": conflicts})
+    callback.play_starts("Apply roles to hosts with drift")
+    start(callback, "gpu01")
+    callback.play_starts("Apply roles to hosts with drift")
+    start(callback, "gpu02")
+    callback.task_ends("gpu02", "slipway.host.verify", failed=True, msg="no engine")
+    assert callback.run_ends() == 0
+    states = {host: entry["state"] for host, entry in callback.report.items()}
+    assert states == {"gpu01": "conflict", "gpu02": "failed"}
+
+
+def test_an_upgrade_names_the_hosts_that_it_did_not_reach() -> None:
+    callback = Callback()
+    callback.play_starts("Leave out held hosts")
+    callback.v2_playbook_on_task_start(None, False)
+    for host in ("gpu01", "gpu02"):
+        callback.task_ends(host, "slipway.host.survey", hold="", drift=[])
+    callback.play_starts("Upgrade driver, Docker Engine and container toolkit")
+    start(callback, "gpu01")
+    callback.task_ends("gpu01", "slipway.host.package_set", failed=True, msg="no space")
+    assert callback.run_ends() == 0
+    states = {host: entry["state"] for host, entry in callback.report.items()}
+    assert states == {"gpu01": "failed", "gpu02": "not_started"}
+
+
 def test_a_host_that_failed_before_stays_failed() -> None:
     callback = Callback()
     run_site(callback, failed=True, msg="no room")
@@ -222,6 +281,7 @@ def test_texts_of_a_host_stay_on_their_line(tmp_path: Path) -> None:
     conflict = {"kind": HOSTILE, "name": HOSTILE, "reason": HOSTILE, "blocks": [HOSTILE]}
     finding = dict.fromkeys(("where", "found", "expected", "remedy", "gpu", "accepted"), HOSTILE)
     answer = {
+        "drift": ["docker_engine"],
         "differences": {"docker_engine": [difference]},
         "conflicts": {"docker_engine": [conflict]},
         "consequences": [{"kind": HOSTILE, "name": HOSTILE, "effect": HOSTILE}],

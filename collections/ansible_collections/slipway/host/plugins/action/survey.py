@@ -31,6 +31,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 )
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
+    batches,
     holds,
     image_source,
     measured,
@@ -90,6 +91,8 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         hold = holds.find_reason(variables, self._templar.template)
+        if not hold:
+            batches.check(variables, self._templar.template)
         if hold or self._task.args.get("hold_only"):
             self._join_groups(result, [holds.GROUP] if hold else [])
             return {**result, "changed": False, "hold": hold, "drift": []}

@@ -59,7 +59,7 @@ from ansible.plugins.callback.default import CallbackModule as Default
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
-from ansible_collections.slipway.host.plugins.callback.summary import LAST_PLAYS, SURVEY
+from ansible_collections.slipway.host.plugins.callback.summary import HOLDS, LAST_PLAYS, SURVEY
 from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     run_display,
     run_text,
@@ -89,9 +89,10 @@ class CallbackModule(Default):
         self.play = ""
         # The name of a play without a task so far: a play may have no hosts.
         self.untold_play = ""
-        # Whether the callback summary prints a table of all hosts; it always has the held ones.
+        # Whether the callback summary prints a table of all hosts.
         self.has_table = False
-        self.held: set[str] = set()
+        # The hosts with a task beyond the check for a hold.
+        self.started: set[str] = set()
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Choose the output, once for all playbooks of the command."""
@@ -189,6 +190,8 @@ class CallbackModule(Default):
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Show what the host does."""
+        if self.play != HOLDS:
+            self.started.add(host.name)
         if self.shown:
             with self._state():
                 step, role = self._label(task)
@@ -234,7 +237,6 @@ class CallbackModule(Default):
     def _show_hold(self, host: str, reason: str) -> None:
         if self.shown:
             with self._state():
-                self.held.add(host)
                 self.shown.run.hold(host, reason)
                 self.shown.tell(self.shown.events.line(f"{host}: {view_state.HELD}: {reason}"))
                 self.shown.news()
@@ -362,7 +364,7 @@ class CallbackModule(Default):
             self.shown.stop()
             self.shown.save_times()
             if not self.has_table:
-                for line in recap(stats, self.held):
+                for line in recap(stats, self.started):
                     self.shown.say(line)
             self._print_log_path()
         with self._log():
@@ -384,10 +386,10 @@ def can_draw() -> bool:
     return sys.stdout.isatty() and getattr(C, "WORKER_SESSION_ISOLATION", True)
 
 
-def recap(stats: Any, left_out: Collection[str]) -> list[str]:
-    """Return the result of each host that is not LEFT_OUT as a line."""
+def recap(stats: Any, started: Collection[str]) -> list[str]:
+    """Return the result of each STARTED host as a line."""
     lines = []
-    for host in sorted({*stats.processed}.difference(left_out)):
+    for host in sorted({*stats.processed}.intersection(started)):
         counts = stats.summarize(host)
         changes = "1 change" if counts["changed"] == 1 else f"{counts['changed']} changes"
         outcome = "failed" if counts["failures"] or counts["unreachable"] else "done"

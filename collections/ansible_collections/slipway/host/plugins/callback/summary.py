@@ -55,11 +55,12 @@ from ansible_collections.slipway.host.plugins.plugin_utils import image_source
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import page, recorder
 from ansible_collections.slipway.host.plugins.plugin_utils.live import run_text
 
+HOLDS = "Leave out held hosts"
 # The names of the plays that fail a run if they match no host: the first one of each playbook.
 PLAYS = (
     "Compare hosts with the declared state",
     "Compare hosts with their state after the removal",
-    "Leave out held hosts",
+    HOLDS,
 )
 NO_HOSTS = (
     "No host matched: the inventory has no hosts, or --limit excludes all of them. Add your "
@@ -71,8 +72,13 @@ NO_TASKS = (
     "No task matched --tags: Slipway's tasks have no tags. To run only some roles: "
     """-e '{"slipway_roles": ["docker_engine"]}'"""
 )
-# The first plays of site.yml and remove.yml that change hosts.
-CHANGES = ("Apply roles to hosts with drift", "Remove roles from hosts")
+# The first plays that change hosts; all but the second may stop before some of them.
+CHANGES = (
+    "Apply roles to hosts with drift",
+    "Remove roles from hosts",
+    "Upgrade driver, Docker Engine and container toolkit",
+    "Roll back the last upgrade",
+)
 # The plays that fail hosts on which everything else is done.
 LAST_PLAYS = {"Report conflicts": report.CONFLICT, "Report faults of GPUs": report.FAULT}
 # The playbook that removes Slipway from hosts.
@@ -101,6 +107,10 @@ class CallbackModule(CallbackBase):
         self.command = ""
         self.play = ""
         self.no_hosts = False
+        # Whether a play of CHANGES began, the hosts that it is about, and those that it reached.
+        self.is_changing = False
+        self.due: set[str] = set()
+        self.started: set[str] = set()
         # For each play of PLAYS, whether a task of it started.
         self.had_tasks: dict[str, bool] = {}
         # By host and task, the first error of an item of a loop.
@@ -132,6 +142,8 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Record when a task begins on a host."""
         self.recorder.start(host.name, task._uuid)
+        if self.play in CHANGES:
+            self.started.add(host.name)
 
     def _record_end(self, result: Any) -> None:
         """Record when a task ended on a host."""
@@ -147,9 +159,12 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Record which play runs; print what it disturbs before the first change."""
         self.play = play.get_name()
-        text = report.consequences(self.report)
-        if self.play in CHANGES and text and not self.get_option("report"):
-            self._display.display("\n" + text)
+        # Each batch of hosts is a play of the same name.
+        if self.play in CHANGES and not self.is_changing:
+            self.is_changing = True
+            text = report.consequences(self.report)
+            if text and not self.get_option("report"):
+                self._display.display("\n" + text)
         if self.play in PLAYS:
             self.had_tasks[self.play] = False
 
@@ -168,6 +183,8 @@ class CallbackModule(CallbackBase):
         if answer.get("hold"):
             self._entry(host).update(state=report.HELD, hold=answer["hold"])
             return
+        if answer.get("hold") == "":
+            self.due.add(host)
         self._record_end(result)
         if result.task.action in SURVEY and "differences" in answer:
             self.recorder.survey(host, answer)
@@ -188,6 +205,8 @@ class CallbackModule(CallbackBase):
                 entry["information"] = answer.get("information", [])
                 if answer["differences"]:
                     entry["state"] = report.DRIFT
+                if answer["drift"]:
+                    self.due.add(host)
         self._record_checks(result)
         if answer.get("slipway_note") and host in self.report:
             self._entry(host)["notes"].append(answer["slipway_note"])
@@ -234,6 +253,7 @@ class CallbackModule(CallbackBase):
         """Print the table, or write the report."""
         failed = {host for host in self.report if host not in self.surveys}
         image_source.name_sources(self.surveys, failed)
+        self._mark_not_started()
         self.report = report.escape(self.report)
         for host, entry in self.report.items():
             # An upgrade also changes hosts without drift.
@@ -261,6 +281,22 @@ class CallbackModule(CallbackBase):
         states = {entry["state"] for entry in self.report.values()}
         if report.WAITING in states and not states & report.UNFINISHED:
             raise SystemExit(report.EXIT_WAITING)
+
+    def _mark_not_started(self) -> None:
+        """Mark the hosts that a run with too many failures did not reach."""
+        left = self.due - self.started if self.is_changing else set()
+        for host in left:
+            entry = self._entry(host)
+            if entry["state"] not in (report.FAILED, report.UNREACHABLE):
+                entry["state"] = report.NOT_STARTED
+        if self.play != CHANGES[0]:
+            return
+        # All hosts of a batch failed: Ansible left out the plays that report conflicts and faults.
+        for entry in self.report.values():
+            if entry["state"] in (report.DRIFT, report.NO_DRIFT):
+                is_ill = any(not one["warning"] for one in entry["health"])
+                state = report.CONFLICT if entry["conflicts"] else report.FAULT
+                entry["state"] = state if entry["conflicts"] or is_ill else entry["state"]
 
     def _write_reports(self) -> None:
         """Write the reports of the hosts and the page; a run does not fail if that fails."""

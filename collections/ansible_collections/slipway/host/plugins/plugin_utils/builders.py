@@ -40,11 +40,20 @@ def choose(
         return delivery.Candidate(architecture, surveyed.get("images"), hold)
 
     host = str(variables.get("inventory_hostname"))
-    everyone = variables.get("groups", {}).get("all", ())
+    later = find_later(variables)
+    everyone = [name for name in variables.get("groups", {}).get("all", ()) if name not in later]
     try:
         return delivery.choose_builder(wanted, host, own, everyone, look)
     except ValueError as error:
         raise AnsibleActionFail(str(error)) from None
+
+
+def find_later(variables: Vars) -> set[str]:
+    """Return the hosts of later batches of a rolling run: nothing is built on them yet."""
+    hosts = list(variables.get("ansible_play_hosts_all", ()))
+    batch = {*variables.get("ansible_play_batch", ())}
+    ends = [number for number, name in enumerate(hosts, start=1) if name in batch]
+    return {*hosts[max(ends) :]} if ends else set()
 
 
 def without_held(wanted: Sequence[str], own: delivery.Candidate, variables: Vars) -> list[str]:

@@ -4,10 +4,10 @@
 
 A report is a mapping of host name to a mapping with these keys. ``state``: ``no_drift``, ``drift``,
 ``changed``, ``would_change`` (in check mode), ``waiting``, ``fault``, ``conflict``, ``failed``,
-``unreachable`` or ``held``. After ``conflict`` everything is done but the entries in conflict,
-after ``fault`` (of GPUs) everything.
-``differences``: role to a list of mappings with kind, name, found and
-expected. ``conflicts``: role to a list of mappings with kind, name, reason and blocks.
+``unreachable``, ``held`` or ``not_started`` (the run stopped before). After ``conflict`` everything
+is done but the entries in conflict, after ``fault`` (of GPUs) everything. ``differences``: role to
+a list of mappings with kind, name, found and expected.
+``conflicts``: role to a list of mappings with kind, name, reason and blocks.
 ``consequences``: see :mod:`consequences`. ``waiting``: why changes wait, and what to do.
 ``health``: faults of GPUs, a list of mappings with where (a PCI address or empty), found, expected,
 remedy, warning (true: may be intended), gpu (its UUID or empty) and accepted (why the owner of the
@@ -35,7 +35,7 @@ Report = Mapping[str, Mapping[str, Any]]
 SCHEMA, VERSION = "slipway-run", 1
 NO_DRIFT, DRIFT, CHANGED, WOULD_CHANGE = "no_drift", "drift", "changed", "would_change"
 CONFLICT, WAITING, FAILED, UNREACHABLE = "conflict", "waiting", "failed", "unreachable"
-FAULT, HELD = "fault", "held"
+FAULT, HELD, NOT_STARTED = "fault", "held", "not_started"
 # States of hosts with which a run fails.
 UNFINISHED = frozenset({FAULT, CONFLICT, FAILED, UNREACHABLE})
 OLD_STATES: Mapping[str, str] = {NO_DRIFT: "as declared", WOULD_CHANGE: "changed"}

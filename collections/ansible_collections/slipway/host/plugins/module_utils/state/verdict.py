@@ -28,10 +28,11 @@ def of_run(report: Report, result: str = "as declared") -> str:
 
 def _of_run(report: Report, result: str) -> Iterator[str]:
     needy = {host: entry["state"] for host, entry in report.items() if entry["state"] in NEEDY}
-    waiting = [host for host, entry in report.items() if entry["state"] == "waiting"]
-    planned = [host for host, entry in report.items() if entry["state"] == "would_change"]
-    held = _held(report)
-    others = [host for host in report if host not in {*needy, *waiting, *planned, *held}]
+    waiting = _with_state(report, "waiting")
+    planned = _with_state(report, "would_change")
+    held = _with_state(report, "held")
+    left = _with_state(report, "not_started")
+    others = [host for host in report if host not in {*needy, *waiting, *planned, *held, *left}]
     if others:
         yield f"OK: {_hosts(others)} {result}{_checks(report, others)}."
     yield from _holds(held)
@@ -42,6 +43,9 @@ def _of_run(report: Report, result: str) -> Iterator[str]:
         yield f"{_hosts(waiting)} {verb}: {_list(waiting)}. Run again when nobody is disturbed."
     if needy:
         yield f"{_need(needy)} See above what to do, then run again."
+    if left:
+        verb = "was" if len(left) == 1 else "were"
+        yield f"{_hosts(left)} {verb} not started: {_list(left)}. The run stopped after failures."
 
 
 def of_plan(report: Report) -> str:
@@ -52,7 +56,7 @@ def of_plan(report: Report) -> str:
 def _of_plan(report: Report) -> Iterator[str]:
     needy = {host: state for host, entry in report.items() if (state := _needs(entry))}
     drifted = [host for host, entry in report.items() if entry["differences"]]
-    held = _held(report)
+    held = _with_state(report, "held")
     declared = [host for host in report if host not in {*needy, *drifted, *held}]
     if declared:
         yield f"OK: {_hosts(declared)} as declared."
@@ -68,8 +72,8 @@ def _of_plan(report: Report) -> Iterator[str]:
         yield f"{differences} on {_hosts(drifted)}. To apply, run ./slipway site{limit}"
 
 
-def _held(report: Report) -> list[str]:
-    return [host for host, entry in report.items() if entry["state"] == "held"]
+def _with_state(report: Report, state: str) -> list[str]:
+    return [host for host, entry in report.items() if entry["state"] == state]
 
 
 def _holds(held: Sequence[str]) -> Iterator[str]:
