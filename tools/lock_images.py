@@ -35,8 +35,9 @@ from ansible_collections.slipway.host.plugins.module_utils.images.declaration im
 from ansible_collections.slipway.host.plugins.module_utils.images.types import VARIANTS  # noqa: E402
 
 IMAGES = ROOT / "images"
+OLDEST_PYTHON = "3.11"
 COMPILE = (
-    *("pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"),
+    *("pip", "compile", "--universal", "--generate-hashes"),
     *("--no-emit-index-url", "--no-emit-find-links", "--no-header", "--no-annotate"),
     *("--only-binary", ":all:", "--quiet"),
 )
@@ -52,6 +53,7 @@ class Task:
 
     requirements: Path
     below: tuple[Path, ...] = ()
+    python: str = OLDEST_PYTHON
 
     @property
     def lock(self) -> Path:
@@ -113,8 +115,9 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
     seen = set()
     for name in sorted(chosen, key=lambda name: len(lineages[name])):
         image = catalogue.images[name]
+        oldest = image.settings["oldest_python"]
         if image.build_requirements_file:
-            yield Task(image.folder / image.build_requirements_file)
+            yield Task(image.folder / image.build_requirements_file, python=oldest)
         for variant in VARIANTS:
             line = [
                 ancestor.folder / requirements
@@ -123,16 +126,20 @@ def tasks(names: Sequence[str]) -> Iterator[Task]:
             ]
             if line and line[0].parent == image.folder and line[0] not in seen:
                 seen.add(line[0])
-                yield Task(line[0], tuple(path.with_suffix(".lock") for path in line[1:]))
+                below = tuple(path.with_suffix(".lock") for path in line[1:])
+                yield Task(line[0], below, oldest)
 
 
 def lock(task: Task, upgrade: bool, allow_older: bool) -> None:
     """Compile one lock and print its changes; keep the old lock if a package moved back."""
     previous = task.lock.read_text(encoding="utf-8") if task.lock.exists() else ""
     constraints = [f"--constraints={path}" for path in task.below]
+    python = f"--python-version={task.python}"
     upgrade_options = ["--upgrade"] if upgrade else []
     try:
-        text = compile_lock([str(task.requirements), *constraints, *upgrade_options], previous)
+        text = compile_lock(
+            [str(task.requirements), python, *constraints, *upgrade_options], previous
+        )
     except LockError as error:
         raise LockError(f"{error}{name_pinning_images(str(error), task.below)}") from error
     older = locks.moved_back(locks.read_pins(previous), locks.read_pins(text))
@@ -182,7 +189,8 @@ def lock_index(index: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "torch.in"
         requirements.write_text("\n".join(names) + "\n", encoding="utf-8")
-        return compile_lock([str(requirements), "--no-deps", f"--default-index={index}"], "")
+        options = ["--no-deps", f"--default-index={index}", f"--python-version={OLDEST_PYTHON}"]
+        return compile_lock([str(requirements), *options], "")
 
 
 def lock_folder(folder: Path) -> str:

@@ -14,9 +14,11 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.images import template_variables
 from ansible_collections.slipway.host.plugins.module_utils.images.architectures import ARCHITECTURES
 from ansible_collections.slipway.host.plugins.module_utils.images.catalogue import load_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.images.template_variables import (
+    release,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.types import VARIANTS, lock_file
 
 from tests.contract.tree import ROOT
@@ -26,34 +28,30 @@ IMAGES = ROOT / "images"
 CATALOGUE = load_catalogue(IMAGES)
 # The C library of Debian 11 and of newer bases.
 PLATFORM = "manylinux_2_28"
-PYTHONS = sorted(
-    {
-        base.python.version
-        for base in CATALOGUE.bases.values()
-        if base.python
-        and tuple(map(int, base.python.version.split("."))) >= template_variables.OLDEST_PYTHON
-    }
-)
+PYTHONS = sorted({base.python.version for base in CATALOGUE.bases.values() if base.python})
 
 
-def locks() -> Iterator[tuple[Path, str]]:
-    """Yield each lock with the architectures it is for."""
-    found: dict[Path, set[str]] = {}
+def cases() -> Iterator[tuple[Path, str, str]]:
+    """Yield each lock with the architectures and the releases of Python that it is for."""
+    oldest = dict.fromkeys((IMAGES / "_shared").glob("*.lock"), lock_images.OLDEST_PYTHON)
+    machines = {file: set(ARCHITECTURES) for file in oldest}
     for image in CATALOGUE.images.values():
         for variant in set(VARIANTS) & set(image.settings["variants"]):
             build = CATALOGUE.builds([image.name], variant)[-1]
-            built_for = set(ARCHITECTURES) - set(build.unavailable)
             for name in (image.requirements_file(variant), image.build_requirements_file):
                 if name:
-                    found.setdefault(image.folder / lock_file(name), set()).update(built_for)
-    for file in sorted((IMAGES / "_shared").glob("*.lock")):
-        found[file] = set(ARCHITECTURES)
-    yield from ((file, machine) for file, built_for in found.items() for machine in built_for)
+                    file = image.folder / lock_file(name)
+                    oldest[file] = image.settings["oldest_python"]
+                    built_for = set(ARCHITECTURES) - set(build.unavailable)
+                    machines.setdefault(file, set()).update(built_for)
+    for file, python in product(sorted(oldest), PYTHONS):
+        if release(python) >= release(oldest[file]):
+            yield from ((file, machine, python) for machine in sorted(machines[file]))
 
 
 CASES = [
-    pytest.param(file, machine, python, id=f"{file.relative_to(IMAGES)}-{machine}-{python}")
-    for (file, machine), python in product(sorted(locks()), PYTHONS)
+    pytest.param(*case, id="-".join([str(case[0].relative_to(IMAGES)), *case[1:]]))
+    for case in cases()
 ]
 
 

@@ -28,6 +28,9 @@ from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
     version_for,
     write_pins,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images.template_variables import (
+    release,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.types import VARIANTS
 
 IMAGES = Path(__file__).parents[2] / "images"
@@ -175,14 +178,16 @@ def test_the_release_of_cuda_is_that_of_its_runtime(
 # The locks of the catalogue, with every Python of the bases.
 
 
-def lines() -> Iterator[tuple[str, str, tuple[Pin, ...]]]:
-    """Yield each image and variant with all the pins of its line of images."""
+def lines() -> Iterator[tuple[str, str, tuple[Pin, ...], str]]:
+    """Yield each image and variant with all the pins of its line of images, for each Python."""
     catalogue = load_catalogue(IMAGES)
     for name, image in catalogue.images.items():
         for variant in sorted(set(VARIANTS) & set(image.settings["variants"])):
             if image.base not in catalogue.bases or catalogue.bases[image.base].python:
                 pins = catalogue.builds([name], variant, _base(catalogue, name))[-1].pins
-                yield name, variant, pins
+                for python in PYTHONS:
+                    if release(python) >= release(image.settings["oldest_python"]):
+                        yield name, variant, pins, python
 
 
 def _base(catalogue: Catalogue, name: str) -> str:
@@ -190,7 +195,7 @@ def _base(catalogue: Catalogue, name: str) -> str:
     return root if root in catalogue.bases else catalogue.default_base
 
 
-LINES = [pytest.param(*line, id=f"{line[0]}-{line[1]}") for line in lines() if line[2]]
+LINES = [pytest.param(*line, id=f"{line[0]}-{line[1]}-{line[3]}") for line in lines() if line[2]]
 
 
 def held(pins: tuple[Pin, ...], python: str, machine: str) -> dict[str, str]:
@@ -200,8 +205,7 @@ def held(pins: tuple[Pin, ...], python: str, machine: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize(("name", "variant", "pins"), LINES)
+@pytest.mark.parametrize(("name", "variant", "pins", "python"), LINES)
 def test_no_image_has_a_known_problem(
     name: str, variant: str, pins: tuple[Pin, ...], python: str, machine: str
 ) -> None:
@@ -221,8 +225,7 @@ def test_no_image_has_a_known_problem(
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize(("name", "variant", "pins"), LINES)
+@pytest.mark.parametrize(("name", "variant", "pins", "python"), LINES)
 def test_a_package_has_one_version_in_a_line_of_images(
     name: str, variant: str, pins: tuple[Pin, ...], python: str, machine: str
 ) -> None:

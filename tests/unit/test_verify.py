@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -310,9 +311,22 @@ def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
 
 
 def test_a_smoke_test_without_end_fails(program: Program) -> None:
-    program("docker", 'case "$1" in run) exec sleep 30 ;; esac')
-    with pytest.raises(images_smoke.SmokeError, match="no end after 0 s"):
-        images_smoke.test("slipway/a:cpu", ["true"], 0.1)
+    program("docker", 'case "$1" in run) echo its last words; exec sleep 30 ;; esac')
+    with pytest.raises(images_smoke.SmokeError, match="no end after 1 s\nits last words"):
+        images_smoke.test("slipway/a:cpu", ["true"], 1)
+
+
+def test_a_smoke_test_has_more_time_on_a_busy_host(
+    monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    program("docker", "sleep 2; echo smoke: done")
+    monkeypatch.setattr(images_smoke, "STEP_SECONDS", 0.1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (16.0, 1.0, 1.0))
+    assert images_smoke.test("slipway/a:cpu", ["true"], 0.8) == ["smoke: done"]
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    with pytest.raises(images_smoke.SmokeError, match="no end"):
+        images_smoke.test("slipway/a:cpu", ["true"], 0.8)
 
 
 def test_an_engine_that_does_not_answer_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:

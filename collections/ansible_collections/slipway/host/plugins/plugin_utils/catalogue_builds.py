@@ -33,13 +33,13 @@ class Builds:
             raise AnsibleActionFail(str(error)) from None
 
     def select(self, names: list[str] | None = None) -> list[ImageBuild]:
-        """Return the builds of the images NAMES and of their base images; None selects all images.
+        """Return the builds of the images NAMES and of their base images.
+
+        None selects all images that the host can have.
 
         Raise AnsibleActionFail if the declaration of an image is invalid.
         """
         try:
-            return self._catalogue.builds(
-                list(self._catalogue.images) if names is None else names, *self._target
-            )
+            return self._catalogue.builds(names, *self._target)
         except declaration.DeclarationError as error:
             raise AnsibleActionFail(str(error)) from None

@@ -34,6 +34,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
     CatalogueError,
     Image,
     ImageBuild,
+    UnfitError,
     lock_file,
 )
 
@@ -122,7 +123,7 @@ def _choose_variant(image: Image, usable: str) -> str:
         return usable
     if "cpu" in variants:
         return "cpu"
-    raise CatalogueError(
+    raise UnfitError(
         f"{image.place('variants')}: no cpu variant; expected one because the host has no GPU. "
         "Add the cpu variant, or do not list the image for this host."
     )

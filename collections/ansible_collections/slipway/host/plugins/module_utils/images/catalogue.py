@@ -32,6 +32,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
     CatalogueError,
     Image,
     ImageBuild,
+    UnfitError,
     describe_unknown,
     lineage,
 )
@@ -59,12 +60,14 @@ class Catalogue:
 
     def builds(
         self,
-        names: Iterable[str],
+        names: Iterable[str] | None,
         variant: str,
         base: str | None = None,
         args: Mapping[str, Mapping[str, str]] | None = None,
     ) -> list[ImageBuild]:
         """Return the builds of the named images, each after the build below it.
+
+        None selects all images that a host with this variant and base can have.
 
         `variant` is the variant that the host can use: a host with a GPU gets the cpu build of an
         image without a gpu variant. `base` is the base of the host for images with the base
@@ -79,8 +82,12 @@ class Catalogue:
         assembly = Assembly(
             self.folder, self.bases, self.images, self.torch_lock, default_base, all_args
         )
-        for name in names:
-            assembly.add(self._find_image(name), variant)
+        for name in self.images if names is None else names:
+            try:
+                assembly.add(self._find_image(name), variant)
+            except UnfitError:
+                if names is not None:
+                    raise
         return list(assembly.builds.values())
 
     def _find_image(self, name: str) -> Image:

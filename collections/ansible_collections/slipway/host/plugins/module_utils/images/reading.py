@@ -30,7 +30,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
 # keys are in the layers already (packages, files, environment), or apply to one image (aliases).
 _INHERITED = (
     "variants", "user", "workdir", "ports", "volumes", "entrypoint", "command", "healthcheck",
-    "network", "services",
+    "network", "services", "oldest_python",
 )  # fmt: skip
 
 Declarations = Mapping[str, Mapping[str, Any]]

@@ -19,11 +19,9 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import (
     Image,
     ImageBuild,
     Python,
+    UnfitError,
     lock_file,
 )
-
-OLDEST_PYTHON = (3, 11)
-"""The oldest release of Python that locks support."""
 
 _GPU_ENVIRONMENT = {
     "NVIDIA_VISIBLE_DEVICES": "all",
@@ -78,16 +76,21 @@ def _apt_packages(packages: Any, variant: str) -> list[str]:
 
 
 def _require_python(image: Image, root: Base) -> Python:
-    """Return the base's Python; raise CatalogueError if locks do not support its release."""
+    """Return the base's Python; raise UnfitError if locks do not support its release."""
     python = root.python
-    if python is None or tuple(map(int, python.version.split("."))) < OLDEST_PYTHON:
+    oldest = image.settings["oldest_python"]
+    if python is None or release(python.version) < release(oldest):
         present = f"Python {python.version}" if python else "no Python"
-        oldest = ".".join(map(str, OLDEST_PYTHON))
-        raise CatalogueError(
+        raise UnfitError(
             f"{image.place('requirements')}: base {root.name} has {present}; expected Python "
             f"{oldest} or newer. Choose another base, or apt packages."
         )
     return python
+
+
+def release(python: str) -> tuple[int, ...]:
+    """Return a release of Python, such as `3.11`, so that releases can be compared."""
+    return tuple(map(int, python.split(".")))
 
 
 def _labels(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -27,6 +27,10 @@ class CatalogueError(DeclarationError):
     """A mistake in the catalogue or in a request for builds; the message has the remedy."""
 
 
+class UnfitError(CatalogueError):
+    """An image that no host of this variant and base can have; the message has the reason."""
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """The recipe by which mmdebstrap builds a base from the packages of a distribution."""

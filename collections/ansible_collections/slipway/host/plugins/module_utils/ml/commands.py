@@ -83,6 +83,9 @@ def _add_container_verbs(add_verb: AddVerb) -> None:
         "url", "show the addresses of one of your containers or services, with its token"
     )
     verb.add_argument("name", nargs="?", metavar="NAME", help=container)
+    verb = add_verb("chat", "talk to a language model that the alias llm or your service serves")
+    verb.add_argument("--model", metavar="MODEL", help="model; default the first one of the server")
+    verb.add_argument("--server", metavar="NAME", help="container or service; default the only one")
 
 
 def _add_image_verbs(add_verb: AddVerb) -> None:
@@ -221,6 +224,32 @@ def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def chat(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
+    """Talk to a language model of one of the caller's containers or services."""
+    from . import chat, own_services
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    name: str | None = arguments.server
+    servers = [
+        server
+        for service in own_services.find()
+        if name in (None, service.name)
+        for server in chat.find_servers(service.name, service.urls.values(), service.token_file)
+    ]
+    try:
+        running = containers.list_running(docker)
+    except MlError:
+        # The services of the caller need no permission to use Docker.
+        if not servers:
+            raise
+        running = []
+    for container in running:
+        if container.mine and name in (None, container.name, container.alias):
+            servers += chat.find_servers(container.name, container.urls.values())
+    server = chat.choose_server(servers, name)
+    return chat.talk(server, chat.choose_model(server, arguments.model))
+
+
 def examine_gpus(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show each step by which GPUs reach a container; the exit status is 1 if one failed."""
     from . import doctor, images
@@ -296,6 +325,7 @@ VERBS: Mapping[str, Callable[[Docker, Host, argparse.Namespace], int]] = {
     "logs": logs,
     "remove": remove,
     "url": url,
+    "chat": chat,
     "doctor": examine_gpus,
     "save": save,
     "load": load,

@@ -22,6 +22,8 @@ WITH_VALUE = {
 }
 # Options of commands of ml whose words are containers.
 CONTAINER_OPTIONS = {"stop": ["--all"], "remove": ["--all"], "logs": ["--follow"], "url": []}
+# Options of commands of ml that have no other words.
+OPTIONS = {"list": ["--all", "--json"], "chat": ["--model", "--server"]}
 
 
 List = Callable[[], list[str]]
@@ -57,11 +59,15 @@ def complete_words(
         names = [] if verb == "remove" else list_running()
         names += list_ended() if verb in ("remove", "logs") else []
         return [*names, *CONTAINER_OPTIONS[verb]]
-    if verb == "list":
-        return ["--all", "--json"]
-    if arguments:
+    if verb in OPTIONS and arguments[-1:] != ["--server"]:
+        return OPTIONS[verb]
+    if arguments and verb != "chat":
         return []
-    lists = {"commit": list_running, **dict.fromkeys(("doctor", "push", "save"), list_images)}
+    lists = {
+        "commit": list_running,
+        "chat": list_running,
+        **dict.fromkeys(("doctor", "push", "save"), list_images),
+    }
     return lists.get(verb, list)()
 
 

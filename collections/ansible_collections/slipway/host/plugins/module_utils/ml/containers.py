@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 TOKEN = "{token}"
+# Before the token in the address of an API: clients of APIs get the key apart from the address.
+KEY = "#key="
 # As state.containers.SERVICE_RECORDS.
 SERVICE_RECORDS = Path("/var/lib/slipway/services")
 ANY_ADDRESS = ("", "0.0.0.0", "::")
@@ -217,7 +219,12 @@ def parse_time(stamp: str) -> datetime | None:
 
 def hide_token(url: str) -> str:
     """Return an address without its token."""
-    return url.partition("?")[0] if TOKEN in url else url
+    return re.split("[?#]", url)[0] if TOKEN in url else url
+
+
+def show_url(url: str) -> str:
+    """Return an address with its token as a person needs it: the key of an API apart."""
+    return url.replace(KEY, "  key ")
 
 
 def insert_token(url: str, service_file: str = "") -> str:
@@ -240,6 +247,6 @@ def format_urls(container: Container) -> list[str]:
     with_token = is_service or container.mine
     file = container.token if is_service else ""
     return [
-        f"{name:{width}}  {insert_token(url, file) if with_token else hide_token(url)}"
+        f"{name:{width}}  {show_url(insert_token(url, file)) if with_token else hide_token(url)}"
         for name, url in container.urls.items()
     ]

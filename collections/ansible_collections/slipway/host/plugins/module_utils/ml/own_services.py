@@ -61,7 +61,8 @@ def show(services: Iterable[Service], contact: str) -> int:
     status = 0
     for service in services:
         for port, url in service.urls.items():
-            print(f"{service.name} {port}  {containers.insert_token(url, service.token_file)}")
+            shown = containers.show_url(containers.insert_token(url, service.token_file))
+            print(f"{service.name} {port}  {shown}")
             if not answers(url):
                 status = 1
                 problem = f"service {service.name} does not answer at {containers.hide_token(url)}"

@@ -124,7 +124,7 @@ def displayed_urls(
         url = full_url
         if TOKEN in url:
             token_file = secret_path(endpoint_secret(project), secrets)
-            url = f"{url.partition('?')[0]} (token: {token_file})"
+            url = f"{re.split('[?#]', url)[0]} (token: {token_file})"
         displayed[project.name if len(urls) == 1 else f"{project.name} {port}"] = url
     return displayed
 
