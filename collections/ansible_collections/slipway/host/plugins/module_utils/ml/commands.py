@@ -244,8 +244,10 @@ def chat(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
             raise
         running = []
     for container in running:
-        if container.mine and name in (None, container.name, container.alias):
-            servers += chat.find_servers(container.name, container.urls.values())
+        file = containers.find_token_file(container)
+        names = (container.name, container.alias, container.project)
+        if file is not None and name in (None, *names):
+            servers += chat.find_servers(container.name, container.urls.values(), file)
     server = chat.choose_server(servers, name)
     return chat.talk(server, chat.choose_model(server, arguments.model))
 

@@ -234,19 +234,24 @@ def insert_token(url: str, service_file: str = "") -> str:
     return url.replace(TOKEN, token.read_token(Path(service_file) if service_file else None))
 
 
-def format_urls(container: Container) -> list[str]:
-    """Return the addresses of a container, one a line.
+def find_token_file(container: Container) -> str | None:
+    """Return the file of the token for a container, None if the caller must not know the token.
 
-    The token is in them for the caller's own containers, and for recorded services if the caller is
-    root.
+    It is empty for the caller's own containers, which have the caller's token. Root may know the
+    tokens of recorded services.
     """
+    if container.token and os.getuid() == 0 and container.is_recorded:
+        return container.token
+    return "" if container.mine else None
+
+
+def format_urls(container: Container) -> list[str]:
+    """Return the addresses of a container, one a line, with the token if the caller may know it."""
     if not container.urls:
         raise MlError(f"container {container.name} publishes no port, so it has no address")
     width = max(map(len, container.urls))
-    is_service = bool(container.token) and os.getuid() == 0 and container.is_recorded
-    with_token = is_service or container.mine
-    file = container.token if is_service else ""
+    file = find_token_file(container)
     return [
-        f"{name:{width}}  {show_url(insert_token(url, file)) if with_token else hide_token(url)}"
+        f"{name:{width}}  {hide_token(url) if file is None else show_url(insert_token(url, file))}"
         for name, url in container.urls.items()
     ]
