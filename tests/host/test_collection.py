@@ -17,6 +17,7 @@ import pytest
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
+from tests import page_commands
 from tests.host.conftest import DECLARED, ROOT, Named, Site, predict
 from tests.host.test_site import TAMPERED
 from tools import build_collection
@@ -85,13 +86,6 @@ def changes(output: str) -> int:
     return sum(map(int, re.findall(r"changed=(\d+)", output)))
 
 
-def readme_commands() -> str:
-    """Return the commands for the machine that the collection is installed on."""
-    section = (ROOT / "README.md").read_text().partition("## Install as a collection\n")[2]
-    _build, run = re.findall(r"^```sh\n(.*?)^```", section.partition("\n## ")[0], flags=re.M | re.S)
-    return str(run)
-
-
 @pytest.fixture(scope="module")
 def host(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A fresh host of this file's own."""
@@ -106,9 +100,9 @@ def installed(host: Site) -> Installed:
     """The collection after the commands of the README: installed, and run on a fresh host."""
     environment = Installed(host.folder)
     file = build_collection.build(environment.folder)
-    assert file.name in readme_commands()
     (environment.folder / "inventory.yml").write_text(host.inventory.read_text())
-    environment.execute("sh", "-ec", readme_commands())
+    script = "\n".join(page_commands.run_by("test_only_ansible_core_is_installed"))
+    environment.execute("sh", "-ec", script)
     file.unlink()
     return environment
 

@@ -21,6 +21,7 @@ import pytest
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
+from tests import page_commands
 from tests.host.conftest import ROOT
 from tests.host.test_gpu_hosts import DRIVER, ENGINE, EXPECTED, NEW, OLD, TOOLKIT, VERIFY, GpuSite
 
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.host
 
 MODEL = "8xh100"
 METRICS = "/var/lib/prometheus/node-exporter"
+(PROMTOOL,) = page_commands.run_by("test_prometheus_scrapes_the_metrics_and_alerts_on_a_fault")
 # Prometheus as Debian installs it, which reads node_exporter every second.
 PROMETHEUS = f"""
 apt-get -qq update
@@ -41,7 +43,8 @@ END
 cat >/etc/prometheus/slipway.rules.yml <<'END'
 {(ROOT / "docs/slipway.rules.yml").read_text()}
 END
-promtool check rules /etc/prometheus/slipway.rules.yml
+cd /etc/prometheus
+{PROMTOOL.replace("docs/", "")}
 promtool check metrics <{METRICS}/slipway.prom
 systemctl restart prometheus prometheus-node-exporter
 """

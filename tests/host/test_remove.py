@@ -13,6 +13,7 @@ import pytest
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
+from tests import page_commands
 from tests.contract.tree import ROOT
 from tests.host.conftest import Run, Site
 from tests.host.test_removal import DAEMON_JSON, Found, look
@@ -32,19 +33,22 @@ DECLARED = {
     "user_access_limits": [{"applies_to": "@lab", "nofile": 1024}],
     "ml_data_archives": [{"name": "words", "path": "/var/tmp/words.tar"}],
     "ml_images_present": ["iris-api"],
+    "host_metrics_folder": "/var/lib/metrics",
 }
 
 
 def remove(site: Site, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
     """Run `./slipway remove` on the host, with an ANSWER to its question."""
     return subprocess.run(
-        [str(ROOT / "slipway"), "remove", "-i", str(site.inventory), *arguments],
+        ["./slipway", "remove", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         input=answer,
         env={
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_INVENTORY": str(site.inventory),
             "SLIPWAY_OUTPUT": "ansible",
         },
         check=False,
@@ -55,7 +59,7 @@ def remove(site: Site, *arguments: str, answer: str = "") -> subprocess.Complete
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     group = Group(GROUP)
     group.remove()
-    site = Site(group.ensure(HostSpec("gone")), tmp_path_factory.mktemp("remove"))
+    site = Site(group.ensure(HostSpec("gpu01")), tmp_path_factory.mktemp("remove"))
     site.declare(**DECLARED)
     # Somebody has a firewall; the packages of Docker need the same program.
     site.on("apt-get -qq update; apt-get -qq install -y --no-install-recommends iptables")
@@ -81,19 +85,25 @@ def provisioned(site: Site, before: Found) -> Run:
 @pytest.fixture(scope="module")
 def removed(site: Site, provisioned: Run) -> str:
     """The output of the removal."""
+    # The removal finds the file of metrics by its record.
+    site.on("test -e /var/lib/metrics/slipway.prom")
+    site.declare(**{name: DECLARED[name] for name in DECLARED if name != "host_metrics_folder"})
+    metrics = {("host_metrics", "files", "/var/lib/metrics/slipway.prom")}
+    assert site.plan() == (2, metrics)
     refused = remove(site)
     assert refused.returncode == 1
     assert "Nothing was changed" in refused.stderr
-    checked = remove(site, "--check")
+    check, act = page_commands.run_by("test_the_host_is_as_before_the_first_run")
+    checked = remove(site, *check.split()[2:])
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert site.plan() == (0, set())
+    assert site.plan() == (2, metrics)
     site.on("docker run --detach --name theirs --entrypoint sleep slipway/iris-api:cpu 3600")
     stopped = remove(site, "--yes")
     assert stopped.returncode not in (0, 1), stopped.stdout + stopped.stderr
     assert "is using its referenced image" in stopped.stdout.partition("HOST  RESULT")[2]
     assert site.on("docker inspect --format '{{.State.Status}}' theirs") == "running"
     site.on("docker rm --force theirs")
-    done = remove(site, answer="remove\n")
+    done = remove(site, *act.split()[2:], answer="remove\n")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "OK: 1 host without Slipway." in done.stdout
     return done.stdout

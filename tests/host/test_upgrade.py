@@ -22,14 +22,21 @@ from lab import gpu_host, nvidia_packages
 from lab.apt_repository import Package
 from lab.host_spec import HostSpec
 from lab.hosts import Group
+from tests import page_commands
 from tests.host.conftest import Run, Site
+from tests.page_commands import Checkout
 
 pytestmark = pytest.mark.host
 
 GROUP = "pytest-upgrade"
 MODEL, BASE = "8xh100", "ubuntu-like-24.04"
 UPGRADE, ROLLBACK = "playbooks/upgrade.yml", "playbooks/rollback.yml"
-ROLES = {"slipway_roles": ["nvidia_driver", "docker_engine", "nvidia_container_toolkit"]}
+ROLES = {
+    "slipway_roles": [
+        *("nvidia_driver", "docker_engine", "nvidia_container_toolkit", "host_metrics"),
+    ]
+}
+METRICS = "/var/lib/metrics"
 OLD, NEW = nvidia_packages.BRANCHES[580]
 BETWEEN = "580.175.01"
 OLD_TOOLKIT, NEW_TOOLKIT = nvidia_packages.TOOLKIT_VERSIONS
@@ -69,7 +76,8 @@ class UpgradeSite(Site):
     def declare(self, **variables: Any) -> None:
         """Write the inventory, with what leads to the stand-in archives."""
         toolkit = {"nvidia_container_toolkit_version": OLD_TOOLKIT}
-        super().declare(**{**self.simulated.variables, **toolkit, **variables})
+        declared = {**self.simulated.variables, **toolkit, "host_metrics_folder": METRICS}
+        super().declare(**{**declared, **variables})
 
     def release(self) -> None:
         """Let the archives have the newer versions, and lose the older ones."""
@@ -93,6 +101,10 @@ class UpgradeSite(Site):
         """Return the version of the loaded driver, and of the one that containers are given."""
         told = self.on("grep -oE 'STAND_IN=[0-9.]+' /run/cdi/nvidia.yaml")
         return self.on("cat /sys/module/nvidia/version"), told.removeprefix("STAND_IN=")
+
+    def measured_drivers(self) -> set[str]:
+        """Return the versions of the driver in the metrics of the host, one for each GPU."""
+        return set(re.findall(r'driver_version="([^"]*)"', self.on(f"cat {METRICS}/slipway.prom")))
 
     def upgraded(self, **extra: Any) -> Run:
         """Upgrade, which must succeed."""
@@ -273,6 +285,7 @@ def test_the_next_run_upgrades_both_hosts(
         wants = {name: want for name, (want, _version) in packages.items() if name in first}
         assert wants == {name: first[name][0] for name in wants}
         assert host.driver() == (NEW, NEW)
+        assert host.measured_drivers() == {NEW}
         host.on("systemctl is-active nvidia-persistenced nvidia-fabricmanager docker")
         assert host.plan() == (0, set())
     # The rollback record of the first upgrade still has the first version.
@@ -288,6 +301,7 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
     assert run.status == "successful", run.output
     assert site.packages() == first
     assert site.driver() == (OLD, OLD)
+    assert site.measured_drivers() == {OLD}
     words = f"Declare {OLD_TOOLKIT} (nvidia_container_toolkit_version)"
     assert words in told(run)
     refused = site.run("site.yml")
@@ -301,6 +315,19 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
     site.converge()
     assert site.plan() == (0, set())
     assert site.packages() == first
+
+
+def test_the_commands_of_the_page_work(site: UpgradeSite, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    checkout.declare(site.inventory, site.host.name, "gpu01")
+    for command in page_commands.run_by("test_the_commands_of_the_page_work"):
+        done = checkout.run(command)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        if command == "./slipway upgrade":
+            assert site.driver() == (NEW, NEW)
+            assert site.measured_drivers() == {NEW}
+    assert site.driver() == (OLD, OLD)
+    assert site.measured_drivers() == {OLD}
 
 
 def test_upgrade_to_another_branch_and_rollback(site: UpgradeSite, first: Packages) -> None:

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands of docs/for-users.md and of the documents behind the project, as printed.
+"""The commands of the pages and of the documents behind the project, as printed.
 
 The images are those of the catalogue, without the machine-learning frameworks.
 """
@@ -20,14 +20,17 @@ import yaml
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
+from tests import page_commands
 from tests.host.conftest import ROOT
 from tests.host.test_aliases import Lab
+from tests.page_commands import Checkout
 
 pytestmark = pytest.mark.host
 
 GROUP = "pytest-guide"
 IMAGES = ("jupyter", "pytorch", "fastai", "deepdocker", "iris-api")
 PAGE = ROOT / "docs/for-users.md"
+LOGIN = "ssh alice@192.0.2.11 ml url"
 # Preparation of the commands of the page. {} is the command as the page has it.
 FILES = """
 mkdir -p ~/code && cd ~/code
@@ -60,13 +63,6 @@ PREPARED = {
 }
 
 
-def commands(page: str) -> list[str]:
-    """Return the commands of the shell blocks of a page, without comments."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.M | re.S)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
-
-
 def without_frameworks(images: Path) -> None:
     """Let the images of a catalogue need nothing but Jupyter, so that they are built in seconds."""
     for name in {path.parent.name for path in images.glob("*/image.yml")} - set(IMAGES):
@@ -82,22 +78,37 @@ def without_frameworks(images: Path) -> None:
             (pin,) = re.findall(r"^supervisor==.*?(?=^\S)", lock, flags=re.M | re.S)
             (folder / "requirements.in").write_text("supervisor\n")
             (folder / "requirements.lock").write_text(pin)
-            declared |= {"requirements": "requirements.in", "packages": ["libnss-wrapper"]}
+            declared |= {
+                "requirements": "requirements.in",
+                "packages": ["libnss-wrapper", "openssh-server"],
+            }
         else:
             declared.pop("packages", None)
         (folder / "image.yml").write_text(yaml.safe_dump(declared))
 
 
+class Guide(Lab):
+    """A host with all images of the guide; alice may have services."""
+
+    def declare_people(self, **variables: Any) -> None:
+        """Declare the people, the images, and these variables."""
+        self.people(ml_images_present=list(IMAGES), **variables)
+        declared = yaml.safe_load(self.inventory.read_text())
+        (host,) = declared["all"]["hosts"].values()
+        host["user_access_users"][0]["uid"] = 2001
+        self.inventory.write_text(yaml.safe_dump(declared))
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guide]:
     """A host with the images, and alice, who may use Docker."""
     catalogue = tmp_path_factory.mktemp("catalogue") / "images"
     shutil.copytree(ROOT / "images", catalogue, ignore=shutil.ignore_patterns("torch-cpu.lock"))
     without_frameworks(catalogue)
     group = Group(GROUP)
     group.remove()
-    lab = Lab(group.ensure(HostSpec("guide-1")), tmp_path_factory.mktemp("guide-1"), catalogue)
-    lab.people(ml_images_present=list(IMAGES))
+    lab = Guide(group.ensure(HostSpec("guide-1")), tmp_path_factory.mktemp("guide-1"), catalogue)
+    lab.declare_people()
     lab.converge()
     lab.on("apt-get -qq install -y --no-install-recommends curl >/dev/null 2>&1")
     yield lab
@@ -105,7 +116,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(autouse=True)
-def cleared(lab: Lab) -> Iterator[None]:
+def cleared(lab: Guide) -> Iterator[None]:
     yield
     lab.on("docker ps --all --quiet | xargs --no-run-if-empty docker rm --force >/dev/null")
 
@@ -113,8 +124,8 @@ def cleared(lab: Lab) -> Iterator[None]:
 # docs/for-users.md
 
 
-def test_each_command_of_the_page_works(lab: Lab) -> None:
-    page = commands(PAGE.read_text(encoding="utf-8"))
+def test_each_command_of_the_page_works(lab: Guide) -> None:
+    page = list(page_commands.commands(PAGE.read_text(encoding="utf-8")))
     assert set(PREPARED) <= set(page)
     lab.on("install -d -o alice -m 700 ~alice/.ssh; test -e ~alice/.ssh/config || echo ok")
     key = lab.host.private_key_file.read_text()
@@ -139,9 +150,73 @@ def test_each_command_of_the_page_works(lab: Lab) -> None:
     assert lab.as_user("alice", "cat ~/code/out.csv") == "TEXT"
 
 
-def test_a_command_without_a_comment_is_read_from_the_page() -> None:
-    page = "```sh\na b   # note\nc \\\n    d\n```\n```ini\ne\n```\n"
-    assert commands(page) == ["a b", "c      d"]
+# Pages for administrators
+
+
+# How a command ends, unless with 0.
+STATUS = {"./slipway plan": 2}
+SERVICE = {"name": "notebooks", "image": "jupyter", "user": "alice"}
+ON_THE_HOST = ("sudo ", "ssh-keygen ")
+
+
+@pytest.fixture
+def notebooks(lab: Guide) -> Iterator[None]:
+    """Notebooks for alice are declared; the first run of a test starts them."""
+    # `images smoke` runs the smoke tests once; each verify would run them again.
+    lab.declare_people(ml_services_instances=[SERVICE], host_verify_smoke=False)
+    lab.on("install -d /backup /srv/share")
+    yield
+    lab.declare_people()
+    lab.converge()
+
+
+@pytest.mark.usefixtures("notebooks")
+def test_each_command_of_administrators_works(lab: Guide, tmp_path: Path) -> None:
+    checkout, failed, printed = Checkout(tmp_path), {}, {}
+    for command in page_commands.run_by("test_each_command_of_administrators_works"):
+        others = ["gpu02"] if "!gpu01" in command else []
+        checkout.declare(lab.inventory, lab.host.name, "gpu01", *others)
+        if command.startswith(ON_THE_HOST):
+            done = lab.try_as(lab.host.user, command)
+        else:
+            script = command.replace("ssh ubuntu@192.0.2.11", shlex.join(lab.ssh(lab.host.user)))
+            script = script.replace("ssh alice@192.0.2.11", shlex.join(lab.ssh("alice")))
+            done = checkout.run(script)
+        printed[command] = done.stdout
+        if done.returncode != STATUS.get(command, 0) or "Traceback" in done.stderr:
+            failed[command] = done.stdout + done.stderr
+    assert failed == {}
+    assert "notebooks jupyter  http://127.0.0.1:8888/lab?token=" in printed[LOGIN]
+    assert printed["jq -r 'select(.drift != {}) | .host' reports/*.json"] == ""
+    assert (checkout.folder / "reports/index.html").is_file()
+    assert lab.on("tar -tf /backup/notebooks_work.tar.zst").startswith("./")
+
+
+# How people start containers without a command of Slipway
+
+
+def test_deepdocker_starts_with_the_keys_of_a_user(lab: Guide) -> None:
+    lab.on("install -d -o alice /sharedfolder")
+    key = lab.host.private_key_file.with_suffix(".pub").read_text()
+    lab.as_user("alice", "mkdir -p ~/.ssh; cat >~/.ssh/id_ed25519.pub", key)
+    (command,) = page_commands.run_by("test_deepdocker_starts_with_the_keys_of_a_user")
+    lab.as_user("alice", command.replace("docker run", "docker run --detach", 1))
+    assert "Jupyter" in answer(lab, "http://127.0.0.1:8888/login")
+
+
+def test_services_start_without_ansible(lab: Guide) -> None:
+    compose = (ROOT / "images/compose.yaml").read_text()
+    lab.as_user("alice", "mkdir -p ~/compose; cat >~/compose/compose.yaml", compose)
+    # Stand-ins: the images of the catalogue that this host does not have.
+    stand_ins = {"ml-python": "jupyter", "tensorboard": "iris-api"}
+    for name, image in stand_ins.items():
+        lab.on(f"docker tag slipway/{image}:cpu slipway/{name}:cpu")
+    for command in page_commands.run_by("test_services_start_without_ansible"):
+        lab.as_user("alice", f"cd ~/compose; {command}")
+    token = lab.as_user("alice", "cat ~/compose/token")
+    assert '"content"' in answer(lab, f"http://127.0.0.1:8888/api/contents?token={token}")
+    lab.as_user("alice", "cd ~/compose; docker compose down --timeout 1")
+    lab.on(f"docker image rm {' '.join(f'slipway/{name}:cpu' for name in stand_ins)}")
 
 
 # Python packages
@@ -152,7 +227,7 @@ IMPORT = "python -c 'import thing; print(thing.version)'"
 
 
 @pytest.fixture
-def wheels(lab: Lab) -> Iterator[None]:
+def wheels(lab: Guide) -> Iterator[None]:
     for version in ("1", "2"):
         lab.as_user("alice", f"mkdir -p ~/code && python3 - thing {version}", WHEEL)
     yield
@@ -160,7 +235,7 @@ def wheels(lab: Lab) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("wheels")
-def test_packages_of_pip_last_and_belong_to_the_user(lab: Lab) -> None:
+def test_packages_of_pip_last_and_belong_to_the_user(lab: Guide) -> None:
     lab.as_user("alice", f"notebook pip {INSTALL} thing==1")
     assert lab.as_user("alice", f"notebook {IMPORT}") == "1"
     assert lab.as_user("alice", "notebook thing") == "1"
@@ -176,7 +251,7 @@ def test_packages_of_pip_last_and_belong_to_the_user(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("wheels")
-def test_a_package_of_the_image_is_replaced_for_the_user_alone(lab: Lab) -> None:
+def test_a_package_of_the_image_is_replaced_for_the_user_alone(lab: Guide) -> None:
     lab.as_user("alice", "python3 - seaborn 99", WHEEL)
     lab.as_user("alice", f"notebook pip {INSTALL} --no-deps seaborn==99")
     code = "python -c 'import seaborn; print(seaborn.__file__)'"
@@ -185,7 +260,7 @@ def test_a_package_of_the_image_is_replaced_for_the_user_alone(lab: Lab) -> None
 
 
 @pytest.mark.usefixtures("wheels")
-def test_a_notebook_installs_packages(lab: Lab) -> None:
+def test_a_notebook_installs_packages(lab: Guide) -> None:
     cells = [f"%pip {INSTALL} thing==1", "import thing; print('found', thing.version)"]
     code = (
         "import nbformat, nbclient; n = nbformat.v4.new_notebook(cells=["
@@ -196,7 +271,7 @@ def test_a_notebook_installs_packages(lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("wheels")
-def test_root_installs_packages_for_a_committed_image(lab: Lab) -> None:
+def test_root_installs_packages_for_a_committed_image(lab: Guide) -> None:
     lab.on("chmod 755 /home/alice /home/alice/code")
     run = "docker run --name made --user 0:0 -v /home/alice/code:/code slipway/jupyter:cpu"
     lab.on(f"{run} pip {INSTALL} --root-user-action ignore thing==1")
@@ -207,11 +282,9 @@ def test_root_installs_packages_for_a_committed_image(lab: Lab) -> None:
 # docs/docker-stacks.md
 
 
-def test_each_command_for_people_from_docker_stacks_works(lab: Lab) -> None:
+def test_each_command_for_people_from_docker_stacks_works(lab: Guide) -> None:
     lab.as_user("alice", "mkdir -p ~/stacks && touch ~/stacks/mine.ipynb")
-    page = (ROOT / "docs/docker-stacks.md").read_text(encoding="utf-8")
-    lines = [command for command in commands(page) if command.startswith("docker run")]
-    assert len(lines) == 2
+    lines = page_commands.run_by("test_each_command_for_people_from_docker_stacks_works")
     for line, base in zip(lines, ("/", "/lab1/"), strict=True):
         detached = line.replace("docker run", "docker run --detach -e JUPYTER_TOKEN=t", 1)
         container = lab.as_user("alice", f"cd ~/stacks && {detached}")
@@ -226,7 +299,7 @@ def test_each_command_for_people_from_docker_stacks_works(lab: Lab) -> None:
 # Command lines of the documents that describe deepdocker, the fast.ai course, and the iris API.
 
 
-def answer(lab: Lab, url: str, data: str = "") -> str:
+def answer(lab: Guide, url: str, data: str = "") -> str:
     """Return the answer at an address of the host, as soon as there is one."""
     post = f"-H 'Content-Type: application/json' -d {shlex.quote(data)}" if data else ""
     for _ in range(60):
@@ -237,7 +310,7 @@ def answer(lab: Lab, url: str, data: str = "") -> str:
     raise AssertionError(f"no answer at {url}: {done.stderr}")
 
 
-def test_deepdocker_runs_as_its_document_says(lab: Lab) -> None:
+def test_deepdocker_runs_as_its_document_says(lab: Guide) -> None:
     lab.on("install -d -o alice /sharedfolder")
     ports = "-p 8888:8888 -p 6006:6006 -p 8787:8787 -p 2222:22"
     line = f"docker run {ports} -v /sharedfolder:/root/sharedfolder -it slipway/deepdocker:cpu bash"
@@ -250,7 +323,7 @@ def test_deepdocker_runs_as_its_document_says(lab: Lab) -> None:
     terminal.close(force=True)
 
 
-def test_deepdocker_starts_a_notebook(lab: Lab) -> None:
+def test_deepdocker_starts_a_notebook(lab: Guide) -> None:
     line = "docker run -it -p 8888:8888 -p 6006:6006 slipway/deepdocker:cpu jupyter notebook"
     terminal = lab.terminal("alice", f"bash -c 'echo \"> \"; exec {line}'")
     terminal.expect(r"http://127\.0\.0\.1:8888/tree\?token=\w+")
@@ -274,7 +347,7 @@ FASTAI = (
     ],
 )
 def test_fastai_starts_a_notebook_on_the_first_gpu(
-    lab: Lab, start: str, notebook: str, mode: str
+    lab: Guide, start: str, notebook: str, mode: str
 ) -> None:
     lab.as_user("alice", f"mkdir -p {COURSE} ~/data; rm -f {COURSE}/data; chmod {mode} {COURSE}")
     terminal = lab.terminal("alice", f"echo '> '; {start}")
@@ -286,7 +359,7 @@ def test_fastai_starts_a_notebook_on_the_first_gpu(
     assert lab.as_user("alice", f"readlink {COURSE}/data") == "/data"
 
 
-def test_the_iris_api_answers_on_its_port(lab: Lab) -> None:
+def test_the_iris_api_answers_on_its_port(lab: Guide) -> None:
     lab.as_user("alice", "docker run --detach -p 5000:5000 slipway/iris-api:cpu")
     said = answer(lab, "http://127.0.0.1:5000/predict", '{ "length": 5.1, "width": 2.4 }')
     assert "virginica" in said

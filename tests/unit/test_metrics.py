@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from ansible_collections.slipway.host.plugins.module_utils.gpu.health import Finding
 from ansible_collections.slipway.host.plugins.module_utils.host import metrics
 from ansible_collections.slipway.host.plugins.module_utils.roles import host_metrics
-from ansible_collections.slipway.host.plugins.module_utils.state import paths
+from ansible_collections.slipway.host.plugins.module_utils.state import facts, paths
 from ansible_collections.slipway.host.plugins.module_utils.state.model import (
     Comparison,
     Difference,
@@ -149,9 +150,10 @@ def test_the_version_is_that_of_the_collection() -> None:
     assert measured.collection_version() == yaml.safe_load(galaxy.read_text())["version"]
 
 
-def plan(folder: str, state: str = "present") -> dict[str, Any]:
+def plan(folder: str, state: str = "present", recorded: tuple[str, ...] = ()) -> dict[str, Any]:
     owned: dict[str, Any] = host_metrics.plan(
-        {}, {"host_metrics_folder": folder, "host_metrics_state": state}
+        {"metrics_files": [*recorded]},
+        {"host_metrics_folder": folder, "host_metrics_state": state},
     )["owned"]
     return owned
 
@@ -160,6 +162,37 @@ def test_the_plan() -> None:
     assert plan("") == {"refused": [], "files": []}
     assert plan("/a/b/")["files"] == [{"path": "/a/b/slipway.prom"}]
     assert plan("/a", "absent")["files"] == [{"path": "/a/slipway.prom", "state": "absent"}]
+
+
+@pytest.mark.parametrize(
+    ("folder", "state", "present", "absent"),
+    [
+        ("/a", "present", ["/a"], []),
+        ("/a/", "present", ["/a"], []),
+        ("/b", "present", ["/b"], ["/a"]),
+        ("", "present", [], ["/a"]),
+        ("", "absent", [], ["/a"]),
+        ("/b", "absent", [], ["/a", "/b"]),
+    ],
+)
+def test_a_recorded_file_that_is_no_longer_declared_is_absent(
+    folder: str, state: str, present: list[str], absent: list[str]
+) -> None:
+    assert plan(folder, state, ("/a/slipway.prom",))["files"] == [
+        *({"path": f"{one}/slipway.prom"} for one in present),
+        *({"path": f"{one}/slipway.prom", "state": "absent"} for one in absent),
+    ]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/a/../etc/slipway.prom", "slipway.prom", "", "/"])
+def test_a_damaged_record_removes_no_other_file(path: str) -> None:
+    assert plan("", recorded=(path,))["files"] == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '"/a"', "[1]", '["/a", null]', "[[]]"])
+def test_a_damaged_record_counts_as_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "record").write_text(content)
+    assert facts.read_metrics_record(str(tmp_path / "record")) == []
 
 
 @pytest.mark.parametrize("folder", ["a", "/", "//", "/a/../etc", "./a", "~/a"])
@@ -191,6 +224,11 @@ def test_a_link_of_a_user_is_not_followed(tmp_path: Path) -> None:
     assert secret.read_text() == "keep"
 
 
+def run_recorded(run_module: RunModule, folder: Path, **arguments: Any) -> dict[str, Any]:
+    """Run the module with its record in a FOLDER."""
+    return run_module(module, record=str(folder / "record/metrics.json"), **arguments)
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to root")
 
 
@@ -204,25 +242,57 @@ def test_only_a_file_that_differs_from_its_declaration_is_a_change(
         "values": VALUES,
         "checks": CHECKS,
     }
-    predicted = run_module(module, check=True, **declared)
+    run = partial(run_recorded, run_module, tmp_path)
+    predicted = run(check=True, **declared)
     assert (predicted["changed"], file.parent.exists()) == (True, False)
     assert f"files {file}: missing" in predicted["diff"][0]["prepared"]
-    assert run_module(module, **declared)["paths"] == [str(file)]
+    assert run(**declared)["paths"] == [str(file)]
     # New values are no change, and are written.
-    again = run_module(module, **{**declared, "values": {**VALUES, "faulty": True}})
+    again = run(**{**declared, "values": {**VALUES, "faulty": True}})
     assert (again["changed"], again["diff"]) == (False, [])
     assert 'slipway_health{check="gpu-health"} 0' in file.read_text()
     before = file.read_bytes()
-    assert not run_module(module, check=True, **declared)["changed"]
+    assert not run(check=True, **declared)["changed"]
     assert file.read_bytes() == before
     file.chmod(0o666)
-    assert run_module(module, **declared)["changed"]
+    assert run(**declared)["changed"]
     assert file.stat().st_mode & 0o777 == 0o644
     absent: dict[str, Any] = {"files": [{"path": str(file), "state": "absent"}]}
-    assert run_module(module, check=True, **absent)["changed"]
+    assert run(check=True, **absent)["changed"]
     assert file.exists()
-    assert run_module(module, **absent)["changed"]
-    assert not run_module(module, **absent)["changed"]
+    assert run(**absent)["changed"]
+    assert not run(**absent)["changed"]
+
+
+@needs_root
+def test_files_are_recorded_until_they_are_removed(tmp_path: Path, run_module: RunModule) -> None:
+    run, record = partial(run_recorded, run_module, tmp_path), tmp_path / "record/metrics.json"
+    first, second = str(tmp_path / "a/slipway.prom"), str(tmp_path / "b/slipway.prom")
+    run(check=True, files=[{"path": first}])
+    assert not record.exists()
+    run(files=[{"path": first}])
+    assert record.stat().st_mode & 0o777 == 0o600
+    assert facts.read_metrics_record(str(record)) == [first]
+    run(files=[{"path": second}, {"path": first, "state": "absent"}])
+    assert facts.read_metrics_record(str(record)) == [second]
+    run(files=[{"path": second, "state": "absent"}])
+    assert not record.exists()
+    assert not Path(first).exists() and not Path(second).exists()
+
+
+@needs_root
+def test_a_file_that_cannot_be_removed_stays_recorded(
+    tmp_path: Path, run_module: RunModule
+) -> None:
+    run, record = partial(run_recorded, run_module, tmp_path), tmp_path / "record/metrics.json"
+    file = tmp_path / "a/slipway.prom"
+    run(files=[{"path": str(file)}])
+    file.parent.rename(tmp_path / "kept")
+    file.parent.symlink_to(tmp_path / "kept")
+    os.lchown(file.parent, 1500, 1500)
+    done = run(files=[{"path": str(file), "state": "absent"}])
+    assert done["failed"]
+    assert facts.read_metrics_record(str(record)) == [str(file)]
 
 
 @needs_root
@@ -232,7 +302,8 @@ def test_what_is_in_the_way_is_a_conflict(tmp_path: Path, run_module: RunModule)
     os.chown(theirs, 1500, 1500)
     (theirs / "slipway.prom").symlink_to("/etc/passwd")
     for check in (True, False):
-        done = run_module(module, check=check, files=[{"path": f"{theirs}/slipway.prom"}])
+        files = [{"path": f"{theirs}/slipway.prom"}]
+        done = run_recorded(run_module, tmp_path, check=check, files=files)
         assert done["failed"]
         assert "found a symbolic link to /etc/passwd" in done["msg"]
     assert (theirs / "slipway.prom").is_symlink()

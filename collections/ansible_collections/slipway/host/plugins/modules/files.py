@@ -118,11 +118,12 @@ conflicts:
   elements: dict
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.host.file_entries import FileEntries
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
@@ -130,7 +131,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     model,
     paths,
 )
-from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
+from ansible_collections.slipway.host.plugins.module_utils.state.here import diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "files": {
@@ -201,29 +202,8 @@ def validate(module: HostModule, entry: Mapping[str, Any]) -> None:
             )
 
 
-class Entries:
-    """Changes files and folders; collects the changed paths, their diffs, and conflicts."""
-
-    def __init__(self, module: HostModule) -> None:
-        self.module = module
-        self.here = Here(files)
-        self.changed: list[str] = []
-        self.conflicts: list[model.Conflict] = []
-        self.diff: list[dict[str, str]] = []
-
-    def apply(self, kind: str, path: str, change: Callable[[], dict[str, str] | None]) -> None:
-        """Call the CHANGE of one entry; add its diff, or what is in the way."""
-        try:
-            diff = change()
-        except (model.ConflictError, paths.UnsafePathError) as error:
-            self.conflicts.append(model.Conflict(kind, path, str(error)))
-        except (OSError, LookupError) as error:
-            reason = f"Cannot change {path}: {error}"
-            self.conflicts.append(model.Conflict(kind, path, reason))
-        else:
-            if diff is not None:
-                self.changed.append(path)
-                self.diff.append(diff)
+class Entries(FileEntries):
+    """Changes files and folders as they are declared."""
 
     def change_file(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
         """Change one entry of ``files``; return its diff, None if nothing differs."""
@@ -252,13 +232,6 @@ class Entries:
                 apply_files.settle({"path": f"{entry['path']}/{name}", "state": "absent"})
         return diff_of(differences) if differences else None
 
-    def secure_parents(self, owned: Mapping[str, Any]) -> list[model.Difference]:
-        """Make root the only writer of the parent folders; return their differences."""
-        differences = self.here.parent_differences(owned)
-        if differences and not self.module.check_mode:
-            apply_files.secure_parents(*self.here.guarded(owned))
-        return differences
-
 
 def main() -> None:
     """Run the module."""
@@ -268,10 +241,7 @@ def main() -> None:
         entries.apply("files", entry["path"], partial(entries.change_file, entry))
     for entry in module.params["folders"]:
         entries.apply("folders", entry["path"], partial(entries.clean_folder, entry))
-    paths_changed = entries.changed
-    module.finish(
-        entries.conflicts, changed=bool(paths_changed), paths=paths_changed, diff=entries.diff
-    )
+    entries.finish()
 
 
 if __name__ == "__main__":

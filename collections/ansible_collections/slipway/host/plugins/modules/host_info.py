@@ -52,7 +52,8 @@ ansible_facts:
       description:
         - distribution, distribution_version, distribution_major_version, distribution_release,
           architecture and kernel as Ansible spells them; docker_package (docker-ce, docker.io or
-          empty); docker_snap, systemd and root (booleans); reachable (URL to boolean).
+          empty); docker_snap, systemd and root (booleans); reachable (URL to boolean);
+          metrics_files (paths that the role host_metrics wrote).
       type: dict
 """
 

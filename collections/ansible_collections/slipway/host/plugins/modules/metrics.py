@@ -42,6 +42,12 @@ options:
     type: list
     elements: dict
     default: []
+  record:
+    description:
+      - File on the host with the paths of the files of metrics that exist. If another run declares
+        no file or another one, the survey finds the earlier one by this record.
+    type: path
+    default: /var/lib/slipway/metrics.json
 attributes:
   check_mode:
     description: Reports whether the file would be created, removed or repaired; writes no values.
@@ -74,19 +80,17 @@ conflicts:
   elements: dict
 """
 
+import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.host import metrics
+from ansible_collections.slipway.host.plugins.module_utils.host.file_entries import FileEntries
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
-from ansible_collections.slipway.host.plugins.module_utils.state import (
-    apply_files,
-    files,
-    model,
-    paths,
-)
-from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
+from ansible_collections.slipway.host.plugins.module_utils.state import apply_files, facts, paths
+from ansible_collections.slipway.host.plugins.module_utils.state.here import diff_of
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "files": {
@@ -100,6 +104,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     },
     "values": {"type": "dict", "default": {}},
     "checks": {"type": "list", "elements": "dict", "default": []},
+    "record": {"type": "path", "default": facts.METRICS_RECORD},
 }
 MAX_BYTES = 1 << 20
 
@@ -118,29 +123,44 @@ def settle(
     apply_files.settle({**entry, **content})
 
 
+class Entries(FileEntries):
+    """Writes and removes files of metrics, and records those that exist."""
+
+    def change(self, entry: Mapping[str, Any]) -> dict[str, str] | None:
+        """Change one entry of ``files``; return its diff, None if nothing differs."""
+        owned = {"files": [entry]}
+        differences = [*self.secure_parents(owned), *self.here.differences(owned)]
+        if not self.module.check_mode:
+            settle(entry, self.module.params["values"], self.module.params["checks"])
+        elif differences:
+            apply_files.check(entry)
+        return diff_of(differences) if differences else None
+
+    def record(self, recorded: set[str]) -> dict[str, str] | None:
+        """Record the paths of files, so that a later run finds them whatever it declares."""
+        entry = {"path": self.module.params["record"], "mode": "0600"}
+        if recorded:
+            entry["content"] = json.dumps(sorted(recorded)) + "\n"
+        else:
+            entry["state"] = "absent"
+        if not self.module.check_mode and self.here.differences({"files": [entry]}):
+            apply_files.settle(entry)
+        return None
+
+
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
-    here = Here(files)
-    changed, diffs, conflicts = [], [], []
+    entries, record = Entries(module), module.params["record"]
+    present = {one["path"] for one in module.params["files"] if one["state"] == "file"}
+    # First, so that a run that ends before the last line leaves no file without its record.
+    recorded = present.union(facts.read_metrics_record(record))
+    entries.apply("files", record, partial(entries.record, recorded))
     for entry in module.params["files"]:
-        owned = {"files": [entry]}
-        try:
-            differences = [*here.parent_differences(owned), *here.differences(owned)]
-            if not module.check_mode:
-                settle(entry, module.params["values"], module.params["checks"])
-            elif differences:
-                apply_files.check(entry)
-        except (model.ConflictError, paths.UnsafePathError) as error:
-            conflicts.append(model.Conflict("files", entry["path"], str(error)))
-        except OSError as error:
-            reason = f"Cannot change {entry['path']}: {error}"
-            conflicts.append(model.Conflict("files", entry["path"], reason))
-        else:
-            if differences:
-                changed.append(entry["path"])
-                diffs.append(diff_of(differences))
-    module.finish(conflicts, changed=bool(changed), paths=changed, diff=diffs)
+        entries.apply("files", entry["path"], partial(entries.change, entry))
+    recorded = present.union(conflict.name for conflict in entries.conflicts) & recorded
+    entries.apply("files", record, partial(entries.record, recorded))
+    entries.finish()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
+METRICS_RECORD = "/var/lib/slipway/metrics.json"
 
 
 def _read_rollback() -> tuple[Json, bool]:
@@ -34,6 +35,16 @@ def _read_rollback() -> tuple[Json, bool]:
     except (ValueError, AttributeError):
         return {}, False
     return (left if isinstance(left, dict) else {}), record.get("state") == "rolling back"
+
+
+def read_metrics_record(path: str = METRICS_RECORD) -> list[str]:
+    """Return the files of metrics that the host has; a broken record counts as none."""
+    try:
+        paths = json.loads(reading.read_file(path) or b"[]")
+    except ValueError:
+        return []
+    known = isinstance(paths, list) and all(isinstance(one, str) for one in paths)
+    return sorted(set(paths)) if known else []
 
 
 def ask_facts(reach: list[str], timeout: float = 5) -> Json:
@@ -93,7 +104,7 @@ def ask_host() -> Json:
     ``docker_swarm`` whether the engine is part of a swarm, ``apt_sources`` what
     :func:`apt_sources.ask_sources` returns, ``gpu`` what :func:`gpu_facts.ask_gpus` returns,
     ``rolled_back`` the packages that the last rollback changed, ``rollback_interrupted`` whether
-    it did not finish.
+    it did not finish, ``metrics_files`` the paths of the files of metrics that roles wrote.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     rolled_back, interrupted = _read_rollback()
@@ -117,6 +128,7 @@ def ask_host() -> Json:
         "gpu": gpu_facts.ask_gpus(),
         "rolled_back": rolled_back,
         "rollback_interrupted": interrupted,
+        "metrics_files": read_metrics_record(),
     }
 
 
