@@ -179,6 +179,7 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         "./slipway run pytest -m host tests/host/test_site.py",
         "./slipway run python bench/run.py",
         "./slipway run python bench/aliases.py",
+        "./slipway run python bench/fleet.py",
     ),
     "needs a real GPU": (
         "./slipway run pytest -m gpu",
@@ -202,6 +203,13 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         "ansible-galaxy collection install -r requirements.yml",
         "git clone https://github.com/jupyter/docker-stacks",
         "tools/docker-stacks-tests docker-stacks slipway/jupyter-full:cpu",
+    ),
+    "needs the image llm of 4 GB: tests/unit/test_chat.py has a server that answers like it": (
+        "ml url llm",
+        "ml chat",
+        "ml chat --model qwen <question.txt >answer.txt",
+        "export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=KEY",
+        "llm --volume /srv/models:/models --detach",
     ),
     "installs another program beside Ansible": (
         "./slipway run pip install 'ara[server]'",
