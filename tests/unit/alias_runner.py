@@ -22,7 +22,15 @@ NOBODY = 65534
 # The modules of the program, and those that it imports late: the user of an example may not have
 # the rights to read the interpreter's files.
 MODULES = (
-    *("ml.commands", "ml.display", "ml.images", "ml.listing", "ml.start", "encodings.latin_1"),
+    *(
+        "ml.chat",
+        "ml.commands",
+        "ml.display",
+        "ml.images",
+        "ml.listing",
+        "ml.start",
+        "encodings.latin_1",
+    ),
     *("_strptime", "configparser", "datetime", "difflib", "encodings.idna", "hashlib", "shlex"),
     *("shutil", "socketserver", "subprocess", "tarfile", "tempfile", "textwrap"),
     "urllib.parse",

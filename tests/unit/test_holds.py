@@ -80,7 +80,8 @@ def test_no_playbook_connects_to_a_held_host(playbook: str, tmp_path: Path) -> N
     assert f"gpu01  held    {SHOWN}\n" in done.stdout
     assert "1 host is held: gpu01. Nothing was done there.\n" in done.stdout
     assert "\nOK:" not in done.stdout
-    if "remove" not in playbook:
+    # A build compares only images, so it writes no reports.
+    if playbook not in ("playbooks/remove.yml", "playbooks/images_build.yml"):
         report = json.loads((tmp_path / "reports/gpu01.json").read_text())
         assert (report["state"], f"held: {report['hold']}") == ("held", SHOWN)
         page = (tmp_path / "reports/index.html").read_text()
