@@ -32,6 +32,9 @@ from ansible_collections.slipway.host.plugins.module_utils.images.catalogue impo
 from ansible_collections.slipway.host.plugins.module_utils.images.declaration import (  # noqa: E402
     DeclarationError,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images.requirements import (  # noqa: E402
+    read_requirements,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.types import VARIANTS  # noqa: E402
 
 IMAGES = ROOT / "images"
@@ -142,17 +145,41 @@ def lock(task: Task, upgrade: bool, allow_older: bool) -> None:
         )
     except LockError as error:
         raise LockError(f"{error}{name_pinning_images(str(error), task.below)}") from error
-    older = locks.moved_back(locks.read_pins(previous), locks.read_pins(text))
-    if older and not allow_older:
-        raise LockError(
-            f"{task.lock.relative_to(ROOT)}: older versions than before: {'; '.join(older)}; "
-            "expected the same or newer versions, because uv takes an old release if newer ones "
-            f"conflict with another package. Require versions in {task.requirements.name}, or "
-            "accept the older ones with --allow-older."
-        )
+    if not allow_older:
+        expect_no_older(task, previous, text)
     below = [pin for path in task.below for pin in locks.read_pins(path.read_text("utf-8"))]
     pins = locks.added_pins(locks.read_pins(text), below)
     _write(task.lock, locks.write_pins(pins))
+
+
+def expect_no_older(task: Task, previous: str, text: str) -> None:
+    """Raise LockError for packages that are older than before, or far behind the newest ones.
+
+    uv takes an old release without a word if newer ones conflict with another package.
+    """
+    pins, place = locks.read_pins(text), task.lock.relative_to(ROOT)
+    if older := locks.moved_back(locks.read_pins(previous), pins):
+        raise LockError(
+            f"{place}: older versions than before: {'; '.join(older)}; expected the same or newer "
+            f"versions. Require versions in {task.requirements.name}, or accept the older ones "
+            "with --allow-older."
+        )
+    names = [name for name, bounded in read_requirements(task.requirements) if not bounded]
+    if behind := locks.left_behind(pins, newest_versions(names, task.python)):
+        raise LockError(
+            f"{place}: old releases: {'; '.join(behind)}; expected newer ones, with which another "
+            f"package conflicts. Require the newer version in {task.requirements.name} to see the "
+            "conflict, or accept the old one with a bound such as <2."
+        )
+
+
+def newest_versions(names: Sequence[str], python: str) -> Sequence[locks.Pin]:
+    """Return the newest versions of packages on the index, without their dependencies."""
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder) / "newest.in"
+        requirements.write_text("\n".join(names) + "\n", encoding="utf-8")
+        text = compile_lock([str(requirements), "--no-deps", f"--python-version={python}"], "")
+    return locks.read_pins(text)
 
 
 def name_pinning_images(error: str, below: Sequence[Path]) -> str:

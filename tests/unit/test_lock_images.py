@@ -74,13 +74,15 @@ def index(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
-def wheel(folder: Path, project: str, version: str, hashed: bool = True) -> str:
+def wheel(folder: Path, project: str, version: str, hashed: bool = True, needs: str = "") -> str:
     """Add an empty wheel to an index; return the SHA-256 digest in the index."""
     name = f"{project}-{version}"
     path = folder / project / f"{name}-py3-none-any.whl"
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         metadata = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
+        if needs:
+            metadata += f"Requires-Dist: {needs}\n"
         archive.writestr(f"{name}.dist-info/METADATA", metadata)
         archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{name}.dist-info/RECORD", "")
@@ -185,6 +187,23 @@ def test_an_older_version_than_before_is_accepted_only_by_an_option(
     completed = project.lock("new", "--allow-older")
     assert completed.returncode == 0, completed.stderr
     assert lock.read_text("utf-8").startswith("gensim==0.10.1 ")
+
+
+def test_an_old_release_instead_of_a_conflict_is_an_error(
+    project: Project, index: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", index[0])
+    wheel(index[1], "vllm", "0.5.0.post1")
+    wheel(index[1], "vllm", "0.33.0", needs="flask==99")
+    wheel(index[1], "flask", "2.0")
+    add_image(project, "debian-13", "vllm\n")
+    completed = project.lock("new")
+    assert completed.returncode == 1
+    sentence = "images/new/p.lock: old releases: vllm: 0.5.0.post1, available is 0.33.0; expected"
+    assert sentence in completed.stderr
+    assert not (project.folder / "images/new/p.lock").exists()
+    (project.folder / "images/new/p.in").write_text("vllm<0.6\n", encoding="utf-8")
+    assert project.lock("new").returncode == 0
 
 
 def test_an_editable_package_is_refused(project: Project) -> None:

@@ -22,6 +22,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.locks import (
     added_pins,
     cuda_release,
     describe_changes,
+    left_behind,
     moved_back,
     read_pins,
     use_cpu_wheels,
@@ -103,6 +104,22 @@ def test_changes_of_a_lock_are_listed(
 )
 def test_packages_that_moved_back(before: list[str], after: list[str], lines: list[str]) -> None:
     assert moved_back(read_pins(lock(*before)), read_pins(lock(*after))) == lines
+
+
+@pytest.mark.parametrize(
+    ("locked", "available", "lines"),
+    [
+        pytest.param("2.3.0", "2.15", [], id="same series"),
+        pytest.param("1.9", "2.0", ["a: 1.9, available is 2.0"], id="older series"),
+        pytest.param("0.5.0.post1", "0.33", ["a: 0.5.0.post1, available is 0.33"], id="0 first"),
+        pytest.param("0.33.1", "0.33.2", [], id="same series after 0"),
+        pytest.param("3", "2", [], id="newer"),
+        pytest.param("2026.1", "2026.11", [], id="a year"),
+    ],
+)
+def test_packages_that_are_left_behind(locked: str, available: str, lines: list[str]) -> None:
+    assert left_behind(read_pins(lock(f"a=={locked}")), read_pins(lock(f"a=={available}"))) == lines
+    assert left_behind([], read_pins(lock("a==1"))) == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from packaging.version import Version
 
 TORCH_FAMILY = frozenset({"torch", "torchvision", "torchaudio"})
 """Compiled against each other, so all of them must come from one index."""
@@ -143,20 +146,42 @@ def moved_back(before: Sequence[Pin], after: Sequence[Pin]) -> list[str]:
 
     uv takes an old version of a package without a word if newer ones do not fit the other packages.
     """
+    old, new = _newest(before), _newest(after)
+    return [
+        f"{name}: {version} -> {new[name]}"
+        for name, version in old.items()
+        if new.get(name, version) < version
+    ]
+
+
+def left_behind(locked: Sequence[Pin], available: Sequence[Pin]) -> list[str]:
+    """Return the packages of AVAILABLE that a lock has in an older series, a line for each.
+
+    Versions of a series have the same numbers up to the first that is not 0.
+    """
+    found = _newest(locked)
+    return [
+        f"{name}: {found[name]}, available is {version}"
+        for name, version in _newest(available).items()
+        if name in found and _series(found[name]) < _series(version)
+    ]
+
+
+def _series(version: Version) -> tuple[int, ...]:
+    leading = next((index for index, number in enumerate(version.release) if number), 0)
+    return version.release[: leading + 1]
+
+
+def _newest(pins: Iterable[Pin]) -> dict[str, Version]:
+    """Return the newest version of each package."""
     # A dependency of ansible-core, and slow to import.
     from packaging.version import Version
 
-    newest: list[dict[str, Version]] = []
-    for pins in (before, after):
-        found: dict[str, Version] = {}
-        for pin in pins:
-            found[pin.name] = max(found.get(pin.name, Version(pin.version)), Version(pin.version))
-        newest.append(found)
-    return [
-        f"{name}: {version} -> {newest[1][name]}"
-        for name, version in newest[0].items()
-        if newest[1].get(name, version) < version
-    ]
+    found: dict[str, Version] = {}
+    for pin in pins:
+        version = Version(pin.version)
+        found[pin.name] = max(found.get(pin.name, version), version)
+    return found
 
 
 def _versions(pins: Sequence[Pin]) -> Mapping[str, str]:

@@ -18,13 +18,20 @@ _INCLUDE = re.compile(r"-r\s+(\S+)")
 # A name, extras, versions and a marker of PEP 508, without a URL.
 _PACKAGE = re.compile(
     r"(?P<name>[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(\[[^\]/]*\])?\s*"
-    r"(\(?\s*[<>=!~][^;@/]*)?(;.*)?"
+    r"(?P<bound>\(?\s*[<>=!~][^;@/]*)?(;.*)?"
 )
 _ARCHIVE = re.compile(r".*\.(whl|zip|tar\.\w+|tgz)", re.IGNORECASE)
 
 
-def required_packages(file: Path, including: tuple[Path, ...] = ()) -> Iterator[str]:
-    """Yield the normalised name of each package in a file and in the files that it includes.
+def required_packages(file: Path) -> Iterator[str]:
+    """Yield the normalised name of each package in a file, see `read_requirements`."""
+    yield from (name for name, _bounded in read_requirements(file))
+
+
+def read_requirements(file: Path, including: tuple[Path, ...] = ()) -> Iterator[tuple[str, bool]]:
+    """Yield each package in a file and in the files that it includes.
+
+    A package is its normalised name, and whether its versions are bounded.
 
     Raise CatalogueError with file and line for a path, a URL, an editable package or an option: a
     lock contains packages of an index only. INCLUDING are the files that include this one.
@@ -40,9 +47,9 @@ def required_packages(file: Path, including: tuple[Path, ...] = ()) -> Iterator[
                     f"{place}: expected another file beside {file.name}. Correct the name, or "
                     "remove the line."
                 )
-            yield from required_packages(included, (file, *including))
+            yield from read_requirements(included, (file, *including))
         elif package and not _ARCHIVE.fullmatch(requirement):
-            yield normalise_name(package["name"])
+            yield normalise_name(package["name"]), bool(package["bound"])
         elif requirement:
             raise CatalogueError(
                 f"{place}: expected the name of a package with optional versions, or -r FILE. "
