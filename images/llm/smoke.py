@@ -83,7 +83,14 @@ def only_the_token_opens_it() -> None:
     """Only the token opens the server."""
     body = json.dumps({"model": MODEL, "prompt": BEGIN, "max_tokens": 1}).encode()
     for path, sent in (("/v1/models", None), ("/v1/completions", body)):
-        for token in ("", "x" * 28, TOKEN[:-1], f"{TOKEN}x"):
+        for token in (
+            "",
+            "x" * 28,
+            TOKEN[:-1],
+            f"{TOKEN}x",
+            TOKEN.swapcase(),
+            TOKEN.replace(".", "x"),
+        ):
             status, text = ask(path, token, sent)
             smoke_kit.expect(f"status of {path} with token {token!r}", status, 401)
             smoke_kit.expect("the error", json.loads(text)["error"]["code"], "invalid_api_key")

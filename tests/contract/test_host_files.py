@@ -82,7 +82,7 @@ REASONS: dict[str, tuple[str, str]] = {
         ".iterdir .mkdir .replace .rmdir .unlink .write_text",
     ),
     "module_utils/ml/api.py": (CALLERS_OWN, ".read_text"),
-    "module_utils/ml/chat.py": ("opens addresses, no files", ".open"),
+    "module_utils/ml/chat.py": ("opens addresses, reads procfs", ".open .read_text"),
     "module_utils/ml/commands.py": (CALLERS_OWN, "tempfile.TemporaryDirectory"),
     "module_utils/ml/containers.py": (
         "reads records in /var/lib/slipway, which only root can write",

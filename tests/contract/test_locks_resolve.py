@@ -26,8 +26,8 @@ from tools import lock_images
 
 IMAGES = ROOT / "images"
 CATALOGUE = load_catalogue(IMAGES)
-# The C library of the base with this Python: Debian 12, Ubuntu 24.04, Debian 13. Debian 13 has 2.41,
-# uv knows none newer than 2.40.
+# The C library of the base with this Python: Debian 12, Ubuntu 24.04, Debian 13. The last one has
+# 2.41; uv knows none newer than 2.40.
 PLATFORMS = {"3.11": "manylinux_2_36", "3.12": "manylinux_2_39", "3.13": "manylinux_2_40"}
 PYTHONS = sorted({base.python.version for base in CATALOGUE.bases.values() if base.python})
 

@@ -28,6 +28,11 @@ SCRIPTS = [
     for file in tracked_files()
     if (file.suffix == ".py" and text(file)) or text(file).startswith("#!/")
 ]
+ROOT_FILES = {
+    *(".ansible-lint", ".gitignore", ".pre-commit-config.yaml", ".shellcheckrc", ".yamllint"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "ansible.cfg", "pyproject.toml"),
+    *("requirements.lock", "requirements.yml", "site.yml", "slipway"),
+}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 # Tests are tables of cases, which may be long.
@@ -44,6 +49,11 @@ def name(file: Path) -> str:
 
 def test_no_file_is_over_one_mebibyte() -> None:
     assert [name(file) for file in tracked_files() if file.stat().st_size > MAX_BYTES] == []
+
+
+def test_no_file_of_a_run_is_in_the_root_folder() -> None:
+    names = {name(file) for file in tracked_files() if file.parent == ROOT}
+    assert names <= ROOT_FILES
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=name)

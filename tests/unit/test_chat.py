@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -154,7 +155,7 @@ def test_a_server_that_is_gone_is_an_error() -> None:
 def test_a_message_from_a_pipe_is_answered(
     api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("What is a slipway?\nShort.\n"))
+    monkeypatch.setattr("sys.stdin", pipe(b"What is a slipway?\nShort.\n"))
     assert chat.talk(server_of(api), "tiny") == 0
     assert capsys.readouterr().out == "".join(PARTS) + "\n"
     (request,) = api.requests
@@ -162,8 +163,19 @@ def test_a_message_from_a_pipe_is_answered(
     assert request["messages"] == [{"role": "user", "content": "What is a slipway?\nShort.\n"}]
 
 
+def pipe(content: bytes) -> io.TextIOWrapper:
+    """Return a standard input that is no terminal."""
+    return io.TextIOWrapper(io.BytesIO(content))
+
+
+def test_a_message_may_have_any_bytes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", pipe(b"caf\xe9"))
+    assert chat.talk(server_of(api), "tiny") == 0
+    assert api.requests[0]["messages"][0]["content"] == "caf\N{REPLACEMENT CHARACTER}"
+
+
 class Terminal(io.StringIO):
-    """Standard input of a person."""
+    """Standard input or output of a person."""
 
     def isatty(self) -> bool:
         """Return true."""
@@ -180,14 +192,15 @@ def test_a_conversation_keeps_what_was_said(
     assert capsys.readouterr().out.count("".join(PARTS)) == 2
 
 
-def test_a_model_cannot_change_the_terminal(
-    api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_cannot_change_the_terminal(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     event = {"choices": [{"delta": {"content": "\x1b]0;title\x07\u202e\nend"}}]}
-    api.stream = f"data: {json.dumps(event)}\n\n".encode()
-    monkeypatch.setattr("sys.stdin", Terminal("one\n"))
-    assert chat.talk(server_of(api), "tiny") == 0
-    out = capsys.readouterr().out
+    api.stream = f"data: {json.dumps(event)}\n\ndata: [DONE]\n".encode()
+    monkeypatch.setattr("sys.stdin", pipe(b"one\n"))
+    screen = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", screen)
+        assert chat.talk(server_of(api), "tiny") == 0
+    out = screen.getvalue()
     assert "\x1b" not in out and "\x07" not in out and "\u202e" not in out
     assert "\nend" in out
 
@@ -199,3 +212,48 @@ def test_an_unknown_stream_is_an_error(api: Api, stream: bytes) -> None:
     api.stream = stream
     with pytest.raises(MlError, match="unknown answer of me-llm"):
         list(chat.stream_answer(server_of(api), "tiny", []))
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (b'data: {"error": {"message": "CUDA out of memory"}}\n', "me-llm: CUDA out of memory"),
+        (b'data: {"error": 1}\n', "unknown answer of me-llm"),
+        (b'data: {"choices": [{"delta": {"content": "half"}}]}\n', "ended its answer before"),
+        (b"", "ended its answer before"),
+    ],
+)
+def test_an_answer_that_is_cut_is_an_error(api: Api, stream: bytes, words: str) -> None:
+    api.stream = stream
+    with pytest.raises(MlError, match=words):
+        list(chat.stream_answer(server_of(api), "tiny", []))
+
+
+LISTENER = "0: 0100007F:1F40 00000000:0000 {} 00000000:00000000 00:00000000 00000000 {} 0 1 1\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "refused"),
+    [
+        ([LISTENER.format("0A", 0)], False),
+        ([LISTENER.format("0A", 1000)], False),
+        ([LISTENER.format("0A", 1001)], True),
+        ([LISTENER.format("01", 1001)], False),
+        ([LISTENER.format("0A", 0), LISTENER.format("0A", 1001)], True),
+        ([LISTENER.replace("1F40", "1F41").format("0A", 1001)], False),
+        ([], False),
+    ],
+)
+def test_the_key_is_not_for_a_program_of_another_user(
+    lines: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "tcp"
+    table.write_text("  sl  local_address rem_address   st\n" + "".join(lines), encoding="utf-8")
+    monkeypatch.setattr(chat, "SOCKET_TABLES", (table, tmp_path / "missing"))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    server = chat.Server("llm", "http://127.0.0.1:8000/v1", KEY)
+    if refused:
+        with pytest.raises(MlError, match="port 8000 belongs to a program of uid 1001"):
+            chat.expect_own_listener(server)
+    else:
+        chat.expect_own_listener(server)

@@ -67,6 +67,7 @@ def settings(folder: Path, **more: str) -> dict[str, str]:
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_STDOUT_CALLBACK": "slipway.host.live",
         "SLIPWAY_STATE": str(folder / "state"),
+        "SLIPWAY_REPORTS": "/dev/null",
         **more,
     }
 

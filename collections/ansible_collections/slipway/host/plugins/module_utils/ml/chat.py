@@ -8,12 +8,15 @@ The server understands the API of OpenAI. Its address is one with a key, see ``c
 from __future__ import annotations
 
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from . import containers
 from .errors import MlError, reason
@@ -22,6 +25,9 @@ LIST_SECONDS = 10.0
 # The first words of a large model on a CPU.
 ANSWER_SECONDS = 600.0
 LOCAL = "http://127.0.0.1:"
+SOCKET_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+# The state of a listening socket in these tables.
+LISTENS = "0A"
 # A line of a stream has one token.
 LONGEST_LINE = 1 << 20
 
@@ -58,6 +64,31 @@ def choose_server(servers: Sequence[Server], name: str | None) -> Server:
     raise MlError(f"several language model servers: {names}. Run: ml chat --server NAME")
 
 
+def expect_own_listener(server: Server) -> None:
+    """Raise MlError if a program of another user listens on the port of a server on this host.
+
+    Anybody may take the port while the server does not run, and would get the key. Docker listens
+    as root, or as the caller without root, or not at all: then the kernel forwards the port.
+    """
+    port = urlsplit(server.base).port
+    for line in (line for table in SOCKET_TABLES for line in _read_table(table)):
+        fields = line.split()
+        if len(fields) < 8 or fields[3] != LISTENS or int(fields[1].rpartition(":")[2], 16) != port:
+            continue
+        if int(fields[7]) not in (0, os.getuid()):
+            raise MlError(
+                f"{server.name} does not run: port {port} belongs to a program of uid {fields[7]}. "
+                "Tell your administrator"
+            )
+
+
+def _read_table(table: Path) -> list[str]:
+    try:
+        return table.read_text(encoding="ascii", errors="replace").splitlines()[1:]
+    except OSError:
+        return []
+
+
 def list_models(server: Server) -> list[str]:
     """Return the names of the models of a server."""
     try:
@@ -83,17 +114,18 @@ def talk(server: Server, model: str) -> int:
     Without a terminal, all of standard input is one message.
     """
     messages: list[dict[str, str]] = []
-    terminal = sys.stdin.isatty()
-    if terminal:
+    is_conversation = sys.stdin.isatty()
+    if is_conversation:
         print(f"{model} on {server.name}. Ctrl-D ends.", file=sys.stderr)
-    for text in _lines() if terminal else [sys.stdin.read()]:
+    show = _printable if sys.stdout.isatty() else str
+    for text in _lines() if is_conversation else [_read_all()]:
         if not text.strip():
             continue
         messages.append({"role": "user", "content": text})
         parts = []
         for part in stream_answer(server, model, messages):
             parts.append(part)
-            print(_printable(part) if terminal else part, end="", flush=True)
+            print(show(part), end="", flush=True)
         print()
         messages.append({"role": "assistant", "content": "".join(parts)})
     return 0
@@ -105,15 +137,26 @@ def stream_answer(server: Server, model: str, messages: Sequence[dict[str, str]]
     with _open(server, "/chat/completions", body, ANSWER_SECONDS) as answer:
         for line in _read_lines(server, answer):
             field, _colon, value = line.strip().partition(":")
-            if field != "data" or value.strip() == "[DONE]":
+            if field != "data":
                 continue
-            try:
-                choices = json.loads(value).get("choices") or [{}]
-                part = choices[0].get("delta", {}).get("content")
-            except (ValueError, AttributeError, TypeError, LookupError) as error:
-                raise MlError(f"unknown answer of {server.name}: {value[:80]!r}") from error
-            if isinstance(part, str):
+            if value.strip() == "[DONE]":
+                return
+            if part := _part(server, value):
                 yield part
+    raise MlError(f"{server.name} ended its answer before the end. Ask again")
+
+
+def _part(server: Server, event: str) -> str:
+    """Return the text in an event of a stream. Raise MlError for an error in its place."""
+    try:
+        data = json.loads(event)
+        if "error" in data:
+            raise MlError(f"{server.name}: {_printable(str(data['error']['message']))}")
+        choices = data.get("choices") or [{}]
+        part = choices[0].get("delta", {}).get("content")
+    except (ValueError, AttributeError, TypeError, LookupError) as error:
+        raise MlError(f"unknown answer of {server.name}: {event[:80]!r}") from error
+    return part if isinstance(part, str) else ""
 
 
 def _read_lines(server: Server, answer: Any) -> Iterator[str]:
@@ -122,6 +165,10 @@ def _read_lines(server: Server, answer: Any) -> Iterator[str]:
             yield line.decode(errors="replace")
     except (OSError, HTTPException) as error:
         raise MlError(f"{server.name} ended its answer: {reason(error)}") from error
+
+
+def _read_all() -> str:
+    return sys.stdin.buffer.read().decode(errors="replace")
 
 
 def _lines() -> Iterator[str]:

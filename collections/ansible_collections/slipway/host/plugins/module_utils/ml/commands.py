@@ -249,6 +249,7 @@ def chat(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
         if file is not None and name in (None, *names):
             servers += chat.find_servers(container.name, container.urls.values(), file)
     server = chat.choose_server(servers, name)
+    chat.expect_own_listener(server)
     return chat.talk(server, chat.choose_model(server, arguments.model))
 
 
