@@ -23,7 +23,8 @@ while [ "$left" -gt 0 ]; do
         ;;
     esac
     case "$argument" in
-    --serial) set -- "$@" -e "slipway_serial=$value" ;;
+    # Both variables: one of the inventory would be used instead.
+    --serial) set -- "$@" -e "slipway_serial=$value slipway_upgrade_serial=$value" ;;
     --max-failures) set -- "$@" -e "slipway_max_failures=$value" ;;
     esac
 done

@@ -310,3 +310,24 @@ def test_the_last_lease_ends_the_registry(tmp_path: Path, monkeypatch: pytest.Mo
 
     # A lease, all those of a run, and again.
     assert [release("c-m-2"), release("*-m-1"), release("*-m-1")] == ["", "ended", "ended"]
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o666])
+@pytest.mark.parametrize("opener", ["shell", "module"])
+def test_only_root_can_open_the_lock_of_leases(
+    opener: str, mode: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other user could hold the lock, and with it every delivery and survey."""
+    lock = tmp_path / "lock"
+    monkeypatch.setattr(registry, "RUNTIME", tmp_path)
+    monkeypatch.setattr(registry, "LOCK", str(lock))
+    if mode is not None:
+        lock.touch()
+        lock.chmod(mode)
+    if opener == "module":
+        with registry._locked():
+            assert lock.stat().st_mode & 0o777 == 0o600
+    else:
+        script = f"umask 022; systemctl() {{ :; }}; {registry.release_script('a-m-1')}"
+        subprocess.run(["sh", "-ec", script], check=True)
+    assert lock.stat().st_mode & 0o777 == 0o600

@@ -60,10 +60,16 @@ def checkout(tmp_path: Path) -> Path:
         (["-e", "ml_images_bundle=a"], ["-e", "ml_images_bundle=a"]),
         ([], []),
         (["", "*", "$HOME"], ["", "*", "$HOME"]),
-        (["--serial", "2", "--check"], ["-e", "slipway_serial=2", "--check"]),
+        (
+            ["--serial", "2", "--check"],
+            ["-e", "slipway_serial=2 slipway_upgrade_serial=2", "--check"],
+        ),
         (
             ["--serial=25%", "--max-failures", "1"],
-            ["-e", "slipway_serial=25%", "-e", "slipway_max_failures=1"],
+            [
+                *("-e", "slipway_serial=25% slipway_upgrade_serial=25%"),
+                *("-e", "slipway_max_failures=1"),
+            ],
         ),
     ],
 )

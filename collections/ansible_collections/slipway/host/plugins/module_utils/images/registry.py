@@ -277,6 +277,8 @@ def remove_unused() -> None:
 def _locked() -> Iterator[None]:
     descriptor = os.open(LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as lock:
+        # Whoever can open the file can hold it for ever.
+        os.fchmod(descriptor, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -335,7 +337,7 @@ def release_script(leases: str) -> str:
     afterwards.
     """
     return (
-        f"exec 9>>{LOCK}; flock 9; rm -f {RUNTIME}/lease-{leases}; "
+        f"umask 077; exec 9>>{LOCK}; chmod 600 {LOCK}; flock 9; rm -f {RUNTIME}/lease-{leases}; "
         f"ls {RUNTIME}/lease-* >/dev/null 2>&1 || "
         f"{{ systemctl stop {UNIT} 2>/dev/null; echo ended; }}"
     )
