@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.slipway.host.plugins.callback import summary
 from ansible_collections.slipway.host.plugins.callback.summary import first_line
 from ansible_collections.slipway.host.plugins.module_utils.state import report as state_report
@@ -104,8 +105,8 @@ class Callback(summary.CallbackModule):
     def play_starts(self, name: str) -> None:
         self.v2_playbook_on_play_start(SimpleNamespace(get_name=lambda: name))
 
-    def task_ends(self, host: str, action: str, **result: Any) -> None:
-        task = SimpleNamespace(action=action, _uuid="1")
+    def task_ends(self, host: str, action: str, name: str = "", **result: Any) -> None:
+        task = SimpleNamespace(action=action, name=name, _uuid="1")
         ended = SimpleNamespace(
             task=task, host=SimpleNamespace(name=host, get_name=lambda: host), result=result
         )
@@ -263,6 +264,47 @@ def test_an_upgrade_names_the_hosts_that_it_did_not_reach() -> None:
     assert callback.run_ends() == 0
     states = {host: entry["state"] for host, entry in callback.report.items()}
     assert states == {"gpu01": "failed", "gpu02": "not_started"}
+
+
+def test_a_survey_for_metrics_adds_no_drift() -> None:
+    """A rollback does not apply the drift of other roles, so the drift is not a result."""
+    callback = Callback()
+    callback.command = "rollback"
+    callback.play_starts("Roll back the last upgrade")
+    start(callback, "gpu01")
+    callback.task_ends(
+        "gpu01", "slipway.host.survey", name="Survey the host for its metrics", **SURVEYED
+    )
+    entry = callback.report["gpu01"]
+    assert (entry["state"], entry["differences"], entry["consequences"]) == ("no_drift", {}, [])
+    assert entry["system"]["kernel"] == "6.8"
+    assert callback.surveys == {}
+    assert callback.run_ends() == 0
+    assert callback.report["gpu01"]["state"] == "changed"
+
+
+def test_the_task_that_surveys_for_metrics_has_the_name_that_the_table_expects() -> None:
+    text = (ROOT / "playbooks/tasks/refresh_metrics.yml").read_text(encoding="utf-8")
+    (survey, _write) = yaml.safe_load(text)
+    assert "slipway.host.survey" in survey
+    assert survey["name"] == summary.METRICS_SURVEY
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("site", "OK: 1 host as declared."),
+        ("verify", "OK: 1 host as declared."),
+        ("remove", "OK: 1 host without Slipway."),
+        *[(name, "OK: 1 host finished.") for name in ("images_build", "rollback", "upgrade")],
+    ],
+)
+def test_only_a_command_that_compares_all_roles_says_as_declared(command: str, line: str) -> None:
+    callback = Callback()
+    callback.command = command
+    callback.task_ends("gpu01", "slipway.host.survey", **SURVEYED)
+    assert callback.run_ends() == 0
+    assert callback.lines[0].splitlines()[-1] == line
 
 
 def test_a_host_that_failed_before_stays_failed() -> None:

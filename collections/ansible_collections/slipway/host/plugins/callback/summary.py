@@ -86,7 +86,16 @@ REMOVAL = "remove"
 # The playbook that builds images, and does nothing else.
 IMAGE_BUILD = "images_build"
 SSH_FORWARD = "ansible_collections.slipway.host.plugins.plugin_utils.ssh_forward"
+# What the last line says of hosts that need nothing more: these commands do not compare all roles.
+RESULTS = {
+    REMOVAL: "without Slipway",
+    IMAGE_BUILD: "finished",
+    "rollback": "finished",
+    "upgrade": "finished",
+}
 SURVEY = ("slipway.host.survey", "survey")
+# The task that compares a host only for its metrics, after a change of another kind.
+METRICS_SURVEY = "Survey the host for its metrics"
 VERIFY = ("slipway.host.verify", "verify")
 
 
@@ -188,7 +197,7 @@ class CallbackModule(CallbackBase):
         self._record_end(result)
         if result.task.action in SURVEY and "differences" in answer:
             self.recorder.survey(host, answer)
-            is_first = host not in self.report
+            is_first = host not in self.report and result.task.name != METRICS_SURVEY
             entry = self._entry(host)
             # A role may have met more conflicts, or made what was missing.
             entry["conflicts"] = answer["conflicts"]
@@ -266,7 +275,7 @@ class CallbackModule(CallbackBase):
         if file:
             Path(file).write_text(json.dumps(report.as_json(self.report)), encoding="utf-8")
         elif self.report:
-            result = "without Slipway" if self.command == REMOVAL else "as declared"
+            result = RESULTS.get(self.command, "as declared")
             self._display.display("\n" + report.summary(self.report, result))
         self._write_reports()
         if self.no_hosts:
