@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ SHOWN = "held: disk <b>\\x1b[2J OK: 1 host as declared."
         ({"slipway_hold": "{{ x }}"}, "evaluated"),
         ({"slipway_roles": [], "slipway_survey": True, "slipway_serial": 2}, ""),
         ({"slipway_upgrade": [], "slipway_remove_data": True, "slipway_owner": "ops"}, ""),
+        ({"threshold": 1, "household": 1, "slipway_threshold": 1, "apt_hold": 1}, ""),
+        ({"docker_engine_hold": True, "nvidia_driver_hold": True, "disk_hold": "x"}, ""),
     ],
 )
 def test_the_reason_of_a_hold(variables: dict[str, Any], reason: str) -> None:
@@ -44,16 +47,25 @@ def test_a_hold_without_a_reason_is_an_error(value: object) -> None:
         holds.find_reason({"slipway_hold": value}, lambda value: value)
 
 
-@pytest.mark.parametrize("name", ["slipway_holds", "slipway_hodl", "slipway_held", "slipway_hol"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("slipway_holds", "slipway_hodl", "slipway_held", "slipway_hol", "slipwy_hold"),
+        *("Slipway_hold", "SLIPWAY_HOLD", "slipway_on_hold", "sliway_hold", "slipway_Hodl"),
+    ],
+)
 def test_a_mistyped_hold_is_an_error(name: str) -> None:
     with pytest.raises(AnsibleActionFail, match=f"{name}: unknown .* did you mean slipway_hold"):
         holds.find_reason({name: "disk swap"}, lambda value: value)
 
 
-def run(playbook: str, folder: Path, **hosts: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    playbook: str, folder: Path, slipway_serial: int = 1, **hosts: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a playbook on hosts to which every connection fails."""
     inventory = folder / "hosts.yml"
     unreachable = {"ansible_ssh_executable": "/bin/false", "ansible_ssh_retries": 0}
+    unreachable["slipway_serial"] = slipway_serial
     inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": unreachable}}))
     return subprocess.run(
         ["ansible-playbook", "-i", str(inventory), playbook],
@@ -97,6 +109,19 @@ def test_an_unclear_hold_stops_the_run_before_the_host(playbook: str, tmp_path: 
     assert "slipway_hold: ''; expected a text with the reason" in done.stdout
     assert "slipway_hodl: unknown variable" in done.stdout
     assert "UNREACHABLE" not in done.stdout
+
+
+@pytest.mark.parametrize("playbook", ["playbooks/upgrade.yml", "playbooks/rollback.yml"])
+def test_a_host_with_a_mistyped_name_does_not_stop_the_other_hosts(
+    playbook: str, tmp_path: Path
+) -> None:
+    hosts = {"gpu01": {"slipway_hodl": "disk swap"}, "gpu02": {}, "gpu03": {}}
+    done = run(playbook, tmp_path, slipway_serial=3, **hosts)
+    assert done.returncode == 2
+    assert "gpu01  failed  slipway_hodl: unknown variable" in done.stdout
+    # The first task that connects fails there: the batch has started.
+    assert re.findall(r"^(gpu0[23])  failed  ", done.stdout, re.M) == ["gpu02", "gpu03"]
+    assert "not started" not in done.stdout
 
 
 def filtered(wanted: list[str], **hosts: dict[str, Any]) -> list[str]:

@@ -153,23 +153,34 @@ def test_no_batch_starts_after_too_many_failures(
     assert "".join(sorted(order_of(said, "end"))) == ended
 
 
-def check(**variables: Any) -> None:
-    batches.check(variables, lambda value: value)
+SITE, UPGRADE = "slipway_serial", "slipway_upgrade_serial"
+
+
+def check(variables: dict[str, Any], used: str = SITE, hosts: int = 20) -> None:
+    names = [f"gpu{number:02}" for number in range(hosts)]
+    host = {"inventory_hostname": "gpu00", "groups": {"all": names}}
+    batches.check({**host, **variables, batches.USED: used}, lambda value: value)
 
 
 @pytest.mark.parametrize(
-    "variables",
+    ("variables", "used", "hosts"),
     [
-        {},
-        {"slipway_serial": 1},
-        {"slipway_serial": "25%", "slipway_max_failures": "10%"},
-        {"slipway_serial": [1, "5", "50%"], "slipway_max_failures": "1"},
-        {"slipway_serial": 1, "slipway_upgrade_serial": 2, "slipway_max_failures": 1},
-        {"slipway_serial": 1, "slipway_max_failures": 0},
+        ({}, SITE, 20),
+        ({"slipway_serial": 1}, SITE, 20),
+        ({"slipway_serial": "25%", "slipway_max_failures": "10%"}, SITE, 20),
+        ({"slipway_serial": [1, "5", "50%"], "slipway_max_failures": "1"}, SITE, 20),
+        ({"slipway_serial": 1, "slipway_max_failures": 0}, SITE, 20),
+        # Each command has its own variable.
+        ({UPGRADE: 1, "slipway_serial": 5, "slipway_max_failures": 1}, SITE, 20),
+        ({UPGRADE: 2, "slipway_serial": 1, "slipway_max_failures": 1}, UPGRADE, 20),
+        ({"slipway_serial": 2, "slipway_max_failures": 1}, UPGRADE, 20),
+        # So few hosts that a percentage means no failure, or one host.
+        ({"slipway_serial": 1, "slipway_max_failures": "4%"}, SITE, 20),
+        ({"slipway_serial": "10%", "slipway_max_failures": 2}, SITE, 1),
     ],
 )
-def test_good_batches(variables: dict[str, Any]) -> None:
-    check(**variables)
+def test_good_batches(variables: dict[str, Any], used: str, hosts: int) -> None:
+    check(variables, used, hosts)
 
 
 @pytest.mark.parametrize(
@@ -188,13 +199,74 @@ def test_good_batches(variables: dict[str, Any]) -> None:
         ({"slipway_upgrade_serial": "x"}, "slipway_upgrade_serial"),
         ({"slipway_serial": 2, "slipway_max_failures": -1}, "slipway_max_failures"),
         ({"slipway_serial": 2, "slipway_max_failures": [1]}, "slipway_max_failures"),
-        ({"slipway_max_failures": 1}, "slipway_max_failures: 1 without batches of several hosts"),
-        ({"slipway_serial": "1", "slipway_max_failures": "5%"}, "without batches"),
     ],
 )
 def test_batches_that_cannot_work_are_refused(variables: dict[str, Any], error: str) -> None:
     with pytest.raises(AnsibleActionFail, match=re.escape(error)):
-        check(**variables)
+        check(variables)
+    # Also for one host, and in plays without batches.
+    with pytest.raises(AnsibleActionFail, match=re.escape(error)):
+        batches.check(variables, lambda value: value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "used"),
+    [
+        ({}, SITE),
+        ({}, UPGRADE),
+        ({"slipway_serial": "1"}, SITE),
+        ({"slipway_serial": "01"}, SITE),
+        ({"slipway_serial": [1, "1"]}, SITE),
+        ({"slipway_serial": "9%"}, SITE),
+        ({UPGRADE: 4}, SITE),
+        ({UPGRADE: 1, "slipway_serial": 4}, UPGRADE),
+        # An upgrade without batches changes one host at a time.
+        ({"slipway_serial": "100%"}, UPGRADE),
+    ],
+)
+@pytest.mark.parametrize("failures", [1, "5%"])
+def test_allowed_failures_without_effect_are_refused(
+    variables: dict[str, Any], used: str, failures: Any
+) -> None:
+    error = f"slipway_max_failures: {failures} without batches of several hosts; .* {used} of 2"
+    with pytest.raises(AnsibleActionFail, match=error):
+        check({**variables, "slipway_max_failures": failures}, used)
+
+
+@pytest.mark.parametrize(
+    ("own", "first", "error"),
+    [
+        ({}, {}, ""),
+        ({"slipway_serial": "2"}, {"slipway_serial": 2}, ""),
+        (
+            {"slipway_serial": 1},
+            {"slipway_serial": 2},
+            "slipway_serial: 1 for gpu07; expected 2 as for gpu00, the first host of the inventory."
+            " Set slipway_serial for the group all. Nothing was changed.",
+        ),
+        ({}, {UPGRADE: 2}, f"{UPGRADE}: not set for gpu07; expected 2 as for gpu00"),
+        ({"slipway_max_failures": 1}, {}, "slipway_max_failures: 1 for gpu07; expected not set"),
+    ],
+)
+def test_batches_of_a_part_of_the_hosts_are_refused(
+    own: dict[str, Any], first: dict[str, Any], error: str
+) -> None:
+    """A play reads its batches before it has a host: the value of the first host would decide."""
+    variables = {**own, "inventory_hostname": "gpu07", "hostvars": {"gpu00": first}}
+    variables["groups"] = {"all": ["gpu00", "gpu07"]}
+    if not error:
+        batches.check(variables, lambda value: value)
+        return
+    with pytest.raises(AnsibleActionFail, match=re.escape(error)):
+        batches.check(variables, lambda value: value)
+
+
+def test_the_plays_before_batches_name_the_variable_of_their_size() -> None:
+    (look,) = yaml.safe_load((ROOT / "playbooks/look.yml").read_text(encoding="utf-8"))
+    assert look["vars"] == {batches.USED: SITE}
+    for name in ("upgrade", "rollback"):
+        plays = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text(encoding="utf-8"))
+        assert plays[0]["vars"] == {batches.USED: UPGRADE}
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class ActionModule(ActionBase):
         if not hold:
             batches.check(variables, self._templar.template)
         if hold or self._task.args.get("hold_only"):
-            self._join_groups(result, [holds.GROUP] if hold else [])
+            self._join_groups(result, [holds.GROUP if hold else holds.READY])
             return {**result, "changed": False, "hold": hold, "drift": []}
         return self._survey(result, variables)
 

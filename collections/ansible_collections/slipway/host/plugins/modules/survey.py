@@ -43,7 +43,9 @@ options:
     type: bool
     default: false
   hold_only:
-    description: Only check whether the host is held. Do not connect to the host.
+    description:
+      - Only check whether the host is held. Do not connect to the host.
+      - A host that is not held joins the group C(slipway_ready).
     type: bool
     default: false
 notes:

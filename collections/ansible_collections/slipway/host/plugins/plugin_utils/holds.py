@@ -14,9 +14,12 @@ from ansible_collections.slipway.host.plugins.plugin_utils import role_plans
 OPTION = "slipway_hold"
 # The group of held hosts, which the later plays of a run leave out.
 GROUP = "slipway_held"
-PREFIX = "slipway_"
-# So similar to OPTION is a name with one or two wrong letters.
-SIMILAR = 0.9
+# The group of the other hosts, if their check did not fail: a play of this group does not count
+# earlier failures.
+READY = "slipway_ready"
+PREFIX, WORD = "slipway_", "hold"
+# So similar to OPTION is a name with one or two wrong letters, or with a short word too much.
+SIMILAR = 0.88
 
 
 def find_reason(variables: Mapping[str, Any], template: Callable[[Any], Any]) -> str:
@@ -26,10 +29,11 @@ def find_reason(variables: Mapping[str, Any], template: Callable[[Any], Any]) ->
     changed against the will of its owner.
     """
     if OPTION not in variables:
-        names = sorted(name for name in variables if name.startswith(PREFIX))
-        if near := difflib.get_close_matches(OPTION, names, n=1, cutoff=SIMILAR):
+        names = {name.lower(): name for name in sorted(variables)}
+        likely = [name for name in names if name.startswith(PREFIX) or WORD in name]
+        if near := difflib.get_close_matches(OPTION, likely, n=1, cutoff=SIMILAR):
             raise AnsibleActionFail(
-                f"{near[0]}: unknown variable; did you mean {OPTION}? Correct or remove it. "
+                f"{names[near[0]]}: unknown variable; did you mean {OPTION}? Correct or remove it. "
                 "Nothing was changed on the host."
             )
         return ""
