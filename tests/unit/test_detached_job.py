@@ -133,6 +133,24 @@ def test_a_result_that_no_controller_reads_is_removed(
     wait_for(lambda: not any((tmp_path / "work").iterdir()))
 
 
+def test_a_controller_that_slept_too_long_says_that_the_result_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = detached_job._run_command
+
+    def sleep_after_the_start(action: Any, script: str, data: bytes = b"\n") -> str:
+        output = run(action, script, data)
+        if "base64" in script:
+            wait_for(lambda: not any((tmp_path / "work").iterdir()))
+        return output
+
+    monkeypatch.setattr(detached_job, "_run_command", sleep_after_the_start)
+    monkeypatch.setattr(detached_job, "RESULT_SECONDS", 1)
+    expected = r"found no result; expected one, which is removed 1 s after .* Run again\."
+    with pytest.raises(AnsibleActionFail, match=expected):
+        run_job(tmp_path, DONE)
+
+
 def test_jobs_of_a_host_that_restarted_are_removed_after_a_week(tmp_path: Path) -> None:
     for name, days in (("old", 8), ("new", 1)):
         (tmp_path / "work" / name).mkdir(parents=True)

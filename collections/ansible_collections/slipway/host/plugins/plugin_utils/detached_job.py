@@ -66,8 +66,13 @@ def run_job(action: ActionBase, work: str, program: str, job: bytes) -> dict[str
                 result: dict[str, Any] = json.loads(outcome)
                 if "killed" in result:
                     raise AnsibleActionFail(
-                        f"The job {program.rpartition('.')[2]} on the host was killed; run again "
-                        "to finish it."
+                        f"The job {name} on the host was killed; run again to finish it."
+                    )
+                if "removed" in result:
+                    raise AnsibleActionFail(
+                        f"The job {name} on the host: found no result; expected one, which is "
+                        f"removed {RESULT_SECONDS} s after the end of the job. The controller did "
+                        "not read it in time. Run again."
                     )
                 return result
             time.sleep(POLL_SECONDS)
@@ -89,10 +94,10 @@ def _show(host: str, line: str) -> None:
 def _read_script(folder: str, displayed_bytes: int, status: str) -> str:
     """Return the script that waits for news of a job and prints its result, status and progress.
 
-    A program that ended without a result was killed.
+    A program that ended without a result was killed. Without the folder, its result was removed.
     """
     return (
-        f"cd {folder}; is_new() {{ [ -e result.json ] || ! kill -0 $(cat pid) 2>/dev/null || "
+        f"cd {folder} 2>/dev/null || {{ echo '{{\"removed\": true}}'; exit; }}; is_new() {{ [ -e result.json ] || ! kill -0 $(cat pid) 2>/dev/null || "
         f"[ $(wc -c <progress) -gt {displayed_bytes} ]; }}; "
         f"{host_progress.wait_script('status', status, 'is_new')}; "
         "kill -0 $(cat pid) 2>/dev/null && alive=1; "

@@ -96,10 +96,15 @@ def test(reference: str, command: Sequence[str], timeout: float) -> list[str]:
         text=True,
         errors="replace",
     ) as process:
+        began = time.monotonic()
         written = _wait(process, timeout)
         problem = f"exit status {process.returncode}" if process.returncode else ""
         if written is None:
-            problem = f"no end after {timeout:.0f} s"
+            elapsed = time.monotonic() - began
+            problem = (
+                f"no end after {elapsed:.0f} s; expected one within {timeout:.0f} s, or more on a "
+                "busy host"
+            )
             # Ending the docker command is not enough: the container would run on and hold its GPUs.
             subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
             process.kill()
