@@ -269,6 +269,21 @@ def test_the_plays_before_batches_name_the_variable_of_their_size() -> None:
         assert plays[0]["vars"] == {batches.USED: UPGRADE}
 
 
+@pytest.mark.parametrize("name", ["upgrade", "rollback"])
+def test_metrics_are_refreshed_after_each_failure(name: str) -> None:
+    plays = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text(encoding="utf-8"))
+    kinds = ("slipway.host.", "ansible.builtin.include_role")
+    outside = [
+        task["name"]
+        for task in plays[1]["tasks"]
+        if any(key.startswith(kinds) for key in task) and "block" not in task
+    ]
+    assert outside == []
+    (block,) = [task for task in plays[1]["tasks"] if "block" in task]
+    (refresh,) = block["always"]
+    assert refresh["ansible.builtin.include_tasks"] == "tasks/refresh_metrics.yml"
+
+
 @pytest.mark.parametrize(
     ("batch", "later"),
     [(["a", "b"], {"c", "d"}), (["b", "c"], {"d"}), (["a", "b", "c", "d"], set()), ([], set())],
