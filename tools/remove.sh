@@ -28,7 +28,17 @@ while [ "$arguments" -gt 0 ]; do
     esac
 done
 if [ -z "$asked" ]; then
-    ansible-playbook playbooks/remove.yml --list-hosts "$@" | sed -n '/pattern:/,/^$/p' | sed '/^$/q'
+    # Only a run evaluates the variables of hosts. It connects to no host; the removal shows errors.
+    report=$(mktemp)
+    SLIPWAY_REPORT=$report SLIPWAY_REPORTS='' ANSIBLE_STDOUT_CALLBACK=ansible.builtin.minimal \
+        ansible-playbook playbooks/hold.yml "$@" </dev/null >/dev/null 2>&1 || true
+    held=$(python -c 'import json, sys
+hosts = json.loads(sys.stdin.read() or "{}")
+print("\n".join(sorted(host for host in hosts if hosts[host]["state"] == "held")))' <"$report")
+    rm -f "$report"
+    ansible-playbook playbooks/remove.yml --list-hosts "$@" | sed -n 's/^      //p' | sort -u |
+        grep -vxF -e "$held" || true
+    [ -z "$held" ] || echo "Held hosts are left out: $(echo "$held" | paste -sd, | sed 's/,/, /g')."
     printf 'Remove everything that Slipway installed on these hosts? Type "remove": '
     answer=''
     read -r answer || printf '\n'

@@ -52,7 +52,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "module_utils/images/offering.py": ("removes the secrets of its own job", "shutil.rmtree"),
     "module_utils/images/registry.py": (
         "works in folders that only root can enter, and in /var/lib/slipway",
-        ".glob .mkdir .open .read_text .rename .touch .unlink .write_text os.open shutil.rmtree",
+        ".glob .mkdir .open .read_text .rename .touch .unlink .write_text os.fchmod os.open "
+        "shutil.rmtree",
     ),
     "module_utils/gpu/detection.py": ("reads sysfs and procfs", ".iterdir .read_bytes .readlink"),
     "module_utils/gpu/health_facts.py": ("reads the kernel log", "os.open"),

@@ -124,6 +124,30 @@ def test_a_host_with_a_mistyped_name_does_not_stop_the_other_hosts(
     assert "not started" not in done.stdout
 
 
+def test_the_question_of_a_removal_names_no_held_host(tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    hosts = {"gpu01": {"slipway_hold": "disk swap"}, "gpu02": {}, "gpu03": {"slipway_hold": ""}}
+    # Also a hold whose reason is known only after evaluation.
+    hosts["gpu04"] = {"slipway_hold": "{{ inventory_hostname }} is of Ana"}
+    inventory.write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SLIPWAY_STATE": str(tmp_path)}
+    done = subprocess.run(
+        ["sh", "tools/remove.sh", "-i", str(inventory), "--limit", "gpu*"],
+        cwd=ROOT,
+        env={**os.environ, **settings, "SLIPWAY_REPORTS": str(tmp_path / "reports")},
+        input="no\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("not confirmed")) == (1, 1)
+    listed, held = done.stdout.partition("Remove everything")[0].split("Held hosts")
+    # gpu03 has no reason: it fails before its first change.
+    assert re.findall(r"gpu\d+", listed) == ["gpu02", "gpu03"]
+    assert held == " are left out: gpu01, gpu04.\n"
+    assert not (tmp_path / "reports").exists()
+
+
 def filtered(wanted: list[str], **hosts: dict[str, Any]) -> list[str]:
     variables = {
         "inventory_hostname": "gpu01",
