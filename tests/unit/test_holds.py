@@ -103,7 +103,7 @@ def test_no_playbook_connects_to_a_held_host(playbook: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("playbook", ["playbooks/plan.yml", "playbooks/upgrade.yml"])
 def test_an_unclear_hold_stops_the_run_before_the_host(playbook: str, tmp_path: Path) -> None:
-    hosts = {"gpu01": {"slipway_hold": ""}, "gpu02": {"slipway_hodl": "disk swap"}}
+    hosts: dict[str, Any] = {"gpu01": {"slipway_hold": ""}, "gpu02": {"slipway_hodl": "disk swap"}}
     done = run(playbook, tmp_path, **hosts)
     assert done.returncode == 2
     assert "slipway_hold: ''; expected a text with the reason" in done.stdout
@@ -115,7 +115,7 @@ def test_an_unclear_hold_stops_the_run_before_the_host(playbook: str, tmp_path: 
 def test_a_host_with_a_mistyped_name_does_not_stop_the_other_hosts(
     playbook: str, tmp_path: Path
 ) -> None:
-    hosts = {"gpu01": {"slipway_hodl": "disk swap"}, "gpu02": {}, "gpu03": {}}
+    hosts: dict[str, Any] = {"gpu01": {"slipway_hodl": "disk swap"}, "gpu02": {}, "gpu03": {}}
     done = run(playbook, tmp_path, slipway_serial=3, **hosts)
     assert done.returncode == 2
     assert "gpu01  failed  slipway_hodl: unknown variable" in done.stdout

@@ -74,7 +74,7 @@ def test_of_a_loop_the_item_that_failed_is_told(tmp_path: Path) -> None:
 # What a run disturbs, and what waits.
 
 CONSEQUENCE = {"kind": "container", "name": "train", "effect": "would stop"}
-SURVEYED = {
+SURVEYED: dict[str, Any] = {
     "drift": ["docker_engine"],
     "differences": {"docker_engine": [{}]},
     "conflicts": {},

@@ -312,7 +312,7 @@ def test_a_smoke_test_that_passes_says_nothing(program: Program) -> None:
 
 def test_a_smoke_test_without_end_fails(program: Program) -> None:
     program("docker", 'case "$1" in run) echo its last words; exec sleep 30 ;; esac')
-    with pytest.raises(images_smoke.SmokeError, match="no end after .*\nits last words"):
+    with pytest.raises(images_smoke.SmokeError, match=r"no end after .*\nits last words"):
         images_smoke.test("slipway/a:cpu", ["true"], 1)
 
 

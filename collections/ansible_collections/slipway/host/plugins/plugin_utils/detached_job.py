@@ -97,7 +97,8 @@ def _read_script(folder: str, displayed_bytes: int, status: str) -> str:
     A program that ended without a result was killed. Without the folder, its result was removed.
     """
     return (
-        f"cd {folder} 2>/dev/null || {{ echo '{{\"removed\": true}}'; exit; }}; is_new() {{ [ -e result.json ] || ! kill -0 $(cat pid) 2>/dev/null || "
+        f"cd {folder} 2>/dev/null || {{ echo '{{\"removed\": true}}'; exit; }}; "
+        f"is_new() {{ [ -e result.json ] || ! kill -0 $(cat pid) 2>/dev/null || "
         f"[ $(wc -c <progress) -gt {displayed_bytes} ]; }}; "
         f"{host_progress.wait_script('status', status, 'is_new')}; "
         "kill -0 $(cat pid) 2>/dev/null && alive=1; "

@@ -277,7 +277,7 @@ def remove_unused() -> None:
 def _locked() -> Iterator[None]:
     descriptor = os.open(LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as lock:
-        # Whoever can open the file can hold its lock forever.
+        # A user who can open the file can hold its lock forever.
         os.fchmod(descriptor, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
