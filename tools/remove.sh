@@ -30,7 +30,8 @@ done
 if [ -z "$asked" ]; then
     # Only a run evaluates the variables of hosts. It connects to no host; the removal shows errors.
     report=$(mktemp)
-    SLIPWAY_REPORT=$report SLIPWAY_REPORTS='' ANSIBLE_STDOUT_CALLBACK=ansible.builtin.minimal \
+    SLIPWAY_REPORT=$report SLIPWAY_REPORTS=/dev/null \
+        ANSIBLE_STDOUT_CALLBACK=ansible.builtin.minimal \
         ansible-playbook playbooks/hold.yml "$@" </dev/null >/dev/null 2>&1 || true
     held=$(python -c 'import json, sys
 hosts = json.loads(sys.stdin.read() or "{}")

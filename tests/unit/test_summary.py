@@ -322,7 +322,7 @@ def test_texts_of_a_host_stay_on_their_line(tmp_path: Path) -> None:
     difference = dict.fromkeys(("kind", "name", "found", "expected"), HOSTILE)
     conflict = {"kind": HOSTILE, "name": HOSTILE, "reason": HOSTILE, "blocks": [HOSTILE]}
     finding = dict.fromkeys(("where", "found", "expected", "remedy", "gpu", "accepted"), HOSTILE)
-    answer = {
+    answer: dict[str, Any] = {
         "drift": ["docker_engine"],
         "differences": {"docker_engine": [difference]},
         "conflicts": {"docker_engine": [conflict]},
