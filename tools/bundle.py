@@ -131,12 +131,8 @@ def build(target: Path, request: Request, key: Path, older: Bundle | None = None
         parts = [(archive.MANIFEST, content), (archive.SIGNATURE, signed)]
         stored = [(e.path, files[e.path]) for e in manifest.files if not e.omitted]
         archive.write(folder / "bundle", [*parts, *stored])
-        for suffix, text in (
-            (".pub", f"{public}\n"),
-            (".allowed_signers", signature.allowed_signers(public)),
-        ):
-            (folder / "text").write_text(text, encoding="ascii")
-            (folder / "text").replace(f"{target}{suffix}")
+        (folder / "key").write_text(f"{public}\n", encoding="ascii")
+        (folder / "key").replace(f"{target}.pub")
         (folder / "bundle").replace(target)
     return signature.fingerprint(public)
 
@@ -184,7 +180,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--signer",
         type=Path,
         metavar="KEY",
-        help="file with public keys that are trusted for FILE or OLD; default: your own key",
+        help="file with the public key that is trusted for FILE or OLD; default: your own key",
     )
     parser.add_argument(
         "--images",

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest impor
 # One for each kind of signed content: a signature of one kind is invalid for the other.
 NAMESPACE, PROJECT_NAMESPACE = "slipway-bundle", "slipway-project"
 IDENTITY = "slipway-bundle"
+KIND = re.compile(r"[a-z0-9@.-]+")
 PUBLIC_KEY = re.compile(r"([a-z0-9@.-]+) ([A-Za-z0-9+/]+={0,2})( .*)?")
 ARMOR = b"-----BEGIN SSH SIGNATURE-----\n%s\n-----END SSH SIGNATURE-----\n"
 ARMOR_WIDTH = 70
@@ -55,14 +55,20 @@ def public_key(signature: bytes) -> str:
         blob = base64.b64decode(b"".join(signature.split(b"\n")[1:-2]), validate=True)
         if blob[:6] != b"SSHSIG" or _armored(blob) != signature:
             raise ValueError
-        key = _string(blob, 10)
-        kind = _string(key, 0).decode("ascii")
+        return _as_text(_string(blob, 10))
     except ValueError:
         raise BundleError(
             "invalid signature of the bundle: no signature of OpenSSH; expected one of "
             "ssh-keygen -Y sign. Do not use this bundle."
         ) from None
-    return f"{kind} {base64.b64encode(key).decode()}"
+
+
+def _as_text(blob: bytes) -> str:
+    """Return a public key as ``TYPE BASE64``; raise ValueError if its type is not a word."""
+    kind = _string(blob, 0).decode("ascii")
+    if not KIND.fullmatch(kind):
+        raise ValueError
+    return f"{kind} {base64.b64encode(blob).decode()}"
 
 
 def _armored(blob: bytes) -> bytes:
@@ -86,75 +92,84 @@ def fingerprint(key: str) -> str:
     return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
-def allowed_signers(key: str) -> str:
+def _allowed_signers(key: str) -> str:
     """Return the line of a file with allowed signers, see ssh-keygen(1)."""
-    return f'{IDENTITY} namespaces="{NAMESPACE},{PROJECT_NAMESPACE}" {key}\n'
+    return f"{IDENTITY} {key}\n"
 
 
-def read_keys(path: Path) -> list[str]:
-    """Return the public keys in a file, a key on each line."""
+def read_key(path: Path) -> str:
+    """Return the public key in a file, as ``TYPE BASE64``.
+
+    The file has one line only: the key that a person compares is the key that is trusted.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeError) as error:
         raise BundleError(
             f"cannot read {path}: {error}; expected a public key. Check its path."
         ) from None
-    keys = []
-    for line in filter(None, map(str.strip, lines)):
-        match = PUBLIC_KEY.fullmatch(line)
-        try:
-            if match is None or not base64.b64decode(match[2], validate=True):
-                raise ValueError
-        except (ValueError, binascii.Error):
-            raise BundleError(
-                f"{path}: a line is not a public key; expected lines such as 'ssh-ed25519 "
-                "AAAA...'. Name the file BUNDLE.pub."
-            ) from None
-        keys.append(f"{match[1]} {match[2]}")
-    if not keys:
-        raise BundleError(f"{path}: no key; expected a public key. Name the file BUNDLE.pub.")
-    return keys
+    line = text.removesuffix("\n")
+    match = PUBLIC_KEY.fullmatch(line)
+    try:
+        # ssh-keygen -l would read another file if the line has the words PRIVATE KEY.
+        if match is None or not line.isprintable() or "PRIVATE KEY" in line:
+            raise ValueError
+        key = _as_text(base64.b64decode(match[2], validate=True))
+        if not key.startswith(f"{match[1]} "):
+            raise ValueError
+    except ValueError:
+        raise BundleError(
+            f"{path}: not one line with a public key; expected a line such as 'ssh-ed25519 "
+            "AAAA...' and no other. Name the file BUNDLE.pub."
+        ) from None
+    return key
 
 
 def verify(content: bytes, signature: bytes, signer: Path | None, name: str) -> str:
     """Check the signature of bundle NAME; return the fingerprint of the key that made it.
 
-    SIGNER is a file of public keys; without it, only this user's own key is trusted.
+    SIGNER is a file with a public key; without it, only this user's own key is trusted.
     """
     key = public_key(signature)
     own = Path(f"{own_key()}.pub")
-    trusted = read_keys(signer or own) if signer or own.exists() else []
-    if key not in trusted:
-        expected = ", ".join(map(fingerprint, trusted)) or "a key that you name"
+    trusted = read_key(signer or own) if signer or own.exists() else None
+    if key != trusted:
+        expected = fingerprint(trusted) if trusted else "a key that you name"
         raise BundleError(
             f"{name}: signed with key {fingerprint(key)}; expected {expected}. Compare the "
             "fingerprint with the person who made the bundle, then add --signer BUNDLE.pub."
         )
     with tempfile.TemporaryDirectory() as folder:
         signers, made = Path(folder) / "signers", Path(folder) / "signature"
-        signers.write_text(allowed_signers(key), encoding="ascii")
+        signers.write_text(_allowed_signers(key), encoding="ascii")
         made.write_bytes(signature)
         command = ["-Y", "verify", "-f", str(signers), "-I", IDENTITY, "-n", NAMESPACE]
-        try:
-            _run([*command, "-s", str(made)], content)
-        except BundleError as error:
+        if _start([*command, "-s", str(made)], content).returncode:
             raise BundleError(
-                f"{name}: manifest.json was changed after it was signed ({error}); expected the "
-                "signed content. Do not use this bundle; copy it again from its source."
-            ) from None
+                f"{name}: manifest.json was changed after it was signed; expected the signed "
+                "content. Do not use this bundle; copy it again from its source."
+            )
     return fingerprint(key)
 
 
-def _run(words: list[str], content: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def _start(words: list[str], content: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = ["ssh-keygen", *words]
     try:
-        done = subprocess.run(
-            ["ssh-keygen", *words], input=content, capture_output=True, check=False
-        )
-    except FileNotFoundError:
+        return subprocess.run(command, input=content, capture_output=True, check=False)
+    except OSError as error:
         raise BundleError(
-            "ssh-keygen not found; expected OpenSSH 8.1 or newer. Install openssh-client."
+            f"cannot run ssh-keygen: {error.strerror}; expected OpenSSH 8.1 or newer. Install "
+            "openssh-client."
         ) from None
+
+
+def _run(words: list[str], content: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    done = _start(words, content)
     if done.returncode:
         output = (done.stderr or done.stdout).decode(errors="backslashreplace").split("\n")
-        raise BundleError(f"ssh-keygen: {' '.join(filter(None, map(str.strip, output)))}")
+        reason = " ".join(filter(None, map(str.strip, output))).rstrip(".")
+        raise BundleError(
+            f"ssh-keygen: {reason}; expected a key that can be used. Check the path "
+            "of the key and its passphrase, then run again."
+        )
     return done
