@@ -5,15 +5,14 @@
 from __future__ import annotations
 
 import io
-import os
+import json
 import platform
 import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -35,6 +34,8 @@ PLATFORMS = (
 )
 # The folder that `tar -xf project.tar` makes.
 FOLDER = "slipway"
+# The list of the project's files in that folder.
+LIST = "project-files.json"
 EXECUTABLE = 0o100
 
 
@@ -112,47 +113,68 @@ def _git(root: Path, *words: str) -> bytes:
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-def list_files(root: Path) -> Iterator[Path]:
-    """Yield the files of a folder that is not a checkout, without those of .gitignore."""
-    patterns = [".git", *(root / ".gitignore").read_text(encoding="utf-8").split()]
-    strange = [pattern for pattern in patterns if pattern[0] in "!#" or "**" in pattern]
-    if strange:
+def list_files(root: Path) -> list[str]:
+    """Return the files of a project that came from a bundle, as its list has them.
+
+    A person's own files in the folder, such as inventories and secrets, are not in the list.
+    """
+    problem = ""
+    try:
+        names = json.loads((root / LIST).read_text(encoding="utf-8"))
+        inside = [name for name in names if not {"", ".", ".."} & {*str(name).split("/")}]
+        if names != inside:
+            problem = "paths that lead out of the folder"
+    except FileNotFoundError:
+        problem = "no git checkout and no list of files"
+    except (OSError, ValueError, TypeError) as error:
+        problem = str(error)
+    if problem:
         raise BundleError(
-            f".gitignore has the pattern {strange[0]}; expected /PATH, /PATH/, NAME/ or *.SUFFIX. "
-            "Make the bundle in a git checkout."
+            f"cannot list the project in {root}: {problem}; expected a git checkout, or the folder "
+            f"of a bundle with {LIST}. Clone the project with git, then run again."
         )
-    for path, folders, names in os.walk(root):
-        inside = PurePath(path).relative_to(root)
-        folders[:] = [n for n in folders if not _ignored(inside / n, patterns)]
-        yield from (Path(path) / n for n in names if not _ignored(inside / n, patterns))
+    return [*names]
 
 
-def _ignored(path: PurePath, patterns: list[str]) -> bool:
-    """Return whether .gitignore names a path below the root of the project."""
-    return any(
-        fnmatchcase(f"/{path}" if pattern.startswith("/") else path.name, pattern.rstrip("/"))
-        for pattern in patterns
-    )
+def read_files(root: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Yield the files of a project that is not a git checkout; links are not followed."""
+    for name in list_files(root):
+        path, member = root / name, tarfile.TarInfo(name)
+        try:
+            if path.is_symlink():
+                member.type, member.linkname = tarfile.SYMTYPE, str(path.readlink())
+                yield member, b""
+            elif path.is_file():
+                member.mode = path.stat().st_mode
+                yield member, path.read_bytes()
+            else:
+                raise FileNotFoundError("not a file")
+        except OSError as error:
+            raise BundleError(
+                f"cannot read {path}: {error}; expected a file of the project. Unpack the project "
+                "in the bundle again."
+            ) from None
+
+
+def read_head_files(content: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Yield files and links of an archive that git made."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as source:
+        for member in source:
+            opened = source.extractfile(member) if member.isfile() else None
+            if not member.isdir():
+                yield member, opened.read() if opened else b""
 
 
 def pack_project(root: Path = ROOT) -> tuple[str | None, bytes]:
-    """Return the commit of a project, and a tar archive of its files with one form of headers."""
-    commit, archive = read_head(root)
-    files: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
-    if commit is None:
-        for path in list_files(root):
-            member = tarfile.TarInfo(str(path.relative_to(root)))
-            if path.is_symlink():
-                member.type, member.linkname, content = tarfile.SYMTYPE, str(path.readlink()), b""
-            else:
-                member.mode, content = path.stat().st_mode, path.read_bytes()
-            files[member.name] = (member, content)
-    else:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as source:
-            for member in source:
-                opened = source.extractfile(member) if member.isfile() else None
-                if not member.isdir():
-                    files[member.name] = (member, opened.read() if opened else b"")
+    """Return the commit of a project, and a tar archive of its files with one form of headers.
+
+    The archive has a list of the files, so that it can be packed again without git.
+    """
+    commit, head = read_head(root)
+    source = read_files(root) if commit is None else read_head_files(head)
+    files = {member.name: (member, content) for member, content in source if member.name != LIST}
+    listed = json.dumps(sorted(files), indent=0).encode() + b"\n"
+    files[LIST] = (tarfile.TarInfo(LIST), listed)
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.GNU_FORMAT) as target:
         for name, (former, content) in sorted(files.items()):

@@ -342,6 +342,20 @@ def test_a_difference_needs_exactly_its_older_bundle(
     refuse(difference, r"bundle b\.tar: not found in .*; expected it beside new\.tar")
 
 
+def test_the_headers_of_an_older_bundle_are_checked_before_it_is_used(
+    difference: Path, bundle: Path
+) -> None:
+    opened = open_bundle(difference)
+    opened.check_headers()
+    content = bundle.read_bytes()
+    for changed, reason in ((content[:-1024], "truncated"), (None, "not found")):
+        bundle.unlink()
+        if changed:
+            bundle.write_bytes(changed)
+        with pytest.raises(BundleError, match=rf"b\.tar: .*{reason}"):
+            open_bundle(difference).check_headers()
+
+
 @pytest.mark.parametrize("since", [None, "older"])
 def test_an_omitted_file_must_be_somewhere(
     tmp_path: Path, keys: Path, bundle: Path, since: str | None

@@ -271,3 +271,33 @@ def test_a_client_that_ends_early_disturbs_nobody(
         client.sendall(f"GET /v2/a/blobs/{BASE} HTTP/1.1\r\n\r\n".encode())
     assert ask(served, f"/v2/a/blobs/{BASE}")[1] == BLOBS[BASE]
     assert capfd.readouterr().err == ""
+
+
+def test_an_error_of_the_bundle_is_no_empty_answer(
+    served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_bundle: Bundle, _entry: Entry) -> Any:
+        raise BundleError("damaged")
+
+    monkeypatch.setattr(Bundle, "find", fail)
+    for target in (f"blobs/{BASE}", f"manifests/{digest(MANIFEST)}"):
+        for method in ("GET", "HEAD"):
+            answer, content = ask(served, f"/v2/a/{target}", method)
+            assert (answer.status, content) == (500, b"")
+
+
+def test_idle_connections_do_not_hold_the_server(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(serving, "IDLE_SECONDS", 1)
+    path = tmp_path / "registry"
+    with serving.serving(bundle, path):
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for client in clients:
+            client.connect(str(path))
+        # The third is closed at once, the idle ones by the limit.
+        assert [client.recv(1) for client in reversed(clients)] == [b"", b"", b""]
+        for client in clients:
+            client.close()
+        assert ask(path, f"/v2/a/blobs/{BASE}")[1] == BLOBS[BASE]

@@ -18,7 +18,6 @@ import pytest
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import open_bundle
 
-from tests.contract.tree import ROOT, tracked_files
 from tools import bundle, bundle_contents, bundle_setup, site
 
 RUNNING = bundle.RUNNING
@@ -284,22 +283,29 @@ def git(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with a program, a link, and files that .gitignore names."""
+    """A committed project with a program and links, among them one to a folder."""
     folder = tmp_path / "project"
-    for name, content in {
-        ".gitignore": "/inventory/hosts.yml\n/.slipway/\n__pycache__/\n*.pyc\n",
-        "slipway": "#!/bin/sh\n",
-        "inventory/hosts.yml": "secret",
-        "inventory/deep/hosts.yml": "no secret",
-        ".slipway/env": "large",
-        "lib/__pycache__/a": "compiled",
-        "lib/a.pyc": "compiled",
-        "lib/ä b": "text",
-    }.items():
+    for name in ("slipway", "inventory/hosts.example.yml", "lib/ä b"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
+        (folder / name).write_text("text")
     (folder / "slipway").chmod(0o775)
     (folder / "link").symlink_to("lib/ä b")
+    (folder / "folder").symlink_to("lib")
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "x")
+    return folder
+
+
+@pytest.fixture
+def unpacked(project: Path, tmp_path: Path) -> Path:
+    """The project in a bundle as a new controller unpacks it, with a person's own files."""
+    _commit, content = bundle_contents.pack_project(project)
+    with tarfile.open(fileobj=io.BytesIO(content)) as opened:
+        opened.extractall(tmp_path / "unpacked", filter="fully_trusted")
+    folder = tmp_path / "unpacked/slipway"
+    for name in (".env", "vault.yml", "inventory/hosts.yml", "bundle.tar", "lib/id_ed25519"):
+        (folder / name).write_text("secret")
     return folder
 
 
@@ -308,45 +314,52 @@ def members(content: bytes) -> dict[str, tuple[int, float, str, str]]:
         return {m.name: (m.mode, m.mtime, m.uname, m.linkname) for m in opened}
 
 
-def test_the_project_is_the_same_with_and_without_git(project: Path) -> None:
-    commit, without_git = bundle_contents.pack_project(project)
-    assert commit is None
-    git(project, "init", "-q")
-    git(project, "add", "-A")
-    git(project, "commit", "-q", "-m", "x")
+def test_the_project_is_the_same_with_and_without_git(project: Path, unpacked: Path) -> None:
     commit, with_git = bundle_contents.pack_project(project)
     assert commit and len(commit) == 40
-    assert with_git == without_git
+    assert bundle_contents.pack_project(unpacked) == (None, with_git)
+    assert b"secret" not in with_git
     assert members(with_git) == {
-        "slipway/.gitignore": (0o644, 0, "", ""),
-        "slipway/inventory/deep/hosts.yml": (0o644, 0, "", ""),
+        "slipway/folder": (0o644, 0, "", "lib"),
+        "slipway/inventory/hosts.example.yml": (0o644, 0, "", ""),
         "slipway/lib/ä b": (0o644, 0, "", ""),
         "slipway/link": (0o644, 0, "", "lib/ä b"),
+        "slipway/project-files.json": (0o644, 0, "", ""),
         "slipway/slipway": (0o755, 0, "", ""),
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (None, "no git checkout and no list of files"),
+        ('["../secret"]', "paths that lead out of the folder"),
+        ('["/etc/passwd"]', "paths that lead out of the folder"),
+        ("[1", "cannot list the project in "),
+        ("1", "cannot list the project in "),
+        ('["none"]', "cannot read .*none: not a file"),
+        ('["lib"]', "cannot read .*lib: not a file"),
+    ],
+)
+def test_a_folder_without_a_usable_list_is_refused(
+    unpacked: Path, names: str | None, reason: str
+) -> None:
+    (unpacked / bundle_contents.LIST).unlink()
+    if names:
+        (unpacked / bundle_contents.LIST).write_text(names)
+    with pytest.raises(BundleError, match=rf"{reason}.*; expected .*\. [A-Z].*\.$"):
+        bundle_contents.pack_project(unpacked)
 
 
 def test_uncommitted_changes_are_reported(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    git(project, "init", "-q")
-    with pytest.raises(BundleError, match="cannot read the project with git"):
-        bundle_contents.pack_project(project)
-    git(project, "add", "-A")
-    git(project, "commit", "-q", "-m", "x")
     (project / "slipway").write_text("changed")
     bundle_contents.pack_project(project)
     assert "uncommitted changes are not in the bundle" in capsys.readouterr().err
 
 
-def test_patterns_that_the_list_of_files_does_not_know_are_refused(project: Path) -> None:
-    for pattern in ("!a", "a/**/b", "# comment"):
-        (project / ".gitignore").write_text(f"*.pyc\n{pattern}\n")
-        with pytest.raises(BundleError, match=r"^\.gitignore has the pattern"):
-            list(bundle_contents.list_files(project))
-
-
-def test_files_of_this_project_are_listed_without_git() -> None:
-    listed = {path.relative_to(ROOT) for path in bundle_contents.list_files(ROOT)}
-    assert {path.relative_to(ROOT) for path in tracked_files()} <= listed
-    assert [path for path in listed if path.parts[0] in (".slipway", ".git", "reports")] == []
+def test_a_checkout_without_a_commit_is_refused(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    with pytest.raises(BundleError, match="cannot read the project with git"):
+        bundle_contents.pack_project(tmp_path)

@@ -86,7 +86,10 @@ class Bundle:
         return _with_manifest(source, content, self.signer)
 
     def check_headers(self) -> None:
-        """Raise BundleError unless the archive has exactly the form that the manifest gives."""
+        """Raise BundleError unless the archive has exactly the form that the manifest gives.
+
+        An older bundle that has omitted files is checked too.
+        """
         size = os.fstat(self.source.fileno()).st_size
         expected = self.offsets[""] + len(archive.END)
         if size != expected:
@@ -104,6 +107,11 @@ class Bundle:
                 self.source.seek(entry.size, os.SEEK_CUR)
                 self._expect_zeros(len(archive.padding(entry.size)), f"after {entry.path}")
         self._expect_zeros(len(archive.END), "at the end")
+        omitted = [entry for entry in self.manifest.files if entry.omitted]
+        for entry in omitted:
+            self.find(entry)
+        if omitted:
+            self.older.check_headers()
 
     def _expect_zeros(self, size: int, place: str) -> None:
         if self.source.read(size) != bytes(size):
@@ -116,7 +124,7 @@ class Bundle:
         if not entry.omitted:
             return self.source, self.offsets[entry.path]
         other = self.older.by_digest.get(entry.sha256)
-        if other is None:
+        if other is None or other.size != entry.size:
             raise BundleError(
                 f"{self.path}: {entry.path} is in no bundle; expected it in {self.older.path}. "
                 "Make the bundle again."

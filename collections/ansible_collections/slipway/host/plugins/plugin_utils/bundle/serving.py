@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +23,12 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.images import blob_path
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
 
 REQUEST = re.compile(r"/v2/[a-z0-9][a-z0-9._/-]*/(manifests|blobs)/(sha256:[0-9a-f]{64})")
+# Docker uses fewer connections. One that is idle for so long is closed.
+MAX_CONNECTIONS, IDLE_SECONDS = 32, 600
 RANGE = re.compile(r"bytes=([0-9]{1,18})-")
 
 
@@ -34,8 +39,28 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: Path, bundle: Bundle) -> None:
         self.bundle = bundle
+        self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.entries = {entry.path: entry for entry in bundle.manifest.files}
         super().__init__(str(path), Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread, or close it if there are too many."""
+        # The kernel's limits: a timeout of Python's socket would make it non-blocking, and
+        # os.sendfile would fail.
+        limit = struct.pack("@ll", IDLE_SECONDS, 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            request.setsockopt(socket.SOL_SOCKET, option, limit)
+        if self.free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection, then let the next one in."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore connections that the client ends early."""
@@ -69,9 +94,14 @@ class Handler(BaseHTTPRequestHandler):
             return
         kind, start = "application/octet-stream", 0
         extra = {"Docker-Content-Digest": match[2]}
-        if match[1] == "manifests":
-            kind = self._media_type(entry)
-        elif part := RANGE.fullmatch(self.headers.get("Range", "")):
+        try:
+            source, position = self.server.bundle.find(entry)
+            if match[1] == "manifests":
+                kind = self._media_type(entry)
+        except (BundleError, OSError):
+            self._start(HTTPStatus.INTERNAL_SERVER_ERROR, 0, kind)
+            return
+        if match[1] == "blobs" and (part := RANGE.fullmatch(self.headers.get("Range", ""))):
             start = int(part[1])
         status = HTTPStatus.OK
         if start >= entry.size > 0:
@@ -82,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
             extra["Content-Range"] = f"bytes {start}-{entry.size - 1}/{entry.size}"
         self._start(status, entry.size - start, kind, **extra)
         if with_content:
-            self._send(*self.server.bundle.find(entry), start, entry.size)
+            self._send(source, position, start, entry.size)
 
     def _media_type(self, entry: Any) -> str:
         """Return the media type that a manifest says."""
