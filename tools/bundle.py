@@ -30,6 +30,8 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest impor
     BundleError,
     Entry,
     Manifest,
+    check_older_name,
+    files_of,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (  # noqa: E402
     Bundle,
@@ -41,6 +43,8 @@ from tools import bundle_contents, bundle_setup  # noqa: E402
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = "project.tar"
+# What Ansible evaluates in a variable.
+TEMPLATES = ("{{", "{%", "{#")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,17 @@ class Request:
     pythons: list[str]
     images: list[str]
     ansible: list[str]
+
+
+def refuse_templates(*texts: object) -> None:
+    """Raise BundleError for a path or name that Ansible would evaluate."""
+    for text in map(str, texts):
+        mark = next((mark for mark in TEMPLATES if mark in text), "")
+        if mark:
+            raise BundleError(
+                f"{text}: {mark} in a name; expected a name that Ansible does not evaluate. Rename "
+                "the file or folder."
+            )
 
 
 def copy_images(folder: Path, request: Request) -> dict[str, Path]:
@@ -108,9 +123,13 @@ def _describe(path: str, source: Path) -> Entry:
 
 
 def leave_out(manifest: Manifest, older: Bundle) -> Manifest:
-    """Return a manifest that omits the files of an older bundle."""
+    """Return a manifest that omits the files of an older bundle.
+
+    The project and its signature stay: a new controller reads them without Slipway.
+    """
     files = tuple(
-        replace(entry, omitted=entry.sha256 in older.by_digest) for entry in manifest.files
+        replace(e, omitted=e.sha256 in older.by_digest and e.kind in ("wheel", "image"))
+        for e in manifest.files
     )
     since = {"name": older.path.name, "manifest": older.digest}
     return replace(manifest, files=files, since=since)
@@ -137,14 +156,30 @@ def build(target: Path, request: Request, key: Path, older: Bundle | None = None
     return signature.fingerprint(public)
 
 
-def verify(path: Path, signer: Path | None) -> str:
-    """Check every byte of a bundle; return one line about it."""
+def open_older(path: Path, signer: Path | None, target: Path) -> Bundle:
+    """Return the bundle PATH after a check of every byte; TARGET will omit its files."""
+    if target.exists() and target.samefile(path):
+        raise BundleError(
+            f"OUT and --since are both {path}; expected two files. Name another file for OUT."
+        )
+    try:
+        check_older_name(path.name)
+    except ValueError as error:
+        raise BundleError(
+            f"--since {path}: {error}; expected letters, digits and ._+~!-. Rename the file."
+        ) from None
     bundle = open_bundle(path, signer)
+    bundle.check()
+    return bundle
+
+
+def describe(bundle: Bundle) -> str:
+    """Check every byte of a bundle; return one line about it."""
     bundle.check()
     files = bundle.manifest.files
     omitted = sum(entry.omitted for entry in files)
     elsewhere = f", {omitted} of them in {bundle.older.path.name}" if omitted else ""
-    return f"{path}: {len(files)} files match{elsewhere}; signed with {bundle.signer}"
+    return f"{bundle.path}: {len(files)} files match{elsewhere}; signed with {bundle.signer}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -203,7 +238,7 @@ def find_problem(options: argparse.Namespace, words: list[str]) -> str:
     if options.ansible and not options.images:
         return f"unknown option {options.ansible[0]}; expected one of --help"
     # Otherwise the value of such an option could be taken for OUT.
-    if options.ansible and words[0] != str(options.out):
+    if options.ansible and Path(words[0]) != options.out:
         return "OUT is not the first argument; expected ./slipway bundle OUT --images ..."
     if (options.out is None) == (options.verify is None):
         return "no OUT or --verify FILE; expected one of them"
@@ -213,13 +248,15 @@ def find_problem(options: argparse.Namespace, words: list[str]) -> str:
 def run(options: argparse.Namespace) -> None:
     """Check or write a bundle, and print the result."""
     if options.verify:
-        print(verify(options.verify, options.signer))
+        print(describe(open_bundle(options.verify, options.signer)))
         return
-    older = open_bundle(options.since, options.signer) if options.since else None
+    older = open_older(options.since, options.signer, options.out) if options.since else None
     if older and older.path.parent.resolve() != options.out.parent.resolve():
         print(f"bundle: copy {older.path.name} beside {options.out.name} to use it")
     pythons = sorted({RUNNING, *(options.python or ())})
     names = sorted(filter(None, options.images.split(",")))
+    if names:
+        refuse_templates(options.out.parent.resolve(), *names)
     request = Request(pythons, names, options.ansible)
     fingerprint = build(options.out, request, options.key or signature.make_own_key(), older)
     size = options.out.stat().st_size / 1e6
@@ -232,16 +269,11 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
     try:
-        run(parse(arguments))
+        options = parse(arguments)
+        with files_of(options.out or options.verify):
+            run(options)
     except BundleError as error:
         print(f"bundle: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"bundle: {error.filename}: {error.strerror}; expected a file that can be written. "
-            "Check its folder.",
-            file=sys.stderr,
-        )
         return 1
     return 0
 

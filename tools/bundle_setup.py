@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,18 +20,49 @@ sys.path.insert(0, str(ROOT / "collections"))
 
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
     BundleError,
+    Entry,
+    files_of,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (  # noqa: E402
     Bundle,
     open_bundle,
 )
 
-LOCKS = ("requirements.lock", "tools/collections.lock")
+LOCKS = ("requirements.lock", "tools/collections.lock", "requirements.yml")
 
 
 def digest_locks(root: Path = ROOT) -> str:
     """Return the SHA-256 of the lock files of a project."""
     return hashlib.sha256(b"\0".join((root / name).read_bytes() for name in LOCKS)).hexdigest()
+
+
+def read_hashes(root: Path = ROOT) -> set[str]:
+    """Return the SHA-256 of each file that the lock files allow."""
+    texts = ((root / name).read_text(encoding="utf-8") for name in LOCKS)
+    return {digest for text in texts for digest in re.findall(r"--hash=sha256:([0-9a-f]{64})", text)}
+
+
+def find_wheels(bundle: Bundle, python: str, machine: str) -> list[Entry]:
+    """Return the wheels for a Python version such as 3.13; each has a hash of the lock files.
+
+    pip itself runs from its wheel, so nothing else would compare it.
+    """
+    try:
+        paths = set(choose_wheels(bundle, python, machine, digest_locks()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{bundle.path}: invalid manifest.json: {type(error).__name__} {error}; expected locks, "
+            "machine and wheels. Make the bundle again."
+        ) from None
+    wheels = [entry for entry in bundle.manifest.files if entry.path in paths]
+    allowed = read_hashes()
+    wrong = sorted(paths - {entry.path for entry in wheels if entry.sha256 in allowed})
+    if wrong:
+        raise BundleError(
+            f"{bundle.path}: {wrong[0]} is not a file of {' or '.join(LOCKS[:2])}; expected a file "
+            "with a hash of these. Do not use this bundle."
+        )
+    return wheels
 
 
 def choose_wheels(bundle: Bundle, python: str, machine: str, locks: str) -> list[str]:
@@ -55,13 +87,12 @@ def extract_wheels(path: Path, destination: Path, signer: Path | None) -> None:
     """Check the whole bundle; then replace DESTINATION by a folder with the wheels."""
     bundle = open_bundle(path, signer)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    wheels = set(choose_wheels(bundle, version, platform.machine(), digest_locks()))
+    wheels = find_wheels(bundle, version, platform.machine())
     bundle.check()
     shutil.rmtree(destination, ignore_errors=True)
     destination.mkdir(parents=True)
-    for entry in bundle.manifest.files:
-        if entry.path in wheels:
-            bundle.extract(entry, destination / Path(entry.path).name)
+    for entry in wheels:
+        bundle.extract(entry, destination / Path(entry.path).name)
     print(f"slipway: {path.name}: signed with {bundle.signer}; all files match", file=sys.stderr)
 
 
@@ -69,7 +100,8 @@ def main(arguments: list[str]) -> int:
     """Extract the wheels; return the exit status."""
     signer = Path(arguments[2]) if len(arguments) > 2 else None
     try:
-        extract_wheels(Path(arguments[0]), Path(arguments[1]), signer)
+        with files_of(arguments[0]):
+            extract_wheels(Path(arguments[0]), Path(arguments[1]), signer)
     except BundleError as error:
         print(f"slipway: setup: {error} Nothing was installed.", file=sys.stderr)
         return 1

@@ -89,6 +89,13 @@ def main() -> int:
                     return 1
                 message = "slipway: cannot download the collections from PyPI, trying Galaxy"
                 print(message, file=sys.stderr)
+    if source and find_missing():
+        print(
+            f"slipway: collections {', '.join(sorted(find_missing()))}: not in the bundle; expected "
+            "the versions of requirements.yml. Make the bundle again.",
+            file=sys.stderr,
+        )
+        return 1
     for name in sorted(find_missing()):
         subprocess.run(
             [

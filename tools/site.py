@@ -17,8 +17,13 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared  # noqa: E402
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
     BundleError,
+    files_of,
+)
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (  # noqa: E402
+    open_bundle,
 )
 
 from tools import bundle  # noqa: E402
@@ -31,12 +36,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--signer", type=Path)
     options, others = parser.parse_known_args(arguments)
     try:
-        print(bundle.verify(options.bundle, options.signer), file=sys.stderr)
+        bundle.refuse_templates(options.bundle, options.signer)
+        with files_of(options.bundle):
+            checked = open_bundle(options.bundle, options.signer)
+            print(bundle.describe(checked), file=sys.stderr)
     except BundleError as error:
         sys.exit(f"site: {error} Nothing was changed.")
     variables = {
-        "ml_images_bundle": str(options.bundle),
-        "ml_images_bundle_signer": str(options.signer or ""),
+        declared.BUNDLE: str(options.bundle),
+        declared.SIGNER: str(options.signer or ""),
+        declared.CHECKED: checked.digest,
     }
     command = ["ansible-playbook", "site.yml", "-e", json.dumps(variables), *others]
     os.execvp(command[0], command)

@@ -280,6 +280,7 @@ def test_a_text_that_is_no_signature_is_refused(
         (("files", 0, "path"), "z", "unsorted or repeated paths"),
         (("files", 0, "path"), 1, "invalid manifest.json"),
         (("files", 0, "size"), -1, "size -1"),
+        (("files", 0, "size"), 1 << 51, "size 2251799813685248"),
         (("files", 0, "size"), True, "size True"),
         (("files", 0, "size"), 1.5, "size 1.5"),
         (("files", 0, "sha256"), "A" * 64, "SHA-256"),
@@ -307,7 +308,7 @@ def test_an_invalid_manifest_is_refused_although_it_is_signed(
     refuse(write(tmp_path / "b.tar", keys / "own", json.dumps(data).encode()), reason)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 99999])
 def test_a_manifest_that_is_not_json_is_refused(content: bytes) -> None:
     with pytest.raises(BundleError, match=r"b\.tar: invalid manifest\.json"):
         manifest.read(content, "b.tar")

@@ -164,12 +164,18 @@ def test_an_image_that_the_bundle_lacks_is_named(
         images.check_offer(bundle, wanted, architecture)
 
 
-def read_builder(path: Path | str, drift: list[str], context: str) -> list[str]:
+def read_builder(
+    path: Path | str, drift: list[str], context: str, checked: str = ""
+) -> list[str]:
     """Run the check of a survey for a host with one declared image."""
     return image_source.read_builder(
         {"ml_images": {"images": [{"reference": REFERENCE, "digest": context}]}},
         {"ml_images": [Difference("images", name, "a", "b") for name in drift]},
-        {"ml_images_bundle": str(path), "ml_images_builder": ["build01"]},
+        {
+            "ml_images_bundle": str(path),
+            "ml_images_builder": ["build01"],
+            "__ml_images_bundle_manifest": checked,
+        },
         {"architecture": "x86_64"},
         lambda value: value,
     )
@@ -184,6 +190,36 @@ def test_a_missing_image_is_refused_before_any_change(bundle: Bundle) -> None:
         read_builder(bundle.path, [REFERENCE], "2")
     with pytest.raises(AnsibleActionFail, match=r"cannot open none.tar: .* Nothing was changed\."):
         read_builder("none.tar", [REFERENCE], "2")
+
+
+def test_a_bundle_that_was_replaced_after_its_check_is_refused(bundle: Bundle) -> None:
+    assert read_builder(bundle.path, [REFERENCE], "1", bundle.digest) == []
+    with pytest.raises(AnsibleActionFail, match=r"b\.tar: replaced during the run: .*; expected 0"):
+        read_builder(bundle.path, [REFERENCE], "1", "0" * 64)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error")])
+def test_an_error_of_the_disk_stops_the_host_in_the_usual_form(
+    bundle: Bundle, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_words: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(Bundle, "read", fail)
+    form = r"b\.tar: Input/output error; expected .*\. Check .* Nothing was changed\."
+    with pytest.raises(AnsibleActionFail, match=form):
+        read_builder(bundle.path, [REFERENCE], "1")
+
+
+@pytest.mark.parametrize(
+    "index", [b"", b"[]", b"{}", b'{"manifests": [1]}', b'{"manifests": [{"annotations": {}}]}']
+)
+def test_a_signed_layout_of_another_form_is_refused(
+    bundle: Bundle, index: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "read", lambda *_words: index)
+    with pytest.raises(BundleError, match=r"b\.tar: invalid layout of images: .*; expected .*\. M"):
+        images.check_offer(bundle, {REFERENCE: "1"}, "x86_64")
 
 
 @pytest.fixture

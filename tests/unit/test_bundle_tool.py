@@ -4,23 +4,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import platform
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import archive
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import open_bundle
 
 from tools import bundle, bundle_contents, bundle_setup, site
 
 RUNNING = bundle.RUNNING
+HASHES_OF_LOCKS = bundle_setup.read_hashes
 OTHER = "3.14" if RUNNING != "3.14" else "3.13"
 
 LOCK = """\
@@ -56,6 +61,10 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def collections(folder: Path) -> Path:
         return write(folder / "collections", "ansible-1.whl")[0]
 
+    names = [f"a-1-cp{version}.whl" for version in bundle.PYTHONS]
+    contents = [name.encode() * 300 for name in (*names, "pip-1-py3-none-any.whl", "ansible-1.whl")]
+    hashes = {hashlib.sha256(content).hexdigest() for content in contents}
+    monkeypatch.setattr(bundle_setup, "read_hashes", lambda: hashes)
     monkeypatch.setattr(bundle_contents, "download_wheels", wheels)
     monkeypatch.setattr(bundle_contents, "download_collections", collections)
 
@@ -109,9 +118,74 @@ def test_a_difference_has_only_new_files(made: Path, capsys: pytest.CaptureFixtu
     new = made.with_name("new.tar")
     assert bundle.main([str(new), "--since", str(made)]) == 0
     assert "new.tar has only the differences: keep b.tar beside it" in capsys.readouterr().out
-    assert new.stat().st_size < made.stat().st_size / 2
+    assert new.stat().st_size < made.stat().st_size
     assert bundle.main(["--verify", str(new)]) == 0
-    assert "match, 5 of them in b.tar; signed with SHA256:" in capsys.readouterr().out
+    assert "match, 3 of them in b.tar; signed with SHA256:" in capsys.readouterr().out
+    stored = {entry.path for entry in open_bundle(new).manifest.files if not entry.omitted}
+    assert stored == {"project.tar", "project.tar.sig"}
+
+
+def test_an_older_bundle_is_checked_before_anything_is_written(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bundle.main([str(made), "--since", f"{made.parent}/./b.tar"]) == 1
+    assert "OUT and --since are both" in capsys.readouterr().err
+    strange = made.with_name("my bundle.tar")
+    strange.write_bytes(made.read_bytes())
+    assert bundle.main([f"{made.parent}/new.tar", "--since", str(strange)]) == 1
+    assert "name 'my bundle.tar' of the older bundle; expected letters" in capsys.readouterr().err
+    wheel = f"a-1-cp{OTHER}.whl".encode() * 300
+    strange.rename(made.with_name("damaged.tar"))
+    made.with_name("damaged.tar").write_bytes(made.read_bytes().replace(wheel, wheel[::-1]))
+    assert bundle.main([f"{made.parent}/new.tar", "--since", f"{made.parent}/damaged.tar"]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert list(made.parent.glob("new.tar*")) == []
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(28, "No space", "x")])
+def test_an_error_of_a_disk_has_the_usual_form(
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+) -> None:
+    def fail(*_words: object) -> str:
+        raise error
+
+    monkeypatch.setattr(archive, "copy", fail)
+    name = error.filename or str(made)
+    form = rf"{name}: {error.strerror}; expected a file .*\. Check "
+    for run in (
+        lambda: bundle.main([str(made)]),
+        lambda: bundle.main(["--verify", str(made)]),
+        lambda: bundle_setup.main([str(made), f"{made.parent}/wheels"]),
+    ):
+        assert run() == 1
+        assert re.search(form, capsys.readouterr().err)
+    with pytest.raises(SystemExit, match=f"site: {form}"):
+        site.main(["--bundle", str(made)])
+
+
+@pytest.mark.parametrize("name", ["{{ x }}", "{% x %}", "{# x"])
+def test_a_path_that_ansible_would_evaluate_is_refused(
+    made: Path,
+    name: str,
+    program: Callable[[str, str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = made.parent / name
+    folder.mkdir()
+    program("ansible-playbook", f"touch {made.parent}/ran")
+    started: list[object] = []
+    monkeypatch.setattr(os, "execvp", lambda *words: started.append(words))
+    for words in (["--bundle", f"{folder}/b"], ["--bundle", str(made), "--signer", f"{folder}/k"]):
+        with pytest.raises(SystemExit, match=r"site: .* in a name; expected .*\. Rename the"):
+            site.main(words)
+    for words in ([f"{folder}/new.tar", "--images", "a"], [str(made), "--images", name]):
+        assert bundle.main(words) == 1
+        assert "in a name; expected a name that" in capsys.readouterr().err
+    assert started == [] and not (made.parent / "ran").exists() and list(folder.iterdir()) == []
 
 
 def test_a_difference_of_a_difference_is_complete(made: Path) -> None:
@@ -179,7 +253,10 @@ def test_options_that_do_not_fit_are_refused(
 
 
 def test_images_are_copied_from_the_hosts_of_the_inventory(
-    tmp_path: Path, program: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    program: Callable[[str, str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layout = '$(printf \'%s\' "$3" | sed \'s/.*bundle_layout": "\\([^"]*\\)".*/\\1/\')'
     program(
@@ -192,6 +269,8 @@ def test_images_are_copied_from_the_hosts_of_the_inventory(
     assert bundle.main([str(out), "--images", "b,a", "-i", "hosts.yml", "--limit", "x"]) == 0
     words = (tmp_path / "words").read_text()
     assert words.startswith("playbooks/bundle_images.yml -e ")
+    monkeypatch.chdir(tmp_path)
+    assert bundle.main(["./b.tar", "--images", "b,a", "-i", "hosts.yml", "--limit", "x"]) == 0
     assert '"ml_images_present": ["a", "b"]' in words
     assert words.endswith(" -i hosts.yml --limit x\n")
     manifest = open_bundle(out).manifest
@@ -214,6 +293,7 @@ def test_site_checks_the_whole_bundle_before_a_run(
     assert json.loads(words[3]) == {
         "ml_images_bundle": str(made),
         "ml_images_bundle_signer": f"{made}.pub",
+        "__ml_images_bundle_manifest": open_bundle(made).digest,
     }
     assert words[4:] == ["--limit", "gpu01"]
     made.write_bytes(made.read_bytes()[:-1])
@@ -274,6 +354,36 @@ def test_a_bundle_for_another_controller_is_refused(
     arguments["locks"] = bundle_setup.digest_locks()
     with pytest.raises(BundleError, match=reason):
         bundle_setup.choose_wheels(open_bundle(made), **{**arguments, **changes})
+
+
+@pytest.mark.parametrize("name", ["pip-1-py3-none-any.whl", "ansible-1.whl"])
+def test_a_wheel_that_no_lock_file_names_is_refused(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    hashes = bundle_setup.read_hashes() - {hashlib.sha256(name.encode() * 300).hexdigest()}
+    monkeypatch.setattr(bundle_setup, "read_hashes", lambda: hashes)
+    assert extract(made, made.parent / "wheels") == 1
+    assert f"wheels/{name} is not a file of requirements.lock or tools" in capsys.readouterr().err
+    assert not (made.parent / "wheels").exists()
+
+
+@pytest.mark.parametrize(
+    "controller", [{}, {"wheels": 1}, {"machine": platform.machine(), "wheels": {RUNNING: [{}]}}]
+)
+def test_a_signed_manifest_of_another_form_is_refused(
+    made: Path, controller: dict[str, Any]
+) -> None:
+    opened = open_bundle(made)
+    locks = {"locks": bundle_setup.digest_locks()} if controller else {}
+    changed = replace(opened, manifest=replace(opened.manifest, controller=controller | locks))
+    with pytest.raises(BundleError, match=r"b\.tar: invalid manifest.json: .*; expected .*\. Make"):
+        bundle_setup.find_wheels(changed, RUNNING, platform.machine())
+
+
+def test_the_lock_files_have_a_hash_for_each_file_that_setup_runs() -> None:
+    hashes = HASHES_OF_LOCKS()
+    lock = bundle_contents.LOCK.read_text()
+    assert len(hashes) == len(set(re.findall("sha256:[0-9a-f]+", lock))) + 1
 
 
 def git(folder: Path, *words: str) -> None:

@@ -98,9 +98,7 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         """Bring images from the bundle, or build them; return the result of the job."""
         if arguments["bundle"]:
-            architecture = variables["ansible_facts"]["slipway"]["architecture"]
-            wanted = {**arguments, "architecture": architecture}
-            return bundle_delivery.fetch(self, wanted, builds, str(variables["inventory_hostname"]))
+            return bundle_delivery.fetch(self, arguments, builds, variables)
         job = images_job.pack_job(builds, arguments["build"])
         return detached_job.run_job(self, images_job.WORK, images_job.BUILDER, job)
 

@@ -33,7 +33,7 @@ def read_builder(
     if options[declared.BUNDLE]:
         differing = {difference.name for difference in drift[ROLE]}
         wanted = {name: digest for name, digest in images.items() if name in differing}
-        declared.refuse_missing(options, wanted, str(facts.get("architecture")))
+        declared.refuse_missing(options, wanted, str(facts.get("architecture")), variables)
         return []
     own = delivery.Candidate(facts.get("architecture"), images)
     return builders.without_held(options[OPTION], own, variables)

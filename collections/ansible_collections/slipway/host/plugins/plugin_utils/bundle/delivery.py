@@ -13,20 +13,29 @@ from ansible_collections.slipway.host.plugins.module_utils.images import job as 
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.plugin_utils import detached_job, ssh_forward
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared, images, serving
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
+    BundleError,
+    files_of,
+)
 
 
 def fetch(
-    action: ActionBase, arguments: Mapping[str, Any], builds: Sequence[ImageBuild], host: str
+    action: ActionBase,
+    arguments: Mapping[str, Any],
+    builds: Sequence[ImageBuild],
+    variables: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Bring images to the host of an action; return the result of the job.
 
-    ARGUMENTS: bundle, signer and architecture, see slipway.host.images.
+    ARGUMENTS: bundle and signer, see slipway.host.images. VARIABLES: those of the host.
     """
     wanted = {build.reference: build.digest for build in builds}
+    host = str(variables["inventory_hostname"])
+    architecture = variables["ansible_facts"]["slipway"]["architecture"]
     try:
-        bundle = declared.open_checked(arguments["bundle"], arguments["signer"])
-        offered = images.check_offer(bundle, wanted, arguments["architecture"])
+        with files_of(arguments["bundle"]):
+            bundle = declared.open_checked(arguments["bundle"], arguments["signer"], variables)
+            offered = images.check_offer(bundle, wanted, architecture)
     except BundleError as error:
         raise AnsibleActionFail(str(error)) from None
     path = ssh_forward.socket_file(action, f"{host} bundle")

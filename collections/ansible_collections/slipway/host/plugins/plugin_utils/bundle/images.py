@@ -19,7 +19,10 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.archive import CHUNK
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
+    BundleError,
+    Entry,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
 
 FOLDER = "images"
@@ -41,10 +44,22 @@ def offer(bundle: Bundle, wanted: Mapping[str, str], architecture: str) -> Json:
 
     Each has manifest, config, layers (digest to bytes) and size, as :func:`offering.offer` returns.
     """
-    offered: Json = {}
     entries = {entry.path: entry for entry in bundle.manifest.files}
     if INDEX not in entries:
-        return offered
+        return {}
+    try:
+        return _read_offer(bundle, entries, wanted, architecture)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BundleError(
+            f"{bundle.path}: invalid layout of images: {type(error).__name__} {error}; expected an "
+            "OCI layout of Slipway. Make the bundle again."
+        ) from None
+
+
+def _read_offer(
+    bundle: Bundle, entries: Mapping[str, Entry], wanted: Mapping[str, str], architecture: str
+) -> Json:
+    offered: Json = {}
     for described in json.loads(bundle.read(entries[INDEX]))["manifests"]:
         notes, digest = described["annotations"], described["digest"]
         reference = notes[REFERENCE]

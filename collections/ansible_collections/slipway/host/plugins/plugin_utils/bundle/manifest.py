@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,24 @@ MAX_PATH = 250
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+# No file is larger; tar and the system have no place for sizes of any length.
+MAX_SIZE = 1 << 50
+
+
 class BundleError(Exception):
     """A bundle cannot be made or used; the message is for a person."""
+
+
+@contextmanager
+def files_of(name: object) -> Iterator[None]:
+    """Raise BundleError instead of OSError while the files of bundle NAME are read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"{error.filename or name}: {error.strerror or error}; expected a file that can be "
+            "read or written. Check its disk and its permissions, then run again."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ def read(content: bytes, name: str) -> Manifest:
     try:
         data = json.loads(content)
         number = data["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(
             f"{name}: invalid manifest.json; expected JSON of a bundle. Make the bundle again."
         ) from None
@@ -101,18 +119,23 @@ def _entry(item: dict[str, Any]) -> Entry:
         raise ValueError(f"path {entry.path!r} leads out of the bundle or has special characters")
     if not DIGEST.fullmatch(entry.sha256):
         raise ValueError(f"SHA-256 {entry.sha256!r} of {entry.path}")
-    if type(entry.size) is not int or entry.size < 0:
+    if type(entry.size) is not int or not 0 <= entry.size <= MAX_SIZE:
         raise ValueError(f"size {entry.size!r} of {entry.path}")
     if type(entry.omitted) is not bool or type(entry.kind) is not str:
         raise ValueError(f"kind of {entry.path}")
     return entry
 
 
+def check_older_name(name: str) -> None:
+    """Raise ValueError for a name of a bundle that no manifest can have."""
+    if not PATH.fullmatch(name) or "/" in name:
+        raise ValueError(f"name {name!r} of the older bundle")
+
+
 def _since(item: dict[str, str] | None) -> dict[str, str] | None:
     if item is None:
         return None
-    if not PATH.fullmatch(item["name"]) or "/" in item["name"]:
-        raise ValueError(f"name {item['name']!r} of the older bundle")
+    check_older_name(item["name"])
     if not DIGEST.fullmatch(item["manifest"]):
         raise ValueError(f"SHA-256 {item['manifest']!r} of the older bundle")
     return {"name": item["name"], "manifest": item["manifest"]}
