@@ -270,6 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
     try:
         options = parse(arguments)
+        for name in ("out", "verify", "since", "signer", "key"):
+            if path := getattr(options, name):
+                setattr(options, name, path.expanduser())
         with files_of(options.out or options.verify):
             run(options)
     except BundleError as error:

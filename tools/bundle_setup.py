@@ -4,6 +4,9 @@
 
 `./slipway setup --bundle FILE` runs this file before an environment exists: standard library only.
 Usage: bundle_setup.py FILE DESTINATION [SIGNER]
+
+DESTINATION is a folder for the wheels. If it is "-", the command prints the versions of Python for
+which the bundle has wheels, and checks its signature only.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ def digest_locks(root: Path = ROOT) -> str:
 def read_hashes(root: Path = ROOT) -> set[str]:
     """Return the SHA-256 of each file that the lock files allow."""
     texts = ((root / name).read_text(encoding="utf-8") for name in LOCKS)
-    return {digest for text in texts for digest in re.findall(r"--hash=sha256:([0-9a-f]{64})", text)}
+    pattern = r"--hash=sha256:([0-9a-f]{64})"
+    return {digest for text in texts for digest in re.findall(pattern, text)}
 
 
 def find_wheels(bundle: Bundle, python: str, machine: str) -> list[Entry]:
@@ -51,8 +55,8 @@ def find_wheels(bundle: Bundle, python: str, machine: str) -> list[Entry]:
         paths = set(choose_wheels(bundle, python, machine, digest_locks()))
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
-            f"{bundle.path}: invalid manifest.json: {type(error).__name__} {error}; expected locks, "
-            "machine and wheels. Make the bundle again."
+            f"{bundle.path}: invalid manifest.json: {type(error).__name__} {error}; expected "
+            "locks, machine and wheels. Make the bundle again."
         ) from None
     wheels = [entry for entry in bundle.manifest.files if entry.path in paths]
     allowed = read_hashes()
@@ -83,6 +87,12 @@ def choose_wheels(bundle: Bundle, python: str, machine: str, locks: str) -> list
     return wheels[python]
 
 
+def list_pythons(bundle: Bundle) -> list[str]:
+    """Return the versions of Python for which a bundle has wheels."""
+    wheels = bundle.manifest.controller.get("wheels")
+    return [name for name in wheels or () if re.fullmatch(r"3\.[0-9]{1,2}", str(name))]
+
+
 def extract_wheels(path: Path, destination: Path, signer: Path | None) -> None:
     """Check the whole bundle; then replace DESTINATION by a folder with the wheels."""
     bundle = open_bundle(path, signer)
@@ -98,10 +108,15 @@ def extract_wheels(path: Path, destination: Path, signer: Path | None) -> None:
 
 def main(arguments: list[str]) -> int:
     """Extract the wheels; return the exit status."""
-    signer = Path(arguments[2]) if len(arguments) > 2 else None
+    path, destination, *signers = arguments
+    signer = Path(signers[0]).expanduser() if signers else None
+    bundle = Path(path).expanduser()
     try:
-        with files_of(arguments[0]):
-            extract_wheels(Path(arguments[0]), Path(arguments[1]), signer)
+        with files_of(bundle):
+            if destination == "-":
+                print(*list_pythons(open_bundle(bundle, signer)))
+            else:
+                extract_wheels(bundle, Path(destination), signer)
     except BundleError as error:
         print(f"slipway: setup: {error} Nothing was installed.", file=sys.stderr)
         return 1

@@ -91,8 +91,8 @@ def main() -> int:
                 print(message, file=sys.stderr)
     if source and find_missing():
         print(
-            f"slipway: collections {', '.join(sorted(find_missing()))}: not in the bundle; expected "
-            "the versions of requirements.yml. Make the bundle again.",
+            f"slipway: collections not in the bundle: {', '.join(sorted(find_missing()))}; "
+            "expected the versions of requirements.yml. Make the bundle again.",
             file=sys.stderr,
         )
         return 1

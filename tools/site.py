@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--signer", type=Path)
     options, others = parser.parse_known_args(arguments)
+    options.bundle = options.bundle.expanduser()
     try:
         bundle.refuse_templates(options.bundle, options.signer)
         with files_of(options.bundle):

@@ -52,7 +52,13 @@ MANIFEST = json.dumps(
         "layers": [{"digest": name, "size": len(BLOBS[name])} for name in (BASE, LAYER)],
     }
 ).encode()
-IMAGE = {"manifest": digest(MANIFEST), "config": CONFIG, "layers": {BASE: 20000, LAYER: 150}}
+IMAGE = {
+    "manifest": digest(MANIFEST),
+    "config": CONFIG,
+    "layers": {BASE: 20000, LAYER: 150},
+    "size": 99,
+}
+NOTES = images.make_notes(REFERENCE, "1", "x86_64")
 
 
 class Source(BaseHTTPRequestHandler):
@@ -86,7 +92,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def layout(tmp_path: Path, source: Path) -> images.Layout:
     made = images.Layout(tmp_path / "layout")
-    made.add(source, IMAGE, images.make_notes(REFERENCE, "1", "x86_64", 99))
+    made.add(source, IMAGE, NOTES)
     return made
 
 
@@ -95,7 +101,7 @@ def test_a_layout_has_each_layer_once(layout: images.Layout, source: Path, tmp_p
     assert again.has(REFERENCE, "1", "x86_64")
     assert not again.has(REFERENCE, "2", "x86_64") and not again.has(REFERENCE, "1", "aarch64")
     Source.asked.clear()
-    other = images.make_notes("slipway/other:cpu", "7", "x86_64", 99)
+    other = images.make_notes("slipway/other:cpu", "7", "x86_64")
     assert again.add(source, IMAGE, other) == len(MANIFEST)
     assert Source.asked == [digest(MANIFEST)]
     files = {name: path.read_bytes() for name, path in images.layout_files(layout.folder)}
@@ -119,9 +125,78 @@ def test_a_host_that_lies_adds_no_image(
         Source.contents[name] = content
     layout = images.Layout(tmp_path / "layout")
     with pytest.raises(BundleError, match=r"other content|another content|answers 404"):
-        layout.add(source, IMAGE, images.make_notes(REFERENCE, "1", "x86_64", 99))
+        layout.add(source, IMAGE, NOTES)
     assert not images.Layout(tmp_path / "layout").has(REFERENCE, "1", "x86_64")
     assert not (tmp_path / "layout/blobs/sha256" / name.partition(":")[2]).exists()
+
+
+def change_manifest(**changes: Any) -> dict[str, Any]:
+    """Let the host offer another manifest with its true digest; return its offer."""
+    content = json.dumps({**json.loads(MANIFEST), **changes}).encode()
+    Source.contents[digest(content)] = content
+    return {**IMAGE, "manifest": digest(content)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"config": {"digest": "sha256:../../x", "size": 2}},
+            "ValueError: digest 'sha256:../../x'",
+        ),
+        ({"config": {"digest": f"{CONFIG}/../x", "size": 2}}, "ValueError: digest "),
+        ({"config": {"digest": None, "size": 2}}, "TypeError: "),
+        ({"config": {"digest": CONFIG, "size": "2"}}, "ValueError: size '2'"),
+        ({"config": {"digest": CONFIG, "size": -1}}, "ValueError: size -1"),
+        ({"config": {"digest": CONFIG, "size": True}}, "ValueError: size True"),
+        ({"config": {"digest": CONFIG}}, "KeyError: 'size'"),
+        ({"config": {"digest": CONFIG, "size": 1 << 49}}, "does not fit into .* bytes are free"),
+        ({"layers": 1}, "TypeError: "),
+        ({"layers": [[]]}, "TypeError: "),
+        ({"mediaType": "text/html"}, "ValueError: media type 'text/html'"),
+    ],
+)
+def test_a_manifest_of_another_form_adds_no_image(
+    source: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    layout = images.Layout(tmp_path / "layout")
+    with pytest.raises(BundleError, match=rf"slipway/small:cpu.*{reason}.*; expected .*\. [A-Z]"):
+        layout.add(source, change_manifest(**changes), NOTES)
+    assert not layout.entries and Source.asked[1:] == []
+
+
+@pytest.mark.parametrize(
+    "image", [None, {}, {**IMAGE, "size": "1"}, {**IMAGE, "manifest": "latest"}, [], "x"]
+)
+def test_an_offer_of_another_form_adds_no_image(source: Path, tmp_path: Path, image: Any) -> None:
+    with pytest.raises(BundleError, match="cannot copy slipway/small:cpu from the host: "):
+        images.Layout(tmp_path / "layout").add(source, image, NOTES)
+    assert Source.asked == []
+
+
+def test_a_layer_without_end_is_not_written(source: Path, tmp_path: Path) -> None:
+    Source.contents[BASE] = BLOBS[BASE] * 1000
+    layout = images.Layout(tmp_path / "layout")
+    with pytest.raises(BundleError, match="other content"):
+        layout.add(source, IMAGE, NOTES)
+    assert (layout.folder / "partial").stat().st_size == len(BLOBS[BASE]) + 1
+
+
+def test_a_host_that_speaks_no_http_has_no_image(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b"no HTTP\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(BundleError, match=r"from the host: BadStatusLine: .*; expected "):
+            images.Layout(tmp_path / "layout").add(tmp_path / "s", IMAGE, NOTES)
+    with pytest.raises(BundleError, match=r"from the host: FileNotFoundError: .*; expected "):
+        images.Layout(tmp_path / "layout").add(tmp_path / "none", IMAGE, NOTES)
 
 
 @pytest.fixture
@@ -143,9 +218,7 @@ def bundle(layout: images.Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bundle_offers_its_images_to_hosts_with_the_same_content(bundle: Bundle) -> None:
-    assert images.check_offer(bundle, {REFERENCE: "1"}, "x86_64") == {
-        REFERENCE: {**IMAGE, "size": 99}
-    }
+    assert images.check_offer(bundle, {REFERENCE: "1"}, "x86_64") == {REFERENCE: IMAGE}
 
 
 @pytest.mark.parametrize(
@@ -164,9 +237,7 @@ def test_an_image_that_the_bundle_lacks_is_named(
         images.check_offer(bundle, wanted, architecture)
 
 
-def read_builder(
-    path: Path | str, drift: list[str], context: str, checked: str = ""
-) -> list[str]:
+def read_builder(path: Path | str, drift: list[str], context: str, checked: str = "") -> list[str]:
     """Run the check of a survey for a host with one declared image."""
     return image_source.read_builder(
         {"ml_images": {"images": [{"reference": REFERENCE, "digest": context}]}},

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle import archive
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import open_bundle
 
-from tools import bundle, bundle_contents, bundle_setup, site
+from tools import bundle, bundle_contents, bundle_setup, install_collections, site
 
 RUNNING = bundle.RUNNING
 HASHES_OF_LOCKS = bundle_setup.read_hashes
@@ -314,6 +315,32 @@ def test_setup_takes_the_wheels_of_its_python_only(made: Path, tmp_path: Path) -
     assert sorted(path.name for path in target.iterdir()) == [
         *(f"a-1-cp{RUNNING}.whl", "ansible-1.whl", "pip-1-py3-none-any.whl")
     ]
+
+
+def test_setup_lists_the_pythons_of_a_bundle(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert bundle_setup.main(["~/b.tar", "-", "~/b.tar.pub"]) == 0
+    assert capsys.readouterr().out.split() == sorted([RUNNING, OTHER])
+    made.write_bytes(made.read_bytes().replace(b'"wheels": {', b'"wheels": ['))
+    assert bundle_setup.main(["~/b.tar", "-"]) == 1
+
+
+def test_a_bundle_without_a_collection_does_not_ask_galaxy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(sys, "argv", ["install", str(tmp_path / "to"), str(tmp_path)])
+    monkeypatch.setattr(install_collections, "download_bundle", lambda *_words: tmp_path / "w")
+    monkeypatch.setattr(install_collections, "unpack", lambda *_words: None)
+    monkeypatch.setattr(subprocess, "run", lambda words, **_options: started.append(words))
+    assert install_collections.main() == 1
+    assert "collections not in the bundle: community.docker, " in capsys.readouterr().err
+    assert started == []
 
 
 def test_setup_without_a_trusted_key_extracts_nothing(

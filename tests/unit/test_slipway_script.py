@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_the_report_of_verify_is_relative_to_the_caller(checkout: Path, tmp_path
         assert found[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
 
 
-@pytest.mark.parametrize("words", [["--bundle", "b 1.tar"], ["--bundle=b 1.tar"]])
+@pytest.mark.parametrize("words", [["--bundle", "b 1,2.tar"], ["--bundle=b 1,2.tar"]])
 def test_site_with_a_bundle_checks_it_first(
     checkout: Path, tmp_path: Path, words: list[str]
 ) -> None:
@@ -109,8 +110,36 @@ def test_site_with_a_bundle_checks_it_first(
     completed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     folder, *found = json.loads(completed.stdout)
     assert folder == str(checkout)
-    assert "=".join(found[2:-2]) == f"--bundle={tmp_path}/b 1.tar"
+    assert "=".join(found[2:-2]) == f"--bundle={tmp_path}/b 1,2.tar"
     assert found[-2:] == ["--signer", f"{tmp_path}/k"]
+
+
+@pytest.mark.parametrize("words", [["--bundle", "b,1", "--signer=k"], ["--bundle=b,1"]])
+def test_setup_uses_a_python_for_which_the_bundle_has_wheels(
+    checkout: Path, tmp_path: Path, words: list[str], program: Callable[[str, str], None]
+) -> None:
+    (checkout / ".slipway/env.stamp").unlink()
+    for version in ("3.13", "3.12"):
+        # find_python asks each program for its version; setup then starts the tool.
+        script = (
+            f'case "$2" in *{version}*) exit 0 ;; *version_info*) exit 1 ;; esac\n'
+            f'echo {version} "$@" >>{tmp_path}/asked\n'
+            'case "$3" in -) echo 3.11 3.12 ;; *) exit 1 ;; esac'
+        )
+        program(f"python{version}", script)
+    done = subprocess.run(
+        [str(checkout / "slipway"), "setup", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYENV_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    tool, signer = f"{checkout}/tools/bundle_setup.py", f" {tmp_path}/k" * ("--signer=k" in words)
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f"3.13 {tool} {tmp_path}/b,1 -{signer}",
+        f"3.12 {tool} {tmp_path}/b,1 {checkout}/.slipway/wheels{signer}",
+    ]
 
 
 @pytest.mark.parametrize(

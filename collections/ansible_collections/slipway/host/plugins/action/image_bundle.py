@@ -53,13 +53,15 @@ class ActionModule(image_offer.ActionModule):
             reason = offered.get("unavailable") or "; ".join(
                 f"{name}: {text}" for name, text in offered["failed"].items()
             )
-            if reason:
-                raise AnsibleActionFail(f"{host} cannot offer the images: {reason}")
-            for build in missing:
-                image = offered["images"][build.reference]
-                notes = images.make_notes(
-                    build.reference, build.digest, architecture, image["size"]
+            if reason or "socket" not in offered:
+                raise AnsibleActionFail(
+                    f"{host} cannot offer the images: {reason or 'no registry started'}; expected "
+                    "images that build on this host. Correct the cause, then run again."
                 )
+            offers = offered.get("images") or {}
+            for build in missing:
+                notes = images.make_notes(build.reference, build.digest, architecture)
+                image = offers.get(build.reference)
                 result["received"] += layout.add(Path(offered["socket"]), image, notes)
         except (BundleError, OSError) as error:
             raise AnsibleActionFail(str(error)) from None

@@ -12,6 +12,8 @@ import hashlib
 import http.client
 import json
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.archive import CHUNK
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
+    MAX_SIZE,
     BundleError,
     Entry,
 )
@@ -30,6 +33,7 @@ INDEX = f"{FOLDER}/index.json"
 REFERENCE = "org.opencontainers.image.ref.name"
 CONTEXT, ARCHITECTURE, SIZE = "slipway.context-digest", "slipway.architecture", "slipway.size"
 MAX_MANIFEST = 4 << 20
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 Json = dict[str, Any]
 
@@ -104,29 +108,61 @@ class Layout:
         names = (REFERENCE, CONTEXT, ARCHITECTURE)
         return any([entry["annotations"][name] for name in names] == key for entry in self.entries)
 
-    def add(self, source: Path, image: Json, notes: Mapping[str, str]) -> int:
+    def add(self, source: Path, image: Any, notes: Mapping[str, str]) -> int:
         """Copy an image from the registry on the socket SOURCE; return the bytes received.
 
-        IMAGE: manifest, config and layers, see :func:`offer`. NOTES: its annotations. Every blob is
-        compared with its digest.
+        IMAGE: manifest and size as the host gives them, see :func:`offer`. NOTES: see
+        :func:`make_notes`. Every blob is compared with its digest. Raise BundleError for a host
+        whose answers do not match.
         """
+        reference = notes[REFERENCE]
+        try:
+            return self._add(source, image["manifest"], {**notes, SIZE: str(_size(image["size"]))})
+        except (
+            *(KeyError, TypeError, ValueError, AttributeError, RecursionError),
+            *(OSError, http.client.HTTPException),
+        ) as error:
+            # The text may be from the host.
+            reason = "".join(c if c.isprintable() else " " for c in str(error)).strip()
+            raise BundleError(
+                f"cannot copy {reference} from the host: {type(error).__name__}: {reason}; "
+                "expected an image in its registry. Check the host and the disk of the "
+                "controller, then run again."
+            ) from None
+
+    def _add(self, source: Path, digest: str, notes: Mapping[str, str]) -> int:
         self.blobs.mkdir(parents=True, exist_ok=True)
         name = notes[REFERENCE].rpartition(":")[0]
-        content = _get(source, f"/v2/{name}/manifests/{image['manifest']}", MAX_MANIFEST)
-        if f"sha256:{hashlib.sha256(content).hexdigest()}" != image["manifest"]:
+        content = _get(source, f"/v2/{name}/manifests/{_digest(digest)}", MAX_MANIFEST)
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
             raise BundleError(
-                f"manifest of {notes[REFERENCE]}: another content than {image['manifest']}; "
-                "expected the image of the engine. Run again."
+                f"manifest of {notes[REFERENCE]}: another content than {digest}; expected the "
+                "image of the engine. Run again."
             )
         described = json.loads(content)
+        kind = described.get("mediaType", MANIFESTS[1])
+        if kind not in MANIFESTS:
+            raise ValueError(f"media type {kind!r}")
+        blobs = [described["config"], *described["layers"]]
+        missing = {
+            _digest(blob["digest"]): _size(blob["size"])
+            for blob in blobs
+            if not (self.blobs / _digest(blob["digest"]).partition(":")[2]).exists()
+        }
+        free, needed = shutil.disk_usage(self.folder).free, sum(missing.values())
+        if needed > free:
+            raise BundleError(
+                f"{notes[REFERENCE]} does not fit into {self.folder.parent}: {free} bytes are "
+                f"free; expected {needed}. Free some space, or name OUT on another disk."
+            )
         received = len(content)
-        for blob in (described["config"], *described["layers"]):
-            received += self._copy(source, name, blob["digest"], blob["size"])
-        (self.blobs / image["manifest"].partition(":")[2]).write_bytes(content)
+        for blob, size in missing.items():
+            received += self._copy(source, name, blob, size)
+        (self.blobs / digest.partition(":")[2]).write_bytes(content)
         self.entries.append(
             {
-                "mediaType": described.get("mediaType", MANIFESTS[1]),
-                "digest": image["manifest"],
+                "mediaType": kind,
+                "digest": digest,
                 "size": len(content),
                 "annotations": dict(notes),
             }
@@ -135,21 +171,20 @@ class Layout:
         return received
 
     def _copy(self, source: Path, name: str, digest: str, size: int) -> int:
-        """Copy a blob unless the layout has it; return the bytes received."""
-        path = self.blobs / digest.partition(":")[2]
-        if path.exists():
-            return 0
-        found = hashlib.sha256()
+        """Copy a blob; return the bytes received, at most one more than its size."""
+        digester = hashlib.sha256()
         partial = self.folder / "partial"
+        left = size + 1
         with partial.open("wb") as output, _request(source, f"/v2/{name}/blobs/{digest}") as answer:
-            while content := answer.read(CHUNK):
-                found.update(content)
+            while content := answer.read(min(left, CHUNK)):
+                digester.update(content)
                 output.write(content)
-        if f"sha256:{found.hexdigest()}" != digest or partial.stat().st_size != size:
+                left -= len(content)
+        if f"sha256:{digester.hexdigest()}" != digest or left != 1:
             raise BundleError(
                 f"layer {digest} of {name}: other content; expected that of the engine. Run again."
             )
-        partial.replace(path)
+        partial.replace(self.blobs / digest.partition(":")[2])
         return size
 
     def _write_index(self) -> None:
@@ -165,9 +200,23 @@ class Layout:
         partial.replace(self.index)
 
 
-def make_notes(reference: str, context: str, architecture: str, size: int) -> dict[str, str]:
-    """Return the annotations of an image in the index of a layout."""
-    return {REFERENCE: reference, CONTEXT: context, ARCHITECTURE: architecture, SIZE: str(size)}
+def make_notes(reference: str, context: str, architecture: str) -> dict[str, str]:
+    """Return the annotations of an image in the index of a layout, without its size."""
+    return {REFERENCE: reference, CONTEXT: context, ARCHITECTURE: architecture}
+
+
+def _digest(value: Any) -> str:
+    """Return a digest that a host gives; raise ValueError for another text."""
+    if not DIGEST.fullmatch(value):
+        raise ValueError(f"digest {value!r}")
+    return str(value)
+
+
+def _size(value: Any) -> int:
+    """Return a size that a host gives; raise ValueError for anything else."""
+    if type(value) is not int or not 0 <= value <= MAX_SIZE:
+        raise ValueError(f"size {value!r}")
+    return value
 
 
 def layout_files(folder: Path) -> Iterable[tuple[str, Path]]:
