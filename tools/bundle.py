@@ -158,10 +158,6 @@ def build(target: Path, request: Request, key: Path, older: Bundle | None = None
 
 def open_older(path: Path, signer: Path | None, target: Path) -> Bundle:
     """Return the bundle PATH after a check of every byte; TARGET will omit its files."""
-    if target.exists() and target.samefile(path):
-        raise BundleError(
-            f"OUT and --since are both {path}; expected two files. Name another file for OUT."
-        )
     try:
         check_older_name(path.name)
     except ValueError as error:
@@ -170,6 +166,12 @@ def open_older(path: Path, signer: Path | None, target: Path) -> Bundle:
         ) from None
     bundle = open_bundle(path, signer)
     bundle.check()
+    for needed in bundle.chain():
+        if target.exists() and target.samefile(needed.path):
+            raise BundleError(
+                f"OUT {target} is a bundle that OUT would need; expected another file. Name "
+                "another file for OUT."
+            )
     return bundle
 
 
@@ -179,7 +181,11 @@ def describe(bundle: Bundle) -> str:
     files = bundle.manifest.files
     omitted = sum(entry.omitted for entry in files)
     elsewhere = f", {omitted} of them in {bundle.older.path.name}" if omitted else ""
-    return f"{bundle.path}: {len(files)} files match{elsewhere}; signed with {bundle.signer}"
+    commit = bundle.manifest.project.get("commit") or "none"
+    return (
+        f"{bundle.path}: {len(files)} files match{elsewhere}; signed with {bundle.signer}; "
+        f"commit of the project: {commit}"
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

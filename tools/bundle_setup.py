@@ -90,7 +90,8 @@ def choose_wheels(bundle: Bundle, python: str, machine: str, locks: str) -> list
 def list_pythons(bundle: Bundle) -> list[str]:
     """Return the versions of Python for which a bundle has wheels."""
     wheels = bundle.manifest.controller.get("wheels")
-    return [name for name in wheels or () if re.fullmatch(r"3\.[0-9]{1,2}", str(name))]
+    names = wheels if isinstance(wheels, dict) else ()
+    return [name for name in names if re.fullmatch(r"3\.[0-9]{1,2}", name)]
 
 
 def extract_wheels(path: Path, destination: Path, signer: Path | None) -> None:

@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     parser.add_argument("--signer", type=Path)
     options, others = parser.parse_known_args(arguments)
     options.bundle = options.bundle.expanduser()
+    options.signer = options.signer and options.signer.expanduser()
     try:
         bundle.refuse_templates(options.bundle, options.signer)
         with files_of(options.bundle):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -73,7 +74,9 @@ class Source(BaseHTTPRequestHandler):
         content = self.contents.get(name)
         self.send_response(200 if content is not None else 404)
         self.end_headers()
-        self.wfile.write(content or b"")
+        # The other side ends early if it refuses the content.
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(content or b"")
 
     def log_message(self, *_words: Any) -> None:
         pass

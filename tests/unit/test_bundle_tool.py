@@ -130,7 +130,11 @@ def test_an_older_bundle_is_checked_before_anything_is_written(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bundle.main([str(made), "--since", f"{made.parent}/./b.tar"]) == 1
-    assert "OUT and --since are both" in capsys.readouterr().err
+    assert "b.tar is a bundle that OUT would need; expected" in capsys.readouterr().err
+    second = made.with_name("2.tar")
+    assert bundle.main([str(second), "--since", str(made)]) == 0
+    assert bundle.main([str(made), "--since", str(second)]) == 1
+    open_bundle(second).check()
     strange = made.with_name("my bundle.tar")
     strange.write_bytes(made.read_bytes())
     assert bundle.main([f"{made.parent}/new.tar", "--since", str(strange)]) == 1
@@ -156,12 +160,12 @@ def test_an_error_of_a_disk_has_the_usual_form(
     monkeypatch.setattr(archive, "copy", fail)
     name = error.filename or str(made)
     form = rf"{name}: {error.strerror}; expected a file .*\. Check "
-    for run in (
-        lambda: bundle.main([str(made)]),
-        lambda: bundle.main(["--verify", str(made)]),
-        lambda: bundle_setup.main([str(made), f"{made.parent}/wheels"]),
+    for main, words in (
+        (bundle.main, [str(made)]),
+        (bundle.main, ["--verify", str(made)]),
+        (bundle_setup.main, [str(made), f"{made.parent}/wheels"]),
     ):
-        assert run() == 1
+        assert main(words) == 1
         assert re.search(form, capsys.readouterr().err)
     with pytest.raises(SystemExit, match=f"site: {form}"):
         site.main(["--bundle", str(made)])
@@ -324,8 +328,10 @@ def test_setup_lists_the_pythons_of_a_bundle(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert bundle_setup.main(["~/b.tar", "-", "~/b.tar.pub"]) == 0
     assert capsys.readouterr().out.split() == sorted([RUNNING, OTHER])
-    made.write_bytes(made.read_bytes().replace(b'"wheels": {', b'"wheels": ['))
-    assert bundle_setup.main(["~/b.tar", "-"]) == 1
+    opened = open_bundle(made)
+    for wheels in (1, None, [1], {"x; rm": []}):
+        changed = replace(opened.manifest, controller={"wheels": wheels})
+        assert bundle_setup.list_pythons(replace(opened, manifest=changed)) == []
 
 
 def test_a_bundle_without_a_collection_does_not_ask_galaxy(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     ssh_forward,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
+    BundleError,
+    files_of,
+)
 
 ARGUMENT_SPEC: dict[str, Any] = {
     **catalogue_builds.ARGUMENT_SPEC,
@@ -47,25 +51,31 @@ class ActionModule(image_offer.ActionModule):
             return result
         references = [build.reference for build in missing]
         try:
-            offered = self._offer(
-                {**arguments, "references": references, "host": host}, host, variables
-            )
-            reason = offered.get("unavailable") or "; ".join(
-                f"{name}: {text}" for name, text in offered["failed"].items()
-            )
-            if reason or "socket" not in offered:
-                raise AnsibleActionFail(
-                    f"{host} cannot offer the images: {reason or 'no registry started'}; expected "
-                    "images that build on this host. Correct the cause, then run again."
+            with files_of(layout.folder):
+                offered = self._offer(
+                    {**arguments, "references": references, "host": host}, host, variables
                 )
-            offers = offered.get("images") or {}
-            for build in missing:
-                notes = images.make_notes(build.reference, build.digest, architecture)
-                image = offers.get(build.reference)
-                result["received"] += layout.add(Path(offered["socket"]), image, notes)
-        except (BundleError, OSError) as error:
+                _refuse_failed(host, offered)
+                offers = offered.get("images") or {}
+                for build in missing:
+                    notes = images.make_notes(build.reference, build.digest, architecture)
+                    image = offers.get(build.reference)
+                    result["received"] += layout.add(Path(offered["socket"]), image, notes)
+        except BundleError as error:
             raise AnsibleActionFail(str(error)) from None
         finally:
             host_command.run(self, registry.release_script(ssh_forward.lease_of(host)))
             ssh_forward.close_socket(self, host)
         return result
+
+
+def _refuse_failed(host: str, offered: Mapping[str, Any]) -> None:
+    """Fail if the result of the job on a host has no registry with all images."""
+    reason = offered.get("unavailable") or "; ".join(
+        f"{name}: {text}" for name, text in offered["failed"].items()
+    )
+    if reason or "socket" not in offered:
+        raise AnsibleActionFail(
+            f"{host} cannot offer the images: {reason or 'no registry started'}; expected images "
+            "that build on this host. Correct the cause, then run again."
+        )

@@ -44,7 +44,7 @@ options:
     type: str
     default: ""
   signer:
-    description: File with public keys that are trusted for the bundle. Default is your own key.
+    description: File with the public key that is trusted for the bundle. Default is your own key.
     type: str
     default: ""
 attributes:

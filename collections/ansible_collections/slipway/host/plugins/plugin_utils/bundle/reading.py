@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,11 +86,22 @@ class Bundle:
             )
         return _with_manifest(source, content, self.signer)
 
+    def chain(self) -> Iterator[Bundle]:
+        """Yield this bundle and the older ones that it needs."""
+        yield self
+        if any(entry.omitted for entry in self.manifest.files):
+            yield from self.older.chain()
+
     def check_headers(self) -> None:
         """Raise BundleError unless the archive has exactly the form that the manifest gives.
 
-        An older bundle that has omitted files is checked too.
+        Older bundles that have omitted files are checked too.
         """
+        for bundle in self.chain():
+            bundle.check_archive()
+
+    def check_archive(self) -> None:
+        """Check one archive alone, as :meth:`check_headers` does."""
         size = os.fstat(self.source.fileno()).st_size
         expected = self.offsets[""] + len(archive.END)
         if size != expected:
@@ -107,11 +119,9 @@ class Bundle:
                 self.source.seek(entry.size, os.SEEK_CUR)
                 self._expect_zeros(len(archive.padding(entry.size)), f"after {entry.path}")
         self._expect_zeros(len(archive.END), "at the end")
-        omitted = [entry for entry in self.manifest.files if entry.omitted]
-        for entry in omitted:
-            self.find(entry)
-        if omitted:
-            self.older.check_headers()
+        for entry in self.manifest.files:
+            if entry.omitted:
+                self.find(entry)
 
     def _expect_zeros(self, size: int, place: str) -> None:
         if self.source.read(size) != bytes(size):
