@@ -357,6 +357,17 @@ def test_the_headers_of_an_older_bundle_are_checked_before_it_is_used(
             open_bundle(difference).check_headers()
 
 
+def test_an_omitted_file_has_the_size_of_the_older_one(
+    tmp_path: Path, keys: Path, bundle: Path
+) -> None:
+    omitted = entry("wheels/a.whl", CONTENTS["wheels/a.whl"], omitted=True)
+    since = {"name": bundle.name, "manifest": open_bundle(bundle).digest}
+    content = make_manifest(files=(dataclasses.replace(omitted, size=513),), since=since)
+    new = write(tmp_path / "new.tar", keys / "own", content, {})
+    with pytest.raises(BundleError, match=r"wheels/a\.whl is in no bundle"):
+        open_bundle(new).check_headers()
+
+
 @pytest.mark.parametrize("since", [None, "older"])
 def test_an_omitted_file_must_be_somewhere(
     tmp_path: Path, keys: Path, bundle: Path, since: str | None

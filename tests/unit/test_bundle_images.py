@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from ansible_collections.slipway.host.plugins.action import image_bundle
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.plugin_utils import image_source
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
@@ -200,6 +201,21 @@ def test_a_host_that_speaks_no_http_has_no_image(tmp_path: Path) -> None:
             images.Layout(tmp_path / "layout").add(tmp_path / "s", IMAGE, NOTES)
     with pytest.raises(BundleError, match=r"from the host: FileNotFoundError: .*; expected "):
         images.Layout(tmp_path / "layout").add(tmp_path / "none", IMAGE, NOTES)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        ({"failed": {}, "unavailable": "no port"}, "no port"),
+        ({"failed": {REFERENCE: "no space"}, "socket": "s"}, f"{REFERENCE}: no space"),
+        ({"failed": {}}, "no registry started"),
+    ],
+)
+def test_a_host_that_offers_no_images_is_named(outcome: dict[str, Any], reason: str) -> None:
+    form = rf"^gpu01 cannot offer the images: {reason}; expected images .*\. Correct .*\.$"
+    with pytest.raises(AnsibleActionFail, match=form):
+        image_bundle._refuse_failed("gpu01", outcome)
+    image_bundle._refuse_failed("gpu01", {"failed": {}, "socket": "s"})
 
 
 @pytest.fixture

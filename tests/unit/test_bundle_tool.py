@@ -329,7 +329,8 @@ def test_setup_lists_the_pythons_of_a_bundle(
     assert bundle_setup.main(["~/b.tar", "-", "~/b.tar.pub"]) == 0
     assert capsys.readouterr().out.split() == sorted([RUNNING, OTHER])
     opened = open_bundle(made)
-    for wheels in (1, None, [1], {"x; rm": []}):
+    strange: list[Any] = [1, None, [1], {"x; rm": []}]
+    for wheels in strange:
         changed = replace(opened.manifest, controller={"wheels": wheels})
         assert bundle_setup.list_pythons(replace(opened, manifest=changed)) == []
 
