@@ -121,12 +121,11 @@ def list_files(root: Path) -> list[str]:
     problem = ""
     try:
         names = json.loads((root / LIST).read_text(encoding="utf-8"))
-        inside = [name for name in names if not {"", ".", ".."} & {*str(name).split("/")}]
-        if names != inside:
+        if any({"", ".", ".."} & {*name.split("/")} for name in names):
             problem = "paths that lead out of the folder"
     except FileNotFoundError:
         problem = "no git checkout and no list of files"
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         problem = str(error)
     if problem:
         raise BundleError(

@@ -481,6 +481,7 @@ def test_the_project_is_the_same_with_and_without_git(project: Path, unpacked: P
         ('["/etc/passwd"]', "paths that lead out of the folder"),
         ("[1", "cannot list the project in "),
         ("1", "cannot list the project in "),
+        ("[1]", "cannot list the project in "),
         ('["none"]', "cannot read .*none: not a file"),
         ('["lib"]', "cannot read .*lib: not a file"),
     ],
