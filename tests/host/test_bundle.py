@@ -40,7 +40,7 @@ def run(script: str, folder: Path, *prefix: str, **environment: str) -> str:
 
 
 def test_a_controller_without_network_is_set_up_from_a_bundle(tmp_path: Path) -> None:
-    maker, stick, controller = (tmp_path / name for name in ("maker", "USB stick, blue", "controller"))
+    maker, stick, controller = (tmp_path / name for name in ("maker", "stick, blue", "controller"))
     for folder in (maker, stick, controller):
         folder.mkdir()
     slipway = f"'{ROOT}/slipway'"
