@@ -140,6 +140,7 @@ def published(answer: Any) -> str:
         "command": "plan",
         "state": "drift",
         "error": "",
+        "hold": "",
         "survey": survey,
         "waiting": [],
     }
