@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -100,7 +101,8 @@ def removed(site: Site, provisioned: Run) -> str:
     site.on("docker run --detach --name theirs --entrypoint sleep slipway/iris-api:cpu 3600")
     stopped = remove(site, "--yes")
     assert stopped.returncode not in (0, 1), stopped.stdout + stopped.stderr
-    assert "is using its referenced image" in stopped.stdout.partition("HOST  RESULT")[2]
+    table = re.split(r"^HOST +RESULT", stopped.stdout, flags=re.MULTILINE)[1]
+    assert "is using its referenced image" in table
     assert site.on("docker inspect --format '{{.State.Status}}' theirs") == "running"
     site.on("docker rm --force theirs")
     done = remove(site, *act.split()[2:], answer="remove\n")

@@ -301,7 +301,6 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
     assert run.status == "successful", run.output
     assert site.packages() == first
     assert site.driver() == (OLD, OLD)
-    assert site.measured_drivers() == {OLD}
     words = f"Declare {OLD_TOOLKIT} (nvidia_container_toolkit_version)"
     assert words in told(run)
     refused = site.run("site.yml")
@@ -315,6 +314,8 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
     site.converge()
     assert site.plan() == (0, set())
     assert site.packages() == first
+    # The host could not be compared after the rollback, so its metrics were still the earlier ones.
+    assert site.measured_drivers() == {OLD}
 
 
 def test_the_commands_of_the_page_work(site: UpgradeSite, tmp_path: Path) -> None:
