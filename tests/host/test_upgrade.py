@@ -314,10 +314,9 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
     site.converge()
     assert site.plan() == (0, set())
     assert site.packages() == first
-    # The host could not be compared after the rollback, so its metrics were still the earlier ones.
-    assert site.measured_drivers() == {OLD}
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_work(site: UpgradeSite, tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     checkout.declare(site.inventory, site.host.name, "gpu01")

@@ -285,7 +285,8 @@ def test_a_survey_for_metrics_adds_no_drift() -> None:
 
 def test_the_task_that_surveys_for_metrics_has_the_name_that_the_table_expects() -> None:
     text = (ROOT / "playbooks/tasks/refresh_metrics.yml").read_text(encoding="utf-8")
-    (survey, _write) = yaml.safe_load(text)
+    (comparison,) = yaml.safe_load(text)
+    survey, _write = comparison["block"]
     assert "slipway.host.survey" in survey
     assert survey["name"] == summary.METRICS_SURVEY
 
