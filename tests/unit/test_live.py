@@ -281,3 +281,20 @@ def test_other_callbacks_get_every_event(tmp_path: Path) -> None:
     assert "failed gpu02 Check the disk" in lines
     assert {f"ok gpu0{number} Install packages" for number in (1, 2, 3)} <= {*lines}
     assert (len(lines), lines[-1]) == (11, "end")
+
+
+def test_an_empty_variable_does_not_mean_the_current_folder(tmp_path: Path) -> None:
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    empty = {"SLIPWAY_REPORTS": "", "SLIPWAY_REPORT": "", "SLIPWAY_STATE": "", "HOME": str(home)}
+    done = subprocess.run(
+        command(tmp_path),
+        cwd=here,
+        env=settings(tmp_path, **empty),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "HOST " in done.stdout, done.stderr
+    assert list(here.iterdir()) == []
+    assert list((home / ".ansible/slipway/logs").iterdir())

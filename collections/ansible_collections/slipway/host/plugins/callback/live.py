@@ -59,7 +59,12 @@ from ansible.plugins.callback.default import CallbackModule as Default
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
-from ansible_collections.slipway.host.plugins.callback.summary import HOLDS, LAST_PLAYS, SURVEY
+from ansible_collections.slipway.host.plugins.callback.summary import (
+    HOLDS,
+    LAST_PLAYS,
+    SURVEY,
+    read_path,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     run_display,
     run_text,
@@ -69,6 +74,8 @@ from ansible_collections.slipway.host.plugins.plugin_utils.live.run_output impor
 
 DEBUGS = ("debug", "ansible.builtin.debug", "ansible.legacy.debug")
 PAUSES = ("pause", "ansible.builtin.pause", "ansible.legacy.pause")
+# The default of the option state.
+STATE = "~/.ansible/slipway"
 # The report of its checks is part of the table at the end.
 SILENT_ROLES = ("host_verify",)
 
@@ -100,7 +107,7 @@ class CallbackModule(Default):
             asked = self.get_option("output")
             mode = run_display.choose(asked, os.environ, can_draw())
             if mode != run_display.ANSIBLE:
-                state = Path(self.get_option("state")).expanduser()
+                state = Path(read_path(self, "state", "SLIPWAY_STATE") or STATE).expanduser()
                 name = Path(playbook._file_name).stem
                 lock = getattr(self._display, "_lock", threading.RLock())
                 self.shown = run_display.RunDisplay(mode, lock, state, name)

@@ -35,6 +35,7 @@ requirements:
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -97,6 +98,14 @@ SURVEY = ("slipway.host.survey", "survey")
 # The task that compares a host only for its metrics, after a change of another kind.
 METRICS_SURVEY = "Survey the host for its metrics"
 VERIFY = ("slipway.host.verify", "verify")
+
+
+def read_path(callback: CallbackBase, option: str, variable: str) -> str:
+    """Return the path in an option, empty without one or if its VARIABLE is set, but empty.
+
+    Ansible turns an empty variable into the current folder.
+    """
+    return "" if os.environ.get(variable) == "" else str(callback.get_option(option) or "")
 
 
 class CallbackModule(CallbackBase):
@@ -172,7 +181,7 @@ class CallbackModule(CallbackBase):
         if self.play in CHANGES and not self.is_changing:
             self.is_changing = True
             text = report.consequences(self.report)
-            if text and not self.get_option("report"):
+            if text and not read_path(self, "report", "SLIPWAY_REPORT"):
                 self._display.display("\n" + text)
         if self.play in PLAYS:
             self.had_tasks[self.play] = False
@@ -271,7 +280,7 @@ class CallbackModule(CallbackBase):
                 entry["state"] = report.WOULD_CHANGE if in_check_mode() else report.CHANGED
             if entry["waiting"] and entry["state"] not in report.UNFINISHED:
                 entry["state"] = report.WAITING
-        file = self.get_option("report")
+        file = read_path(self, "report", "SLIPWAY_REPORT")
         if file:
             Path(file).write_text(json.dumps(report.as_json(self.report)), encoding="utf-8")
         elif self.report:
@@ -309,7 +318,9 @@ class CallbackModule(CallbackBase):
 
     def _write_reports(self) -> None:
         """Write the reports of the hosts and the page; a run does not fail if that fails."""
-        store = recorder.open_store(self.get_option("reports") or "", self._display.warning)
+        store = recorder.open_store(
+            read_path(self, "reports", "SLIPWAY_REPORTS"), self._display.warning
+        )
         # A removal compares hosts with nothing: its differences are no drift. A build of images
         # compares only them.
         if store is None or not self.report or self.command in (REMOVAL, IMAGE_BUILD):
