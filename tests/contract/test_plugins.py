@@ -39,8 +39,11 @@ def documentation(kind: str, name: str) -> dict[str, Any]:
     """Return the DOCUMENTATION of a plugin as data."""
     found: dict[str, Any] = yaml.safe_load(plugin(kind, name).DOCUMENTATION)
     for fragment in found.get("extends_documentation_fragment", []):
-        shared = plugin("doc_fragments", fragment.removeprefix(f"{COLLECTION}.")).ModuleDocFragment
-        found["options"] = {**yaml.safe_load(shared.DOCUMENTATION)["options"], **found["options"]}
+        # FILE, or FILE.PART for another part than DOCUMENTATION.
+        file, _dot, part = fragment.removeprefix(f"{COLLECTION}.").partition(".")
+        shared = plugin("doc_fragments", file).ModuleDocFragment
+        text = getattr(shared, part.upper() or "DOCUMENTATION")
+        found["options"] = {**yaml.safe_load(text)["options"], **found["options"]}
     return found
 
 

@@ -23,8 +23,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest impor
 )
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    **catalogue_builds.ARGUMENT_SPEC,
-    "build": {"type": "dict", "default": {}},
+    **catalogue_builds.BUILD_ARGUMENT_SPEC,
     "architecture": {"type": "str", "required": True},
     "folder": {"type": "path", "required": True},
 }

@@ -18,10 +18,9 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
 )
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    **catalogue_builds.ARGUMENT_SPEC,
+    **catalogue_builds.BUILD_ARGUMENT_SPEC,
     "builder": {"type": "str", "required": True},
     "offer": {"type": "dict", "required": True},
-    "build": {"type": "dict", "default": {}},
     "may_build": {"type": "bool", "default": False},
 }
 

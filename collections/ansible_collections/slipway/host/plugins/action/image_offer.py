@@ -20,8 +20,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
 )
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    **catalogue_builds.ARGUMENT_SPEC,
-    "build": {"type": "dict", "default": {}},
+    **catalogue_builds.BUILD_ARGUMENT_SPEC,
     "references": {"type": "list", "elements": "str", "required": True},
     "architecture": {"type": "str", "required": True},
     "host": {"type": "str", "required": True},

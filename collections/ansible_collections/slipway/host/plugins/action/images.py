@@ -29,8 +29,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
 Vars = Mapping[str, Any]
 
 ARGUMENT_SPEC: dict[str, Any] = {
-    **catalogue_builds.ARGUMENT_SPEC,
-    "build": {"type": "dict", "default": {}},
+    **catalogue_builds.BUILD_ARGUMENT_SPEC,
     "builder": {"type": "list", "elements": "str", "default": []},
     "bundle": {"type": "str", "default": ""},
     "signer": {"type": "str", "default": ""},

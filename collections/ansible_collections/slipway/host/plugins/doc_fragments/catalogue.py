@@ -28,3 +28,14 @@ options:
     type: dict
     default: {}
 """
+
+    # Of the plugins that build images, as slipway.host.catalogue.build.
+    BUILD = r"""
+options:
+  build:
+    description:
+      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
+        maximum size of the build cache.
+    type: dict
+    default: {}
+"""

@@ -13,7 +13,7 @@ description:
   - Builds missing images on the host, then copies the images and the images below them over SSH to
     an OCI layout on the controller. Layers that the layout has are not transferred.
   - Run this on one host at a time.
-extends_documentation_fragment: [slipway.host.catalogue]
+extends_documentation_fragment: [slipway.host.catalogue, slipway.host.catalogue.build]
 options:
   names:
     description: Images of the catalogue.
@@ -28,10 +28,6 @@ options:
     description: Folder on the controller with the layout. It is created.
     type: path
     required: true
-  build:
-    description: How images are built, as the role's C(ml_images_build) documents it.
-    type: dict
-    default: {}
 attributes:
   check_mode:
     description: Copies nothing.

@@ -14,7 +14,7 @@ description:
     host has are not transferred.
   - An image gets its tag only after its smoke test passed on this host.
   - The pull runs detached on the host, and the controller follows it.
-extends_documentation_fragment: [slipway.host.catalogue]
+extends_documentation_fragment: [slipway.host.catalogue, slipway.host.catalogue.build]
 options:
   names:
     description: Images of the catalogue. The images below them are brought too.
@@ -29,12 +29,6 @@ options:
     description: The result of slipway.host.image_offer.
     type: dict
     required: true
-  build:
-    description:
-      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
-        maximum size of the build cache.
-    type: dict
-    default: {}
   may_build:
     description: Whether the host builds the images itself if they cannot be delivered.
     type: bool

@@ -15,7 +15,7 @@ description:
   - A socket on the controller leads to that registry over SSH.
   - The registry and the connection end with slipway.host.image_release, or by themselves an
     hour after the last connection.
-extends_documentation_fragment: [slipway.host.catalogue]
+extends_documentation_fragment: [slipway.host.catalogue, slipway.host.catalogue.build]
 options:
   names:
     description: Images of the catalogue.
@@ -35,12 +35,6 @@ options:
     description: Architecture of that host. A builder with another one offers nothing.
     type: str
     required: true
-  build:
-    description:
-      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
-        maximum size of the build cache.
-    type: dict
-    default: {}
 attributes:
   check_mode:
     description: Offers nothing.

@@ -19,19 +19,13 @@ description:
     and the task fails at the end.
   - The build runs detached on the host, and the controller follows it. A lost connection does not
     end the build, and a second run waits for the first.
-extends_documentation_fragment: [slipway.host.catalogue]
+extends_documentation_fragment: [slipway.host.catalogue, slipway.host.catalogue.build]
 options:
   names:
     description: Images of the catalogue. The images below them are built too.
     type: list
     elements: str
     required: true
-  build:
-    description:
-      - How images are built, as the role's C(ml_images_build) documents it. C(cache_bytes) is the
-        maximum size of the build cache.
-    type: dict
-    default: {}
   builder:
     description:
       - Names of the hosts that build for others. If another host builds for this one, the task

@@ -20,6 +20,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "base": {"type": "str", "required": True},
     "args": {"type": "dict", "default": {}},
 }
+# The arguments of the plugins that build images.
+BUILD_ARGUMENT_SPEC: dict[str, Any] = {**ARGUMENT_SPEC, "build": {"type": "dict", "default": {}}}
 
 
 class Builds:
