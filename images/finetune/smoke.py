@@ -79,8 +79,7 @@ def lora_lowers_the_loss() -> str:
     base = LlamaForCausalLM(config)
     frozen = base.model.embed_tokens.weight.detach().clone()
     trainer = tune(base, tokenizer)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    losses = [float(loss) for loss in losses]
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     smoke_kit.expect("steps", len(losses), STEPS)
     smoke_kit.expect("the loss is lower at the end", losses[-1] < losses[0] / 2, True)
     weight = base.model.embed_tokens.weight.detach().cpu()

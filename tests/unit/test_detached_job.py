@@ -84,6 +84,18 @@ def test_killed_work_fails_and_leaves_no_file(tmp_path: Path) -> None:
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def lose_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every command fail after the one that starts a job."""
+    run = detached_job._run_command
+
+    def until_the_job_runs(action: Any, script: str, data: bytes = b"\n") -> str:
+        if "base64" not in script:
+            raise AnsibleActionFail("the connection is gone")
+        return run(action, script, data)
+
+    monkeypatch.setattr(detached_job, "_run_command", until_the_job_runs)
+
+
 def test_a_killed_program_takes_its_processes_and_secrets_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,13 +109,7 @@ def test_a_killed_program_takes_its_processes_and_secrets_along(
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     run = detached_job._run_command
-
-    def until_the_job_runs(action: Any, script: str, data: bytes = b"\n") -> str:
-        if "base64" not in script:
-            raise AnsibleActionFail("the connection is gone")
-        return run(action, script, data)
-
-    monkeypatch.setattr(detached_job, "_run_command", until_the_job_runs)
+    lose_the_connection(monkeypatch)
     with pytest.raises(AnsibleActionFail, match="gone"):
         run_job(tmp_path, program)
     (folder,) = (tmp_path / "work").iterdir()
@@ -119,14 +125,7 @@ def test_a_killed_program_takes_its_processes_and_secrets_along(
 def test_a_result_that_no_controller_reads_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = detached_job._run_command
-
-    def until_the_job_runs(action: Any, script: str, data: bytes = b"\n") -> str:
-        if "base64" not in script:
-            raise AnsibleActionFail("the connection is gone")
-        return run(action, script, data)
-
-    monkeypatch.setattr(detached_job, "_run_command", until_the_job_runs)
+    lose_the_connection(monkeypatch)
     monkeypatch.setattr(detached_job, "RESULT_SECONDS", 1)
     with pytest.raises(AnsibleActionFail, match="gone"):
         run_job(tmp_path, DONE)

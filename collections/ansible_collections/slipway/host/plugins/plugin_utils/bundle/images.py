@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.archive import CHUNK
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
     MAX_SIZE,
@@ -123,7 +124,7 @@ class Layout:
             *(OSError, http.client.HTTPException),
         ) as error:
             # The text may be from the host.
-            reason = "".join(c if c.isprintable() else " " for c in str(error)).strip()
+            reason = escape_control(str(error).strip())
             raise BundleError(
                 f"cannot copy {reference} from the host: {type(error).__name__}: {reason}; "
                 "expected an image in its registry. Check the host and the disk of the "
