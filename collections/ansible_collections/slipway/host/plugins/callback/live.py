@@ -59,12 +59,7 @@ from ansible.plugins.callback.default import CallbackModule as Default
 from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
 
 # isort: split
-from ansible_collections.slipway.host.plugins.callback.summary import (
-    HOLDS,
-    LAST_PLAYS,
-    SURVEY,
-    read_path,
-)
+from ansible_collections.slipway.host.plugins.callback import summary
 from ansible_collections.slipway.host.plugins.plugin_utils.live import (
     run_display,
     run_text,
@@ -107,10 +102,10 @@ class CallbackModule(Default):
             asked = self.get_option("output")
             mode = run_display.choose(asked, os.environ, can_draw())
             if mode != run_display.ANSIBLE:
-                state = Path(read_path(self, "state", "SLIPWAY_STATE") or STATE).expanduser()
+                state = summary.read_path(self, "state", "SLIPWAY_STATE") or STATE
                 name = Path(playbook._file_name).stem
                 lock = getattr(self._display, "_lock", threading.RLock())
-                self.shown = run_display.RunDisplay(mode, lock, state, name)
+                self.shown = run_display.RunDisplay(mode, lock, Path(state).expanduser(), name)
                 atexit.register(self._at_exit, os.getpid())
                 self.shown.start()
         with self._log():
@@ -197,7 +192,7 @@ class CallbackModule(Default):
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """Show what the host does."""
-        if self.play != HOLDS:
+        if self.play != summary.HOLDS:
             self.started.add(host.name)
         if self.shown:
             with self._state():
@@ -229,7 +224,7 @@ class CallbackModule(Default):
         if self.shown:
             answer, host = result.result, result.host.name
             _step, role = self._label(result.task)
-            if result.task.action in SURVEY and "differences" in answer:
+            if result.task.action in summary.SURVEY and "differences" in answer:
                 self.has_table = True
                 with self._state():
                     self.shown.run.plan_roles(host, answer["drift"])
@@ -275,7 +270,7 @@ class CallbackModule(Default):
 
     def _print_failure(self, result: Any, host: str, outcome: str) -> None:
         # The table at the end has what the last plays fail on.
-        if self.shown and self.play not in LAST_PLAYS:
+        if self.shown and self.play not in summary.LAST_PLAYS:
             label = ": ".join(filter(None, reversed(self._label(result.task))))
             self.shown.say(*run_text.failure(host, label, result.result, outcome))
 
