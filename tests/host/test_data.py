@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.slipway.host.plugins.action import datasets
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
@@ -364,12 +365,12 @@ def test_a_lost_connection_does_not_stop_the_work(site: DataSite) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as running:
-        site.on(
-            "for try in $(seq 900); do ! pgrep -f '[.]data[.]worker' >/dev/null || exit 0;"
-            " sleep 0.2; done; exit 1"
+        pid = site.on(
+            f"for try in $(seq 900); do pid=$(cat {datasets.WORK}/*/pid 2>/dev/null) &&"
+            " kill -0 $pid && echo $pid && exit 0; sleep 0.2; done; exit 1"
         )
         os.killpg(running.pid, signal.SIGKILL)
-    while site.on("pgrep -fc '[.]data[.]worker' || true") != "0":
+    while site.on(f"kill -0 {pid} 2>/dev/null || echo ended") != "ended":
         time.sleep(0.5)
     assert site.on(f"ls {DATA}") == "pets\nslow"
     assert site.plan() == (0, set())

@@ -246,6 +246,23 @@ def test_the_inventory_is_a_copy_of_the_example(checkout: Path) -> None:
     assert inventory.read_text(encoding="utf-8") == "mine: {}\n"
 
 
+def test_output_that_does_not_block_is_made_to_block(checkout: Path) -> None:
+    """Ansible refuses it: a killed ssh leaves a terminal like that."""
+    program = checkout / ".slipway/env/bin/ansible-playbook"
+    program.write_text(
+        f"#!{sys.executable}\nimport os\nprint([os.get_blocking(n) for n in (0, 1, 2)])\n",
+        encoding="utf-8",
+    )
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    os.set_blocking(read, False)
+    command = ["sh", str(checkout / "slipway"), "site"]
+    with os.fdopen(read, encoding="utf-8") as output:
+        with os.fdopen(write, "w") as pipe:
+            subprocess.run(command, stdin=read, stdout=pipe, stderr=pipe, check=True)
+        assert output.readlines()[-1] == "[True, True, True]\n"
+
+
 def test_git_ignores_the_files_of_an_inventory() -> None:
     names = ["hosts.yml", "group_vars/all.yml", "host_vars/gpu01/gpus.yml", "demo/hosts.yml"]
     paths = [f"inventory/{name}" for name in names]
