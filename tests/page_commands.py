@@ -50,6 +50,15 @@ RUN_BY: dict[str, tuple[str, ...]] = {
         "./slipway build-collection",
         "ansible-galaxy collection install --force slipway-host-0.1.0.tar.gz",
     ),
+    "test_each_export_of_the_page_works": (
+        "mkdir -p ~/.ssh ~/.sky",
+        "./slipway export ssh-config --out ~/.ssh/slipway.conf",
+        "./slipway export skypilot --out ~/.sky/ssh_node_pools.yaml",
+        "./slipway export dstack --out fleet.dstack.yml",
+        "./slipway export ray --name lab --out ray.yaml",
+        "./slipway export gpustack --out gpustack.yaml",
+        "./slipway export prometheus --port 9100 --out targets.json",
+    ),
     "test_an_inventory_that_git_tracked_survives_an_update": (
         "mv inventory/hosts.yml my-hosts.yml",
         "git checkout inventory/hosts.yml",

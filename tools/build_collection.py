@@ -107,9 +107,9 @@ def assemble(tree: Path) -> None:
         _copy(ROOT / name, tree / name)
     for page in linked_pages():
         _copy(ROOT / "docs" / page, tree / "docs" / page)
-    # The demo needs the throwaway hosts of lab/.
-    demo = shutil.ignore_patterns("demo*", "templates")
-    shutil.copytree(ROOT / "playbooks", tree / "playbooks", ignore=demo)
+    # The demo needs the throwaway hosts of lab/, and the export a program of tools/.
+    ignored = shutil.ignore_patterns("demo*", "export.yml", "templates")
+    shutil.copytree(ROOT / "playbooks", tree / "playbooks", ignore=ignored)
     site = (ROOT / "site.yml").read_text(encoding="utf-8")
     (tree / "playbooks/site.yml").write_text(_replace_paths(site), encoding="utf-8")
     for part in ("playbooks", "plugins", "roles"):

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import page_commands
 from tests.contract.tree import ROOT, text
@@ -68,6 +69,19 @@ def test_commands_that_need_no_host_work(tmp_path: Path) -> None:
     assert (collection / "playbooks/site.yml").is_file()
     for readme in ROOT.glob("roles/*/README.md"):
         assert text(checkout.folder / readme.relative_to(ROOT)) == text(readme)
+
+
+def test_each_export_of_the_page_works(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    connection = {"ansible_user": "ubuntu", "ansible_ssh_private_key_file": "/keys/k"}
+    hosts = {"all": {"hosts": {"gpu01": connection, "gpu02": connection}}}
+    (checkout.folder / "inventory/hosts.yml").write_text(yaml.safe_dump(hosts))
+    for command in page_commands.run_by("test_each_export_of_the_page_works"):
+        done = checkout.run(command, HOME=str(tmp_path))
+        assert (done.returncode, done.stdout) == (0, ""), f"{command}: {done.stderr}"
+        file = command.split()[-1].replace("~", str(tmp_path))
+        if "--out" in command:
+            assert "gpu01" in text(checkout.folder / file)
 
 
 def test_an_inventory_that_git_tracked_survives_an_update(tmp_path: Path) -> None:

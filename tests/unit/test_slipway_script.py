@@ -100,6 +100,19 @@ def test_the_report_of_verify_is_relative_to_the_caller(checkout: Path, tmp_path
         assert found[-2:] == ["-i", f"{tmp_path}/hosts.yml"]
 
 
+@pytest.mark.parametrize("words", [["--out", "a b"], ["--out=a b"]])
+def test_the_file_of_an_export_is_relative_to_the_caller(
+    checkout: Path, tmp_path: Path, words: list[str]
+) -> None:
+    (checkout / "tools/export.py").write_text(STAND_IN, encoding="utf-8")
+    (checkout / ".slipway/env/bin/python").symlink_to(sys.executable)
+    command = [str(checkout / "slipway"), "export", "ray", *words, "-i", "hosts.yml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    folder, target, *found = json.loads(done.stdout)
+    assert (folder, target) == (str(checkout), "ray")
+    assert ("=".join(found[:-2]), found[-1]) == (f"--out={tmp_path}/a b", f"{tmp_path}/hosts.yml")
+
+
 @pytest.mark.parametrize("words", [["--bundle", "b 1,2.tar"], ["--bundle=b 1,2.tar"]])
 def test_site_with_a_bundle_checks_it_first(
     checkout: Path, tmp_path: Path, words: list[str]

@@ -62,6 +62,7 @@ PLAYS = (
     "Compare hosts with the declared state",
     "Compare hosts with their state after the removal",
     HOLDS,
+    "Read connection settings",
 )
 NO_HOSTS = (
     "No host matched: the inventory has no hosts, or --limit excludes all of them. Add your "
