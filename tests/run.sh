@@ -4,7 +4,7 @@
 # Usage: ./slipway test [--quick | --long | --molecule [SCENARIO ...] | --vm | PYTEST ARGUMENTS ...]
 #   (nothing)   linters, unit and contract tests, then molecule and site tests on throwaway hosts
 #   --quick     linters, unit and contract tests
-#   --long      as without an option, with site tests on Debian unstable
+#   --long      as without an option, with hosts of Debian unstable and the tools of docs/export.md
 #   --molecule  the named molecule scenarios, default all
 #   --vm        tests in an emulated virtual machine; slow, so not part of the other runs
 set -u
