@@ -53,7 +53,7 @@ def test_the_hosts_have_the_values_of_inventory_and_report() -> None:
     gpus = Gpus(("NVIDIA L4", "NVIDIA L4"), "580.95.05", faulty=True)
     assert selection.notes == []
     assert selection.hosts == [
-        Host("gpu01", "192.0.2.11", 2200, "ubuntu", "/srv/slipway/keys/k", (JUMP,), gpus),
+        Host("gpu01", "192.0.2.11", 2200, "ubuntu", "/srv/slipway/keys/k", (JUMP,), (), gpus),
         Host("new01", "192.0.2.12", key="~/.ssh/k"),
     ]
     assert gpus.text == "2 x NVIDIA L4, driver 580.95.05, a GPU has a fault"
@@ -66,8 +66,8 @@ def test_hosts_that_no_tool_may_use_are_left_out_with_the_reason() -> None:
         "gpu02": {"hold": "disk\x1b[2J swap", "connection": {}},
         "gpu\x1b03": {"hold": "x", "connection": {}},
         "gpu04": connection(transport="docker"),
-        "gpu05": connection(arguments="-o StrictHostKeyChecking=no"),
-        "gpu06": connection(arguments="-o StrictHostKeyChecking=no -A"),
+        "gpu05": connection(arguments="-o Ciphers=aes256-ctr"),
+        "gpu06": connection(arguments="-o Ciphers=aes256-ctr -A"),
     }
     unreachable = {"gpu05": report(state="unreachable"), "gpu01": report(state="fault")}
     selection = select(found, unreachable, FOLDER, False)
@@ -77,7 +77,7 @@ def test_hosts_that_no_tool_may_use_are_left_out_with_the_reason() -> None:
         "gpu\\x1b03 is left out: held: x",
         "gpu04 is left out: its connection is docker, not ssh",
         "gpu05 is left out: unreachable in the run of 2026-11-28T10:00:00+00:00",
-        "the option StrictHostKeyChecking of ansible_ssh_common_args is not exported (hosts: 1)",
+        "the option Ciphers of ansible_ssh_common_args is not exported (hosts: 1)",
         "the option -A of ansible_ssh_common_args is not exported (hosts: 1)",
     ]
     # Not from the files for people and for alerts.
@@ -171,6 +171,10 @@ def test_files_name_the_hosts_that_they_lack(target: str) -> None:
         (
             replace(FAR, jumps=(Jump("b", "admin", key="/a b"),)),
             {"proxycommand": "ssh -W %h:%p -i '/a b' -l admin b"},
+        ),
+        (
+            replace(PLAIN, options=(("UserKnownHostsFile", '"/a b" /c'), ("HostKeyAlias", "x"))),
+            {"userknownhostsfile": "/a b /c", "hostkeyalias": "x", "port": "22"},
         ),
         (replace(PLAIN, jumps=(JUMP, Jump("b"))), {"proxyjump": "admin@bastion:2222,b"}),
         (replace(PLAIN, name="fd00::1"), {"hostname": "192.0.2.11"}),

@@ -90,8 +90,32 @@ def test_unclear_arguments_are_refused_and_not_shown(text: str) -> None:
 
 
 def test_other_options_are_named_without_their_values() -> None:
-    text = "-C -o ControlPath=/x -o StrictHostKeyChecking=no -p 22 -o SetEnv=TOKEN=SECRET -A -A"
-    assert parse(text) == Arguments((), ("StrictHostKeyChecking", "-p", "SetEnv", "-A"))
+    text = "-C -o ControlPath=/x -o Ciphers=aes256-ctr -p 22 -o SetEnv=TOKEN=SECRET -A -A"
+    assert parse(text) == Arguments((), (), ("Ciphers", "-p", "SetEnv", "-A"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "others"),
+    [
+        (
+            "-o stricthostkeychecking=no -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes",
+            (("StrictHostKeyChecking", "no"), ("IdentitiesOnly", "yes")),
+            (),
+        ),
+        (
+            """-o 'UserKnownHostsFile="/a b" ~/.ssh/c'""",
+            (("UserKnownHostsFile", '"/a b" ~/.ssh/c'),),
+            (),
+        ),
+        ("-o 'HostKeyAlias=a\nProxyCommand id'", (), ("HostKeyAlias",)),
+        ("-o 'HostKeyAlias=a # b'", (), ("HostKeyAlias",)),
+        ("-o 'UserKnownHostsFile=${SECRET}'", (), ("UserKnownHostsFile",)),
+    ],
+)
+def test_options_about_keys_are_kept(
+    text: str, kept: tuple[tuple[str, str], ...], others: tuple[str, ...]
+) -> None:
+    assert parse(text) == Arguments((), kept, others)
 
 
 @pytest.mark.parametrize(

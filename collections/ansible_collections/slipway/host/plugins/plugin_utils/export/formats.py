@@ -61,6 +61,7 @@ def ssh_config(selection: Selection, _options: Options) -> str:
         lines += [f"Port {host.port}"] if host.port else []
         lines += [f"User {host.user}"] if host.user else []
         lines += [f'IdentityFile "{host.key}"'] if host.key else []
+        lines += [f"{name} {value}" for name, value in host.options]
         if any(jump.key for jump in host.jumps):
             lines += [f"ProxyCommand {host.jumps[0].command}"]
         elif host.jumps:

@@ -54,8 +54,8 @@ class Gpus:
 class Host:
     """A host that tools reach by SSH; an empty value is the default of ssh.
 
-    ``gpus`` is None if no report has them. ``unreachable``: when a run last found the host
-    unreachable, empty if the last run reached it.
+    ``options``: further options of ssh by name. ``gpus`` is None if no report has them.
+    ``unreachable``: when a run last found the host unreachable, empty if the last run reached it.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Host:
     user: str = ""
     key: str = ""
     jumps: tuple[ssh_arguments.Jump, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
     gpus: Gpus | None = None
     unreachable: str = ""
 
@@ -165,6 +166,7 @@ def _read(
         user,
         _path(name, key, folder),
         jumps,
+        arguments.kept,
         _gpus(report),
         escape_control(str(report["ran"])) if is_unreachable else "",
     )

@@ -17,6 +17,10 @@ NEUTRAL = {
     *("-C", "-q", "-v", "compression", "connecttimeout", "controlmaster", "controlpath"),
     *("controlpersist", "loglevel", "serveralivecountmax", "serveraliveinterval"),
 }
+# Options about the keys of the host and the user, which a configuration of ssh takes as they are.
+KEPT = ("HostKeyAlias", "IdentitiesOnly", "StrictHostKeyChecking", "UserKnownHostsFile")
+# Values without a backslash, a comment or a variable of the environment.
+PLAIN = re.compile(r"[^\\#$]+")
 OPTION = re.compile(r"\s*([A-Za-z0-9]+)(?:\s*=\s*|\s+)(.*)", re.S)
 HOST = r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_][A-Za-z0-9_.-]*"
 USER = r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*\$?"
@@ -62,16 +66,22 @@ class Jump:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The jump hosts in their order, and the names of options that other tools do not get."""
+    """The jump hosts in their order, and the other options that change how a host is reached.
+
+    ``kept``: name and value of the options in KEPT. ``others``: the names of all further ones.
+    """
 
     jumps: tuple[Jump, ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
     others: tuple[str, ...] = ()
 
 
 def parse(text: str) -> Arguments:
     """Return what the arguments mean; raise ArgumentsError if they are not clear."""
     jumps: tuple[Jump, ...] | None = None
+    kept: dict[str, str] = {}
     others: list[str] = []
+    known = {name.lower(): name for name in KEPT}
     for name, value in _options(_split(text)):
         key = name.lower() if not name.startswith("-") else name
         if key in ("-J", "proxyjump"):
@@ -81,11 +91,14 @@ def parse(text: str) -> Arguments:
         elif key in ("-F", "include") and value not in ("none", "/dev/null"):
             raise ArgumentsError(f"the option {name} of ssh; {EXPECTED}")
         else:
-            others += [name] if key not in NEUTRAL else []
+            if key in known and PLAIN.fullmatch(value) and value.isprintable():
+                kept.setdefault(known[key], value)
+            elif key not in NEUTRAL:
+                others.append(name)
             continue
         # ssh uses the first value.
         jumps = found if jumps is None else jumps
-    return Arguments(jumps or (), tuple(dict.fromkeys(others)))
+    return Arguments(jumps or (), tuple(kept.items()), tuple(dict.fromkeys(others)))
 
 
 def _split(text: str) -> list[str]:
