@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write one signed file from which a controller without a network installs Slipway.
 
-The bundle contains this project, the Python packages of its environment, and the named images.
-`./slipway setup --bundle FILE` and `./slipway site --bundle FILE` use it. The same inputs always
-give the same bytes. See docs/bundle.md.
+The bundle contains this project, the Python packages of its environment, and on request images and
+Debian packages for hosts. `./slipway setup` and `./slipway site` use it with `--bundle FILE`. The
+same inputs always give the same bytes. See docs/bundle.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (  # noqa: E402
     archive,
     images,
+    packages,
     signature,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (  # noqa: E402
@@ -43,16 +45,19 @@ from tools import bundle_contents, bundle_setup  # noqa: E402
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = "project.tar"
+# The kinds of files that may be in an older bundle only.
+OMITTED = ("wheel", "image", "package")
 # What Ansible evaluates in a variable.
 TEMPLATES = ("{{", "{%", "{#")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a bundle contains: Pythons and images; options of ansible-playbook reach their hosts."""
+    """What a bundle contains; options of ansible-playbook reach hosts with images and packages."""
 
     pythons: list[str]
     images: list[str]
+    packages: bool
     ansible: list[str]
 
 
@@ -75,14 +80,28 @@ def copy_images(folder: Path, request: Request) -> dict[str, Path]:
         # An inventory may still use the old name: clear it, or the run would stop.
         "ml_images_names": None,
     }
-    command = ["ansible-playbook", "playbooks/bundle_images.yml", "-e", json.dumps(variables)]
-    done = subprocess.run([*command, *request.ansible], cwd=ROOT, check=False)
-    if done.returncode or not (folder / "index.json").exists():
-        raise BundleError(
-            f"cannot copy the images {', '.join(request.images)}: ansible-playbook ended with "
-            f"{done.returncode}; expected hosts that offer them. See the errors above."
-        )
+    what = f"the images {', '.join(request.images)}"
+    play("bundle_images", variables, request, what, folder / "index.json")
     return dict(images.layout_files(folder))
+
+
+def copy_packages(folder: Path, request: Request) -> dict[str, Path]:
+    """Copy packages from the hosts of the inventory; return the files by path in the bundle."""
+    play("bundle_packages", {"bundle_pool": str(folder.resolve())}, request, "packages", folder)
+    return dict(packages.pool_files(folder))
+
+
+def play(
+    playbook: str, variables: Mapping[str, object], request: Request, what: str, made: Path
+) -> None:
+    """Run a playbook that copies WHAT from hosts; raise BundleError unless it made a file."""
+    command = ["ansible-playbook", f"playbooks/{playbook}.yml", "-e", json.dumps(variables)]
+    done = subprocess.run([*command, *request.ansible], cwd=ROOT, check=False)
+    if done.returncode or not made.exists():
+        raise BundleError(
+            f"cannot copy {what}: ansible-playbook ended with {done.returncode}; expected hosts "
+            "that offer them. See the errors above."
+        )
 
 
 def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[str, Path]]:
@@ -100,9 +119,15 @@ def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[s
         files.update({f"wheels/{wheel.name}": wheel for wheel in downloaded})
     if request.images:
         files.update(copy_images(folder / "layout", request))
+    if request.packages:
+        files.update(copy_packages(folder / "pool", request))
     entries = tuple(_describe(path, files[path]) for path in sorted(files))
     manifest = Manifest(
-        requested={"python": request.pythons, "images": request.images},
+        requested={
+            "python": request.pythons,
+            "images": request.images,
+            "packages": request.packages,
+        },
         project={"commit": commit},
         controller={
             "locks": bundle_setup.digest_locks(),
@@ -116,7 +141,8 @@ def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[s
 
 def _describe(path: str, source: Path) -> Entry:
     by_path = {PROJECT: "project", f"{PROJECT}.sig": "signature"}
-    kind = by_path.get(path, "image" if path.startswith(images.FOLDER) else "wheel")
+    by_folder = {images.FOLDER: "image", packages.FOLDER: "package", "wheels": "wheel"}
+    kind = by_path.get(path) or by_folder[path.partition("/")[0]]
     with source.open("rb") as content:
         size = source.stat().st_size
         return Entry(path, size, archive.copy(content, size, lambda _: None), kind)
@@ -128,7 +154,7 @@ def leave_out(manifest: Manifest, older: Bundle) -> Manifest:
     The project and its signature stay: a new controller reads them without Slipway.
     """
     files = tuple(
-        replace(e, omitted=e.sha256 in older.by_digest and e.kind in ("wheel", "image"))
+        replace(e, omitted=e.sha256 in older.by_digest and e.kind in OMITTED)
         for e in manifest.files
     )
     since = {"name": older.path.name, "manifest": older.digest}
@@ -223,13 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="KEY",
         help="file with the public key that is trusted for FILE or OLD; default: your own key",
     )
-    parser.add_argument(
-        "--images",
-        metavar="NAME,...",
-        default="",
-        help="also add these images, built on the hosts of the inventory; further options, such "
-        "as -i and --limit, are those of ansible-playbook",
-    )
+    add_host_options(parser)
     words = sys.argv[1:] if arguments is None else arguments
     options = argparse.Namespace()
     _same, options.ansible = parser.parse_known_args(words, options)
@@ -239,13 +259,30 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def add_host_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for contents that hosts of the inventory have."""
+    parser.add_argument(
+        "--images",
+        metavar="NAME,...",
+        default="",
+        help="also add these images, built on the hosts of the inventory; further options, such "
+        "as -i and --limit, are those of ansible-playbook",
+    )
+    parser.add_argument(
+        "--packages",
+        action="store_true",
+        help="also add the Debian packages that the roles install on the hosts of the inventory, "
+        "for other hosts of the same releases",
+    )
+
+
 def find_problem(options: argparse.Namespace, words: list[str]) -> str:
     """Return why the options do not fit each other, empty if they do."""
-    if options.ansible and not options.images:
+    if options.ansible and not (options.images or options.packages):
         return f"unknown option {options.ansible[0]}; expected one of --help"
     # Otherwise the value of such an option could be taken for OUT.
     if options.ansible and Path(words[0]) != options.out:
-        return "OUT is not the first argument; expected ./slipway bundle OUT --images ..."
+        return "OUT is not the first argument; expected ./slipway bundle OUT ..."
     if (options.out is None) == (options.verify is None):
         return "no OUT or --verify FILE; expected one of them"
     return ""
@@ -261,9 +298,9 @@ def run(options: argparse.Namespace) -> None:
         print(f"bundle: copy {older.path.name} beside {options.out.name} to use it")
     pythons = sorted({RUNNING, *(options.python or ())})
     names = sorted(filter(None, options.images.split(",")))
-    if names:
+    if names or options.packages:
         refuse_templates(options.out.parent.resolve(), *names)
-    request = Request(pythons, names, options.ansible)
+    request = Request(pythons, names, options.packages, options.ansible)
     fingerprint = build(options.out, request, options.key or signature.make_own_key(), older)
     size = options.out.stat().st_size / 1e6
     print(f"{options.out}: {size:.0f} MB, for Python {', '.join(pythons)}")

@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check a bundle, then run site.yml with the images in it.
+"""Check a bundle, then run site.yml with the images and packages in it.
 
 Usage: ./slipway site --bundle FILE [--signer KEY] [ARGUMENTS FOR ansible-playbook ...]
 """

@@ -4,6 +4,6 @@
 
 from __future__ import annotations
 
-from ansible_collections.slipway.host.plugins.plugin_utils.watched_module import ActionModule
+from ansible_collections.slipway.host.plugins.plugin_utils.apt_module import ActionModule
 
 __all__ = ["ActionModule"]

@@ -40,6 +40,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     roles,
     ssh_forward,
 )
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -102,6 +103,7 @@ class ActionModule(ActionBase):
         """Return the RESULT of the survey of a host that is not held."""
         arguments = self._arguments(variables)
         names = [str(name) for name in arguments["roles"]]
+        self._packages = declared.open_packages(variables, self._templar.template)
         cached = self._checked_facts(names, variables)
         facts, owned, answer = self._ask(names, variables, cached)
         ssh_forward.end_left(self, str(variables.get("inventory_hostname")))
@@ -121,8 +123,7 @@ class ActionModule(ActionBase):
             waiting = registered_results.find_waiting(variables)
             expect_no_drift(drift, waiting)
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
-        if drifted:
-            refuse_full(answer, self._end())
+        self._refuse_changes({name: (owned[name], drift[name]) for name in drifted}, answer)
         health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
         urls = overview.service_urls(owned, compared, answer)
@@ -211,6 +212,16 @@ class ActionModule(ActionBase):
             facts = None
         return used, owned, answer
 
+    def _refuse_changes(self, needed: Vars, answer: model.Answer) -> None:
+        """Fail if the roles NEEDED cannot change the host: disk full, or packages not in a bundle.
+
+        NEEDED: owned state and drift of each role that will run.
+        """
+        if needed and (reason := space.find_full(answer["space"])):
+            raise AnsibleActionFail(reason + self._end())
+        transport = self._connection.transport
+        declared.refuse_missing_packages(self._packages, needed, answer, transport, self._end())
+
     def _find_consequences(
         self, owned: Plans, drift: Mapping[str, list[model.Difference]], answer: model.Answer
     ) -> list[dict[str, str]]:
@@ -239,7 +250,8 @@ class ActionModule(ActionBase):
     def _reachable_urls(self, names: list[str], variables: Vars, facts: Any) -> list[str]:
         """Return the URLs that the host tries, because the plan of a role needs the result."""
         all_urls: list[str] = []
-        for name in names:
+        # With the packages of a bundle, no vendor's repository is used.
+        for name in () if self._packages else names:
             urls = getattr(role_plans.load_module(name), "reachable_urls", None)
             if urls:
                 template = self._template(name, variables, facts)
@@ -327,12 +339,6 @@ def refuse_conflicts(conflicts: Mapping[str, Sequence[model.Conflict]]) -> None:
     sentences = [one.reason for several in conflicts.values() for one in several]
     if sentences:
         raise AnsibleActionFail(" ".join(sentences))
-
-
-def refuse_full(answer: model.Answer, end: str) -> None:
-    """Fail if no task can change this host, because a disk is full; END ends the message."""
-    if reason := space.find_full(answer["space"]):
-        raise AnsibleActionFail(reason + end)
 
 
 def refuse_unsupported(owned: Plans, end: str) -> None:

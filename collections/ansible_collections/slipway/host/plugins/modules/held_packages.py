@@ -90,6 +90,20 @@ options:
     description: Seconds to wait for another apt or dpkg, such as an update after the first boot.
     type: int
     default: 300
+  bundle:
+    description:
+      - The packages of a bundle, which apt then uses instead of its sources. Set by the action
+        plugin if the variables of the host name a bundle with packages.
+    type: dict
+    suboptions:
+      url:
+        description: Address of the packages, on a forwarded port.
+        type: str
+        required: true
+      sha256:
+        description: SHA-256 of the index of these packages.
+        type: str
+        required: true
 attributes:
   check_mode:
     description: Reports which packages would be installed, removed, held and unheld.
@@ -136,7 +150,7 @@ purged:
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.apt import changes
+from ansible_collections.slipway.host.plugins.module_utils.apt import bundle_source, changes
 from ansible_collections.slipway.host.plugins.module_utils.apt.consent import (
     Consent,
     WaitingError,
@@ -175,6 +189,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "role": {"type": "str", "default": ""},
     "gpus_free": {"type": "bool", "default": False},
     "lock_timeout": {"type": "int", "default": 300},
+    "bundle": bundle_source.ARGUMENT_SPEC,
 }
 
 
@@ -261,31 +276,38 @@ def report_waiting(
     module.exit_json(changed=False, installed=[], purged=[], **result)
 
 
+def settle(
+    apt: Apt, module: HostModule, states: Mapping[str, changes.PackageState]
+) -> changes.Changes:
+    """Change packages in STATES that differ, in check mode none; return the changes."""
+    if not module.check_mode:
+        if unfinished := changes.unfinished(states):
+            apt.finish_interrupted(unfinished)
+        return change(apt, module, packages.ask_packages([*states]))
+    actions = changes.compare(module.params["packages"], states)
+    for command in changes.commands(actions):
+        check_consent(apt, module, actions, command)
+    return actions
+
+
 def main() -> None:
     """Run the module."""
     module = HostModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     declared = module.params["packages"]
-    names = [entry["name"] for entry in declared]
-    states = packages.ask_packages(names)
+    states = packages.ask_packages([entry["name"] for entry in declared])
     actions = changes.compare(declared, states)
     changed = actions.needed
     apt = Apt(module, module.params["lock_timeout"])
-    if changed and not module.check_mode:
+    if changed:
         try:
-            if unfinished := changes.unfinished(states):
-                apt.finish_interrupted(unfinished)
-            actions = change(apt, module, packages.ask_packages(names))
+            with bundle_source.use(module.params["bundle"]) as options:
+                apt.use_only(options)
+                actions = settle(apt, module, states)
         except AptError as error:
             # Held packages remain held, even if the change failed halfway.
             held = [entry["name"] for entry in declared if entry["hold"]]
             apt.hold_again(held, wait=False)
             module.fail_json(msg=str(error), output=error.output)
-        except WaitingError as error:
-            report_waiting(module, states, str(error))
-    elif changed:
-        try:
-            for command in changes.commands(actions):
-                check_consent(apt, module, actions, command)
         except WaitingError as error:
             report_waiting(module, states, str(error))
     module.exit_json(

@@ -105,6 +105,20 @@ options:
     description: Seconds to wait for another apt or dpkg.
     type: int
     default: 300
+  bundle:
+    description:
+      - The packages of a bundle, which apt then uses instead of its sources. Set by the action
+        plugin if the variables of the host name a bundle with packages.
+    type: dict
+    suboptions:
+      url:
+        description: Address of the packages, on a forwarded port.
+        type: str
+        required: true
+      sha256:
+        description: SHA-256 of the index of these packages.
+        type: str
+        required: true
 attributes:
   check_mode:
     description:
@@ -162,6 +176,7 @@ slipway_note:
 
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.apt import bundle_source
 from ansible_collections.slipway.host.plugins.module_utils.apt.consent import WaitingError
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_record import RecordError
 from ansible_collections.slipway.host.plugins.module_utils.apt.package_set import (
@@ -207,6 +222,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "gpus_free": {"type": "bool", "default": False},
     "restart": {"type": "str", "choices": list(POLICIES), "default": "idle"},
     "lock_timeout": {"type": "int", "default": 300},
+    "bundle": bundle_source.ARGUMENT_SPEC,
 }
 
 
@@ -239,8 +255,12 @@ def main() -> None:
         required_if=[("state", "upgraded", ["role"]), ("state", "unrecorded", ["role"])],
     )
     packages = PackageSet(module, module.params["lock_timeout"], module.params["gpus_free"])
+    # Other states do not use apt.
+    uses_apt = module.params["state"] in ("upgraded", "rolled_back")
     try:
-        result = run(packages, module.params)
+        with bundle_source.use(module.params["bundle"] if uses_apt else None) as options:
+            packages.apt.use_only(options)
+            result = run(packages, module.params)
     except (AptError, RecordError, OSError) as error:
         module.fail_json(msg=str(error), output=getattr(error, "output", ""))
     except WaitingError as error:

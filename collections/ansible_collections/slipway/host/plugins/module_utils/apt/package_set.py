@@ -247,7 +247,7 @@ class PackageSet:
                 "Dir::Cache::pkgcache=",
                 "Dir::Cache::srcpkgcache=",
             ]
-            options = [f"--option={setting}" for setting in own]
+            options = [*self.apt.options, *(f"--option={setting}" for setting in own)]
             self.apt = Apt(self.module, self.lock_timeout, options, self.apt.notes)
             yield
 

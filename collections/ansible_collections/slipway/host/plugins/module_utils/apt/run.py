@@ -97,6 +97,7 @@ class Apt:
         self.lock_timeout = lock_timeout
         self.options = list(options)
         self.refreshed = False
+        self.retries: Sequence[int] = RETRIES
         self.notes = [] if notes is None else notes
         # Errors of sources that apt could not use at the last refresh, by address.
         self.unusable: dict[str, str] = {}
@@ -160,11 +161,18 @@ class Apt:
         """Show what apt does now."""
         self.module.status.show(text)
 
+    def use_only(self, options: Sequence[str]) -> None:
+        """Use the sources of OPTIONS, which do not change meanwhile; no OPTIONS: do nothing."""
+        if options:
+            self.options += options
+            self.retries = ()
+            self.refresh()
+
     def refresh(self) -> None:
         """Refresh the package index; unusable sources are recorded, and do not fail here."""
         self.refreshed = True
         status, output = self.run(changes.UPDATE)
-        for wait in RETRIES:
+        for wait in self.retries:
             if not changes.is_syncing(output):
                 break
             time.sleep(wait)
@@ -258,7 +266,7 @@ class Apt:
         if status != 0 and changes.is_stale(output) and not self.refreshed:
             self.refresh()
             status, output = self.run(command)
-        for wait in RETRIES:
+        for wait in self.retries:
             if status == 0 or not changes.is_syncing(output):
                 break
             time.sleep(wait)

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
+from ansible_collections.slipway.host.plugins.plugin_utils import role_plans
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images, packages
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
     BundleError,
     files_of,
@@ -22,6 +24,12 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import
 BUNDLE, SIGNER = "ml_images_bundle", "ml_images_bundle_signer"
 # SHA-256 of the manifest of the bundle that `site --bundle` checked completely.
 CHECKED = "__ml_images_bundle_manifest"
+
+VENDOR = (
+    "packages of a vendor's apt repository; expected packages of the distribution, the only ones "
+    "that a bundle has. Leave the role out of slipway_roles, or choose the distribution as its "
+    "source"
+)
 
 
 def open_checked(path: str, signer: str, variables: Mapping[str, Any]) -> Bundle:
@@ -56,3 +64,52 @@ def refuse_missing(
             images.check_offer(bundle, wanted, architecture)
     except BundleError as error:
         raise AnsibleActionFail(f"{error} Nothing was changed.") from None
+
+
+def open_packages(variables: Mapping[str, Any], template: role_plans.Template) -> Bundle | None:
+    """Return the open bundle that VARIABLES name if it has packages; TEMPLATE evaluates variables.
+
+    Raise AnsibleActionFail if the bundle is refused.
+    """
+    path, signer = (
+        str(role_plans.evaluate(name, variables.get(name) or "", template))
+        for name in (BUNDLE, SIGNER)
+    )
+    if not path:
+        return None
+    try:
+        with files_of(path):
+            bundle = open_checked(path, signer, variables)
+    except BundleError as error:
+        raise AnsibleActionFail(str(error)) from None
+    return bundle if packages.list_releases(bundle) else None
+
+
+def refuse_missing_packages(
+    bundle: Bundle | None,
+    roles: Mapping[str, tuple[Mapping[str, Any], Sequence[Difference]]],
+    answer: Mapping[str, Any],
+    transport: str,
+    end: str,
+) -> None:
+    """Fail if ROLES that will run need packages that a bundle lacks.
+
+    ROLES: owned state and drift by name. ANSWER: of the host. TRANSPORT: the connection of the
+    host. END: the end of the message.
+    """
+    owned = {name: statement for name, (statement, _drift) in roles.items()}
+    installs = [statement for statement in owned.values() if packages.list_present(statement)]
+    if bundle is None or not installs:
+        return
+    try:
+        if transport != "ssh":
+            raise BundleError(
+                f"connection {transport}; expected ssh, over which the packages of {bundle.path} "
+                "are delivered. Use a bundle without packages for this host."
+            )
+        for name, (_statement, drift) in roles.items():
+            if any(one.kind == "keyrings" for one in drift):
+                raise BundleError(f"{name}: {VENDOR}.")
+        packages.check_index(bundle, answer["facts"], owned, answer["packages"])
+    except BundleError as error:
+        raise AnsibleActionFail(f"{str(error).rstrip('.')}{end}") from None

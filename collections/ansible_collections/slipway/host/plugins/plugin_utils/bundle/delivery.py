@@ -1,10 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring images from a bundle on the controller to a host, over SSH."""
+"""Bring images and packages from a bundle on the controller to a host, over SSH."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -12,11 +13,53 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.plugin_utils import detached_job, ssh_forward
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared, images, serving
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
+    declared,
+    images,
+    packages,
+    serving,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
     BundleError,
     files_of,
 )
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
+
+
+@contextmanager
+def _served(action: ActionBase, host: str, bundle: Bundle) -> Iterator[int]:
+    """Yield a port on loopback of the host of an action on which a bundle is served."""
+    path = ssh_forward.socket_file(action, f"{host} bundle")
+    with (
+        serving.serving(bundle, path),
+        ssh_forward.forwarded_port(action, host, str(path)) as port,
+    ):
+        yield port
+
+
+@contextmanager
+def apt_source(action: ActionBase, variables: Mapping[str, Any]) -> Iterator[dict[str, str] | None]:
+    """Yield the packages of a bundle as the option ``bundle`` of the modules that use apt.
+
+    None if the VARIABLES of the host name no bundle with packages. Raise AnsibleActionFail if the
+    bundle has none for the host.
+    """
+    bundle = declared.open_packages(variables, action._templar.template)
+    if bundle is None:
+        yield None
+        return
+    facts = variables.get("ansible_facts", {}).get("slipway")
+    if not facts:
+        raise AnsibleActionFail(
+            "no facts of the host; expected those of slipway.host.host_info, which name its "
+            "release. Run slipway.host.host_info first."
+        )
+    try:
+        index = packages.read_index(bundle, facts)
+    except BundleError as error:
+        raise AnsibleActionFail(str(error)) from None
+    with _served(action, str(variables["inventory_hostname"]), bundle) as port:
+        yield {"url": f"http://127.0.0.1:{port}/{index.folder}", "sha256": index.sha256}
 
 
 def fetch(
@@ -38,11 +81,7 @@ def fetch(
             offered = images.check_offer(bundle, wanted, architecture)
     except BundleError as error:
         raise AnsibleActionFail(str(error)) from None
-    path = ssh_forward.socket_file(action, f"{host} bundle")
-    with (
-        serving.serving(bundle, path),
-        ssh_forward.forwarded_port(action, host, str(path)) as port,
-    ):
+    with _served(action, host, bundle) as port:
         job = images_job.pack_fetch(builds, offered, f"bundle {bundle.path.name}", port)
         outcome = detached_job.run_job(action, images_job.WORK, images_job.FETCH, job)
     if outcome.get("unavailable"):

@@ -1,8 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A read-only registry on a Unix socket of the controller that serves the images of a bundle.
+"""A read-only server on a Unix socket of the controller: images and packages of a bundle.
 
-It has only the requests of the OCI distribution specification that a pull by digest needs.
+For images, it has only the requests of the OCI distribution specification that a pull by digest
+needs. For packages, apt reads files.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import packages
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.images import blob_path
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
@@ -33,7 +36,7 @@ RANGE = re.compile(r"bytes=([0-9]{1,18})-")
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves the blobs of a bundle."""
+    """Serves the images and packages of a bundle."""
 
     daemon_threads = True
 
@@ -80,28 +83,30 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(with_content=False)
 
     def do_GET(self) -> None:
-        """Answer with a manifest or a blob."""
+        """Answer with a manifest, a blob or a file of the packages."""
         self._answer(with_content=True)
 
     def _answer(self, with_content: bool) -> None:
         match = REQUEST.fullmatch(self.path)
-        entry = self.server.entries.get(blob_path(match[2])) if match else None
-        if match is None or entry is None:
+        path = blob_path(match[2]) if match else unquote(self.path).removeprefix("/")
+        entry = self.server.entries.get(path)
+        if entry is None or not (match or path.startswith(f"{packages.FOLDER}/")):
             status = HTTPStatus.OK if self.path == "/v2/" else HTTPStatus.NOT_FOUND
             self._start(status, 2, "application/json")
             if with_content:
                 self.wfile.write(b"{}")
             return
         kind, start = "application/octet-stream", 0
-        extra = {"Docker-Content-Digest": match[2]}
+        extra = {"Docker-Content-Digest": match[2]} if match else {}
         try:
             source, position = self.server.bundle.find(entry)
-            if match[1] == "manifests":
+            if match and match[1] == "manifests":
                 kind = self._media_type(entry)
         except (BundleError, OSError):
             self._start(HTTPStatus.INTERNAL_SERVER_ERROR, 0, kind)
             return
-        if match[1] == "blobs" and (part := RANGE.fullmatch(self.headers.get("Range", ""))):
+        part = RANGE.fullmatch(self.headers.get("Range", ""))
+        if part and not (match and match[1] == "manifests"):
             start = int(part[1])
         status = HTTPStatus.OK
         if start >= entry.size > 0:
@@ -147,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(bundle: Bundle, path: Path) -> Iterator[None]:
-    """Serve the images of a bundle on a socket that only this user can open."""
+    """Serve images and packages of a bundle on a socket that only this user can open."""
     path.unlink(missing_ok=True)
     former = os.umask(0o177)
     try:
