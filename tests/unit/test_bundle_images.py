@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -412,11 +413,20 @@ def test_an_error_of_the_bundle_is_no_empty_answer(
             assert (answer.status, content) == (500, b"")
 
 
+class SlowSemaphore(threading.BoundedSemaphore):
+    """As on a busy machine: a place is free some time after it was given back."""
+
+    def release(self, n: int = 1) -> None:
+        time.sleep(0.3)
+        super().release(n)
+
+
 def test_idle_connections_do_not_hold_the_server(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(serving, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(threading, "BoundedSemaphore", SlowSemaphore)
     path = tmp_path / "registry"
     with serving.serving(bundle, path):
         clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]

@@ -58,10 +58,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         else:
             self.shutdown_request(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer a connection, then let the next one in."""
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection, then let the next one in, before the client sees the end."""
         try:
-            super().process_request_thread(request, client_address)
+            super().finish_request(request, client_address)
         finally:
             self.free.release()
 
