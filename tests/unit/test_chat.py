@@ -229,6 +229,17 @@ def test_an_answer_that_is_cut_is_an_error(api: Api, stream: bytes, words: str) 
         list(chat.stream_answer(server_of(api), "tiny", []))
 
 
+def test_an_answer_without_a_last_line_ends_with_its_reason(api: Api) -> None:
+    """The server of transformers sends no [DONE]."""
+    events: list[dict[str, Any]] = [
+        {"choices": [{"delta": {"content": "all"}, "finish_reason": None}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {}},
+    ]
+    api.stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode()
+    assert list(chat.stream_answer(server_of(api), "tiny", [])) == ["all"]
+
+
 LISTENER = "0: 0100007F:1F40 00000000:0000 {} 00000000:00000000 00:00000000 00000000 {} 0 1 1\n"
 
 

@@ -134,6 +134,7 @@ def talk(server: Server, model: str) -> int:
 def stream_answer(server: Server, model: str, messages: Sequence[dict[str, str]]) -> Iterator[str]:
     """Yield the parts of the answer to messages, as the server sends them."""
     body = {"model": model, "messages": list(messages), "stream": True}
+    is_complete = False
     with _open(server, "/chat/completions", body, ANSWER_SECONDS) as answer:
         for line in _read_lines(server, answer):
             field, _colon, value = line.strip().partition(":")
@@ -141,22 +142,30 @@ def stream_answer(server: Server, model: str, messages: Sequence[dict[str, str]]
                 continue
             if value.strip() == "[DONE]":
                 return
-            if part := _part(server, value):
+            part, ends = _part(server, value)
+            # transformers sends this reason, but no [DONE].
+            is_complete = is_complete or ends
+            if part:
                 yield part
-    raise MlError(f"{server.name} ended its answer before the end. Ask again")
+    if not is_complete:
+        raise MlError(f"{server.name} ended its answer before the end. Ask again")
 
 
-def _part(server: Server, event: str) -> str:
-    """Return the text in an event of a stream. Raise MlError for an error in its place."""
+def _part(server: Server, event: str) -> tuple[str, bool]:
+    """Return the text in an event of a stream, and whether the answer ends with the event.
+
+    Raise MlError for an error in place of the text.
+    """
     try:
         data = json.loads(event)
         if "error" in data:
             raise MlError(f"{server.name}: {_printable(str(data['error']['message']))}")
         choices = data.get("choices") or [{}]
         part = choices[0].get("delta", {}).get("content")
+        ends = bool(choices[0].get("finish_reason"))
     except (ValueError, AttributeError, TypeError, LookupError) as error:
         raise MlError(f"unknown answer of {server.name}: {event[:80]!r}") from error
-    return part if isinstance(part, str) else ""
+    return (part if isinstance(part, str) else ""), ends
 
 
 def _read_lines(server: Server, answer: Any) -> Iterator[str]:
