@@ -38,7 +38,8 @@ PACKAGES = (
 
 # Runs as root in the new base. Each host creates its own host keys and machine ID at its first
 # boot. modules-load and sysctl are masked because in a container they would change the kernel of
-# this machine; apt's timers are disabled because they would take apt's lock during a test.
+# this machine; apt's timers are disabled because they would take apt's lock during a test. dpkg does
+# not wait for the disk: no host survives a power failure, and an installation takes a third less.
 # Debian already has a group with the user's name, hence --gid.
 SERVER_SCRIPT = f"""
 set -eu
@@ -47,6 +48,7 @@ rm -f /usr/sbin/policy-rc.d /etc/ssh/ssh_host_*
 useradd --create-home --shell /bin/bash --gid users {USER}
 echo '{USER} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{USER}
 chmod 0440 /etc/sudoers.d/{USER}
+echo force-unsafe-io > /etc/dpkg/dpkg.cfg.d/throwaway
 mkdir -p /etc/ssh/sshd_config.d
 cat > /etc/ssh/sshd_config.d/10-throwaway.conf <<'END'
 PasswordAuthentication no

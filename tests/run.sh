@@ -67,7 +67,7 @@ case "${1:-}" in
 '') ;;
 --long) hosts='host and not vm' ;;
 -h | --help) sed -n '4,9s/^# //p' "$0" && exit 0 ;;
---quick) lint; closing_pytest 'unit and contract tests' ;;
+--quick) lint; closing_pytest 'unit and contract tests' -n 2 --dist worksteal ;;
 --vm) exec pytest -m vm ;;
 --molecule)
     shift
@@ -81,7 +81,7 @@ case "${1:-}" in
 esac
 
 lint
-stage 'unit and contract tests' pytest
+stage 'unit and contract tests' pytest -n 2 --dist worksteal
 # Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
 stage 'molecule' run_molecule --all

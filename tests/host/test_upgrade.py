@@ -318,6 +318,8 @@ def test_rolled_back_packages_are_not_upgraded_silently(site: UpgradeSite, first
 
 @pytest.mark.long
 def test_the_commands_of_the_page_work(site: UpgradeSite, tmp_path: Path) -> None:
+    site.release()
+    site.declare(nvidia_container_toolkit_version=NEW_TOOLKIT)
     checkout = Checkout(tmp_path)
     checkout.declare(site.inventory, site.host.name, "gpu01")
     for command in page_commands.run_by("test_the_commands_of_the_page_work"):
@@ -327,6 +329,9 @@ def test_the_commands_of_the_page_work(site: UpgradeSite, tmp_path: Path) -> Non
             assert site.driver() == (NEW, NEW)
             assert site.measured_drivers() == {NEW}
     assert site.driver() == (OLD, OLD)
+    # The declared toolkit is newer than the previous one, so a run is refused until it is declared.
+    site.declare()
+    site.converge()
     assert site.measured_drivers() == {OLD}
 
 
