@@ -100,9 +100,10 @@ def test_an_error_names_the_variable_and_the_reason_at_its_root() -> None:
     assert str(caught.value).startswith(words)
 
 
-def test_a_role_without_a_plan_is_named() -> None:
-    with pytest.raises(AnsibleActionFail, match="role host_verify has no plan; expected plan"):
-        role_plans.load_module("host_verify")
+@pytest.mark.parametrize("role", ["host_verify", "ml_catalogue"])
+def test_a_role_without_a_plan_is_named(role: str) -> None:
+    with pytest.raises(AnsibleActionFail, match=f"role {role} has no plan; expected plan"):
+        role_plans.load_module(role)
     # Its processes still get all other roles.
     role_plans.preload()
 

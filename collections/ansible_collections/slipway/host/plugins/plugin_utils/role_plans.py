@@ -66,16 +66,21 @@ def preload() -> None:
 
 
 def load_module(name: str) -> Any:
-    """Return the module with the plan of a role."""
+    """Return the module with the plan of a role; raise AnsibleActionFail if the role has none."""
     try:
-        return importlib.import_module(f"{PACKAGE}.{name}")
+        module = importlib.import_module(f"{PACKAGE}.{name}")
     except ModuleNotFoundError as error:
         if error.name != f"{PACKAGE}.{name}":
             raise
+        module = None
+    # Such as ml_catalogue: other roles include it.
+    if not hasattr(module, "plan"):
         raise AnsibleActionFail(
             f"role {name} has no plan; expected plan(facts, options) in "
-            f"module_utils/roles/{name}.py of the collection slipway.host"
-        ) from None
+            f"module_utils/roles/{name}.py of the collection slipway.host. If slipway_roles names "
+            "the role, remove it there"
+        )
+    return module
 
 
 def read_options(role: roles.Role, variables: Mapping[str, Any], template: Template) -> Vars:
