@@ -146,6 +146,16 @@ RUN_BY: dict[str, tuple[str, ...]] = {
         "./slipway remove --check --limit gpu01",
         "./slipway remove --limit gpu01",
     ),
+    # tests/host/test_slurm.py
+    "test_commands_of_the_page_work_but_not_for_a_stranger": (
+        "sinfo --Node --format='%N %t %G'",
+        "srun --gres=gpu:1 python3 train.py",
+        "sbatch --gres=gpu:h100_pcie:2 --time=12:00:00 train.sh",
+        "squeue",
+        "scancel --user=alice",
+        "sudo scontrol update nodename=gpu02 state=drain reason='new GPU'",
+        "sudo scontrol update nodename=gpu02 state=resume",
+    ),
     # tests/host/test_upgrade.py
     "test_the_commands_of_the_page_work": (
         "ansible gpu01 -b -m slipway.host.gpu_info",

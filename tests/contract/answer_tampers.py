@@ -118,6 +118,10 @@ GIVEN = {
 CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "modules": ({"name": "nvidia", "version": "580.1"}, {"modules": {"nvidia": "580.1"}}),
     "modules absent": ({"name": "nouveau", "state": "absent"}, {"modules": {"nouveau": None}}),
+    "munge_keys": (
+        {"path": "/key", "digest": "d", "managed": True, "key_host": "gpu01"},
+        {"files": {"/key": ["file", "0400", "munge", "munge", "d", 101, 101]}},
+    ),
     "units": (
         {"name": "docker.service", "active": True, "packet_filter": True},
         {
@@ -274,6 +278,19 @@ def _projects() -> Iterator[AnswerTamper]:
         yield AnswerTamper("projects", field, title, change)
 
 
+def _munge_keys() -> Iterator[AnswerTamper]:
+    def change(position: int, value: str) -> Change:
+        return lambda answer: answer["files"]["/key"].__setitem__(position, value)
+
+    yield AnswerTamper(
+        *("munge_keys", "path", "missing"), lambda answer: answer["files"].update({"/key": None})
+    )
+    for position, (field, value) in enumerate(
+        [("type", "link"), ("mode", "0644"), ("owner", "alice"), ("group", "x"), ("digest", "x")]
+    ):
+        yield AnswerTamper("munge_keys", field, value, change(position, value))
+
+
 ANSWER_TAMPERS = (
     AnswerTamper("modules", "name", "not loaded", lambda a: a["modules"].update(nvidia=None)),
     AnswerTamper("modules", "version", "another one", lambda a: a["modules"].update(nvidia="1")),
@@ -284,6 +301,7 @@ ANSWER_TAMPERS = (
         lambda a: a["packet_filter"]["docker.service"]["missing"].append("bridge"),
     ),
     AnswerTamper("members", "devices", "not a member", lambda a: a["groups"]["render"][1].clear()),
+    *_munge_keys(),
     *_rootless(),
     *_images(),
     *_projects(),

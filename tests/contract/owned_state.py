@@ -37,6 +37,31 @@ INVENTORY: dict[str, Any] = {
     "user_access_shared_folders": [{"group": "lab"}],
     "user_access_limits": [{"applies_to": "@lab", "memlock": "unlimited"}],
     "host_metrics_folder": "/var/lib/prometheus/node-exporter",
+    "slurm_controller": "gpu01",
+    "slurm_nodes": ["gpu01"],
+    "hostvars": {
+        "gpu01": {
+            "ansible_facts": {
+                "slipway_slurm_node": {
+                    "hostname": "gpu01",
+                    "address": "192.0.2.11",
+                    "cpus": 8,
+                    "sockets": 1,
+                    "cores": 4,
+                    "threads": 2,
+                    "memory": 65536,
+                    "gpus": [[0, "NVIDIA H100"]],
+                    "reserved": [],
+                    "cgroup": True,
+                    "munge_key": "",
+                    "managed": False,
+                    "foreign": "",
+                    "nodes": {},
+                    "cluster": "",
+                }
+            }
+        }
+    },
     "ml_data_archives": [{"name": "pets", "url": "http://a.example.org/pets", "optional": True}],
     "ml_data_repositories": [
         {"name": "course", "url": "git@a.example.org:course", "revision": "v1"},

@@ -29,6 +29,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "units": frozenset({"name", "enabled", "active", "file", "reads", "packet_filter"}),
     "links": frozenset({"names", "target", "unhidden"}),
     "obstacles": frozenset({"holds"}),
+    "munge_keys": frozenset({"path", "digest", "type", "owner", "group", "mode"}),
     "engine_access": frozenset(),
     "datasets": frozenset(
         {"path", "type", "mode", "owner", "group", "places", "version", "names", "state"}
@@ -87,6 +88,7 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "users": "other ways to the engine are information",
     },
     "links": {"folder": "a missing folder has no links"},
+    "munge_keys": {"managed": "whether another key is a conflict", "key_host": "text for people"},
     "obstacles": {"path": "a missing file is no obstacle", "why": "text for people"},
     "datasets": {"offer": "a question to the server of an optional tree"},
     "checkouts": {

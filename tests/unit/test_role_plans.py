@@ -138,7 +138,8 @@ def test_a_plan_gets_the_address_of_the_host(
     stand_in = Plan(monkeypatch)
     assert role_plans.plan("docker_engine", variables, template, {"kernel": "6"}) == {"owned": {}}
     folder = str(roles.load("docker_engine").path)
-    own = {"address": address, "hosts": (), "role_path": folder}
+    own = {"address": address, "hosts": (), "groups": {}, "role_path": folder}
+    own["inventory_name"] = variables.get("inventory_hostname", "localhost")
     assert stand_in.facts == {"kernel": "6", **own}
     everyone = {**variables, "groups": {"all": ["gpu01", "gpu02"]}}
     role_plans.plan("docker_engine", everyone, template, {})

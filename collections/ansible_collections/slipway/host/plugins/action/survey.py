@@ -260,18 +260,7 @@ class ActionModule(ActionBase):
 
     def _template(self, name: str, variables: Vars, facts: Any) -> role_plans.Template:
         """Return a function that evaluates variables as in the tasks of a role."""
-        role = roles.load(name)
-
-        def template(value: Any) -> Any:
-            scope = {
-                **role.defaults,
-                **variables,
-                "ansible_facts": {**variables.get("ansible_facts", {}), "slipway": facts},
-                "role_path": str(role.path),
-            }
-            return self._templar.copy_with_new_env(available_variables=scope).template(value)
-
-        return template
+        return role_plans.role_template(self._templar, name, variables, facts)
 
     def _check_input(self, names: list[str], variables: Vars, facts: Any) -> None:
         """Fail on unknown variables and wrong values before the host is asked."""

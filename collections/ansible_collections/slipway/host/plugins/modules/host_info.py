@@ -53,7 +53,8 @@ ansible_facts:
         - distribution, distribution_version, distribution_major_version, distribution_release,
           architecture and kernel as Ansible spells them; docker_package (docker-ce, docker.io or
           empty); docker_snap, systemd and root (booleans); reachable (URL to boolean);
-          metrics_files (paths that the role host_metrics wrote).
+          metrics_files (paths that the role host_metrics wrote); slurm (whether the role slurm
+          manages the host).
       type: dict
 """
 

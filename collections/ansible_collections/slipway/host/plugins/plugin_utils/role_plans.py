@@ -34,8 +34,10 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     """Return the plan of a role for one host.
 
     VARIABLES are the variables of the host, not templated; TEMPLATE evaluates a value. FACTS is
-    ``ansible_facts['slipway']``; the plan also gets the ``address`` of the host, the names of all
-    ``hosts`` and the ``role_path`` on the controller. Raise AnsibleActionFail for invalid options.
+    ``ansible_facts['slipway']``; the plan also gets ``address`` and ``inventory_name`` of the host,
+    the names of all ``hosts``, the ``groups`` and the ``role_path`` on the controller. A module
+    with the name of a fact in FACT_OF_HOSTS gets this fact of all hosts in ``fact_of_hosts``. Raise
+    AnsibleActionFail for invalid options.
     """
     role = roles.load(name)
     module = load_module(name)
@@ -48,13 +50,51 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
         **(facts or {}),
         "address": evaluate("ansible_host", address, template),
         "hosts": variables.get("groups", {}).get("all", ()),
+        "groups": variables.get("groups", {}),
+        "inventory_name": variables.get("inventory_hostname", "localhost"),
         "role_path": str(role.path),
     }
+    if fact := getattr(module, "FACT_OF_HOSTS", ""):
+        host_facts["fact_of_hosts"] = FactOfHosts(fact, variables)
     try:
         return dict(module.plan(host_facts, options))
     except ValueError as error:
         # Ansible would repeat the message of each cause.
         raise AnsibleActionFail(f"role {name}: {error}") from None
+
+
+def role_template(templar: Any, name: str, variables: Vars, facts: Any) -> Template:
+    """Return a function that evaluates variables of a host as in the tasks of a role.
+
+    TEMPLAR is that of an action; FACTS is ``ansible_facts['slipway']``.
+    """
+    role = roles.load(name)
+
+    def template(value: Any) -> Any:
+        scope = {
+            **role.defaults,
+            **variables,
+            "ansible_facts": {**variables.get("ansible_facts", {}), "slipway": facts},
+            "role_path": str(role.path),
+        }
+        return templar.copy_with_new_env(available_variables=scope).template(value)
+
+    return template
+
+
+class FactOfHosts:
+    """One fact of all hosts. The variables of a host are read when its fact is asked for."""
+
+    def __init__(self, fact: str, variables: Mapping[str, Any]) -> None:
+        self.fact = fact
+        self.hostvars: Any = variables.get("hostvars", {})
+
+    def get(self, host: str) -> Any:
+        """Return the fact of a host, None if it is not known."""
+        if host not in self.hostvars:
+            return None
+        read = getattr(self.hostvars, "raw_get", self.hostvars.get)
+        return read(host).get("ansible_facts", {}).get(self.fact)
 
 
 def preload() -> None:

@@ -60,9 +60,10 @@ OWNED = ("files", "folders", "secrets", "mounts", "projects")
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``folder``, the ``projects`` for the module and the ``owned`` state of the role.
 
-    FACTS is ``ansible_facts['slipway']`` with the ``address`` of the host, OPTIONS the options of
-    the role and of ml_catalogue. Raise ServiceError, GpuError or DeclarationError for a project
-    that cannot run.
+    ``reserved_gpus`` are the GPUs, or parts of them, that services reserve. FACTS is
+    ``ansible_facts['slipway']`` with the ``address`` of the host, OPTIONS the options of the role
+    and of ml_catalogue. Raise ServiceError, GpuError or DeclarationError for a project that cannot
+    run.
     """
     build = ml_catalogue.choose_build(facts, options)
     arguments = frozenset(name for values in build.args.values() for name in values)
@@ -121,7 +122,8 @@ def assemble_projects(projects: Sequence[Project], host: Host) -> dict[str, Any]
         entry["projects"][0]["together"] = _parts(entry)
     owned = {kind: [item for entry in entries for item in entry[kind]] for kind in OWNED}
     owned["folders"].insert(0, {"path": FOLDER, "entries": [entry["name"] for entry in entries]})
-    return {"folder": FOLDER, "projects": entries, "owned": owned}
+    reserved = sorted({gpu for ids in gpus.values() for gpu in ids})
+    return {"folder": FOLDER, "projects": entries, "owned": owned, "reserved_gpus": reserved}
 
 
 def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[str, Any]:

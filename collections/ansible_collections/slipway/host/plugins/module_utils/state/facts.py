@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
 METRICS_RECORD = "/var/lib/slipway/metrics.json"
+SLURM_RECORD = "/var/lib/slipway/slurm"
 
 
 def _read_rollback() -> tuple[Json, bool]:
@@ -104,7 +105,8 @@ def ask_host() -> Json:
     ``docker_swarm`` whether the engine is part of a swarm, ``apt_sources`` what
     :func:`apt_sources.ask_sources` returns, ``gpu`` what :func:`gpu_facts.ask_gpus` returns,
     ``rolled_back`` the packages that the last rollback changed, ``rollback_interrupted`` whether
-    it did not finish, ``metrics_files`` the paths of the files of metrics that roles wrote.
+    it did not finish, ``metrics_files`` the paths of the files of metrics that roles wrote,
+    ``slurm`` whether the role slurm manages the host.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     rolled_back, interrupted = _read_rollback()
@@ -129,6 +131,7 @@ def ask_host() -> Json:
         "rolled_back": rolled_back,
         "rollback_interrupted": interrupted,
         "metrics_files": read_metrics_record(),
+        "slurm": os.path.isdir(SLURM_RECORD),
     }
 
 

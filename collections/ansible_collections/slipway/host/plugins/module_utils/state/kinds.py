@@ -25,6 +25,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     projects,
     rootless,
     service_files,
+    slurm,
     space,
     started,
     trees,
@@ -34,8 +35,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 # Those that answer questions themselves come first.
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
-    *(kernel_modules, links, listeners, packages, packet_filter, rootless, service_files, space),
-    *(started, trees, units, health_facts),
+    *(kernel_modules, links, listeners, packages, packet_filter, rootless, service_files, slurm),
+    *(space, started, trees, units, health_facts),
 )
 _OTHERS = (json_settings, keyrings, lines, projects)
 

@@ -1,0 +1,88 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action plugin of slipway.host.slurm_node: read a host as a node of a Slurm cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+# Must be the first import: it loads the modules below from byte code.
+from ansible_collections.slipway.host.plugins.plugin_utils import bytecode_cache  # noqa: F401
+
+# isort: split
+from ansible_collections.slipway.host.plugins.module_utils.roles import slurm
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    holds,
+    role_plans,
+    roles,
+)
+
+ARGUMENT_SPEC: dict[str, Any] = {}
+ROLE, SERVICES = "slurm", "ml_services"
+# munge accepts five minutes.
+MAX_SKEW_SECONDS = 240
+
+
+class ActionModule(ActionBase):
+    """Ansible's entry point."""
+
+    _requires_connection = True
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Read one host, see the documentation of slipway.host.slurm_node."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        self.validate_argument_spec(ARGUMENT_SPEC)
+        variables = task_vars or {}
+        template = role_plans.role_template(self._templar, ROLE, variables, None)
+        options = role_plans.read_options(roles.load(ROLE), variables, template)
+        is_declared = options["slurm_controller"] and options["slurm_state"] != "absent"
+        if not is_declared or holds.find_reason(variables, self._templar.template):
+            return {**result, "changed": False}
+        answer = ask_host.ask(self, {"slurm_nodes": ["/"]})
+        node = check_answer(answer["slurm_nodes"]["/"])
+        refuse_skew(node.pop("time") - time.time())
+        address = variables.get("ansible_host") or variables["inventory_hostname"]
+        node["address"] = options["slurm_address"] or role_plans.evaluate(
+            "ansible_host", address, template
+        )
+        template = role_plans.role_template(self._templar, SERVICES, variables, answer["facts"])
+        services = role_plans.plan(SERVICES, variables, template, answer["facts"])
+        # A part of a GPU reserves all of it: Slurm has whole GPUs.
+        node["reserved"] = sorted({int(gpu.split(":")[0]) for gpu in services["reserved_gpus"]})
+        return {**result, "changed": False, "ansible_facts": {slurm.FACT_OF_HOSTS: node}}
+
+
+def check_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer of a host; fail if a value has another type, which could be a setting.
+
+    The values become lines of slurm.conf on another host.
+    """
+    numbers = [answer[key] for key in ("cpus", "sockets", "cores", "threads", "memory")]
+    numbers += [minor for minor, _model in answer["gpus"]]
+    if not all(type(number) is int and number >= 0 for number in numbers) or not answer["cpus"]:
+        raise AnsibleActionFail(
+            "The host described its hardware with values that are no counts; expected numbers. "
+            "Check the host: somebody may have replaced its Python. Nothing was changed."
+        )
+    return {**answer, "cgroup": answer["cgroup"] is True, "time": float(answer["time"])}
+
+
+def refuse_skew(seconds: float) -> None:
+    """Fail if the clock of a host is so far from that of this machine that munge refuses it."""
+    if abs(seconds) > MAX_SKEW_SECONDS:
+        direction = "ahead of" if seconds > 0 else "behind"
+        raise AnsibleActionFail(
+            f"The clock of the host is {abs(seconds):.0f} s {direction} that of this machine; "
+            f"expected at most {MAX_SKEW_SECONDS} s, because munge refuses messages of the past. "
+            "Install a time service such as systemd-timesyncd on the host. Nothing was changed."
+        )

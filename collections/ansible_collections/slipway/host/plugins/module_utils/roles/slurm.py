@@ -1,0 +1,310 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan of the role slurm: a controller, nodes, and the munge key that they share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.slipway.host.plugins.module_utils.slurm import config
+from ansible_collections.slipway.host.plugins.module_utils.state import slurm as state
+
+# The fact of each host of the cluster, which the plan gets of all hosts: see role_plans.
+FACT_OF_HOSTS = "slipway_slurm_node"
+FILES = {name: f"/etc/slurm/{name}.conf" for name in ("slurm", "gres", "cgroup")}
+DROP_IN = "/etc/systemd/system/slurmd.service.d/slipway.conf"
+CONTROLLER, NODE = "controller", "node"
+PACKAGES = {
+    CONTROLLER: ("munge", "slurmctld", "slurm-client"),
+    NODE: ("munge", "slurmd", "slurm-client"),
+}
+UNITS = {CONTROLLER: ("munge", "slurmctld"), NODE: ("munge", "slurmd")}
+# The group of the inventory whose hardware a run reads before the survey.
+GROUP = "slurm"
+# What the packages leave when they are purged.
+LEFT = (
+    *("/etc/systemd/system/slurmd.service.d", "/etc/slurm", "/etc/munge", "/var/lib/slurm"),
+    *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
+)
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+_ADDRESS = re.compile(r"[A-Za-z0-9.:_-]+")
+_CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# Without a separator, YAML has read 12:00:00 as a number, and Slurm would read minutes.
+_TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}|UNLIMITED")
+_RESERVED = "default"
+
+
+class SlurmError(ValueError):
+    """The declaration of a cluster cannot be applied."""
+
+
+def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``owned`` state of the role, and its ``parts``: those of controller and node.
+
+    FACTS is ``ansible_facts['slipway']`` with ``inventory_name`` and ``fact_of_hosts``. ``leaves``
+    are the host names of nodes that leave the cluster, ``remove`` says whether this host leaves it.
+    Raise SlurmError for a declaration that cannot be applied.
+    """
+    controller, name = options["slurm_controller"], facts["inventory_name"]
+    declared = options["slurm_nodes"] or facts.get("groups", {}).get(GROUP, ())
+    hosts = list(dict.fromkeys(declared))
+    is_member = name == controller or name in hosts
+    if options["slurm_state"] == "absent" or (controller and not is_member):
+        return _plan(remove=True, owned=_removal() if facts.get("slurm") else {})
+    if not controller:
+        return _plan()
+    known: Mapping[str, Any] = facts["fact_of_hosts"]
+    _check(options, hosts)
+    nodes = {host: _find_node(host, known, controller) for host in (name, controller)}
+    if nodes[name]["foreign"]:
+        return _plan(owned={"obstacles": [_foreign(nodes[name]["foreign"])]})
+    _check_move(nodes[name], options, is_controller=name == controller)
+    if nodes[controller]["foreign"]:
+        # The run of the controller reports the conflict.
+        return _plan()
+    key = _key(nodes[name], nodes[controller], controller, is_controller=name == controller)
+    if key["foreign"]:
+        return _plan(owned={"munge_keys": [key["entry"]]})
+    parts: dict[str, Any] = {}
+    if name == controller:
+        nodes.update({host: _find_node(host, known, controller) for host in hosts})
+        parts[CONTROLLER] = _controller(facts, options, nodes, hosts)
+    if name in hosts:
+        parts[NODE] = _node(nodes[name], nodes[controller])
+    owned = _merge([{"munge_keys": [key["entry"]]}, *parts.values()])
+    return _plan(
+        owned=owned,
+        parts=parts,
+        leaves=[
+            node["hostname"] for host, node in nodes[name]["nodes"].items() if host not in hosts
+        ],
+    )
+
+
+def _plan(
+    owned: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
+    leaves: Sequence[str] = (),
+    remove: bool = False,
+) -> dict[str, Any]:
+    return {
+        "owned": {"refused": [], **(owned or {})},
+        "parts": parts or {},
+        "leaves": [*leaves],
+        "remove": remove,
+    }
+
+
+def _find_node(host: str, known: Mapping[str, Any], controller: str) -> Mapping[str, Any]:
+    """Return a host as a node; raise SlurmError if nothing is known about its hardware."""
+    recorded = (known.get(controller) or {}).get("nodes", {})
+    node: Mapping[str, Any] | None = known.get(host) or recorded.get(host)
+    if node is None:
+        raise SlurmError(
+            f"the hardware of host {host} is unknown; expected facts of each host of the cluster. "
+            f"Add {host} to the group slurm, and run './slipway plan' once without --limit"
+        )
+    return node
+
+
+def _check_move(node: Mapping[str, Any], options: Mapping[str, Any], is_controller: bool) -> None:
+    """Raise SlurmError if this controller would lose its jobs."""
+    remedy = "Change it back, or remove the cluster first with slurm_state: absent"
+    if node["nodes"] and not is_controller:
+        raise SlurmError(
+            f"slurm_controller: found {options['slurm_controller']}; expected this host, which has "
+            f"the jobs of the cluster. {remedy}"
+        )
+    cluster = options["slurm_cluster_name"]
+    if is_controller and node["cluster"] not in ("", cluster):
+        raise SlurmError(
+            f"slurm_cluster_name: found {cluster!r}; expected {node['cluster']!r}, the name in the "
+            f"records of jobs. {remedy}"
+        )
+
+
+def _key(
+    node: Mapping[str, Any], source: Mapping[str, Any], key_host: str, is_controller: bool
+) -> dict[str, Any]:
+    """Return the ``entry`` of the munge key, and whether it is the ``foreign`` key of others."""
+    entry = {
+        "path": state.MUNGE_KEY,
+        "digest": source["munge_key"],
+        "managed": is_controller or node["managed"],
+        "key_host": key_host,
+    }
+    differs = node["munge_key"] not in ("", source["munge_key"])
+    return {"entry": entry, "foreign": differs and not entry["managed"]}
+
+
+def _foreign(path: str) -> dict[str, Any]:
+    if path == state.DAEMON_OPTIONS:
+        remedy = "Remove the line from the file"
+        found, holds = (
+            "SLURMD_OPTIONS, which replaces the options of Slipway",
+            r"^\s*SLURMD_OPTIONS=",
+        )
+    else:
+        remedy = "Remove that Slurm from the host, or remove the host from the cluster"
+        found, holds = "the configuration of a Slurm that Slipway did not install", r"\A"
+    why = f"{path}: found {found}; expected none. {remedy}, then run again"
+    return {"path": path, "holds": holds, "why": why}
+
+
+def _controller(
+    facts: Mapping[str, Any],
+    options: Mapping[str, Any],
+    nodes: Mapping[str, Any],
+    hosts: Sequence[str],
+) -> dict[str, Any]:
+    """Return what the controller owns."""
+    members = {host: nodes[host] for host in hosts}
+    controller = nodes[options["slurm_controller"]]
+    _check_hosts({**members, options["slurm_controller"]: controller})
+    release = facts.get("distribution_release", "")
+    contents = {
+        "slurm": config.slurm_conf(
+            options["slurm_cluster_name"], controller, members, options["slurm_partitions"]
+        ),
+        "gres": config.gres_conf(members),
+        "cgroup": config.cgroup_conf(members, release),
+    }
+    recorded = {host: {key: node[key] for key in state.RECORDED} for host, node in members.items()}
+    restart = "systemctl restart slurmctld && " if release in config.OLD_RELEASES else ""
+    files = " ".join(FILES.values())
+    return {
+        "files": [
+            _state_folder(),
+            {"path": state.NODES, "content": json.dumps(recorded, indent=1, sort_keys=True) + "\n"},
+            *({"path": path, "content": contents[name]} for name, path in FILES.items()),
+        ],
+        "packages": [{"name": name} for name in PACKAGES[CONTROLLER]],
+        "units": _units(CONTROLLER),
+        "derived": [{"path": state.APPLIED, "since": list(FILES.values()), "required": True}],
+        "apply": ["sh", "-c", f"{restart}scontrol reconfigure && cat {files} >{state.APPLIED}"],
+    }
+
+
+def _node(node: Mapping[str, Any], controller: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a node owns, and whether it fetches the key of the controller."""
+    return {
+        "fetches_key": node["munge_key"] != controller["munge_key"] != "",
+        "files": [
+            _state_folder(),
+            {"path": DROP_IN, "content": config.daemon_drop_in(controller)},
+        ],
+        "packages": [{"name": name} for name in PACKAGES[NODE]],
+        "units": _units(NODE),
+    }
+
+
+def _state_folder() -> dict[str, Any]:
+    return {"path": state.STATE_FOLDER, "state": "directory", "mode": "0700"}
+
+
+def _units(part: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": f"{name}.service",
+            "enabled": True,
+            "active": True,
+            "reads": [state.MUNGE_KEY] if name == "munge" else [],
+            **({"unit_files": [DROP_IN]} if name == "slurmd" else {}),
+        }
+        for name in UNITS[part]
+    ]
+
+
+def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the owned state of several parts, each entry once."""
+    kinds = ("munge_keys", "files", "packages", "units", "derived")
+    return {
+        kind: list({json.dumps(one): one for part in parts for one in part.get(kind, ())}.values())
+        for kind in kinds
+    }
+
+
+def _removal() -> dict[str, Any]:
+    names = dict.fromkeys((*PACKAGES[CONTROLLER], *PACKAGES[NODE]))
+    return {
+        "packages": [{"name": name, "state": "absent"} for name in names],
+        "files": [{"path": path, "state": "absent"} for path in LEFT],
+    }
+
+
+def _check(options: Mapping[str, Any], hosts: Sequence[str]) -> None:
+    """Raise SlurmError for options that cannot be applied."""
+    cluster = options["slurm_cluster_name"]
+    if not _CLUSTER.fullmatch(cluster):
+        raise SlurmError(
+            f"slurm_cluster_name: found {cluster!r}; expected 1 to 40 lower-case letters, digits, "
+            "'_' and '-'. Change the name"
+        )
+    if not hosts:
+        raise SlurmError(
+            "slurm_nodes: found no hosts; expected the hosts that run jobs. Add hosts to the group "
+            "slurm, or set slurm_nodes"
+        )
+    partitions = options["slurm_partitions"]
+    names = [partition["name"] for partition in partitions]
+    if len(set(names)) < len(names) or not names:
+        raise SlurmError(
+            f"slurm_partitions: found {', '.join(names) or 'none'}; expected at least one "
+            "partition, each name once. Change the list"
+        )
+    for partition in partitions:
+        _check_partition(partition, hosts)
+
+
+def _check_partition(partition: Mapping[str, Any], hosts: Sequence[str]) -> None:
+    name = partition["name"]
+    where = f"slurm_partitions: partition {name!r}"
+    if not _NAME.fullmatch(name) or name.lower() == _RESERVED:
+        raise SlurmError(
+            f"{where}: invalid name; expected letters, digits, '.', '_' and '-', other than "
+            "DEFAULT. Change the name"
+        )
+    for key in ("default_time", "max_time"):
+        if not _TIME.fullmatch(partition[key]):
+            raise SlurmError(
+                f"{where}: {key} is {partition[key]!r}; expected a time such as '1-12:00:00' or "
+                "'12:00:00' in quotes, or UNLIMITED. Change the time"
+            )
+    for host in partition.get("nodes") or ():
+        if host not in hosts:
+            raise SlurmError(
+                f"{where}: node {host} is not in slurm_nodes; expected hosts of the cluster. "
+                "Correct the list"
+            )
+    for group in partition.get("groups") or ():
+        if re.search(r"[\s,=#]", group) or not group:
+            raise SlurmError(
+                f"{where}: group {group!r} has a character that slurm.conf cannot have; expected "
+                "the name of a group. Change the group"
+            )
+
+
+def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise SlurmError for names and addresses that slurm.conf cannot have."""
+    owners: dict[str, str] = {}
+    for host, node in nodes.items():
+        hostname, address = node["hostname"], node["address"]
+        if not _NAME.fullmatch(hostname) or hostname.lower() in (_RESERVED, "all"):
+            raise SlurmError(
+                f"host {host}: its host name is {hostname!r}; expected letters, digits and '-'. "
+                "Set another one with hostnamectl"
+            )
+        if not _ADDRESS.fullmatch(address):
+            raise SlurmError(
+                f"host {host}: slurm_address is {address!r}; expected an address or a name. "
+                "Change the address"
+            )
+        # Slurm compares host names without regard to case.
+        if owners.setdefault(hostname.lower(), host) != host:
+            raise SlurmError(
+                f"hosts {owners[hostname.lower()]} and {host} have the host name {hostname}; "
+                "expected one name for each host. Set another one with hostnamectl"
+            )

@@ -1,0 +1,150 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files slurm.conf, gres.conf and cgroup.conf of a cluster.
+
+PRIVATE to the collection. A node is a mapping as :func:`state.slurm.ask_node` returns it, with
+``address`` and ``reserved`` (numbers of GPUs that services reserve, counted from 0 in the order of
+``gpus``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+Node: TypeAlias = Mapping[str, Any]
+
+WRITTEN_BY = "# Written by Slipway's role slurm.\n"
+PORT = 6817
+# Slurm drains a node that has less memory than declared. The rest is for the system, and kernels
+# differ in what they keep for themselves.
+OFFERED_PERCENT, MEMORY_STEP = 95, 256
+# Releases of distributions whose Slurm is older than 23.11: it needs a restart for added nodes, and
+# has no setting for hosts without control groups.
+OLD_RELEASES = ("jammy", "bookworm")
+# The same on every cluster. Jobs keep running while a daemon restarts. Reasons: `enable_configless`
+# gives the nodes their configuration, `ReturnToService=2` takes a rebooted node back.
+COMMON = """SlurmUser=slurm
+AuthType=auth/munge
+SlurmctldParameters=enable_configless
+StateSaveLocation=/var/lib/slurm/slurmctld
+SlurmdSpoolDir=/var/lib/slurm/slurmd
+SlurmctldLogFile=/var/log/slurm/slurmctld.log
+SlurmdLogFile=/var/log/slurm/slurmd.log
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/filetxt
+JobCompLoc=/var/log/slurm/jobcomp.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+ReturnToService=2
+"""
+
+
+def offered_memory(node: Node) -> int:
+    """Return the memory of a node for jobs, in MiB."""
+    offered: int = node["memory"] * OFFERED_PERCENT // 100
+    return max(offered // MEMORY_STEP * MEMORY_STEP, 1)
+
+
+def gpu_type(model: str) -> str:
+    """Return the type of a GPU model, such as ``h100_pcie`` of ``NVIDIA H100 PCIe``."""
+    return re.sub(r"[^a-z0-9.-]+", "_", model.lower().removeprefix("nvidia ")).strip("_")
+
+
+def offered_gpus(node: Node) -> dict[str, list[int]]:
+    """Return the device numbers of the GPUs for jobs by their type, which may be empty."""
+    offered: dict[str, list[int]] = {}
+    for number, (minor, model) in enumerate(node["gpus"]):
+        if number not in node["reserved"]:
+            offered.setdefault(gpu_type(model), []).append(minor)
+    return offered
+
+
+def node_line(node: Node) -> str:
+    """Return the line of a node in slurm.conf."""
+    words = [f"NodeName={node['hostname']}", f"NodeAddr={node['address']}", f"CPUs={node['cpus']}"]
+    if node["sockets"]:
+        words += [
+            f"Sockets={node['sockets']}",
+            f"CoresPerSocket={node['cores']}",
+            f"ThreadsPerCore={node['threads']}",
+        ]
+    words.append(f"RealMemory={offered_memory(node)}")
+    counts = [
+        ":".join(filter(None, ("gpu", type_, str(len(minors)))))
+        for type_, minors in offered_gpus(node).items()
+    ]
+    return " ".join([*words, *([f"Gres={','.join(counts)}"] if counts else [])])
+
+
+def partition_line(partition: Mapping[str, Any], nodes: Mapping[str, Node]) -> str:
+    """Return the line of a partition in slurm.conf; NODES are all nodes by their hosts."""
+    hosts = partition.get("nodes") or list(nodes)
+    words = [
+        f"PartitionName={partition['name']}",
+        f"Nodes={','.join(nodes[host]['hostname'] for host in hosts)}",
+        f"Default={'YES' if partition.get('default') else 'NO'}",
+        f"DefaultTime={partition['default_time']}",
+        f"MaxTime={partition['max_time']}",
+    ]
+    groups = partition.get("groups")
+    return " ".join([*words, *([f"AllowGroups={','.join(groups)}"] if groups else [])])
+
+
+def slurm_conf(
+    cluster: str, controller: Node, nodes: Mapping[str, Node], partitions: Sequence[Node]
+) -> str:
+    """Return slurm.conf of a CLUSTER; NODES are by the names of their hosts."""
+    cgroup = uses_cgroup(nodes)
+    per_cpu = min(offered_memory(node) // node["cpus"] for node in nodes.values())
+    lines = [
+        f"ClusterName={cluster}",
+        f"SlurmctldHost={controller['hostname']}({controller['address']})",
+        f"ProctrackType=proctrack/{'cgroup' if cgroup else 'linuxproc'}",
+        f"TaskPlugin={'task/cgroup,' if cgroup else ''}task/affinity",
+        f"DefMemPerCPU={max(per_cpu, 1)}",
+        *(node_line(node) for node in nodes.values()),
+        *(partition_line(partition, nodes) for partition in partitions),
+    ]
+    return WRITTEN_BY + COMMON + "".join(f"{line}\n" for line in lines)
+
+
+def uses_cgroup(nodes: Mapping[str, Node]) -> bool:
+    """Return whether control groups limit jobs: all nodes must have them."""
+    return all(node["cgroup"] for node in nodes.values())
+
+
+def gres_conf(nodes: Mapping[str, Node]) -> str:
+    """Return gres.conf: the device files of the GPUs of each node."""
+    return WRITTEN_BY + "".join(f"{line}\n" for line in _gres_lines(nodes))
+
+
+def _gres_lines(nodes: Mapping[str, Node]) -> Iterator[str]:
+    for node in nodes.values():
+        for type_, minors in offered_gpus(node).items():
+            type_word = f" Type={type_}" if type_ else ""
+            for minor in minors:
+                yield f"NodeName={node['hostname']} Name=gpu{type_word} File=/dev/nvidia{minor}"
+
+
+def cgroup_conf(nodes: Mapping[str, Node], release: str) -> str:
+    """Return cgroup.conf; RELEASE is the codename of the controller's distribution."""
+    if uses_cgroup(nodes):
+        return f"{WRITTEN_BY}ConstrainCores=yes\nConstrainDevices=yes\nConstrainRAMSpace=yes\n"
+    return WRITTEN_BY + ("" if release in OLD_RELEASES else "CgroupPlugin=disabled\n")
+
+
+def daemon_drop_in(controller: Node) -> str:
+    """Return the drop-in of slurmd.service: its configuration comes from the CONTROLLER.
+
+    The empty condition clears that of older packages, which wait for a local slurm.conf.
+    """
+    return (
+        f"{WRITTEN_BY}[Unit]\nConditionPathExists=\nStartLimitIntervalSec=0\n[Service]\n"
+        f'Environment="SLURMD_OPTIONS=--conf-server {controller["address"]}:{PORT}"\n'
+        "Restart=on-failure\nRestartSec=10\n"
+    )

@@ -1,0 +1,243 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role slurm on two hosts: a cluster from bare hosts, its jobs, attacks, and its removal.
+
+The GPUs are device files, and the description of the driver in /proc is simulated. Slurm, munge and
+the jobs are real. The hosts are containers without controllers for control groups, so that Slurm
+follows the processes of jobs by /proc.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from lab.host_spec import HostSpec
+from lab.hosts import Group
+from tests import page_commands
+from tests.host.conftest import ROOT, Named, Site
+from tests.host.test_removal import Found, look
+from tests.host.test_remove import remove
+
+pytestmark = pytest.mark.host
+
+CONF, KEY = "/etc/slurm/slurm.conf", "/etc/munge/munge.key"
+PARTITION = {"name": "main", "default": True, "default_time": "1:00:00", "max_time": "8:00:00"}
+# Other packages suggest these libraries of munge, so that apt keeps them.
+STAYS = {"libgcrypt20 installed", "libgpg-error0 installed"}
+# Repeats a command for up to a minute.
+WAIT = "for _ in $(seq 300); do if %s; then exit; fi; sleep 0.2; done; exit 1"
+# A host with two GPUs, one user with the same number everywhere, and one user of this host alone.
+PREPARE = """
+mount -t tmpfs none /proc/driver
+for gpu in 0 1; do
+    mknod -m 0666 /dev/nvidia$gpu c 1 3
+    mkdir -p /proc/driver/nvidia/gpus/0000:0$gpu:00.0
+    printf 'Model: \\t\\t NVIDIA H100 PCIe\\nDevice Minor: \\t %s\\n' $gpu \
+        >/proc/driver/nvidia/gpus/0000:0$gpu:00.0/information
+done
+useradd --create-home --uid 2001 alice
+apt-get -qq update
+"""
+
+
+class Cluster(Site):
+    """The controller, which is a node too; ``node`` is the other host."""
+
+    extra = {"slipway_roles": ["slurm"]}
+    node: Site
+
+    def declare_cluster(self, partition: Mapping[str, Any] = PARTITION, **more: Any) -> None:
+        """Write the inventory of both hosts. Slurm cannot have its name of the controller."""
+        hosts = {"Head.example_1": self.connection, "node": self.node.connection}
+        variables = {
+            "slurm_controller": "Head.example_1",
+            "slurm_partitions": [partition],
+            **more,
+        }
+        inventory = {"slurm": {"hosts": hosts, "vars": variables}}
+        self.inventory.write_text(yaml.safe_dump(inventory))
+
+    def submit(self, script: str, *options: str) -> str:
+        """Submit a job of alice and return its number."""
+        words = " ".join(options)
+        command = f"cd /tmp; runuser -u alice -- sbatch --parsable {words} --wrap='{script}'"
+        return self.on(command)
+
+    def state(self, job: str) -> str:
+        """Return the state of a job, such as ``RUNNING``."""
+        return self.on(f"scontrol --oneliner show job {job} | grep -o 'JobState=[A-Z]*'")[9:]
+
+    def wait_for(self, job: str, state: str) -> None:
+        """Wait until a job has a state."""
+        self.on(WAIT % f"scontrol show job {job} | grep -q JobState={state}")
+
+    def slipway(self, verb: str, *arguments: str) -> str:
+        """Run a command of the project, which must succeed; return what it printed."""
+        command = [str(ROOT / "slipway"), verb, "-i", str(self.inventory), *arguments]
+        extra = ["-e", json.dumps(self.extra)]
+        done = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    group = Group("pytest-slurm")
+    group.remove()
+    folder = tmp_path_factory.mktemp("slurm")
+    cluster = Cluster(group.ensure(HostSpec("head")), folder)
+    cluster.node = Site(group.ensure(HostSpec("node")), folder)
+    for site in (cluster, cluster.node):
+        site.on(PREPARE)
+    cluster.declare_cluster()
+    yield cluster
+    group.remove()
+
+
+@pytest.fixture(scope="module")
+def before(bare: Cluster) -> tuple[Found, Found]:
+    """Both hosts before the first run."""
+    return look(bare), look(bare.node)
+
+
+@pytest.fixture(scope="module")
+def cluster(bare: Cluster, before: tuple[Found, Found]) -> Cluster:
+    run = bare.run("site.yml", "-vvv", "--diff")
+    assert run.status == "successful", run.output
+    # The key of munge is in no output and no log of the hosts.
+    for encoding in ("base64 -w0", "od -An -v -tx1 | tr -d ' \\n'"):
+        key = bare.on(f"cat {KEY} | {encoding}")
+        assert len(key) > 100
+        assert key[:40] not in run.output
+        assert key[:40] not in json.dumps(list(run.events), default=str)
+        for site in (bare, bare.node):
+            assert key[:40] not in site.on("journalctl --no-pager --output=cat")
+    return bare
+
+
+def test_slurm_of_somebody_else_and_a_foreign_key_are_conflicts(
+    bare: Cluster, before: tuple[Found, Found]
+) -> None:
+    bare.node.on(f"mkdir -p /etc/slurm; echo ClusterName=theirs >{CONF}")
+    bare.on("mkdir -m 0700 /etc/munge")
+    limited = bare.run("site.yml", "--limit", "node")
+    assert limited.status == "failed"
+    assert "the hardware of host Head.example_1 is unknown" in limited.output
+    run = bare.run("site.yml", "--check")
+    assert run.status == "failed"
+    assert f"{CONF}: found the configuration of a Slurm that Slipway did not install" in run.output
+    assert bare.node.on(f"cat {CONF}") == "ClusterName=theirs"
+    bare.node.on(f"rm -r /etc/slurm; mkdir /etc/munge; echo theirs >{KEY}")
+    _status, planned = bare.plan()
+    assert ("slurm", "munge_keys", KEY) in planned
+    assert bare.node.on(f"cat {KEY}") == "theirs"
+    for site in (bare, bare.node):
+        site.on("rm -r /etc/munge")
+
+
+def test_a_check_of_bare_hosts_changes_nothing(bare: Cluster, before: tuple[Found, Found]) -> None:
+    run = bare.run("site.yml", "--check", "--diff")
+    assert run.status == "successful", run.output
+    assert "slurm: Install the packages of the node" in run.changed()
+    assert look(bare).since(before[0]) == []
+    assert look(bare.node).since(before[1]) == []
+
+
+def test_the_nodes_are_idle_and_a_second_run_changes_nothing(cluster: Cluster) -> None:
+    found = cluster.node.on("sinfo --noheader --Node --format='%N %t %G'").split("\n")
+    assert [line.strip() for line in found] == [
+        "head idle gpu:h100_pcie:2",
+        "node idle gpu:h100_pcie:2",
+    ]
+    assert cluster.on(f"stat -c '%U %G %a' {KEY}") == "munge munge 400"
+    assert cluster.on(f"sha256sum {KEY}") == cluster.node.on(f"sha256sum {KEY}")
+    assert cluster.plan() == (0, set())
+    assert cluster.converge(slipway_survey=False).changed() == set()
+
+
+def test_jobs_wait_for_gpus_and_survive_a_new_limit(cluster: Cluster) -> None:
+    jobs = [cluster.submit("sleep 3600", "--gres=gpu:2") for _number in range(3)]
+    for job in jobs[:2]:
+        cluster.wait_for(job, "RUNNING")
+    assert cluster.state(jobs[2]) == "PENDING"
+    cluster.declare_cluster({**PARTITION, "max_time": "2-00:00:00"})
+    assert cluster.plan() == (2, {("slurm", "files", CONF)})
+    assert cluster.converge().changed() == {
+        "slurm: Write the configuration of Slurm",
+        "slurm: Apply the configuration",
+    }
+    limit = "grep -o MaxTime=2-00:00:00"
+    assert cluster.on(f"scontrol show partition main | {limit}")
+    cluster.node.on(WAIT % f"{limit} /run/slurm/conf/slurm.conf")
+    assert [cluster.state(job) for job in jobs] == ["RUNNING", "RUNNING", "PENDING"]
+    for restart in ("slurmctld slurmd", "slurmd"):
+        (cluster if "slurmctld" in restart else cluster.node).on(f"systemctl restart {restart}")
+    cluster.on(f"scancel {jobs[0]}")
+    cluster.wait_for(jobs[2], "RUNNING")
+    assert cluster.state(jobs[1]) == "RUNNING"
+    assert cluster.plan() == (0, set())
+    cluster.on(f"scancel {' '.join(jobs[1:])}")
+
+
+def test_commands_of_the_page_work_but_not_for_a_stranger(cluster: Cluster) -> None:
+    for site in (cluster, cluster.node):
+        site.on(
+            "cd /home/alice; printf '#!/bin/sh\\nsleep 60\\n' >train.sh; "
+            "echo 'import os; print(os.environ[\"CUDA_VISIBLE_DEVICES\"])' >train.py"
+        )
+    written = {}
+    for command in page_commands.run_by("test_commands_of_the_page_work_but_not_for_a_stranger"):
+        script = command.removeprefix("sudo ").replace("gpu02", "node")
+        user = "root" if script != command.replace("gpu02", "node") else "alice"
+        written[command.split()[0]] = cluster.node.on(
+            f"cd /home/alice; runuser -u {user} -- {script}"
+        )
+    assert written["srun"] == "0"
+    assert "train.sh" in written["squeue"]
+    cluster.node.on("useradd stranger")
+    refused = "sudo sh -c 'cd /tmp; runuser -u stranger -- srun true'"
+    done = cluster.node.try_as(cluster.node.host.user, refused)
+    assert done.returncode != 0
+    assert "error" in done.stderr
+    cluster.node.on("userdel stranger")
+
+
+def test_a_wrong_key_is_drift_and_repaired(cluster: Cluster) -> None:
+    cluster.node.on(f"head -c 128 /dev/urandom >{KEY}; systemctl restart munge")
+    named: Named = {("slurm", "munge_keys", KEY)}
+    assert cluster.plan() == (2, named)
+    output = cluster.slipway("site", "--limit", "node")
+    assert "changed node: slurm: Write the munge key" in output
+    assert "changed node: slurm: Enable and start slurmd" in output
+    assert "changed Head" not in output
+    assert cluster.plan() == (0, set())
+    assert cluster.node.on("cd /tmp; runuser -u alice -- srun -w head hostname") == "head"
+
+
+def test_a_job_delays_the_removal_which_then_leaves_nothing(
+    cluster: Cluster, before: tuple[Found, Found]
+) -> None:
+    job = cluster.submit("sleep 3600", "--nodelist=node")
+    cluster.wait_for(job, "RUNNING")
+    cluster.declare_cluster(slurm_nodes=["Head.example_1"])
+    leaving = cluster.run("site.yml")
+    assert leaving.status == "failed"
+    assert f"slurm_nodes: found running jobs {job} on node" in leaving.output
+    assert cluster.state(job) == "RUNNING"
+    stopped = remove(cluster, "--yes", "--limit", "node")
+    assert "slurm: found running jobs on node" in stopped.stdout
+    assert cluster.state(job) == "RUNNING"
+    cluster.on(f"scancel {job}")
+    cluster.node.on(WAIT % "! pgrep slurmstepd")
+    done = remove(cluster, "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for site, earlier in ((cluster, before[0]), (cluster.node, before[1])):
+        assert set(look(site).since(earlier)) <= STAYS
+        left = "/var/lib/slipway/slurm /var/lib/slurm /var/log/slurm /var/lib/munge /var/log/munge"
+        assert site.on(f"ls -d {left} || true") == ""
