@@ -38,8 +38,9 @@ PACKAGES = (
 
 # Runs as root in the new base. Each host creates its own host keys and machine ID at its first
 # boot. modules-load and sysctl are masked because in a container they would change the kernel of
-# this machine; apt's timers are disabled because they would take apt's lock during a test. dpkg does
-# not wait for the disk: no host survives a power failure, and an installation takes a third less.
+# this machine; apt's timers are disabled because they would take apt's lock during a test. dpkg
+# does not wait for the disk: no host survives a power failure, and an installation takes a third
+# less.
 # Debian already has a group with the user's name, hence --gid.
 SERVER_SCRIPT = f"""
 set -eu
