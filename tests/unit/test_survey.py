@@ -22,6 +22,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     host_command,
     role_plans,
 )
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 from tests.unit.gpu_facts import facts
@@ -195,6 +196,32 @@ def test_without_remembered_facts_the_host_is_asked_for_them_first(run: Run, hos
     assert keys == set()
     assert len(reach) == 1 and reach[0].endswith("/gpg")
     assert nowhere == []
+
+
+def test_a_fresh_host_is_asked_for_servers_that_an_earlier_run_left_out(
+    run: Run, host: Host
+) -> None:
+    fresh = {**HOST, "docker_package": "", "docker_version": "", "reachable": {}}
+    host.known = [fresh]
+    run(remembered=fresh, roles=["docker_engine"])
+    ((_keys, (url,)), *_others) = host.asked
+    answered = {**fresh, "reachable": {url.replace("{distribution}", "ubuntu"): False}}
+    host.known, host.asked = [answered], []
+    run(remembered=answered, roles=["docker_engine"])
+    assert not [reach for _keys, reach in host.asked if reach]
+
+
+def test_with_a_bundle_no_vendor_is_chosen_because_of_an_earlier_run(
+    run: Run, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "https://download.docker.com/linux/ubuntu/gpg"
+    fresh = {**HOST, "docker_package": "", "docker_version": "", "reachable": {url: True}}
+    host.known = [{**fresh, "reachable": {}}]
+    monkeypatch.setattr(declared, "open_packages", lambda *_words: "bundle")
+    monkeypatch.setattr(declared, "refuse_missing_packages", lambda *_words: None)
+    result = run(remembered=fresh, roles=["docker_engine"])
+    assert result["ansible_facts"]["slipway"]["reachable"] == {}
+    assert "keyrings" not in {one["kind"] for one in result["differences"]["docker_engine"]}
 
 
 def test_facts_that_are_no_longer_true_are_asked_for_again(run: Run, host: Host) -> None:

@@ -185,7 +185,14 @@ class ActionModule(ActionBase):
         FACTS are the cached facts of an earlier run, or None. Owned state depends on facts, so a
         host whose facts have changed is asked again.
         """
-        cached, earlier = facts is not None, facts
+        earlier = facts
+        if facts is not None and self._packages:
+            facts = {**facts, "reachable": {}}
+        elif facts is not None and not facts["docker_package"]:
+            # Facts of a run with a bundle or other roles lack the answers of some servers.
+            urls = self._reachable_urls(names, variables, facts)
+            facts = facts if ask_host.knows_reachable(facts, urls) else None
+        cached = facts is not None
         for _attempt in range(ATTEMPTS):
             if facts is None:
                 cached = False

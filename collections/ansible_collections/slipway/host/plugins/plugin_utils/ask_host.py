@@ -76,6 +76,12 @@ def script(question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()) -> 
     )
 
 
+def knows_reachable(facts: Mapping[str, Any], urls: Sequence[str]) -> bool:
+    """Return whether FACTS say for each of URLS whether the host can reach it."""
+    distribution, known = facts["distribution"].lower(), facts.get("reachable", {})
+    return all(url.replace("{distribution}", distribution) in known for url in urls)
+
+
 def ask(
     action: ActionBase, question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()
 ) -> dict[str, Any]:
