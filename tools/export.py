@@ -135,7 +135,8 @@ def write(path: Path, text: str) -> None:
         return
     umask = os.umask(0o077)
     os.umask(umask)
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask
+    # ssh refuses a configuration that a group can write.
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644 & ~umask
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

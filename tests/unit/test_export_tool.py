@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.parsing.vault import EncryptedString
+from ansible_collections.slipway.host.plugins.action import connection_info
 from ansible_collections.slipway.host.plugins.plugin_utils.export import formats
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import store
 
@@ -56,7 +58,11 @@ def write_report(folder: Path, host: str) -> dict[str, Any]:
     return reports.read(store.file_name(host))
 
 
-def test_the_file_has_what_ansible_knows_and_no_secret(tmp_path: Path) -> None:
+def test_the_file_has_what_ansible_knows_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("ANSIBLE_LOG_PATH", str(log))
     report = write_report(tmp_path / "reports", "gpu04")
     connection = {
         "ansible_host": "{{ site }}.11",
@@ -73,7 +79,7 @@ def test_the_file_has_what_ansible_knows_and_no_secret(tmp_path: Path) -> None:
     gpus = report["overview"]["gpus"]
     held = {"slipway_hold": "disk swap"}
     hosts = {"gpu02": connection, "gpu01": {}, "gpu03": held, "gpu04": {}}
-    done = run(tmp_path, "ssh-config", **hosts)
+    done = run(tmp_path, "ssh-config", "-v", **hosts)
     assert done.returncode == 0, done.stderr
     assert done.stdout.partition("\n\n")[2] == (
         "Host gpu02\n    HostName 192.0.2.11\n    Port 2201\n    User ubuntu\n"
@@ -85,7 +91,9 @@ def test_the_file_has_what_ansible_knows_and_no_secret(tmp_path: Path) -> None:
         "    HostName gpu04\n"
     )
     assert "slipway: export: gpu03 is left out: held: disk swap.\n" in done.stderr
-    assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+    printed = done.stdout + done.stderr + log.read_text(encoding="utf-8")
+    assert "ok: [gpu02]" in printed
+    assert not [secret for secret in SECRETS if secret in printed]
     # The reports of the hosts are as before.
     assert [*(tmp_path / "reports").glob("*.json")] == [tmp_path / "reports/gpu04.json"]
     assert not (tmp_path / "reports/index.html").exists()
@@ -103,7 +111,11 @@ def test_the_file_has_what_ansible_knows_and_no_secret(tmp_path: Path) -> None:
         ),
         (
             {"ansible_ssh_common_args": "-o {{ vaulted }}", "vaulted": "!vault VAULT"},
-            "gpu01: ansible_ssh_common_args: found -o without a name and a value; expected ",
+            "gpu01: ansible_ssh_common_args: found a value encrypted with ",
+        ),
+        (
+            {"ansible_host": "{{ part }}.example.org", "part": "a-{{ x }}", "x": "!vault VAULT"},
+            "gpu01: ansible_host: found a value encrypted with ",
         ),
         ({"ansible_user": "a b"}, "gpu01: ansible_user: 'a b'; expected letters, digits and "),
     ],
@@ -190,6 +202,38 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         export.write(file, "half")
     assert file.read_text() == "new\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "link"]
+
+
+def test_a_group_cannot_write_a_new_file(tmp_path: Path) -> None:
+    umask = os.umask(0o002)
+    try:
+        export.write(tmp_path / "config", "text\n")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "config").stat().st_mode & 0o777 == 0o644
+
+
+def test_variables_in_templates_may_be_encrypted() -> None:
+    secret = EncryptedString(ciphertext="$ANSIBLE_VAULT;1.1;AES256\n61\n")
+    variables = {
+        "plain": "a",
+        "x": secret,
+        "deep": {"net": [secret], "name": "b"},
+        "circle": "{{ circle }} {{ plain }}",
+        "y": "{{ deep.net }}",
+    }
+    for value in (
+        secret,
+        "{{ x }}",
+        "a{{ x | lower }}",
+        "{{ deep.net[0] }}",
+        "{{ deep.name }} {{ y }}",
+        "{% if x %}",
+    ):
+        assert connection_info.is_encrypted(value, variables), value
+    readable = (None, 22, "x", "{{ plain }}", "{{ deep.name }}", "{{ circle }}", "{{ none }}")
+    for other in readable:
+        assert not connection_info.is_encrypted(other, variables), other
 
 
 def test_a_device_is_written_and_not_replaced(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ VARIABLES = (
     *("ansible_ssh_user", "ansible_private_key_file", "ansible_ssh_private_key_file"),
     *(f"ansible_{name}" for name in ARGUMENTS),
 )
+NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class ActionModule(ActionBase):
@@ -56,6 +58,8 @@ class ActionModule(ActionBase):
             position = list(variables["ansible_play_hosts_all"]).index(name)
             entry = {"host": name, "position": position, **found}
             file.write_text(json.dumps(entry), encoding="utf-8")
+            # Arguments of ssh may have secrets, and Ansible prints results with -v.
+            del found["connection"]
         return {**result, **found, "changed": False}
 
     def _read(self, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +69,9 @@ class ActionModule(ActionBase):
             return {"transport": transport}
         # The options of the connection do not show whether a value was encrypted.
         for name in VARIABLES:
-            value = self._templar.template(variables.get(name))
-            if VaultHelper.get_ciphertext(value, with_tags=False):
+            value = variables.get(name)
+            result = self._templar.template(value)
+            if is_encrypted(value, variables) or is_encrypted(result, {}):
                 raise AnsibleActionFail(
                     f"{name}: found a value encrypted with Ansible Vault; expected a value that "
                     "other tools may read. Set the variable without encryption."
@@ -77,3 +82,32 @@ class ActionModule(ActionBase):
             **{key: self._connection.get_option(option) for key, option in OPTIONS.items()},
             "arguments": " ".join(str(word) for word in words if word),
         }
+
+
+def is_encrypted(
+    value: object,
+    variables: Mapping[str, Any],
+    names: frozenset[str] = frozenset(),
+    seen: frozenset[str] = frozenset(),
+) -> bool:
+    """Return whether a value is encrypted with Ansible Vault, or a template that names such values.
+
+    VARIABLES of the host. NAMES: of a template, by which it reads keys of VALUE. SEEN: variables
+    that lead to VALUE.
+    """
+    if VaultHelper.get_ciphertext(value, with_tags=False):
+        return True
+    if isinstance(value, str) and "{" in value:
+        names = frozenset(NAME.findall(value))
+        return any(
+            is_encrypted(variables[name], variables, names, seen | {name})
+            for name in names - seen
+            if name in variables
+        )
+    if isinstance(value, Mapping):
+        return any(
+            is_encrypted(value[key], variables, names, seen) for key in names if key in value
+        )
+    if isinstance(value, list | tuple):
+        return any(is_encrypted(one, variables, names, seen) for one in value)
+    return False

@@ -12,12 +12,13 @@ short_description: Return how Ansible connects to a host
 description:
   - Evaluates the settings of the connection as Ansible does, from inventory, C(ansible.cfg),
     environment and command line. Does not connect to the host.
-  - Returns no passwords and no content of keys. Fails if a value is encrypted with C(!vault).
+  - Returns no password and no content of a key, except those that somebody wrote into the arguments
+    of ssh. Fails if a value, or a variable in its template, is encrypted with C(!vault).
 options:
   folder:
     description:
       - Folder on the controller for a file with the result as JSON, with the name of the host and
-        its position in the play.
+        its position in the play. Only its owner should be able to read the folder.
       - Without a folder, no file is written.
     type: path
 attributes:
@@ -44,7 +45,7 @@ hold:
   type: str
 connection:
   description: The connection. Empty if the host is held.
-  returned: always
+  returned: without O(folder)
   type: dict
   contains:
     transport:

@@ -177,8 +177,9 @@ def _path(name: str, path: str, folder: Path) -> str:
     absolute = path if not path or path.startswith("~") else str(folder / path)
     if REFUSED_IN_PATHS.search(absolute) or not absolute.isprintable():
         raise ExportError(
-            f"{name}: path of a key: {path!r}; expected a path without the characters "
-            '" \\ % $. Move the key, or link to it.'
+            # Without the value: it may be the content of a key.
+            f'{name}: path of a key: found one of the characters " \\ % $ or a control character; '
+            "expected a path without them. Move the key, or link to it."
         )
     return absolute
 
