@@ -128,8 +128,11 @@ def test_a_batch_is_verified_before_the_next_one_begins(
     assert sorted(order_of(said, "end")) == [*"abcde"]
 
 
-def test_a_declared_builder_is_in_the_first_batch(tmp_path: Path) -> None:
-    said = run_site(tmp_path, inventory={"ml_images_builder": ["d"]}, slipway_serial=1)
+@pytest.mark.parametrize("variables", [{"ml_images_builder": ["d"]}, {"slurm_controller": "d"}])
+def test_a_host_that_others_need_is_in_the_first_batch(
+    variables: dict[str, Any], tmp_path: Path
+) -> None:
+    said = run_site(tmp_path, inventory=variables, slipway_serial=1)
     assert order_of(said, "checked") == "dabce"
 
 

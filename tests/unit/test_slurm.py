@@ -213,13 +213,38 @@ def test_the_records_of_jobs_are_not_lost(changes: Mapping[str, Any], message: s
     else:
         assert "controller" in plan(known=known)["parts"]
     if changes.get("nodes"):
-        with pytest.raises(slurm.SlurmError, match="slurm_controller: found gpu02; expected this"):
-            plan(known=known, controller="gpu02")
+        # Nodes that follow a new controller would end their jobs.
+        known["gpu03"] = node("gpu03")
+        known["head"]["nodes"]["gpu03"] = node("gpu03")
+        hosts = ["head", "gpu02", "gpu03"]
+        moved: dict[str, Any] = {"known": known, "controller": "gpu02", "nodes": hosts}
+        for name in ("head", "gpu02", "gpu03"):
+            with pytest.raises(slurm.SlurmError, match="controller: found gpu02; expected head"):
+                plan(name, **moved)
 
 
 def test_nodes_that_leave_are_named() -> None:
     known = {"head": node("head", nodes={"gpu02": node("two")})}
     assert plan(known=known, nodes=["head"])["leaves"] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaves"),
+    [
+        ({}, []),
+        ({"memory": 1, "address": "a", "cgroup": False}, []),
+        ({"hostname": "two"}, ["gpu02"]),
+        ({"cpus": 63, "sockets": 0}, ["gpu02"]),
+        ({"gpus": [[0, H100]]}, ["gpu02"]),
+        ({"reserved": [0]}, ["gpu02"]),
+    ],
+)
+def test_jobs_of_changed_nodes_are_waited_for(
+    changes: Mapping[str, Any], leaves: list[str]
+) -> None:
+    known = {"head": node("head", nodes={"gpu02": node("gpu02")})}
+    known["gpu02"] = node("gpu02", **changes)
+    assert plan(known=known)["leaves"] == leaves
 
 
 def test_slurm_of_others_is_a_conflict_and_nothing_else_is_owned() -> None:
@@ -271,6 +296,9 @@ def test_a_foreign_key_is_never_replaced(
         ({"partitions": [{"name": "a", "default_time": "1h"}]}, "default_time is '1h'"),
         ({"partitions": [{"name": "a", "nodes": ["x"]}]}, "node x is not in slurm_nodes"),
         ({"partitions": [{"name": "a", "groups": ["a,b"]}]}, "group 'a,b'"),
+        ({"partitions": [{"name": "a", "groups": []}]}, "groups is an empty list"),
+        ({"partitions": [{"name": "a", "nodes": []}]}, "nodes is an empty list"),
+        ({"partitions": [{"name": "a", "default": True}, {"name": "b", "default": True}]}, "a, b"),
     ],
 )
 def test_settings_that_slurm_cannot_have_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -288,12 +316,27 @@ def test_settings_that_slurm_cannot_have_are_refused(changes: dict[str, Any], me
         ({"hostname": "default"}, "its host name is 'default'"),
         ({"hostname": "a[1-3]"}, r"its host name is 'a\[1-3\]'"),
         ({"address": "a b"}, "slurm_address is 'a b'"),
+        ({"address": "fd00::1"}, "expected an IPv4 address or a name"),
+        ({"hostname": 5}, "no counts"),
+        ({"cpus": "8"}, "no counts"),
+        ({"sockets": "1\nProlog=/tmp/x #"}, "host gpu02.*no counts"),
+        ({"sockets": 1, "cores": 0}, "no counts"),
+        ({"cpus": 10**9, "sockets": 0}, "no counts"),
+        ({"gpus": [["0\nNodeName=x", ""]]}, "no counts"),
+        ({"gpus": [[0, 5]]}, "no counts"),
+        ({"gpus": None}, "no counts"),
     ],
 )
 def test_hosts_that_slurm_cannot_name_are_refused(changes: Mapping[str, Any], message: str) -> None:
     known = {"head": node("head"), "gpu02": node("gpu02", **changes)}
     with pytest.raises(slurm.SlurmError, match=message):
         plan(known=known)
+
+
+def test_a_node_checks_the_address_of_its_controller() -> None:
+    known = {"head": node("head", address="a\nExecStartPre=/x"), "gpu02": node("gpu02")}
+    with pytest.raises(slurm.SlurmError, match="host head: slurm_address"):
+        plan("gpu02", known=known)
 
 
 def compare(found: list[Any] | None, digest: str, managed: bool) -> list[Any]:
@@ -389,15 +432,31 @@ def test_a_broken_record_counts_as_none(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"cpus": 0}, {"memory": "1\nNodeName=x"}, {"gpus": [["0 Count=9", ""]]}]
+    "changes",
+    [
+        {},
+        {"cpus": 0},
+        {"memory": "1\nNodeName=x"},
+        {"gpus": [["0 Count=9", ""]]},
+        {"gpus": [0]},
+        {"gpus": None},
+    ],
 )
 def test_an_answer_of_other_types_is_refused(changes: Mapping[str, Any]) -> None:
     answer = node("a", time=5, **changes)
     if not changes:
-        assert slurm_node.check_answer(answer) == {**answer, "time": 5.0}
+        assert slurm_node.check_answer(answer, "trixie") == {**answer, "time": 5.0}
+        # Its Slurm 21.08 has no control groups of version 2.
+        assert not slurm_node.check_answer(answer, "jammy")["cgroup"]
         return
     with pytest.raises(AnsibleActionFail, match="no counts"):
-        slurm_node.check_answer(answer)
+        slurm_node.check_answer(answer, "trixie")
+
+
+def test_a_host_cannot_choose_the_words_of_a_conflict() -> None:
+    known = {"gpu02": node("gpu02", foreign="\x1b[2J"), "head": node("head")}
+    (obstacle,) = plan("gpu02", known=known)["owned"]["obstacles"]
+    assert obstacle["path"] == "/etc/default/slurmd"
 
 
 @pytest.mark.parametrize("seconds", [-600, 600])

@@ -23,10 +23,12 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     roles,
 )
 
-ARGUMENT_SPEC: dict[str, Any] = {}
+ARGUMENT_SPEC: dict[str, Any] = {"check_clock": {"type": "bool", "default": True}}
 ROLE, SERVICES = "slurm", "ml_services"
 # munge accepts five minutes.
 MAX_SKEW_SECONDS = 240
+# Slurm 21.08 knows control groups of version 1 only: slurmd would not start.
+NO_CGROUP_V2 = ("jammy",)
 
 
 class ActionModule(ActionBase):
@@ -41,7 +43,7 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         """Read one host, see the documentation of slipway.host.slurm_node."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        self.validate_argument_spec(ARGUMENT_SPEC)
+        _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         variables = task_vars or {}
         template = role_plans.role_template(self._templar, ROLE, variables, None)
         options = role_plans.read_options(roles.load(ROLE), variables, template)
@@ -49,8 +51,11 @@ class ActionModule(ActionBase):
         if not is_declared or holds.find_reason(variables, self._templar.template):
             return {**result, "changed": False}
         answer = ask_host.ask(self, {"slurm_nodes": ["/"]})
-        node = check_answer(answer["slurm_nodes"]["/"])
-        refuse_skew(node.pop("time") - time.time())
+        release = answer["facts"].get("distribution_release", "")
+        node = check_answer(answer["slurm_nodes"]["/"], release)
+        skew = node.pop("time") - time.time()
+        if arguments["check_clock"]:
+            refuse_skew(skew)
         address = variables.get("ansible_host") or variables["inventory_hostname"]
         node["address"] = options["slurm_address"] or role_plans.evaluate(
             "ansible_host", address, template
@@ -62,19 +67,21 @@ class ActionModule(ActionBase):
         return {**result, "changed": False, "ansible_facts": {slurm.FACT_OF_HOSTS: node}}
 
 
-def check_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+def check_answer(answer: Mapping[str, Any], release: str) -> dict[str, Any]:
     """Return the answer of a host; fail if a value has another type, which could be a setting.
 
-    The values become lines of slurm.conf on another host.
+    The values become lines of slurm.conf on another host. RELEASE is the codename of the host.
     """
     numbers = [answer[key] for key in ("cpus", "sockets", "cores", "threads", "memory")]
-    numbers += [minor for minor, _model in answer["gpus"]]
+    gpus = answer["gpus"] if isinstance(answer["gpus"], list) else [None]
+    numbers += [gpu[0] if isinstance(gpu, list) and len(gpu) == 2 else None for gpu in gpus]
     if not all(type(number) is int and number >= 0 for number in numbers) or not answer["cpus"]:
         raise AnsibleActionFail(
             "The host described its hardware with values that are no counts; expected numbers. "
             "Check the host: somebody may have replaced its Python. Nothing was changed."
         )
-    return {**answer, "cgroup": answer["cgroup"] is True, "time": float(answer["time"])}
+    cgroup = answer["cgroup"] is True and release not in NO_CGROUP_V2
+    return {**answer, "cgroup": cgroup, "time": float(answer["time"])}
 
 
 def refuse_skew(seconds: float) -> None:

@@ -15,7 +15,11 @@ description:
   - Reads only, in one round trip. Does not connect to a host that is held, or that declares no
     cluster.
   - Fails if the clock of the host differs by more than four minutes from that of this machine.
-options: {}
+options:
+  check_clock:
+    description: Compare the clock of the host. An upgrade and a rollback do not need it.
+    type: bool
+    default: true
 attributes:
   check_mode:
     description: Reads only, so check mode makes no difference.

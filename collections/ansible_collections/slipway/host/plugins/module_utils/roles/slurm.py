@@ -30,11 +30,17 @@ LEFT = (
     *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
 )
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
-_ADDRESS = re.compile(r"[A-Za-z0-9.:_-]+")
+# Slurm takes the part behind the first colon for a port.
+_ADDRESS = re.compile(r"[A-Za-z0-9._-]+")
+_REMEDY = "Change it back, or remove the cluster first with slurm_state: absent"
 _CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # Without a separator, YAML has read 12:00:00 as a number, and Slurm would read minutes.
 _TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}|UNLIMITED")
 _RESERVED = "default"
+_LAYOUT = ("hostname", "cpus", "sockets", "cores", "threads", "gpus", "reserved")
+_COUNTS = ("cpus", "sockets", "cores", "threads", "memory")
+# Far above any host; Slurm has 16 bits for the number of CPUs.
+_MAX_CPUS, _MAX_GPUS, _MAX_MEMORY = 65000, 256, 1 << 30
 
 
 class SlurmError(ValueError):
@@ -45,7 +51,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     """Return the ``owned`` state of the role, and its ``parts``: those of controller and node.
 
     FACTS is ``ansible_facts['slipway']`` with ``inventory_name`` and ``fact_of_hosts``. ``leaves``
-    are the host names of nodes that leave the cluster, ``remove`` says whether this host leaves it.
+    are the host names of nodes that leave the cluster or change their hardware, ``remove`` says
+    whether this host leaves it.
     Raise SlurmError for a declaration that cannot be applied.
     """
     controller, name = options["slurm_controller"], facts["inventory_name"]
@@ -61,7 +68,9 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     nodes = {host: _find_node(host, known, controller) for host in (name, controller)}
     if nodes[name]["foreign"]:
         return _plan(owned={"obstacles": [_foreign(nodes[name]["foreign"])]})
-    _check_move(nodes[name], options, is_controller=name == controller)
+    _check_cluster_name(nodes[controller], options)
+    _check_move(name, hosts, nodes, controller, facts)
+    _check_hosts({controller: nodes[controller]})
     if nodes[controller]["foreign"]:
         # The run of the controller reports the conflict.
         return _plan()
@@ -78,9 +87,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     return _plan(
         owned=owned,
         parts=parts,
-        leaves=[
-            node["hostname"] for host, node in nodes[name]["nodes"].items() if host not in hosts
-        ],
+        leaves=_find_leaving(nodes[name]["nodes"], nodes, hosts),
     )
 
 
@@ -105,24 +112,57 @@ def _find_node(host: str, known: Mapping[str, Any], controller: str) -> Mapping[
     if node is None:
         raise SlurmError(
             f"the hardware of host {host} is unknown; expected facts of each host of the cluster. "
-            f"Add {host} to the group slurm, and run './slipway plan' once without --limit"
+            f"Add {host} to the group slurm, make it reachable, and run './slipway plan' once "
+            "without --limit. Hosts whose inventory has no slurm_controller do not need it"
         )
     return node
 
 
-def _check_move(node: Mapping[str, Any], options: Mapping[str, Any], is_controller: bool) -> None:
-    """Raise SlurmError if this controller would lose its jobs."""
-    remedy = "Change it back, or remove the cluster first with slurm_state: absent"
-    if node["nodes"] and not is_controller:
-        raise SlurmError(
-            f"slurm_controller: found {options['slurm_controller']}; expected this host, which has "
-            f"the jobs of the cluster. {remedy}"
-        )
+def _find_leaving(
+    recorded: Mapping[str, Any], nodes: Mapping[str, Any], hosts: Sequence[str]
+) -> list[str]:
+    """Return the recorded host names of nodes that leave, or that Slurm knows otherwise.
+
+    Slurm ends the jobs of a node that has another name or other CPUs than before.
+    """
+    return [
+        node["hostname"]
+        for host, node in recorded.items()
+        if host not in hosts or any(node[key] != nodes[host][key] for key in _LAYOUT)
+    ]
+
+
+def _check_move(
+    name: str, hosts: Sequence[str], nodes: Mapping[str, Any], controller: str, facts: Any
+) -> None:
+    """Raise SlurmError if another host than the controller has jobs of this host or its nodes.
+
+    A node that fetched the configuration of a new controller would end its jobs. The facts of other
+    hosts are read only where a host has a past and its controller does not know it.
+    """
+    own, others, members = nodes[name], [*hosts, *facts.get("groups", {}).get(GROUP, ())], {name}
+    if name == controller:
+        others, members = ([] if own["nodes"] else others), {name, *hosts}
+    elif own["nodes"]:
+        others, members = [name], {*own["nodes"]}
+    elif not own["managed"] or name in nodes[controller]["nodes"]:
+        return
+    for host in dict.fromkeys(others):
+        recorded = (facts["fact_of_hosts"].get(host) or {}).get("nodes", {})
+        if host != controller and members.intersection(recorded):
+            raise SlurmError(
+                f"slurm_controller: found {controller}; expected {host}, which has the jobs of the "
+                f"cluster. {_REMEDY}"
+            )
+
+
+def _check_cluster_name(node: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise SlurmError if the controller NODE has the jobs of a cluster of another name."""
     cluster = options["slurm_cluster_name"]
-    if is_controller and node["cluster"] not in ("", cluster):
+    if node["cluster"] not in ("", cluster):
         raise SlurmError(
             f"slurm_cluster_name: found {cluster!r}; expected {node['cluster']!r}, the name in the "
-            f"records of jobs. {remedy}"
+            f"records of jobs. {_REMEDY}"
         )
 
 
@@ -141,7 +181,9 @@ def _key(
 
 
 def _foreign(path: str) -> dict[str, Any]:
-    if path == state.DAEMON_OPTIONS:
+    # The host names the path.
+    if path not in state.CONFIGURATIONS:
+        path = state.DAEMON_OPTIONS
         remedy = "Remove the line from the file"
         found, holds = (
             "SLURMD_OPTIONS, which replaces the options of Slipway",
@@ -255,6 +297,12 @@ def _check(options: Mapping[str, Any], hosts: Sequence[str]) -> None:
             f"slurm_partitions: found {', '.join(names) or 'none'}; expected at least one "
             "partition, each name once. Change the list"
         )
+    defaults = [partition["name"] for partition in partitions if partition.get("default")]
+    if len(defaults) > 1:
+        raise SlurmError(
+            f"slurm_partitions: found default: true for {', '.join(defaults)}; expected one "
+            "default partition. Change the list"
+        )
     for partition in partitions:
         _check_partition(partition, hosts)
 
@@ -272,6 +320,12 @@ def _check_partition(partition: Mapping[str, Any], hosts: Sequence[str]) -> None
             raise SlurmError(
                 f"{where}: {key} is {partition[key]!r}; expected a time such as '1-12:00:00' or "
                 "'12:00:00' in quotes, or UNLIMITED. Change the time"
+            )
+    for key in ("nodes", "groups"):
+        if partition.get(key) == []:
+            raise SlurmError(
+                f"{where}: {key} is an empty list, which Slurm takes for all; expected names. Add "
+                f"names, or remove {key}"
             )
     for host in partition.get("nodes") or ():
         if host not in hosts:
@@ -291,7 +345,8 @@ def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise SlurmError for names and addresses that slurm.conf cannot have."""
     owners: dict[str, str] = {}
     for host, node in nodes.items():
-        hostname, address = node["hostname"], node["address"]
+        _check_counts(host, node)
+        hostname, address = node["hostname"], str(node["address"])
         if not _NAME.fullmatch(hostname) or hostname.lower() in (_RESERVED, "all"):
             raise SlurmError(
                 f"host {host}: its host name is {hostname!r}; expected letters, digits and '-'. "
@@ -299,7 +354,7 @@ def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
             )
         if not _ADDRESS.fullmatch(address):
             raise SlurmError(
-                f"host {host}: slurm_address is {address!r}; expected an address or a name. "
+                f"host {host}: slurm_address is {address!r}; expected an IPv4 address or a name. "
                 "Change the address"
             )
         # Slurm compares host names without regard to case.
@@ -308,3 +363,26 @@ def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
                 f"hosts {owners[hostname.lower()]} and {host} have the host name {hostname}; "
                 "expected one name for each host. Set another one with hostnamectl"
             )
+
+
+def _check_counts(host: str, node: Mapping[str, Any]) -> None:
+    """Raise SlurmError for hardware that no host has: each value becomes a word of slurm.conf.
+
+    A host can set facts with the answer of any module, so they are checked where they are used.
+    """
+    gpus = node["gpus"] if isinstance(node["gpus"], list) else [None]
+    pairs = [gpu for gpu in gpus if isinstance(gpu, list) and len(gpu) == 2]
+    numbers = [*(node[key] for key in _COUNTS), *(minor for minor, _model in pairs)]
+    is_valid = (
+        all(type(number) is int and 0 <= number <= _MAX_MEMORY for number in numbers)
+        and 0 < node["cpus"] <= _MAX_CPUS
+        and node["sockets"] * node["cores"] * node["threads"] in (0, node["cpus"])
+        and len(pairs) == len(gpus) <= _MAX_GPUS
+        and isinstance(node["hostname"], str)
+        and all(isinstance(model, str) for _minor, model in pairs)
+    )
+    if not is_valid or (node["sockets"] and not node["cores"] * node["threads"]):
+        raise SlurmError(
+            f"host {host}: its hardware has values that are no counts; expected numbers of CPUs, "
+            "memory and GPUs. Check the host: somebody may have replaced its Python"
+        )
