@@ -36,8 +36,8 @@ CALLERS_OWN = "files of the caller, with the caller's rights"
 # Why each file may call what it calls.
 REASONS: dict[str, tuple[str, str]] = {
     "module_utils/apt/bundle_source.py": (
-        "works in a new temporary folder that only root can enter",
-        ".mkdir .open .write_bytes .write_text tempfile.TemporaryDirectory",
+        "works in a new temporary folder of root that others can only read",
+        ".chmod .mkdir .write_bytes .write_text tempfile.TemporaryDirectory",
     ),
     "modules/bundle_packages.py": (
         "works in a new folder of root that others can only read",

@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import http.server
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,13 +20,15 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.action import bundle_packages
 from ansible_collections.slipway.host.plugins.module_utils.apt import bundle_source
-from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
+from ansible_collections.slipway.host.plugins.module_utils.apt.run import Apt, AptError
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
+from ansible_collections.slipway.host.plugins.modules import bundle_packages as maker
 from ansible_collections.slipway.host.plugins.modules import held_packages, package_set
-from ansible_collections.slipway.host.plugins.plugin_utils import apt_module
+from ansible_collections.slipway.host.plugins.plugin_utils import apt_module, ask_host
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
     archive,
     declared,
+    delivery,
     packages,
     serving,
     signature,
@@ -328,7 +332,7 @@ def test_apt_uses_the_packages_of_a_bundle_and_no_other_source(url: str) -> None
         settings = dict(word.removeprefix("--option=").split("=", 1) for word in options)
         source = Path(settings["Dir::Etc::SourceList"])
         folder = source.parent
-        assert folder.stat().st_mode & 0o777 == 0o700
+        assert folder.stat().st_mode & 0o777 == 0o755
         assert source.read_text() == f"deb [trusted=yes] mirror+file:{folder}/mirrors ./\n"
         assert (folder / "mirrors").read_text().splitlines() == [
             f"file:{folder}/\tpriority:1 type:index",
@@ -337,6 +341,9 @@ def test_apt_uses_the_packages_of_a_bundle_and_no_other_source(url: str) -> None
         assert (folder / "Packages").read_bytes() == INDEX
         assert settings["Dir::Etc::SourceParts"] == "/dev/null"
         assert settings["Acquire::http::Proxy::127.0.0.1"] == "DIRECT"
+        assert settings["APT::Default-Release"] == ""
+        # Downloads have the rights of the user _apt, who reads the folder.
+        assert "APT::Sandbox::User" not in settings
         assert Path(settings["Dir::State::Lists"]).parent == folder
     assert not folder.exists()
     with bundle_source.use(None) as options:
@@ -347,7 +354,7 @@ def test_apt_uses_the_packages_of_a_bundle_and_no_other_source(url: str) -> None
     ("path", "sha256", "message"),
     [
         ("", "0" * 64, f"SHA-256 {GOOD}; expected 0000.*Find out which program"),
-        ("/other", GOOD, "cannot read the packages of the bundle: HTTP Error 404"),
+        ("/other", GOOD, "cannot read the packages of the bundle: HTTP status 404; expected"),
     ],
 )
 def test_a_program_of_the_host_cannot_answer_for_the_bundle(
@@ -366,10 +373,84 @@ def test_a_port_without_a_server_is_reported(url: str) -> None:
         unused.bind(("127.0.0.1", 0))
         free = f"http://127.0.0.1:{unused.getsockname()[1]}/r"
     with (
-        pytest.raises(AptError, match="Connection refused>; expected an answer of the controller"),
+        pytest.raises(AptError, match="Connection refused; expected an answer of the controller"),
         bundle_source.use({"url": free, "sha256": GOOD}),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"SSH-2.0-\x1b[2J\r\n", r"SSH-2.0-\\x1b\[2J"),
+        (b"", "Remote end closed connection"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "IncompleteRead"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\n\r\n", "HTTP status 302"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\n\r\n", "HTTP status 302"),
+    ],
+)
+def test_an_answer_that_is_no_index_is_reported(answer: bytes, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _address = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/r"
+        message = f"cannot read the packages of the bundle: {reason}.*; expected an answer of "
+        with (
+            pytest.raises(AptError, match=message),
+            bundle_source.use({"url": url, "sha256": GOOD}),
+        ):
+            pass
+        thread.join()
+
+
+@pytest.mark.parametrize("facts", [{"slipway": FACTS}, {}])
+def test_a_host_without_facts_is_asked(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any]
+) -> None:
+    action: Any = SimpleNamespace(_templar=SimpleNamespace(template=lambda value: value))
+    asked: list[Any] = []
+
+    def ask(*words: Any) -> dict[str, Any]:
+        asked.append(words)
+        return {"facts": FACTS}
+
+    monkeypatch.setattr(ask_host, "ask", ask)
+    monkeypatch.setattr(delivery, "_served", lambda *_words: contextlib.nullcontext(20001))
+    variables = {
+        "inventory_hostname": "h",
+        "ansible_facts": facts,
+        declared.BUNDLE: str(bundle.path),
+    }
+    with delivery.apt_source(action, variables) as option:
+        assert option and option["url"] == f"http://127.0.0.1:20001/packages/{RELEASE}"
+    assert asked == ([] if facts else [(action, {})])
+
+
+def test_packages_are_downloaded_only_if_all_sources_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module: Any = SimpleNamespace(status=SimpleNamespace(show=lambda _text: None))
+    outputs = ["", "W: Failed to fetch http://security.example/x  Connection timed out\n"]
+    ran: list[str] = []
+
+    def run(self: Apt, command: Sequence[str], **_options: Any) -> tuple[int, str]:
+        ran.append(command[-1])
+        return 0, outputs[-1] if command[-1] == "update" else ""
+
+    monkeypatch.setattr(Apt, "run", run)
+    with pytest.raises(AptError, match=r"^Cannot find the newest versions\. apt source http://sec"):
+        maker.download(Apt(module, 1), ["a1"], [])
+    assert ran == ["update"]
+    outputs.pop()
+    maker.download(Apt(module, 1), ["a1"], [])
+    assert ran == ["update", "update", "a1"]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ class ActionModule(survey.ActionModule):
                     received += self._copy(pool, work, described)
         except BundleError as error:
             raise AnsibleActionFail(str(error)) from None
+        except (KeyError, TypeError) as error:
+            raise AnsibleActionFail(
+                f"the host described a package without {error}; expected file, size, SHA-256 and "
+                "control data. Check the host: somebody may have replaced its Python."
+            ) from None
         finally:
             host_command.run(self, f"rm -rf {work}")
         return {**result, "received": received}

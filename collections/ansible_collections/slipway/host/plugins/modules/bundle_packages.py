@@ -82,6 +82,10 @@ CHUNK = 1 << 20
 def download(apt: Apt, names: list[str], optional: list[str]) -> None:
     """Download packages with all dependencies, as for a host without any package."""
     apt.refresh()
+    if apt.unusable:
+        # Other sources may have the same packages in older versions.
+        errors = " ".join(changes.merge_sources(apt.unusable))
+        raise AptError(f"Cannot find the newest versions. {errors}")
     names = [*names, *apt.available(optional)]
     install = ["apt-get", *changes.OPTIONS, "install", "--", *names]
     apt.change(changes.dry_run(install, "--download-only"), activity="the download of the packages")

@@ -10,15 +10,15 @@ if the forwarded port is free for a moment.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import tempfile
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import AptError
+from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 
 # The option of the modules that use apt.
 ARGUMENT_SPEC = {
@@ -30,24 +30,26 @@ ARGUMENT_SPEC = {
 }
 INDEX = "Packages"
 MAX_INDEX = 64 << 20
-# For an index in a folder of its own, which the user _apt cannot enter.
-WITHOUT_CACHE = (
-    *("Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache="),
-    *("APT::Sandbox::User=root", "Acquire::Languages=none"),
-)
+# For an index in a folder of its own.
+WITHOUT_CACHE = ("Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Acquire::Languages=none")
 ANSWER_SECONDS = 60
 
 
 def _fetch_index(url: str, sha256: str) -> bytes:
     """Return the index of a bundle from the forwarded port; raise AptError for other bytes."""
-    # Without the proxies of the host: the address is on its loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    address = urllib.parse.urlsplit(url)
+    # Another program of the host may answer: follow no redirection, and expect no valid answer.
     try:
-        with opener.open(f"{url}/{INDEX}", timeout=ANSWER_SECONDS) as answer:
-            content: bytes = answer.read(MAX_INDEX)
-    except OSError as error:
+        with closing(http.client.HTTPConnection(address.netloc, timeout=ANSWER_SECONDS)) as server:
+            server.request("GET", f"{address.path}/{INDEX}")
+            answer = server.getresponse()
+            content = answer.read(MAX_INDEX)
+            if answer.status != http.client.OK:
+                raise OSError(f"HTTP status {answer.status}")
+    except (OSError, http.client.HTTPException) as error:
+        reason = escape_control(str(error).strip())
         raise AptError(
-            f"cannot read the packages of the bundle: {error}; expected an answer of the "
+            f"cannot read the packages of the bundle: {reason}; expected an answer of the "
             "controller. Run again. No package was installed or removed."
         ) from None
     found = hashlib.sha256(content).hexdigest()
@@ -62,7 +64,8 @@ def _fetch_index(url: str, sha256: str) -> bytes:
 def private_index(folder: Path) -> list[str]:
     """Return the options with which apt uses the sources and lists in a FOLDER instead of its own.
 
-    The folder must exist, and only root may enter it.
+    The folder must exist. apt downloads with the rights of the user _apt, who must be able to read
+    it; only root may write to it.
     """
     (folder / "lists/partial").mkdir(parents=True)
     settings = (
@@ -71,6 +74,8 @@ def private_index(folder: Path) -> list[str]:
         f"Dir::State::Lists={folder}/lists",
         *WITHOUT_CACHE,
         "Acquire::http::Proxy::127.0.0.1=DIRECT",
+        # apt refuses a default release of the host that is not in its sources.
+        "APT::Default-Release=",
     )
     return [f"--option={setting}" for setting in settings]
 
@@ -87,6 +92,7 @@ def use(bundle: Mapping[str, str] | None) -> Iterator[list[str]]:
     content = _fetch_index(bundle["url"], bundle["sha256"])
     with tempfile.TemporaryDirectory(prefix="slipway-") as name:
         folder = Path(name)
+        folder.chmod(0o755)
         options = private_index(folder)
         (folder / INDEX).write_bytes(content)
         # apt reads the index from the folder, and packages from the port.

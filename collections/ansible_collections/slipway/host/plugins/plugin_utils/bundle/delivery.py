@@ -12,7 +12,11 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
-from ansible_collections.slipway.host.plugins.plugin_utils import detached_job, ssh_forward
+from ansible_collections.slipway.host.plugins.plugin_utils import (
+    ask_host,
+    detached_job,
+    ssh_forward,
+)
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
     declared,
     images,
@@ -48,12 +52,8 @@ def apt_source(action: ActionBase, variables: Mapping[str, Any]) -> Iterator[dic
     if bundle is None:
         yield None
         return
-    facts = variables.get("ansible_facts", {}).get("slipway")
-    if not facts:
-        raise AnsibleActionFail(
-            "no facts of the host; expected those of slipway.host.host_info, which name its "
-            "release. Run slipway.host.host_info first."
-        )
+    # A rollback runs no survey before.
+    facts = variables.get("ansible_facts", {}).get("slipway") or ask_host.ask(action, {})["facts"]
     try:
         index = packages.read_index(bundle, facts)
     except BundleError as error:
