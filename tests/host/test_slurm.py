@@ -210,13 +210,14 @@ def test_commands_of_the_page_work_but_not_for_a_stranger(cluster: Cluster) -> N
 
 def test_a_wrong_key_is_drift_and_repaired(cluster: Cluster) -> None:
     cluster.node.on(f"head -c 128 /dev/urandom >{KEY}; systemctl restart munge")
-    named: Named = {("slurm", "munge_keys", KEY)}
+    named: Named = {("slurm", "munge_keys", KEY), ("slurm", "units", "slurmd.service")}
     assert cluster.plan() == (2, named)
     output = cluster.slipway("site", "--limit", "node")
     assert "changed node: slurm: Write the munge key" in output
     assert "changed node: slurm: Enable and start slurmd" in output
     assert "changed Head" not in output
     assert cluster.plan() == (0, set())
+    cluster.on(WAIT % "sinfo --noheader --nodes=node --format=%T | grep -qx idle")
     assert cluster.node.on("cd /tmp; runuser -u alice -- srun -w head hostname") == "head"
 
 

@@ -253,7 +253,8 @@ def _units(part: str) -> list[dict[str, Any]]:
             "name": f"{name}.service",
             "enabled": True,
             "active": True,
-            "reads": [state.MUNGE_KEY] if name == "munge" else [],
+            # A node that had a wrong key answers again when slurmd starts, else minutes later.
+            "reads": [state.MUNGE_KEY] if name in ("munge", "slurmd") else [],
             **({"unit_files": [DROP_IN]} if name == "slurmd" else {}),
         }
         for name in UNITS[part]
