@@ -17,6 +17,7 @@ description:
     package needs.
   - Waits for another running apt, and tries a half-synchronised mirror again. Finishes an
     interrupted dpkg first, and keeps edited configuration files.
+extends_documentation_fragment: [slipway.host.bundle_packages]
 options:
   packages:
     description: The set, as the C(packages) list of a role's owned state.
@@ -90,20 +91,6 @@ options:
     description: Seconds to wait for another apt or dpkg, such as an update after the first boot.
     type: int
     default: 300
-  bundle:
-    description:
-      - The packages of a bundle, which apt then uses instead of its sources. Set by the action
-        plugin if the variables of the host name a bundle with packages.
-    type: dict
-    suboptions:
-      url:
-        description: Address of the packages, on a forwarded port.
-        type: str
-        required: true
-      sha256:
-        description: SHA-256 of the index of these packages.
-        type: str
-        required: true
 attributes:
   check_mode:
     description: Reports which packages would be installed, removed, held and unheld.

@@ -19,6 +19,7 @@ description:
     upgrade after a failure adds to it.
   - Does not remove packages outside the set. If apt would have to, the module fails without a
     change.
+extends_documentation_fragment: [slipway.host.bundle_packages]
 options:
   state:
     description:
@@ -105,20 +106,6 @@ options:
     description: Seconds to wait for another apt or dpkg.
     type: int
     default: 300
-  bundle:
-    description:
-      - The packages of a bundle, which apt then uses instead of its sources. Set by the action
-        plugin if the variables of the host name a bundle with packages.
-    type: dict
-    suboptions:
-      url:
-        description: Address of the packages, on a forwarded port.
-        type: str
-        required: true
-      sha256:
-        description: SHA-256 of the index of these packages.
-        type: str
-        required: true
 attributes:
   check_mode:
     description:
