@@ -68,14 +68,12 @@ class ActionModule(ActionBase):
 
 
 def check_answer(answer: Mapping[str, Any], release: str) -> dict[str, Any]:
-    """Return the answer of a host; fail if a value has another type, which could be a setting.
+    """Return the answer of a host; fail if no host has such hardware.
 
-    The values become lines of slurm.conf on another host. RELEASE is the codename of the host.
+    The plan of the controller checks it again, because any module can set facts. RELEASE is the
+    codename of the host.
     """
-    numbers = [answer[key] for key in ("cpus", "sockets", "cores", "threads", "memory")]
-    gpus = answer["gpus"] if isinstance(answer["gpus"], list) else [None]
-    numbers += [gpu[0] if isinstance(gpu, list) and len(gpu) == 2 else None for gpu in gpus]
-    if not all(type(number) is int and number >= 0 for number in numbers) or not answer["cpus"]:
+    if not slurm.has_possible_hardware(answer):
         raise AnsibleActionFail(
             "The host described its hardware with values that are no counts; expected numbers. "
             "Check the host: somebody may have replaced its Python. Nothing was changed."

@@ -346,7 +346,12 @@ def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise SlurmError for names and addresses that slurm.conf cannot have."""
     owners: dict[str, str] = {}
     for host, node in nodes.items():
-        _check_counts(host, node)
+        # A host can set this fact with the answer of any module.
+        if not has_possible_hardware(node):
+            raise SlurmError(
+                f"host {host}: its hardware has values that are no counts; expected numbers of "
+                "CPUs, memory and GPUs. Check the host: somebody may have replaced its Python"
+            )
         hostname, address = node["hostname"], str(node["address"])
         if not _NAME.fullmatch(hostname) or hostname.lower() in (_RESERVED, "all"):
             raise SlurmError(
@@ -366,24 +371,17 @@ def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def _check_counts(host: str, node: Mapping[str, Any]) -> None:
-    """Raise SlurmError for hardware that no host has: each value becomes a word of slurm.conf.
-
-    A host can set facts with the answer of any module, so they are checked where they are used.
-    """
+def has_possible_hardware(node: Mapping[str, Any]) -> bool:
+    """Return whether a host can have this hardware: its values become words of slurm.conf."""
     gpus = node["gpus"] if isinstance(node["gpus"], list) else [None]
     pairs = [gpu for gpu in gpus if isinstance(gpu, list) and len(gpu) == 2]
     numbers = [*(node[key] for key in _COUNTS), *(minor for minor, _model in pairs)]
-    is_valid = (
+    return (
         all(type(number) is int and 0 <= number <= _MAX_MEMORY for number in numbers)
         and 0 < node["cpus"] <= _MAX_CPUS
         and node["sockets"] * node["cores"] * node["threads"] in (0, node["cpus"])
+        and not (node["sockets"] and not node["cores"] * node["threads"])
         and len(pairs) == len(gpus) <= _MAX_GPUS
         and isinstance(node["hostname"], str)
         and all(isinstance(model, str) for _minor, model in pairs)
     )
-    if not is_valid or (node["sockets"] and not node["cores"] * node["threads"]):
-        raise SlurmError(
-            f"host {host}: its hardware has values that are no counts; expected numbers of CPUs, "
-            "memory and GPUs. Check the host: somebody may have replaced its Python"
-        )
