@@ -137,15 +137,7 @@ def write(path: Path, text: str) -> None:
     os.umask(umask)
     # ssh refuses a configuration that a group can write.
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644 & ~umask
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            os.fchmod(descriptor, mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    store.replace_file(path, text, mode)
 
 
 def export(arguments: Sequence[str]) -> None:

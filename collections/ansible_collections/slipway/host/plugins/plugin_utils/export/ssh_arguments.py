@@ -113,7 +113,7 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
     rest = iter(words)
     for word in rest:
         if len(word) < 2 or word[0] != "-":
-            raise ArgumentsError(f"a word that is no option of ssh; {EXPECTED}")
+            raise ArgumentsError(f"an argument without a hyphen in front; {EXPECTED}")
         for position, flag in enumerate(word[1:], start=2):
             if flag in WITHOUT_VALUE:
                 yield f"-{flag}", ""

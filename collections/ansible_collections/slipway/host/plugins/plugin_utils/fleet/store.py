@@ -50,6 +50,22 @@ def parse(text: str) -> dict[str, Any]:
     return report
 
 
+def replace_file(path: Path, text: str, mode: int) -> None:
+    """Write a file at once: a reader sees the old or the new one. Raise OSError.
+
+    The name of the temporary file is short: that of the file may be as long as names can be.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=".slipway.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            os.fchmod(descriptor, mode)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 class Store:
     """A folder of reports. WARN gets a sentence for each file that cannot be used."""
 
@@ -97,15 +113,7 @@ class Store:
         A user who can read the folder can read the file.
         """
         mode = self.folder.stat().st_mode & 0o644 | 0o600
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{PAGE}.", dir=self.folder)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                os.fchmod(descriptor, mode)
-            Path(temporary).replace(self.folder / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(self.folder / name, text, mode)
 
     def update(self, host: str, run: Mapping[str, Any], now: datetime) -> None:
         """Write the report of a HOST after a RUN, see :func:`history.update`."""
