@@ -83,6 +83,7 @@ _SERVER = (
 MODELS: Mapping[str, tuple[Function, ...]] = {
     "none": _SERVER,
     "t4": (*_SERVER, *_gpus(1, 0x1EB8, subsystem=(NVIDIA, 0x12A2))),
+    "2xh100": (*_SERVER, *_gpus(2, 0x2331)),
     "8xv100": (*_SERVER, *_gpus(8, 0x1DB5), *_nics(4, 0x1017)),
     "8xa100": (*_SERVER, *_gpus(8, 0x20B2), *_switches(6, 0x1AF1), *_nics(8, 0x101B)),
     "8xh100": (*_SERVER, *_gpus(8, 0x2330), *_switches(4, 0x22A3), *_nics(8, 0x1021)),

@@ -14,12 +14,13 @@ MODPROBE = """\
 # Stand-in for the kernel of a simulated host: lists a module as loaded, and loads nothing.
 echo "$0 $*" >>/run/stand-in.log
 dep=/lib/modules/$(cat /proc/sys/kernel/osrelease)/modules.dep
+smi=/usr/share/nvidia-stand-in/nvidia-smi.xml
 show() {
     [ ! -d "/sys/module/$1" ] || return 0
     mkdir "/sys/module/$1"
     [ -z "$2" ] || echo "$2" >"/sys/module/$1/version"
 }
-# Count the GPUs that are not assigned to virtual machines.
+# List the GPUs that are not assigned to virtual machines.
 gpus() {
     for device in /sys/bus/pci/devices/*; do
         [ ! -L "$device/physfn" ] || continue
@@ -27,7 +28,19 @@ gpus() {
         *vfio-pci) ;;
         0x10de?0x030[02]00*) echo "$device" ;;
         esac
-    done | wc -l
+    done
+}
+# Create the device files of the GPUs and describe them in /proc, as the driver does.
+add_gpus() {
+    model=$(sed -n '/<product_name>/{s/<[^>]*>//g;s/^[[:space:]]*//p;q}' "$smi" 2>/dev/null)
+    minor=0
+    for device in $(gpus); do
+        [ -e "/dev/nvidia$minor" ] || mknod -m 666 "/dev/nvidia$minor" c 1 3
+        mkdir -p "/proc/driver/nvidia/gpus/${device##*/}"
+        printf 'Model: \\t\\t %s\\nDevice Minor: \\t %s\\n' "$model" "$minor" \\
+            >"/proc/driver/nvidia/gpus/${device##*/}/information"
+        minor=$((minor + 1))
+    done
 }
 for name; do
     case $name in
@@ -39,9 +52,10 @@ for name; do
         version=$(modinfo -F version "${dep%/*}/$file")
         show nvidia "$version"
         show "$(echo "$name" | tr - _)" "$version"
-        for node in nvidiactl nvidia-uvm $(seq -f nvidia%g 0 $(($(gpus) - 1))); do
+        for node in nvidiactl nvidia-uvm; do
             [ -e "/dev/$node" ] || mknod -m 666 "/dev/$node" c 1 3
         done
+        add_gpus
         ;;
     mlx5_ib | ib_umad) show "$name" '' ;;
     # Other modules are in the kernel of the real machine, or are not needed.
@@ -55,6 +69,7 @@ RMMOD = """\
 echo "$0 $*" >>/run/stand-in.log
 if [ -e /run/stand-in.stuck ]; then echo "rmmod: ERROR: Module $1 is in use" >&2; exit 1; fi
 rm -r "/sys/module/$1"
+[ "$1" != nvidia ] || rm -rf /proc/driver/nvidia
 """
 UPDATE_INITRAMFS = """\
 #!/bin/sh
@@ -68,6 +83,7 @@ BOOT = f"""\
 #!/bin/sh
 mv {FOLDER}/pci/off/* /sys/bus/pci/devices/ 2>/dev/null
 mount --bind {FOLDER}/osrelease /proc/sys/kernel/osrelease
+mount -t tmpfs none /proc/driver
 initrd="/boot/initrd.img-$(cat {FOLDER}/osrelease)"
 modules="/lib/modules/$(cat {FOLDER}/osrelease)"
 mkdir -p "$modules"

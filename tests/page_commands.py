@@ -180,6 +180,12 @@ RUN_BY: dict[str, tuple[str, ...]] = {
         "./slipway verify -i inventory/demo",
         "./slipway demo --destroy",
     ),
+    "test_a_demo_of_a_cluster_queues_jobs": (
+        "./slipway demo --cluster",
+        "ansible demo-1 -i inventory/demo -b -m command -a \"sinfo --Node --format='%N %t %G'\"",
+        "ansible demo-1 -i inventory/demo -b -m shell -a "
+        "\"cd /tmp; runuser -u demo -- sbatch --gres=gpu:2 --wrap='sleep 600'\"",
+    ),
 }
 
 # Reasons, each with the commands that no test runs.

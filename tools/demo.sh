@@ -1,21 +1,26 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Create throwaway hosts on this machine, then run site.yml on them.
-# Usage: ./slipway demo [--create] [--hosts N] [--gpu MODEL] [ARGUMENTS FOR ansible-playbook ...]
+# Usage: ./slipway demo [--create] [--hosts N] [--gpu MODEL] [--cluster]
+#                       [ARGUMENTS FOR ansible-playbook ...]
 #   --create     only create the hosts and inventory/demo/hosts.yml
 #   --destroy    remove everything that the demo created
 #   --hosts N    create N hosts: demo-1 to demo-N; the demo's other hosts are removed. Default: the
 #                hosts that the demo has, or one
 #   --gpu MODEL  simulate GPU hosts: devices, NVIDIA packages and nvidia-smi are stand-ins. Models:
 #                t4, 8xh100, 8xb200, k80, ... (an unknown MODEL prints the complete list)
+#   --cluster    a Slurm cluster: demo-1 is the controller without GPUs, the other hosts run jobs.
+#                Default: three hosts, and two simulated GPUs on each host that runs jobs
 set -eu
 
 create_only=
 gpu=
 count=
+cluster=
 while [ $# -gt 0 ]; do
     case $1 in
     --create) create_only=yes ;;
+    --cluster) cluster=yes ;;
     --destroy) shift && exec ansible-playbook playbooks/demo_destroy.yml "$@" ;;
     --gpu)
         [ $# -ge 2 ] || { echo "demo: --gpu: no MODEL given; expected for example t4" >&2 && exit 1; }
@@ -29,10 +34,15 @@ while [ $# -gt 0 ]; do
         esac
         shift
         ;;
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,10p' "$0" && exit 0 ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,13p' "$0" && exit 0 ;;
     *) break ;;
     esac
     shift
 done
-ansible-playbook playbooks/demo.yml ${gpu:+-e "demo_gpu=$gpu"} ${count:+-e "demo_hosts=$count"} "$@"
+if [ -n "$cluster" ]; then
+    gpu=${gpu:-2xh100} count=${count:-3}
+    [ "$count" -gt 1 ] || { echo "demo: --cluster --hosts 1: expected at least 2 hosts" >&2 && exit 1; }
+fi
+ansible-playbook playbooks/demo.yml ${cluster:+-e demo_cluster=true} ${gpu:+-e "demo_gpu=$gpu"} \
+    ${count:+-e "demo_hosts=$count"} "$@"
 [ -n "$create_only" ] || exec ansible-playbook site.yml -i inventory/demo "$@"

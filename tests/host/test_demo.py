@@ -1,9 +1,11 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The first commands of a new user: a demo in a copy of the project."""
+"""The first commands of a new user, and a demo of a cluster: both in a copy of the project."""
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.page_commands import Checkout
 # Two first runs, which other tests have as well.
 pytestmark = [pytest.mark.host, pytest.mark.long]
 
+ON_CONTROLLER = "ansible demo-1 -i inventory/demo -b -m shell -a '%s' | tail -n +2"
 # How a command ends, unless with 0.
 STATUS = {"./slipway verify -i inventory/demo": 2}
 
@@ -35,3 +38,60 @@ def test_each_command_with_a_demo_works(tmp_path: Path) -> None:
         checkout.run("./slipway demo --destroy")
     assert any('{"prediction":"virginica"}' in one for one in printed.values())
     assert "row" in printed["./slipway verify -i inventory/demo"]
+
+
+def controller(checkout: Checkout, script: str) -> str:
+    """Run a script without single quotes as root on the controller; return what it prints."""
+    return checkout.run(ON_CONTROLLER % script).stdout.strip()
+
+
+def wait_for(checkout: Checkout, job: str, state: str) -> None:
+    """Wait for the state of a job for up to a minute."""
+    found = ""
+    for _attempt in range(30):
+        found = controller(checkout, f"scontrol --oneliner show job {job}")
+        if f"JobState={state} " in found:
+            return
+        time.sleep(2)
+    raise AssertionError(found)
+
+
+def test_a_demo_of_a_cluster_queues_jobs(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    make, status, submit = page_commands.run_by("test_a_demo_of_a_cluster_queues_jobs")
+    try:
+        made = checkout.run(make)
+        assert made.returncode == 0, made.stdout + made.stderr
+        assert checkout.run(status).stdout.splitlines()[-2:] == [
+            "demo-2 idle gpu:h100_80gb_hbm3:2",
+            "demo-3 idle gpu:h100_80gb_hbm3:2",
+        ]
+        again = checkout.run("./slipway site -i inventory/demo")
+        assert "changed" not in again.stdout, again.stdout
+        jobs = [checkout.run(submit).stdout.split()[-1] for _number in range(3)]
+        for job in jobs[:2]:
+            wait_for(checkout, job, "RUNNING")
+        wait_for(checkout, jobs[2], "PENDING")
+        controller(checkout, f"scancel {jobs[0]}")
+        wait_for(checkout, jobs[2], "RUNNING")
+        # Slurm declares a node that does not answer to be down after five minutes.
+        place = controller(checkout, f"squeue --noheader --format=%N --job={jobs[1]}")
+        listed = ["docker", "ps", "--quiet", f"--filter=label=slipway.host={place}"]
+        listed.append(f"--filter=label=slipway.state={checkout.folder}/.slipway/hosts/demo")
+        container = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+        subprocess.run(["docker", "kill", container.strip()], check=True)
+        controller(checkout, f"scontrol update nodename={place} state=down reason=killed")
+        wait_for(checkout, jobs[1], "PENDING")
+        controller(checkout, f"scancel {jobs[2]}")
+        wait_for(checkout, jobs[1], "RUNNING")
+        subprocess.run(["docker", "start", container.strip()], check=True)
+        controller(checkout, f"scontrol update nodename={place} state=resume")
+        controller(checkout, f"scancel {jobs[1]}")
+        planned = checkout.run("./slipway plan -i inventory/demo")
+        assert planned.returncode == 0, planned.stdout
+        removed = checkout.run("./slipway remove --yes -i inventory/demo")
+        assert removed.returncode == 0, removed.stdout
+        left = 'dpkg --get-selections | grep -E "slurm|munge"; ls /etc/slurm /etc/munge'
+        assert "install" not in controller(checkout, left)
+    finally:
+        checkout.run("./slipway demo --destroy")

@@ -95,7 +95,7 @@ def test_remove_is_idempotent(run: Run, machine: FakeDocker, tmp_path: Path) -> 
     [
         pytest.param(
             (*ENSURE, "--gpu", "h1000"),
-            "lab: unknown GPU model 'h1000'; expected one of none, t4, 8xv100",
+            "lab: unknown GPU model 'h1000'; expected one of none, t4, 2xh100, 8xv100",
             id="model",
         ),
         pytest.param(

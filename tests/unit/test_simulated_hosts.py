@@ -31,7 +31,7 @@ NOBLE = "ubuntu-like-24.04"
 @pytest.mark.parametrize(
     "model",
     [
-        *("none", "t4", "8xv100", "8xa100", "8xh100", "8xb200"),
+        *("none", "t4", "2xh100", "8xv100", "8xa100", "8xh100", "8xb200"),
         *("rtx-pro-6000", "k80", "gh200", "v100-b200"),
     ],
 )
@@ -77,7 +77,7 @@ def test_demo_of_an_unknown_model_fails_with_the_known_models() -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "unknown GPU model 'h1000'; expected one of none, t4, 8xv100" in done.stdout
+    assert "unknown GPU model 'h1000'; expected one of none, t4, 2xh100, 8xv100" in done.stdout
     folder = ROOT / ".slipway/hosts/demo/stand-ins/demo-1/h1000-ubuntu-like-24.04"
     assert not folder.exists()
 
