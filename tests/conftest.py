@@ -19,6 +19,9 @@ os.environ.setdefault("SLIPWAY_REPORTS", os.devnull)
 
 # Files of tests/host that share the host `converged`: a second process would create a second one.
 SHARING_A_HOST = ("test_images.py", "test_replacement.py", "test_site.py")
+# Files of tests/host that take longest, the longest first. The last file of a run should be a short
+# one, because nothing runs beside it.
+LONGEST = ("test_molecule.py", "test_site.py")
 
 
 class HostScheduling(LoadFileScheduling):
@@ -34,6 +37,12 @@ class HostScheduling(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduling | None:
     """Schedule with `--dist loadfile` as above."""
     return HostScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the longest files to the front."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

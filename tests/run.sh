@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Run the stages of `./slipway test`. pytest is the last stage, so that its summary line comes last.
 # Usage: ./slipway test [--quick | --long | --molecule [SCENARIO ...] | --vm | PYTEST ARGUMENTS ...]
-#   (nothing)   linters, unit and contract tests, then molecule and site tests on throwaway hosts
+#   (nothing)   linters, unit and contract tests, then tests on throwaway hosts with molecule
 #   --quick     linters, unit and contract tests
 #   --long      as without an option, with hosts of Debian unstable and the tools of docs/export.md
 #   --molecule  the named molecule scenarios, default all
@@ -84,6 +84,5 @@ lint
 stage 'unit and contract tests' pytest -n 2 --dist worksteal
 # Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
-stage 'molecule' run_molecule --all
-# Host tests mostly wait, so run two test files in parallel. tests/conftest.py groups some files.
-closing_pytest 'site tests on throwaway hosts' -m "$hosts" -n 2 --dist loadfile
+# Host tests mostly wait: run two test files in parallel. tests/conftest.py groups and sorts them.
+closing_pytest 'tests on throwaway hosts' -m "$hosts" -n 2 --dist loadfile --no-loadscope-reorder
