@@ -182,9 +182,24 @@ def refusal(folder: Path) -> str:
         ),
         pytest.param({"user": {"uid": 0}}, ["user.uid: 0; expected at least 1"], id="root"),
         pytest.param(
-            {"files": [{"from": "../other/file", "to": "/x"}]},
+            {"files": [{"from": "../../other/file", "to": "/x"}]},
             ["files[0].from", "a path in the image's folder"],
-            id="path out of the folder",
+            id="path out of the catalogue",
+        ),
+        pytest.param(
+            {"files": [{"from": "../_shared/start", "to": "/x"}]},
+            ["files[0].from", "a path in the image's folder"],
+            id="path of no image",
+        ),
+        pytest.param(
+            {"files": [{"from": "../shared/start", "to": "/x"}]},
+            ["files[0].from", "a path in the image's folder"],
+            id="path that the context has",
+        ),
+        pytest.param(
+            {"smoke": {"file": "../other/smoke.sh"}},
+            ["smoke.file: '../other/smoke.sh'", "file of the image's folder"],
+            id="smoke test of another image",
         ),
         pytest.param({"workdir": "srv"}, ["workdir", "an absolute path"], id="relative workdir"),
         pytest.param(
@@ -506,6 +521,17 @@ def test_links_in_a_context_are_errors(folder: Path, write: Write) -> None:
     (image / "app/link").symlink_to("/etc/passwd")
     with pytest.raises(CatalogueError, match="app/link: not a plain file or folder"):
         build(folder)
+
+
+def test_a_file_of_another_image_is_in_the_context(folder: Path, write: Write) -> None:
+    write("other", {"serve": "one"})
+    write(files=[{"from": "../other/serve", "to": "/serve"}])
+    before = build(folder)
+    assert {file.path: file.content for file in before.files}["other/serve"] == b"one"
+    # Docker resolves this path to other/serve.
+    assert "COPY image/../other/serve /serve" in before.dockerfile
+    write("other", {"serve": "two"})
+    assert build(folder).digest != before.digest
 
 
 # Builds of the requested names

@@ -7,6 +7,7 @@ Only for the collection itself. Runs on the controller.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +158,8 @@ def _context_files(image: Image, locks: Mapping[str, str]) -> Iterator[ContextFi
     files = {
         file.path: file
         for path in sorted(paths)
-        for file in read_files(image.folder / path, f"image/{path}")
+        # Docker too resolves `image/../llm/file`.
+        for file in read_files(image.folder / path, posixpath.normpath(f"image/{path}"))
     }
     yield from files.values()
     for name, text in locks.items():
@@ -181,4 +183,4 @@ def _notes(image: Image, variant: str, pins: Sequence[Pin]) -> Iterator[str]:
         missing = "" if any(pin.name == "torchvision" for pin in pins) else ", without torchvision"
         yield f"torch {torch} is the CPU wheel that {TORCH_LOCK} names{missing}"
     if image.settings["unproven"]:
-        yield f"not built by the project itself: {image.settings['unproven']}"
+        yield f"not proven by the project itself: {image.settings['unproven']}"
