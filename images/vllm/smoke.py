@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Serve a small language model with vLLM on a GPU, and let an OpenAI client complete its sentence."""
+"""Serve a small model with vLLM on a GPU, and let an OpenAI client complete its sentence."""
 
 from __future__ import annotations
 

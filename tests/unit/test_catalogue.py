@@ -1048,11 +1048,11 @@ def test_unmaintained_images_have_a_notice_and_no_network(catalogue: Catalogue, 
     assert "LABEL io.slipway.successor=" in made.dockerfile
 
 
-def test_images_not_built_by_the_project_are_reported(catalogue: Catalogue) -> None:
+def test_images_not_proven_by_the_project_are_reported(catalogue: Catalogue) -> None:
     told = {
         made.name
         for made in catalogue.builds(None, "cpu")
-        if "not built by" in " ".join(made.notes)
+        if "not proven by" in " ".join(made.notes)
     }
     assert told == {"legacy-torch7"}
 
