@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write one signed file from which a controller without a network installs Slipway.
 
-The bundle contains this project, the Python packages of its environment, and on request images and
-Debian packages for hosts. `./slipway setup` and `./slipway site` use it with `--bundle FILE`. The
-same inputs always give the same bytes. See docs/bundle.md.
+The bundle contains this project, the Python packages of its environment, and on request images,
+Debian packages and data sets for hosts. `./slipway setup` and `./slipway site` use it with
+`--bundle FILE`. The same inputs always give the same bytes. See docs/bundle.md.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "collections")]
 
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (  # noqa: E402
     archive,
+    data,
     images,
     packages,
     signature,
@@ -46,7 +47,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = "project.tar"
 # The kinds of files that may be in an older bundle only.
-OMITTED = ("wheel", "image", "package")
+OMITTED = ("wheel", "image", "package", "data")
 # What Ansible evaluates in a variable.
 TEMPLATES = ("{{", "{%", "{#")
 
@@ -58,6 +59,7 @@ class Request:
     pythons: list[str]
     images: list[str]
     packages: bool
+    data: list[Path]
     ansible: list[str]
 
 
@@ -121,12 +123,15 @@ def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[s
         files.update(copy_images(folder / "layout", request))
     if request.packages:
         files.update(copy_packages(folder / "pool", request))
+    for source in request.data:
+        files[f"{data.FOLDER}/{_describe(data.FOLDER, source).sha256}"] = source
     entries = tuple(_describe(path, files[path]) for path in sorted(files))
     manifest = Manifest(
         requested={
             "python": request.pythons,
             "images": request.images,
             "packages": request.packages,
+            "data": len(request.data),
         },
         project={"commit": commit},
         controller={
@@ -141,7 +146,12 @@ def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[s
 
 def _describe(path: str, source: Path) -> Entry:
     by_path = {PROJECT: "project", f"{PROJECT}.sig": "signature"}
-    by_folder = {images.FOLDER: "image", packages.FOLDER: "package", "wheels": "wheel"}
+    by_folder = {
+        images.FOLDER: "image",
+        packages.FOLDER: "package",
+        data.FOLDER: "data",
+        "wheels": "wheel",
+    }
     kind = by_path.get(path) or by_folder[path.partition("/")[0]]
     with source.open("rb") as content:
         size = source.stat().st_size
@@ -260,7 +270,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def add_host_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for contents that hosts of the inventory have."""
+    """Add the options for contents that hosts get."""
     parser.add_argument(
         "--images",
         metavar="NAME,...",
@@ -273,6 +283,15 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also add the Debian packages that the roles install on the hosts of the inventory, "
         "for other hosts of the same releases",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="also add an archive of ml_data_archives that you downloaded; its entry needs the "
+        "checksum sha256:...",
     )
 
 
@@ -300,7 +319,8 @@ def run(options: argparse.Namespace) -> None:
     names = sorted(filter(None, options.images.split(",")))
     if names or options.packages:
         refuse_templates(options.out.parent.resolve(), *names)
-    request = Request(pythons, names, options.packages, options.ansible)
+    files = [path.expanduser() for path in options.data]
+    request = Request(pythons, names, options.packages, files, options.ansible)
     fingerprint = build(options.out, request, options.key or signature.make_own_key(), older)
     size = options.out.stat().st_size / 1e6
     print(f"{options.out}: {size:.0f} MB, for Python {', '.join(pythons)}")

@@ -6,6 +6,7 @@ Usage: ./slipway plan [--json] [-v] [ARGUMENTS FOR ansible-playbook ...]
 
   --json   print JSON
   -v       list each package and each file, also the files of the program ml
+  --bundle FILE [--signer KEY.pub]  the plan of a run with this bundle
 
 Exit status: 0 no changes and no faults, 2 changes, 3 conflicts about which a person must decide,
 4 faults of GPUs, and with 3 or 4 maybe also changes, 1 a host could not be surveyed. With --json,

@@ -4,6 +4,7 @@
 # Usage: ./slipway remove [--yes] [--data] [ARGUMENTS FOR ansible-playbook ...]
 #   --yes    do not ask
 #   --data   also delete the data sets and repositories of ml_data, if nobody changed files in them
+#   --bundle FILE [--signer KEY.pub]   without a network: try no server of a vendor
 # Removes services, commands, images, rootless engines, session limits, container toolkit, Docker
 # Engine and NVIDIA driver, with their packages, holds, apt sources and settings. Stays: accounts,
 # groups, homes, SSH keys, shared folders, Docker volumes, and containers and images that people
@@ -20,7 +21,7 @@ while [ "$arguments" -gt 0 ]; do
     shift
     arguments=$((arguments - 1))
     case "$argument" in
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,13p' "$0" && exit 0 ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,14p' "$0" && exit 0 ;;
     --yes) asked=yes ;;
     --data) set -- "$@" -e '{"slipway_remove_data": true}' ;;
     -C | --check) asked=yes && set -- "$@" --check ;;

@@ -7,6 +7,7 @@
 #             packages, loads the driver and runs acceptance checks. One host at a time; the first
 #             failure stops the run and prints the rollback command. --check shows the changes.
 #   rollback  Reinstalls the versions that were recorded before the last upgrade.
+#   --bundle FILE [--signer KEY.pub]   Without a network: use the packages in a bundle.
 # ROLE: nvidia_driver, docker_engine or nvidia_container_toolkit; default all three. The driver
 # stays in its branch unless nvidia_driver_branch declares another. The toolkit is upgraded to
 # nvidia_container_toolkit_version. Examples:
@@ -21,7 +22,7 @@ shift
 roles=''
 while [ $# -gt 0 ]; do
     case "$1" in
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,16p' "$0" && exit 0 ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,17p' "$0" && exit 0 ;;
     -*) break ;;
     *) roles="$roles${roles:+,}\"$1\"" && shift ;;
     esac

@@ -10,6 +10,7 @@ Usage: ./slipway verify [--quick | --full] [--burn-in MINUTES] [--report FILE] [
   --burn-in MINUTES  keep all GPUs busy for so long, record temperature, clock and power
   --report FILE      write each check as JSON: expected, found, what to do, seconds
   --json             print the same JSON on standard output, and the run itself on standard error
+  --bundle FILE [--signer KEY.pub]  compare with the declared state of a run with this bundle
 
 Exit status: 0 all checks passed and no drift, 2 a host failed a check or has drift, a conflict or a
 fault of a GPU, 4 a host was unreachable, another one if the run itself failed.

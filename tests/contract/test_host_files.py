@@ -40,8 +40,9 @@ REASONS: dict[str, tuple[str, str]] = {
         ".chmod .mkdir .write_bytes .write_text tempfile.TemporaryDirectory",
     ),
     "modules/bundle_packages.py": (
-        "works in a new folder of root that others can only read",
-        ".chmod .glob .mkdir .open .touch",
+        "works in a new folder of root that others can only read; reads apt's folder",
+        ".chmod .glob .iterdir .mkdir .open .read_text .rglob .touch .unlink .write_bytes "
+        ".write_text shutil.copyfile",
     ),
     "module_utils/apt/run.py": (
         "reads /proc and apt's folders, which only root can write",

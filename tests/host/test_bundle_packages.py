@@ -1,9 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host whose only way out is SSH gets its packages from a bundle."""
+"""Hosts whose only way out is SSH get their packages from a bundle."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import reading
 
+from lab import gpu_host, nvidia_packages
 from lab.containers import container_name
 from lab.host_spec import HostSpec
 from lab.hosts import Group
@@ -23,7 +25,7 @@ from tools import bundle, bundle_contents
 
 pytestmark = pytest.mark.host
 
-ROLES = ["docker_engine", "user_access"]
+ROLES = ["docker_engine", "user_access", "ml_data"]
 # All of apt's files, packages and temporary folders on a host, and what listens there.
 APT = "find /etc/apt /var/lib/apt /var/cache/apt -type f -printf '%p %s\\n' | sort; dpkg -l"
 LEFT = "ls -d /tmp/slipway-* /var/tmp/slipway-* /var/lib/slipway/*apt* 2>/dev/null || true"
@@ -62,11 +64,24 @@ def group() -> Iterator[Group]:
     group.remove()
 
 
-def make_site(group: Group, name: str, folder: Path) -> Site:
-    (folder / name).mkdir()
-    site = Site(group.ensure(HostSpec(name)), folder / name)
-    site.extra = {"slipway_roles": ROLES}
-    site.declare(**DECLARED)
+@pytest.fixture(scope="module", autouse=True)
+def without_wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make bundles without the wheels of the controller, see tests/host/test_bundle.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setattr(bundle_contents, "download_wheels", lambda python, folder: [])
+        patch.setattr(
+            bundle_contents,
+            "download_collections",
+            lambda folder: Path(shutil.copy(__file__, folder)),
+        )
+        yield
+
+
+def make_site(group: Group, spec: HostSpec, folder: Path, roles: list[str]) -> Site:
+    (folder / spec.name).mkdir(exist_ok=True)
+    site = Site(group.ensure(spec), folder / spec.name)
+    site.extra = {"slipway_roles": roles}
     return site
 
 
@@ -74,12 +89,12 @@ def options(site: Site) -> list[str]:
     return ["-i", str(site.inventory), "-e", json.dumps(site.extra)]
 
 
-def make_bundle(site: Site, target: Path) -> str:
+def make_bundle(site: Site, target: Path, *words: str) -> str:
     """Write a bundle with the packages of a host; return the output of apt's files there."""
     before = site.on(APT)
     for number in (1, 2):
         os.set_blocking(number, True)
-    assert bundle.main([str(target), "--packages", *options(site)]) == 0
+    assert bundle.main([str(target), "--packages", *words, *options(site)]) == 0
     assert (site.on(APT), site.on(LEFT)) == (before, "")
     return before
 
@@ -95,32 +110,43 @@ def damage_package(made: Path, name: str) -> Path:
     return damaged
 
 
-def run_site(site: Site, made: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(ROOT / "slipway"), "site", "--bundle", str(made), *options(site)]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+def run(verb: str, site: Site, made: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "slipway"), verb, "--bundle", str(made), *words, *options(site)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def succeed(verb: str, site: Site, made: Path, *words: str) -> str:
+    done = run(verb, site, made, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_a_host_without_a_network_is_provisioned_from_a_bundle(
-    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: Group, tmp_path: Path
 ) -> None:
-    # Without the wheels of the controller, see tests/host/test_bundle.py.
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr(bundle_contents, "download_wheels", lambda python, folder: [])
-    monkeypatch.setattr(
-        bundle_contents, "download_collections", lambda folder: Path(shutil.copy(__file__, folder))
-    )
     made = tmp_path / "b.tar"
-    make_bundle(make_site(group, "maker-1", tmp_path), made)
-    site = make_site(group, "closed-2", tmp_path)
+    maker, site = (
+        make_site(group, HostSpec(name), tmp_path, ROLES) for name in ("maker-1", "closed-2")
+    )
+    words = tmp_path / "words.tar"
+    subprocess.run(["tar", "-cf", words, "-C", ROOT, "LICENSE"], check=True)
+    archive = {
+        "name": "words",
+        "url": "https://data.example.org/words.tar",
+        "checksum": f"sha256:{hashlib.sha256(words.read_bytes()).hexdigest()}",
+        # Without a bundle, the survey would ask the server.
+        "optional": True,
+    }
+    for one in (maker, site):
+        one.declare(**DECLARED, ml_data_archives=[archive])
+    make_bundle(maker, made, "--data", str(words))
     network = ClosedHost(container_name("closed-2", group.group, group.state.path))
     sources = site.on("cd /etc/apt && find . -type f -exec sha256sum {} +")
 
-    first = run_site(site, made)
-    assert first.returncode == 0, first.stdout + first.stderr
+    succeed("site", site, made)
     assert network.dropped() == []
     assert site.on("docker info --format '{{.ServerVersion}}'")
+    assert site.on("head -1 /srv/shared/data/words/LICENSE").startswith("GNU GENERAL")
     assert site.on("apt-mark showhold").split() == sorted(
         ["docker-buildx", "docker-cli", "docker-compose", "docker.io", "iptables"]
     )
@@ -141,7 +167,7 @@ def test_a_host_without_a_network_is_provisioned_from_a_bundle(
     # apt compares packages with the index. `site --bundle` refuses the file first.
     site.extra = {"slipway_roles": ROLES}
     damaged = damage_package(made, "docker-buildx")
-    command_line = run_site(site, damaged)
+    command_line = run("site", site, damaged)
     assert command_line.returncode == 1
     assert re.search(r"site: .*/docker-buildx_\S+ is damaged: .*Nothing was", command_line.stderr)
     failed = site.run("site.yml", ml_images_bundle=str(damaged))
@@ -155,3 +181,116 @@ def test_a_host_without_a_network_is_provisioned_from_a_bundle(
     # The filter works: without a bundle, the host looks for a way out.
     site.on("getent hosts download.example.org || true")
     assert network.dropped() != []
+
+
+GPU_ROLES = ["nvidia_driver", "docker_engine", "nvidia_container_toolkit"]
+MODEL, BASE = "8xb200", "ubuntu-like-24.04"
+OLD, NEW = nvidia_packages.BRANCHES[580]
+OLD_TOOLKIT, NEW_TOOLKIT = nvidia_packages.TOOLKIT_VERSIONS
+SOURCES = "cd /etc/apt && ls keyrings sources.list.d && cat sources.list.d/*"
+
+
+def list_functions(folder: Path) -> str:
+    """Return what `lspci -n -d 10de:` prints on a simulated host."""
+    lines = []
+    for function in sorted((folder / "pci/bus/pci/devices").iterdir()):
+        vendor, device, code = (
+            (function / name).read_text().strip()[2:] for name in ("vendor", "device", "class")
+        )
+        if vendor == "10de":
+            lines.append(f"{function.name} {code[:4]}: 10de:{device} (rev a1)")
+    return "\n".join(lines)
+
+
+def versions(site: Site) -> list[str]:
+    """Return the versions of loaded driver, driver package and toolkit."""
+    names = "libnvidia-compute-580 nvidia-container-toolkit"
+    query = f"dpkg-query -W -f '${{Version}}\\n' {names}"
+    return site.on(f"cat /sys/module/nvidia/version; {query}").split()
+
+
+class GpuLab:
+    """A GPU host without a network, and a maker without a GPU that reads vendors' repositories."""
+
+    def __init__(self, group: Group, folder: Path) -> None:
+        self.repositories = gpu_host.prepare(folder / "maker-3", MODEL, BASE)
+        shown, archive = (self.repositories.mounts[index] for index in (0, -1))
+        spec = HostSpec("maker-3", base=BASE, mounts=(shown, archive))
+        self.maker = make_site(group, spec, folder, GPU_ROLES)
+        self.old, self.new = (
+            {
+                **self.repositories.cuda_variables,
+                "nvidia_container_toolkit_version": version,
+            }
+            for version in (OLD_TOOLKIT, NEW_TOOLKIT)
+        )
+        self.bundle = folder / "old.tar"
+        self.repositories.cuda.withdraw(NEW)
+        self.repositories.toolkit.withdraw(NEW_TOOLKIT)
+        self.make_bundle(self.bundle, self.old)
+
+        self.simulated = gpu_host.prepare(folder / "closed-4", MODEL, BASE)
+        for name in ("archive", "cuda", "toolkit", self.simulated.key.file.name):
+            path = self.simulated.folder / name
+            path.rename(path.with_name(f"{name}.away"))
+        spec = HostSpec("closed-4", base=BASE, mounts=self.simulated.mounts)
+        self.site = make_site(group, spec, folder, GPU_ROLES)
+        self.network = ClosedHost(container_name("closed-4", group.group, group.state.path))
+        self.sources = self.site.on(SOURCES)
+        self.site.declare(**self.old)
+
+    def make_bundle(self, target: Path, variables: dict[str, object]) -> None:
+        self.maker.declare(
+            **variables,
+            slipway_bundle_gpus=list_functions(self.repositories.folder),
+            slipway_bundle_kernel=nvidia_packages.UBUNTU_KERNEL,
+        )
+        make_bundle(self.maker, target)
+
+
+@pytest.fixture(scope="module")
+def lab(group: Group, tmp_path_factory: pytest.TempPathFactory) -> GpuLab:
+    """The closed host has the old versions."""
+    lab = GpuLab(group, tmp_path_factory.mktemp("gpu"))
+    succeed("site", lab.site, lab.bundle)
+    return lab
+
+
+def test_a_gpu_host_without_a_network_gets_packages_of_vendors(lab: GpuLab) -> None:
+    site = lab.site
+    assert versions(site) == [OLD, f"{OLD}-0ubuntu1", f"{OLD_TOOLKIT}-1"]
+    assert site.on(SOURCES) == lab.sources
+    assert "no drift" in succeed("plan", site, lab.bundle)
+    # Another branch, or a version that the bundle lacks: refused before any change.
+    for variables, missing in (
+        ({**lab.old, "nvidia_driver_branch": "595"}, "nvidia-driver-pinning-595"),
+        (lab.new, f"nvidia-container-toolkit={NEW_TOOLKIT}-1"),
+    ):
+        site.declare(**variables)
+        refused = run("upgrade", site, lab.bundle)
+        assert refused.returncode != 0
+        assert missing in refused.stdout and "No package was changed" in refused.stdout
+    site.declare(**lab.old)
+    assert (site.on(LEFT), site.on(LISTENING), lab.network.dropped()) == ("", "", [])
+
+
+@pytest.mark.long
+def test_a_gpu_host_without_a_network_is_upgraded_rolled_back_and_removed(
+    lab: GpuLab, tmp_path: Path
+) -> None:
+    site, newer = lab.site, tmp_path / "new.tar"
+    lab.repositories.cuda.publish(nvidia_packages.cuda_ubuntu())
+    lab.repositories.toolkit.publish(nvidia_packages.toolkit())
+    lab.make_bundle(newer, lab.new)
+    site.declare(**lab.new)
+    succeed("upgrade", site, newer)
+    assert versions(site) == [NEW, f"{NEW}-0ubuntu1", f"{NEW_TOOLKIT}-1"]
+    succeed("rollback", site, newer)
+    assert versions(site) == [OLD, f"{OLD}-0ubuntu1", f"{OLD_TOOLKIT}-1"]
+    site.declare(**lab.old)
+    succeed("site", site, newer)
+
+    succeed("remove", site, newer, "--yes")
+    assert site.on("dpkg-query -W -f '${Package} ' '*nvidia*' 2>/dev/null || true") == ""
+    assert site.on(SOURCES) == lab.sources
+    assert (site.on(LEFT), site.on(LISTENING), lab.network.dropped()) == ("", "", [])

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.action import image_bundle
+from ansible_collections.slipway.host.plugins.module_utils.images import delivery
 from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.plugin_utils import image_source
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
@@ -267,9 +268,36 @@ def read_builder(path: Path | str, drift: list[str], context: str, checked: str 
             "ml_images_builder": ["build01"],
             "__ml_images_bundle_manifest": checked,
         },
-        {"architecture": "x86_64"},
+        {"facts": {"architecture": "x86_64"}},
         lambda value: value,
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "size"),
+    [({}, " (20.1 kB)"), ({"x:1": ["i", {"id": "i"}]}, " (20.1 kB)"), ("all", " (0 B)")],
+)
+def test_a_plan_names_the_bundle_and_the_bytes_that_a_host_lacks(
+    bundle: Bundle, known: Any, size: str
+) -> None:
+    layers = delivery.short_names({BASE: 20000, LAYER: 150})
+    record = {"id": "i", "digest": "0", "layers": layers}
+    found = [
+        Difference("images", REFERENCE, "missing", "built"),
+        Difference("files", "f", "a", "b"),
+    ]
+    drift = {"ml_images": list(found)}
+    image_source.read_builder(
+        {"ml_images": {"images": [{"reference": REFERENCE, "digest": "1"}]}},
+        drift,
+        {"ml_images_bundle": str(bundle.path)},
+        {
+            "facts": {"architecture": "x86_64"},
+            "images": {"other:1": ["i", record]} if known == "all" else known,
+        },
+        lambda value: value,
+    )
+    assert [one.expected for one in drift["ml_images"]] == [f"pull from bundle b.tar{size}", "b"]
 
 
 def test_a_missing_image_is_refused_before_any_change(bundle: Bundle) -> None:

@@ -18,10 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slipway.host.plugins.action import bundle_packages
 from ansible_collections.slipway.host.plugins.module_utils.apt import bundle_source
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import Apt, AptError
-from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.modules import bundle_packages as maker
 from ansible_collections.slipway.host.plugins.modules import held_packages, package_set
 from ansible_collections.slipway.host.plugins.plugin_utils import apt_module, ask_host
@@ -46,6 +44,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import
 RunModule = Callable[..., dict[str, Any]]
 FACTS = {"distribution": "Debian", "distribution_release": "trixie", "architecture": "x86_64"}
 RELEASE = "debian-trixie-x86_64"
+DATA = f"data/{hashlib.sha256(b'data').hexdigest()}"
 CONTROL = "Package: {name}\nVersion: 1:2.0+x~1\nArchitecture: amd64\nDescription: text\n more\n"
 
 
@@ -147,7 +146,7 @@ def test_hostile_names_of_releases_are_refused(tmp_path: Path, release: str) -> 
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A bundle with the packages a1 and b1 of Debian 13."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    files = {**make_pool(tmp_path / "pool", "a1", "b1"), "project.tar": b"project"}
+    files = {**make_pool(tmp_path / "pool", "a1", "b1"), "project.tar": b"project", DATA: b"data"}
     entries = tuple(
         Entry(path, len(files[path]), hashlib.sha256(files[path]).hexdigest(), "package")
         for path in sorted(files)
@@ -165,18 +164,21 @@ def test_the_variables_of_a_host_name_a_bundle_with_packages(bundle: Bundle) -> 
 
     named = {declared.BUNDLE: f"{bundle.path.parent}/{{{{ name }}}}.tar"}
     opened = declared.open_packages(named, template)
-    assert opened and packages.list_releases(opened) == [RELEASE]
+    assert opened and packages.list_releases(opened.manifest) == [RELEASE]
+    assert declared.read_named(named, template) == opened.manifest
     assert declared.open_packages({}, template) is None
     assert declared.open_packages({declared.BUNDLE: None}, template) is None
+    assert declared.read_named({declared.BUNDLE: None}, template) is None
     with pytest.raises(AnsibleActionFail, match="replaced during the run"):
         declared.open_packages({**named, declared.CHECKED: "0" * 64}, template)
-    with pytest.raises(AnsibleActionFail, match="cannot open /none"):
-        declared.open_packages({declared.BUNDLE: "/none"}, template)
+    for function in (declared.open_packages, declared.read_named):
+        with pytest.raises(AnsibleActionFail, match="cannot open /none"):
+            function({declared.BUNDLE: "/none"}, template)
 
 
 INSTALLED = ["install", "installed", "1"]
 A, B, C = ({"name": name} for name in ("a1", "b1", "c1"))
-KEY = Difference("keyrings", "k", "missing", "present")
+HEADERS = {"name": "linux-headers-6.8.0-1-x", "optional": True}
 
 
 @pytest.mark.parametrize(
@@ -197,12 +199,27 @@ KEY = Difference("keyrings", "k", "missing", "present")
         ({"facts": {**FACTS, "architecture": "aarch64"}}, "expected debian-trixie-aarch64."),
         ({"facts": {**FACTS, "distribution_release": "../trixie"}}, "expected debian-../trixie-x"),
         ({"transport": "local"}, "connection local; expected ssh"),
-        ({"drift": [KEY]}, "docker_engine: packages of a vendor's apt repository; expected pack"),
+        ({"owned": {"packages": [{**A, "version": "1:2.0+x~1"}]}}, ""),
+        ({"owned": {"packages": [{**A, "version": "1:3.*"}]}}, ""),
+        ({"owned": {"packages": [{**C, "version": "1:3.*"}]}}, "has no package c1=1:3.* for"),
+        ({"owned": {"packages": [{**A, "version": "1:2.0"}]}}, "has no package a1=1:2.0 for deb"),
+        (
+            {"owned": {"packages": [{**C, "version": "1"}]}, "packages": {"c1": INSTALLED}},
+            "",
+        ),
+        (
+            {"owned": {"packages": [{**C, "version": "2"}]}, "packages": {"c1": INSTALLED}},
+            "has no package c1=2 for",
+        ),
+        ({"owned": {"packages": [HEADERS]}}, "has no package linux-headers-6.8.0-1-x for"),
+        (
+            {"owned": {"packages": [HEADERS]}, "packages": {HEADERS["name"]: INSTALLED}},
+            "",
+        ),
         # Roles that install nothing need no packages for their release.
         (
             {
                 "owned": {"packages": [{**C, "state": "absent"}]},
-                "drift": [KEY],
                 "transport": "local",
                 "facts": {**FACTS, "distribution_release": "bookworm"},
             },
@@ -215,15 +232,18 @@ def test_a_host_is_refused_before_any_change_if_packages_are_missing(
 ) -> None:
     given: dict[str, Any] = {
         "owned": {"packages": [A, B]},
-        "drift": [],
         "facts": FACTS,
         "packages": {},
         "transport": "ssh",
         **changed,
     }
     answer = {"facts": given["facts"], "packages": given["packages"]}
-    roles = {"docker_engine": (given["owned"], given["drift"])}
-    arguments = (roles, answer, given["transport"], ". Nothing was changed.")
+    arguments = (
+        {"docker_engine": given["owned"]},
+        answer,
+        given["transport"],
+        ". Nothing was changed.",
+    )
     declared.refuse_missing_packages(None, *arguments)
     if not message:
         declared.refuse_missing_packages(bundle, *arguments)
@@ -232,28 +252,6 @@ def test_a_host_is_refused_before_any_change_if_packages_are_missing(
         declared.refuse_missing_packages(bundle, *arguments)
     assert message in str(caught.value)
     assert str(caught.value).endswith(". Nothing was changed.")
-
-
-@pytest.mark.parametrize(
-    ("owned", "message"),
-    [
-        ({"keyrings": [{"path": "k"}], "packages": [A]}, "x: packages of a vendor's apt"),
-        ({"refused": ["no systemd"], "packages": [A]}, "x: no systemd."),
-    ],
-)
-def test_packages_that_a_bundle_cannot_have_are_refused(owned: Any, message: str) -> None:
-    with pytest.raises(AnsibleActionFail, match=message):
-        bundle_packages.list_packages({"y": {"packages": [A]}, "x": owned})
-
-
-def test_the_packages_of_all_roles_are_listed_once() -> None:
-    absent, optional = {**C, "state": "absent"}, {**C, "optional": True}
-    owned: dict[str, Any] = {
-        "x": {"packages": [B, A, absent]},
-        "y": {"packages": [A, optional]},
-        "z": {},
-    }
-    assert bundle_packages.list_packages(owned) == {"names": ["a1", "b1"], "optional": ["c1"]}
 
 
 @pytest.mark.parametrize(
@@ -299,6 +297,7 @@ def test_packages_are_served(
     bundle: Bundle, tmp_path: Path, target: str, headers: Any, expected: tuple[int, bytes]
 ) -> None:
     with serving.serving(bundle, tmp_path / "s"):
+        assert ask(tmp_path / "s", f"/{DATA}", Range="bytes=2-") == (206, b"ta")
         assert ask(tmp_path / "s", f"/packages/{RELEASE}/{target}", **headers) == expected
         assert ask(tmp_path / "s", "/project.tar")[0] == 404
 
@@ -433,8 +432,32 @@ def test_a_host_without_facts_is_asked(
     assert asked == ([] if facts else [(action, {})])
 
 
+@pytest.mark.parametrize(("transport", "named"), [("ssh", True), ("ssh", False), ("local", True)])
+def test_archives_of_data_sets_are_served_over_ssh(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, transport: str, named: bool
+) -> None:
+    action: Any = SimpleNamespace(
+        _templar=SimpleNamespace(template=lambda value: value),
+        _connection=SimpleNamespace(transport=transport),
+    )
+    monkeypatch.setattr(delivery, "_served", lambda *_words: contextlib.nullcontext(20001))
+    variables = {
+        "inventory_hostname": "h",
+        declared.BUNDLE: str(bundle.path) if named else "",
+    }
+    digest = DATA.partition("/")[2]
+    trees = [
+        {"name": "a", "path": "/d/a", "version": f"sha256:{digest}"},
+        {"name": "b", "path": "/d/b", "version": f"sha256:{'0' * 64}"},
+        {"name": "gone", "path": "/d/gone"},
+    ]
+    with delivery.data_source(action, trees, variables) as addresses:
+        served = {"a": f"http://127.0.0.1:20001/{DATA}"}
+        assert addresses == (served if named and transport == "ssh" else {})
+
+
 def test_packages_are_downloaded_only_if_all_sources_answer(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     module: Any = SimpleNamespace(status=SimpleNamespace(show=lambda _text: None))
     outputs = ["", "W: Failed to fetch http://security.example/x  Connection timed out\n"]
@@ -446,11 +469,16 @@ def test_packages_are_downloaded_only_if_all_sources_answer(
 
     monkeypatch.setattr(Apt, "run", run)
     with pytest.raises(AptError, match=r"^Cannot find the newest versions\. apt source http://sec"):
-        maker.download(Apt(module, 1), ["a1"], [])
+        maker.download(Apt(module, 1), tmp_path, ["a1"], [], [])
     assert ran == ["update"]
     outputs.pop()
-    maker.download(Apt(module, 1), ["a1"], [])
-    assert ran == ["update", "update", "a1"]
+    with pytest.raises(AptError, match="apt downloaded no file of a1; expected one of each"):
+        maker.download(Apt(module, 1), tmp_path, ["a1=1"], [], [])
+    ran.clear()
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives/a1_1_all.deb").touch()
+    maker.download(Apt(module, 1), tmp_path, ["a1"], [], [])
+    assert ran == ["update", "a1"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle import archive
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import open_bundle
 
-from tools import bundle, bundle_contents, bundle_setup, install_collections, site
+from tools import bundle, bundle_contents, bundle_setup, install_collections, with_bundle
 
 RUNNING = bundle.RUNNING
 HASHES_OF_LOCKS = bundle_setup.read_hashes
@@ -103,6 +103,24 @@ def test_two_bundles_of_the_same_inputs_are_identical(made: Path) -> None:
     assert first == {p.name: p.read_bytes() for p in made.parent.iterdir() if p.is_file()}
 
 
+def test_data_is_in_a_bundle_by_its_checksum(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, target = made.with_name("words.tar"), made.with_name("d.tar")
+    archive.write_bytes(b"words" * 1000)
+    assert bundle.main([str(target), "--data", str(archive), "--data", str(archive)]) == 0
+    opened = open_bundle(target)
+    (entry,) = (one for one in opened.manifest.files if one.kind == "data")
+    assert entry.path == f"data/{hashlib.sha256(archive.read_bytes()).hexdigest()}"
+    assert opened.read(entry) == archive.read_bytes()
+    newer = made.with_name("e.tar")
+    assert bundle.main([str(newer), "--data", str(archive), "--since", str(target)]) == 0
+    assert newer.stat().st_size < target.stat().st_size - 5000
+    for wrong in (made.parent, made.with_name("none")):
+        assert bundle.main([str(target), "--data", str(wrong)]) == 1
+        assert f"{wrong}: " in capsys.readouterr().err
+
+
 def test_a_bundle_lists_project_wheels_and_locks(made: Path) -> None:
     manifest = open_bundle(made).manifest
     assert [entry.path for entry in manifest.files if entry.kind != "wheel"] == [
@@ -168,7 +186,7 @@ def test_an_error_of_a_disk_has_the_usual_form(
         assert main(words) == 1
         assert re.search(form, capsys.readouterr().err)
     with pytest.raises(SystemExit, match=f"site: {form}"):
-        site.main(["--bundle", str(made)])
+        with_bundle.main(["site", "--bundle", str(made)])
 
 
 @pytest.mark.parametrize("name", ["{{ x }}", "{% x %}", "{# x"])
@@ -183,10 +201,10 @@ def test_a_path_that_ansible_would_evaluate_is_refused(
     folder.mkdir()
     program("ansible-playbook", f"touch {made.parent}/ran")
     started: list[object] = []
-    monkeypatch.setattr(os, "execvp", lambda *words: started.append(words))
+    monkeypatch.setattr(os, "execv", lambda *words: started.append(words))
     for words in (["--bundle", f"{folder}/b"], ["--bundle", str(made), "--signer", f"{folder}/k"]):
         with pytest.raises(SystemExit, match=r"site: .* in a name; expected .*\. Rename the"):
-            site.main(words)
+            with_bundle.main(["site", *words])
     for words in ([f"{folder}/new.tar", "--images", "a"], [str(made), "--images", name]):
         assert bundle.main(words) == 1
         assert "in a name; expected a name that" in capsys.readouterr().err
@@ -291,19 +309,18 @@ def test_site_checks_the_whole_bundle_before_a_run(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(os, "execvp", lambda _name, words: started.append(words))
-    site.main(["--limit", "gpu01", "--bundle", str(made), "--signer", f"{made}.pub"])
+    monkeypatch.setattr(os, "execv", lambda _name, words: started.append(words))
+    with_bundle.main(["site", "--limit", "gpu01", "--bundle", str(made), "--signer", f"{made}.pub"])
     (words,) = started
-    assert words[:2] == ["ansible-playbook", "site.yml"]
-    assert json.loads(words[3]) == {
+    assert words[:-1] == [str(bundle.ROOT / "slipway"), "site", "--limit", "gpu01", "-e"]
+    assert json.loads(words[-1]) == {
         "ml_images_bundle": str(made),
         "ml_images_bundle_signer": f"{made}.pub",
         "__ml_images_bundle_manifest": open_bundle(made).digest,
     }
-    assert words[4:] == ["--limit", "gpu01"]
     made.write_bytes(made.read_bytes()[:-1])
     with pytest.raises(SystemExit, match=r"site: .*truncated.* Nothing was changed\."):
-        site.main(["--bundle", str(made)])
+        with_bundle.main(["site", "--bundle", str(made)])
     assert started == [words]
 
 

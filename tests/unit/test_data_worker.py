@@ -654,6 +654,27 @@ def test_long_work_reports_progress(host: Host, monkeypatch: pytest.MonkeyPatch)
     assert "min left" in host.said
 
 
+@pytest.mark.parametrize(
+    ("environment", "no_proxy"),
+    [
+        ({}, "127.0.0.1"),
+        ({"https_proxy": "p", "no_proxy": "a.example"}, "a.example,127.0.0.1"),
+        ({"NO_PROXY": "b.example"}, "b.example,127.0.0.1"),
+    ],
+)
+def test_archives_of_a_bundle_have_other_addresses(
+    environment: dict[str, str], no_proxy: str
+) -> None:
+    secret = {"url": "https://a.example/?key=1", "headers": {"Authorization": "x"}}
+    arguments = {"secrets": {"a": secret, "b": secret}, "environment": environment, "trees": []}
+    assert datasets.use_bundle(arguments, {}) == arguments
+    assert datasets.use_bundle(arguments, {"a": "http://127.0.0.1:20001/data/5"}) == {
+        "trees": [],
+        "secrets": {"a": {"url": "http://127.0.0.1:20001/data/5", "headers": {}}, "b": secret},
+        "environment": {**environment, "no_proxy": no_proxy},
+    }
+
+
 def test_the_worker_needs_only_the_files_of_the_job(tmp_path: Path, host: Host) -> None:
     """An import that did not come along would show on a host only."""
     planned = host.plan(host.pets(tar(CONTENT)))

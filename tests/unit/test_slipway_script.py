@@ -114,15 +114,16 @@ def test_the_file_of_an_export_is_relative_to_the_caller(
 
 
 @pytest.mark.parametrize("words", [["--bundle", "b 1,2.tar"], ["--bundle=b 1,2.tar"]])
-def test_site_with_a_bundle_checks_it_first(
-    checkout: Path, tmp_path: Path, words: list[str]
+@pytest.mark.parametrize("verb", ["site", "plan", "verify", "upgrade", "rollback", "remove"])
+def test_a_run_with_a_bundle_checks_it_first(
+    checkout: Path, tmp_path: Path, verb: str, words: list[str]
 ) -> None:
-    (checkout / "tools/site.py").write_text(STAND_IN, encoding="utf-8")
+    (checkout / "tools/with_bundle.py").write_text(STAND_IN, encoding="utf-8")
     (checkout / ".slipway/env/bin/python").symlink_to(sys.executable)
-    command = [str(checkout / "slipway"), "site", "--limit", "a", *words, "--signer", "k"]
+    command = [str(checkout / "slipway"), verb, "--limit", "a", *words, "--signer", "k"]
     completed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     folder, *found = json.loads(completed.stdout)
-    assert folder == str(checkout)
+    assert (folder, found.pop(0)) == (str(checkout), verb)
     assert "=".join(found[2:-2]) == f"--bundle={tmp_path}/b 1,2.tar"
     assert found[-2:] == ["--signer", f"{tmp_path}/k"]
 

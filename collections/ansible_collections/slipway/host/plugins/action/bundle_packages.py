@@ -15,8 +15,9 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     host_command,
     host_progress,
+    role_plans,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared, packages
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import making, packages
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
     BundleError,
     files_of,
@@ -28,8 +29,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 MODULE = "slipway.host.bundle_packages"
 WORK = "/var/tmp/slipway-packages"
-# What a host is before its first run, and without a network.
-FRESH = {"reachable": {}, "docker_package": ""}
 
 
 class ActionModule(survey.ActionModule):
@@ -42,9 +41,7 @@ class ActionModule(survey.ActionModule):
         result: dict[str, Any] = super(survey.ActionModule, self).run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         variables = task_vars or {}
-        facts = {**ask_host.ask(self, {})["facts"], **FRESH}
-        self._check_input(arguments["roles"], variables, facts)
-        wanted = list_packages(self._owned(arguments["roles"], variables, facts))
+        facts, wanted = self._list_packages(arguments["roles"], variables)
         received = 0
         result.update(changed=bool(wanted["names"]), received=0)
         if not wanted["names"] or self._task.check_mode:
@@ -78,6 +75,27 @@ class ActionModule(survey.ActionModule):
             host_command.run(self, f"rm -rf {work}")
         return {**result, "received": received}
 
+    def _list_packages(
+        self, names: list[str], variables: survey.Vars
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the facts of a fresh host, and what the roles NAMES download for it."""
+
+        def text(name: str) -> str:
+            value = variables.get(name) or ""
+            return str(role_plans.evaluate(name, value, self._templar.template))
+
+        asked = ask_host.ask(self, {})["facts"]
+        try:
+            facts = making.describe_fresh(asked, text(making.GPUS), text(making.KERNEL))
+            self._check_input(names, variables, facts)
+            plans = {}
+            for name in names:
+                template = self._template(name, variables, facts)
+                plans[name] = role_plans.plan(name, variables, template, facts)
+            return facts, making.list_packages(plans)
+        except BundleError as error:
+            raise AnsibleActionFail(str(error)) from None
+
     def _copy(self, pool: packages.Pool, work: str, described: Mapping[str, Any]) -> int:
         """Copy a package file to a pool; return the bytes received."""
         target = pool.place(described)
@@ -86,20 +104,3 @@ class ActionModule(survey.ActionModule):
         self._connection.fetch_file(f"{work}/archives/{described['file']}", str(target))
         pool.add(described)
         return target.stat().st_size
-
-
-def list_packages(owned: survey.Plans) -> dict[str, list[str]]:
-    """Return the ``names`` of the packages that roles install, and those that are ``optional``.
-
-    OWNED: owned state by role. Raise AnsibleActionFail if a bundle cannot have them.
-    """
-    found: dict[str, list[str]] = {"names": [], "optional": []}
-    for role, statement in owned.items():
-        problems = list(statement.get("refused", ()))
-        if statement.get("keyrings"):
-            problems.append(declared.VENDOR)
-        if problems:
-            raise AnsibleActionFail(f"{role}: {'; '.join(problems)}.")
-        for entry in packages.list_present(statement):
-            found["optional" if entry.get("optional") else "names"].append(entry["name"])
-    return {kind: sorted({*names}) for kind, names in found.items()}

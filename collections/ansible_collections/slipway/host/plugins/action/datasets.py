@@ -15,6 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import job as ho
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds, model
 from ansible_collections.slipway.host.plugins.module_utils.state import trees as state_trees
 from ansible_collections.slipway.host.plugins.plugin_utils import ask_host, detached_job
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import delivery
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "trees": {"type": "list", "elements": "dict", "required": True},
@@ -52,9 +53,9 @@ class ActionModule(ActionBase):
         result.update(changed=bool(differing), paths=sorted(paths))
         result["diff"] = [{"prepared": f"{difference}\n"} for difference in differing]
         if differing and not self._task.check_mode:
-            outcome = detached_job.run_job(
-                self, WORK, worker.__name__, pack_job(trees, owned["folders"], arguments)
-            )
+            with delivery.data_source(self, trees, task_vars or {}) as addresses:
+                job = pack_job(trees, owned["folders"], use_bundle(arguments, addresses))
+                outcome = detached_job.run_job(self, WORK, worker.__name__, job)
             conflicts = [*conflicts, *failures(trees, outcome["failed"])]
         result["conflicts"] = [vars(conflict) for conflict in conflicts]
         if conflicts:
@@ -74,6 +75,22 @@ def failures(
         else model.Conflict("folders", name, f"{name}: {why}")
         for name, why in reasons.items()
     ]
+
+
+def use_bundle(arguments: Mapping[str, Any], addresses: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return the arguments of the module with the ADDRESSES of archives in a bundle, by tree."""
+    if not addresses:
+        return arguments
+    environment = arguments["environment"]
+    bypassed = [environment[name] for name in ("no_proxy", "NO_PROXY") if name in environment]
+    return {
+        **arguments,
+        "secrets": {
+            **arguments["secrets"],
+            **{name: {"url": url, "headers": {}} for name, url in addresses.items()},
+        },
+        "environment": {**environment, "no_proxy": ",".join([*bypassed[:1], "127.0.0.1"])},
+    }
 
 
 def pack_job(

@@ -40,7 +40,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     roles,
     ssh_forward,
 )
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared, host_plans
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -123,7 +123,7 @@ class ActionModule(ActionBase):
             waiting = registered_results.find_waiting(variables)
             expect_no_drift(drift, waiting)
         drifted = [name for name in names if drift[name] or not arguments["compare"]]
-        self._refuse_changes({name: (owned[name], drift[name]) for name in drifted}, answer)
+        self._refuse_changes({name: owned[name] for name in drifted}, answer)
         health = accepted_faults.judge(facts, answer, self._accepted(variables, facts))
         faults = [finding for finding in health if not finding.warning]
         urls = overview.service_urls(owned, compared, answer)
@@ -219,10 +219,10 @@ class ActionModule(ActionBase):
             facts = None
         return used, owned, answer
 
-    def _refuse_changes(self, needed: Vars, answer: model.Answer) -> None:
+    def _refuse_changes(self, needed: Plans, answer: model.Answer) -> None:
         """Fail if the roles NEEDED cannot change the host: disk full, or packages not in a bundle.
 
-        NEEDED: owned state and drift of each role that will run.
+        NEEDED: owned state of each role that will run.
         """
         if needed and (reason := space.find_full(answer["space"])):
             raise AnsibleActionFail(reason + self._end())
@@ -244,7 +244,7 @@ class ActionModule(ActionBase):
     def _owned(self, names: list[str], variables: Vars, facts: Any) -> Plans:
         """Return the owned state of each role."""
         return {
-            name: role_plans.plan(name, variables, self._template(name, variables, facts), facts)[
+            name: host_plans.plan(name, variables, self._template(name, variables, facts), facts)[
                 "owned"
             ]
             for name in names
@@ -299,7 +299,7 @@ class ActionModule(ActionBase):
         Fail if the host lacks images and all declared builders are held.
         """
         template = self._template(image_source.ROLE, variables, answer["facts"])
-        builder = image_source.read_builder(owned, drift, variables, answer["facts"], template)
+        builder = image_source.read_builder(owned, drift, variables, answer, template)
         return image_source.describe(owned, variables, answer, builder, self._connection.transport)
 
     def _end(self) -> str:

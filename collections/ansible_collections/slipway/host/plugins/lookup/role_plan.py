@@ -39,7 +39,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.slipway.host.plugins.plugin_utils import role_plans
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import host_plans
 
 
 class LookupModule(LookupBase):
@@ -52,7 +52,7 @@ class LookupModule(LookupBase):
         hostvars = variables or {}
         facts = hostvars.get("ansible_facts", {}).get("slipway")
         templar: Any = self._templar
-        plans = [role_plans.plan(str(name), hostvars, templar.template, facts) for name in terms]
+        plans = [host_plans.plan(str(name), hostvars, templar.template, facts) for name in terms]
         return [{**plan, "owned": without_needs(plan["owned"])} for plan in plans]
 
 

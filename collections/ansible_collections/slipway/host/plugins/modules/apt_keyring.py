@@ -60,11 +60,9 @@ fingerprints:
   elements: str
 """
 
-from http.client import HTTPException
 from typing import Any
-from urllib.request import urlopen
 
-from ansible_collections.slipway.host.plugins.module_utils.apt import openpgp
+from ansible_collections.slipway.host.plugins.module_utils.apt import key_download, openpgp
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 from ansible_collections.slipway.host.plugins.module_utils.state import apply_files, keyrings, paths
 from ansible_collections.slipway.host.plugins.module_utils.state.here import Here, diff_of
@@ -78,13 +76,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 MODE = 0o644
 
 
-def keyring_bytes(content: bytes) -> bytes:
-    """Return the binary keyring in the CONTENT of a key file, which may be armoured."""
-    if content.lstrip().startswith(b"-----BEGIN"):
-        return openpgp.from_text(content.decode("ascii", "replace"))
-    return content
-
-
 def present_key(text: str | None, expected: str) -> tuple[list[str], bytes]:
     """Return the fingerprints in a keyring, and the packets of the expected key in it."""
     try:
@@ -92,33 +83,6 @@ def present_key(text: str | None, expected: str) -> tuple[list[str], bytes]:
         return openpgp.fingerprints(keyring), openpgp.extract(keyring, expected)
     except ValueError:
         return [], b""
-
-
-def download(module: HostModule, url: str, expected: str) -> bytes:
-    """Return the packets of the key; fail if the key at URL has another fingerprint."""
-    try:
-        with urlopen(url, timeout=module.params["timeout"]) as answer:
-            content: bytes = answer.read(1 << 20)
-    except (OSError, ValueError, HTTPException) as error:
-        module.fail_json(
-            msg=f"Cannot download the key {url}: {error}. Make the address reachable from the "
-            "host, or use a mirror."
-        )
-    try:
-        keyring = keyring_bytes(content)
-        fingerprints = openpgp.fingerprints(keyring)
-    except ValueError as error:
-        module.fail_json(
-            msg=f"{url}: {error}; expected an OpenPGP key. Correct the address. Nothing was "
-            "written."
-        )
-    if expected not in fingerprints:
-        module.fail_json(
-            msg=f"{url}: the key has the fingerprint {', '.join(fingerprints)}; expected "
-            f"{expected}. Nothing was written. If the vendor has a new key, confirm it on the "
-            "vendor's own page and change the fingerprint variable."
-        )
-    return openpgp.extract(keyring, expected)
 
 
 def write(path: str, key: bytes) -> None:
@@ -145,7 +109,13 @@ def main() -> None:
     before, key = present_key(answer["texts"][path], expected)
     if differences and not module.check_mode:
         try:
-            write(path, key or download(module, module.params["url"], expected))
+            parameters = module.params
+            write(
+                path,
+                key or key_download.download(parameters["url"], expected, parameters["timeout"]),
+            )
+        except key_download.KeyDownloadError as error:
+            module.fail_json(msg=str(error))
         except (OSError, paths.UnsafePathError) as error:
             module.fail_json(msg=f"the keyring {path} was not written: {error}")
     module.exit_json(

@@ -10,10 +10,13 @@ DOCUMENTATION = r"""
 module: bundle_packages
 short_description: Copy the packages that roles install to a folder on the controller
 description:
-  - Downloads packages and everything that they depend on, from the apt sources of the host, whose
-    signatures apt checks. Copies them to a folder on the controller, from which a bundle is made.
+  - Downloads packages and everything that they depend on, from the apt sources of the host and of
+    the roles. apt checks their signatures. Copies the packages to a folder on the controller, from
+    which a bundle is made.
   - The packages, sources and package lists of the host stay as they are.
   - The packages are those of a fresh host without a network. Run this on one host at a time.
+  - A host without GPUs downloads the driver of the GPUs in the variable C(slipway_bundle_gpus), for
+    the kernel in C(slipway_bundle_kernel).
 options:
   roles:
     description: Roles whose packages are copied; set on the controller only.
@@ -23,7 +26,7 @@ options:
     description: Folder on the controller. It is created. Set on the controller only.
     type: path
   names:
-    description: Packages to download. Set by the action plugin, from O(roles).
+    description: Packages to download, as in apt. Set by the action plugin, from O(roles).
     type: list
     elements: str
   optional:
@@ -31,6 +34,19 @@ options:
     type: list
     elements: str
     default: []
+  first:
+    description: Packages whose apt preferences choose the other ones. Set by the action plugin.
+    type: list
+    elements: str
+    default: []
+  files:
+    description: Files of the roles in C(/etc/apt), by path. Set by the action plugin.
+    type: dict
+    default: {}
+  keys:
+    description: Address and fingerprint of keys in C(/etc/apt), by path. Set by the action plugin.
+    type: dict
+    default: {}
   work:
     description: New folder on the host, which the action plugin removes. Set by the action plugin.
     type: path
@@ -60,11 +76,19 @@ received:
 """
 
 import hashlib
+import re
+import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.apt import bundle_source, changes
+from ansible_collections.slipway.host.plugins.module_utils.apt import (
+    bundle_source,
+    changes,
+    key_download,
+    openpgp,
+)
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import Apt, AptError
 from ansible_collections.slipway.host.plugins.module_utils.host.module import HostModule
 
@@ -73,22 +97,82 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "folder": {"type": "path"},
     "names": {"type": "list", "elements": "str"},
     "optional": {"type": "list", "elements": "str", "default": []},
+    "first": {"type": "list", "elements": "str", "default": []},
+    "files": {"type": "dict", "default": {}},
+    "keys": {"type": "dict", "default": {}, "no_log": False},
     "work": {"type": "path"},
 }
 LOCK_TIMEOUT = 300
 CHUNK = 1 << 20
+APT = "/etc/apt"
+LOCAL = re.compile(r"(?<=\s)file:(?=/)")
+SOURCES, PREFERENCES = "sources.list", "preferences"
 
 
-def download(apt: Apt, names: list[str], optional: list[str]) -> None:
+def write_settings(
+    folder: Path, files: Mapping[str, str | None], keys: Mapping[str, Any], root: str = APT
+) -> None:
+    """Write a copy of the sources and preferences of the host, with those of the roles.
+
+    FILES: content by path, None for a file that is not there. KEYS: url and fingerprint by path.
+    ROOT: apt's folder. Raise KeyDownloadError.
+    """
+    for name in (SOURCES, PREFERENCES):
+        (folder / f"{name}.d").mkdir(parents=True)
+        for source in (Path(root, name), *Path(root, f"{name}.d").glob("*")):
+            if source.is_file():
+                shutil.copyfile(source, folder / source.relative_to(root))
+    for path, content in files.items():
+        target = folder / Path(path).relative_to(APT)
+        target.unlink(missing_ok=True)
+        if content is not None:
+            target.write_text(content)
+    for path, key in keys.items():
+        target = folder / Path(path).name
+        fingerprint = openpgp.normalize_fingerprint(key["fingerprint"])
+        packets = key_download.download(key["url"], fingerprint)
+        is_text = path.endswith(".asc")
+        target.write_bytes(openpgp.to_text(packets).encode() if is_text else packets)
+    for source in filter(Path.is_file, (folder / SOURCES, *(folder / f"{SOURCES}.d").iterdir())):
+        # apt copies no package of a file: source to its cache.
+        text = LOCAL.sub("copy:", source.read_text())
+        # apt fails if two files name one repository with different keys.
+        for path in keys:
+            text = text.replace(path, str(folder / Path(path).name))
+        source.write_text(text)
+    for written in (folder, *folder.rglob("*")):
+        written.chmod(0o755 if written.is_dir() else 0o644)
+
+
+def use_preferences(apt: Apt, work: Path, first: list[str]) -> None:
+    """Download the packages FIRST, and use the apt preferences in them."""
+    if first:
+        install = ["apt-get", *changes.OPTIONS, "install", "--", *first]
+        apt.change(changes.dry_run(install, "--download-only"))
+    for name in first:
+        for file in (work / "archives").glob(f"{name}_*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", file, work / name], check=True)
+        for file in (work / name / APT[1:] / f"{PREFERENCES}.d").glob("*"):
+            shutil.copyfile(file, work / f"etc/{PREFERENCES}.d" / file.name)
+
+
+def download(apt: Apt, work: Path, names: list[str], optional: list[str], first: list[str]) -> None:
     """Download packages with all dependencies, as for a host without any package."""
     apt.refresh()
     if apt.unusable:
         # Other sources may have the same packages in older versions.
         errors = " ".join(changes.merge_sources(apt.unusable))
         raise AptError(f"Cannot find the newest versions. {errors}")
+    use_preferences(apt, work, first)
     names = [*names, *apt.available(optional)]
     install = ["apt-get", *changes.OPTIONS, "install", "--", *names]
     apt.change(changes.dry_run(install, "--download-only"), activity="the download of the packages")
+    downloaded = {file.name.partition("_")[0] for file in (work / "archives").glob("*.deb")}
+    if missing := sorted({name.partition("=")[0] for name in names} - downloaded):
+        raise AptError(
+            f"apt downloaded no file of {', '.join(missing)}; expected one of each package. Use "
+            "apt sources with http, https or file addresses on this host."
+        )
 
 
 def describe(file: Path) -> dict[str, Any]:
@@ -123,14 +207,19 @@ def main() -> None:
         f"Dir::State::status={work}/status",
         f"Dir::State::extended_states={work}/extended",
         f"Dir::Cache::archives={archives}",
+        f"Dir::Etc::SourceList={work}/etc/{SOURCES}",
+        f"Dir::Etc::SourceParts={work}/etc/{SOURCES}.d",
+        f"Dir::Etc::Preferences={work}/etc/{PREFERENCES}",
+        f"Dir::Etc::PreferencesParts={work}/etc/{PREFERENCES}.d",
         *bundle_source.WITHOUT_CACHE,
     )
     (work / "lists/partial").mkdir(parents=True)
     apt = Apt(module, LOCK_TIMEOUT, [f"--option={setting}" for setting in settings])
     try:
-        download(apt, module.params["names"], module.params["optional"])
-    except AptError as error:
-        module.fail_json(msg=str(error), output=error.output)
+        write_settings(work / "etc", module.params["files"], module.params["keys"])
+        download(apt, work, *(module.params[name] for name in ("names", "optional", "first")))
+    except (AptError, key_download.KeyDownloadError) as error:
+        module.fail_json(msg=str(error), output=getattr(error, "output", ""))
     module.exit_json(changed=False, packages=[*map(describe, sorted(archives.glob("*.deb")))])
 
 

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.images import delivery
+from ansible_collections.slipway.host.plugins.module_utils.state.model import Difference
 from ansible_collections.slipway.host.plugins.plugin_utils import builders, role_plans, roles
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared
 
@@ -16,15 +19,16 @@ ROLE, OPTION = delivery.ROLE, "ml_images_builder"
 
 def read_builder(
     owned: Mapping[str, Mapping[str, Any]],
-    drift: Mapping[str, Any],
+    drift: Mapping[str, list[Difference]],
     variables: roles.Vars,
-    facts: Mapping[str, Any],
+    answer: Mapping[str, Any],
     template: role_plans.Template,
 ) -> list[str]:
     """Return ``ml_images_builder`` of a host without held hosts, empty if no host brings images.
 
-    TEMPLATE evaluates variables as in the tasks of the role. Raise AnsibleActionFail if a held host
-    would have to build, or if images come from a bundle that lacks one.
+    TEMPLATE evaluates variables as in the tasks of the role. If images come from a bundle, the
+    differences in DRIFT name the bundle then. Raise AnsibleActionFail if a held host would have to
+    build, or if the bundle lacks an image.
     """
     if not drift.get(ROLE):
         return []
@@ -33,10 +37,28 @@ def read_builder(
     if options[declared.BUNDLE]:
         differing = {difference.name for difference in drift[ROLE]}
         wanted = {name: digest for name, digest in images.items() if name in differing}
-        declared.refuse_missing(options, wanted, str(facts.get("architecture")), variables)
+        architecture = str(answer["facts"].get("architecture"))
+        offered = declared.refuse_missing(options, wanted, architecture, variables)
+        source = f"bundle {Path(options[declared.BUNDLE]).name}"
+        known = delivery.recorded_layers(answer.get("images"))
+        drift[ROLE][:] = [_name_bundle(one, source, offered, known) for one in drift[ROLE]]
         return []
-    own = delivery.Candidate(facts.get("architecture"), images)
+    own = delivery.Candidate(answer["facts"].get("architecture"), images)
     return builders.without_held(options[OPTION], own, variables)
+
+
+def _name_bundle(
+    difference: Difference, source: str, offered: Mapping[str, Any], known: Mapping[str, Any]
+) -> Difference:
+    """Return a difference of an image with its SOURCE and the bytes that the host lacks.
+
+    OFFERED: images of the bundle, by reference. KNOWN: see :func:`delivery.recorded_layers`.
+    """
+    image = offered.get(difference.name)
+    if image is None:
+        return difference
+    size = delivery.missing_bytes(delivery.short_names(image["layers"]), known)
+    return replace(difference, expected=delivery.describe_source(difference.expected, source, size))
 
 
 def describe(

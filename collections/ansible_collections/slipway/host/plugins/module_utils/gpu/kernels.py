@@ -221,7 +221,7 @@ def kernel_metas(host: HostFacts) -> tuple[str, ...]:
     row = FLAVOURS.get(kernel.flavour)
     if installed or row is None:
         return installed
-    is_newer = kernel.series != RELEASE_SERIES[host.release]
+    is_newer = kernel.series != RELEASE_SERIES.get(host.release)
     return (f"{row.name}-hwe-{host.release}" if row.hwe and is_newer else row.name,)
 
 

@@ -111,13 +111,23 @@ def bytes_to_pull(
     offered = builder.get(reference)
     if not offered or offered["digest"] != digest:
         return None
+    return missing_bytes(offered["layers"], own)
+
+
+def missing_bytes(layers: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+    """Return how many bytes of LAYERS a host lacks; OWN are its recorded layers."""
     known = {layer for image in own.values() for layer in image["layers"]}
-    return sum(int(size) for layer, size in offered["layers"].items() if layer not in known)
+    return sum(int(size) for layer, size in layers.items() if layer not in known)
 
 
-def describe_source(expected: str, builder: str, size: int | None) -> str:
-    """Return what a comparison EXPECTED of an image, with the host that the image comes from."""
-    source = f"pull from {builder}" + ("" if size is None else f" ({format_size(size)})")
+def short_names(layers: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of layers by the beginning of the digest, as the answer of a host."""
+    return {digest.rpartition(":")[2][:12]: size for digest, size in layers.items()}
+
+
+def describe_source(expected: str, origin: str, size: int | None) -> str:
+    """Return what a comparison EXPECTED of an image, with the host or bundle it comes from."""
+    source = f"pull from {origin}" + ("" if size is None else f" ({format_size(size)})")
     return source if expected == BUILT else f"{expected}, {source}"
 
 

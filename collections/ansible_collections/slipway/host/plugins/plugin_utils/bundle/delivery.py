@@ -1,6 +1,6 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bring images and packages from a bundle on the controller to a host, over SSH."""
+"""Bring images, packages and data from a bundle on the controller to a host, over SSH."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     ssh_forward,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
+    data,
     declared,
     images,
     packages,
@@ -60,6 +61,28 @@ def apt_source(action: ActionBase, variables: Mapping[str, Any]) -> Iterator[dic
         raise AnsibleActionFail(str(error)) from None
     with _served(action, str(variables["inventory_hostname"]), bundle) as port:
         yield {"url": f"http://127.0.0.1:{port}/{index.folder}", "sha256": index.sha256}
+
+
+@contextmanager
+def data_source(
+    action: ActionBase, trees: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> Iterator[dict[str, str]]:
+    """Yield the addresses of the archives of TREES that a bundle has, by name of the tree.
+
+    VARIABLES: those of the host, which may name a bundle. Without SSH, the host downloads.
+    """
+    is_ssh = action._connection.transport == "ssh"
+    bundle = declared.open_named(variables, action._templar.template) if is_ssh else None
+    found = data.find(bundle.manifest, trees) if bundle else {}
+    if bundle is None or not found:
+        yield {}
+        return
+    with _served(action, str(variables["inventory_hostname"]), bundle) as port:
+        yield {
+            tree["name"]: f"http://127.0.0.1:{port}/{found[tree['path']]}"
+            for tree in trees
+            if tree["path"] in found
+        }
 
 
 def fetch(

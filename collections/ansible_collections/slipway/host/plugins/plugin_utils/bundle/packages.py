@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.apt.changes import is_installed
+from ansible_collections.slipway.host.plugins.module_utils.apt import changes
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.archive import copy
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (
     MAX_PATH,
     BundleError,
+    Manifest,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
 
@@ -34,12 +36,22 @@ MAX_CONTROL = 1 << 20
 class Index:
     """The packages for one release.
 
-    folder: path in the bundle. sha256: of the index. names: the packages in it.
+    folder: path in the bundle. sha256: of the index. packages: names and versions in it.
     """
 
     folder: str
     sha256: str
-    names: frozenset[str]
+    packages: frozenset[tuple[str, str]]
+
+    def has(self, word: str) -> bool:
+        """Return whether the index has a package, given as in apt: ``name`` or ``name=version``.
+
+        A version with ``*`` is a wish: a role installs another one if no source has it.
+        """
+        name, _equals, version = word.partition("=")
+        if version and not version.endswith("*"):
+            return (name, version) in self.packages
+        return any(name == one for one, _version in self.packages)
 
 
 def release_of(facts: Mapping[str, Any]) -> str:
@@ -48,15 +60,15 @@ def release_of(facts: Mapping[str, Any]) -> str:
     return "-".join(str(facts[name]).lower() for name in names)
 
 
-def list_releases(bundle: Bundle) -> list[str]:
+def list_releases(manifest: Manifest) -> list[str]:
     """Return the releases for which a bundle has packages, as :func:`release_of` names them."""
-    paths = (entry.path.split("/") for entry in bundle.manifest.files)
+    paths = (entry.path.split("/") for entry in manifest.files)
     return [path[1] for path in paths if len(path) == 3 and path[::2] == [FOLDER, INDEX]]
 
 
 def read_index(bundle: Bundle, facts: Mapping[str, Any]) -> Index:
     """Return the packages of a bundle for a host; raise BundleError if it has none."""
-    release, releases = release_of(facts), list_releases(bundle)
+    release, releases = release_of(facts), list_releases(bundle.manifest)
     if release not in releases:
         raise BundleError(
             f"{bundle.path} has packages for {', '.join(releases)}; expected {release}. Make the "
@@ -65,7 +77,9 @@ def read_index(bundle: Bundle, facts: Mapping[str, Any]) -> Index:
     folder = f"{FOLDER}/{release}"
     (entry,) = (one for one in bundle.manifest.files if one.path == f"{folder}/{INDEX}")
     text = bundle.read(entry).decode("utf-8", "replace")
-    return Index(folder, entry.sha256, frozenset(re.findall(r"(?m)^Package: (\S+)$", text)))
+    found = (dict(re.findall(r"(?m)^(Package|Version): (\S+)$", one)) for one in text.split("\n\n"))
+    versions = frozenset((one.get("Package", ""), one.get("Version", "")) for one in found)
+    return Index(folder, entry.sha256, versions)
 
 
 def list_present(owned: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -86,13 +100,11 @@ def check_index(
     :func:`changes.compare`.
     """
     index = read_index(bundle, facts)
-    needed = {
-        entry["name"]
-        for statement in owned.values()
-        for entry in list_present(statement)
-        if not (entry.get("optional") or is_installed(states.get(entry["name"])))
-    }
-    missing = sorted(needed - index.names)
+    actions = changes.compare([*chain(*map(list_present, owned.values()))], states)
+    # Without the headers of its kernel, the host cannot build modules.
+    headers = [name for name in actions.optional if name.startswith("linux-headers-")]
+    needed = [*actions.install, *headers]
+    missing = sorted({word for word in needed if not index.has(word)})
     if missing:
         raise BundleError(
             f"{bundle.path} has no package {', '.join(missing)} for {release_of(facts)}; expected "

@@ -191,6 +191,12 @@ def open_bundle(path: Path, signer: Path | None = None) -> Bundle:
     return _with_manifest(source, content, fingerprint)
 
 
+def read_unchecked(path: Path) -> Manifest:
+    """Return the manifest of a bundle whose signature was not checked."""
+    with archive.open_file(path) as source:
+        return manifest.read(archive.read_start(source, archive.MANIFEST), str(path))
+
+
 def _with_manifest(source: BinaryIO, content: bytes, signer: str) -> Bundle:
     """Return the bundle of a trusted manifest; SOURCE is at the signature."""
     archive.read_start(source, archive.SIGNATURE)

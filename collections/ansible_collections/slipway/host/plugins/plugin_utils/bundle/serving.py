@@ -1,9 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A read-only server on a Unix socket of the controller: images and packages of a bundle.
+"""A read-only server on a Unix socket of the controller: images, packages and data of a bundle.
 
 For images, it has only the requests of the OCI distribution specification that a pull by digest
-needs. For packages, apt reads files.
+needs. Packages and data sets are files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
-from ansible_collections.slipway.host.plugins.plugin_utils.bundle import packages
+from ansible_collections.slipway.host.plugins.plugin_utils.bundle import data, packages
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.images import blob_path
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import Bundle
@@ -32,11 +32,13 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import
 REQUEST = re.compile(r"/v2/[a-z0-9][a-z0-9._/-]*/(manifests|blobs)/(sha256:[0-9a-f]{64})")
 # Docker uses fewer connections. One that is idle for so long is closed.
 MAX_CONNECTIONS, IDLE_SECONDS = 32, 600
+# Whose files are served as they are.
+FOLDERS = (f"{packages.FOLDER}/", f"{data.FOLDER}/")
 RANGE = re.compile(r"bytes=([0-9]{1,18})-")
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Serves the images and packages of a bundle."""
+    """Serves the contents of a bundle for hosts."""
 
     daemon_threads = True
 
@@ -83,14 +85,14 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(with_content=False)
 
     def do_GET(self) -> None:
-        """Answer with a manifest, a blob or a file of the packages."""
+        """Answer with a manifest, a blob or a file of packages or data."""
         self._answer(with_content=True)
 
     def _answer(self, with_content: bool) -> None:
         match = REQUEST.fullmatch(self.path)
         path = blob_path(match[2]) if match else unquote(self.path).removeprefix("/")
         entry = self.server.entries.get(path)
-        if entry is None or not (match or path.startswith(f"{packages.FOLDER}/")):
+        if entry is None or not (match or path.startswith(FOLDERS)):
             status = HTTPStatus.OK if self.path == "/v2/" else HTTPStatus.NOT_FOUND
             self._start(status, 2, "application/json")
             if with_content:

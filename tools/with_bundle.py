@@ -1,8 +1,9 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check a bundle, then run site.yml with the images and packages in it.
+"""Check a bundle, then run a command of Slipway with the images and packages in it.
 
-Usage: ./slipway site --bundle FILE [--signer KEY] [ARGUMENTS FOR ansible-playbook ...]
+Usage: ./slipway site --bundle FILE [--signer KEY] [OTHER ARGUMENTS ...]
+       The same with plan, verify, upgrade, rollback and remove in the place of site.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from tools import bundle  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Replace this process by ansible-playbook, or exit if the bundle is refused."""
-    parser = argparse.ArgumentParser(prog="./slipway site", add_help=False, allow_abbrev=False)
+    """Replace this process by the command, or exit if the bundle is refused."""
+    verb, *words = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog=f"./slipway {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--signer", type=Path)
-    options, others = parser.parse_known_args(arguments)
+    options, others = parser.parse_known_args(words)
     options.bundle = options.bundle.expanduser()
     options.signer = options.signer and options.signer.expanduser()
     try:
@@ -43,14 +45,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             checked = open_bundle(options.bundle, options.signer)
             print(bundle.describe(checked), file=sys.stderr)
     except BundleError as error:
-        sys.exit(f"site: {error} Nothing was changed.")
+        sys.exit(f"{verb}: {error} Nothing was changed.")
     variables = {
         declared.BUNDLE: str(options.bundle),
         declared.SIGNER: str(options.signer or ""),
         declared.CHECKED: checked.digest,
     }
-    command = ["ansible-playbook", "site.yml", "-e", json.dumps(variables), *others]
-    os.execvp(command[0], command)
+    # Roles to upgrade come first.
+    command = [str(ROOT / "slipway"), verb, *others, "-e", json.dumps(variables)]
+    os.execv(command[0], command)
 
 
 if __name__ == "__main__":
