@@ -210,6 +210,13 @@ def test_without_the_reload_the_container_is_checked_once(gpu_host: GpuHost) -> 
     assert "systemctl daemon-reload" not in gpu_host.called()
 
 
+def test_without_containers_none_is_started(gpu_host: GpuHost) -> None:
+    options = host_verify.Options(containers=False)
+    check = {one["what"]: one for one in host_verify.run_checks(options)}["GPUs in containers"]
+    assert (check["status"], check["seen"]) == ("not_run", host_verify.NO_CONTAINERS)
+    assert not [line for line in gpu_host.called() if line.startswith("docker")]
+
+
 def running(**host_config: Any) -> dict[str, Any]:
     return {
         "/containers/json": [{"Id": "t1", "Names": ["/training"]}],

@@ -359,6 +359,20 @@ def test_an_image_that_is_not_recorded_is_not_run(
     assert failures(images=["slipway/a:cpu"]) == ["image slipway/a:cpu"]
 
 
+@pytest.mark.usefixtures("installed_engine")
+def test_without_containers_no_smoke_test_runs(
+    monkeypatch: pytest.MonkeyPatch, records: Path, program: Program
+) -> None:
+    program("docker", "exit 3")
+    record_image(records, "sha256:a")
+    prepare(monkeypatch, **{"/images/json": [IMAGE]})
+    assert "image slipway/a:cpu" in {
+        check["what"] for check in host_verify.run_checks(host_verify.Options())
+    }
+    checks = host_verify.run_checks(host_verify.Options(containers=False))
+    assert [check["what"] for check in checks][1:] == CHECKS
+
+
 def test_an_address_of_another_server_is_not_asked() -> None:
     """A service must not choose what root asks, such as the metadata of a cloud."""
     requests: list[str] = []

@@ -40,6 +40,12 @@ options:
     description: Run the smoke tests of images.
     type: bool
     default: true
+  containers:
+    description:
+      - Run the checks that start a container. C(false) is for hosts where no container can start,
+        such as emulated ones; the report names the checks that did not run.
+    type: bool
+    default: true
   daemon_reload:
     description:
       - Run C(systemctl daemon-reload) while a container uses the GPUs. This check is skipped if a
@@ -163,6 +169,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "level": {"type": "str", "choices": list(verify.LEVELS), "default": verify.NORMAL},
     "burn_in": {"type": "int", "default": 0},
     "smoke": {"type": "bool", "default": True},
+    "containers": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
     "data_digests": {"type": "bool", "default": False},
     "accepted_faults": {
@@ -200,6 +207,7 @@ def main() -> None:
     options = verify.Options(
         *(given["level"], given["smoke"], reload, given["burn_in"], given["data_digests"]),
         accepted_faults=given["accepted_faults"],
+        containers=given["containers"],
     )
     check.on_start = lambda what: module.status.show(f"check: {what}", force=True)
     checks = verify.run_checks(options, given["declared"])

@@ -57,6 +57,7 @@ APT = "apt settings"
 OUTWARD, PUBLISHED, COMMAND = "network from containers", "published ports", "commands of users"
 REQUEST_TIMEOUT = 30
 QUICK, NORMAL, FULL = LEVELS = ("quick", "normal", "full")
+NO_CONTAINERS = "not tried: host_verify_containers is false"
 # Memory to test per GPU in MiB.
 FULL_MEMORY_MIB = 1024
 # Minutes of a day.
@@ -70,8 +71,8 @@ class Options:
     LEVEL is one of LEVELS: ``quick`` leaves out the smoke tests of images and the digests of data
     sets, ``full`` tests more memory of each GPU. SMOKE: run the smoke tests of the images.
     DAEMON_RELOAD: run `systemctl daemon-reload` while a container uses the GPUs. BURN_IN: minutes
-    of load on all GPUs. DATA_DIGESTS: read every file of the data sets. ACCEPTED_FAULTS: known
-    faults of GPUs, see :mod:`gpu.accepted_faults`.
+    of load on all GPUs. CONTAINERS: run the checks that start a container. DATA_DIGESTS: read every
+    file of the data sets. ACCEPTED_FAULTS: known faults of GPUs, see :mod:`gpu.accepted_faults`.
     """
 
     level: str = NORMAL
@@ -80,6 +81,7 @@ class Options:
     burn_in: int = 0
     data_digests: bool = False
     accepted_faults: Sequence[Entry] = ()
+    containers: bool = True
 
 
 def _check_engine(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Check:
@@ -292,21 +294,24 @@ def _check_running_engine(declared: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _check_container_gpus(
-    facts: Mapping[str, Any], declared: Mapping[str, Any], daemon_reload: bool
+    facts: Mapping[str, Any], declared: Mapping[str, Any], options: Options
 ) -> Iterator[Check]:
     gpus = health.own_gpus(facts)
-    if gpus:
+    if gpus and not options.containers:
+        yield Check(GPUS_IN_CONTAINERS, True, NO_CONTAINERS)
+    elif gpus:
         required = declared.get("toolkit") or gpu_proof.has_toolkit()
-        check = partial(gpu_proof.check_container, len(gpus), daemon_reload, required)
+        check = partial(gpu_proof.check_container, len(gpus), options.daemon_reload, required)
         yield run_check(GPUS_IN_CONTAINERS, check)
 
 
 def _check_ways(
-    facts: Mapping[str, Any], declared: Mapping[str, Any], network: bool
+    facts: Mapping[str, Any], declared: Mapping[str, Any], network: bool, start: bool
 ) -> Iterator[Check]:
     """Check what others can break beside the engine: ways of packets, users, and apt.
 
-    NETWORK says whether the packet filter has the rules of the engine.
+    NETWORK says whether the packet filter has the rules of the engine, START whether to start
+    containers.
     """
     yield run_check(APT, apt_check.check)
     users = [engine_users.own_name(name) for name in declared.get("docker_users") or ()]
@@ -317,7 +322,10 @@ def _check_ways(
     images = [
         str(image["Id"]) for _reference, image in sorted(_recorded_images(), key=itemgetter(0))
     ]
-    yield run_check(OUTWARD, partial(reach_check.check_outward, uris, images))
+    if start:
+        yield run_check(OUTWARD, partial(reach_check.check_outward, uris, images))
+    else:
+        yield Check(OUTWARD, True, NO_CONTAINERS)
     running = containers.ask_engine("/containers/json")
     yield run_check(PUBLISHED, partial(reach_check.check_published, running))
 
@@ -354,11 +362,11 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
     if engine.ok and facts["docker_package"]:
         results += _check_running_engine(expected)
         if usable:
-            results += _check_container_gpus(facts, expected, options.daemon_reload)
-        smoke = options.smoke and options.level != QUICK
+            results += _check_container_gpus(facts, expected, options)
+        smoke = options.smoke and options.containers and options.level != QUICK
         results += _check_images(smoke, expected.get("images", ()))
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
-        results += _check_ways(facts, expected, results[-1].ok)
+        results += _check_ways(facts, expected, results[-1].ok, options.containers)
     simulated = any(STAND_IN in one.seen for one in results if one.what == COMPUTATION)
     return [check.as_data(simulated) for check in results]
