@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lab import gpu_host
+from lab import emulation, gpu_host
 from lab.base_images import purge_bases
-from lab.bases import BASES, DEFAULT_BASE
+from lab.bases import ARCHITECTURES, BASES, DEFAULT_BASE, base_named
 from lab.errors import LabError
 from lab.host_spec import HostSpec, check_name
 from lab.hosts import Action, Group, Host
@@ -63,11 +63,19 @@ def _add_ensure(
     parser.add_argument("--name", required=True, help="the host's name in its group")
     parser.add_argument(
         "--base",
-        choices=BASES,
+        choices=[name for name, base in BASES.items() if not base.is_emulated],
         default=DEFAULT_BASE,
         help=(
             f"operating system (default {DEFAULT_BASE}); ubuntu-like is Debian 13 with Ubuntu's"
             " os-release, for machines that cannot pull Ubuntu's image"
+        ),
+    )
+    parser.add_argument(
+        "--architecture",
+        choices=ARCHITECTURES.values(),
+        help=(
+            "dpkg architecture of the host (default: that of this machine); an x86 machine emulates"
+            " arm64 with qemu-user, without containers on the host"
         ),
     )
     parser.add_argument(
@@ -115,22 +123,28 @@ def ensure(options: argparse.Namespace) -> dict[str, Any]:
     """Create or start a host; with --check, report whether this is necessary."""
     group = Group(options.group)
     check_name("host name", options.name)
+    base = emulation.base_for(options.base, options.architecture)
+    is_emulated = base_named(base).is_emulated
+    if is_emulated:
+        emulation.check_machine()
     simulated = None
     if options.gpu is not None:
         gpu_host.check_model(options.gpu)
-        folder = group.state.stand_ins(options.name) / f"{options.gpu}-{options.base}"
+        folder = group.state.stand_ins(options.name) / f"{options.gpu}-{base}"
         if not options.check:
-            simulated = gpu_host.prepare(folder, options.gpu, options.base)
+            simulated = gpu_host.prepare(folder, options.gpu, base)
         elif folder.exists():
-            simulated = gpu_host.describe(folder, options.base)
+            simulated = gpu_host.describe(folder, base)
         else:
-            return {"changed": True, "base": options.base}
-    spec = HostSpec(options.name, options.base, mounts=simulated.mounts if simulated else ())
+            return {"changed": True, "base": base}
+    spec = HostSpec(options.name, base, mounts=simulated.mounts if simulated else ())
     if options.check and group.pending_action(spec) is not Action.KEEP:
-        return {"changed": True, "base": options.base}
+        return {"changed": True, "base": base}
     variables = simulated.variables if simulated else {}
     if simulated and options.gpu in CUDA_MODELS:
         variables = simulated.cuda_variables
+    if is_emulated:
+        variables = {**variables, **emulation.VARIABLES}
     return {**connection(group.ensure(spec)), "variables": variables}
 
 

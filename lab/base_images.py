@@ -8,8 +8,18 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.bases import PACKAGES, Base, base_named, content_key, image_tag
+from lab import emulation
+from lab.bases import (
+    DEFAULT_BASE,
+    EMULATION_FOLDER,
+    PACKAGES,
+    Base,
+    base_named,
+    content_key,
+    image_tag,
+)
 from lab.commands import CommandError, Completed, install_commands, install_package
+from lab.containers import SECURITY_OPTIONS, bounding_set, capability_options
 from lab.engine import Engine
 from lab.errors import BaseUnavailableError
 from lab.processes import locked
@@ -19,6 +29,7 @@ DEBIAN_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 REGISTRY_ANSWER_SECONDS = 10.0
 PULL_SECONDS = 300.0
 BUILD_SECONDS = 600.0
+EMULATED_BUILD_SECONDS = 1800.0
 
 
 def ensure_base(engine: Engine, base: Base) -> str:
@@ -78,16 +89,17 @@ def _bootstrap(engine: Engine, base: Base) -> str:
         install_package(engine.commands, "debian-archive-keyring")
     with tempfile.TemporaryDirectory(prefix="slipway-base-") as folder:
         tar = Path(folder) / "base.tar"
-        bootstrap = engine.commands.run(
+        command = (
             "mmdebstrap",
             "--quiet",
             "--variant=minbase",
             f"--include={','.join(PACKAGES)}",
             *(f"--aptopt={option}" for option in base.apt_options),
-            base.suite,
-            str(tar),
-            timeout=BUILD_SECONDS,
-            check=False,
+        )
+        if base.is_emulated:
+            command = _emulate(engine, Path(folder) / Path(EMULATION_FOLDER).name, command)
+        bootstrap = engine.commands.run(
+            *command, base.suite, str(tar), timeout=_build_seconds(base), check=False
         )
         if bootstrap.rc != 0:
             raise BaseUnavailableError(
@@ -97,15 +109,33 @@ def _bootstrap(engine: Engine, base: Base) -> str:
         return engine.docker("import", str(tar)).out.strip()
 
 
+def _emulate(engine: Engine, emulator: Path, bootstrap: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the command that bootstraps an arm64 base, which gets the emulator."""
+    install_commands(engine.commands, "arch-test")
+    emulation.fetch(engine, ensure_base(engine, base_named(DEFAULT_BASE)), emulator)
+    copy = f"--customize-hook=copy-in {emulator} {Path(EMULATION_FOLDER).parent}"
+    options = ("--architectures=arm64", "--dpkgopt=force-unsafe-io", copy)
+    return emulation.start(emulator, *bootstrap, *options)
+
+
+def _build_seconds(base: Base) -> float:
+    return EMULATED_BUILD_SECONDS if base.is_emulated else BUILD_SECONDS
+
+
 def _build(engine: Engine, base: Base, start: str, tag: str) -> None:
     container = f"slipway-base-build-{content_key(base)}"
     # An interrupted run may have left this container.
     engine.docker("rm", "--force", container, check=False)
+    options: tuple[str, ...] = ()
+    command: tuple[str, ...] = ("sh",)
+    if base.is_emulated:
+        options = (*SECURITY_OPTIONS, *capability_options(bounding_set()))
+        command = emulation.start(EMULATION_FOLDER, "sh")
     try:
         engine.docker(
-            *("run", "--interactive", "--name", container, start, "sh"),
+            *("run", "--interactive", "--name", container, *options, start, *command),
             stdin=base.script.encode(),
-            timeout=BUILD_SECONDS,
+            timeout=_build_seconds(base),
         )
         engine.docker("commit", "--change", f"LABEL {BASE_LABEL}={base.name}", container, tag)
     finally:

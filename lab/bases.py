@@ -11,14 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from lab.errors import LabError
 
 USER = "operator"
 REPOSITORY = "slipway-base"
 DEFAULT_BASE = "debian-13"
+
+# The end of the names of bases with arm64 programs, which an x86 machine emulates.
+EMULATED = "-arm64"
+# The emulator's folder in these bases.
+EMULATION_FOLDER = "/usr/libexec/slipway-emulation"
+EMULATION_SCRIPT = Path(__file__).with_name("emulate.sh")
+# The dpkg names of architectures by the names of the kernel.
+ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
+MACHINES: Mapping[str, str] = {name: machine for machine, name in ARCHITECTURES.items()}
 
 # Packages that a freshly installed server has and an image lacks: systemd, the SSH server,
 # Ansible's requirements (python3-apt for its apt module), and tools that engines and roles call.
@@ -85,6 +96,40 @@ rm -rf /var/lib/apt/lists/*
 """
 
 
+# Services, logins and sudo pass no variables on, hence the settings of each. The emulator does not
+# know the system calls for mounts by which systemd gives a service credentials and a sandbox.
+# The masked units would undo the emulator's registration, or mount what only the real root may.
+EMULATION_SETTINGS = """
+set -eu
+echo QEMU_CPU=cortex-a72 >> /etc/environment
+echo 'Defaults env_keep += QEMU_CPU' > /etc/sudoers.d/emulation
+mkdir -p /etc/systemd/system.conf.d /etc/systemd/system/service.d
+cat > /etc/systemd/system.conf.d/emulation.conf <<'END'
+[Manager]
+DefaultEnvironment=QEMU_CPU=cortex-a72
+END
+cat > /etc/systemd/system/service.d/emulation.conf <<'END'
+[Service]
+ImportCredential=
+LoadCredential=
+PrivateDevices=no
+PrivateTmp=no
+ProtectControlGroups=no
+ProtectHome=no
+ProtectKernelLogs=no
+ProtectKernelModules=no
+ProtectKernelTunables=no
+ProtectProc=default
+ProtectSystem=no
+ReadWritePaths=
+END
+systemctl mask systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \\
+    proc-sys-fs-binfmt_misc.mount dev-hugepages.mount sys-fs-fuse-connections.mount \\
+    sys-kernel-debug.mount sys-kernel-tracing.mount systemd-tmpfiles-setup-dev.service \\
+    systemd-tmpfiles-setup-dev-early.service
+"""
+
+
 @dataclass(frozen=True)
 class Base:
     """The recipe of a base image; exactly one of suite, image and parent is set.
@@ -104,6 +149,17 @@ class Base:
     parent: str = ""
     apt_options: tuple[str, ...] = ()
     may_break: bool = False
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether the programs of the base are arm64 and this machine emulates them."""
+        return self.name.endswith(EMULATED)
+
+    @property
+    def architecture(self) -> str:
+        """The dpkg architecture of the base."""
+        machine = platform.machine()
+        return "arm64" if self.is_emulated else ARCHITECTURES.get(machine, machine)
 
 
 def _debian(version: str, suite: str) -> Base:
@@ -150,6 +206,10 @@ END
     return Base(f"ubuntu-like-{version}", script, parent=DEFAULT_BASE)
 
 
+def _arm64(base: Base, settings: str = "", parent: str = "") -> Base:
+    return replace(base, name=base.name + EMULATED, script=base.script + settings, parent=parent)
+
+
 BASES: Mapping[str, Base] = {
     base.name: base
     for base in (
@@ -162,6 +222,8 @@ BASES: Mapping[str, Base] = {
         _ubuntu_like("22.04", "jammy"),
         _ubuntu_like("24.04", "noble"),
         _ubuntu_like("26.04", "resolute"),
+        _arm64(_debian("13", "trixie"), EMULATION_SETTINGS),
+        _arm64(_ubuntu_like("24.04", "noble"), parent=DEFAULT_BASE + EMULATED),
     )
 }
 
@@ -179,6 +241,8 @@ def content_key(base: Base) -> str:
         "packages": PACKAGES,
         "parent": content_key(base_named(base.parent)) if base.parent else "",
     }
+    if base.is_emulated:
+        recipe["emulation"] = EMULATION_SCRIPT.read_text(encoding="ascii")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 

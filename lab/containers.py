@@ -22,10 +22,13 @@ ENGINE_FOLDERS = ("/var/lib/docker", "/var/lib/containerd")
 
 # Options by which a container can run systemd and an engine, also on machines that refuse
 # --privileged. Without systempaths=unconfined the inner engine cannot create its bridge network.
-RUN_OPTIONS = (
+SECURITY_OPTIONS = (
     "--security-opt=seccomp=unconfined",
     "--security-opt=apparmor=unconfined",
     "--security-opt=systempaths=unconfined",
+)
+RUN_OPTIONS = (
+    *SECURITY_OPTIONS,
     "--tmpfs=/run",
     "--tmpfs=/run/lock",
     "--env=container=docker",

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import nvidia_packages, pci_tree, simulated_faults, simulated_kernel
+from lab import (
+    nvidia_packages,
+    pci_tree,
+    simulated_faults,
+    simulated_kernel,
+    stand_in_cuda,
+)
 from lab.apt_repository import Key, Repository
+from lab.bases import MACHINES, base_named
 from lab.commands import Commands, install_commands, install_package
 from lab.errors import LabError
 from lab.host_spec import Mount
@@ -101,11 +108,12 @@ def mounts(folder: Path, base: str) -> tuple[Mount, ...]:
 def kernel_of(model: str, base: str) -> str:
     """Return the kernel release that a simulated host reports.
 
-    A Grace Hopper reports Ubuntu's flavour with pages of 64 KiB, as its kernel's name does.
-    Processor, dpkg architecture and packages stay those of this machine.
+    A Grace Hopper reports Ubuntu's flavour with pages of 64 KiB, a DGX Spark (GB10) that of NVIDIA.
     """
     if base.startswith("debian"):
-        return nvidia_packages.DEBIAN_KERNEL
+        return nvidia_packages.debian_kernel(base_named(base).architecture)
+    if model == "gb10":
+        return nvidia_packages.SPARK_KERNEL
     return nvidia_packages.UBUNTU_KERNEL + ("-64k" if model == "gh200" else "")
 
 
@@ -123,6 +131,7 @@ def prepare(
     install_commands(commands, *REQUIRED_COMMANDS)
     if not C_HEADER.exists():
         install_package(commands, "libc6-dev")
+    _install_cross_compiler(commands, base_named(base).architecture)
     functions = pci_tree.MODELS[model]
     # A running host sees this folder, so that the tree must not be replaced.
     if not (folder / "pci").exists():
@@ -138,16 +147,27 @@ def prepare(
     return host
 
 
+def _install_cross_compiler(commands: Commands, architecture: str) -> None:
+    """Install the compiler for a dpkg architecture that is not this machine's."""
+    machine = MACHINES.get(architecture, architecture)
+    if not commands.is_installed(stand_in_cuda.compiler(machine)):
+        install_package(commands, f"libc6-dev-{architecture}-cross")
+        install_package(commands, f"gcc-{machine}-linux-gnu")
+
+
 def describe(folder: Path, base: str, server: str = f"file://{FOLDER}") -> GpuHost:
     """Return the simulated host of ``folder``; write nothing but a missing key."""
-    key = Key(folder, "key")
+    key, architecture = Key(folder, "key"), base_named(base).architecture
     if base.startswith("debian"):
         suites = ("trixie", "trixie-updates") if base != "debian-sid" else ("unstable",)
-        archive = Repository(folder / "archive", key, "Debian", "Debian", suites)
+        archive = Repository(folder / "archive", key, "Debian", "Debian", suites, architecture)
     else:
-        archive = Repository(folder / "archive", key, "Ubuntu", "Ubuntu", ("noble",))
-    cuda = Repository(folder / "cuda", key, "NVIDIA", "NVIDIA CUDA")
-    toolkit = Repository(folder / "toolkit", key, "NVIDIA", "nvidia-container-toolkit")
+        suites = ("noble",)
+        archive = Repository(folder / "archive", key, "Ubuntu", "Ubuntu", suites, architecture)
+    cuda = Repository(folder / "cuda", key, "NVIDIA", "NVIDIA CUDA", architecture=architecture)
+    toolkit = Repository(
+        *(folder / "toolkit", key, "NVIDIA", "nvidia-container-toolkit"), architecture=architecture
+    )
     return GpuHost(folder, base, key, archive, cuda, toolkit, server)
 
 
@@ -183,12 +203,13 @@ def _enable(folder: Path, unit: str, target: str) -> None:
 def _publish(host: GpuHost, newest: bool) -> None:
     """Publish the packages of the host's archives."""
     host.toolkit.publish(nvidia_packages.toolkit())
+    architecture = host.archive.architecture
     if host.base.startswith("debian"):
-        host.archive.publish(nvidia_packages.debian())
+        host.archive.publish(nvidia_packages.debian(architecture))
         return
     kernel = (host.folder / "osrelease").read_text().strip()
-    host.archive.publish(nvidia_packages.ubuntu(newest, kernel))
-    host.cuda.publish(nvidia_packages.cuda_ubuntu())
+    host.archive.publish(nvidia_packages.ubuntu(newest, kernel, architecture))
+    host.cuda.publish(nvidia_packages.cuda_ubuntu(architecture))
     (host.folder / "archive.sources").write_text(
         f"Types: deb\nURIs: {host.server}/archive\nSuites: noble\n"
         f"Components: main restricted multiverse\nSigned-By: {FOLDER}/{host.key.file.name}\n"

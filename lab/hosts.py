@@ -16,8 +16,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import emulation
 from lab.base_images import ensure_base
-from lab.bases import USER, base_named
+from lab.bases import EMULATION_FOLDER, USER, base_named
 from lab.commands import install_commands
 from lab.containers import (
     ENGINE_FOLDERS,
@@ -125,6 +126,8 @@ class Group:
         failures.
         """
         check_spec(spec)
+        if base_named(spec.base).is_emulated:
+            emulation.check_machine()
         with locked(self.engine.lock):
             self.engine.ensure()
             install_commands(self.engine.commands, "ssh-keygen", "ssh")
@@ -223,6 +226,8 @@ class Group:
             mode = ":ro" if mount.read_only else ""
             volumes.append(f"--volume={mount.source}:{mount.target}{mode}")
         cgroup, command = cgroup_options()
+        if base_named(spec.base).is_emulated:
+            command = emulation.start(EMULATION_FOLDER, "/sbin/init")
         self.engine.docker(
             "run",
             "--detach",
@@ -248,7 +253,7 @@ class Group:
             raise LabError(f"the container of host {spec.name} ended during setup")
         keys = self._exec(spec, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub").splitlines()
         self.state.write_host_keys(spec.name, state.address, keys)
-        if not wait_until(lambda: _answers_ssh(state.address), SSH_SECONDS):
+        if not wait_until(lambda: _answers_ssh(state.address), SSH_SECONDS * _slowness(spec)):
             raise LabError(
                 f"host {spec.name} does not answer on port 22 of {state.address}."
                 f" See `docker exec {self._container(spec)} systemctl status ssh`."
@@ -258,12 +263,14 @@ class Group:
     def _wait_for_systemd(self, spec: HostSpec) -> str:
         """Wait until systemd has booted; return its system state."""
         system_state = ""
+        limit = BOOT_SECONDS * _slowness(spec)
 
         def booted_or_ended() -> bool:
             nonlocal system_state
             answer = self.engine.docker(
-                *("exec", self._container(spec), "systemctl", "is-system-running", "--wait"),
-                timeout=BOOT_SECONDS,
+                *("exec", self._container(spec)),
+                *_enter(spec, "systemctl", "is-system-running", "--wait"),
+                timeout=limit,
                 check=False,
             )
             system_state = answer.out.strip()
@@ -272,7 +279,7 @@ class Group:
             state = self._inspect(spec)
             return state is None or not state.running
 
-        if wait_until(booted_or_ended, BOOT_SECONDS) and system_state in BOOTED_STATES:
+        if wait_until(booted_or_ended, limit) and system_state in BOOTED_STATES:
             return system_state
         console = self.engine.docker("logs", "--tail=12", self._container(spec), check=False)
         raise LabError(
@@ -301,7 +308,7 @@ class Group:
 
     def _exec(self, spec: HostSpec, *command: str, stdin: bytes = b"") -> str:
         return self.engine.docker(
-            "exec", "--interactive", self._container(spec), *command, stdin=stdin
+            "exec", "--interactive", self._container(spec), *_enter(spec, *command), stdin=stdin
         ).out
 
     def _host(self, spec: HostSpec, changed: bool) -> Host:
@@ -316,6 +323,15 @@ class Group:
             system_state=record.system_state,
             changed=changed,
         )
+
+
+def _enter(spec: HostSpec, *command: str) -> tuple[str, ...]:
+    """Return the command that runs `command` in the host's container."""
+    return emulation.join(*command) if base_named(spec.base).is_emulated else command
+
+
+def _slowness(spec: HostSpec) -> int:
+    return emulation.SLOWNESS if base_named(spec.base).is_emulated else 1
 
 
 def _answers_ssh(address: str) -> bool:

@@ -97,6 +97,8 @@ MODELS: Mapping[str, tuple[Function, ...]] = {
     # One K80 board is two GPUs.
     "k80": (*_SERVER, *_gpus(2, 0x102D)),
     "gh200": (*_gpus(1, 0x2342, domain=9), *_nics(1, 0xA2DC)),
+    # The DGX Spark.
+    "gb10": (*_gpus(1, 0x2E12, domain=15), *_nics(2, 0x1021)),
     "v100-b200": (*_SERVER, *_gpus(1, 0x1DB6), *_gpus(1, 0x2901)),
     "workstation": (
         *_gpus(1, 0x2B85, class_code=VGA, driver="nvidia"),

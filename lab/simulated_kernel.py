@@ -20,6 +20,12 @@ show() {
     mkdir "/sys/module/$1"
     [ -z "$2" ] || echo "$2" >"/sys/module/$1/version"
 }
+# Create a device file. In a user namespace, as of emulated hosts, the kernel refuses mknod.
+node() {
+    [ ! -e "/dev/$1" ] || return 0
+    mknod -m 666 "/dev/$1" c 1 3 2>/dev/null ||
+        { : >"/dev/$1" && mount --bind /dev/null "/dev/$1"; }
+}
 # List the GPUs that are not assigned to virtual machines.
 gpus() {
     for device in /sys/bus/pci/devices/*; do
@@ -35,7 +41,7 @@ add_gpus() {
     model=$(sed -n '/<product_name>/{s/<[^>]*>//g;s/^[[:space:]]*//p;q}' "$smi" 2>/dev/null)
     minor=0
     for device in $(gpus); do
-        [ -e "/dev/nvidia$minor" ] || mknod -m 666 "/dev/nvidia$minor" c 1 3
+        node "nvidia$minor"
         mkdir -p "/proc/driver/nvidia/gpus/${device##*/}"
         printf 'Model: \\t\\t %s\\nDevice Minor: \\t %s\\n' "$model" "$minor" \\
             >"/proc/driver/nvidia/gpus/${device##*/}/information"
@@ -52,9 +58,8 @@ for name; do
         version=$(modinfo -F version "${dep%/*}/$file")
         show nvidia "$version"
         show "$(echo "$name" | tr - _)" "$version"
-        for node in nvidiactl nvidia-uvm; do
-            [ -e "/dev/$node" ] || mknod -m 666 "/dev/$node" c 1 3
-        done
+        node nvidiactl
+        node nvidia-uvm
         add_gpus
         ;;
     mlx5_ib | ib_umad) show "$name" '' ;;

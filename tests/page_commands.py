@@ -180,6 +180,11 @@ RUN_BY: dict[str, tuple[str, ...]] = {
         "./slipway verify -i inventory/demo",
         "./slipway demo --destroy",
     ),
+    # tests/host/test_arm64.py
+    "test_an_emulated_gb10_host_converges": (
+        "./slipway demo --architecture arm64 --gpu gb10",
+        "./slipway site -i inventory/demo -e slipway_survey=false",
+    ),
     "test_a_demo_of_a_cluster_queues_jobs": (
         "./slipway demo --cluster",
         "ansible demo-1 -i inventory/demo -b -m command -a \"sinfo --Node --format='%N %t %G'\"",

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Create throwaway hosts on this machine, then run site.yml on them.
-# Usage: ./slipway demo [--create] [--hosts N] [--gpu MODEL] [--cluster]
+# Usage: ./slipway demo [--create] [--hosts N] [--gpu MODEL] [--cluster] [--architecture NAME]
 #                       [ARGUMENTS FOR ansible-playbook ...]
 #   --create     only create the hosts and inventory/demo/hosts.yml
 #   --destroy    remove everything that the demo created
@@ -11,12 +11,16 @@
 #                t4, 8xh100, 8xb200, k80, ... (an unknown MODEL prints the complete list)
 #   --cluster    a Slurm cluster: demo-1 is the controller without GPUs, the other hosts run jobs.
 #                Default: three hosts, and two simulated GPUs on each host that runs jobs
+#   --architecture NAME
+#                amd64 or arm64. An x86 machine emulates arm64 hosts, on which no container runs.
+#                Default: the architecture of this machine
 set -eu
 
 create_only=
 gpu=
 count=
 cluster=
+architecture=
 while [ $# -gt 0 ]; do
     case $1 in
     --create) create_only=yes ;;
@@ -27,6 +31,11 @@ while [ $# -gt 0 ]; do
         gpu=$2
         shift
         ;;
+    --architecture)
+        [ $# -ge 2 ] || { echo "demo: --architecture: expected amd64 or arm64" >&2 && exit 1; }
+        architecture=$2
+        shift
+        ;;
     --hosts)
         case ${2:-} in
         [1-9] | [1-9][0-9]) count=$2 ;;
@@ -34,7 +43,7 @@ while [ $# -gt 0 ]; do
         esac
         shift
         ;;
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,13p' "$0" && exit 0 ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,16p' "$0" && exit 0 ;;
     *) break ;;
     esac
     shift
@@ -44,5 +53,5 @@ if [ -n "$cluster" ]; then
     [ "$count" -gt 1 ] || { echo "demo: --cluster --hosts 1: expected at least 2 hosts" >&2 && exit 1; }
 fi
 ansible-playbook playbooks/demo.yml ${cluster:+-e demo_cluster=true} ${gpu:+-e "demo_gpu=$gpu"} \
-    ${count:+-e "demo_hosts=$count"} "$@"
+    ${count:+-e "demo_hosts=$count"} ${architecture:+-e "demo_architecture=$architecture"} "$@"
 [ -n "$create_only" ] || exec ansible-playbook site.yml -i inventory/demo "$@"

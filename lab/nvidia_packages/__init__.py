@@ -13,22 +13,24 @@ from lab.nvidia_packages.toolkit import toolkit
 from lab.nvidia_packages.ubuntu import ubuntu
 from lab.nvidia_packages.versions import (
     BRANCHES,
-    DEBIAN_KERNEL,
     DEBIAN_VERSIONS,
+    SPARK_KERNEL,
     TOOLKIT_VERSIONS,
     UBUNTU_KERNEL,
     UBUNTU_KERNEL_PACKAGE,
+    debian_kernel,
 )
 
 __all__ = [
     "BRANCHES",
-    "DEBIAN_KERNEL",
     "DEBIAN_VERSIONS",
+    "SPARK_KERNEL",
     "TOOLKIT_VERSIONS",
     "UBUNTU_KERNEL",
     "UBUNTU_KERNEL_PACKAGE",
     "cuda_ubuntu",
     "debian",
+    "debian_kernel",
     "toolkit",
     "ubuntu",
 ]

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lab.apt_repository import File, Package
+from lab.apt_repository import ARCHITECTURE, File, Package
 from lab.nvidia_packages.parts import dkms, fabric_manager, libcuda, modules, persistence, smi
 from lab.nvidia_packages.programs import DAEMON, PERSISTENCED_ENABLED
 from lab.nvidia_packages.versions import BRANCHES
 
 
-def cuda_ubuntu() -> Iterator[Package]:
+def cuda_ubuntu(architecture: str = ARCHITECTURE) -> Iterator[Package]:
     """Yield branch 580 of NVIDIA's CUDA repository for Ubuntu, which has all versions."""
     for version in BRANCHES[580]:
         full = f"{version}-0ubuntu1"
@@ -21,7 +21,11 @@ def cuda_ubuntu() -> Iterator[Package]:
             fields = {"Depends": depends} if depends else {}
             return Package(name, _full, fields, **more)  # type: ignore[arg-type]
 
-        yield package("libnvidia-compute-580", f"libnvidia-gpucomp-580 (= {full})", files=libcuda())
+        yield package(
+            "libnvidia-compute-580",
+            f"libnvidia-gpucomp-580 (= {full})",
+            files=libcuda(architecture),
+        )
         yield package("libnvidia-gpucomp-580")
         yield package("libnvidia-cfg1-580")
         yield package("nvidia-utils-580", "libnvidia-compute-580", files=smi(580))

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lab.apt_repository import Package
+from lab.apt_repository import ARCHITECTURE, Package
 from lab.nvidia_packages.parts import dkms, libcuda, modules, persistence, smi
 from lab.nvidia_packages.programs import PERSISTENCED_ENABLED
-from lab.nvidia_packages.versions import DEBIAN_KERNEL, DEBIAN_VERSIONS
+from lab.nvidia_packages.versions import DEBIAN_VERSIONS, debian_kernel
 
 
-def debian() -> Iterator[Package]:
+def debian(architecture: str = ARCHITECTURE) -> Iterator[Package]:
     """Yield the packages of Debian's driver; an archive has one version."""
     version = DEBIAN_VERSIONS[1]
     full = f"{version}-2"
@@ -26,7 +26,7 @@ def debian() -> Iterator[Package]:
     )
     yield Package("nvidia-kernel-support", full, component="non-free")
     yield Package("firmware-nvidia-gsp", full, component="non-free-firmware")
-    yield Package("libcuda1", full, files=libcuda(), component="non-free")
+    yield Package("libcuda1", full, files=libcuda(architecture), component="non-free")
     yield Package("nvidia-smi", full, {"Depends": "libcuda1"}, smi(550), component="non-free")
     # In Debian this package has a version of its own.
     yield Package(
@@ -35,5 +35,5 @@ def debian() -> Iterator[Package]:
         files=persistence(PERSISTENCED_ENABLED),
         component="contrib",
     )
-    for name in ("linux-headers-amd64", f"linux-headers-{DEBIAN_KERNEL}"):
-        yield Package(name, "99.0-1", component="contrib")
+    for kernel in (architecture, debian_kernel(architecture)):
+        yield Package(f"linux-headers-{kernel}", "99.0-1", component="contrib")

@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 
 from lab import stand_in_cuda
-from lab.apt_repository import File, Package
+from lab.apt_repository import ARCHITECTURE, File, Package
+from lab.bases import MACHINES
 from lab.nvidia_packages.programs import DAEMON, FABRIC_START, FABRIC_UNIT
 from lab.simulated_faults import SMI
 
@@ -18,7 +19,8 @@ SAMPLES = Path(__file__).parent / "nvidia-smi"
 def kernel_module(version: str, is_open: bool, name: str = "nvidia") -> bytes:
     """Return the ELF object of a kernel module with a description and without code.
 
-    64 bits, little-endian, relocatable, for x86-64 (elf(5)); .modinfo contains the fields.
+    64 bits, little-endian, relocatable, for x86-64 on every host (elf(5)); .modinfo contains the
+    fields.
     """
     licence = "Dual MIT/GPL" if is_open else "NVIDIA"
     fields = (f"version={version}", f"license={licence}", f"name={name}", "description=stand-in")
@@ -60,9 +62,10 @@ def sample(branch: int) -> str:
     return files[min(files, key=lambda number: abs(number - branch))].read_text()
 
 
-def libcuda() -> dict[str, File]:
-    """Return the file of the stand-in driver library."""
-    return {stand_in_cuda.INSTALLED: File(stand_in_cuda.content())}
+def libcuda(architecture: str = ARCHITECTURE) -> dict[str, File]:
+    """Return the file of the stand-in driver library for a dpkg architecture."""
+    machine = MACHINES.get(architecture, architecture)
+    return {stand_in_cuda.installed(machine): File(stand_in_cuda.content(machine))}
 
 
 def smi(branch: int) -> dict[str, File]:

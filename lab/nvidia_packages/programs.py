@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from lab.stand_in_cuda import INSTALLED
+from lab.stand_in_cuda import LIBRARY
 
 STAND_IN = "#!/bin/sh\n# Stand-in on a simulated host.\n"
 RECORD = 'echo "$0 $*" >>/run/stand-in.log\n'
@@ -90,7 +90,7 @@ mkdir -p "$(dirname "$file")"
     printf 'devices:\\n- name: all\\n  containerEdits:\\n    deviceNodes:\\n'
     for node in /dev/nvidia*; do printf '    - path: %s\\n' "$node"; done
     printf '    mounts:\\n'
-    for mounted in /usr/bin/nvidia-smi {INSTALLED}; do
+    for mounted in /usr/bin/nvidia-smi "/usr/lib/$(uname -m)-linux-gnu/{LIBRARY}"; do
         printf '    - hostPath: %s\\n      containerPath: %s\\n' "$mounted" "$mounted"
         printf '      options: [ro, nosuid, nodev, bind]\\n'
     done

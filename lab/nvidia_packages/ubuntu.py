@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lab.apt_repository import Package
+from lab.apt_repository import ARCHITECTURE, Package
 from lab.nvidia_packages.parts import (
     dkms,
     exclusive_fields,
@@ -21,7 +21,9 @@ from lab.nvidia_packages.programs import PERSISTENCED
 from lab.nvidia_packages.versions import BRANCHES, UBUNTU_KERNEL, UBUNTU_KERNEL_PACKAGE
 
 
-def ubuntu(newest: bool = True, kernel: str = UBUNTU_KERNEL) -> Iterator[Package]:
+def ubuntu(
+    newest: bool = True, kernel: str = UBUNTU_KERNEL, architecture: str = ARCHITECTURE
+) -> Iterator[Package]:
     """Yield the packages of Ubuntu's archive: the newer or the older version of each branch.
 
     The archive has one version of a branch at a time, with the modules of each kernel.
@@ -38,7 +40,7 @@ def ubuntu(newest: bool = True, kernel: str = UBUNTU_KERNEL) -> Iterator[Package
             yield from _driver(flavour)
             if branch != 470:
                 yield from _kernel_modules(flavour, kernel, revision=1 + newest)
-        yield from _common(branch, version, component)
+        yield from _common(branch, version, component, architecture)
 
 
 def _kernel(kernel: str) -> Iterator[Package]:
@@ -49,11 +51,15 @@ def _kernel(kernel: str) -> Iterator[Package]:
 
 
 def _kernel_flavour(kernel: str) -> str:
-    """Return the flavour of an Ubuntu kernel release: generic for 6.8.0-149-generic."""
-    return kernel.split("-", 2)[2]
+    """Return the name of a kernel's meta packages.
+
+    That is generic for 6.8.0-149-generic, and nvidia-hwe-24.04 for 6.17.0-1014-nvidia.
+    """
+    flavour = kernel.split("-", 2)[2]
+    return flavour if kernel.startswith("6.8.") else f"{flavour}-hwe-24.04"
 
 
-def _common(branch: int, version: str, component: str) -> Iterator[Package]:
+def _common(branch: int, version: str, component: str, architecture: str) -> Iterator[Package]:
     full, server = f"{version}-0ubuntu0.24.04.1", f"{branch}-server"
     common = f"nvidia-kernel-common-{server}"
 
@@ -72,7 +78,7 @@ def _common(branch: int, version: str, component: str) -> Iterator[Package]:
     )
     yield package(
         f"libnvidia-compute-{server}",
-        files=libcuda(),
+        files=libcuda(architecture),
         fields=exclusive_fields("libnvidia-compute"),
     )
     yield package(f"libnvidia-cfg1-{server}")

@@ -15,4 +15,10 @@ BRANCHES: Mapping[int, tuple[str, str]] = {
 DEBIAN_VERSIONS = ("550.163.00", "550.163.01")
 TOOLKIT_VERSIONS = ("1.20.0", "1.20.1")
 UBUNTU_KERNEL, UBUNTU_KERNEL_PACKAGE = "6.8.0-149-generic", "6.8.0-149.149"
-DEBIAN_KERNEL = "6.12.57+deb13-amd64"
+# A kernel of NVIDIA's DGX Spark.
+SPARK_KERNEL = "6.17.0-1014-nvidia"
+
+
+def debian_kernel(architecture: str) -> str:
+    """Return the release of Debian's kernel for a dpkg architecture."""
+    return f"6.12.57+deb13-{architecture}"

@@ -122,6 +122,8 @@ class FakeDocker(Commands):
         image = next((word for word in words if word in self.images), None)
         if image is None:
             return NO
+        if "--rm" in words:
+            return OK
         name = next(
             # `--name NAME` as well as `--name=NAME`
             word.partition("=")[2] or words[index + 1]

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from lab import __main__ as command_line
-from lab import gpu_host, hosts, pci_tree, state_folder
+from lab import emulation, gpu_host, hosts, pci_tree, state_folder
+from lab.bases import EMULATION_FOLDER
 from lab.engine import Engine
+from lab.errors import LabError
 from tests.unit.fake_docker import FakeDocker
 
 Run = Callable[..., dict[str, Any]]
@@ -72,6 +74,34 @@ def test_check_reports_changes_and_makes_none(run: Run, machine: FakeDocker) -> 
     assert run(*ENSURE, "--check") == {**created, "changed": False}
     assert run(*REMOVE, "--check") == {"changed": True}
     assert len(machine.containers) == 1
+
+
+def test_an_emulated_host_runs_each_program_in_its_user_namespace(
+    run: Run, machine: FakeDocker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emulation, "base_for", lambda base, architecture: f"{base}-{architecture}")
+    monkeypatch.setattr(emulation, "check_machine", lambda: None)
+    created = run(*ENSURE, "--architecture", "arm64")
+    assert (created["base"], created["variables"]) == ("debian-13-arm64", emulation.VARIABLES)
+    (started,) = (argv for argv in machine.ran if argv[:3] == ("docker", "run", "--detach"))
+    init = emulation.start(EMULATION_FOLDER, "/sbin/init")
+    assert started[-len(init) :] == init
+    entered = [argv for argv in machine.ran if argv[:2] == ("docker", "exec")]
+    assert entered
+    assert all(set(emulation.join()) <= set(argv) for argv in entered)
+
+
+def test_a_machine_that_cannot_emulate_makes_nothing(
+    machine: FakeDocker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise LabError("cannot emulate arm64: kernel 6.1.0; expected 6.7 or later.")
+
+    monkeypatch.setattr(emulation, "base_for", lambda base, architecture: f"{base}-{architecture}")
+    monkeypatch.setattr(emulation, "check_machine", refuse)
+    assert command_line.main([*ENSURE, "--architecture", "arm64", "--gpu", "gb10"]) == 1
+    assert "lab: cannot emulate arm64: kernel 6.1.0" in capsys.readouterr().err
+    assert machine.ran == []
 
 
 def test_list_names_the_hosts_of_a_group_by_number(run: Run) -> None:

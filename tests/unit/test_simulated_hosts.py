@@ -21,6 +21,7 @@ from ansible_collections.slipway.host.plugins.module_utils.gpu.host import host_
 from ansible_collections.slipway.host.plugins.module_utils.gpu.model import DriverRequest, HostFacts
 
 from lab import gpu_host, nvidia_packages, pci_tree, simulated_faults
+from lab.apt_repository import ARCHITECTURE, Package
 from lab.nvidia_packages import parts
 from tests.unit.gpu_facts import facts
 
@@ -32,15 +33,18 @@ NOBLE = "ubuntu-like-24.04"
     "model",
     [
         *("none", "t4", "2xh100", "8xv100", "8xa100", "8xh100", "8xb200"),
-        *("rtx-pro-6000", "k80", "gh200", "v100-b200"),
+        *("rtx-pro-6000", "k80", "gh200", "gb10", "v100-b200"),
     ],
 )
-def test_packages_of_the_gpu_decision_are_in_the_stand_in_archives(model: str) -> None:
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_packages_of_the_gpu_decision_are_in_the_stand_in_archives(
+    model: str, architecture: str
+) -> None:
     kernel = gpu_host.kernel_of(model, NOBLE)
     found = host_facts(facts(model))
     host = HostFacts(
         "ubuntu", "24.04", kernel, gpus=found.gpus, nvswitches=found.nvswitches,
-        nvlink_bridges=found.nvlink_bridges,
+        nvlink_bridges=found.nvlink_bridges, architecture=architecture,
     )  # fmt: skip
     archive = {package.name for package in nvidia_packages.ubuntu(kernel=kernel)}
     cuda = {package.name for package in nvidia_packages.cuda_ubuntu()}
@@ -51,6 +55,29 @@ def test_a_grace_hopper_runs_the_kernel_with_64_kib_pages() -> None:
     assert gpu_host.kernel_of("gh200", NOBLE) == "6.8.0-149-generic-64k"
     names = {package.name for package in nvidia_packages.ubuntu(kernel="6.8.0-149-generic-64k")}
     assert "linux-modules-nvidia-580-server-open-generic-64k" in names
+
+
+def test_a_dgx_spark_runs_a_kernel_of_nvidia() -> None:
+    kernel = gpu_host.kernel_of("gb10", NOBLE)
+    names = {package.name for package in nvidia_packages.ubuntu(kernel=kernel)}
+    assert "linux-modules-nvidia-580-server-open-nvidia-hwe-24.04" in names
+    kernel = gpu_host.kernel_of("gb10", "debian-13-arm64")
+    assert f"linux-headers-{kernel}" in {one.name for one in nvidia_packages.debian("arm64")}
+
+
+@pytest.mark.parametrize(
+    ("base", "architecture"), [("ubuntu-like-24.04-arm64", "arm64"), (NOBLE, ARCHITECTURE)]
+)
+def test_archives_have_the_architecture_of_the_base(
+    tmp_path: Path, base: str, architecture: str
+) -> None:
+    host = gpu_host.describe(tmp_path, base)
+    for repository in (host.archive, host.cuda, host.toolkit):
+        assert repository.architecture == architecture
+    host.toolkit.publish([Package("tool", "1")])
+    assert f"Architecture: {architecture}\n" in (host.toolkit.folder / "Packages").read_text()
+    (file,) = (host.toolkit.folder / "pool").iterdir()
+    assert file.name == f"tool_1_{architecture}.deb"
 
 
 def variables(base: str) -> dict[str, Any]:
