@@ -146,6 +146,10 @@ RUN_BY: dict[str, tuple[str, ...]] = {
         "./slipway remove --check --limit gpu01",
         "./slipway remove --limit gpu01",
     ),
+    # tests/host/test_front_door.py
+    "test_the_door_answers_and_a_second_run_changes_nothing": (
+        "sudo cat /var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt",
+    ),
     # tests/host/test_slurm.py
     "test_commands_of_the_page_work_but_not_for_a_stranger": (
         "sinfo --Node --format='%N %t %G'",

@@ -39,8 +39,11 @@ INVENTORY: dict[str, Any] = {
     "host_metrics_folder": "/var/lib/prometheus/node-exporter",
     "slurm_controller": "gpu01",
     "slurm_nodes": ["gpu01"],
+    "ml_front_door_host": "gpu01",
+    "ml_front_door_sites": [{"service": "iris-api", "hosts": ["gpu01"]}],
     "hostvars": {
         "gpu01": {
+            "ml_services_instances": [{"name": "iris-api"}],
             "ansible_facts": {
                 "slipway_slurm_node": {
                     "hostname": "gpu01",
@@ -59,7 +62,7 @@ INVENTORY: dict[str, Any] = {
                     "nodes": {},
                     "cluster": "",
                 }
-            }
+            },
         }
     },
     "ml_data_archives": [{"name": "pets", "url": "http://a.example.org/pets", "optional": True}],
@@ -68,6 +71,9 @@ INVENTORY: dict[str, Any] = {
         {"name": "old", "state": "absent"},
     ],
 }
+
+# Without a package for the front door, the role can only remove it.
+OTHERWISE = {"ubuntu-22.04": {"ml_front_door_state": "absent"}}
 
 
 def facts(distribution: str, version: str, codename: str, package: str) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def facts(distribution: str, version: str, codename: str, package: str) -> dict[
             "run_installer": False,
         },
         "docker_snap": False,
+        "front_door": "managed",
         "systemd": True,
         "root": True,
     }
@@ -109,9 +116,10 @@ def main() -> int:
         found[platform] = {}
         for name in load(ROOT / "vars/roles.yml")["slipway_roles"]:
             role = roles.load(name)
-            scope = {**role.defaults, **INVENTORY, "role_path": str(role.path)}
+            inventory = {**INVENTORY, **OTHERWISE.get(platform, {})}
+            scope = {**role.defaults, **inventory, "role_path": str(role.path)}
             templar = Templar(loader=DataLoader(), variables=scope)
-            plan = role_plans.plan(name, INVENTORY, templar.template, facts(*words))
+            plan = role_plans.plan(name, inventory, templar.template, facts(*words))
             found[platform][name] = plan["owned"]
     json.dump(found, sys.stdout)
     return 0

@@ -31,6 +31,8 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "obstacles": frozenset({"holds"}),
     "munge_keys": frozenset({"path", "digest", "type", "owner", "group", "mode"}),
     "engine_access": frozenset(),
+    # What is in the way is a conflict: tests/unit/test_front_door.py.
+    "door_ports": frozenset(),
     "datasets": frozenset(
         {"path", "type", "mode", "owner", "group", "places", "version", "names", "state"}
     ),
@@ -74,6 +76,7 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "user": "for all kinds with a user: the user must be there first",
     },
     "packages": {
+        **NEEDS,
         "optional": "whether a missing package is installed",
         "follows": "how a version changes",
     },
@@ -86,6 +89,11 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
     "engine_access": {
         "socket": "other ways to the engine are information",
         "users": "other ways to the engine are information",
+    },
+    "door_ports": {
+        "port": "a used port is a conflict",
+        "files": "a missing certificate is a conflict",
+        "sites": "for the acceptance checks",
     },
     "links": {"folder": "a missing folder has no links"},
     "munge_keys": {"managed": "whether another key is a conflict", "key_host": "text for people"},

@@ -624,6 +624,7 @@ def test_defaults_apply_within_declared_mappings(folder: Path, write: Write) -> 
     image = build(folder).image
     assert image["services"]["s"] == {
         "memory": "1g",
+        "sticky": False,
         "args": [],
         "environment": {},
         "publish": {},

@@ -52,6 +52,12 @@ options:
         running container would lose its GPUs; the report names that container.
     type: bool
     default: true
+  other_hosts:
+    description:
+      - On a front door, also ask the services on other hosts. Otherwise only the front door itself
+        must answer.
+    type: bool
+    default: false
   data_digests:
     description:
       - Read every file of the declared data sets and compare its digest with the list that was
@@ -172,6 +178,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "containers": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
     "data_digests": {"type": "bool", "default": False},
+    "other_hosts": {"type": "bool", "default": False},
     "accepted_faults": {
         "type": "list",
         "elements": "dict",
@@ -206,6 +213,7 @@ def main() -> None:
         module.fail_json(msg=f"{'; '.join(errors)}.")
     options = verify.Options(
         *(given["level"], given["smoke"], reload, given["burn_in"], given["data_digests"]),
+        other_hosts=given["other_hosts"],
         accepted_faults=given["accepted_faults"],
         containers=given["containers"],
     )

@@ -36,15 +36,14 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     VARIABLES are the variables of the host, not templated; TEMPLATE evaluates a value. FACTS is
     ``ansible_facts['slipway']``; the plan also gets ``address`` and ``inventory_name`` of the host,
     the names of all ``hosts``, the ``groups`` and the ``role_path`` on the controller. A module
-    with the name of a fact in FACT_OF_HOSTS gets this fact of all hosts in ``fact_of_hosts``. Raise
+    with the name of a fact in FACT_OF_HOSTS gets this fact of all hosts in ``fact_of_hosts``, one
+    with the name of a role in OPTIONS_OF_HOSTS its options in ``options_of_hosts``. Raise
     AnsibleActionFail for invalid options.
     """
     role = roles.load(name)
     module = load_module(name)
     options = read_options(role, variables, template)
-    for shared in getattr(module, "SHARED_OPTIONS", ()):
-        owner = roles.load(roles.owner(shared))
-        options[shared] = accept_set_options(owner, [shared], variables, template).get(shared)
+    options.update(read_shared_options(module, variables, template))
     address = variables.get("ansible_host") or variables.get("inventory_hostname", "localhost")
     host_facts = {
         **(facts or {}),
@@ -56,6 +55,8 @@ def plan(name: str, variables: Mapping[str, Any], template: Template, facts: Any
     }
     if fact := getattr(module, "FACT_OF_HOSTS", ""):
         host_facts["fact_of_hosts"] = FactOfHosts(fact, variables)
+    if other := getattr(module, "OPTIONS_OF_HOSTS", ""):
+        host_facts["options_of_hosts"] = OptionsOfHosts(other, name, variables)
     try:
         return dict(module.plan(host_facts, options))
     except ValueError as error:
@@ -97,6 +98,43 @@ class FactOfHosts:
         return read(host).get("ansible_facts", {}).get(self.fact)
 
 
+class OptionsOfHosts:
+    """The options of one role on all hosts, evaluated when they are asked for.
+
+    They include the option ``address`` of the role that asks, by default ``ansible_host``.
+    """
+
+    def __init__(self, role: str, asking: str, variables: Mapping[str, Any]) -> None:
+        self.role, self.asking = role, asking
+        self.hostvars: Any = variables.get("hostvars", {})
+        self.known: dict[str, Vars | None] = {}
+
+    def get(self, host: str) -> Vars | None:
+        """Return the options on a host, None for a host that the inventory does not have."""
+        if host not in self.known:
+            self.known[host] = self._read(host) if host in self.hostvars else None
+        return self.known[host]
+
+    def _read(self, host: str) -> Vars:
+        # The variables of a host evaluate themselves, by the host's own variables.
+        variables: Mapping[str, Any] = self.hostvars[host]
+        option = f"{self.asking}_address"
+        try:
+            options = read_options(roles.load(self.role), variables, _keep)
+            options.update(read_shared_options(load_module(self.role), variables, _keep))
+            address = variables.get(option) or variables.get("ansible_host") or host
+        except AnsibleError as error:
+            raise EvaluationError(
+                f"Cannot read the services of host {host}: {_root_message(error)}."
+            ) from error
+        return {**options, option: str(address)}
+
+
+def _keep(value: Any) -> Any:
+    """Return a value that is evaluated already."""
+    return value
+
+
 def preload() -> None:
     """Load every role and its plan before Ansible forks, so that its processes share them."""
     for name in roles.all_names():
@@ -135,6 +173,16 @@ def read_options(role: roles.Role, variables: Mapping[str, Any], template: Templ
         if name not in values and name not in defaults:
             values[name] = evaluate(name, role.defaults.get(name), template)
     return {**defaults, **_convert(role, values)}
+
+
+def read_shared_options(module: Any, variables: Mapping[str, Any], template: Template) -> Vars:
+    """Return the options of other roles that the plan in MODULE reads; None if not set."""
+    shared_options: Vars = {}
+    for shared in getattr(module, "SHARED_OPTIONS", ()):
+        owner = roles.load(roles.owner(shared))
+        values = accept_set_options(owner, [shared], variables, template)
+        shared_options[shared] = values.get(shared)
+    return shared_options
 
 
 def accept_set_options(

@@ -51,6 +51,7 @@ KINDS: Mapping[str, Kind] = {
     "container toolkit settings": Kind("settings with which containers keep their GPUs"),
     "image": Kind("the smoke test passes"),
     "service": Kind("the declared answer, and only with the secret"),
+    "front door": Kind("the service answers through the front door and on each of its hosts"),
     "container network": Kind("packets of containers pass"),
     "network from containers": Kind("containers resolve names and reach what the host reaches"),
     "published ports": Kind("published ports answer from outside the host"),

@@ -23,6 +23,7 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
     A key is missing if no role declares anything about it: then the packages of the host decide.
     ``docker_users`` are the only users who may reach the engine. ``services`` maps the name of each
     service to the JSON text of the request that checks it, empty for a service without an endpoint.
+    ``front_door`` has the sites of the front door that runs on the host.
     """
     lists: dict[str, list[Mapping[str, Any]]] = {}
     for owned in statements:
@@ -43,6 +44,8 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
             for service in project["services"]
         },
     }
+    if "door_ports" in lists:
+        declared["front_door"] = [site for one in lists["door_ports"] for site in one["sites"]]
     if "modules" in lists:
         modules = [entry["name"] for entry in lists["modules"] if _is_present(entry)]
         declared["driver"] = DRIVER_MODULE in modules

@@ -33,6 +33,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import (
     data_sets,
     engine_settings,
     engine_users,
+    front_door_check,
     installed_files,
     network_check,
     reach_check,
@@ -72,7 +73,8 @@ class Options:
     sets, ``full`` tests more memory of each GPU. SMOKE: run the smoke tests of the images.
     DAEMON_RELOAD: run `systemctl daemon-reload` while a container uses the GPUs. BURN_IN: minutes
     of load on all GPUs. CONTAINERS: run the checks that start a container. DATA_DIGESTS: read every
-    file of the data sets. ACCEPTED_FAULTS: known faults of GPUs, see :mod:`gpu.accepted_faults`.
+    file of the data sets. OTHER_HOSTS: ask the services behind a front door. ACCEPTED_FAULTS: known
+    faults of GPUs, see :mod:`gpu.accepted_faults`.
     """
 
     level: str = NORMAL
@@ -80,6 +82,7 @@ class Options:
     daemon_reload: bool = True
     burn_in: int = 0
     data_digests: bool = False
+    other_hosts: bool = False
     accepted_faults: Sequence[Entry] = ()
     containers: bool = True
 
@@ -368,5 +371,7 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
         results += _check_ways(facts, expected, results[-1].ok, options.containers)
+    sites = expected.get("front_door", ())
+    results += front_door_check.check_sites(sites, options.other_hosts)
     simulated = any(STAND_IN in one.seen for one in results if one.what == COMPUTATION)
     return [check.as_data(simulated) for check in results]

@@ -50,25 +50,29 @@ from ansible_collections.slipway.host.plugins.module_utils.services.secrets impo
 
 __all__ = ["Host", "Project", "ServiceError", "plan"]
 
+ROLE = "ml_services"
 # The image that runs as a service if ml_services_instances is not set.
 DEFAULT_IMAGE = "iris-api"
 # Options of other roles that the plan reads.
-SHARED_OPTIONS = ("ml_images_present", "user_access_users")
+SHARED_OPTIONS = (
+    *("ml_images_present", "user_access_users"),
+    *("ml_front_door_host", "ml_front_door_sites", "ml_front_door_state"),
+)
 OWNED = ("files", "folders", "secrets", "mounts", "projects")
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``folder``, the ``projects`` for the module and the ``owned`` state of the role.
 
-    ``reserved_gpus`` are the GPUs, or parts of them, that services reserve. FACTS is
-    ``ansible_facts['slipway']`` with the ``address`` of the host, OPTIONS the options of the role
-    and of ml_catalogue. Raise ServiceError, GpuError or DeclarationError for a project that cannot
-    run.
+    ``reserved_gpus`` are the GPUs, or parts of them, that services reserve. ``behind_door`` says
+    whether a front door has a service of this host. FACTS is ``ansible_facts['slipway']`` with the
+    ``address`` of the host, OPTIONS the options of the role and of ml_catalogue. Raise
+    ServiceError, GpuError or DeclarationError for a project that cannot run.
     """
     build = ml_catalogue.choose_build(facts, options)
     arguments = frozenset(name for values in build.args.values() for name in values)
     projects = []
-    for entry in _declared(options):
+    for entry in declared_services(options):
         declared = service_users.with_user_id(entry, options.get("user_access_users") or ())
         image = declared.get("image") or declared["name"]
         # The image itself comes last, after those it is built on.
@@ -76,10 +80,18 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     reserves = any(project.declared.get("gpus") for project in projects)
     gpus = _gpus(facts, options["ml_services_share_gpus"]) if reserves else services_gpus.Gpus()
     host = Host(facts.get("address", "localhost"), options["ml_services_bind_address"], gpus)
-    return assemble_projects(projects, host)
+    behind_door = _is_behind_door([project.name for project in projects], options)
+    return {**assemble_projects(projects, host), "behind_door": behind_door}
 
 
-def _declared(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _is_behind_door(services: Sequence[str], options: Mapping[str, Any]) -> bool:
+    """Return whether a front door has one of these services."""
+    sites = options.get("ml_front_door_sites") or ()
+    is_declared = options.get("ml_front_door_host") and options["ml_front_door_state"] != "absent"
+    return bool(is_declared and {site.get("service") for site in sites}.intersection(services))
+
+
+def declared_services(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the declared projects; by default iris-api, if the host has that image."""
     if options["ml_services_state"] == "absent":
         return []

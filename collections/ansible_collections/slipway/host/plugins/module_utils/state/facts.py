@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
 METRICS_RECORD = "/var/lib/slipway/metrics.json"
 SLURM_RECORD = "/var/lib/slipway/slurm"
+DOOR_DROP_IN = "/etc/systemd/system/caddy.service.d/slipway.conf"
+CADDYFILE = "/etc/caddy/Caddyfile"
+# The settings in the file of the package.
+PACKAGED_CADDYFILE = ("", ":80 {", "root * /usr/share/caddy", "file_server", "}")
 
 
 def _read_rollback() -> tuple[Json, bool]:
@@ -46,6 +50,15 @@ def read_metrics_record(path: str = METRICS_RECORD) -> list[str]:
         return []
     known = isinstance(paths, list) and all(isinstance(one, str) for one in paths)
     return sorted(set(paths)) if known else []
+
+
+def read_front_door(drop_in: str = DOOR_DROP_IN, caddyfile: str = CADDYFILE) -> str:
+    """Return who configures Caddy: ``managed`` by Slipway, ``foreign``, or empty for nobody."""
+    if os.path.exists(drop_in):
+        return "managed"
+    lines = (reading.read_file(caddyfile) or b"").decode("utf-8", "replace").splitlines()
+    settings = (line.strip() for line in lines if not line.lstrip().startswith("#"))
+    return "" if all(line in PACKAGED_CADDYFILE for line in settings) else "foreign"
 
 
 def ask_facts(reach: list[str], timeout: float = 5) -> Json:
@@ -106,7 +119,8 @@ def ask_host() -> Json:
     :func:`apt_sources.ask_sources` returns, ``gpu`` what :func:`gpu_facts.ask_gpus` returns,
     ``rolled_back`` the packages that the last rollback changed, ``rollback_interrupted`` whether
     it did not finish, ``metrics_files`` the paths of the files of metrics that roles wrote,
-    ``slurm`` whether the role slurm manages the host.
+    ``slurm`` whether the role slurm manages the host, ``front_door`` what :func:`read_front_door`
+    returns.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     rolled_back, interrupted = _read_rollback()
@@ -132,6 +146,7 @@ def ask_host() -> Json:
         "rollback_interrupted": interrupted,
         "metrics_files": read_metrics_record(),
         "slurm": os.path.isdir(SLURM_RECORD),
+        "front_door": read_front_door(),
     }
 
 

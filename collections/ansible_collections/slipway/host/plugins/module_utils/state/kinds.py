@@ -14,6 +14,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     engine,
     engine_access,
     files,
+    front_door,
     json_settings,
     kernel_modules,
     keyrings,
@@ -38,7 +39,7 @@ _ASKING = (
     *(kernel_modules, links, listeners, packages, packet_filter, rootless, service_files, slurm),
     *(space, started, trees, units, health_facts),
 )
-_OTHERS = (json_settings, keyrings, lines, projects)
+_OTHERS = (front_door, json_settings, keyrings, lines, projects)
 
 ALL = engine.by_name(*(module.KINDS for module in (*_ASKING, *_OTHERS)))
 # Which file of this package answers a key of a question.

@@ -216,6 +216,19 @@ def service_urls(
         for project in statement.get("projects", ())
         if project["name"] not in down
         for name, url in project.get("urls", {}).items()
+    } | _door_urls(owned, compared)
+
+
+def _door_urls(
+    owned: Mapping[str, Owned], compared: Mapping[str, model.Comparison]
+) -> dict[str, str]:
+    """Return the address of each site of a front door that is as declared."""
+    return {
+        f"{site['service']} (front door)": site["url"]
+        for role, statement in owned.items()
+        for entry in statement.get("door_ports", ())
+        if not (compared[role].differences or compared[role].conflicts)
+        for site in entry["sites"]
     }
 
 
