@@ -198,13 +198,13 @@ class Load(threading.Thread):
     """Sends requests until told to finish; a client tries again once."""
 
     def __init__(self, ask: Callable[[str], str], pause: float) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.ask, self.pause = ask, pause
         self.results: Counter[str] = Counter()
         self.sent, self.over, self.lock = 0, threading.Event(), threading.Lock()
 
     def run(self) -> None:
-        clients = [threading.Thread(target=self.send) for _client in range(CLIENTS)]
+        clients = [threading.Thread(target=self.send, daemon=True) for _client in range(CLIENTS)]
         for client in clients:
             client.start()
         for client in clients:
