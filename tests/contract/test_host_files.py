@@ -83,6 +83,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "works in /var/lib/slipway, which only root can write",
         ".mkdir .open .read_bytes .read_text .rename .write_text",
     ),
+    "module_utils/slurm/config.py": ("reads its source on the controller", ".read_text"),
     "module_utils/ml/doctor.py": (
         "reads sysfs, procfs, system folders and CDI specifications with the rights of the caller",
         ".iterdir .read_text os.readlink",
@@ -108,6 +109,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "files of the caller; a new name where others can write",
         ".replace .unlink os.open tempfile.TemporaryFile",
     ),
+    "module_utils/ml/jobs.py": ("reads procfs", ".glob .read_text"),
     "module_utils/ml/main.py": ("opens /dev/null and the standard streams", "open os.open"),
     "module_utils/ml/own_services.py": (
         "reads /etc/slipway with the rights of the caller",

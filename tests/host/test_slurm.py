@@ -10,6 +10,7 @@ follows the processes of jobs by /proc.
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests import page_commands
 from tests.host.conftest import ROOT, Named, Site
+from tests.host.test_aliases import CDI, NVIDIA_SMI
 from tests.host.test_removal import Found, look
 from tests.host.test_remove import remove
 
@@ -43,6 +45,17 @@ for gpu in 0 1; do
 done
 useradd --create-home --uid 2001 alice
 apt-get -qq update
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq install -y --no-install-recommends docker.io docker-cli iptables busybox-static \
+    bash-completion zstd >/dev/null 2>&1
+usermod --append --groups docker alice
+echo '{"features": {"cdi": true}}' >/etc/docker/daemon.json
+systemctl restart docker
+mkdir -p /tmp/image/bin /tmp/image/code /etc/cdi
+cp /bin/busybox /tmp/image/bin
+for tool in sh cat echo sleep true tty; do ln -s busybox /tmp/image/bin/$tool; done
+tar -C /tmp/image -c . | docker import --change 'CMD ["sh"]' \
+    --change 'LABEL io.slipway.image=testlab' - slipway/testlab:gpu >/dev/null
 """
 
 
@@ -50,6 +63,7 @@ class Cluster(Site):
     """The controller, which is a node too; ``node`` is the other host."""
 
     extra = {"slipway_roles": ["slurm"]}
+    variables: Mapping[str, Any] = {}
     node: Site
 
     def declare_cluster(self, partition: Mapping[str, Any] = PARTITION, **more: Any) -> None:
@@ -58,6 +72,7 @@ class Cluster(Site):
         variables = {
             "slurm_controller": "Head.example_1",
             "slurm_partitions": [partition],
+            **self.variables,
             **more,
         }
         inventory = {"slurm": {"hosts": hosts, "vars": variables}}
@@ -77,6 +92,17 @@ class Cluster(Site):
         """Wait until a job has a state."""
         self.on(WAIT % f"scontrol show job {job} | grep -q JobState={state}")
 
+    def try_alice(self, script: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a script as alice on the node that is not the controller."""
+        words = self.node.host.ssh_command("sudo", "runuser", "-u", "alice", "--", "sh", "-c")
+        words[-1] += f" {shlex.quote(f'cd; {script}')}"
+        return subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
+
+    def containers(self) -> str:
+        """Return the names of the containers on both hosts."""
+        script = "docker ps --all --format '{{.Names}}'"
+        return " ".join(filter(None, (site.on(script) for site in (self, self.node))))
+
     def slipway(self, verb: str, *arguments: str) -> str:
         """Run a command of the project, which must succeed; return what it printed."""
         command = [str(ROOT / "slipway"), verb, "-i", str(self.inventory), *arguments]
@@ -94,7 +120,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(group.ensure(HostSpec("head")), folder)
     cluster.node = Site(group.ensure(HostSpec("node")), folder)
     for site in (cluster, cluster.node):
-        site.on(PREPARE)
+        site.on(
+            f"{PREPARE}echo {shlex.quote(NVIDIA_SMI)} >/usr/bin/nvidia-smi;"
+            "chmod 0755 /usr/bin/nvidia-smi;"
+            f"echo {shlex.quote(json.dumps(CDI))} >/etc/cdi/nvidia.json"
+        )
     cluster.declare_cluster()
     yield cluster
     group.remove()
@@ -219,6 +249,88 @@ def test_a_wrong_key_is_drift_and_repaired(cluster: Cluster) -> None:
     assert cluster.plan() == (0, set())
     cluster.on(WAIT % "sinfo --noheader --nodes=node --format=%T | grep -qx idle")
     assert cluster.node.on("cd /tmp; runuser -u alice -- srun -w head hostname") == "head"
+
+
+@pytest.fixture(scope="module")
+def commands(cluster: Cluster) -> Cluster:
+    """The cluster with the command testlab."""
+    cluster.extra = {"slipway_roles": ["ml_aliases", "slurm"]}
+    cluster.variables = {
+        "ml_catalogue_folder": str(ROOT / "tests/fixtures/catalogue"),
+        "ml_catalogue_variant": "gpu",
+        "ml_images_present": [],
+        "ml_aliases_images": ["testlab"],
+        "ml_aliases_contact": "Dana",
+    }
+    cluster.declare_cluster()
+    cluster.converge()
+    return cluster
+
+
+def test_an_image_command_is_a_job_with_its_gpus(commands: Cluster) -> None:
+    show = "echo $STAND_IN_GPU_0 $STAND_IN_GPU_1"
+    done = commands.try_alice(f"testlab --gpus 2 sh -c '{show}; cat; exit 5'", stdin="typed")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "yes yes\ntyped", "")
+    terminal = commands.try_alice("script -qec \"testlab sh -c 'tty; exit 3'\" /dev/null")
+    assert terminal.returncode == 3
+    assert "/dev/pts/" in terminal.stdout
+    inside = f"testlab --gpus 1 sh -c '{show}'"
+    batch = f"printf '#!/bin/sh\\n%s\\n' \"{inside}\" | srun --quiet --gres=gpu:2 sh"
+    assert commands.try_alice(batch.replace("$", "\\$")).stdout == "yes\n"
+    refused = {
+        "--gpus 9": "no host of the cluster has 9 GPUs",
+        "--gpus 0,1": "expected a number of GPUs such as 2",
+        "--partition other": "there is no partition other",
+        "--time 3-00:00:00": "the default partition does not permit a time of 3-00:00:00",
+    }
+    for options, sentence in refused.items():
+        done = commands.try_alice(f"testlab {options} true")
+        assert done.returncode == 125
+        assert sentence in done.stderr
+    commands.node.on("gpasswd --delete alice docker >/dev/null")
+    stranger = commands.try_alice("testlab true")
+    commands.node.on("usermod --append --groups docker alice")
+    assert "alice may not use Docker on node. Ask Dana" in stranger.stderr
+
+
+def test_containers_end_with_their_job(commands: Cluster) -> None:
+    secret = "testlab --gpus 2 --env TOKEN=hunter2 sleep 3600"
+    for number in "12":
+        commands.try_alice(f"nohup {secret} >/dev/null 2>&1 </dev/null & echo $! >client{number}")
+    both = WAIT % "docker ps --format '{{.Names}}' | grep -q alice-testlab"
+    for site in (commands, commands.node):
+        site.on(both)
+    assert "hunter2" not in commands.on("scontrol show job; squeue --format='%all'")
+    commands.try_alice("nohup testlab echo third >out 2>err </dev/null & sleep 0")
+    commands.node.on(WAIT % "grep -q 'waits for 1 GPU: place 1 of 1 in part' ~alice/err")
+    # An image of somebody with the labels of a job, and a container with the job of another user.
+    job = commands.on("squeue --noheader --nodelist=node --format=%i")
+    labels = f"io.slipway.job={job} io.slipway.uid"
+    commands.node.on(
+        f"echo 'FROM slipway/testlab:gpu\nLABEL {labels}=2001' | docker build -q -t hostile - ;"
+        "docker run --detach --rm --name inherited hostile sleep 3600;"
+        f"docker run --detach --rm --name other --label {labels.replace(' ', ' --label ')}=2002"
+        " slipway/testlab:gpu sleep 3600"
+    )
+    commands.on(f"scancel {job}")
+    commands.node.on(WAIT % "grep -q 'starts on node' ~alice/err && grep -q third ~alice/out")
+    commands.node.on(WAIT % "! docker ps --all --format '{{.Names}}' | grep alice")
+    assert set(commands.node.on("docker ps --format '{{.Names}}'").split()) == {
+        "inherited",
+        "other",
+    }
+    commands.node.on("docker rm --force inherited other")
+    commands.on("systemctl restart slurmctld")
+    # The container has this job's number; nohup clients have no guard, so that Slurm ends both.
+    commands.on("scancel --user=alice")
+    commands.on(WAIT % "! docker ps --all --quiet | grep .")
+    # A client that is killed cannot end its job: its guard does.
+    commands.try_alice("testlab sleep 3600 >/dev/null 2>&1 </dev/null & echo $! >client; sleep 0")
+    commands.on(WAIT % "squeue --noheader --states=running | grep -q testlab")
+    commands.node.on("kill -9 $(cat ~alice/client)")
+    commands.on(WAIT % "! squeue --noheader | grep .")
+    assert commands.containers() == ""
+    assert commands.on("sinfo --noheader --format=%T") == "idle"
 
 
 def test_a_job_delays_the_removal_which_then_leaves_nothing(

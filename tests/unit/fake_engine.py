@@ -63,7 +63,7 @@ class FakeEngine:
                     return
                 received += chunk
             head, _, body = received.partition(b"\r\n\r\n")
-            length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+            length = int((re.findall(rb"Content-Length: (\d+)", head) or [b"0"])[0])
             while len(body) < length:
                 body += connection.recv(1 << 16)
             method, path = head.split(b" ")[:2]

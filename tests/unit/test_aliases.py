@@ -376,6 +376,29 @@ def test_the_plan_has_the_aliases_of_the_declared_images() -> None:
     assert planned_state(state="absent") == ml_aliases.removed()
 
 
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({}, None),
+        ({"slurm_controller": "other", "slurm_nodes": ["here"]}, True),
+        ({"slurm_controller": "here", "slurm_nodes": ["other"]}, True),
+        ({"slurm_controller": "other", "slurm_nodes": []}, None),
+        ({"slurm_controller": "here", "slurm_state": "absent"}, None),
+        ({"slurm_controller": "here", "ml_aliases_slurm": False}, None),
+        ({"ml_aliases_slurm": True}, True),
+    ],
+)
+def test_commands_of_a_declared_cluster_are_jobs(
+    declared: dict[str, Any], expected: bool | None
+) -> None:
+    images = {"images": ["testlab"], "ml_catalogue_folder": str(CATALOGUE)}
+    role_options = {**options("ml_aliases", **images), **declared}
+    facts = {"distribution": "Debian", "inventory_name": "here", "groups": {"slurm": ["else"]}}
+    owned = ml_aliases.plan(facts, role_options)["owned"]
+    (file,) = (file for file in owned["files"] if file["path"] == ml_aliases.DECLARATION)
+    assert json.loads(file["content"]).get("slurm") is expected
+
+
 def test_settings_of_an_unknown_alias_are_an_error() -> None:
     with pytest.raises(
         ml_aliases.AliasError,

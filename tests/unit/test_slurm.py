@@ -91,6 +91,24 @@ def test_the_line_of_a_node(changes: Mapping[str, Any], line: str) -> None:
     assert config.node_line(node("n", **changes)) == f"NodeName=n NodeAddr=192.0.2.1 {line}"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "release", "settings"),
+    [
+        ([[0, H100], [1, H100]], "trixie", ["DefCpuPerGPU=1", "Epilog=epilog"]),
+        ([], "trixie", ["Epilog=epilog"]),
+        ([], "bookworm", []),
+    ],
+)
+def test_jobs_get_a_share_of_the_cpus_and_an_epilog(
+    gpus: list[Any], release: str, settings: list[str]
+) -> None:
+    """Slurm of older releases does not send the epilog to the nodes."""
+    nodes = {"a": node("a", gpus=gpus, cpus=1)}
+    written = config.slurm_conf("lab", nodes["a"], nodes, [], release).splitlines()
+    found = [line for line in written if line.startswith(("DefCpuPerGPU", "Epilog"))]
+    assert found == settings
+
+
 def test_reserved_gpus_are_counted_by_address_and_offered_by_device_file() -> None:
     found = config.gres_conf({"a": node("a", gpus=[[3, H100], [0, H100], [1, A100]], reserved=[1])})
     assert found.splitlines()[1:] == [
@@ -115,6 +133,8 @@ def test_slurm_conf_names_controller_nodes_and_partitions() -> None:
     assert "ProctrackType=proctrack/cgroup" in lines
     assert "TaskPlugin=task/cgroup,task/affinity" in lines
     assert "DefMemPerCPU=3812" in lines
+    assert "DefCpuPerGPU=32" in lines
+    assert "Epilog=epilog" in lines
     assert lines[-2:] == [
         "PartitionName=main Nodes=head,gpu02 Default=YES DefaultTime=1:00:00 MaxTime=1-0",
         "PartitionName=long Nodes=gpu02 Default=NO DefaultTime=1-0 MaxTime=UNLIMITED"

@@ -83,6 +83,11 @@ def _add_container_verbs(add_verb: AddVerb) -> None:
         "url", "show the addresses of one of your containers or services, with its token"
     )
     verb.add_argument("name", nargs="?", metavar="NAME", help=container)
+    add_verb("queue", "list the jobs of the Slurm cluster: who runs, who waits, and why")
+    add_verb("top", "list the GPUs of the Slurm cluster and their users")
+    verb = add_verb("cancel", "end jobs of yours, running or waiting")
+    number = "number of a job, as ml queue lists it"
+    verb.add_argument("jobs", nargs="+", metavar="JOB", help=number)
     verb = add_verb("chat", "talk to a language model that the alias llm or your service serves")
     verb.add_argument("--model", metavar="MODEL", help="model; default the first one of the server")
     verb.add_argument("--server", metavar="NAME", help="container or service; default the only one")
@@ -116,7 +121,10 @@ def list_all(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     ended = containers.list_ended(docker) if arguments.all else None
     host_gpus = query.gpus()
     computing = query.processes() if host_gpus else {}
-    users = gpus.find_users(host_gpus, computing, containers.gpus_by_container(running))
+    claimed = containers.gpus_by_container(running)
+    if host.slurm:
+        claimed = containers.gpu_users_in_cluster(containers.list_all_running(docker))
+    users = gpus.find_users(host_gpus, computing, claimed)
     data = listing.collect_data(host, host_images, running, host_gpus, users, ended)
     print(json.dumps(data, indent=2) if arguments.json else listing.format_text(data))
     return 0
@@ -124,10 +132,7 @@ def list_all(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
 
 def run(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Start the container of an alias."""
-    alias = host.alias(arguments.alias)
-    return start.start(
-        docker, alias, start.build_parser(alias.name, alias).parse_args(arguments.words)
-    )
+    return start.run_alias(host, arguments.alias, arguments.words)
 
 
 def gui(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
@@ -155,7 +160,11 @@ def gui(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
         display.forward_display(os.environ, Path(path)) as (options, warning),
     ):
         print(f"{complete.ML}: {warning}", file=sys.stderr)
-        return start.start(docker, alias, alias_arguments, options, replace=False)
+        merged = start.merge_settings(alias, alias_arguments)
+        if host.slurm:
+            # A display is on this host; Slurm may choose another one.
+            merged["gpus"] = "none"
+        return start.start(docker, alias, alias_arguments, options, merged, replace=False)
 
 
 def stop(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
@@ -253,6 +262,13 @@ def chat(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     return chat.talk(server, chat.choose_model(server, arguments.model))
 
 
+def use_queue(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
+    """Show the queue or the GPUs of the Slurm cluster, or cancel jobs of the caller."""
+    from . import queue
+
+    return queue.run(docker, host, arguments)
+
+
 def examine_gpus(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     """Show each step by which GPUs reach a container; the exit status is 1 if one failed."""
     from . import doctor, images
@@ -329,6 +345,7 @@ VERBS: Mapping[str, Callable[[Docker, Host, argparse.Namespace], int]] = {
     "remove": remove,
     "url": url,
     "chat": chat,
+    **dict.fromkeys(("queue", "top", "cancel"), use_queue),
     "doctor": examine_gpus,
     "save": save,
     "load": load,

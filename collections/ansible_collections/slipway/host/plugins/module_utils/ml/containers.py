@@ -7,14 +7,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import api, labels, token
-from .engine import MISSING, Docker, parse_ids
-from .errors import MlError
-from .settings import suggest
+from .engine import CDI_KIND, MISSING, Docker, parse_ids
+from .errors import MlError, suggest
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,6 +38,7 @@ class Container(NamedTuple):
     urls: addresses by name of the port.  ``{token}`` stands for the token of the user, or of the
     service; the service's is in the file ``token``, which only root can read.
     id: of the engine, in full.
+    job: number of its Slurm job; empty outside of Slurm.
     started, ended: time stamps of docker; ``ended`` is empty while the container runs.
     status: the exit status, None while the container runs.
     """
@@ -56,6 +56,7 @@ class Container(NamedTuple):
     ended: str = ""
     status: int | None = None
     id: str = ""
+    job: str = ""
 
     @property
     def mine(self) -> bool:
@@ -92,14 +93,25 @@ def parse_container(inspected: Mapping[str, Any]) -> Container:
         user=container_labels.get(labels.USER, "") or ("service" if project else ""),
         uid=int(uid) if uid.isdecimal() else None,
         project=project,
-        gpus=tuple(filter(None, container_labels.get(labels.GPUS, "").split(","))),
+        gpus=tuple(filter(None, container_labels.get(labels.GPUS, "").split(",")))
+        or tuple(_requested_gpus(inspected.get("HostConfig") or {})),
         urls=_urls(container_labels, inspected["NetworkSettings"].get("Ports") or {}),
         token=container_labels.get(labels.TOKEN, ""),
         started=str(state["StartedAt"]),
         ended=str(inspected["Created"] if never_ran else state["FinishedAt"]) if ended else "",
         status=int(state["ExitCode"]) if ended else None,
         id=str(inspected.get("Id", "")),
+        job=container_labels.get(labels.JOB, ""),
     )
+
+
+def _requested_gpus(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the GPUs that somebody gave to a container with docker run."""
+    for request in settings.get("DeviceRequests") or ():
+        for device in request.get("DeviceIDs") or ():
+            kind, _equals, gpu = str(device).rpartition("=")
+            if kind in ("", CDI_KIND):
+                yield gpu
 
 
 def _urls(container_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict[str, str]:
@@ -121,6 +133,11 @@ def _urls(container_labels: Mapping[str, str], ports: Mapping[str, Any]) -> dict
 def list_running(docker: Docker) -> list[Container]:
     """Return the running containers of the catalogue's images, by name."""
     return _list(docker, {"label": [labels.IMAGE]})
+
+
+def list_all_running(docker: Docker) -> list[Container]:
+    """Return the running containers of all images, by name."""
+    return _list(docker, {"status": ["running"]})
 
 
 def list_ended(docker: Docker) -> list[Container]:
@@ -146,6 +163,18 @@ def _list(docker: Docker, filters: Mapping[str, Sequence[str]]) -> list[Containe
 def gpus_by_container(containers: Iterable[Container]) -> dict[str, tuple[str, ...]]:
     """Return the GPUs of each container, by its name."""
     return {container.name: container.gpus for container in containers if container.gpus}
+
+
+def gpu_users_in_cluster(containers: Iterable[Container]) -> dict[str, tuple[str, ...]]:
+    """Return the GPUs of each container of a host of a Slurm cluster, by a phrase about it."""
+
+    def describe(container: Container) -> str:
+        if container.job:
+            return f"{container.name} (job {container.job})"
+        kind = "service" if container.project else "outside of Slurm"
+        return f"{container.name} ({kind})"
+
+    return {describe(container): container.gpus for container in containers if container.gpus}
 
 
 def select_container(

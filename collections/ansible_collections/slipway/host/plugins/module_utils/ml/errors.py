@@ -6,6 +6,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -31,3 +32,12 @@ def reason(error: Exception, path: Path | str = "") -> str:
     if not isinstance(failed, str) or failed in ("", str(path)):
         return error.strerror
     return f"{failed}: {error.strerror}"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return a sentence with the most similar known word, else with all known words."""
+    import difflib
+
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Choose one of: {', '.join(names) or 'none'}"

@@ -127,13 +127,16 @@ def _describe_process(pid: str) -> str:
 def find_users(
     gpus: Sequence[Gpu], computing: Mapping[str, str], claimed: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Return the user of each GPU, by ID: a container that has the GPU, else a process.
+    """Return the users of each GPU, by ID: containers that have the GPU, else a process.
 
     COMPUTING is from :meth:`Query.processes`, CLAIMED are the GPUs of running containers by name.
     """
     users = {gpu.id: computing[gpu.uuid] for gpu in gpus if gpu.uuid in computing}
+    containers: dict[str, list[str]] = {}
     for container, ids in claimed.items():
-        users.update(dict.fromkeys(ids, container))
+        for gpu_id in [gpu.id for gpu in gpus] if "all" in ids else ids:
+            containers.setdefault(gpu_id, []).append(container)
+    users.update({gpu_id: ", ".join(names) for gpu_id, names in containers.items()})
     return users
 
 

@@ -19,7 +19,8 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from . import api, labels, reserve
 from .api import Request
@@ -52,35 +53,47 @@ def start_guard(label: str) -> None:
 
     LABEL is the container's, from :func:`new_start_label`.
     """
+    filters = api.escape(json.dumps({"label": [label], "event": ["destroy"]}))
+    events_request = Request(f"/events?filters={filters}")
+    start_watcher(partial(_end_container, label), lambda: api.open_stream(events_request))
+
+
+def start_watcher(end: Callable[[Any, int, bool], None], prepare: Callable[[], Any]) -> int | None:
+    """Start a process that waits for the end of this process, or of its connection.
+
+    The process calls PREPARE first, and at last END with the result, the pidfd of this process, and
+    whether the connection was lost.  Return the number of the process, None without it.
+    """
     try:
         client = os.pidfd_open(os.getpid())
     except (OSError, AttributeError):
         # A kernel without process descriptors, such as a sandbox: the start works without guard.
-        return
-    if os.fork() != 0:
+        return None
+    if watcher := os.fork():
         os.close(client)
-        return
+        return watcher
     try:
-        _guard(client, label)
+        os.setsid()
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        reserve.release_copies()
+        os.chdir("/")
+        prepared = prepare()
+        connection_lost = wait_for_end(client, output_streams((1, 2)))
+        # So that the reader of a pipe is not kept waiting for this process.
+        empty = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(empty, descriptor)
+        end(prepared, client, connection_lost)
     finally:
         # Without the cleanup of the first process: its buffers and temporary folders.
         os._exit(0)
 
 
-def _guard(client: int, label: str) -> None:
-    """Wait for the end of the client or of its connection, then stop the container."""
-    os.setsid()
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    reserve.release_copies()
-    os.chdir("/")
-    filters = api.escape(json.dumps({"label": [label], "event": ["destroy"]}))
-    events = api.open_stream(Request(f"/events?filters={filters}"))
-    connection_lost = wait_for_end(client, output_streams((1, 2)))
-    # So that the reader of a pipe is not kept waiting for this process.
-    empty = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(empty, descriptor)
+def _end_container(
+    label: str, events: socket.socket | None, client: int, connection_lost: bool
+) -> None:
+    """Stop the container of a client that ended or lost its connection."""
     containers = find_containers(
         label, APPEAR_SECONDS if connection_lost else 0, lambda: has_ended(client)
     )

@@ -25,3 +25,5 @@ TOKEN = "io.slipway.token"
 COMPOSE_PROJECT = "com.docker.compose.project"
 # A random number for each start, by which the guard of a start finds the container.
 START = "io.slipway.start"
+# The number of the Slurm job that the container ends with.
+JOB = "io.slipway.job"

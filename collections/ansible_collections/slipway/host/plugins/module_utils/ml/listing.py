@@ -85,7 +85,8 @@ def _describe_running(container: Container) -> dict[str, Any]:
     """Return the data of a running container, without what only ended ones have."""
     urls = {name: containers.hide_token(url) for name, url in container.urls.items()}
     data = {**container._asdict(), "gpus": list(container.gpus), "urls": urls}
-    return {key: value for key, value in data.items() if key not in ("ended", "status", "id")}
+    hidden = ("ended", "status", "id", *(() if container.job else ("job",)))
+    return {key: value for key, value in data.items() if key not in hidden}
 
 
 def _describe_ended(container: Container) -> dict[str, Any]:

@@ -57,12 +57,11 @@ def run(name: str, words: Sequence[str]) -> int:
 
         return commands.run_ml(host, words)
     from . import start
-    from .engine import Docker
 
-    alias = host.alias(name)
-    arguments = start.build_parser(name, alias).parse_args(words)
-    start.print_messages(name, misspelt_sections(settings.user_file(), host.aliases))
-    return start.start(Docker(host.contact), alias, arguments)
+    # The person has read these sentences before the job.
+    if "SLURMD_NODENAME" not in os.environ:
+        start.print_messages(name, misspelt_sections(settings.user_file(), host.aliases))
+    return start.run_alias(host, name, words)
 
 
 def misspelt_sections(file: Path, names: Iterable[str]) -> list[str]:

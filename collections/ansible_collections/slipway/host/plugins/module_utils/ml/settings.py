@@ -20,6 +20,8 @@ memory        the most memory, for example ``32g``
 cpus          processors, for example ``4`` or ``0.5``
 options       more options of docker run; a layer adds to them
 quiet         whether to print warnings only
+partition     partition of the Slurm cluster; ignored on other hosts
+time          time limit of the job, for example ``12:00:00``; ignored on other hosts
 ============  =====================================================================================
 """
 
@@ -33,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .caller import user_folder
-from .errors import MlError, reason
+from .errors import MlError, reason, suggest
 
 Layer = Mapping[str, Any]
 
@@ -44,8 +46,7 @@ ALL_ALIASES = "*"
 # A larger file is no settings file.
 LARGEST_FILE = 1 << 20
 
-# Docker's default of 64 MB for /dev/shm is too small for PyTorch's data loaders.  This is a limit;
-# it reserves no memory.
+# Docker's 64 MB for /dev/shm are too small for PyTorch's data loaders.  A limit reserves no memory.
 DEFAULTS: Layer = {"gpus": "free", "shm_size": "8g"}
 
 GPUS = re.compile(r"(free|all|none|\d+(:\d+)?(,\d+(:\d+)?)*)\Z", re.ASCII)
@@ -53,6 +54,9 @@ SIZE = re.compile(r"\d+[bkmg]?\Z", re.IGNORECASE | re.ASCII)
 ABSOLUTE = re.compile(r"/[^\0\n]*\Z")
 SOURCE = re.compile(r"(/[^\0\n]*|~(/[^\0\n]*)?)\Z")
 NUMBER = re.compile(r"\d+(\.\d+)?\Z", re.ASCII)
+PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z", re.ASCII)
+# Slurm also reads minutes, which look like hours.
+TIME = re.compile(r"(\d+-\d+(:\d\d){0,2}|\d+:\d\d:\d\d)\Z", re.ASCII)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 LINE = re.compile(r"[^\0\n]+\Z")
 YES = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
@@ -119,16 +123,9 @@ CHECKS: Mapping[str, Check] = {
         else "a list of options of docker run"
     ),
     "quiet": lambda value: None if isinstance(value, bool) else "yes or no",
+    "partition": _text_check(PARTITION, "the name of a partition of Slurm"),
+    "time": _text_check(TIME, "hours as 12:00:00, or days and hours as 1-12:00:00"),
 }
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return a sentence with the most similar known word, else with all known words."""
-    import difflib
-
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"Did you mean {near[0]}?" if near else f"Choose one of: {', '.join(names) or 'none'}"
 
 
 def check_layer(layer: Layer, where: str, ports: Iterable[str] | None = None) -> None:
@@ -196,13 +193,15 @@ class Cuda(NamedTuple):
 class Host(NamedTuple):
     """The host's declaration: the contact person, aliases by every name, images by name.
 
-    cuda: the CUDA releases of images by reference; images without CUDA are missing.
+    cuda: CUDA releases of images by reference; images without CUDA are missing.
+    slurm: whether aliases with GPUs are jobs of a Slurm cluster.
     """
 
     contact: str
     aliases: Mapping[str, Alias]
     images: Mapping[str, str]
     cuda: Mapping[str, Cuda]
+    slurm: bool = False
 
     def alias(self, name: str) -> Alias:
         """Return the alias of a name.  Raise MlError for an unknown name."""
@@ -230,6 +229,7 @@ def read_host(file: Path = HOST_FILE) -> Host:
                 reference: Cuda(_text(entry["release"]), _number(entry["driver"]))
                 for reference, entry in declared.get("cuda", {}).items()
             },
+            slurm=declared.get("slurm") is True,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MlError) as error:
         raise MlError(

@@ -18,8 +18,10 @@ from .api import Request
 from .caller import current_caller, user_name
 from .engine import Docker
 from .errors import MlError, reason
-from .settings import Alias, Layer
+from .settings import Alias, Host, Layer
 
+# Variables of a process whose person may be at another host: by ssh, or by a job of Slurm.
+REMOTE = {"SSH_CONNECTION", "SLURMD_NODENAME"}
 EPILOG = """\
 Without a command, the container runs: {command}
 With a command, it runs that instead and returns its exit status:
@@ -40,8 +42,11 @@ Section [*] is for all aliases. Other keys: image, workdir, shm_size, memory, cp
 """
 
 
-def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
-    """Return the parser of an alias; its help explains the alias."""
+def build_parser(name: str, alias: Alias, slurm: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of an alias; its help explains the alias.
+
+    SLURM: whether the alias is a job of a Slurm cluster.
+    """
     mounted = (
         f"{entry['source']} at {entry['target']}" for entry in alias.settings.get("mounts", ())
     )
@@ -57,17 +62,26 @@ def build_parser(name: str, alias: Alias) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    if slurm:
+        _add_slurm_options(parser)
+    else:
+        indexes = "free (every GPU that nobody uses), all, none, or numbers such as 0,1"
+        parser.add_argument("--gpus", metavar="GPUS", help=indexes)
     _add_options(parser, alias)
     return parser
 
 
+def _add_slurm_options(parser: argparse.ArgumentParser) -> None:
+    number = "number of GPUs to ask Slurm for, by default 1; none needs no job"
+    parser.add_argument("--gpus", metavar="NUMBER", help=number)
+    time = "time limit of the job, such as 12:00:00 or 1-12:00:00"
+    parser.add_argument("--time", metavar="TIME", help=time)
+    partition = "partition of the cluster, as sinfo lists them"
+    parser.add_argument("--partition", metavar="NAME", help=partition)
+
+
 def _add_options(parser: argparse.ArgumentParser, alias: Alias) -> None:
     ports = ", ".join(f"{name} ({port.inside})" for name, port in alias.ports.items())
-    parser.add_argument(
-        "--gpus",
-        metavar="GPUS",
-        help="free (every GPU that nobody uses), all, none, or numbers such as 0,1",
-    )
     parser.add_argument(
         "--image",
         metavar="IMAGE",
@@ -110,10 +124,9 @@ def _add_options(parser: argparse.ArgumentParser, alias: Alias) -> None:
 def command_line_layer(arguments: argparse.Namespace, alias: Alias) -> dict[str, Any]:
     """Return the settings of the command line.  Raise MlError for invalid ones."""
     layer: dict[str, Any] = {}
-    if arguments.gpus:
-        layer["gpus"] = arguments.gpus
-    if arguments.image:
-        layer["image"] = arguments.image
+    for key in ("gpus", "image", "partition", "time"):
+        if value := getattr(arguments, key, None):
+            layer[key] = value
     if arguments.quiet:
         layer["quiet"] = True
     if arguments.volume:
@@ -142,19 +155,32 @@ def _parse_port(text: str) -> tuple[str, Any]:
     return name, settings.parse_port(number)
 
 
+def run_alias(host: Host, name: str, words: Sequence[str]) -> int:
+    """Run an alias with its command line; return the exit status."""
+    alias, docker = host.alias(name), Docker(host.contact)
+    if not host.slurm:
+        return start(docker, alias, build_parser(name, alias).parse_args(words))
+    from . import jobs
+
+    words = jobs.words_of_job(words)
+    arguments = build_parser(name, alias, slurm=True).parse_args(words)
+    return jobs.start_alias(docker, alias, arguments, words)
+
+
 def start(
     docker: Docker,
     alias: Alias,
     arguments: argparse.Namespace,
     options: Sequence[str] = (),
+    merged: Layer | None = None,
     replace: bool = True,
 ) -> int:
     """Start a container, with --print only print the command; return the exit status.
 
-    OPTIONS are additional options of docker run.  With REPLACE, docker run replaces this process,
-    and gets its input and signals.
+    OPTIONS are additional options of docker run.  MERGED are the settings, by default those of all
+    layers.  With REPLACE, docker run replaces this process, and gets its input and signals.
     """
-    merged = merge_settings(alias, arguments)
+    merged = merge_settings(alias, arguments) if merged is None else merged
     guarded = not (arguments.show or arguments.detach or guard.survives_hangup())
     label = guard.new_start_label()
     if guarded:
@@ -289,7 +315,7 @@ def start_messages(
             *launched.notes,
         ]
         lines += [f"{port} at {format_url(url)}" for port, url in launched.urls.items()]
-        if launched.urls and "SSH_CONNECTION" in os.environ:
+        if launched.urls and not REMOTE.isdisjoint(os.environ):
             lines.append(
                 f"to open it on your own machine, run there: {tunnel_command(launched.urls)}"
             )

@@ -18,8 +18,8 @@ from ansible_collections.slipway.host.plugins.module_utils.ml import (
     doctor_compute,
     settings,
 )
-from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError
-from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue
+from ansible_collections.slipway.host.plugins.module_utils.ml.errors import MlError, suggest
+from ansible_collections.slipway.host.plugins.module_utils.roles import ml_catalogue, slurm
 
 HEADER = "Written by Slipway's role ml_aliases; changes are overwritten."
 LIBRARY = str(doctor_compute.LIBRARY)
@@ -41,7 +41,10 @@ FISH_COMPLETION = "/etc/fish/conf.d/slipway.fish"
 
 PACKAGES = ("bash-completion", "zstd")
 # Options of other roles that the plan reads.
-SHARED_OPTIONS = ("ml_data_disks", "ml_images_present")
+SHARED_OPTIONS = (
+    *("ml_data_disks", "ml_images_present"),
+    *("slurm_controller", "slurm_nodes", "slurm_state"),
+)
 
 # Names that no alias may have, because shells and scripts use them: keywords and builtins of bash,
 # zsh and fish, utilities of POSIX, and common programs, installed on the host or not.
@@ -77,6 +80,7 @@ class Options:
     mounts: Sequence[Mapping[str, Any]] = ()
     common: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    slurm: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,26 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     if unknown := set(settings) - {alias.name for alias in aliases_of_images(images)}:
         check_known(sorted(map(str, unknown)), _all_aliases(build.catalogue))
     mounts += options["ml_aliases_mounts"]
-    chosen = Options(options["ml_aliases_contact"], mounts, options["ml_aliases_common"], settings)
+    declared = options["ml_aliases_slurm"]
+    chosen = Options(
+        options["ml_aliases_contact"],
+        mounts,
+        options["ml_aliases_common"],
+        settings,
+        _is_in_cluster(facts, options) if declared is None else declared,
+    )
     return {"owned": owned(images, chosen)}
+
+
+def _is_in_cluster(facts: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Return whether the inventory declares this host as a host of a Slurm cluster."""
+    controller, nodes = options.get("slurm_controller"), options.get("slurm_nodes")
+    if not controller or options.get("slurm_state") == "absent":
+        return False
+    return facts["inventory_name"] in (
+        controller,
+        *(nodes or facts.get("groups", {}).get(slurm.GROUP, ())),
+    )
 
 
 def _all_aliases(catalogue: str) -> list[str]:
@@ -218,7 +240,7 @@ def check_known(names: Sequence[str], known: Sequence[str]) -> None:
     """Raise AliasError for settings of an alias that no image of the catalogue declares."""
     for name in names:
         if name not in known:
-            hint = settings.suggest(name, known)
+            hint = suggest(name, known)
             raise AliasError(
                 f"ml_aliases_settings: unknown alias {name}; expected an alias of an image. {hint}"
             )
@@ -236,6 +258,7 @@ def _declaration(images: Sequence[Planned], aliases: Sequence[Alias], options: O
             if image.cuda
         },
         "aliases": {alias.name: _entry(alias, options) for alias in aliases},
+        **({"slurm": True} if options.slurm else {}),
     }
     return json.dumps(declared, indent=1, sort_keys=True) + "\n"
 

@@ -14,7 +14,11 @@ from ansible_collections.slipway.host.plugins.module_utils.state import slurm as
 
 # The fact of each host of the cluster, which the plan gets of all hosts: see role_plans.
 FACT_OF_HOSTS = "slipway_slurm_node"
-FILES = {name: f"/etc/slurm/{name}.conf" for name in ("slurm", "gres", "cgroup")}
+FILES = {
+    **{name: f"/etc/slurm/{name}.conf" for name in ("slurm", "gres", "cgroup")},
+    config.EPILOG: f"/etc/slurm/{config.EPILOG}",
+}
+MODES = {config.EPILOG: {"mode": "0755"}}
 DROP_IN = "/etc/systemd/system/slurmd.service.d/slipway.conf"
 CONTROLLER, NODE = "controller", "node"
 PACKAGES = {
@@ -209,10 +213,15 @@ def _controller(
     release = facts.get("distribution_release", "")
     contents = {
         "slurm": config.slurm_conf(
-            options["slurm_cluster_name"], controller, members, options["slurm_partitions"]
+            options["slurm_cluster_name"],
+            controller,
+            members,
+            options["slurm_partitions"],
+            release,
         ),
         "gres": config.gres_conf(members),
         "cgroup": config.cgroup_conf(members, release),
+        config.EPILOG: config.epilog_program(),
     }
     recorded = {host: {key: node[key] for key in state.RECORDED} for host, node in members.items()}
     restart = "systemctl restart slurmctld && " if release in config.OLD_RELEASES else ""
@@ -221,7 +230,10 @@ def _controller(
         "files": [
             _state_folder(),
             {"path": state.NODES, "content": json.dumps(recorded, indent=1, sort_keys=True) + "\n"},
-            *({"path": path, "content": contents[name]} for name, path in FILES.items()),
+            *(
+                {"path": path, "content": contents[name], **MODES.get(name, {})}
+                for name, path in FILES.items()
+            ),
         ],
         "packages": [{"name": name} for name in PACKAGES[CONTROLLER]],
         "units": _units(CONTROLLER),

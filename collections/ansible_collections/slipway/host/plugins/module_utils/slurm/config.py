@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Node: TypeAlias = Mapping[str, Any]
@@ -41,7 +42,11 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 ReturnToService=2
+EnforcePartLimits=ALL
 """
+# In the folder of slurm.conf: nodes get it together with slurm.conf. An absolute path would drain
+# nodes that do not have the file yet.
+EPILOG = "epilog"
 
 
 def offered_memory(node: Node) -> int:
@@ -96,9 +101,16 @@ def partition_line(partition: Mapping[str, Any], nodes: Mapping[str, Node]) -> s
 
 
 def slurm_conf(
-    cluster: str, controller: Node, nodes: Mapping[str, Node], partitions: Sequence[Node]
+    cluster: str,
+    controller: Node,
+    nodes: Mapping[str, Node],
+    partitions: Sequence[Node],
+    release: str = "",
 ) -> str:
-    """Return slurm.conf of a CLUSTER; NODES are by the names of their hosts."""
+    """Return slurm.conf of a CLUSTER; NODES are by the names of their hosts.
+
+    RELEASE is the codename of the controller's distribution.
+    """
     cgroup = uses_cgroup(nodes)
     per_cpu = min(offered_memory(node) // node["cpus"] for node in nodes.values())
     lines = [
@@ -107,10 +119,23 @@ def slurm_conf(
         f"ProctrackType=proctrack/{'cgroup' if cgroup else 'linuxproc'}",
         f"TaskPlugin={'task/cgroup,' if cgroup else ''}task/affinity",
         f"DefMemPerCPU={max(per_cpu, 1)}",
+        *_gpu_share(nodes),
+        *([] if release in OLD_RELEASES else [f"Epilog={EPILOG}"]),
         *(node_line(node) for node in nodes.values()),
         *(partition_line(partition, nodes) for partition in partitions),
     ]
     return WRITTEN_BY + COMMON + "".join(f"{line}\n" for line in lines)
+
+
+def _gpu_share(nodes: Mapping[str, Node]) -> Iterator[str]:
+    """Yield the setting with the CPUs that a job gets for each GPU, if a node has GPUs."""
+    shares = [
+        node["cpus"] // number
+        for node in nodes.values()
+        if (number := sum(map(len, offered_gpus(node).values())))
+    ]
+    if shares:
+        yield f"DefCpuPerGPU={max(min(shares), 1)}"
 
 
 def uses_cgroup(nodes: Mapping[str, Node]) -> bool:
@@ -136,6 +161,13 @@ def cgroup_conf(nodes: Mapping[str, Node], release: str) -> str:
     if uses_cgroup(nodes):
         return f"{WRITTEN_BY}ConstrainCores=yes\nConstrainDevices=yes\nConstrainRAMSpace=yes\n"
     return WRITTEN_BY + ("" if release in OLD_RELEASES else "CgroupPlugin=disabled\n")
+
+
+def epilog_program() -> str:
+    """Return the program that removes the containers of a job on its nodes."""
+    source = Path(__file__).with_name("epilog.py").read_text(encoding="utf-8")
+    # -I, -S, -B: Python ignores folders of users and compiles nothing.
+    return f"#!/usr/bin/python3 -ISB\n{WRITTEN_BY}{source}"
 
 
 def daemon_drop_in(controller: Node) -> str:
