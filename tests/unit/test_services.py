@@ -596,10 +596,12 @@ def test_how_compose_is_told_of_gpus(cdi: bool, device: dict[str, Any]) -> None:
 # The whole plan, with the project's own catalogue.
 
 
-def filtered(*projects: dict[str, Any], args: Any = None, **changes: Any) -> list[Plan]:
+def filtered(
+    *projects: dict[str, Any], args: Any = None, model: str = "none", **changes: Any
+) -> list[Plan]:
     asked = options("ml_services", instances=list(projects), **changes)
     asked["ml_catalogue_build_args"] = args or {}
-    facts = {**gpu_facts.facts("none"), "address": "gpu01"}
+    facts = {**gpu_facts.facts(model), "address": "gpu01"}
     found = ml_services.plan(facts, asked)["projects"]
     assert isinstance(found, list)
     return found
@@ -685,7 +687,8 @@ def test_every_service_of_the_catalogue_can_be_a_project(image: str, service: st
     if service == "ssh":
         project["secrets"] = keys  # type: ignore[assignment]
     args = {"deepdocker": {"RSTUDIO_URL": "https://mirror.example/r.deb", "RSTUDIO_SHA256": "0"}}
-    made = compose(filtered(project, args=args)[0])
+    # The service of vllm needs a GPU.
+    made = compose(filtered(project, args=args, model="t4")[0])
     # Otherwise a service of an image that others stand on would run what those run.
     assert made.get("command") or image in ("iris-api", "tensorboard")
     assert made["ports"]
