@@ -294,12 +294,12 @@ def test_verify_tries_all_ways_with_what_the_host_has(monkeypatch: pytest.Monkey
     facts = {"apt_sources": {"/etc/apt/sources.list": [["http://x/debian", "trixie", [], ""]]}}
     monkeypatch.setattr(apt_check, "check", lambda: "fine")
     declared = {"docker_users": ["root", "nobody-there"]}
-    checks = [check.what for check in verify._check_ways(facts, declared, True)]
+    checks = [check.what for check in verify._check_ways(facts, declared, True, True)]
     assert checks == [
         *("apt settings", "commands of users", "network from containers", "published ports")
     ]
     # A broken packet filter has its own error.
-    assert [check.what for check in verify._check_ways(facts, declared, False)] == checks[:2]
+    assert [check.what for check in verify._check_ways(facts, declared, False, True)] == checks[:2]
     assert [row[0] for row in tried] == [
         *("check_command", "check_outward", "check_published", "check_command")
     ]
