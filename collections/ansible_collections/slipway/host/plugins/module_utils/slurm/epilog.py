@@ -25,6 +25,8 @@ SOCKET = "/run/docker.sock"
 JOB, UID = "io.slipway.job", "io.slipway.uid"
 # The program in a container has this time to end after SIGTERM.
 STOP_SECONDS = 10
+# A container may appear late, if its client died while the engine created it.
+APPEAR_SECONDS = 3.0
 # The engine may restart.
 PATIENCE_SECONDS = 60.0
 GONE, IN_PROGRESS = 404, 409
@@ -79,6 +81,8 @@ def main() -> int:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while Path(SOCKET).exists():
         try:
+            remove_containers(job, uid)
+            time.sleep(APPEAR_SECONDS)
             remove_containers(job, uid)
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             if time.monotonic() >= deadline:
