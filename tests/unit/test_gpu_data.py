@@ -46,7 +46,7 @@ KNOWN = {
     0x2941: "Blackwell",
     0x2B85: "Blackwell",
     0x2BB5: "Blackwell",
-    0x2E12: "Blackwell Ultra",
+    0x2E12: "Blackwell",
     0x2F04: "Blackwell",
     0x3182: "Blackwell Ultra",
     0x31C2: "Blackwell Ultra",

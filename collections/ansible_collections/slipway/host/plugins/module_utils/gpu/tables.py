@@ -11,7 +11,7 @@ Private to the collection.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ansible_collections.slipway.host.plugins.module_utils.gpu import facts
@@ -82,6 +82,7 @@ ADA = Architecture("Ada Lovelace", 535, None, BOTH, "driver-lists")
 HOPPER = Architecture("Hopper", 535, None, BOTH, "driver-lists")
 # Blackwell is not in the lists of 550. The first 570 release for each card was not checked.
 BLACKWELL = Architecture("Blackwell", 570, None, frozenset({OPEN}), "nvidia-open-blog")
+GB10 = replace(BLACKWELL, first=580, source="open-modules")
 BLACKWELL_ULTRA = Architecture("Blackwell Ultra", 580, None, frozenset({OPEN}), "eks-ami")
 # In pci.ids, but not in the driver lists up to 615. That it needs open modules is an assumption.
 RUBIN = Architecture("Rubin", 616, None, frozenset({OPEN}), "pci.ids")
@@ -139,7 +140,7 @@ ID_RANGES: tuple[IdRange, ...] = (
     IdRange(0x2681, 0x28F8, ADA),
     IdRange(0x2900, 0x2DF9, BLACKWELL),
     # GB10 (DGX Spark) and related chips: since branch 580.
-    IdRange(0x2E02, 0x2E2A, BLACKWELL_ULTRA, "open-modules"),
+    IdRange(0x2E02, 0x2E2A, GB10, "open-modules"),
     IdRange(0x2F04, 0x2F58, BLACKWELL),
     IdRange(0x3000, 0x30FF, RUBIN),
     IdRange(0x3180, 0x3340, BLACKWELL_ULTRA),
