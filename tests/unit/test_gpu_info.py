@@ -61,6 +61,7 @@ NOTHING_RUNS = answering()
     [
         ("none", True, False, None, None, None, "none"),
         ("t4", True, True, "ubuntu", 580, "open", "none"),
+        ("2xh100", True, True, "ubuntu", 580, "open", "none"),
         ("8xv100", True, True, "ubuntu", 580, "proprietary", "none"),
         ("8xa100", True, True, "ubuntu", 580, "open", "nvswitch"),
         ("8xh100", True, True, "ubuntu", 580, "open", "nvswitch"),
@@ -68,6 +69,7 @@ NOTHING_RUNS = answering()
         ("rtx-pro-6000", True, True, "ubuntu", 580, "open", "none"),
         ("k80", True, True, "ubuntu", 470, "proprietary", "none"),
         ("gh200", True, True, "ubuntu", 580, "open", "none"),
+        ("gb10", True, True, "ubuntu", 580, "open", "none"),
         ("v100-b200", False, True, None, None, None, "none"),
         ("workstation", True, True, "ubuntu", 580, "open", "none"),
         ("nouveau", True, True, "ubuntu", 580, "open", "none"),
