@@ -196,7 +196,7 @@ class Door(Site):
 
 
 class Load(threading.Thread):
-    """Sends requests until told to finish; a client tries again once."""
+    """Sends requests until told to finish; a client tries again once, a second later."""
 
     def __init__(self, ask: Callable[[str], str], pause: float) -> None:
         super().__init__(daemon=True)
@@ -220,6 +220,7 @@ class Load(threading.Thread):
                 number = self.sent
             result = self.try_once(number)
             if result == "lost":
+                time.sleep(1)
                 result = self.try_once(number).replace("answered", "answered the second time")
             with self.lock:
                 self.results[result] += 1
