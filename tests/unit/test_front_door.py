@@ -117,7 +117,7 @@ def test_root_copies_a_certificate_for_the_service_alone() -> None:
     site = {"service": "iris-api", "certificate": "/etc/ssl/a.pem", "key": "/etc/ssl/a.key"}
     owned = plan(site)["owned"]
     drop_in = owned["files"][0]["content"]
-    copy = "+/usr/bin/install -m 0400 -o caddy -g caddy /etc/ssl/a.key /run/caddy/0.key"
+    copy = "+/usr/bin/install -T -m 0400 -o caddy -g caddy /etc/ssl/a.key /run/caddy/0.key"
     assert drop_in.count(copy) == 2
     assert "RuntimeDirectoryMode=0700" in drop_in
     assert "ConditionPathExists=/etc/caddy/slipway.json" in drop_in

@@ -166,8 +166,9 @@ def drop_in_text(sites: Sequence[Site]) -> str:
     Keys of certificates stay where their owner put them, readable by root. Root copies them for
     the running service, also on a reload.
     """
+    # -T: Caddy owns the folder, where a link to another folder could wait for the copy.
     copies = [
-        f"+/usr/bin/install -m 0400 -o caddy -g caddy {source} {_copy(number, part)}"
+        f"+/usr/bin/install -T -m 0400 -o caddy -g caddy {source} {_copy(number, part)}"
         for number, pair in enumerate(certificate_files(sites))
         for part, source in zip((CERTIFICATE, KEY), pair, strict=True)
     ]
