@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Run the stages of `./slipway test`. pytest is the last stage, so that its summary line comes last.
 # Usage: ./slipway test [--quick | --long | --molecule [SCENARIO ...] | --vm | PYTEST ARGUMENTS ...]
-#   (nothing)   linters, unit and contract tests, then tests on throwaway hosts with molecule
+#   (nothing)   linters, unit and contract tests, then tests on throwaway hosts
 #   --quick     linters, unit and contract tests
-#   --long      as without an option, with hosts of Debian unstable and the tools of docs/export.md
+#   --long      as without an option, with more models, releases, moments of a kill, images and demos,
+#               and with all molecule scenarios
 #   --molecule  the named molecule scenarios, default all
 #   --vm        tests in an emulated virtual machine; slow, so not part of the other runs
 set -u
@@ -66,7 +67,7 @@ hosts='host and not vm and not long'
 case "${1:-}" in
 '') ;;
 --long) hosts='host and not vm' ;;
--h | --help) sed -n '4,9s/^# //p' "$0" && exit 0 ;;
+-h | --help) sed -n '4,10s/^# //p' "$0" && exit 0 ;;
 --quick) lint; closing_pytest 'unit and contract tests' -n 2 --dist worksteal ;;
 --vm) exec pytest -m vm ;;
 --molecule)

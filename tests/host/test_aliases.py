@@ -533,7 +533,11 @@ def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     ("path", "words"),
     [
         ("/usr/bin/testtool", "would hide the existing command /usr/bin/testtool"),
-        ("/usr/local/bin/testtool", "/usr/local/bin/testtool: found something that is not a link"),
+        pytest.param(
+            "/usr/local/bin/testtool",
+            "/usr/local/bin/testtool: found something that is not a link",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_an_existing_command_is_never_hidden_or_replaced(lab: Lab, path: str, words: str) -> None:
@@ -573,7 +577,6 @@ def test_an_absent_role_leaves_no_file(lab: Lab) -> None:
         names = "-name '*slipway*' -o -name ml -o -name aliases.json -o -lname '*slipway*'"
         assert lab.on(f"find {folders} -mindepth 1 {names}") == ""
         assert lab.plan() == (0, set())
-        assert lab.converge(slipway_survey=False).changed() == set()
     finally:
         lab.people()
         lab.converge()

@@ -89,6 +89,9 @@ EXPECTED: dict[str, Expected] = {
     "v100-b200": Expected(UBUNTU, "No driver supports all GPUs of this host"),
 }
 DRIVEN = [model for model, expected in EXPECTED.items() if expected.packages]
+# Models that differ from another one only by the branch or by the kernel modules.
+LONG = ("8xv100", "rtx-pro-6000", "k80")
+MODELS = [pytest.param(model, marks=pytest.mark.long if model in LONG else ()) for model in DRIVEN]
 # The driver differs by model. Engine and toolkit do not, so one host of each source has them.
 WITH_ENGINE = ("t4", "8xh100", "8xb200")
 WITHOUT_ENGINE = sorted({*DRIVEN} - {*WITH_ENGINE})
@@ -149,11 +152,17 @@ class Fleet(Site):
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """The hosts; those that only long tests ask for are among them if these are selected."""
     group = Group(GROUP)
     group.remove()
     folder = tmp_path_factory.mktemp("gpu")
-    yield Fleet({model: GpuSite(model, group, folder) for model in EXPECTED}, folder)
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    asked = {call.params.get("model") for call in calls if call}
+    models = [model for model in EXPECTED if model not in LONG or model in asked]
+    yield Fleet({model: GpuSite(model, group, folder) for model in models}, folder)
     group.remove()
 
 
@@ -207,7 +216,7 @@ def test_a_host_without_gpus_runs_no_gpu_task(fleet: Fleet, first: Run) -> None:
     assert "nvidia" not in fleet.sites["none"].on("cat /etc/docker/daemon.json")
 
 
-@pytest.mark.parametrize("model", DRIVEN)
+@pytest.mark.parametrize("model", MODELS)
 def test_a_gpu_host_gets_the_driver_for_its_hardware(fleet: Fleet, first: Run, model: str) -> None:
     expected, site = EXPECTED[model], fleet.sites[model]
     assert expected.says in told(first, model)
@@ -223,7 +232,7 @@ def test_a_gpu_host_gets_the_driver_for_its_hardware(fleet: Fleet, first: Run, m
     assert site.on("nvidia-smi -q -x").startswith("<?xml")
 
 
-@pytest.mark.parametrize("model", DRIVEN)
+@pytest.mark.parametrize("model", MODELS)
 def test_all_driver_packages_are_held(fleet: Fleet, first: Run, model: str) -> None:
     script = (
         "dpkg-query --show --showformat='${db:Status-Want} ${Package}\\n' '*nvidia*' nvlsm "
@@ -234,7 +243,7 @@ def test_all_driver_packages_are_held(fleet: Fleet, first: Run, model: str) -> N
     assert [line for line in states if not line.startswith("hold ")] == []
 
 
-@pytest.mark.parametrize("model", DRIVEN)
+@pytest.mark.parametrize("model", MODELS)
 def test_the_persistence_daemon_runs(fleet: Fleet, first: Run, model: str) -> None:
     site = fleet.sites[model]
     site.on("systemctl is-enabled nvidia-persistenced; systemctl is-active nvidia-persistenced")

@@ -22,15 +22,21 @@ IMAGE = "slipway/iris-api:cpu"
 CANARY = "canary-7f3a91"
 
 
+@pytest.fixture(scope="module")
+def restored(converged: Site) -> Iterator[None]:
+    """After the last test of this file, the site goes back to the real catalogue."""
+    yield
+    converged.declare(**DECLARED)
+    converged.converge()
+
+
 @pytest.fixture
-def catalogue(converged: Site, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the catalogue that a test may change; the site goes back to the real one."""
+def catalogue(converged: Site, restored: None, tmp_path: Path) -> Path:
+    """A copy of the catalogue that a test may change."""
     copy = tmp_path / "images"
     shutil.copytree(ROOT / "images", copy)
     converged.declare(**DECLARED, ml_catalogue_folder=str(copy))
-    yield copy
-    converged.declare(**DECLARED)
-    converged.converge()
+    return copy
 
 
 # Asks in a process of its own, since ansible-runner forks this one.

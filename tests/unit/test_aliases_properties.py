@@ -351,7 +351,7 @@ def examples(count: int) -> hypothesis_settings:
     )
 
 
-@examples(600)
+@examples(150)
 @given(command=COMMANDS, variables=VARIABLES, address=ENGINE_ADDRESSES, folder=PATHS)
 def test_any_environment(
     world: World, command: Any, variables: dict[str, str], address: str, folder: str
@@ -362,7 +362,7 @@ def test_any_environment(
     check(world, Example(command[0], command[1], variables, folder=here))
 
 
-@examples(600)
+@examples(150)
 @given(command=COMMANDS, mounts=st.lists(MOUNTS, max_size=3), content=FILES)
 def test_any_arguments_and_settings_file(
     world: World, command: Any, mounts: list[str], content: bytes
@@ -374,7 +374,7 @@ def test_any_arguments_and_settings_file(
     check(world, Example(program, words, environment(world, {}), content))
 
 
-@examples(400)
+@examples(100)
 @given(command=COMMANDS, answers=ANSWERS)
 def test_any_answer_of_the_engine(world: World, command: Any, answers: dict[str, Any]) -> None:
     world.engine.answers = answers
@@ -406,14 +406,14 @@ def broken_declarations() -> st.SearchStrategy[Any]:
     return st.one_of(replaced, JSON)
 
 
-@examples(400)
+@examples(100)
 @given(command=COMMANDS, declaration=broken_declarations())
 def test_any_declaration_of_the_host(world: World, command: Any, declaration: Any) -> None:
     world.engine.answers = GOOD_ANSWERS
     check(world, Example(command[0], command[1], environment(world, {}), declaration=declaration))
 
 
-@examples(200)
+@examples(60)
 @given(
     command=COMMANDS,
     closed=st.frozensets(st.integers(0, 2)),
