@@ -21,7 +21,10 @@ os.environ.setdefault("SLIPWAY_REPORTS", os.devnull)
 SHARING_A_HOST = ("test_images.py", "test_replacement.py", "test_site.py")
 # Files of tests/host that take longest, the longest first. The last file of a run should be a short
 # one, because nothing runs beside it.
-LONGEST = ("test_molecule.py", "test_site.py")
+LONGEST = (
+    *("test_services.py", "test_site.py", "test_gpu_hosts.py", "test_aliases.py"),
+    *("test_gpu_faults.py", "test_collection.py", "test_delivery.py", "test_slurm.py"),
+)
 
 
 class HostScheduling(LoadFileScheduling):

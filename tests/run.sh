@@ -34,7 +34,11 @@ shell_scripts() {
         done
 }
 
+# Run the linters. ansible-lint takes longest and uses one core: it goes on beside what follows.
 lint() {
+    lint_output=$(mktemp)
+    ansible-lint -q >"$lint_output" 2>&1 &
+    lint_process=$!
     stage 'ruff' ruff check --quiet .
     stage 'ruff format' ruff format --quiet --check .
     stage 'mypy' mypy --no-error-summary \
@@ -42,7 +46,16 @@ lint() {
     stage 'yamllint' yamllint --strict .
     # shellcheck disable=SC2046 # file names of the project contain no spaces
     stage 'shellcheck' shellcheck $(shell_scripts)
-    stage 'ansible-lint' ansible-lint -q
+}
+
+# Wait for ansible-lint and print its output.
+# shellcheck disable=SC2329 # `stage` calls it
+end_lint() {
+    wait "$lint_process"
+    status=$?
+    cat "$lint_output"
+    rm -f "$lint_output"
+    return "$status"
 }
 
 # Run molecule with these arguments. Delete the state of an interrupted run first: molecule would
@@ -68,7 +81,11 @@ case "${1:-}" in
 '') ;;
 --long) hosts='host and not vm' ;;
 -h | --help) sed -n '4,10s/^# //p' "$0" && exit 0 ;;
---quick) lint; closing_pytest 'unit and contract tests' -n 2 --dist worksteal ;;
+--quick)
+    lint
+    stage 'ansible-lint' end_lint
+    closing_pytest 'unit and contract tests' -n 3 --dist worksteal
+    ;;
 --vm) exec pytest -m vm ;;
 --molecule)
     shift
@@ -82,7 +99,9 @@ case "${1:-}" in
 esac
 
 lint
-stage 'unit and contract tests' pytest -n 2 --dist worksteal
+# Three processes for two cores, because some tests wait.
+stage 'unit and contract tests' pytest -n 3 --dist worksteal
+stage 'ansible-lint' end_lint
 # Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
 # Host tests mostly wait: run two test files in parallel. tests/conftest.py groups and sorts them.

@@ -282,7 +282,7 @@ def test_swapping_folder_and_link_gains_nothing(site: Attacked) -> None:
     task = {
         "name": "Add",
         "slipway.host.authorized_keys": {"keys": keys},
-        "loop": list(range(50)),
+        "loop": list(range(30)),
         "failed_when": False,
     }
     run = site.play(task)

@@ -489,10 +489,13 @@ def test_swapping_names_gains_nothing(site: DataSite) -> None:
         "rm -f /tmp/stop; su bob -c 'setsid python3 /tmp/swap.py >/dev/null 2>&1 &'"
     )
     try:
-        for revision in (site.course["revision"], site.second, "main"):
+        for revision, survey in (
+            (site.course["revision"], True),
+            (site.second, False),
+            ("main", True),
+        ):
             attacked(site, revision=revision)
-            site.settle()
-            site.settle(slipway_survey=False)
+            site.settle(slipway_survey=survey)
             assert state_of(site, "/usr/local/lib/roots") == before
     finally:
         site.on("touch /tmp/stop; sleep 0.5; rm -rf /home/bob/code /home/bob/link /home/bob/a")

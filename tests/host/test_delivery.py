@@ -349,6 +349,7 @@ def test_images_come_from_a_bundle_and_nothing_is_built(
     assert re.search(r"site: .*images/blobs/sha256/\w+ is damaged: .*Nothing was", done.stderr)
 
 
+@pytest.mark.long
 def test_a_declared_builder_is_in_the_first_batch(fleet: Fleet, delivered: set[str]) -> None:
     fleet.write("rolling")
     run = fleet.converge(slipway_serial=1, ml_images_builder=["other-2"])

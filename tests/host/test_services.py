@@ -428,7 +428,13 @@ def image_id(lab: Services) -> str:
     return lab.on(f"docker image inspect --format '{{{{.Id}}}}' {IRIS}")
 
 
-@pytest.mark.parametrize("script", RETAGGED.values(), ids=RETAGGED.keys())
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(script, id=name, marks=pytest.mark.long if "committed" in name else ())
+        for name, script in RETAGGED.items()
+    ],
+)
 def test_an_image_is_known_by_its_content(lab: Services, script: str) -> None:
     running = lab.container("iris-api")["Image"]
     lab.on(f"{script} >/dev/null")

@@ -53,7 +53,7 @@ echo '{"features": {"cdi": true}}' >/etc/docker/daemon.json
 systemctl restart docker
 mkdir -p /tmp/image/bin /tmp/image/code /etc/cdi
 cp /bin/busybox /tmp/image/bin
-for tool in sh cat echo sleep true tty; do ln -s busybox /tmp/image/bin/$tool; done
+for tool in sh cat echo nc sleep true tty; do ln -s busybox /tmp/image/bin/$tool; done
 tar -C /tmp/image -c . | docker import --change 'CMD ["sh"]' \
     --change 'LABEL io.slipway.image=testlab' - slipway/testlab:gpu >/dev/null
 """
@@ -248,6 +248,24 @@ def test_a_wrong_key_is_drift_and_repaired(cluster: Cluster) -> None:
     assert cluster.node.on("cd /tmp; runuser -u alice -- srun -w head hostname") == "head"
 
 
+def test_verify_names_a_node_that_gets_no_jobs(cluster: Cluster) -> None:
+    def verify(change: str) -> tuple[str, str]:
+        cluster.on(f"scontrol update nodename=node {change}")
+        run = cluster.run("playbooks/verify.yml")
+        return run.status, " ".join(run.output.split())
+
+    status, output = verify("state=drain reason='new memory'")
+    assert status == "successful", output
+    assert "drained by root: new memory; it gets no jobs" in output
+    cluster.on("scontrol update nodename=node state=resume")
+    status, output = verify("state=fail reason=broken")
+    assert status == "failed", output
+    assert "node node is fail: broken; expected a node that runs jobs" in output
+    status, output = verify("state=resume")
+    assert status == "successful", output
+    assert "Slurm node: node node is idle" in output
+
+
 @pytest.fixture(scope="module")
 def commands(cluster: Cluster) -> Cluster:
     """The cluster with the command testlab."""
@@ -288,6 +306,33 @@ def test_an_image_command_is_a_job_with_its_gpus(commands: Cluster) -> None:
     stranger = commands.try_alice("testlab true")
     commands.node.on("usermod --append --groups docker alice")
     assert "alice may not use Docker on node. Ask Dana" in stranger.stderr
+
+
+# The container of the first host prints what the other one sends, by the variables of torchrun.
+MEET = """
+words="$PET_NODE_RANK $PET_NNODES $PET_NPROC_PER_NODE $STAND_IN_GPU_1"
+if [ $PET_NODE_RANK = 0 ]; then
+    echo "$words, $(nc -l -p $PET_MASTER_PORT)"
+else
+    until echo "$words" | nc $PET_MASTER_ADDR $PET_MASTER_PORT 2>/dev/null; do sleep 0.2; done
+fi
+"""
+
+
+def test_one_command_runs_on_several_hosts(commands: Cluster) -> None:
+    done = commands.try_alice(f"timeout 120 testlab --hosts 2 --gpus 2 sh -c '{MEET}'")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "0 2 2 yes, 1 2 2 yes\n")
+    too_many = commands.try_alice("testlab --hosts 3 true")
+    assert too_many.returncode == 125
+    assert "no host of the cluster has 1 GPU on each of 3 hosts" in too_many.stderr
+    # The end of one container ends the other one, and the error names the host.
+    commands.try_alice("testlab --hosts 2 sleep 3600 >out 2>err </dev/null & sleep 0")
+    for site in (commands, commands.node):
+        site.on(WAIT % "docker ps --format '{{.Names}}' | grep -q alice-testlab")
+    commands.on("docker kill $(docker ps --quiet) >/dev/null")
+    for site in (commands, commands.node):
+        site.on(WAIT % "! docker ps --all --quiet | grep .")
+    commands.node.on(WAIT % "grep -q 'head: task 0: Exited with exit code 137' ~alice/err")
 
 
 def test_containers_end_with_their_job(commands: Cluster) -> None:

@@ -51,6 +51,8 @@ KINDS: Mapping[str, Kind] = {
     "container toolkit settings": Kind("settings with which containers keep their GPUs"),
     "image": Kind("the smoke test passes"),
     "service": Kind("the declared answer, and only with the secret"),
+    "Slurm controller": Kind("slurmctld answers"),
+    "Slurm node": Kind("the controller gives jobs to the node"),
     "front door": Kind("the service answers through the front door and on each of its hosts"),
     "container network": Kind("packets of containers pass"),
     "network from containers": Kind("containers resolve names and reach what the host reaches"),

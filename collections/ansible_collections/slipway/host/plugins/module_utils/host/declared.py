@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.host import slurm_check
 
 Owned = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -23,7 +24,8 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
     A key is missing if no role declares anything about it: then the packages of the host decide.
     ``docker_users`` are the only users who may reach the engine. ``services`` maps the name of each
     service to the JSON text of the request that checks it, empty for a service without an endpoint.
-    ``front_door`` has the sites of the front door that runs on the host.
+    ``front_door`` has the sites of the front door that runs on the host, ``slurm`` the units of
+    its part in a Slurm cluster.
     """
     lists: dict[str, list[Mapping[str, Any]]] = {}
     for owned in statements:
@@ -49,11 +51,13 @@ def declare(statements: Iterable[Owned]) -> dict[str, Any]:
     if "modules" in lists:
         modules = [entry["name"] for entry in lists["modules"] if _is_present(entry)]
         declared["driver"] = DRIVER_MODULE in modules
+    active = {entry["name"] for entry in lists.get("units", ()) if entry.get("active")}
+    if slurm := sorted(active.intersection(slurm_check.UNITS.values())):
+        declared["slurm"] = slurm
     if TOOLKIT_PACKAGE in packages:
         declared["toolkit"] = True
-    for entry in lists.get("units", ()):
-        if entry["name"] == ENGINE_UNIT:
-            declared["engine"] = bool(entry.get("active"))
+    if any(entry["name"] == ENGINE_UNIT for entry in lists.get("units", ())):
+        declared["engine"] = ENGINE_UNIT in active
     for entry in lists.get("members", ()):
         if entry["group"] == DOCKER_GROUP and entry.get("exclusive"):
             declared["docker_users"] = list(entry["users"])

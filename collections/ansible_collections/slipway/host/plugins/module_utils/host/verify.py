@@ -37,6 +37,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host import (
     installed_files,
     network_check,
     reach_check,
+    slurm_check,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.check import (
     STAND_IN,
@@ -371,6 +372,7 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
         results += _check_ways(facts, expected, results[-1].ok, options.containers)
+    results += slurm_check.check_cluster(expected.get("slurm", ()))
     sites = expected.get("front_door", ())
     results += front_door_check.check_sites(sites, options.other_hosts)
     simulated = any(STAND_IN in one.seen for one in results if one.what == COMPUTATION)

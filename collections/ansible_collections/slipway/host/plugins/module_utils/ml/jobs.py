@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import api, guard, labels, slurm, start
+from . import api, guard, labels, several_hosts, slurm, start
 from .caller import home_folder, user_name
 from .engine import Docker
 from .errors import MlError, reason
@@ -67,13 +67,14 @@ def start_alias(
     """
     merged = start.merge_settings(alias, arguments)
     if is_in_job(os.environ):
-        arguments.detach = False
-        options = [f"--label={labels.JOB}={os.environ['SLURM_JOB_ID']}", *limits(docker)]
-        return start.start(docker, alias, arguments, options, settings_in_job(merged, os.environ))
-    without_gpu = merged["gpus"] == "free" and alias.variant != "gpu"
-    request = slurm.make_request(merged)
-    if without_gpu or not request.gpus:
-        return start.start(docker, alias, arguments, (), {**merged, "gpus": "none"})
+        return start_in_job(docker, alias, arguments, merged)
+    hosts = several_hosts.count(arguments.hosts)
+    if merged["gpus"] == "free" and alias.variant != "gpu" and hosts == 1:
+        merged["gpus"] = "none"
+    request = slurm.make_request(merged, hosts)
+    several_hosts.check_start(alias, request)
+    if not request.gpus:
+        return start.start(docker, alias, arguments, (), merged)
     if arguments.show:
         print(" ".join(srun_words(request, alias.name, "")))
         return 0
@@ -82,6 +83,18 @@ def start_alias(
     if arguments.detach:
         return submit(docker, alias, request)
     return run_job(docker, alias, request)
+
+
+def start_in_job(docker: Docker, alias: Alias, arguments: argparse.Namespace, merged: Layer) -> int:
+    """Start the container of an alias in the job of this process; return the exit status."""
+    arguments.detach = False
+    merged = settings_in_job(merged, os.environ)
+    options = [f"--label={labels.JOB}={os.environ['SLURM_JOB_ID']}", *limits(docker)]
+    if several_hosts.is_part(os.environ):
+        alias = several_hosts.on_network_of_host(alias)
+        number = len(merged["gpus"].split(","))
+        options += several_hosts.options(os.environ, number, docker.contact)
+    return start.start(docker, alias, arguments, options, merged)
 
 
 def settings_in_job(merged: Layer, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -174,12 +187,14 @@ def request_options(request: slurm.Request, name: str, comment: str) -> list[str
 def srun_words(request: slurm.Request, name: str, comment: str) -> list[str]:
     """Return the command that runs an alias as a job, in the terminal of this process."""
     terminal = start.is_terminal(0) and start.is_terminal(1)
+    # Two times: without Slurm's lines about the exit status of the program.
+    alone = ["--quiet", *(["--pty"] if terminal else [])]
     return [
-        # Two times: without Slurm's lines about the exit status of the program.
-        *("srun", "--quiet", "--quiet", *request_options(request, name, comment)),
+        *("srun", "--quiet", *request_options(request, name, comment)),
         # Ctrl-C reaches the program at once; the job's CPUs are those of its container.
         *("--disable-status", "--cpu-bind=none"),
-        *(["--pty"] if terminal else []),
+        # The first program that fails ends those on the other hosts.
+        *(alone if request.hosts == 1 else ["--kill-on-bad-exit=1"]),
         f"{COMMANDS}/{name}",
     ]
 
@@ -187,11 +202,13 @@ def srun_words(request: slurm.Request, name: str, comment: str) -> list[str]:
 def submit(docker: Docker, alias: Alias, request: slurm.Request) -> int:
     """Submit an alias as a job without a terminal, and print its number."""
     folder = Path.cwd() if os.access(".", os.W_OK) else home_folder()
+    # A batch script runs on the first host only.
+    each = "srun --quiet --cpu-bind=none --kill-on-bad-exit=1 " if request.hosts > 1 else ""
     status, output, errors = slurm.run((
         *("sbatch", "--parsable", *request_options(request, alias.name, "")),
         # In the pattern of a file name, % begins a field.
         f"--output={str(folder).replace('%', '%%')}/%x-%j.out",
-        f"--wrap=exec {COMMANDS}/{alias.name}",
+        f"--wrap=exec {each}{COMMANDS}/{alias.name}",
     ))  # fmt: skip
     if status:
         raise refusal(docker, errors, request)

@@ -72,12 +72,13 @@ def build_parser(name: str, alias: Alias, slurm: bool = False) -> argparse.Argum
 
 
 def _add_slurm_options(parser: argparse.ArgumentParser) -> None:
-    number = "number of GPUs to ask Slurm for, by default 1; none needs no job"
-    parser.add_argument("--gpus", metavar="NUMBER", help=number)
-    time = "time limit of the job, such as 12:00:00 or 1-12:00:00"
-    parser.add_argument("--time", metavar="TIME", help=time)
-    partition = "partition of the cluster, as sinfo lists them"
-    parser.add_argument("--partition", metavar="NAME", help=partition)
+    for option, value, default, summary in (
+        ("gpus", "NUMBER", None, "GPUs to ask Slurm for, by default 1; none needs no job"),
+        ("hosts", "NUMBER", "1", "hosts that run the command at once, each with its GPUs"),
+        ("time", "TIME", None, "time limit of the job, such as 12:00:00 or 1-12:00:00"),
+        ("partition", "NAME", None, "partition of the cluster, as sinfo lists them"),
+    ):
+        parser.add_argument(f"--{option}", metavar=value, default=default, help=summary)
 
 
 def _add_options(parser: argparse.ArgumentParser, alias: Alias) -> None:

@@ -1,0 +1,89 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check the part of a host in its Slurm cluster: controller, node, or both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Collection, Iterator
+from functools import partial
+
+from ansible_collections.slipway.host.plugins.module_utils.host.check import Check, run_check
+
+CONTROLLER, NODE = "Slurm controller", "Slurm node"
+# By the unit that runs the part.
+UNITS = {CONTROLLER: "slurmctld.service", NODE: "slurmd.service"}
+SLURM_USER = "slurm"
+TIMEOUT = 60
+# A node that has just started is not known to the controller for some seconds.
+PATIENCE, PAUSE = 30.0, 1.0
+# How the states of sinfo begin in which a node cannot run jobs.
+BROKEN = ("down", "fail", "inval", "error", "unknown", "no_respond")
+DRAIN = "drain"
+ANSWER = "an answer of the controller. Compare the clocks of both hosts, then run ./slipway site."
+
+
+def check_cluster(units: Collection[str]) -> Iterator[Check]:
+    """Yield the checks of the parts whose UNITS are declared on this host."""
+    if UNITS[CONTROLLER] in units:
+        yield run_check(CONTROLLER, check_controller)
+    if UNITS[NODE] in units:
+        # Slurm knows hosts by their names without the domain.
+        yield run_check(NODE, partial(check_node, os.uname().nodename.split(".")[0]))
+
+
+def check_controller() -> str:
+    """Return what the controller answers; raise ValueError if it is down."""
+    status, output, errors = _run("scontrol", "ping")
+    if status or " is UP" not in output:
+        raise ValueError(f"{(errors or output).strip() or 'no answer'}; expected {ANSWER}")
+    return output.strip().splitlines()[0]
+
+
+def check_node(name: str) -> str:
+    """Return the state of a node; raise ValueError if it cannot run jobs.
+
+    A node that an administrator drained passes, because that is no fault.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        state, user, reason = _ask_state(name)
+        is_broken = state.startswith(BROKEN) or state.endswith("*")
+        if not is_broken or time.monotonic() >= deadline:
+            break
+        time.sleep(PAUSE)
+    why = f": {reason}" if reason != "none" else ""
+    if is_broken or (state.startswith(DRAIN) and user == SLURM_USER):
+        raise ValueError(
+            f"node {name} is {state}{why}; expected a node that runs jobs. Repair the cause, then "
+            f"run: scontrol update nodename={name} state=resume"
+        )
+    if state.startswith(DRAIN):
+        return f"node {name} is {state} by {user}{why}; it gets no jobs"
+    return f"node {name} is {state}"
+
+
+def _ask_state(name: str) -> tuple[str, str, str]:
+    """Return state, and user and text of the reason; raise ValueError without an answer."""
+    words = ("sinfo", "--noheader", "--Node", f"--nodes={name}", "--format=%T|%u|%E")
+    status, output, errors = _run(*words)
+    # There is one line for each partition.
+    fields = output.strip().partition("\n")[0].split("|", 2)
+    if status:
+        lines = errors.strip().splitlines() or ["sinfo failed without a message"]
+        raise ValueError(f"{lines[-1]}; expected {ANSWER}")
+    if len(fields) != 3:
+        raise ValueError(
+            f"the controller knows no node {name}; expected this host in slurm.conf. Run "
+            "./slipway site for the controller."
+        )
+    return fields[0].strip(), fields[1].strip(), fields[2].strip()
+
+
+def _run(*words: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False
+    )
+    return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,99 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The acceptance checks of a Slurm cluster, with programs that answer like sinfo and scontrol."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils.host import declared, slurm_check
+from ansible_collections.slipway.host.plugins.module_utils.host.check import run_check
+
+UNITS = slurm_check.UNITS
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for programs, the only one in PATH before those of the system."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm_check, "PATIENCE", 0.0)
+    return tmp_path
+
+
+def answer(folder: Path, name: str, output: str, status: int = 0) -> None:
+    """Let a program print a text, on standard error if it fails."""
+    where = ">&2" if status else ""
+    (folder / name).write_text(f"#!/bin/sh\nprintf %s {shlex.quote(output)} {where}; exit {status}")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("line", "ok", "words"),
+    [
+        ("idle|Unknown|none\n", True, "node gpu01 is idle"),
+        ("mixed|root|none\nmixed|root|none\n", True, "node gpu01 is mixed"),
+        (
+            "drained|root|new memory | on Monday\n",
+            True,
+            "node gpu01 is drained by root: new memory | on Monday; it gets no jobs",
+        ),
+        ("draining|slurm|Kill task failed\n", False, "is draining: Kill task failed; expected a"),
+        ("down*|slurm|Not responding\n", False, "is down*: Not responding; expected a node"),
+        ("idle*|Unknown|none\n", False, "node gpu01 is idle*; expected a node that runs jobs"),
+        ("inval|slurm|gres/gpu count reported lower\n", False, "is inval: gres/gpu count"),
+        ("unknown*|Unknown|none\n", False, "Repair the cause, then run: scontrol update nodename"),
+        ("", False, "the controller knows no node gpu01"),
+    ],
+)
+def test_a_node_passes_if_it_runs_jobs_or_a_person_drained_it(
+    programs: Path, line: str, ok: bool, words: str
+) -> None:
+    answer(programs, "sinfo", line)
+    check = run_check("Slurm node", lambda: slurm_check.check_node("gpu01"))
+    assert (check.ok, words in check.seen) == (ok, True), check.seen
+
+
+def test_a_node_may_need_some_seconds_after_its_start(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(programs, "sinfo", "unknown*|Unknown|none\n")
+    monkeypatch.setattr(slurm_check, "PATIENCE", 60.0)
+    monkeypatch.setattr(
+        time, "sleep", lambda _seconds: answer(programs, "sinfo", "idle|Unknown|none\n")
+    )
+    assert slurm_check.check_node("gpu01") == "node gpu01 is idle"
+
+
+def test_a_controller_that_refuses_a_host_is_named(programs: Path) -> None:
+    answer(programs, "sinfo", "slurm_load_partitions: Zero Bytes were transmitted or received", 1)
+    with pytest.raises(ValueError, match=r"Zero Bytes .*; expected an answer .*Compare the clocks"):
+        slurm_check.check_node("gpu01")
+
+
+def test_a_controller_must_be_up(programs: Path) -> None:
+    answer(programs, "scontrol", "Slurmctld(primary) at head is UP\n")
+    assert slurm_check.check_controller() == "Slurmctld(primary) at head is UP"
+    answer(programs, "scontrol", "Slurmctld(primary) at head is DOWN\n")
+    with pytest.raises(ValueError, match="is DOWN; expected an answer of the controller"):
+        slurm_check.check_controller()
+    answer(programs, "scontrol", "", 1)
+    with pytest.raises(ValueError, match="no answer; expected"):
+        slurm_check.check_controller()
+
+
+def test_only_declared_parts_are_checked(programs: Path) -> None:
+    answer(programs, "scontrol", "Slurmctld(primary) at head is UP\n")
+    answer(programs, "sinfo", "idle|Unknown|none\n")
+    assert list(slurm_check.check_cluster(())) == []
+    both = list(slurm_check.check_cluster(UNITS.values()))
+    assert [check.what for check in both] == ["Slurm controller", "Slurm node"]
+    assert all(check.ok for check in both)
+    units = [
+        {"name": "slurmctld.service", "active": True},
+        {"name": "slurmd.service", "active": False},
+    ]
+    assert declared.declare([{"units": units}])["slurm"] == ["slurmctld.service"]
+    assert "slurm" not in declared.declare([{"units": units[1:]}])
