@@ -324,7 +324,7 @@ def test_one_command_runs_on_several_hosts(commands: Cluster) -> None:
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "0 2 2 yes, 1 2 2 yes\n")
     too_many = commands.try_alice("testlab --hosts 3 true")
     assert too_many.returncode == 125
-    assert "no host of the cluster has 1 GPU on each of 3 hosts" in too_many.stderr
+    assert "the default partition does not have 1 GPU on each of 3 hosts" in too_many.stderr
     # The end of one container ends the other one, and the error names the host.
     commands.try_alice("testlab --hosts 2 sleep 3600 >out 2>err </dev/null & sleep 0")
     for site in (commands, commands.node):

@@ -20,7 +20,7 @@ TIMEOUT = 60
 # A node that has just started is not known to the controller for some seconds.
 PATIENCE, PAUSE = 30.0, 1.0
 # How the states of sinfo begin in which a node cannot run jobs.
-BROKEN = ("down", "fail", "inval", "error", "unknown", "no_respond")
+BROKEN = ("down", "fail", "inval", "error", "no_respond")
 DRAIN = "drain"
 ANSWER = "an answer of the controller. Compare the clocks of both hosts, then run ./slipway site."
 
@@ -50,12 +50,12 @@ def check_node(name: str) -> str:
     deadline = time.monotonic() + PATIENCE
     while True:
         state, user, reason = _ask_state(name)
-        is_broken = state.startswith(BROKEN) or state.endswith("*")
-        if not is_broken or time.monotonic() >= deadline:
+        is_silent = state.endswith("*") or state.startswith("unknown")
+        if not is_silent or time.monotonic() >= deadline:
             break
         time.sleep(PAUSE)
     why = f": {reason}" if reason != "none" else ""
-    if is_broken or (state.startswith(DRAIN) and user == SLURM_USER):
+    if is_silent or state.startswith(BROKEN) or (state.startswith(DRAIN) and user == SLURM_USER):
         raise ValueError(
             f"node {name} is {state}{why}; expected a node that runs jobs. Repair the cause, then "
             f"run: scontrol update nodename={name} state=resume"

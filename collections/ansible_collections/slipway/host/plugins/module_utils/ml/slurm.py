@@ -53,6 +53,9 @@ REFUSALS = {
     "Requested node configuration is not available": (
         "no host of the cluster has {request}. Ask for less; the GPUs of the hosts: ml top"
     ),
+    "Node count specification invalid": (
+        "{partition} does not have {request}. Ask for less; the hosts of the cluster: ml top"
+    ),
     "Invalid partition name": "there is no {partition}. The partitions of the cluster: sinfo",
     "group not permitted to use this partition": (
         "your groups may not use {partition}. Choose another one with --partition"
