@@ -59,6 +59,13 @@ tar -C /tmp/image -c . | docker import --change 'CMD ["sh"]' \
 """
 
 
+# Adds a node to the record of the controller.
+GHOST = """python3 -c 'import json, pathlib
+file = pathlib.Path("/var/lib/slipway/slurm/nodes.json")
+nodes = json.loads(file.read_text())
+file.write_text(json.dumps({"ghost": {**nodes["node"], "hostname": "ghost"}, **nodes}))'"""
+
+
 class Cluster(Site):
     """The controller, which is a node too; ``node`` is the other host."""
 
@@ -382,6 +389,8 @@ def test_a_job_delays_the_removal_which_then_leaves_nothing(
 ) -> None:
     job = cluster.submit("sleep 3600", "--nodelist=node")
     cluster.wait_for(job, "RUNNING")
+    # A node that slurmctld does not know leaves as well.
+    cluster.on(GHOST)
     cluster.declare_cluster(slurm_nodes=["Head.example_1"])
     leaving = cluster.run("site.yml")
     assert leaving.status == "failed"
