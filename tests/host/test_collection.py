@@ -130,6 +130,7 @@ def test_second_run_changes_nothing(installed: Installed) -> None:
     assert changes(installed.play("slipway.host.site")) == 0
 
 
+@pytest.mark.long
 def test_site_without_the_survey_changes_nothing(installed: Installed) -> None:
     output = installed.play("slipway.host.site", "-e", "slipway_survey=false")
     assert "slipway.host.ml_services : " in output

@@ -191,6 +191,7 @@ def test_a_default_runtime_goes_together_with_its_runtime(site: Adopted) -> None
     site.on("docker run --rm training:1 sleep 0")
 
 
+@pytest.mark.long
 def test_always_restarts_under_a_running_container(site: Adopted) -> None:
     site.declare_engine(
         {"log-level": "error", "live-restore": False}, docker_engine_restart="always"

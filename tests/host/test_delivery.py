@@ -251,6 +251,7 @@ def test_a_test_that_fails_on_the_other_host_keeps_its_old_image(
     assert len(set(fleet.contents())) == 1
 
 
+@pytest.mark.long
 def test_a_host_may_build_its_own_images_or_get_them_again(
     fleet: Fleet, delivered: set[str]
 ) -> None:

@@ -240,6 +240,7 @@ def test_drift_of_the_driver_is_named_by_verify_and_repaired_by_site(sick: SickS
     assert sick.plan() == (0, set())
 
 
+@pytest.mark.long
 def test_an_accepted_fault_fails_nothing_and_hides_no_other(sick: SickSite) -> None:
     entry = {"gpu": UUID.format(1), "fault": "replacement of a memory row failed"}
     accepted = {"host_verify_accepted_faults": [{**entry, "reason": "RMA 4711"}]}
@@ -305,6 +306,7 @@ def wait_for_alerts(sick: SickSite, expected: set[tuple[str, str]]) -> None:
     assert found == expected
 
 
+@pytest.mark.long
 def test_prometheus_scrapes_the_metrics_and_alerts_on_a_fault(sick: SickSite) -> None:
     sick.on(PROMETHEUS)
     # The package of node_exporter may have changed its folder.

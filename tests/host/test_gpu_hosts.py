@@ -587,6 +587,7 @@ def test_a_withdrawn_version_may_be_replaced_by_the_newest_of_its_branch(h100: G
     assert h100.plan() == (0, set())
 
 
+@pytest.mark.long
 def test_an_exact_version_restores_all_driver_packages(h100: GpuSite) -> None:
     h100.declare(nvidia_driver_version=upstream(OLD), nvidia_driver_version_fallback="none")
     h100.converge()

@@ -85,7 +85,7 @@ class RemovalSite(Site):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("8xh100", marks=pytest.mark.long), "8xb200", "t4"],
+    params=[*(pytest.param(name, marks=pytest.mark.long) for name in ("8xh100", "t4")), "8xb200"],
 )
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -308,6 +308,7 @@ def test_a_declared_secret_is_only_in_its_file(
     assert lab.plan() == (0, set())
 
 
+@pytest.mark.long
 def test_a_secret_may_be_a_file_of_the_host_with_a_line_end(lab: Services) -> None:
     lab.on("umask 077; echo from-a-file-77ab >/root/token")
     project = {**NOTEBOOKS, "secrets": [{"name": "jupyter_token", "file": "/root/token"}]}
@@ -446,6 +447,7 @@ def test_an_image_is_known_by_its_content(lab: Services, script: str) -> None:
     assert image_id(lab) == json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"]
 
 
+@pytest.mark.long
 def test_an_image_of_an_old_version_is_recorded_and_nothing_restarts(lab: Services) -> None:
     before = image_id(lab), lab.on("docker ps --quiet --no-trunc")
     record = json.loads(lab.on(f"cat {IMAGE_RECORD}"))
@@ -459,6 +461,7 @@ def test_an_image_of_an_old_version_is_recorded_and_nothing_restarts(lab: Servic
     assert json.loads(lab.on(f"cat {IMAGE_RECORD}"))["id"] == before[0]
 
 
+@pytest.mark.long
 def test_images_are_loaded_by_the_record_of_their_archive(lab: Services) -> None:
     archive = {"ml_images_present": ["iris-api"], "ml_images_archive": "/srv/images.tar"}
     before = image_id(lab)
@@ -635,6 +638,7 @@ def test_each_failing_service_of_a_run_says_its_cause_and_the_others_run(lab: Se
     assert lab.plan() == (0, set())
 
 
+@pytest.mark.long
 def test_services_with_odd_names_addresses_and_values_run(lab: Services) -> None:
     values = {"P": "a$b${c}$$d#e: 'f' \"g\" \\h", "N": 5, "ML": "x\ny", "B": True, "Z": None}
     long = "n" * 100

@@ -25,7 +25,7 @@ from tests.host.conftest import ROOT
 from tests.host.test_aliases import Lab
 from tests.page_commands import Checkout
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.long]
 
 GROUP = "pytest-guide"
 IMAGES = ("jupyter", "pytorch", "fastai", "deepdocker", "iris-api")
