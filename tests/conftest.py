@@ -27,6 +27,18 @@ LONGEST = (
 )
 
 
+# Files of unit and contract tests that take ten seconds and more, because they start Ansible, build
+# something, or try thousands of examples. `./slipway test --quick` leaves them out.
+SLOW = (
+    *("test_aliases_properties.py", "test_builder.py", "test_bundle_tool.py", "test_catalogue.py"),
+    *("test_chat.py", "test_collection.py", "test_commands.py", "test_cuda_check.py"),
+    *("test_data_attacks.py", "test_data_worker.py", "test_doctor.py", "test_export_tool.py"),
+    *("test_fleet_page.py", "test_gpu_proof.py", "test_holds.py", "test_images_info.py"),
+    *("test_live.py", "test_lock_images.py", "test_locks_resolve.py", "test_no_hosts.py"),
+    *("test_pages.py", "test_rolling.py"),
+)
+
+
 class HostScheduling(LoadFileScheduling):
     """Runs all tests of a file, and all files that share a host, in one process."""
 
@@ -40,6 +52,12 @@ class HostScheduling(LoadFileScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduling | None:
     """Schedule with `--dist loadfile` as above."""
     return HostScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests of slow files."""
+    if item.path.name in SLOW:
+        item.add_marker("slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,7 @@
 # Run the stages of `./slipway test`. pytest is the last stage, so that its summary line comes last.
 # Usage: ./slipway test [--quick | --long | --molecule [SCENARIO ...] | --vm | PYTEST ARGUMENTS ...]
 #   (nothing)   linters, unit and contract tests, then tests on throwaway hosts
-#   --quick     linters, unit and contract tests
+#   --quick     linters, and the unit and contract tests that take no seconds each
 #   --long      as without an option, with more models, releases, moments of a kill, images and demos,
 #               and with all molecule scenarios
 #   --molecule  the named molecule scenarios, default all
@@ -76,6 +76,7 @@ closing_pytest() {
     exit 1
 }
 
+quick='not slow and not host and not vm and not gpu'
 hosts='host and not vm and not long'
 case "${1:-}" in
 '') ;;
@@ -84,7 +85,7 @@ case "${1:-}" in
 --quick)
     lint
     stage 'ansible-lint' end_lint
-    closing_pytest 'unit and contract tests' -n 3 --dist worksteal
+    closing_pytest 'quick unit and contract tests' -m "$quick" -n 2 --dist worksteal
     ;;
 --vm) exec pytest -m vm ;;
 --molecule)
