@@ -69,6 +69,13 @@ def test_a_part_is_the_one_program_of_its_host(changes: Mapping[str, str], expec
     assert several_hosts.is_part({"SLURM_JOB_ID": "7"}) is False
 
 
+def test_a_script_of_a_job_starts_the_parts_by_srun() -> None:
+    several_hosts.check_step(STEP, 2, "pytorch")
+    several_hosts.check_step({"SLURM_JOB_ID": "7"}, 1, "pytorch")
+    with pytest.raises(MlError, match=r"in job 7: .* run: srun --nodes=2 --ntasks-per-node=1 pyt"):
+        several_hosts.check_step({"SLURM_JOB_ID": "7"}, 2, "pytorch")
+
+
 def test_torchrun_gets_its_options_from_variables() -> None:
     assert several_hosts.variables(STEP, 4, "192.0.2.7", "eth1") == {
         "MASTER_ADDR": "192.0.2.7",

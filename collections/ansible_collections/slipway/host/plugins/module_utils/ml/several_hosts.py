@@ -52,6 +52,16 @@ def is_part(environment: Mapping[str, str]) -> bool:
     return number not in ("", "1") and environment.get("SLURM_STEP_NUM_TASKS") == number
 
 
+def check_step(environment: Mapping[str, str], hosts: int, name: str) -> None:
+    """Raise MlError if the command line asks for several hosts, and the job step has one."""
+    if hosts > 1 and not is_part(environment):
+        raise MlError(
+            f"--hosts {hosts} in job {environment['SLURM_JOB_ID']}: found one program on one host; "
+            f"expected one on each of {hosts} hosts. In a script of sbatch, run: "
+            f"srun --nodes={hosts} --ntasks-per-node=1 {name}"
+        )
+
+
 def on_network_of_host(alias: Alias) -> Alias:
     """Return the alias for a job on several hosts.
 
