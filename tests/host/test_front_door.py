@@ -319,10 +319,11 @@ def test_only_the_ports_of_sites_listen_and_nobody_reads_a_key(door: Door) -> No
     found = door.on("ss -Hltnup | grep caddy | awk '{print $1, $5}' | sort").splitlines()
     assert found == ["tcp *:443", "tcp *:8443"]
     user = door.host.user
-    for path in ("/run/caddy/0.key", "/run/caddy/admin.sock", ROOT_CERTIFICATE):
+    for path in ("/run/caddy-keys/0.key", "/run/caddy/admin.sock", ROOT_CERTIFICATE):
         door.on(f"test -e {path}")
         assert door.try_as(user, f"test -e {path}").returncode == 1, path
-    assert door.on("stat -c '%U %a' /run/caddy /run/caddy/0.key") == "caddy 700\ncaddy 400"
+    keys = door.on("stat -c '%U %G %a' /run/caddy /run/caddy-keys /run/caddy-keys/0.key")
+    assert keys.splitlines() == ["caddy caddy 700", "root caddy 750", "root caddy 440"]
     assert door.on(f"stat -c '%U %a' {KEY}") == "root 600"
 
 
@@ -452,6 +453,6 @@ def test_removal_leaves_nothing(door: Door, before: Found) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert not {one for one in look(door).since(before) if "caddy" in one}
     door.on(
-        "! ls -d /var/lib/caddy /var/log/caddy /run/caddy /etc/systemd/system/caddy* 2>/dev/null"
+        "! ls -d /var/lib/caddy /var/log/caddy /run/caddy* /etc/systemd/system/caddy* 2>/dev/null"
     )
     assert door.on(f"stat -c %a {KEY}") == "600"

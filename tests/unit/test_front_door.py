@@ -117,7 +117,7 @@ def test_root_copies_a_certificate_for_the_service_alone() -> None:
     site = {"service": "iris-api", "certificate": "/etc/ssl/a.pem", "key": "/etc/ssl/a.key"}
     owned = plan(site)["owned"]
     drop_in = owned["files"][0]["content"]
-    copy = "+/usr/bin/install -T -m 0400 -o caddy -g caddy /etc/ssl/a.key /run/caddy/0.key"
+    copy = "+/usr/bin/install -T -m 0440 -o root -g caddy /etc/ssl/a.key /run/caddy-keys/0.key"
     assert drop_in.count(copy) == 2
     assert "RuntimeDirectoryMode=0700" in drop_in
     assert "ConditionPathExists=/etc/caddy/slipway.json" in drop_in
@@ -129,7 +129,9 @@ def test_root_copies_a_certificate_for_the_service_alone() -> None:
     assert owned["door_ports"][0]["files"] == [site["key"], site["certificate"]]
     certificates = json.loads(owned["files"][1]["content"])["apps"]["tls"]["certificates"]
     assert certificates == {
-        "load_files": [{"certificate": "/run/caddy/0.certificate", "key": "/run/caddy/0.key"}]
+        "load_files": [
+            {"certificate": "/run/caddy-keys/0.certificate", "key": "/run/caddy-keys/0.key"}
+        ]
     }
 
 

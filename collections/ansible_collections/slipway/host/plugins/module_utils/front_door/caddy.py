@@ -13,6 +13,8 @@ from typing import Any
 CONFIG = "/etc/caddy/slipway.json"
 # Only the user of Caddy can enter this folder.
 RUN_FOLDER = "/run/caddy"
+# Root alone writes here, so that no link of Caddy can wait for a copy.
+KEYS_FOLDER = "/run/caddy-keys"
 ADMIN = f"unix/{RUN_FOLDER}/admin.sock"
 CERTIFICATE, KEY = "certificate", "key"
 # A request waits so long for a healthy host: longer than the health check needs to find one.
@@ -157,7 +159,7 @@ def certificate_files(sites: Iterable[Site]) -> list[tuple[str, str]]:
 
 def _copy(number: int, part: str) -> str:
     """Return the path of a copy that lives as long as the service, readable by Caddy alone."""
-    return f"{RUN_FOLDER}/{number}.{part}"
+    return f"{KEYS_FOLDER}/{number}.{part}"
 
 
 def drop_in_text(sites: Sequence[Site]) -> str:
@@ -166,12 +168,13 @@ def drop_in_text(sites: Sequence[Site]) -> str:
     Keys of certificates stay where their owner put them, readable by root. Root copies them for
     the running service, also on a reload.
     """
-    # -T: Caddy owns the folder, where a link to another folder could wait for the copy.
     copies = [
-        f"+/usr/bin/install -T -m 0400 -o caddy -g caddy {source} {_copy(number, part)}"
+        f"+/usr/bin/install -T -m 0440 -o root -g caddy {source} {_copy(number, part)}"
         for number, pair in enumerate(certificate_files(sites))
         for part, source in zip((CERTIFICATE, KEY), pair, strict=True)
     ]
+    if copies:
+        copies.insert(0, f"+/usr/bin/install -d -m 0750 -o root -g caddy {KEYS_FOLDER}")
     reload = f"/usr/bin/caddy reload --force --config {CONFIG} --address {ADMIN}"
     lines = [
         "# Written by Slipway's role ml_front_door; changes are overwritten.",
@@ -188,5 +191,6 @@ def drop_in_text(sites: Sequence[Site]) -> str:
         "ExecReload=",
         *(f"ExecReload={copy}" for copy in copies),
         f"ExecReload={reload}",
+        f"ExecStopPost=+/usr/bin/rm -rf {KEYS_FOLDER}",
     ]
     return "\n".join(lines) + "\n"
