@@ -116,6 +116,7 @@ def test_unknown_key_of_an_image_is_named(converged: Site, catalogue: Path) -> N
     assert "Did you mean 'packages'" in run.output
 
 
+@pytest.mark.long
 def test_build_settings_and_secrets_are_not_in_the_image(converged: Site, catalogue: Path) -> None:
     # This machine has no proxy and no mirror. Settings that apt and pip read and ignore prove the
     # same: the image does not keep the settings of the build.
