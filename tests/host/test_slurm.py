@@ -328,7 +328,8 @@ fi
 
 def test_one_command_runs_on_several_hosts(commands: Cluster) -> None:
     done = commands.try_alice(f"timeout 120 testlab --hosts 2 --gpus 2 sh -c '{MEET}'")
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "0 2 2 yes, 1 2 2 yes\n")
+    # It may wait for the end of the last job, and says so on standard error.
+    assert (done.returncode, done.stdout) == (0, "0 2 2 yes, 1 2 2 yes\n"), done.stderr
     too_many = commands.try_alice("testlab --hosts 3 true")
     assert too_many.returncode == 125
     assert "the default partition does not have 1 GPU on each of 3 hosts" in too_many.stderr
