@@ -395,7 +395,7 @@ def test_a_job_delays_the_removal_which_then_leaves_nothing(
     cluster.declare_cluster(slurm_nodes=["Head.example_1"])
     leaving = cluster.run("site.yml")
     assert leaving.status == "failed"
-    assert f"slurm_nodes: found running jobs {job} on node" in leaving.output
+    assert f"slurm_nodes: found running jobs {job} on ghost, node" in leaving.output
     assert cluster.state(job) == "RUNNING"
     stopped = remove(cluster, "--yes", "--limit", "node")
     assert "slurm: found running jobs on node" in stopped.stdout
