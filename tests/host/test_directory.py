@@ -109,8 +109,18 @@ def test_other_members_are_removed_under_their_own_names(site: Site) -> None:
     ("user", "kind", "words"),
     [
         ({"name": "nobody@corp.example"}, "users", "found no such user; expected one that exists"),
-        ({"name": BEN, "uid": 5}, "users", "is of a directory service: found uid 90002"),
-        ({"name": BEN, "state": "absent"}, "users", "an account of this host to remove"),
+        pytest.param(
+            {"name": BEN, "uid": 5},
+            "users",
+            "is of a directory service: found uid 90002",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"name": BEN, "state": "absent"},
+            "users",
+            "an account of this host to remove",
+            marks=pytest.mark.long,
+        ),
         ({"name": "carol", "groups": ["research"]}, "members", "group research is of a directory"),
     ],
 )
