@@ -23,7 +23,8 @@ SHARING_A_HOST = ("test_images.py", "test_replacement.py", "test_site.py")
 # one, because nothing runs beside it.
 LONGEST = (
     *("test_services.py", "test_site.py", "test_gpu_hosts.py", "test_aliases.py"),
-    *("test_gpu_faults.py", "test_collection.py", "test_delivery.py", "test_slurm.py"),
+    *("test_upgrade.py", "test_users.py", "test_data.py", "test_gpu_faults.py"),
+    *("test_collection.py", "test_delivery.py", "test_slurm.py", "test_front_door.py"),
 )
 
 
