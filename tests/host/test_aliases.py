@@ -529,6 +529,10 @@ def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     assert lab.as_user("alice", "testlab -q echo works") == "works"
 
 
+def test_nothing_differs_after_the_repairs(lab: Lab) -> None:
+    assert lab.plan() == (0, set())
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [

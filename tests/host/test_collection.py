@@ -33,7 +33,7 @@ KINDS = (
     "a container stopped",
 )
 ROWS = {name: row for group in TAMPERED.values() for name, row in group.items() if name in KINDS}
-# The others are proven alone by a run with --long; a site without the survey runs them all.
+# A run with --long tries the others alone. In the ordinary run, the first site runs them all.
 SHORT = ("ml_images", "user_access")
 ROLES = [
     pytest.param(name, marks=() if name in SHORT else pytest.mark.long)

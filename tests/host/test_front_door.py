@@ -360,6 +360,7 @@ def test_tampers_are_drift_and_repaired(door: Door) -> None:
     # A new certificate is loaded without a restart.
     started = door.on("systemctl show --value --property=ExecMainStartTimestamp caddy")
     door.repair({"key": (MAKE_CERTIFICATE, {("ml_front_door", "units", "caddy.service")})})
+    assert door.plan() == (0, set())
     assert door.on("systemctl show --value --property=ExecMainStartTimestamp caddy") == started
     (door.folder / "ca-1.pem").write_text(door.on(f"cat {CERTIFICATE}"))
     assert door.ask(site=1)[0] == 200

@@ -544,6 +544,10 @@ def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     assert h100.version("nvidia-utils-580-server") == OLD
 
 
+def test_nothing_differs_after_the_repairs(h100: GpuSite) -> None:
+    assert h100.plan() == (0, set())
+
+
 # Versions, in the order of these tests: one that never was, then the newest, then back.
 
 BETWEEN = "580.175.01"

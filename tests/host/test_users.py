@@ -375,6 +375,10 @@ def test_plan_names_and_site_repairs_the_tampered_things(
     assert site.as_user("carol", "docker info --format '{{.OSType}}'") == "linux"
 
 
+def test_nothing_differs_after_the_repairs(site: People) -> None:
+    assert site.plan() == (0, set())
+
+
 def test_disabled_user_namespaces_fail_with_an_explanation(site: People) -> None:
     setting = "/proc/sys/user/max_user_namespaces"
     site.on(f"echo 0 >/root/none; mount --bind /root/none {setting}")
