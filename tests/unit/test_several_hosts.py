@@ -30,8 +30,8 @@ STEP = {
 @pytest.mark.parametrize("text", ["0", "-1", "two", "", "1.5", "٢", "123456", "2 "])
 def test_a_number_of_hosts_is_expected(text: str) -> None:
     with pytest.raises(MlError, match="expected a number of hosts such as 2"):
-        several_hosts.count(text)
-    assert several_hosts.count("16") == 16
+        several_hosts.count_hosts(text)
+    assert several_hosts.count_hosts("16") == 16
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_a_start_that_cannot_work_is_refused(
         # Two programs on each host, as somebody's own srun may start them.
         ({"SLURM_STEP_NUM_TASKS": "4"}, False),
         ({"SLURM_STEP_NUM_NODES": ""}, False),
+        ({"SLURM_STEP_NUM_NODES": "two"}, False),
     ],
 )
 def test_a_part_is_the_one_program_of_its_host(changes: Mapping[str, str], expected: bool) -> None:

@@ -68,7 +68,7 @@ def start_alias(
     merged = start.merge_settings(alias, arguments)
     if is_in_job(os.environ):
         return start_in_job(docker, alias, arguments, merged)
-    hosts = several_hosts.count(arguments.hosts)
+    hosts = several_hosts.count_hosts(arguments.hosts)
     if merged["gpus"] == "free" and alias.variant != "gpu" and hosts == 1:
         merged["gpus"] = "none"
     request = slurm.make_request(merged, hosts)
@@ -88,7 +88,7 @@ def start_alias(
 def start_in_job(docker: Docker, alias: Alias, arguments: argparse.Namespace, merged: Layer) -> int:
     """Start the container of an alias in the job of this process; return the exit status."""
     arguments.detach = False
-    several_hosts.check_step(os.environ, several_hosts.count(arguments.hosts), alias.name)
+    several_hosts.check_step(os.environ, several_hosts.count_hosts(arguments.hosts), alias.name)
     merged = settings_in_job(merged, os.environ)
     options = [f"--label={labels.JOB}={os.environ['SLURM_JOB_ID']}", *limits(docker)]
     if several_hosts.is_part(os.environ):

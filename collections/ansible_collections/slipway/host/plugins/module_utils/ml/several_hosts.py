@@ -23,7 +23,7 @@ FIRST_PORT, PORTS = 20_000, 10_000
 SIOCGIFADDR = 0x8915
 
 
-def count(text: str) -> int:
+def count_hosts(text: str) -> int:
     """Return the number of hosts that a person asks for.  Raise MlError for another text."""
     if not re.fullmatch("[1-9][0-9]{0,4}", text):
         raise MlError(f"hosts is {text!r}; expected a number of hosts such as 2. Change --hosts")
@@ -49,7 +49,8 @@ def check_start(alias: Alias, request: slurm.Request) -> None:
 def is_part(environment: Mapping[str, str]) -> bool:
     """Return whether this process is the one of its host, in a job step on several hosts."""
     number = environment.get("SLURM_STEP_NUM_NODES", "1")
-    return number not in ("", "1") and environment.get("SLURM_STEP_NUM_TASKS") == number
+    is_alone = environment.get("SLURM_STEP_NUM_TASKS") == number
+    return number not in ("", "1") and is_alone and "SLURM_PROCID" in environment
 
 
 def check_step(environment: Mapping[str, str], hosts: int, name: str) -> None:
@@ -72,7 +73,7 @@ def on_network_of_host(alias: Alias) -> Alias:
 
 def find_address(environment: Mapping[str, str], contact: str) -> str:
     """Return the IPv4 address of the first host of the job step.  Raise MlError if it has none."""
-    first = queue.expand_names(environment.get("SLURM_STEP_NODELIST", ""))[0]
+    first = next(iter(queue.expand_names(environment.get("SLURM_STEP_NODELIST", ""))), "")
     status, output, errors = slurm.run(("scontrol", "--oneliner", "show", "node", first))
     if status:
         raise slurm.error(errors, contact)
@@ -124,7 +125,7 @@ def variables(
     this host reaches it.
     """
     job = environment["SLURM_JOB_ID"]
-    port = str(FIRST_PORT + int(job) % PORTS)
+    port = str(FIRST_PORT + (int(job) if job.isdecimal() else 0) % PORTS)
     names = {
         "GLOO_SOCKET_IFNAME": interface,
         # Without the sign, NCCL takes the interfaces whose names begin so.
