@@ -3,7 +3,7 @@
 # Run the stages of `./slipway test`. pytest is the last stage, so that its summary line comes last.
 # Usage: ./slipway test [--quick | --long | --molecule [SCENARIO ...] | --vm | PYTEST ARGUMENTS ...]
 #   (nothing)   linters, unit and contract tests, then tests on throwaway hosts
-#   --quick     linters, and the unit and contract tests that take no seconds each
+#   --quick     linters, and the quick unit and contract tests
 #   --long      as without an option, with more models, releases, moments of a kill, images and demos,
 #               and with all molecule scenarios
 #   --molecule  the named molecule scenarios, default all
@@ -105,5 +105,5 @@ stage 'unit and contract tests' pytest -n 3 --dist worksteal
 stage 'ansible-lint' end_lint
 # Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
-# Host tests mostly wait: run two test files in parallel. tests/conftest.py groups and sorts them.
+# Two test files in parallel keep two cores busy. tests/conftest.py groups and sorts them.
 closing_pytest 'tests on throwaway hosts' -m "$hosts" -n 2 --dist loadfile --no-loadscope-reorder
