@@ -53,7 +53,7 @@ echo '{"features": {"cdi": true}}' >/etc/docker/daemon.json
 systemctl restart docker
 mkdir -p /tmp/image/bin /tmp/image/code /etc/cdi
 cp /bin/busybox /tmp/image/bin
-for tool in sh cat echo nc sleep true tty; do ln -s busybox /tmp/image/bin/$tool; done
+for tool in sh cat echo mkfifo nc sleep true tty; do ln -s busybox /tmp/image/bin/$tool; done
 tar -C /tmp/image -c . | docker import --change 'CMD ["sh"]' \
     --change 'LABEL io.slipway.image=testlab' - slipway/testlab:gpu >/dev/null
 """
@@ -316,10 +316,13 @@ def test_an_image_command_is_a_job_with_its_gpus(commands: Cluster) -> None:
 
 
 # The container of the first host prints what the other one sends, by the variables of torchrun.
+# Its nc reads a pipe that never ends: at the end of its input nc closes its side of the connection,
+# and then the other nc may end before it has sent anything.
 MEET = """
 words="$PET_NODE_RANK $PET_NNODES $PET_NPROC_PER_NODE $STAND_IN_GPU_1"
 if [ $PET_NODE_RANK = 0 ]; then
-    echo "$words, $(nc -l -p $PET_MASTER_PORT)"
+    mkfifo /dev/shm/open
+    echo "$words, $(nc -l -p $PET_MASTER_PORT <>/dev/shm/open)"
 else
     until echo "$words" | nc $PET_MASTER_ADDR $PET_MASTER_PORT 2>/dev/null; do sleep 0.2; done
 fi
