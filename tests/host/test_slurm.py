@@ -349,7 +349,7 @@ def test_one_command_runs_on_several_hosts(commands: Cluster) -> None:
 def test_containers_end_with_their_job(commands: Cluster) -> None:
     secret = "testlab --gpus 2 --env TOKEN=hunter2 sleep 3600"
     for number in "12":
-        commands.try_alice(f"nohup {secret} >/dev/null 2>&1 </dev/null & echo $! >client{number}")
+        commands.try_alice(f"nohup {secret} >/dev/null 2>err{number} </dev/null & sleep 0")
     both = WAIT % "docker ps --format '{{.Names}}' | grep -q alice-testlab"
     for site in (commands, commands.node):
         site.on(both)
@@ -377,6 +377,8 @@ def test_containers_end_with_their_job(commands: Cluster) -> None:
     # The container has this job's number; nohup clients have no guard, so that Slurm ends both.
     commands.on("scancel --user=alice")
     commands.on(WAIT % "! docker ps --all --quiet | grep .")
+    for number in "12":
+        commands.node.on(WAIT % f"grep -q 'ended: it was cancelled' ~alice/err{number}")
     # A client that is killed cannot end its job: its guard does.
     commands.try_alice("testlab sleep 3600 >/dev/null 2>&1 </dev/null & echo $! >client; sleep 0")
     commands.on(WAIT % "squeue --noheader --states=running | grep -q testlab")
@@ -386,6 +388,16 @@ def test_containers_end_with_their_job(commands: Cluster) -> None:
     for site in (commands, commands.node):
         site.on(WAIT % "! docker ps --all --quiet | grep .")
     assert commands.on("sinfo --noheader --format=%T") == "idle"
+
+
+@pytest.mark.long
+def test_the_end_by_the_time_limit_is_named(commands: Cluster) -> None:
+    # The shortest time limit of Slurm is a minute, and it looks every half minute.
+    done = commands.try_alice("testlab --time 00:01:00 sleep 3600")
+    assert done.returncode == 143
+    assert "ended: its time limit is over. Ask for more with --time" in done.stderr
+    for site in (commands, commands.node):
+        site.on(WAIT % "! docker ps --all --quiet | grep .")
 
 
 def test_a_job_delays_the_removal_which_then_leaves_nothing(

@@ -120,6 +120,14 @@ def test_the_place_counts_the_jobs_of_one_partition_by_priority() -> None:
             "Unable to contact slurm controller (connect failure)",
             "the controller of the cluster does not answer. Running jobs go on. Tell Dana",
         ),
+        (
+            "allocation failure: Protocol authentication error",
+            "the controller of the cluster does not accept messages of this host: its munge key or",
+        ),
+        (
+            "srun: fatal: Could not establish a configuration source",
+            "slurmd does not run on this host",
+        ),
         ("Something new", ""),
     ],
 )
@@ -127,6 +135,20 @@ def test_refusals_of_slurm_become_sentences(errors: str, sentence: str) -> None:
     request = slurm.Request(2, partition="p")
     found = slurm.explain_refusal(errors, request, "alice", "Dana")
     assert found.startswith(sentence) if sentence else found == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [("TimeLimit", "TIMEOUT"), ("None", "TIMEOUT"), ("NonZeroExitCode", "COMPLETING")],
+)
+def test_the_end_of_a_job_is_known_after_its_epilog(
+    monkeypatch: pytest.MonkeyPatch, reason: str, expected: str
+) -> None:
+    states = iter(["COMPLETING", "COMPLETING", "TIMEOUT"])
+    output = f"7|%s|gpu02|{reason}|mine\n"
+    monkeypatch.setattr(slurm, "run", lambda _words: (0, output % next(states), ""))
+    monkeypatch.setattr(jobs.time, "sleep", lambda _seconds: None)
+    assert jobs.find_end("mine") == ("7", expected, "gpu02", reason)
 
 
 def test_the_queue_is_listed_in_its_order_with_reasons() -> None:

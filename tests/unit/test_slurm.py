@@ -482,6 +482,8 @@ def test_a_host_cannot_choose_the_words_of_a_conflict() -> None:
 @pytest.mark.parametrize("seconds", [-600, 600])
 def test_a_clock_that_is_far_off_is_refused(seconds: int) -> None:
     slurm_node.refuse_skew(seconds / 10)
+    # munge refuses 300 s between two hosts.
+    assert 2 * slurm_node.MAX_SKEW_SECONDS < 300
     with pytest.raises(AnsibleActionFail, match="The clock of the host is 600 s"):
         slurm_node.refuse_skew(seconds)
 

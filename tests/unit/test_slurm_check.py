@@ -67,17 +67,30 @@ def test_a_node_may_need_some_seconds_after_its_start(
     assert slurm_check.check_node("gpu01") == "node gpu01 is idle"
 
 
-def test_a_controller_that_refuses_a_host_is_named(programs: Path) -> None:
-    answer(programs, "sinfo", "slurm_load_partitions: Zero Bytes were transmitted or received", 1)
-    with pytest.raises(ValueError, match=r"Zero Bytes .*; expected an answer .*Compare the clocks"):
+@pytest.mark.parametrize(
+    ("errors", "remedy"),
+    [
+        ("slurm_load_partitions: Zero Bytes were transmitted", "The munge key or the clock of"),
+        ("slurm_load_partitions: Protocol authentication error", "The munge key or the clock of"),
+        ("Unable to contact slurm controller (connect failure)", "Start slurmctld on the contr"),
+        ("fatal: Could not establish a configuration source", "Start slurmd on this host"),
+    ],
+)
+def test_a_controller_that_does_not_answer_has_a_remedy(
+    programs: Path, errors: str, remedy: str
+) -> None:
+    answer(programs, "sinfo", errors, 1)
+    with pytest.raises(ValueError, match="expected an answer of the controller") as raised:
         slurm_check.check_node("gpu01")
+    assert f"{errors}; expected" in str(raised.value)
+    assert f". {remedy}" in str(raised.value)
 
 
 def test_a_controller_must_be_up(programs: Path) -> None:
     answer(programs, "scontrol", "Slurmctld(primary) at head is UP\n")
     assert slurm_check.check_controller() == "Slurmctld(primary) at head is UP"
-    answer(programs, "scontrol", "Slurmctld(primary) at head is DOWN\n")
-    with pytest.raises(ValueError, match="is DOWN; expected an answer of the controller"):
+    answer(programs, "scontrol", "Slurmctld(primary) at head is DOWN\n****\n** RESTORE **\n****\n")
+    with pytest.raises(ValueError, match=r"is DOWN; expected it to be UP\. Run \./slipway site"):
         slurm_check.check_controller()
     answer(programs, "scontrol", "", 1)
     with pytest.raises(ValueError, match="no answer; expected"):

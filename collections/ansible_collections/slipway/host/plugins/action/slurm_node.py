@@ -25,8 +25,8 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
 
 ARGUMENT_SPEC: dict[str, Any] = {"check_clock": {"type": "bool", "default": True}}
 ROLE, SERVICES = "slurm", "ml_services"
-# munge accepts five minutes.
-MAX_SKEW_SECONDS = 240
+# munge accepts five minutes. Of two hosts, one may be ahead of this machine and one behind.
+MAX_SKEW_SECONDS = 120
 # Slurm 21.08 knows control groups of version 1 only: slurmd would not start.
 NO_CGROUP_V2 = ("jammy",)
 

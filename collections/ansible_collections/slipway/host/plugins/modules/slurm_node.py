@@ -14,7 +14,7 @@ description:
     plan of the role C(slurm) for the controller reads this fact of all hosts of the cluster.
   - Reads only, in one round trip. Does not connect to a host that is held, or that declares no
     cluster.
-  - Fails if the clock of the host differs by more than four minutes from that of this machine.
+  - Fails if the clock of the host differs by more than two minutes from that of this machine.
 options:
   check_clock:
     description: Compare the clock of the host. An upgrade and a rollback do not need it.

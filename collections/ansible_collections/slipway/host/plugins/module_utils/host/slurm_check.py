@@ -22,7 +22,12 @@ PATIENCE, PAUSE = 30.0, 1.0
 # How the states of sinfo begin in which a node cannot run jobs.
 BROKEN = ("down", "fail", "inval", "error", "no_respond")
 DRAIN = "drain"
-ANSWER = "an answer of the controller. Compare the clocks of both hosts, then run ./slipway site."
+# Causes of the error output of sinfo, and what to do. The first that it contains counts.
+REMEDIES = {
+    "Unable to contact": "Start slurmctld on the controller: run ./slipway site",
+    "establish a configuration source": "Start slurmd on this host: run ./slipway site",
+    "": "The munge key or the clock of this host differs: run ./slipway site, which compares both",
+}
 
 
 def check_cluster(units: Collection[str]) -> Iterator[Check]:
@@ -37,9 +42,10 @@ def check_cluster(units: Collection[str]) -> Iterator[Check]:
 def check_controller() -> str:
     """Return what the controller answers; raise ValueError if it is down."""
     status, output, errors = _run("scontrol", "ping")
-    if status or " is UP" not in output:
-        raise ValueError(f"{(errors or output).strip() or 'no answer'}; expected {ANSWER}")
-    return output.strip().splitlines()[0]
+    lines = (errors if status else output).strip().splitlines() or ["no answer"]
+    if status or " is UP" not in lines[0]:
+        raise ValueError(f"{lines[0]}; expected it to be UP. Run ./slipway site, which starts it")
+    return lines[0]
 
 
 def check_node(name: str) -> str:
@@ -73,7 +79,8 @@ def _ask_state(name: str) -> tuple[str, str, str]:
     fields = output.strip().partition("\n")[0].split("|", 2)
     if status:
         lines = errors.strip().splitlines() or ["sinfo failed without a message"]
-        raise ValueError(f"{lines[-1]}; expected {ANSWER}")
+        remedy = next(text for cause, text in REMEDIES.items() if cause in lines[-1])
+        raise ValueError(f"{lines[-1]}; expected an answer of the controller. {remedy}")
     if len(fields) != 3:
         raise ValueError(
             f"the controller knows no node {name}; expected this host in slurm.conf. Run "

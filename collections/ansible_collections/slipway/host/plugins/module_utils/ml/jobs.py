@@ -33,8 +33,10 @@ COMMANDS = "/usr/local/bin"
 WORDS = "SLIPWAY_JOB_WORDS"
 # srun ends with this status if it cannot run the job; programs rarely do.
 SRUN_FAILED = 253
-# Slurm's reason of a job whose program ended with a status.
-PROGRAM_FAILED = "NonZeroExitCode"
+# Slurm's reasons of a job whose program ended with a status, or by a signal.
+PROGRAM_FAILED, PROGRAM_KILLED = "NonZeroExitCode", "RaisedSignal"
+# While the epilog removes the containers of a job, Slurm does not show how the job ended.
+COMPLETING, COMPLETING_SECONDS = "COMPLETING", 15.0
 # Signals that reach the programs of the job, as the docker command passes them on.
 PASSED_ON = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1),
@@ -298,6 +300,17 @@ def find_own(comment: str) -> tuple[str, str, str, str]:
     return "", "", "", ""
 
 
+def find_end(comment: str) -> tuple[str, str, str, str]:
+    """Return the same as :func:`find_own`, after Slurm knows how the job ended."""
+    deadline = time.monotonic() + COMPLETING_SECONDS
+    while True:
+        number, state, hosts, why = find_own(comment)
+        is_known = state != COMPLETING or why.startswith((PROGRAM_FAILED, PROGRAM_KILLED))
+        if is_known or time.monotonic() >= deadline:
+            return number, state, hosts, why
+        time.sleep(guard.POLL_SECONDS)
+
+
 def cancel_own(comment: str) -> None:
     """Cancel the job with a comment, after its client died or lost its connection."""
     deadline = time.monotonic() + guard.APPEAR_SECONDS
@@ -368,7 +381,7 @@ def explain_end(
         print(file=sys.stderr)
     if status == 0 or not waiting.comment:
         return status
-    number, state, hosts, why = find_own(waiting.comment)
+    number, state, hosts, why = find_end(waiting.comment)
     if ending := slurm.ENDS.get(state, ""):
         if not hosts:
             print(f"{name}: job {number} left the queue: {ending}", file=sys.stderr)

@@ -26,7 +26,7 @@ ENDS = {
     "NODE_FAIL": "its host failed",
     "OUT_OF_MEMORY": "it used more memory than it asked for",
     "PREEMPTED": "another job needed its place",
-    "TIMEOUT": "its time limit is over",
+    "TIMEOUT": "its time limit is over. Ask for more with --time",
 }
 # Slurm's reasons why a job waits, in words. The first that a reason begins with counts.
 REASONS = {
@@ -48,6 +48,10 @@ REASONS = {
     "Assoc": "a limit for its owner is reached",
     "Reservation": "the hosts that it needs are reserved",
 }
+DISTRUST = (
+    "the controller of the cluster does not accept messages of this host: its munge key or its "
+    "clock differs. Tell {contact}"
+)
 # Slurm's reasons why it refuses a job.
 REFUSALS = {
     "Requested node configuration is not available": (
@@ -69,8 +73,10 @@ REFUSALS = {
     "Unable to contact slurm controller": (
         "the controller of the cluster does not answer. Running jobs go on. Tell {contact}"
     ),
-    "Zero Bytes were transmitted": (
-        "the controller of the cluster does not accept messages of this host. Tell {contact}"
+    "Zero Bytes were transmitted": DISTRUST,
+    "Protocol authentication error": DISTRUST,
+    "Could not establish a configuration source": (
+        "slurmd does not run on this host, so that Slurm does not know its cluster. Tell {contact}"
     ),
 }
 JOB_FIELDS = "%i|%T|%u|%P|%Q|%b|%D|%N|%S|%V|%r"
