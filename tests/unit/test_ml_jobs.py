@@ -147,7 +147,7 @@ def test_the_end_of_a_job_is_known_after_its_epilog(
     states = iter(["COMPLETING", "COMPLETING", "TIMEOUT"])
     output = f"7|%s|gpu02|{reason}|mine\n"
     monkeypatch.setattr(slurm, "run", lambda _words: (0, output % next(states), ""))
-    monkeypatch.setattr(jobs.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
     assert jobs.find_end("mine") == ("7", expected, "gpu02", reason)
 
 
