@@ -189,7 +189,14 @@ def test_a_port_of_others_blocks_the_service(
 
 
 @pytest.mark.parametrize(
-    ("tree", "waits"), [("/srv", False), ("/srv/pets", False), ("/srv/other", True)]
+    ("tree", "waits"),
+    [
+        ("/srv", False),
+        ("/srv/pets", False),
+        ("/srv/pets/cats", False),
+        ("/srv/other", True),
+        ("/srv/pets2", True),
+    ],
 )
 def test_a_path_that_another_role_makes_in_the_same_run_is_no_conflict(
     tree: str, waits: bool
@@ -199,6 +206,19 @@ def test_a_path_that_another_role_makes_in_the_same_run_is_no_conflict(
     differing, conflicts = compare(statements, projects={"lab": NO_CONTAINERS})
     assert bool(conflicts) is waits
     assert ("projects lab" in differing) is not waits
+
+
+def test_a_path_that_another_role_removes_is_a_conflict() -> None:
+    link = ["link", "0777", "root", "root", None, 0, 0]
+    statements = services(service("lab", "/srv/pets"))
+    statements["ml_data"] = {"files": [{"path": "/srv/pets/cats", "state": "absent"}]}
+    differing, conflicts = compare(
+        statements,
+        projects={"lab": NO_CONTAINERS},
+        files={"/srv/pets": None, "/srv/pets/cats": link, "/etc/lab": None},
+    )
+    assert "files /srv/pets/cats" in differing
+    assert [one.name for one in conflicts] == ["/srv/pets"]
 
 
 def test_an_engine_that_does_not_answer_waits_for_its_settings() -> None:

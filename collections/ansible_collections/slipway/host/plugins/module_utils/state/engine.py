@@ -237,10 +237,20 @@ def _compare_entry(role: str, kind: Kind, entry: Entry, answer: Answer) -> _Item
 
 
 def _accept_paths_to_come(items: Sequence[_Item]) -> None:
-    """Turn conflicts about missing paths into changes, if another entry makes that path."""
-    made = [str(item.entry["path"]) for item in items if item.changes and "path" in item.entry]
+    """Turn conflicts about missing paths into changes, if another entry makes that path.
+
+    A path is made by an entry for itself, for a folder above it, or for something in it.
+    """
+    made = [
+        f"{item.entry['path']}/"
+        for item in items
+        if item.changes and "path" in item.entry and item.entry.get("state") != "absent"
+    ]
     for item in items:
-        if item.missing and any(f"{item.missing}/".startswith(f"{path}/") for path in made):
+        missing = f"{item.missing}/"
+        if item.missing and any(
+            missing.startswith(path) or path.startswith(missing) for path in made
+        ):
             item.conflicts.clear()
             item.changes.append((MISSING, "there"))
 
