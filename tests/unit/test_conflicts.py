@@ -208,6 +208,17 @@ def test_a_path_that_another_role_makes_in_the_same_run_is_no_conflict(
     assert ("projects lab" in differing) is not waits
 
 
+def test_a_mount_of_another_service_does_not_make_the_folder_above_it() -> None:
+    writer = service("web", "/srv/out/web")
+    writer["mounts"][0]["read_only"] = False
+    differing, conflicts = compare(
+        services(service("lab", "/srv/out"), writer),
+        projects={"lab": NO_CONTAINERS, "web": NO_CONTAINERS},
+    )
+    assert "projects web" in differing and "projects lab" not in differing
+    assert [one.name for one in conflicts] == ["/srv/out"]
+
+
 def test_a_path_that_another_role_removes_is_a_conflict() -> None:
     link = ["link", "0777", "root", "root", None, 0, 0]
     statements = services(service("lab", "/srv/pets"))

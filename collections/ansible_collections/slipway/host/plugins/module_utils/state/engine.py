@@ -239,17 +239,22 @@ def _compare_entry(role: str, kind: Kind, entry: Entry, answer: Answer) -> _Item
 def _accept_paths_to_come(items: Sequence[_Item]) -> None:
     """Turn conflicts about missing paths into changes, if another entry makes that path.
 
-    A path is made by an entry for itself, for a folder above it, or for something in it.
+    A path is made by an entry for itself or for a folder above it, and by content in it. A mount of
+    another service is no content.
     """
     made = [
-        f"{item.entry['path']}/"
+        (f"{item.entry['path']}/", item.kind.name != "mounts")
         for item in items
-        if item.changes and "path" in item.entry and item.entry.get("state") != "absent"
+        if item.changes
+        and not item.conflicts
+        and "path" in item.entry
+        and item.entry.get("state") != "absent"
     ]
     for item in items:
         missing = f"{item.missing}/"
         if item.missing and any(
-            missing.startswith(path) or path.startswith(missing) for path in made
+            missing.startswith(path) or (is_content and path.startswith(missing))
+            for path, is_content in made
         ):
             item.conflicts.clear()
             item.changes.append((MISSING, "there"))
