@@ -26,7 +26,7 @@ DRAIN = "drain"
 REMEDIES = {
     "Unable to contact": "Start slurmctld on the controller: run ./slipway site",
     "establish a configuration source": "Start slurmd on this host: run ./slipway site",
-    "": "The munge key or the clock of this host differs: run ./slipway site, which compares both",
+    "": "The munge key or the clock of this host may differ: ./slipway site compares both",
 }
 
 
