@@ -33,12 +33,18 @@ LISTENING = "ss -Hltnp | grep sshd | grep -v ':22 ' || true"
 
 
 class ClosedHost:
-    """The network of a host, of which everything but SSH is dropped and counted."""
+    """The network of a host, of which everything but SSH is dropped; what leaves is counted.
+
+    What comes is dropped too. Otherwise, each attempt of others to reach the address, such as
+    the health checks of a front door whose host had it before, has an answer that counts.
+    """
 
     def __init__(self, container: str) -> None:
         command = ["docker", "inspect", "--format", "{{.State.Pid}}", container]
         self.pid = subprocess.check_output(command, text=True).strip()
         for program in ("iptables", "ip6tables"):
+            self.filter(program, "-A PREROUTING -i eth0 -p tcp ! --dport 22 -j DROP")
+            self.filter(program, "-A PREROUTING -i eth0 ! -p tcp -j DROP")
             self.filter(program, "-A OUTPUT ! -o lo -p tcp --sport 22 -j ACCEPT")
             self.filter(program, "-A OUTPUT -o eth0 -j DROP")
 
