@@ -388,6 +388,8 @@ def test_containers_end_with_their_job(commands: Cluster) -> None:
     for site in (commands, commands.node):
         site.on(WAIT % "! docker ps --all --quiet | grep .")
     assert commands.on("sinfo --noheader --format=%T") == "idle"
+    commands.on("kill -9 $(pidof slurmctld)")
+    commands.on(WAIT % "scontrol ping | grep -q UP")
 
 
 @pytest.mark.long

@@ -19,7 +19,6 @@ FILES = {
     config.EPILOG: f"/etc/slurm/{config.EPILOG}",
 }
 MODES = {config.EPILOG: {"mode": "0755"}}
-DROP_IN = "/etc/systemd/system/slurmd.service.d/slipway.conf"
 CONTROLLER, NODE = "controller", "node"
 PACKAGES = {
     CONTROLLER: ("munge", "slurmctld", "slurm-client"),
@@ -30,7 +29,8 @@ UNITS = {CONTROLLER: ("munge", "slurmctld"), NODE: ("munge", "slurmd")}
 GROUP = "slurm"
 # What the packages leave when they are purged.
 LEFT = (
-    *("/etc/systemd/system/slurmd.service.d", "/etc/slurm", "/etc/munge", "/var/lib/slurm"),
+    *(path.rpartition("/")[0] for path in config.DROP_INS.values()),
+    *("/etc/slurm", "/etc/munge", "/var/lib/slurm"),
     *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
 )
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
@@ -229,6 +229,7 @@ def _controller(
     return {
         "files": [
             _state_folder(),
+            {"path": config.DROP_INS["slurmctld"], "content": config.CONTROLLER_DROP_IN},
             {"path": state.NODES, "content": json.dumps(recorded, indent=1, sort_keys=True) + "\n"},
             *(
                 {"path": path, "content": contents[name], **MODES.get(name, {})}
@@ -248,7 +249,7 @@ def _node(node: Mapping[str, Any], controller: Mapping[str, Any]) -> dict[str, A
         "fetches_key": node["munge_key"] != controller["munge_key"] != "",
         "files": [
             _state_folder(),
-            {"path": DROP_IN, "content": config.daemon_drop_in(controller)},
+            {"path": config.DROP_INS["slurmd"], "content": config.daemon_drop_in(controller)},
         ],
         "packages": [{"name": name} for name in PACKAGES[NODE]],
         "units": _units(NODE),
@@ -267,7 +268,7 @@ def _units(part: str) -> list[dict[str, Any]]:
             "active": True,
             # A node that had a wrong key answers again when slurmd starts, else minutes later.
             "reads": [state.MUNGE_KEY] if name in ("munge", "slurmd") else [],
-            **({"unit_files": [DROP_IN]} if name == "slurmd" else {}),
+            **({"unit_files": [config.DROP_INS[name]]} if name in config.DROP_INS else {}),
         }
         for name in UNITS[part]
     ]

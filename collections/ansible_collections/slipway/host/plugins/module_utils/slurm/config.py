@@ -170,6 +170,15 @@ def epilog_program() -> str:
     return f"#!/usr/bin/python3 -ISB\n{WRITTEN_BY}{source}"
 
 
+DROP_INS = {
+    name: f"/etc/systemd/system/{name}.service.d/slipway.conf" for name in ("slurmctld", "slurmd")
+}
+# The package does not start slurmctld again after a crash.
+CONTROLLER_DROP_IN = (
+    f"{WRITTEN_BY}[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=on-failure\nRestartSec=10\n"
+)
+
+
 def daemon_drop_in(controller: Node) -> str:
     """Return the drop-in of slurmd.service: its configuration comes from the CONTROLLER.
 
