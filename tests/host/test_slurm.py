@@ -32,6 +32,7 @@ CONF, KEY = "/etc/slurm/slurm.conf", "/etc/munge/munge.key"
 PARTITION = {"name": "main", "default": True, "default_time": "1:00:00", "max_time": "8:00:00"}
 # Other packages suggest these libraries of munge, so that apt keeps them.
 STAYS = {"libgcrypt20 installed", "libgpg-error0 installed"}
+THEIRS = "/etc/systemd/system/slurmd.service.d/theirs.conf"
 # Repeats a command for up to a minute.
 WAIT = "for _ in $(seq 300); do if %s; then exit; fi; sleep 0.2; done; exit 1"
 # A host with two GPUs, one user with the same number everywhere, and one user of this host alone.
@@ -388,7 +389,10 @@ def test_containers_end_with_their_job(commands: Cluster) -> None:
     for site in (commands, commands.node):
         site.on(WAIT % "! docker ps --all --quiet | grep .")
     assert commands.on("sinfo --noheader --format=%T") == "idle"
-    commands.on("kill -9 $(pidof slurmctld)")
+    state = commands.on(
+        "kill -9 $(pidof slurmctld); sleep 1; systemctl show --property=SubState slurmctld"
+    )
+    assert state == "SubState=auto-restart"
     commands.on(WAIT % "scontrol ping | grep -q UP")
 
 
@@ -419,9 +423,20 @@ def test_a_job_delays_the_removal_which_then_leaves_nothing(
     assert cluster.state(job) == "RUNNING"
     cluster.on(f"scancel {job}")
     cluster.node.on(WAIT % "! pgrep slurmstepd")
+    job = cluster.submit("sleep 3600", "--nodelist=head")
+    cluster.wait_for(job, "RUNNING")
+    stopped = remove(cluster, "--yes")
+    for host in ("Head.example_1", "node"):
+        assert f"slurm: found running jobs on {host} or on nodes" in stopped.stdout
+    assert cluster.state(job) == "RUNNING"
+    cluster.node.on(f"systemctl is-active slurmd; echo '[Unit]' >{THEIRS}")
+    cluster.on(f"scancel {job}")
+    cluster.on(WAIT % "! squeue --noheader | grep .")
     done = remove(cluster, "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     for site, earlier in ((cluster, before[0]), (cluster.node, before[1])):
-        assert set(look(site).since(earlier)) <= STAYS
+        assert set(look(site).since(earlier)) <= {*STAYS, THEIRS}
         left = "/var/lib/slipway/slurm /var/lib/slurm /var/log/slurm /var/lib/munge /var/log/munge"
         assert site.on(f"ls -d {left} || true") == ""
+    assert cluster.on("ls -d /etc/systemd/system/slurm*.d || true") == ""
+    assert cluster.node.on("echo /etc/systemd/system/slurm*.d/*") == THEIRS

@@ -18,6 +18,7 @@ from ansible_collections.slipway.host.plugins.module_utils.docker import daemon_
 from ansible_collections.slipway.host.plugins.module_utils.host import sessions
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     accounts,
+    apply_files,
     packet_filter,
     started,
 )
@@ -96,6 +97,20 @@ def test_a_file_or_folder_of_another_type_is_replaced(run_module: RunModule, fil
     run_module(files, files=declared(file, state="absent"))
     assert not file.exists()
     assert not run_module(files, files=declared(file, state="absent"))["changed"]
+
+
+def test_the_folder_of_a_drop_in_goes_with_the_last_one(
+    run_module: RunModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply_files, "SYSTEMD_FOLDER", f"{tmp_path}/")
+    ours, theirs = (tmp_path / "x.service.d" / name for name in ("ours.conf", "theirs.conf"))
+    other = tmp_path / "folder" / "file"
+    run_module(files, files=[*declared(ours), *declared(other)])
+    theirs.write_text("theirs")
+    run_module(files, files=[*declared(ours, state="absent"), *declared(other, state="absent")])
+    assert list(ours.parent.iterdir()) == [theirs]
+    run_module(files, files=declared(theirs, state="absent"))
+    assert list(tmp_path.iterdir()) == [other.parent]
 
 
 @pytest.mark.usefixtures("only_root_writes")
@@ -189,6 +204,8 @@ def state(file: str = "enabled", active: str = "active", reload: bool = False) -
         (ON, state("masked", "inactive"), "", ["unmask", "enable", "reset-failed", "start"]),
         (ON, state("masked-runtime"), "", ["unmask --runtime", "enable"]),
         (ON, state(active="failed"), "", ["reset-failed", "start"]),
+        (ON, state(active="auto-restart"), "", ["reset-failed", "start"]),
+        (OFF, state("disabled", "auto-restart"), "", ["stop"]),
         (ON, state(), "restart", ["reset-failed", "restart"]),
         (ON, state(), "reload", ["reload"]),
         (ON, state(reload=True), "", ["daemon-reload"]),

@@ -481,6 +481,8 @@ OFF = {"enabled": False, "active": False}
     [
         (ON, state(), []),
         (ON, state(active="activating"), []),
+        (ON, state(active="auto-restart"), [("auto-restart", "active")]),
+        (OFF, state("disabled", "auto-restart"), [("auto-restart", "inactive")]),
         (ON, state(file=""), [("disabled", "enabled")]),
         (ON, state(active="failed"), [("failed", "active")]),
         (ON, None, [("missing", "a unit")]),

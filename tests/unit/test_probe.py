@@ -248,6 +248,7 @@ UnitFileState=enabled
 NeedDaemonReload=no
 InvocationID=0a1b
 FragmentPath=/lib/systemd/system/docker.service
+SubState=running
 DropInPaths=/usr/lib/systemd/system/docker.service.d/a.conf {folder}/b.conf {folder}/gone.conf
 ExecMainStartTimestampMonotonic=2500000
 
@@ -256,6 +257,9 @@ LoadState=not-found
 ActiveState=inactive
 UnitFileState=
 NeedDaemonReload=yes
+
+ActiveState=activating
+SubState=auto-restart-queued
 END
 """
 DROP_IN = """\
@@ -280,8 +284,9 @@ def test_state_and_settings_of_units_are_asked(
     drop_in = tmp_path / "b.conf"
     drop_in.write_text(DROP_IN)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    found = units.ask_units(["docker.service", "none.service"])
+    found = units.ask_units(["docker.service", "none.service", "crashed.service"])
     docker, none = found["docker.service"], found["none.service"]
+    assert found["crashed.service"]["active"] == "auto-restart"
     digest = hashlib.sha256(DROP_IN.encode()).hexdigest()
     assert docker["files"].pop(str(drop_in)) == [drop_in.stat().st_ctime, digest]
     assert len(docker.pop("files")) == 3

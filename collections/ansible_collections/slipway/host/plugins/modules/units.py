@@ -157,7 +157,7 @@ def select_verbs(entry: Mapping[str, Any], state: dict[str, Any], restart: str) 
         verbs.append("enable")
     elif entry["enabled"] is False and not units.is_disabled(state):
         verbs.append("disable --runtime" if for_this_boot else "disable")
-    if entry["active"] is not None and entry["active"] != units.is_active(state):
+    if not units.has_declared_activity(entry, state):
         # systemd refuses to start a unit that failed too often in a row, until it is reset.
         verbs += ["reset-failed", "start"] if entry["active"] else ["stop"]
     elif restart == "reload":

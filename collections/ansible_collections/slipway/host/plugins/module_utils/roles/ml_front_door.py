@@ -32,7 +32,7 @@ DROP_IN = state_facts.DOOR_DROP_IN
 # Releases without the package.
 OLD_RELEASES = ("jammy",)
 # What the package leaves when it is purged.
-LEFT = ("/etc/systemd/system/caddy.service.d", "/etc/caddy", "/var/lib/caddy", "/var/log/caddy")
+LEFT = ("/etc/caddy", "/var/lib/caddy", "/var/log/caddy")
 LAST_PORT = 65535
 _NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 # systemd replaces other characters of a path, or splits it.

@@ -29,7 +29,7 @@ UNITS = {CONTROLLER: ("munge", "slurmctld"), NODE: ("munge", "slurmd")}
 GROUP = "slurm"
 # What the packages leave when they are purged.
 LEFT = (
-    *(path.rpartition("/")[0] for path in config.DROP_INS.values()),
+    *config.DROP_INS.values(),
     *("/etc/slurm", "/etc/munge", "/var/lib/slurm"),
     *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
 )

@@ -173,16 +173,18 @@ def epilog_program() -> str:
 DROP_INS = {
     name: f"/etc/systemd/system/{name}.service.d/slipway.conf" for name in ("slurmctld", "slurmd")
 }
-# The package does not start slurmctld again after a crash.
+# The package does not start slurmctld again after a crash. One that always crashes stays failed.
 CONTROLLER_DROP_IN = (
-    f"{WRITTEN_BY}[Unit]\nStartLimitIntervalSec=0\n[Service]\nRestart=on-failure\nRestartSec=10\n"
+    f"{WRITTEN_BY}[Unit]\nStartLimitIntervalSec=300\nStartLimitBurst=10\n"
+    "[Service]\nRestart=on-failure\nRestartSec=10\n"
 )
 
 
 def daemon_drop_in(controller: Node) -> str:
     """Return the drop-in of slurmd.service: its configuration comes from the CONTROLLER.
 
-    The empty condition clears that of older packages, which wait for a local slurm.conf.
+    The empty condition clears that of older packages, which wait for a local slurm.conf. Without a
+    limit for starts, a node waits until its controller runs.
     """
     return (
         f"{WRITTEN_BY}[Unit]\nConditionPathExists=\nStartLimitIntervalSec=0\n[Service]\n"

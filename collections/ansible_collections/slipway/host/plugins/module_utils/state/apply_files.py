@@ -13,6 +13,8 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.state import acl, parents, paths
 
 FILE_MODE, FOLDER_MODE = "0644", "0755"
+# A folder for drop-ins of one unit goes with the last of them.
+SYSTEMD_FOLDER = "/etc/systemd/system/"
 
 
 def secure_parents(*guarded: str, check: bool = False) -> list[str]:
@@ -99,6 +101,10 @@ def _remove(path: str) -> None:
     try:
         with paths.opened_parent(path) as (folder, name):
             folder.remove(name)
+        drop_ins = path.rpartition("/")[0]
+        if drop_ins.startswith(SYSTEMD_FOLDER) and drop_ins.endswith(".d"):
+            with paths.opened_parent(drop_ins) as (folder, name):
+                folder.remove_empty(name)
     except FileNotFoundError:
         return
 

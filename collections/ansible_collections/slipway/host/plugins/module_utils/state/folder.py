@@ -290,6 +290,11 @@ class Folder:
         # its first folder it works on descriptors itself.
         shutil.rmtree(f"/proc/self/fd/{self.descriptor}/{name}")
 
+    def remove_empty(self, name: str) -> None:
+        """Remove a folder unless something is in it."""
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=self.descriptor)
+
 
 def reopened(walked: int, flags: int) -> int:
     """Open what an O_PATH descriptor refers to: that file and no other."""

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 NEEDS = (started.__name__,)
 _PROPERTIES = (
     *("LoadState", "UnitFileState", "ActiveState", "NeedDaemonReload", "InvocationID"),
-    *("FragmentPath", "DropInPaths", "ExecMainStartTimestampMonotonic"),
+    *("FragmentPath", "DropInPaths", "ExecMainStartTimestampMonotonic", "SubState"),
 )
+RESTARTS = "auto-restart"
 # Where packages install unit files and drop-ins.
 PACKAGE_FOLDERS = ("/usr/lib/systemd/", "/lib/systemd/")
 # Beginnings of the settings that change what a unit runs, as whom, and who reaches its socket.
@@ -51,7 +52,8 @@ def ask_units(names: list[str]) -> Json:
     ``began``: start of the service's main process, in seconds since 1970, 0 without one; ``start``
     identifies that start. ``files``: unit file and drop-ins, see :func:`started.ask_read`.
     ``drop_ins``: path of each drop-in outside the folders of packages, to the names of settings in
-    it that change what the unit runs.
+    it that change what the unit runs. ``active``: ActiveState, or ``auto-restart`` for a service
+    that systemd starts again after a crash: its ActiveState is that of a service that starts.
     """
     import time
 
@@ -65,14 +67,14 @@ def ask_units(names: list[str]) -> Json:
     booted = time.time() - time.monotonic()
     for name, block in zip(names, shown.split("\n\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        load, file, active, reload, start, fragment, drop_ins, began = (
+        load, file, active, reload, start, fragment, drop_ins, began, sub = (
             values.get(key, "") for key in _PROPERTIES
         )
         sources = [path for path in (fragment, *drop_ins.split()) if path]
         found[name] = {
             "load": load,
             "file": file,
-            "active": active,
+            "active": RESTARTS if RESTARTS in sub else active,
             "reload": reload == "yes",
             "start": start,
             "began": booted + int(began) / 1e6 if began.isdigit() and began != "0" else 0.0,
@@ -131,6 +133,13 @@ def is_active(state: Json) -> bool:
     return state["active"] in ("active", "activating", "reloading")
 
 
+def has_declared_activity(entry: Entry, state: Json) -> bool:
+    """Return whether a unit is active or inactive as declared."""
+    active = entry.get("active")
+    # A crashed service that systemd starts again is neither.
+    return active is None or (active == is_active(state) and state["active"] != RESTARTS)
+
+
 def is_enabled(state: Json) -> bool:
     """Return whether a unit starts at each boot.
 
@@ -180,9 +189,8 @@ def compare_units(entry: Entry, answer: Answer) -> Iterator[Change]:
         yield state["file"] or "disabled", "enabled"
     elif enabled is False and not is_disabled(state):
         yield state["file"], "disabled"
-    active = entry.get("active")
-    if active is not None and active != is_active(state):
-        yield state["active"], "active" if active else "inactive"
+    if not has_declared_activity(entry, state):
+        yield state["active"], "active" if entry.get("active") else "inactive"
         return
     for path in unread_files(entry, answer):
         yield f"started before {path} changed", "started after it"
