@@ -313,6 +313,14 @@ def test_the_door_answers_and_a_second_run_changes_nothing(door: Door) -> None:
     assert (status, answer["version"], answer["sent"]) == (200, "one", "hello")
     assert door.plan() == (0, set())
     assert door.converge(slipway_survey=False).changed() == set()
+    run = door.run("site.yml", "--limit", "door-2", slipway_roles=["ml_aliases"])
+    assert run.status == "successful", run.output
+    other = door.others[0]
+    assert other.on("ml url echo").splitlines() == [
+        f"front door  https://{NAME}/",
+        f"front door  https://{OTHER_NAME}:8443/",
+        f"web         http://{other.host.address}:7000/",
+    ]
 
 
 def test_only_the_ports_of_sites_listen_and_nobody_reads_a_key(door: Door) -> None:

@@ -228,6 +228,10 @@ def test_only_root_sees_the_token_of_a_service(
         other = service._replace(project=project)
         assert containers.format_urls(other) == ["web  http://127.0.0.1:8888/lab"]
     assert containers.format_urls(service) == ["web  http://127.0.0.1:8888/lab?token=s3cret"]
+    assert containers.format_urls(service, ["https://lab.example.org/?token={token}"]) == [
+        "front door  https://lab.example.org/?token=s3cret",
+        "web         http://127.0.0.1:8888/lab?token=s3cret",
+    ]
     file.unlink()
     with pytest.raises(MlError, match=r"^cannot read .*jupyter_token: No such file or directory$"):
         containers.format_urls(service)

@@ -289,8 +289,71 @@ def test_hosts_behind_the_door_take_turns(
         "ml_front_door_state": None,
         **changes,
     }
-    facts = {"distribution": "Debian", "role_path": str(ROOT / "roles/ml_services")}
+    facts = {
+        "distribution": "Debian",
+        "role_path": str(ROOT / "roles/ml_services"),
+        "inventory_name": "gpu01",
+        "options_of_hosts": {},
+    }
     assert ml_services.plan(facts, options)["behind_door"] is behind
+
+
+DOOR_FILE = "/etc/slipway/services/{}/front_door.json"
+
+
+def urls_at_door(*sites: dict[str, Any], name: str = "gpu01", **changes: Any) -> dict[str, Any]:
+    """Return the addresses at the front door that host NAME has for its services."""
+    options = {
+        **host("192.0.2.1", IRIS, NOTEBOOKS),
+        "ml_front_door_host": "login",
+        "ml_front_door_sites": list(sites),
+        "ml_front_door_state": None,
+        **changes,
+    }
+    facts = {
+        "distribution": "Debian",
+        "role_path": str(ROOT / "roles/ml_services"),
+        "inventory_name": name,
+        "options_of_hosts": {"login": {"ml_services_address": "192.0.2.9"}},
+    }
+    projects = ml_services.plan(facts, options)["projects"]
+    found = {}
+    for project in projects:
+        for file in project["files"]:
+            if file["path"] == DOOR_FILE.format(project["name"]):
+                found[project["name"]] = json.loads(file["content"])
+        names = project["folders"][0]["entries"]
+        assert ("front_door.json" in names) is (project["name"] in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("site", "url"),
+    [
+        ({"address": "a.example.org"}, "https://a.example.org/predict"),
+        ({"address": "a.example.org", "port": "8443"}, "https://a.example.org:8443/predict"),
+        ({"address": "2001:db8::1", "port": 443}, "https://[2001:db8::1]/predict"),
+        ({"plain_http": True}, "http://192.0.2.9/predict"),
+        ({"plain_http": True, "port": 443}, "http://192.0.2.9:443/predict"),
+        ({"hosts": ["gpu01", "gpu02"]}, "https://192.0.2.9/predict"),
+        ({"service_port": "other"}, "https://192.0.2.9"),
+    ],
+)
+def test_a_service_knows_its_address_at_the_door(site: dict[str, Any], url: str) -> None:
+    assert urls_at_door({"service": "iris-api", **site}) == {"iris-api": [url]}
+
+
+def test_only_a_service_behind_the_door_has_an_address_there() -> None:
+    both = [{"service": "notebooks", "port": port} for port in (443, 8443)]
+    page = "/lab?token={token}"
+    assert urls_at_door(*both) == {
+        "notebooks": [f"https://192.0.2.9{page}", f"https://192.0.2.9:8443{page}"]
+    }
+    assert urls_at_door({"service": "iris-api", "hosts": ["gpu02"]}) == {}
+    assert urls_at_door({"service": "iris-api"}, ml_front_door_state="absent") == {}
+    # The plan of the front door reports these.
+    assert urls_at_door({"service": "iris-api"}, ml_front_door_host="none") == {}
+    assert urls_at_door({"service": "unknown"}) == {}
 
 
 class HostVars(dict[str, Any]):
@@ -311,7 +374,7 @@ def test_options_of_another_host_are_read_from_its_variables() -> None:
     assert found["ml_services_instances"] == [IRIS]
     assert found["ml_front_door_address"] == "192.0.2.1"
     assert options.get("gpu03") is None
-    with pytest.raises(AnsibleActionFail, match="services of host gpu02: 'rack' is undefined"):
+    with pytest.raises(AnsibleActionFail, match="ml_services on host gpu02: 'rack' is undefined"):
         options.get("gpu02")
 
 

@@ -95,9 +95,8 @@ def test_a_user_without_a_known_user_id_is_refused(declared: dict[str, Any], err
 
 
 def test_both_sides_name_the_same_file() -> None:
-    assert (
-        f"{own_services.FOLDER}/{own_services.FILE}" == f"{project.FOLDER}/{project.ADDRESS_FILE}"
-    )
+    assert str(own_services.FOLDER) == project.FOLDER
+    assert (own_services.FILE, own_services.DOOR_FILE) == (project.ADDRESS_FILE, project.DOOR_FILE)
 
 
 @pytest.fixture
@@ -144,6 +143,22 @@ def test_she_sees_the_address_with_the_token_without_docker(
     monkeypatch.setenv("SSH_CONNECTION", "1 2 3 4")
     assert url() == 0
     assert f"run there: ssh -L {port}:127.0.0.1:{port} " in capsys.readouterr().err
+
+
+def test_she_sees_the_address_at_the_front_door_first(
+    folder: Path, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service(folder, "notebooks", port)
+    door = folder / "notebooks/front_door.json"
+    door.write_text('["https://lab.example.org/lab?token={token}"]')
+    assert url() == 0
+    at_host = f"notebooks jupyter  http://127.0.0.1:{port}/lab?token=secret\n"
+    at_door = "notebooks front door  https://lab.example.org/lab?token=secret\n"
+    assert capsys.readouterr().out == at_door + at_host
+    for broken in ("{", "3", "null"):
+        door.write_text(broken)
+        assert url() == 0
+        assert capsys.readouterr().out == at_host
 
 
 def test_a_service_that_does_not_answer_is_named(

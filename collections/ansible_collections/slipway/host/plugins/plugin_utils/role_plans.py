@@ -125,7 +125,8 @@ class OptionsOfHosts:
             address = variables.get(option) or variables.get("ansible_host") or host
         except AnsibleError as error:
             raise EvaluationError(
-                f"Cannot read the services of host {host}: {_root_message(error)}."
+                f"Cannot read the options of role {self.role} on host {host}: "
+                f"{_root_message(error)}."
             ) from error
         return {**options, option: str(address)}
 

@@ -49,9 +49,18 @@ class Site:
     @property
     def url(self) -> str:
         """Return what users open."""
-        scheme, usual = ("http", 80) if self.plain else ("https", 443)
-        port = "" if self.port == usual else f":{self.port}"
-        return f"{scheme}://{in_brackets(self.address)}{port}"
+        return site_url(self.address, self.port, self.plain)
+
+
+def usual_port(plain: bool) -> int:
+    """Return the port that a URL does not name."""
+    return 80 if plain else 443
+
+
+def site_url(address: str, port: int | str, plain: bool) -> str:
+    """Return the URL of a site."""
+    shown = "" if str(port) == str(usual_port(plain)) else f":{port}"
+    return f"{'http' if plain else 'https'}://{in_brackets(address)}{shown}"
 
 
 def in_brackets(address: str) -> str:

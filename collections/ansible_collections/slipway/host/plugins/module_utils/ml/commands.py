@@ -229,7 +229,8 @@ def url(docker: Docker, host: Host, arguments: argparse.Namespace) -> int:
     if not arguments.name and services and not any(container.mine for container in running):
         return own_services.show(services, host.contact)
     container = containers.select_container(running, arguments.name, "see its addresses")
-    print("\n".join(containers.format_urls(container)))
+    door = own_services.find_door_urls(container.project) if container.is_recorded else []
+    print("\n".join(containers.format_urls(container, door)))
     return 0
 
 

@@ -23,6 +23,8 @@ TOKEN = "{token}"
 KEY = "#key="
 # As state.containers.SERVICE_RECORDS.
 SERVICE_RECORDS = Path("/var/lib/slipway/services")
+# The name of addresses at the front door of a service.
+DOOR = "front door"
 ANY_ADDRESS = ("", "0.0.0.0", "::")
 # Ended detached containers keep their logs until the user removes them, within these limits.
 KEEP_ENDED = 20
@@ -274,13 +276,17 @@ def find_token_file(container: Container) -> str | None:
     return "" if container.mine else None
 
 
-def format_urls(container: Container) -> list[str]:
-    """Return the addresses of a container, one a line, with the token if the caller may know it."""
-    if not container.urls:
+def format_urls(container: Container, door_urls: Iterable[str] = ()) -> list[str]:
+    """Return the addresses of a container, one a line, with the token if the caller may know it.
+
+    DOOR_URLS are those at the front door.
+    """
+    urls = [*((DOOR, url) for url in door_urls), *container.urls.items()]
+    if not urls:
         raise MlError(f"container {container.name} publishes no port, so it has no address")
-    width = max(map(len, container.urls))
+    width = max(len(name) for name, _url in urls)
     file = find_token_file(container)
     return [
         f"{name:{width}}  {hide_token(url) if file is None else show_url(insert_token(url, file))}"
-        for name, url in container.urls.items()
+        for name, url in urls
     ]

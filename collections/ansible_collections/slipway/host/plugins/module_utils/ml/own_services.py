@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 from . import containers, start
 from .errors import MlError, reason
 
-# As FOLDER and ADDRESS_FILE of services.project.
+# As FOLDER, ADDRESS_FILE and DOOR_FILE of services.project.
 FOLDER = Path("/etc/slipway/services")
 FILE = "address.json"
+DOOR_FILE = "front_door.json"
 LOOPBACK = ("127.0.0.1", "::1")
 TIMEOUT = 2.0
 
@@ -53,6 +54,15 @@ def find() -> list[Service]:
     return services
 
 
+def find_door_urls(service: str) -> list[str]:
+    """Return the addresses of a service at the front door; ``{token}`` stands for its token."""
+    try:
+        urls = json.loads((FOLDER / service / DOOR_FILE).read_text(encoding="utf-8"))
+        return [str(url) for url in urls]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def show(services: Iterable[Service], contact: str) -> int:
     """Print the addresses of services with their tokens; return the exit status.
 
@@ -60,10 +70,12 @@ def show(services: Iterable[Service], contact: str) -> int:
     """
     status = 0
     for service in services:
-        for port, url in service.urls.items():
+        at_door = [(containers.DOOR, url) for url in find_door_urls(service.name)]
+        for port, url in (*at_door, *service.urls.items()):
             shown = containers.show_url(containers.insert_token(url, service.token_file))
             print(f"{service.name} {port}  {shown}")
-            if not answers(url):
+            # This host need not know the name of the front door.
+            if port != containers.DOOR and not answers(url):
                 status = 1
                 problem = f"service {service.name} does not answer at {containers.hide_token(url)}"
                 help_text = f"ask {contact}" if contact else "ask your administrator"

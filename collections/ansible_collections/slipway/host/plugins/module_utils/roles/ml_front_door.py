@@ -136,7 +136,7 @@ def _site(entry: Mapping[str, Any], facts: Mapping[str, Any]) -> caddy.Site:
     return caddy.Site(
         service=service,
         address=entry.get("address") or facts["address"],
-        port=entry.get("port") or (80 if plain else 443),
+        port=entry.get("port") or caddy.usual_port(plain),
         upstreams=upstreams,
         health=health,
         sticky=entry.get("sticky", sticky),

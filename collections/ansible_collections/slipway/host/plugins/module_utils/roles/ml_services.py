@@ -20,6 +20,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services.compose impo
     displayed_urls,
     service_labels,
 )
+from ansible_collections.slipway.host.plugins.module_utils.services.door import door_files
 from ansible_collections.slipway.host.plugins.module_utils.services.expected import (
     expected_container,
 )
@@ -31,6 +32,7 @@ from ansible_collections.slipway.host.plugins.module_utils.services.mounts impor
 from ansible_collections.slipway.host.plugins.module_utils.services.project import (
     ADDRESS_FILE,
     COMPOSE_FILE,
+    DOOR_FILE,
     FOLDER,
     SECRETS_FOLDER,
     Host,
@@ -51,6 +53,9 @@ from ansible_collections.slipway.host.plugins.module_utils.services.secrets impo
 __all__ = ["Host", "Project", "ServiceError", "plan"]
 
 ROLE = "ml_services"
+# The plan gets the options of this role on all hosts: see role_plans.
+OPTIONS_OF_HOSTS = "ml_front_door"
+DOOR_ADDRESS = f"{ROLE}_address"
 # The image that runs as a service if ml_services_instances is not set.
 DEFAULT_IMAGE = "iris-api"
 # Options of other roles that the plan reads.
@@ -79,16 +84,39 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         projects.append(Project(declared, build.images([image])[-1], arguments))
     reserves = any(project.declared.get("gpus") for project in projects)
     gpus = _gpus(facts, options["ml_services_share_gpus"]) if reserves else services_gpus.Gpus()
-    host = Host(facts.get("address", "localhost"), options["ml_services_bind_address"], gpus)
-    behind_door = _is_behind_door([project.name for project in projects], options)
-    return {**assemble_projects(projects, host), "behind_door": behind_door}
+    names = {project.name for project in projects}
+    sites = [site for site in _declared_sites(options) if site.get("service") in names]
+    host = Host(
+        facts.get("address", "localhost"),
+        options["ml_services_bind_address"],
+        gpus,
+        _sites_of_host(sites, facts, options),
+    )
+    return {**assemble_projects(projects, host), "behind_door": bool(sites)}
 
 
-def _is_behind_door(services: Sequence[str], options: Mapping[str, Any]) -> bool:
-    """Return whether a front door has one of these services."""
-    sites = options.get("ml_front_door_sites") or ()
-    is_declared = options.get("ml_front_door_host") and options["ml_front_door_state"] != "absent"
-    return bool(is_declared and {site.get("service") for site in sites}.intersection(services))
+def _declared_sites(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the sites of the front door, none without a front door."""
+    if not options.get("ml_front_door_host") or options["ml_front_door_state"] == "absent":
+        return []
+    return options.get("ml_front_door_sites") or []
+
+
+def _sites_of_host(
+    sites: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the sites of the front door that lead to this host, each with its address."""
+    found = []
+    for site in sites:
+        hosts = site.get("hosts") or [facts["inventory_name"]]
+        address = site.get("address")
+        if not address:
+            of_door = facts["options_of_hosts"].get(options["ml_front_door_host"])
+            # The plan of the front door reports a host that is not in the inventory.
+            address = of_door and of_door[DOOR_ADDRESS]
+        if address and facts["inventory_name"] in hosts:
+            found.append({**site, "address": address})
+    return found
 
 
 def declared_services(options: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -154,17 +182,19 @@ def _project_entry(project: Project, gpus: Sequence[str], host: Host) -> dict[st
     folder = f"{project.folder}/{SECRETS_FOLDER}"
     names = [secret.name for secret in secrets]
     address = service_users.address_file(project, urls, secrets)
+    at_door = door_files(project, host.sites)
     return {
         "name": project.name,
         "ports": [port.address_and_port for port in published],
         "volumes": volumes,
-        "files": _files(project, service, volumes, secrets, address),
+        "files": [*_files(project, service, volumes, secrets, address), *at_door],
         "folders": [
             {
                 "path": project.folder,
                 "entries": [
                     COMPOSE_FILE,
                     *([ADDRESS_FILE] if address else []),
+                    *([DOOR_FILE] if at_door else []),
                     *([SECRETS_FOLDER] if secrets else []),
                 ],
             },

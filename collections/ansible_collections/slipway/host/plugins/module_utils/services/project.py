@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ COMPOSE_FILE = "compose.yaml"
 SECRETS_FOLDER = "secrets"
 # For `ml url` of the user of a service; ml.own_services reads it.
 ADDRESS_FILE = "address.json"
+# For `ml url` of a service behind a front door; ml.own_services reads it.
+DOOR_FILE = "front_door.json"
 # What compose accepts as the name of a project.
 PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -39,11 +41,15 @@ class ServiceError(ValueError):
 
 @dataclass(frozen=True)
 class Host:
-    """The host's part: its name for others, the address that ports are bound to, its GPUs."""
+    """The host's part: its name for others, the address that ports are bound to, its GPUs.
+
+    sites: sites of the front door for services of this host, see :func:`services.door.door_files`.
+    """
 
     name: str = "localhost"
     bind_address: str = "127.0.0.1"
     gpus: services_gpus.Gpus = field(default_factory=services_gpus.Gpus)
+    sites: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
