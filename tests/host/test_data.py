@@ -62,6 +62,7 @@ PETS = tar({"pets/README": b"hello\n", "pets/train/cat.png": b"cat", "pets/train
 LARGE = tar({"large/noise": os.urandom(24_000_000)}, "w")
 
 
+MODEL = {"config.json": b"{}", "tokenizer/vocab.json": b"[]"}
 TREES_TASK = "ml_data: Install, update and remove data sets and repositories"
 
 
@@ -84,6 +85,12 @@ class DataSite(Site):
         found = {"name": name, "url": self.server.url(f"/{name}"), "checksum": sha256(content)}
         return {**found, "strip": 1, **more}
 
+    def files(self, name: str, content: dict[str, bytes]) -> dict[str, Any]:
+        """Have the server give a folder of files; return its declaration."""
+        self.server.files.update({f"/{name}/{file}": data for file, data in content.items()})
+        checksums = {file: sha256(data) for file, data in content.items()}
+        return {"name": name, "url": self.server.url(f"/{name}"), "files": checksums}
+
     def wanted(self, *more: dict[str, Any]) -> None:
         """Declare the data of the host, and MORE archives."""
         self.declare(
@@ -92,6 +99,7 @@ class DataSite(Site):
             ml_data_archives=[
                 self.archive("pets", PETS, owner="alice", group="research", mode="2750"),
                 self.archive("large", LARGE, to="/mnt/small/large", headers={"X-Key": TOKEN}),
+                self.files("model", MODEL),
                 *more,
             ],
             ml_data_repositories=[{**self.course, "owner": "alice"}],
@@ -158,6 +166,7 @@ def test_all_trees_are_complete(site: DataSite) -> None:
         f"{DISK}/large\n24000000"
     )
     assert site.on(f"su alice -c 'git -C {CODE}/course log --format=%s'") == "one"
+    assert site.on(f"cd {DATA}/model; cat config.json tokenizer/vocab.json") == "{}[]"
     assert site.on(f"ls -A {DATA} {CODE} {DISK} /mnt/small | grep {STAGES} || true") == ""
 
 

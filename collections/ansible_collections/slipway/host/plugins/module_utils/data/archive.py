@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,25 @@ class Archive:
         present = {path: staging.Stage(path).downloaded_bytes() for path in candidates}
         return disk.select_folder(candidates, archive_size + content_size, present)
 
+    def file_size(self) -> int:
+        """Return the size of the archive itself, 0 if the server does not send it."""
+        if self.tree["local"]:
+            with self._opened_local() as descriptor:
+                return os.fstat(descriptor).st_size
+        return self._source().size() or 0
+
+    def store(self, target: str) -> None:
+        """Put the archive into the working folder as the file TARGET, if it has its checksum."""
+        with self._opened() as archive:
+            self._check_checksum(archive)
+            with self._describing_full_disk("copying", lambda: _delete(target)):
+                self._add_file(archive, target)
+        download.discard()
+
+    def part(self, _names: Collection[str]) -> Archive:
+        """Return what creates these names at the top of the tree: only the whole archive does."""
+        return self
+
     def create_tree(self, attributes: Attributes) -> None:
         """Create the complete tree in the working folder."""
         tree = self.tree
@@ -91,7 +110,7 @@ class Archive:
                                 archive, tree["strip"], tree["name"], size_limit, self.progress
                             )
                     else:
-                        self._add_file(archive)
+                        self._add_file(archive, f"{staging.TREE}/{self._file_name()}")
                     # First, because a change of the owner changes the ctime of a file.
                     set_attributes(created, attributes, created_by_root=True)
                     record.write(created, tree["version"], checksum, digests)
@@ -119,10 +138,12 @@ class Archive:
         except FileNotFoundError as error:
             raise TreeError(f"cannot read {path}: {error.strerror}. Correct 'url'.") from error
 
-    def _add_file(self, archive: int) -> None:
-        """Put an archive that is not unpacked into the tree, as a file."""
-        name = posixpath.basename(urlsplit(self.tree["from"]).path) or self.tree["name"]
-        target = f"{staging.TREE}/{name}"
+    def _file_name(self) -> str:
+        """Return the name of an archive that is not unpacked."""
+        return posixpath.basename(urlsplit(self.tree["from"]).path) or str(self.tree["name"])
+
+    def _add_file(self, archive: int, target: str) -> None:
+        """Put an archive that is not unpacked into the working folder."""
         if self.tree["local"]:
             self._copy(archive, target)
         else:
@@ -177,9 +198,10 @@ class Archive:
         elif checksum != tree["checksum"]:
             if not tree["local"]:
                 download.discard()
+            unused = "archive was not unpacked" if tree["unpack"] else "file was not used"
             raise TreeError(
                 f"checksum of {tree['from']}: found {checksum}; expected {tree['checksum']}. The "
-                "archive was not unpacked. Check whether the file has a newer version, or was "
+                f"{unused}. Check whether the file has a newer version, or was "
                 "changed by somebody else."
             )
         return checksum
@@ -199,6 +221,10 @@ class Archive:
                 f"deleted, which leaves {free} free. Free some space, declare 'size', or add a "
                 "folder on a larger disk to ml_data_disks."
             ) from error
+
+
+def _delete(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
 
 
 def _check_readable_by_others(path: str, parent: Folder, info: os.stat_result) -> None:

@@ -31,7 +31,9 @@ from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
 TREE, LINK, OLD = "tree", "link", "old"
 # Files in a stage: the downloaded part of an archive, and the record of this download.
 PART, PART_RECORD = "archive", "archive.json"
-CONTENTS = (TREE, LINK, OLD, PART, PART_RECORD)
+# Folder in a stage with complete files of an unfinished tree.
+FILES = "files"
+CONTENTS = (TREE, LINK, OLD, PART, PART_RECORD, FILES)
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
 
 
@@ -100,7 +102,7 @@ class Stage:
         delete_stages(self.stages, only=[self.name])
 
     def downloaded_bytes(self) -> int:
-        """Return the size of the downloaded part of an archive in the stage."""
+        """Return the size of what was downloaded to the stage."""
         with ExitStack() as stack:
             try:
                 parent, name = stack.enter_context(paths.opened_parent(self.tree_path))
@@ -109,7 +111,14 @@ class Stage:
             except FileNotFoundError:
                 return 0
             info = stage.lstat(PART)
-            return info.st_size if info else 0
+            size = info.st_size if info else 0
+            with suppress(FileNotFoundError):
+                files = stack.enter_context(stage.entered(FILES))
+                size += sum(
+                    entry.stat(follow_symlinks=False).st_size
+                    for entry in os.scandir(files.descriptor)
+                )
+            return size
 
     def _opened_parent(self) -> Folder:
         if self.parent is None:

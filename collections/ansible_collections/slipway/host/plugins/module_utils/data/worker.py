@@ -26,6 +26,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
     staging,
 )
 from ansible_collections.slipway.host.plugins.module_utils.data.archive import Archive
+from ansible_collections.slipway.host.plugins.module_utils.data.file_set import FileSet
 from ansible_collections.slipway.host.plugins.module_utils.data.location import (
     Location,
     allowed_paths,
@@ -150,7 +151,8 @@ class Worker:
 
     def install_dataset(self, tree: Tree, attributes: Attributes, location: Location) -> None:
         """Unpack a data set, or restore missing files of the existing one."""
-        archive = Archive(tree, self.secrets.get(tree["name"], {}), self.progress)
+        source_type = FileSet if tree.get("files") else Archive
+        source = source_type(tree, self.secrets.get(tree["name"], {}), self.progress)
         for path in candidate_paths(tree, location):
             with folders.opened_tree(path) as folder:
                 present = record.read(folder) if folder else None
@@ -158,15 +160,15 @@ class Worker:
                     if path != location.path:
                         self.check_replaceable(location.path)
                     names = record.missing_names(folder, present)
-                    self.restore(archive, attributes, folder, names)
+                    self.restore(source.part(names), attributes, folder, names)
                     set_attributes(folder, attributes, created_by_root=True)
                     break
         else:
             self.check_replaceable(location.path)
-            path = archive.select_path(location.path)
+            path = source.select_path(location.path)
             stage = staging.Stage(path)
             with stage.entered():
-                archive.create_tree(attributes)
+                source.create_tree(attributes)
                 # Checked again, because people may have added files during the download.
                 replaced = self.check_replaceable(location.path)
                 if path != location.path:
@@ -201,13 +203,17 @@ class Worker:
             return folders.identify(folder.info())
 
     def restore(
-        self, archive: Archive, attributes: Attributes, folder: Folder, names: list[str]
+        self,
+        source: Archive | FileSet,
+        attributes: Attributes,
+        folder: Folder,
+        names: list[str],
     ) -> None:
         """Restore missing NAMES at the top of an opened tree; other files are not changed."""
         if not names:
             return
         with staging.Stage(folder.path).entered():
-            archive.create_tree(attributes)
+            source.create_tree(attributes)
             for name in names:
                 staging.move_new(f"{staging.TREE}/{name}", folder, name)
 

@@ -9,29 +9,31 @@ can be logged.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+from ansible_collections.slipway.host.plugins.module_utils.data.checksums import (
+    DataError,
+    read_checksum,
+    read_files,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import trees as state_trees
+
+__all__ = ["DataError", "plan"]
 
 Item = Mapping[str, Any]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Hexadecimal digits by algorithm.
-CHECKSUMS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 MODE = re.compile(r"[0-7]{4}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B?")
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-class DataError(ValueError):
-    """A declaration cannot be applied; the message names the entry and the reason."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _dataset(
             f"{where}: url and path are both set or both missing; expected one of the two. Set "
             "url, or path for a file on the host"
         )
-    checksum = _checksum(where, item.get("checksum") or "")
+    checksum = read_checksum(where, item.get("checksum") or "")
     source = _source(where, item)
     _check_optional(where, tree, source.url if source else "")
     shown = source.shown if source else str(item["path"])
@@ -127,6 +129,10 @@ def _dataset(
         "strip": _count(where, "strip", item.get("strip", 0)),
         "unpack": item.get("unpack", True),
     }
+    if files := read_files(where, item, shown):
+        listed = json.dumps(files, sort_keys=True).encode()
+        version = f"files:sha256:{hashlib.sha256(listed).hexdigest()}"
+        tree |= {"version": version, "files": files, "unpack": False}
     return tree, source
 
 
@@ -250,18 +256,6 @@ def _check_apart(trees: Sequence[Item]) -> None:
         names[tree["name"]] = tree["path"]
 
 
-def _checksum(where: str, declared: str) -> str:
-    if not declared:
-        return ""
-    kind, _separator, digits = declared.lower().partition(":")
-    if CHECKSUMS.get(kind) != len(digits) or re.search(r"[^0-9a-f]", digits):
-        raise DataError(
-            f"{where}: checksum is {declared!r}; expected ALGORITHM:DIGITS with one of "
-            f"{', '.join(sorted(CHECKSUMS))} and all its hexadecimal digits. Change checksum"
-        )
-    return f"{kind}:{digits}"
-
-
 def _count(where: str, key: str, value: Any) -> int:
     try:
         number = int(value)
@@ -296,8 +290,12 @@ def _offers(
     for tree in trees:
         if tree["optional"] and tree["name"] in secrets:
             url, headers = (secrets[tree["name"]][part] for part in ("url", "headers"))
-            # The first request of git.
-            request_url = f"{url}/info/refs?service=git-upload-pack" if "revision" in tree else url
+            request_url = url
+            if "revision" in tree:
+                # The first request of git.
+                request_url = f"{url}/info/refs?service=git-upload-pack"
+            elif "files" in tree:
+                request_url = f"{url}/{quote(next(iter(tree['files'])))}"
             offers[tree["name"]] = [
                 *(tree["path"], request_url, tree["version"], download_environment),
                 json.dumps(headers),

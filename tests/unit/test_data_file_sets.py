@@ -1,0 +1,174 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Data sets that are folders of files, such as a model on a hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slipway.host.plugins.module_utils.data import disk
+from ansible_collections.slipway.host.plugins.module_utils.roles.ml_data import DataError
+
+from tests.fixtures.data_sets import sha256
+from tests.unit.test_data_worker import Host, host
+
+__all__ = ["host"]
+
+MODEL = {
+    "config.json": b"{}",
+    "part 1.safetensors": os.urandom(100_000),
+    "tokenizer/vocab.json": b"[]",
+}
+
+
+def declare(host: Host, content: Mapping[str, bytes], **more: Any) -> dict[str, Any]:
+    """Return the declaration of files that the server gives, with spaces as %20."""
+    for name, data in content.items():
+        host.server.files[f"/hub/{name.replace(' ', '%20')}"] = data
+    files = {name: sha256(data) for name, data in content.items()}
+    return {"name": "pets", "url": host.server.url("/hub"), "files": files, **more}
+
+
+def requested(host: Host) -> list[str]:
+    """Return the paths that were requested since the last call."""
+    found = [request.path for request in host.server.requests]
+    host.server.requests.clear()
+    return found
+
+
+def test_files_become_a_folder_once(host: Host) -> None:
+    declared = declare(host, MODEL, headers={"Authorization": "Bearer x"})
+    assert host.settle(declared) == {}
+    assert host.holds() == MODEL
+    assert sorted(host.data.iterdir()) == [host.tree], "nothing unfinished is left"
+    assert {one.headers["Authorization"] for one in host.server.requests} == {"Bearer x"}
+    assert oct((host.tree / "tokenizer/vocab.json").stat().st_mode)[-3:] == "644"
+    requested(host)
+    assert host.settle(declared) == {}
+    assert requested(host) == []
+
+
+def test_an_interrupted_download_continues_within_its_file(host: Host) -> None:
+    declared = declare(host, MODEL, size="1M")
+    # The first file, half of the second, and no more.
+    host.server.cut_after, host.server.left = 50_000, 2
+    assert "part 1.safetensors was interrupted after 50.0 kB" in host.settle(declared)["pets"]
+    assert not host.tree.exists()
+    host.server.cut_after = host.server.left = None
+    requested(host)
+    assert host.settle(declared) == {}
+    assert host.holds() == MODEL
+    requests = [(one.path, one.headers["Range"]) for one in host.server.requests]
+    assert requests == [
+        ("/hub/part%201.safetensors", "bytes=50000-"),
+        ("/hub/tokenizer/vocab.json", None),
+    ]
+
+
+def test_a_file_with_another_checksum_is_refused_and_the_others_stay(host: Host) -> None:
+    declared = declare(host, MODEL, size="1M")
+    host.server.files["/hub/tokenizer/vocab.json"] = b"forged"
+    why = host.settle(declared)["pets"]
+    assert f"checksum of {host.server.url('/hub/tokenizer/vocab.json')}: found sha256:" in why
+    assert "The file was not used." in why
+    assert not host.tree.exists()
+    host.server.files["/hub/tokenizer/vocab.json"] = b"[]"
+    requested(host)
+    assert host.settle(declared) == {}
+    assert requested(host) == ["/hub/tokenizer/vocab.json"]
+
+
+def test_a_stored_file_that_was_damaged_is_downloaded_again(host: Host) -> None:
+    declared = declare(host, MODEL, size="1M")
+    del host.server.files["/hub/tokenizer/vocab.json"]
+    assert "answered 404" in host.settle(declared)["pets"]
+    stored = sorted((host.data / ".slipway-unfinished/pets/files").iterdir())
+    assert len(stored) == 2
+    for file in stored:
+        file.write_bytes(b"damaged")
+    assert host.settle(declare(host, MODEL, size="1M")) == {}
+    assert host.holds() == MODEL
+
+
+def test_only_a_missing_file_is_restored(host: Host) -> None:
+    declared = declare(host, MODEL)
+    assert host.settle(declared) == {}
+    (host.tree / "config.json").unlink()
+    (host.tree / "notes").write_text("mine")
+    requested(host)
+    assert host.settle(declared) == {}
+    assert requested(host) == ["/hub/config.json"]
+    assert host.holds() == {**MODEL, "notes": b"mine"}
+
+
+def test_another_version_replaces_the_folder_but_nothing_of_people(host: Host) -> None:
+    assert host.settle(declare(host, MODEL)) == {}
+    newer = {"config.json": b"{1}", "other": b"x"}
+    (host.tree / "notes").write_text("mine")
+    assert "(notes)" in host.settle(declare(host, newer))["pets"]
+    (host.tree / "notes").unlink()
+    assert host.settle(declare(host, newer)) == {}
+    assert host.holds() == newer
+    assert host.settle({**declare(host, newer), "state": "absent"}) == {}
+    assert not host.tree.exists()
+
+
+def test_files_of_a_folder_of_the_host_are_copied(host: Host, tmp_path: Path) -> None:
+    folder = tmp_path / "usb"
+    for name, data in MODEL.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "not wanted").touch()
+    declared = {**declare(host, MODEL), "url": "", "path": str(folder)}
+    assert host.settle(declared) == {}
+    assert (host.holds(), requested(host)) == (MODEL, [])
+    assert (folder / "config.json").read_bytes() == b"{}"
+    (folder / "config.json").unlink()
+    (host.tree / "config.json").unlink()
+    assert f"cannot read {folder}/config.json" in host.settle(declared)["pets"]
+
+
+def test_a_disk_without_space_is_refused_before_the_download(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda _folder: 100_000)
+    assert "expected 100.0 kB" in host.settle(declare(host, MODEL))["pets"]
+
+
+SUM = sha256(b"")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"files": {"a": ""}}, "a has no checksum; expected one, such as sha256:DIGITS"),
+        ({"files": {"a": "sha256:12"}}, "a: checksum is 'sha256:12'"),
+        ({"files": {"/a": SUM}}, "invalid name '/a'"),
+        ({"files": {"../a": SUM}}, "invalid name '../a'"),
+        ({"files": {"a/../b": SUM}}, "invalid name 'a/../b'"),
+        ({"files": {"a/": SUM}}, "invalid name 'a/'"),
+        ({"files": {".": SUM}}, "invalid name '.'"),
+        ({"files": {".slipway/record.json": SUM}}, "invalid name '.slipway/record.json'"),
+        ({"files": {"a\n": SUM}}, "invalid name"),
+        ({"files": {"a": SUM, "a/b": SUM}}, "invalid name 'a/b'"),
+        ({"checksum": SUM}, "files is set together with checksum"),
+        ({"strip": 1}, "files is set together with checksum, strip or unpack"),
+        ({"unpack": False}, "files is set together with checksum"),
+        ({"url": "https://hub.example.org/x/"}, "ends with a slash"),
+        ({"url": "https://hub.example.org/x?a=b"}, "contains \\? or #"),
+        ({"url": "", "path": "/srv/x/"}, "/srv/x/"),
+    ],
+)
+def test_declarations_that_cannot_be_applied(host: Host, changes: dict[str, Any], why: str) -> None:
+    declared = {"name": "pets", "url": "https://hub.example.org/x", "files": {"a": SUM}, **changes}
+    with pytest.raises(DataError, match=why):
+        host.plan(declared)
+
+
+def test_the_offer_of_an_optional_model_is_its_first_file(host: Host) -> None:
+    planned = host.plan(declare(host, {"a b": b"", "c": b""}, optional=True))
+    assert planned["owned"]["datasets"][0]["offer"][1] == host.server.url("/hub/a%20b")
