@@ -89,7 +89,8 @@ class DataSite(Site):
         """Have the server give a folder of files; return its declaration."""
         self.server.files.update({f"/{name}/{file}": data for file, data in content.items()})
         checksums = {file: sha256(data) for file, data in content.items()}
-        return {"name": name, "url": self.server.url(f"/{name}"), "files": checksums}
+        folder = {"name": name, "url": self.server.url(f"/{name}"), "to": f"/srv/{name}"}
+        return {**folder, "files": checksums}
 
     def wanted(self, *more: dict[str, Any]) -> None:
         """Declare the data of the host, and MORE archives."""
@@ -166,7 +167,7 @@ def test_all_trees_are_complete(site: DataSite) -> None:
         f"{DISK}/large\n24000000"
     )
     assert site.on(f"su alice -c 'git -C {CODE}/course log --format=%s'") == "one"
-    assert site.on(f"cd {DATA}/model; cat config.json tokenizer/vocab.json") == "{}[]"
+    assert site.on(f"cd /srv/model; cat config.json tokenizer/vocab.json") == "{}[]"
     assert site.on(f"ls -A {DATA} {CODE} {DISK} /mnt/small | grep {STAGES} || true") == ""
 
 
@@ -549,7 +550,7 @@ def test_a_foreign_tree_is_not_changed(site: DataSite) -> None:
 
 
 def test_removal_removes_all_files_of_the_role(site: DataSite) -> None:
-    gone = [("pets", None), ("large", "/mnt/small/large")]
+    gone = [("pets", None), ("large", "/mnt/small/large"), ("model", "/srv/model")]
     site.declare(
         ml_data_archives=[
             {"name": name, "state": "absent", **({"to": to} if to else {})} for name, to in gone
@@ -561,4 +562,4 @@ def test_removal_removes_all_files_of_the_role(site: DataSite) -> None:
     assert site.plan() == (2, named | {("ml_data", "checkouts", f"{CODE}/course")})
     site.must()
     assert site.plan() == (0, set())
-    assert site.on(f"find {DATA} {CODE} {DISK} /mnt/small -mindepth 1") == ""
+    assert site.on(f"find {DATA} {CODE} {DISK} /mnt/small -mindepth 1; ls -d /srv/m* || true") == ""

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slipway.host.plugins.module_utils.data import disk
+from ansible_collections.slipway.host.plugins.module_utils.data import (
+    disk,
+    download,
+    file_set,
+    record,
+)
 from ansible_collections.slipway.host.plugins.module_utils.roles.ml_data import DataError
 
-from tests.fixtures.data_sets import sha256
+from tests.fixtures.data_sets import sha256, tar
 from tests.unit.test_data_worker import Host, host
 
 __all__ = ["host"]
@@ -23,6 +28,8 @@ MODEL = {
     "part 1.safetensors": os.urandom(100_000),
     "tokenizer/vocab.json": b"[]",
 }
+
+FILES = ".slipway-unfinished/pets/files"
 
 
 def declare(host: Host, content: Mapping[str, bytes], **more: Any) -> dict[str, Any]:
@@ -86,12 +93,100 @@ def test_a_stored_file_that_was_damaged_is_downloaded_again(host: Host) -> None:
     declared = declare(host, MODEL, size="1M")
     del host.server.files["/hub/tokenizer/vocab.json"]
     assert "answered 404" in host.settle(declared)["pets"]
-    stored = sorted((host.data / ".slipway-unfinished/pets/files").iterdir())
-    assert len(stored) == 2
-    for file in stored:
-        file.write_bytes(b"damaged")
+    for name in ("config.json", "part 1.safetensors"):
+        (host.data / FILES / name).write_bytes(b"damaged")
     assert host.settle(declare(host, MODEL, size="1M")) == {}
     assert host.holds() == MODEL
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "before"),
+    [
+        (file_set, "set_attributes", True),
+        (file_set, "set_attributes", False),
+        (record, "write", True),
+        (record, "write", False),
+        (os, "sync", True),
+        (os, "sync", False),
+    ],
+)
+def test_an_interruption_of_the_last_step_keeps_the_download(
+    host: Host, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, before: bool
+) -> None:
+    real = getattr(module, name)
+
+    def interrupt(*args: Any, **more: Any) -> None:
+        if not before:
+            real(*args, **more)
+        raise RuntimeError("killed")
+
+    declared = declare(host, MODEL, size="1M")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupt)
+        assert "killed" in host.settle(declared)["pets"]
+    assert not host.tree.exists()
+    requested(host)
+    assert host.settle(declared) == {}
+    assert (host.holds(), requested(host)) == (MODEL, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
+def test_files_that_have_their_owner_already_are_continued(host: Host) -> None:
+    declared = declare(host, MODEL, size="1M")
+    del host.server.files["/hub/tokenizer/vocab.json"]
+    assert "answered 404" in host.settle(declared)["pets"]
+    stored = host.data / FILES
+    for path in (stored, stored / "config.json"):
+        os.chown(path, 65534, 65534)
+        path.chmod(0o770)
+    requested(host)
+    assert host.settle(declare(host, MODEL, size="1M")) == {}
+    assert requested(host) == ["/hub/tokenizer/vocab.json"]
+    modes = {path.stat().st_mode & 0o7777 for path in host.tree.rglob("*[n|s]")}
+    assert ({path.stat().st_uid for path in host.tree.rglob("*")}, modes) == ({0}, {0o644})
+
+
+def test_files_of_an_older_declaration_are_deleted_first(host: Host) -> None:
+    older = {"tokenizer": b"a file", "config.json/x": b"in a folder", "old/one": b"x"}
+    declared = declare(host, {**older, "z": b""}, size="1M")
+    del host.server.files["/hub/z"]
+    assert "answered 404" in host.settle(declared)["pets"]
+    assert (host.data / FILES / "old/one").exists()
+    assert host.settle(declare(host, MODEL, size="1M")) == {}
+    assert host.holds() == MODEL
+    assert not (host.tree / "old").exists()
+
+
+def test_files_of_an_older_declaration_make_room_for_an_archive(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = declare(host, {**MODEL, "z": b""}, size="1M")
+    del host.server.files["/hub/z"]
+    assert "answered 404" in host.settle(declared)["pets"]
+    left: list[bool] = []
+    fetch = download.fetch
+
+    def look_and_fetch(*words: Any) -> None:
+        left.append((host.data / FILES).exists())
+        fetch(*words)
+
+    monkeypatch.setattr(download, "fetch", look_and_fetch)
+    assert host.settle(host.pets(tar({"pets/new": b""}))) == {}
+    assert left == [False]
+
+
+def test_the_size_of_a_stored_file_is_not_asked(host: Host) -> None:
+    declared = declare(host, MODEL)
+    del host.server.files["/hub/tokenizer/vocab.json"]
+    assert "answered 404" in host.settle(declared)["pets"]
+    # Without a declared size, nothing is downloaded before all sizes are known.
+    assert not (host.data / FILES).exists()
+    sized = declare(host, MODEL, size="1M")
+    del host.server.files["/hub/tokenizer/vocab.json"]
+    assert "answered 404" in host.settle(sized)["pets"]
+    requested(host)
+    assert host.settle(declare(host, MODEL)) == {}
+    assert requested(host) == ["/hub/tokenizer/vocab.json"] * 2
 
 
 def test_only_a_missing_file_is_restored(host: Host) -> None:
@@ -146,6 +241,9 @@ SUM = sha256(b"")
     ("changes", "why"),
     [
         ({"files": {"a": ""}}, "a has no checksum; expected one, such as sha256:DIGITS"),
+        ({"files": {}}, "files is empty; expected at least one file"),
+        ({"files": {"x/" + "ä" * 128: SUM}}, "invalid name 'x/ä"),
+        ({"files": {"abc/" * 256 + "d": SUM}}, "invalid name 'abc/"),
         ({"files": {"a": "sha256:12"}}, "a: checksum is 'sha256:12'"),
         ({"files": {"/a": SUM}}, "invalid name '/a'"),
         ({"files": {"../a": SUM}}, "invalid name '../a'"),

@@ -501,7 +501,7 @@ def test_changes_of_users_are_kept(host: Host, act: str) -> None:
     else:
         file.write_text("mine")
     why = host.settle(host.pets(tar({"pets/new": b"new"})))["pets"]
-    assert f"not from its archive, or were changed ({file.relative_to(host.tree)})" in why
+    assert f"added or changed by others ({file.relative_to(host.tree)})" in why
     assert file.read_text() == "mine"
 
 
@@ -734,7 +734,7 @@ def test_a_note_that_is_none_makes_the_tree_somebodys_own(host: Host, what: str)
 def test_without_its_list_of_files_all_in_a_tree_counts_as_peoples(host: Host) -> None:
     host.settle(host.pets(tar(CONTENT)))
     (host.tree / ".slipway/files.gz").write_bytes(b"broken")
-    assert "not from its archive" in host.settle(host.pets(tar({"pets/new": b""})))["pets"]
+    assert "added or changed by others" in host.settle(host.pets(tar({"pets/new": b""})))["pets"]
     assert host.settle({"name": "pets", "state": "absent"}) == {}
     assert host.holds() == EXPECTED
 

@@ -62,7 +62,7 @@ class Archive:
             archive_size = self._source().size() or 0
             content_size = content_size or (archive_size if self.tree["unpack"] else 0)
         candidates = list(dict.fromkeys([current, *location.allowed_paths(self.tree)]))
-        present = {path: staging.Stage(path).downloaded_bytes() for path in candidates}
+        present = {path: sum(staging.Stage(path).downloads().values()) for path in candidates}
         return disk.select_folder(candidates, archive_size + content_size, present)
 
     def file_size(self) -> int:
@@ -87,6 +87,9 @@ class Archive:
     def create_tree(self, attributes: Attributes) -> None:
         """Create the complete tree in the working folder."""
         tree = self.tree
+        with folders.opened_working_folder() as stage:
+            # Of an earlier declaration.
+            stage.remove(staging.FILES)
         with self._opened() as archive:
             checksum = self._check_checksum(archive)
             size_limit = limit.for_archive(tree["name"], tree["size"], os.fstat(archive).st_size)
@@ -115,6 +118,9 @@ class Archive:
                     set_attributes(created, attributes, created_by_root=True)
                     record.write(created, tree["version"], checksum, digests)
         download.discard()
+
+    def finish(self) -> None:
+        """Do nothing: the created tree is complete."""
 
     def _content_size(self, archive: int) -> int:
         """Return the unpacked size of an archive; its own size if the unpacked size is unknown."""

@@ -14,6 +14,9 @@ from ansible_collections.slipway.host.plugins.module_utils.state import trees
 # Hexadecimal digits by algorithm.
 CHECKSUMS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 
+# The longest name of a file, a limit of Linux, and the longest path in a tree; bytes.
+MAX_NAME, MAX_PATH = 255, 1024
+
 
 class DataError(ValueError):
     """A declaration cannot be applied; the message names the entry and the reason."""
@@ -34,13 +37,20 @@ def read_checksum(where: str, declared: str) -> str:
 
 def read_files(where: str, item: Mapping[str, Any], shown: str) -> dict[str, str]:
     """Return the checksums of the files of a data set by name; empty for an archive."""
-    declared = item.get("files") or {}
-    if declared and (item.get("checksum") or item.get("strip") or not item.get("unpack", True)):
+    declared = item.get("files")
+    if declared is None:
+        return {}
+    if not declared:
+        raise DataError(
+            f"{where}: files is empty; expected at least one file with its checksum. Add the "
+            "files, or remove files for an archive"
+        )
+    if item.get("checksum") or item.get("strip") or not item.get("unpack", True):
         raise DataError(
             f"{where}: files is set together with checksum, strip or unpack, which are for an "
             "archive; expected either. Remove the others, or files"
         )
-    if declared and re.search(r"[?#]|/$", shown):
+    if re.search(r"[?#]|/$", shown):
         raise DataError(
             f"{where}: the address of a folder with files ends with a slash, or contains ? or #; "
             "expected one to which /NAME can be added. Change url or path"
@@ -64,6 +74,8 @@ def _is_file_name(name: str) -> bool:
     first = name.partition("/")[0]
     return (
         posixpath.normpath(name) == name
+        and len(name.encode()) <= MAX_PATH
+        and all(len(part.encode()) <= MAX_NAME for part in name.split("/"))
         and first not in ("", ".", "..", trees.TREE_RECORD.split("/")[1])
         and name.isprintable()
     )

@@ -2,17 +2,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A data set of single files: download or copy each, and compare its checksum.
 
-Works in a stage, which is the working folder, see :mod:`data.staging`. Complete files stay in the
-stage until the tree is complete, so that an interrupted download continues with the next file.
+Works in a stage, which is the working folder, see :mod:`data.staging`. Complete files stay there
+after an interruption, so that the next run continues with the next file. Users cannot open them:
+what they could open, such as a replaced tree, is never continued.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
+from collections import ChainMap
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +30,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data.ownership import
     set_attributes,
 )
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
+from ansible_collections.slipway.host.plugins.module_utils.state.paths import Folder
 
 
 class FileSet:
@@ -55,30 +56,49 @@ class FileSet:
 
     def select_path(self, current: str) -> str:
         """Return the first path with space for all files; CURRENT is tried first."""
-        needed = self.tree["size"] or sum(self._file(name).file_size() for name in self.checksums)
         candidates = list(dict.fromkeys([current, *location.allowed_paths(self.tree)]))
-        present = {path: staging.Stage(path).downloaded_bytes() for path in candidates}
+        stored = {path: staging.Stage(path).downloads() for path in candidates}
+        needed = self.tree["size"] or self._size(dict(ChainMap(*stored.values())))
+        present = {path: sum(sizes.values()) for path, sizes in stored.items()}
         return disk.select_folder(candidates, needed, present)
 
     def create_tree(self, attributes: Attributes) -> None:
-        """Create the tree of all files in the working folder."""
-        with suppress(FileExistsError):
-            os.mkdir(staging.FILES, 0o700)
+        """Create the tree of all files in the working folder; :meth:`finish` gives it its name."""
+        root = os.geteuid(), os.getegid()
+        with folders.opened_working_folder() as stage:
+            stage.make_folder(staging.FILES, 0o755, *root)
+            with stage.entered(staging.FILES) as files:
+                _prepare(files, self.checksums, root)
         for name, checksum in self.checksums.items():
-            if not self._is_stored(name, checksum):
-                self._file(name).store(_stored(name))
-        for name in self.checksums:
-            target = f"{staging.TREE}/{name}"
-            os.makedirs(posixpath.dirname(target), 0o755, exist_ok=True)
-            os.rename(_stored(name), target)
-        with (
-            folders.opened_working_folder() as stage,
-            stage.entered(staging.TREE) as created,
-        ):
+            stored = f"{staging.FILES}/{name}"
+            os.makedirs(posixpath.dirname(stored), 0o755, exist_ok=True)
+            if not self._is_stored(name, stored, checksum):
+                self._file(name).store(stored)
+        with folders.opened_working_folder(staging.FILES) as created:
             # First, because a change of the owner changes the ctime of a file.
             set_attributes(created, attributes, created_by_root=True)
             version = self.tree["version"]
             record.write(created, version, version, _digests(self.checksums))
+
+    def finish(self) -> None:
+        """Give the created tree the name of one that is ready, just before it is moved.
+
+        From here on, an interruption loses the download. So the slow part is done before.
+        """
+        os.sync()
+        os.rename(staging.FILES, staging.TREE)
+
+    def _size(self, stored: Mapping[str, int]) -> int:
+        """Return the size of all files in bytes; sizes of STORED ones are not asked for."""
+        total = 0
+        for name in self.checksums:
+            size = stored.get(f"{staging.FILES}/{name}")
+            try:
+                total += self._file(name).file_size() if size is None else size
+            except download.UnreachableError:
+                # The download tries again, and fails with the reason.
+                break
+        return total
 
     def _file(self, name: str) -> Archive:
         """Return one file, as an archive that is not unpacked."""
@@ -88,26 +108,33 @@ class FileSet:
         url = {"url": f"{self.secret['url']}/{quote(name)}"} if self.secret else {}
         return Archive(one, {**self.secret, **url}, self.progress)
 
-    def _is_stored(self, name: str, checksum: str) -> bool:
-        """Return whether an earlier run stored a file; delete one with another checksum."""
+    def _is_stored(self, name: str, stored: str, checksum: str) -> bool:
+        """Return whether an earlier run stored a file with its checksum at the path STORED."""
         algorithm, _colon, digits = checksum.partition(":")
+        shown = f"{self.tree['name']}/{name}"
         try:
-            with (
-                folders.opened_working_folder(staging.FILES) as files,
-                files.opened(posixpath.basename(_stored(name))) as descriptor,
-            ):
-                shown = f"{self.tree['name']}/{name}"
-                found = download.digest(descriptor, algorithm, shown, self.progress)
+            with open(stored, "rb") as file:
+                return download.digest(file.fileno(), algorithm, shown, self.progress) == digits
         except FileNotFoundError:
             return False
-        if found != digits:
-            os.unlink(_stored(name))
-        return found == digits
 
 
-def _stored(name: str) -> str:
-    """Return the path in the stage of a complete file, whatever its name is."""
-    return f"{staging.FILES}/{hashlib.sha256(name.encode()).hexdigest()}"
+def _prepare(files: Folder, wanted: Collection[str], root: tuple[int, int]) -> None:
+    """Delete files that are not WANTED from the tree of an earlier run; give the others to ROOT."""
+    parents = {name[: end + 1] for name in wanted for end, char in enumerate(name) if char == "/"}
+    files.remove(folders.RECORDS)
+    for inside, names, others, folder in folders.walk(files):
+        for name in list(names):
+            if f"{inside}{name}/" in parents:
+                folder.make_folder(name, 0o755, *root)
+            else:
+                folder.remove(name)
+                names.remove(name)
+        for name in others:
+            if f"{inside}{name}" in wanted:
+                folder.set_file(name, 0o644, *root)
+            else:
+                folder.remove(name)
 
 
 def _digests(checksums: Mapping[str, str]) -> dict[str, bytes]:

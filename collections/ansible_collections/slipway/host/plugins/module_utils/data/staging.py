@@ -31,7 +31,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
 TREE, LINK, OLD = "tree", "link", "old"
 # Files in a stage: the downloaded part of an archive, and the record of this download.
 PART, PART_RECORD = "archive", "archive.json"
-# Folder in a stage with complete files of an unfinished tree.
+# The unfinished tree of a set of files, with complete files only. The next run continues it.
 FILES = "files"
 CONTENTS = (TREE, LINK, OLD, PART, PART_RECORD, FILES)
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
@@ -101,24 +101,23 @@ class Stage:
         """Delete the stage, and the folder of stages if it is empty then."""
         delete_stages(self.stages, only=[self.name])
 
-    def downloaded_bytes(self) -> int:
-        """Return the size of what was downloaded to the stage."""
+    def downloads(self) -> dict[str, int]:
+        """Return the sizes in bytes of what was downloaded to the stage, by path in it."""
         with ExitStack() as stack:
             try:
                 parent, name = stack.enter_context(paths.opened_parent(self.tree_path))
                 stages = stack.enter_context(_opened_private(parent, trees.STAGES))
                 stage = stack.enter_context(_opened_private(stages, name))
             except FileNotFoundError:
-                return 0
+                return {}
             info = stage.lstat(PART)
-            size = info.st_size if info else 0
-            with suppress(FileNotFoundError):
-                files = stack.enter_context(stage.entered(FILES))
-                size += sum(
-                    entry.stat(follow_symlinks=False).st_size
-                    for entry in os.scandir(files.descriptor)
-                )
-            return size
+            sizes = {PART: info.st_size} if info else {}
+            with suppress(FileNotFoundError), stage.entered(FILES) as files:
+                for inside, _folders, names, folder in folders.walk(files):
+                    for name in names:
+                        info = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
+                        sizes[f"{FILES}/{inside}{name}"] = info.st_size
+            return sizes
 
     def _opened_parent(self) -> Folder:
         if self.parent is None:

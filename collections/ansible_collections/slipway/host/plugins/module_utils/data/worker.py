@@ -103,8 +103,8 @@ class Worker:
             elif record.find_added_files(folder):
                 kept = record.delete_unpacked_files(folder)
                 self.progress.say(
-                    f"{tree['name']}: {kept} files in {location.path} are not from the archive and "
-                    "were kept"
+                    f"{tree['name']}: {kept} files in {location.path} were added or changed by "
+                    "others and were kept"
                 )
                 return
         staging.Stage(location.path).delete_tree(location.tree)
@@ -150,7 +150,7 @@ class Worker:
     # Data sets.
 
     def install_dataset(self, tree: Tree, attributes: Attributes, location: Location) -> None:
-        """Unpack a data set, or restore missing files of the existing one."""
+        """Install a data set, or restore missing files of the existing one."""
         source_type = FileSet if tree.get("files") else Archive
         source = source_type(tree, self.secrets.get(tree["name"], {}), self.progress)
         for path in candidate_paths(tree, location):
@@ -174,6 +174,7 @@ class Worker:
                 if path != location.path:
                     link = location.link if path == tree["path"] else None
                     replaced = link or self.check_replaceable(path)
+                source.finish()
                 stage.move_to_path(staging.TREE, replaced)
         if path != tree["path"]:
             self.link(tree, path, location)
@@ -196,8 +197,8 @@ class Worker:
             if added:
                 more = " and more" if len(added) > record.SHOWN else ""
                 raise TreeError(
-                    f"cannot replace {path}: it holds files that are not from its archive, or were "
-                    f"changed ({', '.join(added[: record.SHOWN])}{more}). Move the files out, then "
+                    f"cannot replace {path}: it holds files that were added or changed by "
+                    f"others ({', '.join(added[: record.SHOWN])}{more}). Move the files out, then "
                     "run again."
                 )
             return folders.identify(folder.info())
@@ -214,6 +215,7 @@ class Worker:
             return
         with staging.Stage(folder.path).entered():
             source.create_tree(attributes)
+            source.finish()
             for name in names:
                 staging.move_new(f"{staging.TREE}/{name}", folder, name)
 
