@@ -29,7 +29,7 @@ MODEL = {
     "tokenizer/vocab.json": b"[]",
 }
 
-FILES = ".slipway-unfinished/pets/files"
+FILES = ".slipway-unfinished/pets/downloaded-files"
 
 
 def declare(host: Host, content: Mapping[str, bytes], **more: Any) -> dict[str, Any]:
@@ -175,18 +175,53 @@ def test_files_of_an_older_declaration_make_room_for_an_archive(
     assert left == [False]
 
 
-def test_the_size_of_a_stored_file_is_not_asked(host: Host) -> None:
-    declared = declare(host, MODEL)
-    del host.server.files["/hub/tokenizer/vocab.json"]
-    assert "answered 404" in host.settle(declared)["pets"]
-    # Without a declared size, nothing is downloaded before all sizes are known.
-    assert not (host.data / FILES).exists()
-    sized = declare(host, MODEL, size="1M")
-    del host.server.files["/hub/tokenizer/vocab.json"]
-    assert "answered 404" in host.settle(sized)["pets"]
-    requested(host)
-    assert host.settle(declare(host, MODEL)) == {}
-    assert requested(host) == ["/hub/tokenizer/vocab.json"] * 2
+def test_an_old_file_makes_room_for_the_new_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"model": os.urandom(100_000), "z": b""}
+    declared = declare(host, content)
+    del host.server.files["/hub/z"]
+    assert "answered 404" in host.settle({**declared, "size": "1M"})["pets"]
+    newer = declare(host, {**content, "model": os.urandom(100_001)})
+
+    def free(_folder: int | str) -> int:
+        used = sum(path.stat().st_size for path in host.data.rglob("*") if path.is_file())
+        return 150_000 - used
+
+    monkeypatch.setattr(disk, "free_bytes", free)
+    assert host.settle(newer) == {}
+
+
+@pytest.mark.parametrize("owner", [0, 65534])
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
+def test_a_folder_of_the_host_is_copied_once_and_nothing_is_kept_of_the_url(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int
+) -> None:
+    declared = declare(host, {"model": bytes(100_000)}, size="1M")
+    host.server.cut_after, host.server.left = 90_000, 1
+    assert "model was interrupted after 90.0 kB" in host.settle(declared)["pets"]
+    folder = tmp_path / "usb"
+    folder.mkdir()
+    (folder / "model").write_bytes(bytes(100_000))
+    os.chown(folder / "model", owner, owner)
+    most: list[int] = []
+    write = record.write
+
+    def free(_folder: int | str) -> int:
+        used = sum(path.stat().st_size for path in host.data.rglob("*") if path.is_file())
+        most.append(used)
+        return 150_000 - used
+
+    monkeypatch.setattr(disk, "free_bytes", free)
+    monkeypatch.setattr(record, "write", lambda *args: (free(""), write(*args)))
+    assert host.settle({**declared, "url": "", "path": str(folder), "size": ""}) == {}
+    assert host.holds() == {"model": bytes(100_000)}
+    assert max(most) == 100_000
+
+
+def test_a_server_that_sends_more_than_the_declared_size_is_stopped(host: Host) -> None:
+    declared = declare(host, {"model": bytes(70_000_000)}, size="1M")
+    assert "its declared size is 1.0 MB" in host.settle(declared)["pets"]
 
 
 def test_only_a_missing_file_is_restored(host: Host) -> None:
@@ -241,7 +276,7 @@ SUM = sha256(b"")
     ("changes", "why"),
     [
         ({"files": {"a": ""}}, "a has no checksum; expected one, such as sha256:DIGITS"),
-        ({"files": {}}, "files is empty; expected at least one file"),
+        ({"files": {}}, "files is {}; expected at least one file"),
         ({"files": {"x/" + "ä" * 128: SUM}}, "invalid name 'x/ä"),
         ({"files": {"abc/" * 256 + "d": SUM}}, "invalid name 'abc/"),
         ({"files": {"a": "sha256:12"}}, "a: checksum is 'sha256:12'"),
@@ -256,9 +291,9 @@ SUM = sha256(b"")
         ({"checksum": SUM}, "files is set together with checksum"),
         ({"strip": 1}, "files is set together with checksum, strip or unpack"),
         ({"unpack": False}, "files is set together with checksum"),
-        ({"url": "https://hub.example.org/x/"}, "ends with a slash"),
+        ({"files": ["a"]}, "files is \\['a'\\]; expected at least one file"),
+        ({"files": {"\ud800": SUM}}, "invalid name"),
         ({"url": "https://hub.example.org/x?a=b"}, "contains \\? or #"),
-        ({"url": "", "path": "/srv/x/"}, "/srv/x/"),
     ],
 )
 def test_declarations_that_cannot_be_applied(host: Host, changes: dict[str, Any], why: str) -> None:

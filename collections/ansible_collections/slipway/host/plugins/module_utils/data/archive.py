@@ -44,6 +44,9 @@ from ansible_collections.slipway.host.plugins.module_utils.state.paths import (
 class Archive:
     """The archive of one data set."""
 
+    # Name of the created tree in the stage.
+    created = staging.TREE
+
     def __init__(
         self, tree: Mapping[str, Any], secret: Mapping[str, Any], progress: Progress
     ) -> None:
@@ -61,9 +64,7 @@ class Archive:
         else:
             archive_size = self._source().size() or 0
             content_size = content_size or (archive_size if self.tree["unpack"] else 0)
-        candidates = list(dict.fromkeys([current, *location.allowed_paths(self.tree)]))
-        present = {path: sum(staging.Stage(path).downloads().values()) for path in candidates}
-        return disk.select_folder(candidates, archive_size + content_size, present)
+        return location.select_path(self.tree, current, archive_size + content_size)
 
     def file_size(self) -> int:
         """Return the size of the archive itself, 0 if the server does not send it."""
@@ -76,8 +77,11 @@ class Archive:
         """Put the archive into the working folder as the file TARGET, if it has its checksum."""
         with self._opened() as archive:
             self._check_checksum(archive)
-            with self._describing_full_disk("copying", lambda: _delete(target)):
-                self._add_file(archive, target)
+            if not os.path.lexists(staging.PART):
+                with self._describing_full_disk("copying", download.discard):
+                    self._copy(archive, staging.PART)
+            os.chmod(staging.PART, 0o644)
+            os.rename(staging.PART, target)
         download.discard()
 
     def part(self, _names: Collection[str]) -> Archive:
@@ -119,9 +123,6 @@ class Archive:
                     record.write(created, tree["version"], checksum, digests)
         download.discard()
 
-    def finish(self) -> None:
-        """Do nothing: the created tree is complete."""
-
     def _content_size(self, archive: int) -> int:
         """Return the unpacked size of an archive; its own size if the unpacked size is unknown."""
         size = os.fstat(archive).st_size
@@ -142,7 +143,7 @@ class Archive:
                     _check_readable_by_others(path, parent, os.fstat(descriptor))
                     yield descriptor
         except FileNotFoundError as error:
-            raise TreeError(f"cannot read {path}: {error.strerror}. Correct 'url'.") from error
+            raise TreeError(f"cannot read {path}: {error.strerror}. Correct 'path'.") from error
 
     def _file_name(self) -> str:
         """Return the name of an archive that is not unpacked."""
@@ -227,10 +228,6 @@ class Archive:
                 f"deleted, which leaves {free} free. Free some space, declare 'size', or add a "
                 "folder on a larger disk to ml_data_disks."
             ) from error
-
-
-def _delete(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
 
 
 def _check_readable_by_others(path: str, parent: Folder, info: os.stat_result) -> None:

@@ -35,25 +35,30 @@ def read_checksum(where: str, declared: str) -> str:
     return f"{kind}:{digits}"
 
 
-def read_files(where: str, item: Mapping[str, Any], shown: str) -> dict[str, str]:
+def join(folder: str, name: str) -> str:
+    """Return the address of a file in a folder: a path or a URL."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def read_files(where: str, item: Mapping[str, Any]) -> dict[str, str]:
     """Return the checksums of the files of a data set by name; empty for an archive."""
     declared = item.get("files")
     if declared is None:
         return {}
-    if not declared:
+    if not isinstance(declared, Mapping) or not declared:
         raise DataError(
-            f"{where}: files is empty; expected at least one file with its checksum. Add the "
-            "files, or remove files for an archive"
+            f"{where}: files is {declared!r}; expected at least one file and its checksum, such as "
+            "config.json: sha256:DIGITS. Add the files, or remove the key files for an archive"
         )
     if item.get("checksum") or item.get("strip") or not item.get("unpack", True):
         raise DataError(
             f"{where}: files is set together with checksum, strip or unpack, which are for an "
             "archive; expected either. Remove the others, or files"
         )
-    if re.search(r"[?#]|/$", shown):
+    if re.search(r"[?#]", item.get("url") or ""):
         raise DataError(
-            f"{where}: the address of a folder with files ends with a slash, or contains ? or #; "
-            "expected one to which /NAME can be added. Change url or path"
+            f"{where}: the URL of a folder contains ? or #; expected one to which /NAME can be "
+            "added. Change url"
         )
     files = {str(name): _file_checksum(where, str(name), declared[name]) for name in declared}
     for name in files:
@@ -73,11 +78,11 @@ def _is_file_name(name: str) -> bool:
     """Return whether a name is the path of a file in a folder, and not in that of our records."""
     first = name.partition("/")[0]
     return (
-        posixpath.normpath(name) == name
+        name.isprintable()
+        and posixpath.normpath(name) == name
         and len(name.encode()) <= MAX_PATH
         and all(len(part.encode()) <= MAX_NAME for part in name.split("/"))
         and first not in ("", ".", "..", trees.TREE_RECORD.split("/")[1])
-        and name.isprintable()
     )
 
 

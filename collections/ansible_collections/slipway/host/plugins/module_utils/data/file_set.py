@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections import ChainMap
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
 from ansible_collections.slipway.host.plugins.module_utils.data import (
-    disk,
     download,
     folders,
     location,
@@ -25,6 +23,7 @@ from ansible_collections.slipway.host.plugins.module_utils.data import (
     staging,
 )
 from ansible_collections.slipway.host.plugins.module_utils.data.archive import Archive
+from ansible_collections.slipway.host.plugins.module_utils.data.checksums import join
 from ansible_collections.slipway.host.plugins.module_utils.data.ownership import (
     Attributes,
     set_attributes,
@@ -35,6 +34,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state.paths import Fo
 
 class FileSet:
     """The files of one data set, with the interface of :class:`Archive`."""
+
+    created = staging.FILES
 
     def __init__(
         self, tree: Mapping[str, Any], secret: Mapping[str, Any], progress: Progress
@@ -56,67 +57,52 @@ class FileSet:
 
     def select_path(self, current: str) -> str:
         """Return the first path with space for all files; CURRENT is tried first."""
-        candidates = list(dict.fromkeys([current, *location.allowed_paths(self.tree)]))
-        stored = {path: staging.Stage(path).downloads() for path in candidates}
-        needed = self.tree["size"] or self._size(dict(ChainMap(*stored.values())))
-        present = {path: sum(sizes.values()) for path, sizes in stored.items()}
-        return disk.select_folder(candidates, needed, present)
+        sizes = (self._file(name).file_size() for name in self.checksums)
+        return location.select_path(self.tree, current, self.tree["size"] or sum(sizes))
 
     def create_tree(self, attributes: Attributes) -> None:
-        """Create the tree of all files in the working folder; :meth:`finish` gives it its name."""
+        """Create the tree of all files in the working folder."""
+        if self.tree["local"]:
+            # Of an earlier declaration with a URL.
+            download.discard()
         root = os.geteuid(), os.getegid()
         with folders.opened_working_folder() as stage:
             stage.make_folder(staging.FILES, 0o755, *root)
             with stage.entered(staging.FILES) as files:
                 _prepare(files, self.checksums, root)
-        for name, checksum in self.checksums.items():
+        # Each old file is deleted before the first download needs its space.
+        missing = [name for name in self.checksums if not self._is_stored(name)]
+        for name in missing:
             stored = f"{staging.FILES}/{name}"
             os.makedirs(posixpath.dirname(stored), 0o755, exist_ok=True)
-            if not self._is_stored(name, stored, checksum):
-                self._file(name).store(stored)
+            self._file(name).store(stored)
         with folders.opened_working_folder(staging.FILES) as created:
             # First, because a change of the owner changes the ctime of a file.
             set_attributes(created, attributes, created_by_root=True)
             version = self.tree["version"]
             record.write(created, version, version, _digests(self.checksums))
 
-    def finish(self) -> None:
-        """Give the created tree the name of one that is ready, just before it is moved.
-
-        From here on, an interruption loses the download. So the slow part is done before.
-        """
-        os.sync()
-        os.rename(staging.FILES, staging.TREE)
-
-    def _size(self, stored: Mapping[str, int]) -> int:
-        """Return the size of all files in bytes; sizes of STORED ones are not asked for."""
-        total = 0
-        for name in self.checksums:
-            size = stored.get(f"{staging.FILES}/{name}")
-            try:
-                total += self._file(name).file_size() if size is None else size
-            except download.UnreachableError:
-                # The download tries again, and fails with the reason.
-                break
-        return total
-
     def _file(self, name: str) -> Archive:
         """Return one file, as an archive that is not unpacked."""
-        source = "/".join([self.tree["from"], name])
-        changes = {"name": f"{self.tree['name']}/{name}", "from": source, "size": 0}
+        source = join(self.tree["from"], name)
+        changes = {"name": f"{self.tree['name']}/{name}", "from": source}
         one = {**self.tree, **changes, "checksum": self.checksums[name]}
-        url = {"url": f"{self.secret['url']}/{quote(name)}"} if self.secret else {}
+        url = {"url": join(self.secret["url"], quote(name))} if self.secret else {}
         return Archive(one, {**self.secret, **url}, self.progress)
 
-    def _is_stored(self, name: str, stored: str, checksum: str) -> bool:
-        """Return whether an earlier run stored a file with its checksum at the path STORED."""
-        algorithm, _colon, digits = checksum.partition(":")
+    def _is_stored(self, name: str) -> bool:
+        """Return whether an earlier run stored a file; delete one with another checksum."""
+        stored = f"{staging.FILES}/{name}"
+        algorithm, _colon, digits = self.checksums[name].partition(":")
         shown = f"{self.tree['name']}/{name}"
         try:
             with open(stored, "rb") as file:
-                return download.digest(file.fileno(), algorithm, shown, self.progress) == digits
+                found = download.digest(file.fileno(), algorithm, shown, self.progress)
         except FileNotFoundError:
             return False
+        if found != digits:
+            os.unlink(stored)
+        return found == digits
 
 
 def _prepare(files: Folder, wanted: Collection[str], root: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.data import folders
+from ansible_collections.slipway.host.plugins.module_utils.data import disk, folders, staging
 from ansible_collections.slipway.host.plugins.module_utils.data.folders import Identity
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import TreeError
 from ansible_collections.slipway.host.plugins.module_utils.state.paths import UnsafePathError
@@ -32,8 +32,15 @@ class Location:
 
 def allowed_paths(tree: Tree) -> list[str]:
     """Return the paths at which a tree can be: its declared path, then one on each mounted disk."""
-    disks = [disk for disk in tree["disks"] if folders.is_folder(disk)]
-    return [tree["path"], *(f"{disk}/{tree['name']}" for disk in disks)]
+    mounted = [path for path in tree["disks"] if folders.is_folder(path)]
+    return [tree["path"], *(f"{path}/{tree['name']}" for path in mounted)]
+
+
+def select_path(tree: Tree, current: str, needed: int) -> str:
+    """Return the first path with NEEDED bytes, also of downloads there; CURRENT is tried first."""
+    candidates = list(dict.fromkeys([current, *allowed_paths(tree)]))
+    present = {path: staging.Stage(path).downloaded_bytes() for path in candidates}
+    return disk.select_folder(candidates, needed, present)
 
 
 def find_location(tree: Tree) -> Location:
@@ -47,7 +54,7 @@ def find_location(tree: Tree) -> Location:
     if link is None:
         return Location(path, folders.identify_folder(path), None)
     target = link.target
-    if target not in [f"{disk}/{tree['name']}" for disk in tree["disks"]]:
+    if target not in [f"{folder}/{tree['name']}" for folder in tree["disks"]]:
         raise UnsafePathError(
             path, link.description, "a folder, or a link into one of ml_data_disks"
         )

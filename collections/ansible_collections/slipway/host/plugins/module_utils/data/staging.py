@@ -32,7 +32,7 @@ TREE, LINK, OLD = "tree", "link", "old"
 # Files in a stage: the downloaded part of an archive, and the record of this download.
 PART, PART_RECORD = "archive", "archive.json"
 # The unfinished tree of a set of files, with complete files only. The next run continues it.
-FILES = "files"
+FILES = "downloaded-files"
 CONTENTS = (TREE, LINK, OLD, PART, PART_RECORD, FILES)
 AT_FDCWD, RENAME_NOREPLACE, RENAME_EXCHANGE = -100, 1, 2
 
@@ -72,8 +72,12 @@ class Stage:
         old tree, None if there is none. Raise TreeError if another file or folder has its path now.
         """
         parent = self._opened_parent()
-        new = folders.identify(os.lstat(name))
         os.sync()
+        if name == FILES:
+            # What is exchanged for the old tree must not be continued by the next run.
+            os.rename(FILES, TREE)
+            name = TREE
+        new = folders.identify(os.lstat(name))
         if replaced is None:
             _rename_new(name, self.name, target=parent.descriptor)
         elif not _exchange(name, parent.descriptor, self.name):
@@ -101,23 +105,23 @@ class Stage:
         """Delete the stage, and the folder of stages if it is empty then."""
         delete_stages(self.stages, only=[self.name])
 
-    def downloads(self) -> dict[str, int]:
-        """Return the sizes in bytes of what was downloaded to the stage, by path in it."""
+    def downloaded_bytes(self) -> int:
+        """Return the size of what was downloaded to the stage."""
         with ExitStack() as stack:
             try:
                 parent, name = stack.enter_context(paths.opened_parent(self.tree_path))
                 stages = stack.enter_context(_opened_private(parent, trees.STAGES))
                 stage = stack.enter_context(_opened_private(stages, name))
             except FileNotFoundError:
-                return {}
+                return 0
             info = stage.lstat(PART)
-            sizes = {PART: info.st_size} if info else {}
+            size = info.st_size if info else 0
             with suppress(FileNotFoundError), stage.entered(FILES) as files:
-                for inside, _folders, names, folder in folders.walk(files):
+                for _inside, _folders, names, folder in folders.walk(files):
                     for name in names:
                         info = os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False)
-                        sizes[f"{FILES}/{inside}{name}"] = info.st_size
-            return sizes
+                        size += info.st_size
+            return size
 
     def _opened_parent(self) -> Folder:
         if self.parent is None:

@@ -174,8 +174,7 @@ class Worker:
                 if path != location.path:
                     link = location.link if path == tree["path"] else None
                     replaced = link or self.check_replaceable(path)
-                source.finish()
-                stage.move_to_path(staging.TREE, replaced)
+                stage.move_to_path(source.created, replaced)
         if path != tree["path"]:
             self.link(tree, path, location)
         if location.link and location.tree and location.path != path:
@@ -215,9 +214,8 @@ class Worker:
             return
         with staging.Stage(folder.path).entered():
             source.create_tree(attributes)
-            source.finish()
             for name in names:
-                staging.move_new(f"{staging.TREE}/{name}", folder, name)
+                staging.move_new(f"{source.created}/{name}", folder, name)
 
 
 def apply_job(job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

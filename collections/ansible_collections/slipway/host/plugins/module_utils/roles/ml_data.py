@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ansible_collections.slipway.host.plugins.module_utils.data.checksums import (
     DataError,
+    join,
     read_checksum,
     read_files,
 )
@@ -129,7 +130,7 @@ def _dataset(
         "strip": _count(where, "strip", item.get("strip", 0)),
         "unpack": item.get("unpack", True),
     }
-    if files := read_files(where, item, shown):
+    if files := read_files(where, item):
         listed = json.dumps(files, sort_keys=True).encode()
         version = f"files:sha256:{hashlib.sha256(listed).hexdigest()}"
         tree |= {"version": version, "files": files, "unpack": False}
@@ -295,7 +296,7 @@ def _offers(
                 # The first request of git.
                 request_url = f"{url}/info/refs?service=git-upload-pack"
             elif "files" in tree:
-                request_url = f"{url}/{quote(next(iter(tree['files'])))}"
+                request_url = join(url, quote(next(iter(tree["files"]))))
             offers[tree["name"]] = [
                 *(tree["path"], request_url, tree["version"], download_environment),
                 json.dumps(headers),
