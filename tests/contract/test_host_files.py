@@ -57,7 +57,12 @@ REASONS: dict[str, tuple[str, str]] = {
         ".mkdir .read_text .touch .unlink .write_text shutil.rmtree",
     ),
     "module_utils/images/commands.py": ("works in /var/lib/slipway, only for root", ".mkdir"),
-    "module_utils/images/fetching.py": ("reads its own job, and procfs", ".read_text"),
+    "module_utils/images/fetching.py": (
+        "reads its own job, whose secrets it removes, and procfs",
+        ".read_text shutil.rmtree",
+    ),
+    "module_utils/images/own_registry.py": ("reads its own job and its source", ".open .read_text"),
+    "module_utils/state/facts.py": ("lists a folder in /etc/docker", "os.listdir"),
     "module_utils/images/offering.py": ("removes the secrets of its own job", "shutil.rmtree"),
     "module_utils/images/registry.py": (
         "works in folders that only root can enter, and in /var/lib/slipway",

@@ -25,6 +25,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images,
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests.host.conftest import ROOT, Run, Site
+from tests.host.own_registry import FOLDER, PASSWORD, PATTERNS, OwnRegistry, traces, watch
 from tools import bundle, bundle_contents
 
 pytestmark = pytest.mark.host
@@ -144,7 +145,8 @@ class Fleet:
 
 def received(run: Run) -> int:
     """Return the bytes of the layers that a run delivered."""
-    results = (event["event_data"].get("res", {}) for event in run.events)
+    # Events of -vvv have no data.
+    results = (event.get("event_data", {}).get("res", {}) for event in run.events)
     return sum(result.get("received", 0) for result in results if isinstance(result, dict))
 
 
@@ -473,3 +475,56 @@ def test_the_next_run_finishes_a_delivery_that_was_killed(
     assert fleet.other.on(f"docker run --rm {REFERENCE} cat /srv/text") == text
     assert fleet.left() == []
     assert fleet.converge().changed() == set()
+
+
+def test_images_come_from_a_registry_of_ones_own(fleet: Fleet, delivered: set[str]) -> None:
+    own = OwnRegistry(fleet.builder, fleet.folder)
+    sites, folder = (fleet.builder, fleet.other), f"/etc/docker/certs.d/{own.server}"
+    fleet.write("own registry")
+    before = fleet.contents()
+    fleet.declare(fleet.builder, **own.option(password="wrong"))
+    fleet.declare(fleet.other, **own.option(ca=own.other))
+    refused = fleet.run()
+    assert set(refused.stats["failures"]) == {"build-1", "other-2"}
+    assert refused.changed() == set()
+    reasons = {
+        "build-1": f"login to the registry {own.server} failed: login of 'fleet' refused (401)",
+        "other-2": f"certificate of the registry {own.server}: self-signed certificate",
+    }
+    for event in refused.events:
+        if event["event"] == "runner_on_failed":
+            message = event["event_data"]["res"]["msg"]
+            assert message.startswith(reasons.pop(event["event_data"]["host"]))
+            assert re.search(r"; expected .*\. Correct .*\. Nothing was changed\.$", message)
+    assert reasons == {}
+
+    # A user has his own certificate and tag for the same registry.
+    fleet.builder.on(f"mkdir -p {folder}; cp {FOLDER}/tls.crt {folder}/ca.crt")
+    own.push_as_ana(REFERENCE, "team/small:cpu")
+    tags = own.manifests()
+    for site in sites:
+        fleet.declare(site, **own.option())
+        watch(site)
+    assert fleet.planned().endswith(f", pull from {own.server}")
+    run = fleet.run("-vvv", "--diff")
+    assert run.status == "successful", run.output
+    assert f", pull from {own.server}" in run.output
+    assert 0 < received(run) < 10000
+    first, second = fleet.contents()
+    assert first == second != before[1]
+    assert fleet.origin(fleet.other) == "delivered"
+    assert fleet.left() == []
+    assert [traces(site) for site in sites] == [[PATTERNS], [PATTERNS]]
+    assert PASSWORD not in run.output + json.dumps(run.events, default=str)
+    names = "docker image ls --format '{{.Repository}}:{{.Tag}}' | grep -v ^slipway/ || true"
+    assert [site.on(names) for site in sites] == [f"{own.server}/team/small:cpu", ""]
+    assert tags in own.manifests()
+    assert "/team/slipway/small/" in own.manifests()
+
+    own.stop()
+    assert fleet.converge().changed() == set()
+    for site in sites:
+        fleet.declare(site)
+    removed = fleet.converge().changed()
+    assert removed == {"ml_images: Update files of images"}
+    assert [site.on(f"ls {folder}") for site in sites] == ["ca.crt", ""]

@@ -32,7 +32,11 @@ def test_services_are_absent_whatever_is_declared() -> None:
 
 def test_no_image_is_wanted_and_no_record_may_stay() -> None:
     owned = absent("ml_images", present=["iris-api"], ml_catalogue_variant="cpu")
-    assert owned == {"images": [], "folders": [{"path": RECORDS, "entries": []}]}
+    assert owned == {
+        "images": [],
+        "files": [{"path": "/var/lib/slipway/registry", "state": "absent"}],
+        "folders": [{"path": RECORDS, "entries": []}],
+    }
 
 
 def test_declared_data_sets_and_repositories_become_absent() -> None:

@@ -57,7 +57,7 @@ def test_the_role_owns_each_image_by_reference_and_context_digest() -> None:
         "base": "ubuntu-24.04",
         "args": {},
         "build": {**asked["ml_images_build"], "cache_bytes": 50 * 10**9},
-        "owned": {"images": owned},
+        "owned": {"images": owned, "files": [], "folders": []},
     }
 
 

@@ -54,6 +54,11 @@ READY = survey(0, layers=layers(NEW, "aaaa", "bbbb"))
             survey(1, CHANGED, layers=layers(OLD, "aaaa")),
             "2, pull from build01 (12.0 kB)",
         ),
+        (
+            READY,
+            survey(1, CHANGED, layers=layers(OLD, "aaaa"), registry="r.example:5000"),
+            "2, pull from r.example:5000 (12.0 kB)",
+        ),
         (READY, survey(1, MISSING, builder=[]), "built"),
         (READY, survey(1, MISSING, builder=["gpu02"]), "built"),
         (READY, survey(1, MISSING, ssh=False), "built"),

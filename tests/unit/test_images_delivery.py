@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.server
 import json
@@ -135,7 +134,7 @@ def job_of(folder: Path) -> Path:
         "layers": {},
     }
     (folder / "job.json").write_text(
-        json.dumps({"images": [image], "builder": "build01", "port": 20000})
+        json.dumps({"images": [image], "builder": "b", "source": "b", "port": 20000, "prefix": ""})
     )
     return folder
 
@@ -152,7 +151,7 @@ def test_a_host_without_space_says_how_much_it_needs(
     monkeypatch.setattr(record, "secure_records", lambda: None)
     monkeypatch.setattr(record, "is_recorded", lambda *words: False)
     monkeypatch.setattr(record, "remove_replaced", lambda references: None)
-    monkeypatch.setattr(fetching, "remove_delivery_references", lambda: None)
+    monkeypatch.setattr(fetching, "remove_delivery_references", lambda prefix: None)
     with (tmp_path / "progress").open("w") as stream:
         result = fetching.Fetcher(job_of(tmp_path), Progress(stream)).run()
     assert result["fetched"] == []
@@ -264,23 +263,17 @@ def test_only_the_content_of_the_engine_is_offered(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    @contextlib.contextmanager
-    def taking_images() -> Iterator[registry.Login]:
-        yield login
-
-    monkeypatch.setattr(registry, "taking_images", taking_images)
-    monkeypatch.setattr(registry, "remove_unused", lambda: None)
     monkeypatch.setattr(registry, "FOLDER", tmp_path)
     monkeypatch.setattr(offering, "run_or_fail", lambda action, command: "")
     content = record.Content(identity, {}, None, 10)
     monkeypatch.setattr(record, "inspect_image", lambda reference: content)
     with (tmp_path / "progress").open("w") as stream:
         if is_offered:
-            offered = offering.push({"slipway/small:cpu": "1"}, Progress(stream))
+            offered = offering.push({"slipway/small:cpu": "1"}, Progress(stream), login, tmp_path)
             assert offered["slipway/small:cpu"]["size"] == 10
         else:
             with pytest.raises(BuildError, match="another content"):
-                offering.push({"slipway/small:cpu": "1"}, Progress(stream))
+                offering.push({"slipway/small:cpu": "1"}, Progress(stream), login, tmp_path)
 
 
 def test_references_of_deliveries_are_removed_and_no_others(
@@ -288,10 +281,17 @@ def test_references_of_deliveries_are_removed_and_no_others(
 ) -> None:
     listed = "127.0.0.1:15055/slipway/a cpu <none>\n127.0.0.1:20001/slipway/b <none> sha256:1\n"
     listed += "127.0.0.1:5000/team/c latest <none>\nslipway/a cpu sha256:1\n"
+    listed += "r.example/team/slipway/a <none> sha256:2\nr.example/team/a v1 sha256:3\n"
+    listed += "rXexample/team/slipway/a v1 sha256:3\nr.example/slipway/a v1 sha256:3\n"
     program("docker", f"[ $2 = ls ] && printf '{listed}' || echo $4 >>{tmp_path}/removed")
     commands.remove_delivery_references()
     removed = (tmp_path / "removed").read_text().split()
-    assert removed == ["127.0.0.1:15055/slipway/a:cpu", "127.0.0.1:20001/slipway/b@sha256:1"]
+    of_ssh = ["127.0.0.1:15055/slipway/a:cpu", "127.0.0.1:20001/slipway/b@sha256:1"]
+    assert removed == of_ssh
+    (tmp_path / "removed").unlink()
+    commands.remove_delivery_references("r.example/team/")
+    removed = (tmp_path / "removed").read_text().split()
+    assert removed == [*of_ssh, "r.example/team/slipway/a@sha256:2"]
 
 
 def test_the_last_lease_ends_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -14,6 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.types import I
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     catalogue_builds,
     detached_job,
+    image_registry,
     ssh_forward,
 )
 
@@ -42,12 +44,12 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENT_SPEC)
         if self._task.check_mode:
             return result
-        offer, builder = arguments["offer"], arguments["builder"]
-        host = str((task_vars or {})["inventory_hostname"])
+        offer, builder, variables = arguments["offer"], arguments["builder"], task_vars or {}
+        host = str(variables["inventory_hostname"])
         builds = catalogue_builds.Builds(arguments).select(arguments["names"])
         wanted = [build for build in builds if build.reference not in offer["failed_images"]]
         try:
-            outcome = self._fetch(wanted, offer, builder, host)
+            outcome = self._fetch(wanted, offer, builder, variables)
         except ssh_forward.NoDeliveryError as error:
             if not arguments["may_build"]:
                 raise
@@ -70,14 +72,22 @@ class ActionModule(ActionBase):
         return result
 
     def _fetch(
-        self, builds: Sequence[ImageBuild], offer: Mapping[str, Any], builder: str, host: str
+        self,
+        builds: Sequence[ImageBuild],
+        offer: Mapping[str, Any],
+        builder: str,
+        variables: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Bring images; raise NoDeliveryError if no registry or no connection is available."""
         if offer["unavailable"]:
             reason = f"{builder} cannot offer images: {offer['unavailable']}"
             raise ssh_forward.NoDeliveryError(reason)
-        with ssh_forward.forwarded_port(self, host, offer["socket"]) as port:
-            job = images_job.pack_fetch(builds, offer["images"], builder, port)
+        own = image_registry.read(variables, self._templar.template)
+        host = str(variables["inventory_hostname"])
+        with (
+            nullcontext(own) if own else ssh_forward.forwarded_port(self, host, offer["socket"])
+        ) as source:
+            job = images_job.pack_fetch(builds, offer["images"], builder, source)
             outcome = detached_job.run_job(self, images_job.WORK, images_job.FETCH, job)
         if outcome.get("unavailable"):
             raise ssh_forward.NoDeliveryError(outcome["unavailable"])

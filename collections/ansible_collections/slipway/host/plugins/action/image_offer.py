@@ -10,12 +10,14 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import Registry
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     catalogue_builds,
     detached_job,
+    image_registry,
     ssh_forward,
 )
 
@@ -43,8 +45,10 @@ class ActionModule(ActionBase):
         builder = str(self._task.delegate_to)
         if self._task.check_mode:
             return result
+        variables = task_vars or {}
+        own = image_registry.read_of_builder(builder, variables, self._templar.template)
         try:
-            outcome = self._offer(arguments, builder, task_vars or {})
+            outcome = self._offer(arguments, builder, variables, own)
         except (AnsibleConnectionFailure, ssh_forward.NoDeliveryError) as error:
             # As a failure of the connection it would end the run on the host of the task.
             outcome = {"failed": {}, "unavailable": str(error)}
@@ -62,9 +66,16 @@ class ActionModule(ActionBase):
         return result
 
     def _offer(
-        self, arguments: Mapping[str, Any], builder: str, variables: Mapping[str, Any]
+        self,
+        arguments: Mapping[str, Any],
+        builder: str,
+        variables: Mapping[str, Any],
+        own: Registry | None = None,
     ) -> dict[str, Any]:
-        """Build and serve on the builder; return the result of the job with the ``socket``."""
+        """Build and serve on the builder; return the result of the job with the ``socket``.
+
+        OWN: registry of the user that gets the images instead.
+        """
         builds = catalogue_builds.Builds(arguments).select(arguments["names"])
         offered = needed = set(arguments["references"])
         # An image is built on the image below it, which the other host may have already.
@@ -88,7 +99,7 @@ class ActionModule(ActionBase):
             "lease": ssh_forward.lease_of(arguments["host"]),
             "architecture": arguments["architecture"],
         }
-        job = images_job.pack_job(missing, arguments["build"], offer)
+        job = images_job.pack_job(missing, arguments["build"], offer, own)
         outcome = detached_job.run_job(self, images_job.WORK, images_job.OFFER, job)
         if outcome.get("port"):
             outcome["socket"] = str(ssh_forward.open_socket(self, builder, outcome["port"]))

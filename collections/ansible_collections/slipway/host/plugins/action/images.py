@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slipway.host.plugins.module_utils.images import delivery, fit
 from ansible_collections.slipway.host.plugins.module_utils.images import job as images_job
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import Registry
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 from ansible_collections.slipway.host.plugins.module_utils.roles import ml_images
 from ansible_collections.slipway.host.plugins.module_utils.state import engine, kinds
@@ -21,6 +22,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     builders,
     catalogue_builds,
     detached_job,
+    image_registry,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import (
     delivery as bundle_delivery,
@@ -65,11 +67,12 @@ class ActionModule(ActionBase):
             failed=bool(conflicts),
             msg="\n".join(conflict.reason for conflict in conflicts),
         )
-        builder = None
+        builder, variables = None, task_vars or {}
         if differing and not arguments["bundle"]:
-            builder = self._choose_builder(arguments["builder"], builds, task_vars or {})
+            builder = self._choose_builder(arguments["builder"], builds, variables)
         if builder:
-            result.update(_delivery(builder, differing, outdated, task_vars or {}))
+            own = self._read_registry(variables)
+            result.update(_delivery(builder, own, differing, outdated, variables))
         if not differing or self._task.check_mode:
             return result
         if answer["engine"]:
@@ -81,7 +84,7 @@ class ActionModule(ActionBase):
             # The tasks that follow bring the images.
             result["changed"] = False
             return result
-        outcome = self._install(arguments, outdated, task_vars or {})
+        outcome = self._install(arguments, outdated, variables)
         result.update({name: outcome.get(name, []) for name in ("built", "recorded", "fetched")})
         result["received"] = outcome.get("received", 0)
         if outcome["failed"]:
@@ -91,6 +94,13 @@ class ActionModule(ActionBase):
             reasons += [conflict.reason for conflict in conflicts]
             result.update(failed=True, msg="\n".join(reasons))
         return result
+
+    def _read_registry(self, variables: Vars) -> Registry | None:
+        """Return the registry of the user; check it unless the survey did."""
+        own = image_registry.read(variables, self._templar.template)
+        if own and "__slipway_survey" not in variables:
+            image_registry.check(self, own)
+        return own
 
     def _install(
         self, arguments: Vars, builds: Sequence[ImageBuild], variables: Vars
@@ -117,9 +127,13 @@ class ActionModule(ActionBase):
 
 
 def _delivery(
-    builder: str, differing: Sequence[Difference], builds: Sequence[ImageBuild], variables: Vars
+    builder: str,
+    registry: Registry | None,
+    differing: Sequence[Difference],
+    builds: Sequence[ImageBuild],
+    variables: Vars,
 ) -> dict[str, Any]:
-    """Return what the result has of a delivery; the diff names the host that an image is from."""
+    """Return what the result has of a delivery; the diff names the source of an image."""
     offered, own = (
         (variables["hostvars"][name].get("__slipway_survey") or {})
         .get("delivery", {})
@@ -130,8 +144,9 @@ def _delivery(
         build.reference: delivery.bytes_to_pull(build.reference, build.digest, offered, own)
         for build in builds
     }
+    origin = registry.server if registry else builder
     sources = {
-        one: delivery.describe_source(one.expected, builder, sizes.get(one.name))
+        one: delivery.describe_source(one.expected, origin, sizes.get(one.name))
         for one in differing
     }
     lines = [dataclasses.replace(one, expected=source) for one, source in sources.items()]

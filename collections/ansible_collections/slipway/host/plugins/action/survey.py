@@ -33,6 +33,7 @@ from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     batches,
     holds,
+    image_registry,
     image_source,
     measured,
     registered_results,
@@ -296,11 +297,13 @@ class ActionModule(ActionBase):
     def _describe_images(self, owned: Plans, drift: Vars, variables: Vars, answer: Any) -> Vars:
         """Return the declared images, and what decides where they come from.
 
-        Fail if the host lacks images and all declared builders are held.
+        Fail if the host lacks images, and all builders are held or its registry cannot be used.
         """
         template = self._template(image_source.ROLE, variables, answer["facts"])
         builder = image_source.read_builder(owned, drift, variables, answer, template)
-        return image_source.describe(owned, variables, answer, builder, self._connection.transport)
+        server = image_registry.check_declared(self, builder, variables, template, self._end())
+        transport = self._connection.transport
+        return image_source.describe(owned, variables, answer, builder, transport, server)
 
     def _end(self) -> str:
         """Return the end of an error; before the last survey, roles may have changed the host."""

@@ -10,8 +10,9 @@ DOCUMENTATION = r"""
 module: image_fetch
 short_description: Bring images from the host that offers them
 description:
-  - Pulls images by their digest over SSH, through a port on loopback of the host. Layers that the
-    host has are not transferred.
+  - Pulls images by their digest over SSH, through a port on loopback of the host, or from the
+    registry in the variable C(ml_images_registry) if that is a mapping. Layers that the host has
+    are not transferred.
   - An image gets its tag only after its smoke test passed on this host.
   - The pull runs detached on the host, and the controller follows it.
 extends_documentation_fragment: [slipway.host.catalogue, slipway.host.catalogue.build]

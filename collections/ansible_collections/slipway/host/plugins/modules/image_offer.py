@@ -13,6 +13,8 @@ description:
   - Runs on the host that builds, by C(delegate_to). Builds what is missing there, pushes the images
     to a registry on that host, and serves them on loopback, read-only.
   - A socket on the controller leads to that registry over SSH.
+  - If the variable C(ml_images_registry) of the host is a mapping, the images are pushed to that
+    registry instead, and nothing is served.
   - The registry and the connection end with slipway.host.image_release, or by themselves an
     hour after the last connection.
 extends_documentation_fragment: [slipway.host.catalogue, slipway.host.catalogue.build]

@@ -67,11 +67,12 @@ def describe(
     answer: Mapping[str, Any],
     builder: list[str],
     transport: str,
+    registry: str,
 ) -> dict[str, Any]:
     """Return the declared images of a host, and what decides where they come from.
 
-    BUILDER is ``ml_images_builder``, TRANSPORT the connection of the host. position: number of the
-    host in the inventory.
+    BUILDER is ``ml_images_builder``, TRANSPORT the connection of the host, REGISTRY the server of
+    the user's registry or empty. position: number of the host in the inventory.
     """
     everyone = list(variables.get("groups", {}).get("all", ()))
     host = variables.get("inventory_hostname")
@@ -82,6 +83,7 @@ def describe(
             "position": everyone.index(host) if host in everyone else 0,
             "architecture": answer["facts"].get("architecture"),
             "ssh": transport == "ssh",
+            "registry": registry,
             "layers": delivery.recorded_layers(answer.get("images")),
         },
     }

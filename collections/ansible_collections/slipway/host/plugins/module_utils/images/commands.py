@@ -15,7 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.images.output import 
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 # A reference by which an image is pushed or pulled in a delivery.
-DELIVERY = re.compile(r"127\.0\.0\.1:\d+/slipway/\S+")
+DELIVERY = r"127\.0\.0\.1:\d+/slipway/\S+"
 
 
 class BuildError(Exception):
@@ -56,11 +56,15 @@ def save_bill_of_materials(reference: str, candidate: str) -> None:
         run(["docker", "rm", container])
 
 
-def remove_delivery_references() -> None:
-    """Remove the references of deliveries, also of one that was killed; other references stay."""
+def remove_delivery_references(prefix: str = "") -> None:
+    """Remove the references of deliveries, also of one that was killed; other references stay.
+
+    PREFIX: the beginning of references in a registry of the user, or empty.
+    """
+    own = rf"|{re.escape(prefix)}slipway/\S+" if prefix else ""
     columns = "{{.Repository}} {{.Tag}} {{.Digest}}"
     listed = run(["docker", "image", "ls", "--digests", "--format", columns]).stdout
     for repository, tag, digest in (line.split() for line in listed.splitlines()):
-        if DELIVERY.fullmatch(repository):
+        if re.fullmatch(DELIVERY + own, repository):
             name = f"{repository}@{digest}" if tag == "<none>" else f"{repository}:{tag}"
             run(["docker", "image", "rm", "--no-prune", name])

@@ -126,7 +126,7 @@ def short_names(layers: Mapping[str, int]) -> dict[str, int]:
 
 
 def describe_source(expected: str, origin: str, size: int | None) -> str:
-    """Return what a comparison EXPECTED of an image, with the host or bundle it comes from."""
+    """Return what a comparison EXPECTED of an image, with its host, registry or bundle."""
     source = f"pull from {origin}" + ("" if size is None else f" ({format_size(size)})")
     return source if expected == BUILT else f"{expected}, {source}"
 
@@ -193,4 +193,5 @@ def _pull(
     size = bytes_to_pull(
         reference, survey["images"][reference], offered, survey["delivery"]["layers"]
     )
-    return {**difference, "expected": describe_source(difference["expected"], builder, size)}
+    origin = survey["delivery"].get("registry") or builder
+    return {**difference, "expected": describe_source(difference["expected"], origin, size)}

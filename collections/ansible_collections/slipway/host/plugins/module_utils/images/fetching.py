@@ -20,7 +20,11 @@ from ansible_collections.slipway.host.plugins.module_utils.data.progress import 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
-from ansible_collections.slipway.host.plugins.module_utils.images import record, smoke
+from ansible_collections.slipway.host.plugins.module_utils.images import (
+    own_registry,
+    record,
+    smoke,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
     BuildError,
     remove_delivery_references,
@@ -83,6 +87,7 @@ class Fetcher:
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.job: Json = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        self.config = folder / own_registry.CONFIG
         self.progress = progress
         self.fetched: list[str] = []
         self.failed: dict[str, str] = {}
@@ -102,11 +107,12 @@ class Fetcher:
             )
         ]
         try:
-            if waiting:
+            if waiting and self.job["port"]:
                 check_forward(self.job["port"])
         except FetchError as error:
             return {"failed": {}, "unavailable": str(error)}
-        remove_delivery_references()
+        prefix = "" if self.job["port"] else self.job["prefix"]
+        remove_delivery_references(prefix)
         try:
             pulled = [image for image in waiting if self.try_step(image, self.pull)]
             for image in pulled:
@@ -116,7 +122,7 @@ class Fetcher:
                 elif self.try_step(image, self.accept):
                     self.fetched.append(image["reference"])
         finally:
-            remove_delivery_references()
+            remove_delivery_references(prefix)
         record.remove_replaced(image["reference"] for image in self.job["images"])
         return {"fetched": self.fetched, "failed": self.failed, "received": self.received}
 
@@ -147,16 +153,17 @@ class Fetcher:
             )
 
     def source(self, image: Json) -> str:
-        """Return the reference of an image in the registry that ssh forwards."""
+        """Return the reference of an image in the registry."""
         name = image["reference"].rpartition(":")[0]
-        return f"127.0.0.1:{self.job['port']}/{name}@{image['manifest']}"
+        return f"{self.job['prefix']}{name}@{image['manifest']}"
 
     def pull(self, image: Json) -> None:
         """Pull an image by its digest."""
         self.check_room(image)
-        self.progress.now(f"pulls {image['name']} from {self.job['builder']}")
+        self.progress.now(f"pulls {image['name']} from {self.job['source']}")
+        login = ["--config", str(self.config)] if self.config.exists() else []
         done = subprocess.run(
-            ["docker", "pull", self.source(image)],
+            ["docker", *login, "pull", self.source(image)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -168,7 +175,7 @@ class Fetcher:
         self.received += received
         whole = format_size(sum(image["layers"].values()))
         self.progress.say(
-            f"{image['name']}: pulled {format_size(received)} of {whole} from {self.job['builder']}"
+            f"{image['name']}: pulled {format_size(received)} of {whole} from {self.job['source']}"
         )
 
     def accept(self, image: Json) -> None:
@@ -202,7 +209,10 @@ def main(folder: Path) -> None:
     environment.apply()
 
     def fetch(progress: Progress) -> Json:
-        return Fetcher(folder, progress).run()
+        try:
+            return Fetcher(folder, progress).run()
+        finally:
+            shutil.rmtree(folder / "secrets", ignore_errors=True)
 
     job.run_locked(folder, Path(labels.BUILD_LOCK), "build", fetch)
 

@@ -14,8 +14,14 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import job as host_job
-from ansible_collections.slipway.host.plugins.module_utils.images import builder, fetching, offering
+from ansible_collections.slipway.host.plugins.module_utils.images import (
+    builder,
+    fetching,
+    offering,
+    own_registry,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.context import pack
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import Registry
 from ansible_collections.slipway.host.plugins.module_utils.images.types import ImageBuild
 
 BUILDER, OFFER, FETCH = builder.__name__, offering.__name__, fetching.__name__
@@ -75,12 +81,14 @@ def pack_job(
     builds: Sequence[ImageBuild],
     options: Mapping[str, Any],
     offer: Mapping[str, Any] | None = None,
+    own: Registry | None = None,
 ) -> bytes:
     """Return a tar archive with everything that the builder needs on the host.
 
     OPTIONS is ``ml_images_build`` with ``cache_bytes``. OFFER is set for the program of
-    :mod:`offering`: images, context digest by reference, architecture and lease. The archive
-    contains secrets: unpack it into a folder that only root can read.
+    :mod:`offering`: images, context digest by reference, architecture and lease. OWN: registry of
+    the user that gets the images. The archive contains secrets: unpack it into a folder that only
+    root can read.
     """
     contents = {
         "pip_conf": _pip_conf(options),
@@ -89,6 +97,7 @@ def pack_job(
     }
     texts = {name: str(content) for name, content in contents.items() if content}
     files = {f"secrets/{name}": text.encode() for name, text in texts.items()}
+    files.update(own_registry.pack(own))
     secrets = {name: f"secrets/{name}" for name in texts}
     ca_file = options.get("ca_file", HOST_CERTIFICATES)
     if ca_file:
@@ -112,11 +121,16 @@ def pack_job(
 
 
 def pack_fetch(
-    builds: Sequence[ImageBuild], offered: Mapping[str, Any], builder_name: str, port: int
+    builds: Sequence[ImageBuild],
+    offered: Mapping[str, Any],
+    builder_name: str,
+    source: int | Registry,
 ) -> bytes:
     """Return a tar archive for the program of :mod:`fetching`.
 
-    OFFERED are the images that the host BUILDER_NAME offers on PORT, see :func:`offering.offer`.
+    OFFERED are the images that the host BUILDER_NAME offers, see :func:`offering.offer`. SOURCE is
+    the port on loopback that leads to them, or the registry of the user. The archive contains its
+    password: unpack it into a folder that only root can read.
     """
     images = [
         {
@@ -132,5 +146,13 @@ def pack_fetch(
         for build in builds
         if build.reference in offered
     ]
-    description = {"images": images, "builder": builder_name, "port": port}
-    return host_job.pack({"job.json": json.dumps(description).encode()}, fetching)
+    own = source if isinstance(source, Registry) else None
+    description = {
+        "images": images,
+        "builder": builder_name,
+        "source": own.server if own else builder_name,
+        "port": None if own else source,
+        "prefix": own.prefix if own else f"127.0.0.1:{source}/",
+    }
+    files = {"job.json": json.dumps(description).encode(), **own_registry.pack(own)}
+    return host_job.pack(files, fetching)

@@ -17,33 +17,44 @@ from typing import Any
 from ansible_collections.slipway.host.plugins.module_utils.data.progress import format_size
 from ansible_collections.slipway.host.plugins.module_utils.host import environment, job
 from ansible_collections.slipway.host.plugins.module_utils.host.job import Progress
-from ansible_collections.slipway.host.plugins.module_utils.images import builder, record, registry
+from ansible_collections.slipway.host.plugins.module_utils.images import (
+    builder,
+    own_registry,
+    record,
+    registry,
+)
 from ansible_collections.slipway.host.plugins.module_utils.images.commands import (
     BuildError,
     remove_delivery_references,
     run_or_fail,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import (
+    OwnRegistryError,
+    Registry,
+)
 
 Json = dict[str, Any]
+Login = registry.Login | Registry
 
 
-def push(images: Json, progress: Progress) -> Json:
-    """Push images, context digest by reference, to the registry; return what it has of each."""
+def push(images: Json, progress: Progress, login: Login, config: Path) -> Json:
+    """Push images, context digest by reference, to a registry; return what it has of each.
+
+    CONFIG: folder with the login for Docker.
+    """
     offered: Json = {}
-    with registry.taking_images() as login:
-        for reference in images:
-            content = record.inspect_image(reference)
-            if content is None:
-                raise BuildError(f"image {reference} is not on this host. Build it again.")
-            progress.now(f"the builder pushes {reference}")
-            has = _pushed(login, reference, content) or _push(login, reference, content)
-            record.add_layers(reference, has["layers"])
-            offered[reference] = {**has, "size": content.size}
-    registry.remove_unused()
+    for reference in images:
+        content = record.inspect_image(reference)
+        if content is None:
+            raise BuildError(f"image {reference} is not on this host. Build it again.")
+        progress.now(f"the builder pushes {reference}")
+        has = _pushed(login, reference, content) or _push(login, config, reference, content)
+        record.add_layers(reference, has["layers"])
+        offered[reference] = {**has, "size": content.size}
     return offered
 
 
-def _pushed(login: registry.Login, reference: str, content: record.Content) -> Json | None:
+def _pushed(login: Login, reference: str, content: record.Content) -> Json | None:
     """Return what the registry has of an image, None unless it has this content.
 
     The engine's content ID is a digest of the configuration or of the manifest: nobody can make
@@ -52,20 +63,20 @@ def _pushed(login: registry.Login, reference: str, content: record.Content) -> J
     name, _colon, tag = reference.rpartition(":")
     try:
         has = registry.describe(login, name, tag)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, OwnRegistryError):
         return None
     return has if content.identity in (has["config"], has["manifest"]) else None
 
 
-def _push(login: registry.Login, reference: str, content: record.Content) -> Json:
-    if not registry.has_room(content.size):
+def _push(login: Login, config: Path, reference: str, content: record.Content) -> Json:
+    if isinstance(login, registry.Login) and not registry.has_room(content.size):
         raise BuildError(
             f"no space for a compressed copy of {reference} in {registry.FOLDER}: expected "
             f"{format_size(content.size)}. Free some space there, or set ml_images_builder."
         )
-    target = f"127.0.0.1:{login.port}/{reference}"
+    target = f"{login.prefix}{reference}"
     run_or_fail("tagging", ["docker", "tag", content.identity, target])
-    docker = ["docker", "--config", str(registry.PUSH)]
+    docker = ["docker", "--config", str(config)]
     run_or_fail(f"pushing {reference}", [*docker, "push", "--quiet", target])
     has = _pushed(login, reference, content)
     if has is None:
@@ -76,10 +87,11 @@ def _push(login: registry.Login, reference: str, content: record.Content) -> Jso
 def offer(folder: Path, progress: Progress) -> Json:
     """Build, push and serve; return the result of the builder with ``images`` and ``port``.
 
-    ``unavailable``: why this host cannot offer what it has.
+    ``unavailable``: why this host cannot offer what it has. A registry of the user serves itself:
+    without ``port``.
     """
     work = builder.Builder(folder, progress)
-    wanted = work.job["offer"]
+    wanted, own = work.job["offer"], own_registry.load(folder)
     if wanted["architecture"] != platform.machine():
         reason = (
             f"architecture of the builder: {platform.machine()}; expected "
@@ -94,14 +106,20 @@ def offer(folder: Path, progress: Progress) -> Json:
         else:
             reason = "not recorded on the builder; expected a tested image. Run ./slipway site."
             result["failed"].setdefault(reference, reason)
-    remove_delivery_references()
+    prefix = own.prefix if own else ""
+    remove_delivery_references(prefix)
     try:
-        result["images"] = push(ready, progress) if ready else {}
-        result["port"] = registry.serve(wanted["lease"]) if ready else 0
+        if own:
+            result["images"] = push(ready, progress, own, folder / own_registry.CONFIG)
+        elif ready:
+            with registry.taking_images() as login:
+                result["images"] = push(ready, progress, login, registry.PUSH)
+            registry.remove_unused()
+            result["port"] = registry.serve(wanted["lease"])
     except (BuildError, registry.RegistryError, OSError) as error:
         result["unavailable"] = str(error)
     finally:
-        remove_delivery_references()
+        remove_delivery_references(prefix)
     return result
 
 

@@ -31,6 +31,10 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images.output import last_lines
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import (
+    MANIFESTS,
+    Registry,
+)
 
 FOLDER = Path(f"{labels.STATE_FOLDER}/registry")
 DATA = FOLDER / "data"
@@ -55,10 +59,6 @@ LOCK = f"{labels.STATE_FOLDER}/registry.lock"
 # Seconds without a connection after which the registry ends: other hosts may still build. The
 # longest life of the unit.
 IDLE_SECONDS, LIFE_SECONDS = 3600, 6 * 3600
-MANIFESTS = (
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.oci.image.manifest.v1+json",
-)
 # Ends the registry when there was no connection for a while. Arguments: program, configuration,
 # port, seconds.
 KEEPER = """
@@ -137,6 +137,18 @@ class Login:
     def basic(self) -> str:
         """Return user and password as HTTP has them."""
         return base64.b64encode(f"{USER}:{self.password}".encode()).decode()
+
+    @property
+    def prefix(self) -> str:
+        """Return the beginning of the references of its images."""
+        return f"127.0.0.1:{self.port}/"
+
+    def read_manifest(self, name: str, tag: str) -> bytes:
+        """Return the manifest of an image."""
+        headers = {"Accept": ", ".join(MANIFESTS), "Authorization": f"Basic {self.basic}"}
+        request = urllib.request.Request(_url(self.port, f"{name}/manifests/{tag}"), None, headers)
+        with OPENER.open(request, timeout=30) as answer:
+            return bytes(answer.read())
 
 
 def hash_password(password: str) -> str:
@@ -235,16 +247,13 @@ def _url(port: int, path: str) -> str:
     return f"http://127.0.0.1:{port}/v2/{path}"
 
 
-def describe(login: Login, name: str, tag: str) -> dict[str, Any]:
+def describe(login: Login | Registry, name: str, tag: str) -> dict[str, Any]:
     """Return the digests of an image in the registry, and the size of each of its layers.
 
     manifest, config: digests; layers: digest to compressed bytes. The digest of the manifest is
     computed, not believed. Raise OSError or ValueError without an answer.
     """
-    headers = {"Accept": ", ".join(MANIFESTS), "Authorization": f"Basic {login.basic}"}
-    request = urllib.request.Request(_url(login.port, f"{name}/manifests/{tag}"), headers=headers)
-    with OPENER.open(request, timeout=30) as answer:
-        content = answer.read()
+    content = login.read_manifest(name, tag)
     manifest = json.loads(content)
     return {
         "manifest": f"sha256:{hashlib.sha256(content).hexdigest()}",

@@ -25,6 +25,7 @@ METRICS_RECORD = "/var/lib/slipway/metrics.json"
 SLURM_RECORD = "/var/lib/slipway/slurm"
 DOOR_DROP_IN = "/etc/systemd/system/caddy.service.d/slipway.conf"
 CADDYFILE = "/etc/caddy/Caddyfile"
+CERTIFICATES = "/etc/docker/certs.d"
 # The settings in the file of the package.
 PACKAGED_CADDYFILE = ("", ":80 {", "root * /usr/share/caddy", "file_server", "}")
 
@@ -59,6 +60,15 @@ def read_front_door(drop_in: str = DOOR_DROP_IN, caddyfile: str = CADDYFILE) -> 
     lines = (reading.read_file(caddyfile) or b"").decode("utf-8", "replace").splitlines()
     settings = (line.strip() for line in lines if not line.lstrip().startswith("#"))
     return "" if all(line in PACKAGED_CADDYFILE for line in settings) else "foreign"
+
+
+def read_registry_certificates(folder: str = CERTIFICATES) -> list[str]:
+    """Return the servers for which the host has a file of certificates of the role ml_images."""
+    try:
+        servers = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [server for server in servers if os.path.lexists(f"{folder}/{server}/slipway.crt")]
 
 
 def ask_facts(reach: list[str], timeout: float = 5) -> Json:
@@ -120,7 +130,7 @@ def ask_host() -> Json:
     ``rolled_back`` the packages that the last rollback changed, ``rollback_interrupted`` whether
     it did not finish, ``metrics_files`` the paths of the files of metrics that roles wrote,
     ``slurm`` whether the role slurm manages the host, ``front_door`` what :func:`read_front_door`
-    returns.
+    returns, ``registry_certificates`` what :func:`read_registry_certificates` returns.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     rolled_back, interrupted = _read_rollback()
@@ -147,6 +157,7 @@ def ask_host() -> Json:
         "metrics_files": read_metrics_record(),
         "slurm": os.path.isdir(SLURM_RECORD),
         "front_door": read_front_door(),
+        "registry_certificates": read_registry_certificates(),
     }
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import MANIFESTS
 from ansible_collections.slipway.host.plugins.module_utils.state.reading import escape_control
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.archive import CHUNK
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import (

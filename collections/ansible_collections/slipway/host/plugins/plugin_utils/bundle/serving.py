@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from ansible_collections.slipway.host.plugins.module_utils.images.registry import MANIFESTS
+from ansible_collections.slipway.host.plugins.module_utils.images.own_registry import MANIFESTS
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import data, packages
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.images import blob_path
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest import BundleError
