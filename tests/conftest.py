@@ -22,9 +22,10 @@ SHARING_A_HOST = ("test_images.py", "test_replacement.py", "test_site.py")
 # Files of tests/host that take longest, the longest first. The last file of a run should be a short
 # one, because nothing runs beside it.
 LONGEST = (
-    *("test_services.py", "test_site.py", "test_gpu_hosts.py", "test_aliases.py"),
-    *("test_upgrade.py", "test_users.py", "test_data.py", "test_gpu_faults.py"),
-    *("test_collection.py", "test_delivery.py", "test_slurm.py", "test_front_door.py"),
+    *("test_site.py", "test_upgrade.py", "test_services.py", "test_gpu_hosts.py"),
+    *("test_users.py", "test_aliases.py", "test_data.py", "test_delivery.py", "test_slurm.py"),
+    *("test_front_door.py", "test_collection.py", "test_gpu_faults.py", "test_remove.py"),
+    *("test_removal.py", "test_foreign_settings.py"),
 )
 
 

@@ -105,5 +105,6 @@ stage 'unit and contract tests' pytest -n 3 --dist worksteal
 stage 'ansible-lint' end_lint
 # Creating hosts takes minutes: stop here if a quick stage failed.
 [ -z "$failed" ] || { printf '\nFAILED: %s\n' "${failed#, }" >&2; exit 1; }
-# Two test files in parallel keep two cores busy. tests/conftest.py groups and sorts them.
-closing_pytest 'tests on throwaway hosts' -m "$hosts" -n 2 --dist loadfile --no-loadscope-reorder
+# Three test files in parallel for two cores, because hosts often wait. tests/conftest.py groups and
+# sorts the files.
+closing_pytest 'tests on throwaway hosts' -m "$hosts" -n 3 --dist loadfile --no-loadscope-reorder
