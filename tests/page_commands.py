@@ -245,6 +245,11 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         "export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=KEY",
         "llm --volume /srv/models:/models --detach",
     ),
+    "needs a registry: tests/host/test_execution_environment.py builds the image without one": (
+        "ansible-builder build -f tools/execution-environment.yml "
+        "-t registry.example.org/slipway-ee:1",
+        "docker push registry.example.org/slipway-ee:1",
+    ),
     "installs another program beside Ansible": (
         "./slipway run pip install 'ara[server]'",
         'export ANSIBLE_CALLBACK_PLUGINS="$(./slipway run python -m ara.setup.callback_plugins)"',
