@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tomllib  # type: ignore[import-not-found] # mypy looks with the oldest host's eyes
 from pathlib import Path
 
+import tomllib  # type: ignore[import-not-found] # mypy looks with the oldest host's eyes
 import yaml
 
 from tests.contract.tree import ROOT
