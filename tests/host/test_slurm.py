@@ -396,6 +396,72 @@ def test_containers_end_with_their_job(commands: Cluster) -> None:
     commands.on(WAIT % "scontrol ping | grep -q UP")
 
 
+# Trains a small model in one or more processes and prints its loss; with an argument, for ever.
+TRAIN = """
+import os, sys, torch
+from torch.nn.parallel import DistributedDataParallel
+rank, world = (int(os.environ.get(name, size)) for name, size in (("RANK", 0), ("WORLD_SIZE", 1)))
+torch.manual_seed(1)
+torch.set_num_threads(1)
+layers = torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+whole = model = torch.nn.Sequential(*layers).double()
+data = torch.randn(64, 8, dtype=torch.float64)
+target = data.sin().sum(1, keepdim=True)
+own = slice(rank * 64 // world, (rank + 1) * 64 // world)
+if world > 1:
+    torch.distributed.init_process_group("gloo")
+    model = DistributedDataParallel(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+steps = 0
+while steps < 50 or sys.argv[1:]:
+    optimizer.zero_grad()
+    torch.nn.functional.mse_loss(model(data[own]), target[own]).backward()
+    optimizer.step()
+    steps += 1
+loss = torch.nn.functional.mse_loss(whole(data), target).item()
+sys.stdout.write(f"{world} {loss:.12f}\\n" if rank == 0 else "")
+if world > 1:
+    torch.distributed.destroy_process_group()
+"""
+# The image is a copy of its host, with PyTorch. The host itself stays as it is.
+PYTORCH = f"""
+tar -C / --one-file-system --exclude './tmp/*' -c . | docker import - copy >/dev/null
+mkdir -p /tmp/pytorch
+printf %s {shlex.quote(TRAIN)} >/tmp/pytorch/train.py
+echo 'FROM copy
+RUN apt-get -qq install -y --no-install-recommends python3-torch
+COPY train.py /srv/
+CMD ["sh"]
+LABEL io.slipway.image=testlab' >/tmp/pytorch/Dockerfile
+docker build --quiet --network host --tag slipway/testlab:gpu /tmp/pytorch >/dev/null
+"""
+
+
+@pytest.mark.long
+def test_a_training_on_two_hosts_has_the_loss_of_one_process(commands: Cluster) -> None:
+    for site in (commands, commands.node):
+        site.on(PYTORCH)
+    alone = commands.try_alice("testlab python3 /srv/train.py")
+    assert alone.returncode == 0, alone.stderr
+    # The package has no libuv, which torchrun needs.
+    start = "RANK=$PET_NODE_RANK WORLD_SIZE=$PET_NNODES exec python3 /srv/train.py"
+    both = f"testlab --hosts 2 --gpus 2 --env USE_LIBUV=0 sh -c '{start} %s'"
+    together = commands.try_alice(f"timeout 300 {both % ''}")
+    assert together.returncode == 0, together.stderr
+    (one, loss), (two, same) = alone.stdout.split(), together.stdout.split()
+    assert (one, two) == ("1", "2")
+    assert abs(float(loss) - float(same)) < 1e-6
+    # The end of one process ends the other one.
+    commands.try_alice(f"{both % 'forever'} >out 2>err </dev/null & sleep 0")
+    worker = "'^python3 /srv/train.py forever'"
+    for site in (commands, commands.node):
+        site.on(WAIT % f"pgrep -f {worker}")
+    commands.on(f"pkill -9 -f {worker}")
+    for site in (commands, commands.node):
+        site.on(WAIT % "! docker ps --all --quiet | grep .")
+    commands.node.on(WAIT % "grep -q 'head: task 0: Exited with exit code 137' ~alice/err")
+
+
 @pytest.mark.long
 def test_the_end_by_the_time_limit_is_named(commands: Cluster) -> None:
     # The shortest time limit of Slurm is a minute, and it looks every half minute.
