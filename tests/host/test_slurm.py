@@ -355,6 +355,11 @@ def test_containers_end_with_their_job(commands: Cluster) -> None:
     for site in (commands, commands.node):
         site.on(both)
     assert "hunter2" not in commands.on("scontrol show job; squeue --format='%all'")
+    by_hand = "docker run --detach --rm --name hand --device nvidia.com/gpu=0 slipway/testlab:gpu"
+    commands.node.on(f"{by_hand} sleep 3600")
+    planned = commands.slipway("plan")
+    assert planned.count("without a job") == planned.count("container hand uses GPUs") == 1
+    commands.node.on("docker rm --force hand")
     commands.try_alice("nohup testlab echo third >out 2>err </dev/null & sleep 0")
     commands.node.on(WAIT % "grep -q 'waits for 1 GPU: place 1 of 1 in part' ~alice/err")
     # An image of somebody with the labels of a job, and a container with the job of another user.

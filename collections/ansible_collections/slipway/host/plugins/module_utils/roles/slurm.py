@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.slurm import config
 from ansible_collections.slipway.host.plugins.module_utils.state import slurm as state
+from ansible_collections.slipway.host.plugins.module_utils.state.containers import DOCKER_SOCKET
 
 # The fact of each host of the cluster, which the plan gets of all hosts: see role_plans.
 FACT_OF_HOSTS = "slipway_slurm_node"
@@ -33,6 +34,7 @@ LEFT = (
     *("/etc/slurm", "/etc/munge", "/var/lib/slurm"),
     *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
 )
+_FOLDER = {"path": state.STATE_FOLDER, "state": "directory", "mode": "0700"}
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 # Slurm takes the part behind the first colon for a port.
 _ADDRESS = re.compile(r"[A-Za-z0-9._-]+")
@@ -228,7 +230,7 @@ def _controller(
     files = " ".join(FILES.values())
     return {
         "files": [
-            _state_folder(),
+            _FOLDER,
             {"path": config.DROP_INS["slurmctld"], "content": config.CONTROLLER_DROP_IN},
             {"path": state.NODES, "content": json.dumps(recorded, indent=1, sort_keys=True) + "\n"},
             *(
@@ -248,16 +250,13 @@ def _node(node: Mapping[str, Any], controller: Mapping[str, Any]) -> dict[str, A
     return {
         "fetches_key": node["munge_key"] != controller["munge_key"] != "",
         "files": [
-            _state_folder(),
+            _FOLDER,
             {"path": config.DROP_INS["slurmd"], "content": config.daemon_drop_in(controller)},
         ],
         "packages": [{"name": name} for name in PACKAGES[NODE]],
         "units": _units(NODE),
+        "gpu_containers": [{"socket": DOCKER_SOCKET}],
     }
-
-
-def _state_folder() -> dict[str, Any]:
-    return {"path": state.STATE_FOLDER, "state": "directory", "mode": "0700"}
 
 
 def _units(part: str) -> list[dict[str, Any]]:
@@ -276,7 +275,7 @@ def _units(part: str) -> list[dict[str, Any]]:
 
 def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the owned state of several parts, each entry once."""
-    kinds = ("munge_keys", "files", "packages", "units", "derived")
+    kinds = ("munge_keys", "files", "packages", "units", "derived", "gpu_containers")
     return {
         kind: list({json.dumps(one): one for part in parts for one in part.get(kind, ())}.values())
         for kind in kinds

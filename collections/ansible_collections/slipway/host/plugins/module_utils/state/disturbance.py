@@ -39,8 +39,8 @@ def ask_containers() -> Json | None:
 
     ``live_restore``: whether it is on in the running engine and in daemon.json. ``containers``: a
     list of mappings with id, name, image, owner (empty if unknown), comes_back (after a restart of
-    the engine) and gpu (whether the engine gave it a GPU). ``error`` is set where an engine runs
-    that does not answer.
+    the engine), gpu (whether the engine gave it a GPU) and job (number of its Slurm job).
+    ``error`` is set where an engine runs that does not answer.
     """
     try:
         info = containers.ask_engine("/info")
@@ -88,6 +88,7 @@ def _describe_container(details: Json) -> Json:
         "owner": _owner_of(details, config.get("Labels") or {}),
         "comes_back": (host.get("RestartPolicy") or {}).get("Name") in RESTARTED,
         "gpu": _has_gpu(host, config.get("Env") or []),
+        "job": str((config.get("Labels") or {}).get("io.slipway.job", "")),
     }
 
 

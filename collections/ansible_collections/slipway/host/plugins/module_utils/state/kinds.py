@@ -15,6 +15,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     engine_access,
     files,
     front_door,
+    gpu_containers,
     json_settings,
     kernel_modules,
     keyrings,
@@ -37,7 +38,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
     *(kernel_modules, links, listeners, packages, packet_filter, rootless, service_files, slurm),
-    *(space, started, trees, units, health_facts),
+    *(space, started, trees, units, gpu_containers, health_facts),
 )
 _OTHERS = (front_door, json_settings, keyrings, lines, projects)
 
