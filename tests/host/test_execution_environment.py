@@ -72,11 +72,12 @@ def make_job(site: Site) -> Path:
         **site.connection,
         "ansible_ssh_private_key_file": "/runner/project/keys/id",
         "ansible_ssh_common_args": "-o UserKnownHostsFile=/runner/project/keys/known_hosts",
-        "slipway_roles": ["docker_engine"],
     }
     (job / "inventory").mkdir()
     hosts = {"all": {"hosts": {"ee-1": connection}}}
     (job / "inventory/hosts.yml").write_text(yaml.safe_dump(hosts))
+    (job / "env").mkdir()
+    (job / "env/extravars").write_text(yaml.safe_dump({"slipway_roles": ["docker_engine"]}))
     return job
 
 
