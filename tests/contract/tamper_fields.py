@@ -31,6 +31,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "obstacles": frozenset({"holds"}),
     "munge_keys": frozenset({"path", "digest", "type", "owner", "group", "mode"}),
     "engine_access": frozenset(),
+    "gpu_containers": frozenset(),
     # What is in the way is a conflict: tests/unit/test_front_door.py.
     "door_ports": frozenset(),
     "datasets": frozenset(
@@ -86,6 +87,7 @@ NOT_COMPARED: Mapping[str, Mapping[str, str]] = {
         "previous": "the way back",
         "unit_files": "which drop-ins are not reported",
     },
+    "gpu_containers": {"socket": "the engine; containers of people are information"},
     "engine_access": {
         "socket": "other ways to the engine are information",
         "users": "other ways to the engine are information",
