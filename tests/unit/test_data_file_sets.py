@@ -76,6 +76,19 @@ def test_an_interrupted_download_continues_within_its_file(host: Host) -> None:
     ]
 
 
+def test_an_interrupted_file_comes_first_whatever_is_added(host: Host) -> None:
+    declared = declare(host, {"model": bytes(100_000)}, size="1M")
+    host.server.cut_after, host.server.left = 50_000, 1
+    assert "model was interrupted after 50.0 kB" in host.settle(declared)["pets"]
+    host.server.cut_after = host.server.left = None
+    requested(host)
+    assert host.settle(declare(host, {"a": b"new", "model": bytes(100_000)}, size="1M")) == {}
+    assert [(one.path, one.headers["Range"]) for one in host.server.requests] == [
+        ("/hub/model", "bytes=50000-"),
+        ("/hub/a", None),
+    ]
+
+
 def test_a_file_with_another_checksum_is_refused_and_the_others_stay(host: Host) -> None:
     declared = declare(host, MODEL, size="1M")
     host.server.files["/hub/tokenizer/vocab.json"] = b"forged"

@@ -73,6 +73,10 @@ class Archive:
                 return os.fstat(descriptor).st_size
         return self._source().size() or 0
 
+    def has_begun(self) -> bool:
+        """Return whether an earlier run downloaded a part of the archive."""
+        return not self.tree["local"] and download.has_begun(self._source())
+
     def store(self, target: str) -> None:
         """Put the archive into the working folder as the file TARGET, if it has its checksum."""
         with self._opened() as archive:

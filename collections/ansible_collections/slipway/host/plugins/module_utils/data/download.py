@@ -220,6 +220,11 @@ def _read_record(source: Source) -> dict[str, Any]:
     return record if record["url"] == _digest(source.url) else {}
 
 
+def has_begun(source: Source) -> bool:
+    """Return whether a part of this file is in the working folder."""
+    return bool(_read_record(source)) and _size(PART) > 0
+
+
 def _is_complete(source: Source) -> bool:
     total = _read_record(source).get("total")
     return bool(total) and total == _size(PART)

@@ -72,7 +72,8 @@ class FileSet:
                 _prepare(files, self.checksums, root)
         # Each old file is deleted before the first download needs its space.
         missing = [name for name in self.checksums if not self._is_stored(name)]
-        for name in missing:
+        # The first download of another file deletes the part of an interrupted one.
+        for name in sorted(missing, key=lambda name: not self._file(name).has_begun()):
             stored = f"{staging.FILES}/{name}"
             os.makedirs(posixpath.dirname(stored), 0o755, exist_ok=True)
             self._file(name).store(stored)
