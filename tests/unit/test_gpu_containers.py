@@ -74,8 +74,8 @@ def test_an_engine_that_does_not_answer_has_no_containers(
 def test_they_are_no_drift_but_information() -> None:
     assert say([]) == []
     assert say([["train", ""], ["web", "al\x1bice"]]) == [
-        "Slurm: container train uses GPUs without a job. Slurm may give the same GPUs to jobs. "
-        "Start it by its image command, or with srun",
-        "Slurm: container web of al\\x1bice uses GPUs without a job. Slurm may give the same GPUs "
-        "to jobs. Start it by its image command, or with srun",
+        "Slurm: container train uses GPUs without a job. Slurm may give these GPUs to a job. "
+        "The command of its image would start it as a job",
+        "Slurm: container web of al\\x1bice uses GPUs without a job. Slurm may give these GPUs to "
+        "a job. The command of its image would start it as a job",
     ]

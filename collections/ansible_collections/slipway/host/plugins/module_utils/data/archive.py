@@ -81,6 +81,7 @@ class Archive:
         """Put the archive into the working folder as the file TARGET, if it has its checksum."""
         with self._opened() as archive:
             self._check_checksum(archive)
+            # A file of root is read where it is; all others are in the stage already.
             if not os.path.lexists(staging.PART):
                 with self._describing_full_disk("copying", download.discard):
                     self._copy(archive, staging.PART)

@@ -73,8 +73,8 @@ def inform_about_containers(entry: Entry, answer: Answer) -> Iterator[str]:
     for name, owner in answer["gpu_containers"][entry["socket"]]:
         of_owner = f" of {reading.escape_control(owner)}" if owner else ""
         yield (
-            f"Slurm: container {name}{of_owner} uses GPUs without a job. Slurm may give the same "
-            "GPUs to jobs. Start it by its image command, or with srun"
+            f"Slurm: container {name}{of_owner} uses GPUs without a job. Slurm may give these GPUs "
+            "to a job. The command of its image would start it as a job"
         )
 
 
