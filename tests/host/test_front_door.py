@@ -25,6 +25,7 @@ import yaml
 
 from lab.host_spec import HostSpec
 from lab.hosts import Group
+from lab.processes import wait_until
 from tests import page_commands
 from tests.host.conftest import ROOT, Named, Run, Site
 from tests.host.test_removal import Found, look
@@ -202,6 +203,7 @@ class Load(threading.Thread):
         super().__init__(daemon=True)
         self.ask, self.pause = ask, pause
         self.results: Counter[str] = Counter()
+        self.errors: list[str] = []
         self.sent, self.over, self.lock = 0, threading.Event(), threading.Lock()
 
     def run(self) -> None:
@@ -229,7 +231,8 @@ class Load(threading.Thread):
     def try_once(self, number: int) -> str:
         try:
             return self.ask(str(number))
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException) as error:
+            self.errors.append(f"request {number}: {error!r}")
             return "lost"
 
     def finish(self) -> None:
@@ -239,7 +242,7 @@ class Load(threading.Thread):
         self.join()
         print(dict(self.results))
         assert self.results.total() == self.sent >= REQUESTS
-        assert set(self.results) <= {"answered", "answered the second time"}, self.results
+        assert set(self.results) <= {"answered", "answered the second time"}, self.errors
 
 
 @pytest.fixture(scope="module")
@@ -391,6 +394,25 @@ def replaced(run: Run) -> list[str]:
         and event["event_data"]["task"].startswith("Start declared services")
         and event["event_data"]["res"].get("changed")
     ]
+
+
+def test_a_stopped_service_loses_no_small_request(door: Door) -> None:
+    other = door.others[0]
+    other.on("docker stop --time 0 echo-echo-1")
+    # The health check does not know it yet.
+    assert [is_right(door, str(number)) for number in range(20)] == ["answered"] * 20
+    other.on("docker start echo-echo-1")
+    assert wait_until(lambda: bool(door.ask()[1]["host"] == HOSTS[1]), 30)
+
+
+def test_clients_that_send_too_little_harm_nobody(door: Door) -> None:
+    short = f"POST / HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: 9\r\n\r\nshort".encode()
+    for _host in HOSTS:
+        with door.connect() as connection:
+            connection.sendall(short)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(100)
+    assert {door.ask()[1]["host"] for _number in range(12)} == set(HOSTS)
 
 
 def test_a_broken_version_reaches_one_host_only(door: Door) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def config(*sites: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def proxy(server: dict[str, Any], number: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = server["routes"][number]["handle"][0]
+    found: dict[str, Any] = server["routes"][number]["handle"][-1]
     return found
 
 
@@ -395,6 +396,22 @@ def test_a_request_reaches_a_host_twice_only_if_it_reads() -> None:
     methods, unsent = proxy(server)["load_balancing"]["retry_match"]
     assert methods == {"method": ["GET", "HEAD"]}
     assert unsent == {"vars": {"{http.reverse_proxy.upstream.hostport}": ["", "<nil>"]}}
+
+
+@pytest.mark.parametrize(
+    ("length", "is_read"), [("0", True), ("999999", True), ("1000000", False), ("-1", False)]
+)
+def test_another_host_can_get_small_requests(length: str, is_read: bool) -> None:
+    server = config({"service": "iris-api"})["apps"]["http"]["servers"]["443"]
+    first = server["routes"][0]["handle"][0]["routes"][0]
+    pattern = first["match"][0]["header_regexp"]["Content-Length"]["pattern"]
+    assert bool(re.search(pattern, length)) == is_read
+    assert "{http.request.body}" in first["handle"][0].values()
+
+
+def test_clients_cannot_make_a_host_unhealthy() -> None:
+    server = config({"service": "iris-api"})["apps"]["http"]["servers"]["443"]
+    assert set(proxy(server)["health_checks"]) == {"active"}
 
 
 def test_a_site_without_an_answer_fails_its_check() -> None:

@@ -19,7 +19,13 @@ ADMIN = f"unix/{RUN_FOLDER}/admin.sock"
 CERTIFICATE, KEY = "certificate", "key"
 # A request waits so long for a healthy host: longer than the health check needs to find one.
 TRY_SECONDS = 15
-CHECK_SECONDS, FAIL_SECONDS, DIAL_SECONDS = 2, 3, 2
+CHECK_SECONDS, DIAL_SECONDS = 2, 2
+# Requests with less than 1 MB are read before they are sent. Otherwise, Caddy loses the body at the
+# first host that refuses the connection, and no other host can get the request.
+READ_FIRST = {
+    "match": [{"header_regexp": {"Content-Length": {"pattern": "^[0-9]{1,6}$"}}}],
+    "handle": [{"handler": "vars", "body": "{http.request.body}"}],
+}
 NO_SITE = "This address has no service.\n"
 
 
@@ -130,6 +136,7 @@ def _route(site: Site) -> dict[str, Any]:
                 {"vars": {"{http.reverse_proxy.upstream.hostport}": ["", "<nil>"]}},
             ],
         },
+        # Without passive checks, which count what clients break as failures of the host.
         "health_checks": {
             "active": {
                 "uri": site.health,
@@ -137,12 +144,12 @@ def _route(site: Site) -> dict[str, Any]:
                 "timeout": f"{CHECK_SECONDS}s",
                 "expect_status": 2,
             },
-            "passive": {"fail_duration": f"{FAIL_SECONDS}s"},
         },
         "transport": {"protocol": "http", "dial_timeout": f"{DIAL_SECONDS}s"},
     }
     # Caddy compares IPv6 addresses without brackets.
-    return {"match": [{"host": [site.address]}], "handle": [proxy], "terminal": True}
+    handle = [{"handler": "subroute", "routes": [READ_FIRST]}, proxy]
+    return {"match": [{"host": [site.address]}], "handle": handle, "terminal": True}
 
 
 def _tls(sites: Sequence[Site]) -> dict[str, Any]:
