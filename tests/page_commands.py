@@ -160,6 +160,10 @@ RUN_BY: dict[str, tuple[str, ...]] = {
         "sudo scontrol update nodename=gpu02 state=drain reason='new GPU'",
         "sudo scontrol update nodename=gpu02 state=resume",
     ),
+    "test_an_account_has_records_and_limits": (
+        "sacct --format=JobID,Account,State,Elapsed,AllocTRES",
+        "sshare --all",
+    ),
     # tests/host/test_upgrade.py
     "test_the_commands_of_the_page_work": (
         "ansible gpu01 -b -m slipway.host.gpu_info",

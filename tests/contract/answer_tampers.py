@@ -122,6 +122,29 @@ CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"path": "/key", "digest": "d", "managed": True, "key_host": "gpu01"},
         {"files": {"/key": ["file", "0400", "munge", "munge", "d", 101, 101]}},
     ),
+    "slurm_accounts": (
+        {
+            "cluster": "lab",
+            "accounts": [{"name": "vision", "members": ["alice"], "gpus": 4, "jobs_per_member": 9}],
+        },
+        {
+            "slurm_accounts": {
+                "lab": {
+                    "rows": [
+                        ["root", "", "", "1", "", ""],
+                        ["vision", "", "root", "1", "gres/gpu=4", "9"],
+                        ["vision", "alice", "", "1", "", "9"],
+                    ],
+                    "defaults": {"alice": "vision"},
+                }
+            },
+            "texts": {"/var/lib/slipway/slurm/accounts.json": '{"vision": ["alice"]}'},
+        },
+    ),
+    "slurm_databases": (
+        {"name": "slipwayslurm"},
+        {"slurm_databases": {"slipwayslurm": {"database": 1, "user": 1, "socket": 1, "rights": 1}}},
+    ),
     "units": (
         {"name": "docker.service", "active": True, "packet_filter": True},
         {
@@ -291,6 +314,41 @@ def _munge_keys() -> Iterator[AnswerTamper]:
         yield AnswerTamper("munge_keys", field, value, change(position, value))
 
 
+def _slurm_accounts() -> Iterator[AnswerTamper]:
+    def change(row: int, position: int, value: str) -> Change:
+        return lambda a: a["slurm_accounts"]["lab"]["rows"][row].__setitem__(position, value)
+
+    for title, tampered in (
+        ("another share", change(1, 3, "9")),
+        ("another limit of GPUs", change(1, 4, "cpu=1,gres/gpu=8")),
+        ("no limit of jobs", change(1, 5, "")),
+        ("a limit of a member", change(2, 4, "gres/gpu=1")),
+        ("no member", lambda a: a["slurm_accounts"]["lab"]["rows"].pop()),
+        ("no account", lambda a: a["slurm_accounts"]["lab"]["rows"].clear()),
+        ("no default account", lambda a: a["slurm_accounts"]["lab"]["defaults"].update(alice="")),
+    ):
+        yield AnswerTamper("slurm_accounts", "accounts", title, tampered)
+    yield AnswerTamper(
+        *("slurm_accounts", "cluster", "no answer"),
+        lambda a: a["slurm_accounts"].update(lab=None),
+    )
+    yield AnswerTamper("slurm_accounts", "record", "lost", lambda a: a["texts"].clear())
+
+
+def _slurm_databases() -> Iterator[AnswerTamper]:
+    def change(**counts: int) -> Change:
+        return lambda a: a["slurm_databases"]["slipwayslurm"].update(counts)
+
+    kind = "slurm_databases"
+    yield AnswerTamper(kind, "name", "missing", change(database=0, user=0))
+    yield AnswerTamper(
+        kind, "name", "no answer", lambda a: a["slurm_databases"].update(slipwayslurm=None)
+    )
+    yield AnswerTamper(kind, "user", "missing", change(user=0))
+    yield AnswerTamper(kind, "user", "with a password", change(socket=0))
+    yield AnswerTamper(kind, "user", "without rights", change(rights=0))
+
+
 ANSWER_TAMPERS = (
     AnswerTamper("modules", "name", "not loaded", lambda a: a["modules"].update(nvidia=None)),
     AnswerTamper("modules", "version", "another one", lambda a: a["modules"].update(nvidia="1")),
@@ -302,6 +360,8 @@ ANSWER_TAMPERS = (
     ),
     AnswerTamper("members", "devices", "not a member", lambda a: a["groups"]["render"][1].clear()),
     *_munge_keys(),
+    *_slurm_accounts(),
+    *_slurm_databases(),
     *_rootless(),
     *_images(),
     *_projects(),

@@ -39,6 +39,8 @@ INVENTORY: dict[str, Any] = {
     "host_metrics_folder": "/var/lib/prometheus/node-exporter",
     "slurm_controller": "gpu01",
     "slurm_nodes": ["gpu01"],
+    "slurm_accounting": True,
+    "slurm_accounts": [{"name": "vision", "members": ["alice"], "gpus": 4}],
     "ml_front_door_host": "gpu01",
     "ml_front_door_sites": [{"service": "iris-api", "hosts": ["gpu01"]}],
     "hostvars": {

@@ -30,6 +30,8 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "links": frozenset({"names", "target", "unhidden"}),
     "obstacles": frozenset({"holds"}),
     "munge_keys": frozenset({"path", "digest", "type", "owner", "group", "mode"}),
+    "slurm_accounts": frozenset({"cluster", "accounts", "record"}),
+    "slurm_databases": frozenset({"name", "user"}),
     "engine_access": frozenset(),
     "gpu_containers": frozenset(),
     # What is in the way is a conflict: tests/unit/test_front_door.py.

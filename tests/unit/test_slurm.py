@@ -16,6 +16,7 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.action import slurm_node
 from ansible_collections.slipway.host.plugins.module_utils.roles import slurm
 from ansible_collections.slipway.host.plugins.module_utils.slurm import config
+from ansible_collections.slipway.host.plugins.module_utils.slurm.declaration import SlurmError
 from ansible_collections.slipway.host.plugins.module_utils.state import slurm as state
 from ansible_collections.slipway.host.plugins.module_utils.state.model import ConflictError
 from ansible_collections.slipway.host.plugins.modules import munge_key
@@ -204,9 +205,9 @@ def test_a_node_out_of_reach_stays_as_recorded() -> None:
     recorded = json.loads(content(plan(), state.NODES))
     known = {"head": node("head", nodes=recorded)}
     assert content(plan(known=known), slurm.FILES["slurm"]) == content(plan(), slurm.FILES["slurm"])
-    with pytest.raises(slurm.SlurmError, match=r"gpu02 is unknown.*without --limit"):
+    with pytest.raises(SlurmError, match=r"gpu02 is unknown.*without --limit"):
         plan(known={"head": node("head")})
-    with pytest.raises(slurm.SlurmError, match="hardware of host head is unknown"):
+    with pytest.raises(SlurmError, match="hardware of host head is unknown"):
         plan("gpu02", known={"gpu02": node("gpu02")})
 
 
@@ -228,7 +229,7 @@ def test_a_group_has_the_nodes_if_none_are_named() -> None:
 def test_the_records_of_jobs_are_not_lost(changes: Mapping[str, Any], message: str) -> None:
     known = {"head": node("head", **changes), "gpu02": node("gpu02")}
     if message:
-        with pytest.raises(slurm.SlurmError, match=message):
+        with pytest.raises(SlurmError, match=message):
             plan(known=known)
     else:
         assert "controller" in plan(known=known)["parts"]
@@ -239,7 +240,7 @@ def test_the_records_of_jobs_are_not_lost(changes: Mapping[str, Any], message: s
         hosts = ["head", "gpu02", "gpu03"]
         moved: dict[str, Any] = {"known": known, "controller": "gpu02", "nodes": hosts}
         for name in ("head", "gpu02", "gpu03"):
-            with pytest.raises(slurm.SlurmError, match="controller: found gpu02; expected head"):
+            with pytest.raises(SlurmError, match="controller: found gpu02; expected head"):
                 plan(name, **moved)
 
 
@@ -325,7 +326,7 @@ def test_settings_that_slurm_cannot_have_are_refused(changes: dict[str, Any], me
     times = {"default_time": "1:00:00", "max_time": "1-0"}
     if "partitions" in changes:
         changes = {"partitions": [{**times, **one} for one in changes["partitions"]]}
-    with pytest.raises(slurm.SlurmError, match=message):
+    with pytest.raises(SlurmError, match=message):
         plan(**changes)
 
 
@@ -349,13 +350,13 @@ def test_settings_that_slurm_cannot_have_are_refused(changes: dict[str, Any], me
 )
 def test_hosts_that_slurm_cannot_name_are_refused(changes: Mapping[str, Any], message: str) -> None:
     known = {"head": node("head"), "gpu02": node("gpu02", **changes)}
-    with pytest.raises(slurm.SlurmError, match=message):
+    with pytest.raises(SlurmError, match=message):
         plan(known=known)
 
 
 def test_a_node_checks_the_address_of_its_controller() -> None:
     known = {"head": node("head", address="a\nExecStartPre=/x"), "gpu02": node("gpu02")}
-    with pytest.raises(slurm.SlurmError, match="host head: slurm_address"):
+    with pytest.raises(SlurmError, match="host head: slurm_address"):
         plan("gpu02", known=known)
 
 

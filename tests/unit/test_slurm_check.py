@@ -101,12 +101,31 @@ def test_only_declared_parts_are_checked(programs: Path) -> None:
     answer(programs, "scontrol", "Slurmctld(primary) at head is UP\n")
     answer(programs, "sinfo", "idle|Unknown|none\n")
     assert list(slurm_check.check_cluster(())) == []
-    both = list(slurm_check.check_cluster(UNITS.values()))
-    assert [check.what for check in both] == ["Slurm controller", "Slurm node"]
-    assert all(check.ok for check in both)
+    answer(programs, "sacctmgr", "slipway|192.0.2.11\n")
+    every = list(slurm_check.check_cluster(UNITS.values()))
+    names = ["Slurm controller", "Slurm accounting", "Slurm node"]
+    assert [check.what for check in every] == names
+    assert all(check.ok for check in every)
     units = [
         {"name": "slurmctld.service", "active": True},
         {"name": "slurmd.service", "active": False},
     ]
     assert declared.declare([{"units": units}])["slurm"] == ["slurmctld.service"]
     assert "slurm" not in declared.declare([{"units": units[1:]}])
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "passes", "text"),
+    [
+        ("lab|192.0.2.11\n", 0, True, "records of cluster lab"),
+        ("lab|\n", 0, False, "slurmdbd knows no running controller; expected"),
+        ("Connection refused\n", 1, False, "Connection refused; expected"),
+    ],
+)
+def test_slurmdbd_must_know_the_controller(
+    programs: Path, output: str, status: int, passes: bool, text: str
+) -> None:
+    answer(programs, "sacctmgr", output, status)
+    found = run_check("Slurm accounting", slurm_check.check_accounting)
+    assert found.ok == passes
+    assert text in found.seen

@@ -54,8 +54,8 @@ ansible_facts:
           architecture and kernel as Ansible spells them; docker_package (docker-ce, docker.io or
           empty); docker_snap, systemd and root (booleans); reachable (URL to boolean);
           metrics_files (paths that the role host_metrics wrote); slurm (whether the role slurm
-          manages the host); front_door (managed if Slipway configures Caddy, foreign if somebody
-          else does, or empty).
+          manages the host); slurmdbd (managed if Slipway configures slurmdbd, foreign if somebody
+          else does, or empty); front_door (the same of Caddy).
       type: dict
 """
 

@@ -52,6 +52,7 @@ KINDS: Mapping[str, Kind] = {
     "image": Kind("the smoke test passes"),
     "service": Kind("the declared answer, and only with the secret"),
     "Slurm controller": Kind("slurmctld answers"),
+    "Slurm accounting": Kind("slurmdbd answers and knows the controller"),
     "Slurm node": Kind("the controller gives jobs to the node"),
     "front door": Kind("the service answers through the front door and on each of its hosts"),
     "container network": Kind("packets of containers pass"),

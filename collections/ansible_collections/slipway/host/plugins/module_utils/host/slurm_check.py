@@ -12,9 +12,9 @@ from functools import partial
 
 from ansible_collections.slipway.host.plugins.module_utils.host.check import Check, run_check
 
-CONTROLLER, NODE = "Slurm controller", "Slurm node"
+CONTROLLER, NODE, ACCOUNTING = "Slurm controller", "Slurm node", "Slurm accounting"
 # By the unit that runs the part.
-UNITS = {CONTROLLER: "slurmctld.service", NODE: "slurmd.service"}
+UNITS = {CONTROLLER: "slurmctld.service", NODE: "slurmd.service", ACCOUNTING: "slurmdbd.service"}
 SLURM_USER = "slurm"
 TIMEOUT = 60
 # A node that has just started is not known to the controller for some seconds.
@@ -34,6 +34,8 @@ def check_cluster(units: Collection[str]) -> Iterator[Check]:
     """Yield the checks of the parts whose UNITS are declared on this host."""
     if UNITS[CONTROLLER] in units:
         yield run_check(CONTROLLER, check_controller)
+    if UNITS[ACCOUNTING] in units:
+        yield run_check(ACCOUNTING, check_accounting)
     if UNITS[NODE] in units:
         # Slurm knows hosts by their names without the domain.
         yield run_check(NODE, partial(check_node, os.uname().nodename.split(".")[0]))
@@ -46,6 +48,29 @@ def check_controller() -> str:
     if status or " is UP" not in lines[0]:
         raise ValueError(f"{lines[0]}; expected it to be UP. Run ./slipway site, which starts it")
     return lines[0]
+
+
+def check_accounting() -> str:
+    """Return the clusters whose jobs are recorded; raise ValueError if slurmdbd knows none.
+
+    The controller tells slurmdbd its address some seconds after its start.
+    """
+    words = ("sacctmgr", "--noheader", "--parsable2", "list", "clusters")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        status, output, errors = _run(*words, "format=Cluster,ControlHost")
+        lines = [line.split("|") for line in output.splitlines()]
+        names = [name for name, address in lines if address] if not status else []
+        if names or time.monotonic() >= deadline:
+            break
+        time.sleep(PAUSE)
+    if not names:
+        last = (errors.strip().splitlines() or ["slurmdbd knows no running controller"])[-1]
+        raise ValueError(
+            f"{last}; expected that slurmdbd records jobs. Look at: systemctl status slurmdbd "
+            "mariadb slurmctld"
+        )
+    return f"records of cluster {', '.join(names)}"
 
 
 def check_node(name: str) -> str:

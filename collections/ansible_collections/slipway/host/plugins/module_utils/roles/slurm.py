@@ -10,6 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.slurm import config
+from ansible_collections.slipway.host.plugins.module_utils.slurm.declaration import (
+    NAME,
+    RESERVED,
+    SlurmError,
+    check_options,
+)
 from ansible_collections.slipway.host.plugins.module_utils.state import slurm as state
 from ansible_collections.slipway.host.plugins.module_utils.state.containers import DOCKER_SOCKET
 
@@ -35,22 +41,13 @@ LEFT = (
     *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
 )
 _FOLDER = {"path": state.STATE_FOLDER, "state": "directory", "mode": "0700"}
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 # Slurm takes the part behind the first colon for a port.
 _ADDRESS = re.compile(r"[A-Za-z0-9._-]+")
 _REMEDY = "Change it back, or remove the cluster first with slurm_state: absent"
-_CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-# Without a separator, YAML has read 12:00:00 as a number, and Slurm would read minutes.
-_TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}|UNLIMITED")
-_RESERVED = "default"
 _LAYOUT = ("hostname", "cpus", "sockets", "cores", "threads", "gpus", "reserved")
 _COUNTS = ("cpus", "sockets", "cores", "threads", "memory")
 # Far above any host; Slurm has 16 bits for the number of CPUs.
 _MAX_CPUS, _MAX_GPUS, _MAX_MEMORY = 65000, 256, 1 << 30
-
-
-class SlurmError(ValueError):
-    """The declaration of a cluster cannot be applied."""
 
 
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,11 +63,11 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     hosts = list(dict.fromkeys(declared))
     is_member = name == controller or name in hosts
     if options["slurm_state"] == "absent" or (controller and not is_member):
-        return _plan(remove=True, owned=_removal() if facts.get("slurm") else {})
+        return _plan(remove=True, owned=_removal(facts) if facts.get("slurm") else {})
     if not controller:
         return _plan()
     known: Mapping[str, Any] = facts["fact_of_hosts"]
-    _check(options, hosts)
+    check_options(options, hosts)
     nodes = {host: _find_node(host, known, controller) for host in (name, controller)}
     if nodes[name]["foreign"]:
         return _plan(owned={"obstacles": [_foreign(nodes[name]["foreign"])]})
@@ -79,6 +76,9 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     _check_hosts({controller: nodes[controller]})
     if nodes[controller]["foreign"]:
         # The run of the controller reports the conflict.
+        return _plan()
+    if name == controller and options["slurm_accounting"] and facts.get("slurmdbd") == "foreign":
+        # The role slurmdbd reports the conflict.
         return _plan()
     key = _key(nodes[name], nodes[controller], controller, is_controller=name == controller)
     if key["foreign"]:
@@ -213,6 +213,8 @@ def _controller(
     controller = nodes[options["slurm_controller"]]
     _check_hosts({**members, options["slurm_controller"]: controller})
     release = facts.get("distribution_release", "")
+    accounting, accounts = options["slurm_accounting"], options["slurm_accounts"]
+    settings = config.accounting_settings(controller, options["slurm_fair_share"], bool(accounts))
     contents = {
         "slurm": config.slurm_conf(
             options["slurm_cluster_name"],
@@ -220,6 +222,7 @@ def _controller(
             members,
             options["slurm_partitions"],
             release,
+            settings if accounting else "",
         ),
         "gres": config.gres_conf(members),
         "cgroup": config.cgroup_conf(members, release),
@@ -231,7 +234,10 @@ def _controller(
     return {
         "files": [
             _FOLDER,
-            {"path": config.DROP_INS["slurmctld"], "content": config.CONTROLLER_DROP_IN},
+            {
+                "path": config.DROP_INS["slurmctld"],
+                "content": config.CONTROLLER_DROP_IN + (config.NEW_NUMBER if accounting else ""),
+            },
             {"path": state.NODES, "content": json.dumps(recorded, indent=1, sort_keys=True) + "\n"},
             *(
                 {"path": path, "content": contents[name], **MODES.get(name, {})}
@@ -240,9 +246,14 @@ def _controller(
         ],
         "packages": [{"name": name} for name in PACKAGES[CONTROLLER]],
         "units": _units(CONTROLLER),
+        "slurm_accounts": _accounts(options) if accounting else [],
         "derived": [{"path": state.APPLIED, "since": list(FILES.values()), "required": True}],
         "apply": ["sh", "-c", f"{restart}scontrol reconfigure && cat {files} >{state.APPLIED}"],
     }
+
+
+def _accounts(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"cluster": options["slurm_cluster_name"], "accounts": options["slurm_accounts"]}]
 
 
 def _node(node: Mapping[str, Any], controller: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,83 +286,21 @@ def _units(part: str) -> list[dict[str, Any]]:
 
 def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the owned state of several parts, each entry once."""
-    kinds = ("munge_keys", "files", "packages", "units", "derived", "gpu_containers")
+    kinds = ("munge_keys", "files", "packages", "units", "slurm_accounts", "derived")
     return {
         kind: list({json.dumps(one): one for part in parts for one in part.get(kind, ())}.values())
-        for kind in kinds
+        for kind in (*kinds, "gpu_containers")
     }
 
 
-def _removal() -> dict[str, Any]:
-    names = dict.fromkeys((*PACKAGES[CONTROLLER], *PACKAGES[NODE]))
+def _removal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    # slurmdbd cannot stay without munge.
+    daemon = ["slurmdbd"] if facts.get("slurmdbd") == "managed" else []
+    names = dict.fromkeys((*PACKAGES[CONTROLLER], *PACKAGES[NODE], *daemon))
     return {
         "packages": [{"name": name, "state": "absent"} for name in names],
         "files": [{"path": path, "state": "absent"} for path in LEFT],
     }
-
-
-def _check(options: Mapping[str, Any], hosts: Sequence[str]) -> None:
-    """Raise SlurmError for options that cannot be applied."""
-    cluster = options["slurm_cluster_name"]
-    if not _CLUSTER.fullmatch(cluster):
-        raise SlurmError(
-            f"slurm_cluster_name: found {cluster!r}; expected 1 to 40 lower-case letters, digits, "
-            "'_' and '-'. Change the name"
-        )
-    if not hosts:
-        raise SlurmError(
-            "slurm_nodes: found no hosts; expected the hosts that run jobs. Add hosts to the group "
-            "slurm, or set slurm_nodes"
-        )
-    partitions = options["slurm_partitions"]
-    names = [partition["name"] for partition in partitions]
-    if len(set(names)) < len(names) or not names:
-        raise SlurmError(
-            f"slurm_partitions: found {', '.join(names) or 'none'}; expected at least one "
-            "partition, each name once. Change the list"
-        )
-    defaults = [partition["name"] for partition in partitions if partition.get("default")]
-    if len(defaults) > 1:
-        raise SlurmError(
-            f"slurm_partitions: found default: true for {', '.join(defaults)}; expected one "
-            "default partition. Change the list"
-        )
-    for partition in partitions:
-        _check_partition(partition, hosts)
-
-
-def _check_partition(partition: Mapping[str, Any], hosts: Sequence[str]) -> None:
-    name = partition["name"]
-    where = f"slurm_partitions: partition {name!r}"
-    if not _NAME.fullmatch(name) or name.lower() == _RESERVED:
-        raise SlurmError(
-            f"{where}: invalid name; expected letters, digits, '.', '_' and '-', other than "
-            "DEFAULT. Change the name"
-        )
-    for key in ("default_time", "max_time"):
-        if not _TIME.fullmatch(partition[key]):
-            raise SlurmError(
-                f"{where}: {key} is {partition[key]!r}; expected a time such as '1-12:00:00' or "
-                "'12:00:00' in quotes, or UNLIMITED. Change the time"
-            )
-    for key in ("nodes", "groups"):
-        if partition.get(key) == []:
-            raise SlurmError(
-                f"{where}: {key} is an empty list, which Slurm takes for all; expected names. Add "
-                f"names, or remove {key}"
-            )
-    for host in partition.get("nodes") or ():
-        if host not in hosts:
-            raise SlurmError(
-                f"{where}: node {host} is not in slurm_nodes; expected hosts of the cluster. "
-                "Correct the list"
-            )
-    for group in partition.get("groups") or ():
-        if re.search(r"[\s,=#]", group) or not group:
-            raise SlurmError(
-                f"{where}: group {group!r} has a character that slurm.conf cannot have; expected "
-                "the name of a group. Change the group"
-            )
 
 
 def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -365,7 +314,7 @@ def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:
                 "CPUs, memory and GPUs. Check the host: somebody may have replaced its Python"
             )
         hostname, address = node["hostname"], str(node["address"])
-        if not _NAME.fullmatch(hostname) or hostname.lower() in (_RESERVED, "all"):
+        if not NAME.fullmatch(hostname) or hostname.lower() in (RESERVED, "all"):
             raise SlurmError(
                 f"host {host}: its host name is {hostname!r}; expected letters, digits and '-'. "
                 "Set another one with hostnamectl"

@@ -47,6 +47,17 @@ EnforcePartLimits=ALL
 # In the folder of slurm.conf: nodes get it together with slurm.conf. An absolute path would drain
 # nodes that do not have the file yet.
 EPILOG = "epilog"
+ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={address}
+AccountingStorageTRES=gres/gpu
+PriorityType=priority/multifactor
+PriorityDecayHalfLife={half_life}
+PriorityWeightFairshare={weight}
+PriorityWeightAge={age_weight}
+"""
+# Limits of accounts hold, and a user without an account is refused.
+ENFORCE = "AccountingStorageEnforce=associations,limits\n"
+FAIR_SHARE = {"half_life": "7-00:00:00", "weight": 100000, "age_weight": 1000}
 
 
 def offered_memory(node: Node) -> int:
@@ -106,10 +117,11 @@ def slurm_conf(
     nodes: Mapping[str, Node],
     partitions: Sequence[Node],
     release: str = "",
+    accounting: str = "",
 ) -> str:
     """Return slurm.conf of a CLUSTER; NODES are by the names of their hosts.
 
-    RELEASE is the codename of the controller's distribution.
+    RELEASE is the codename of the controller's distribution, ACCOUNTING further settings.
     """
     cgroup = uses_cgroup(nodes)
     per_cpu = min(offered_memory(node) // node["cpus"] for node in nodes.values())
@@ -124,7 +136,17 @@ def slurm_conf(
         *(node_line(node) for node in nodes.values()),
         *(partition_line(partition, nodes) for partition in partitions),
     ]
-    return WRITTEN_BY + COMMON + "".join(f"{line}\n" for line in lines)
+    return WRITTEN_BY + COMMON + accounting + "".join(f"{line}\n" for line in lines)
+
+
+def accounting_settings(controller: Node, fair_share: Mapping[str, Any], has_accounts: bool) -> str:
+    """Return the settings of slurm.conf for the database on the controller.
+
+    FAIR_SHARE has the declared settings of priorities. Accounts count if the cluster HAS_ACCOUNTS.
+    """
+    values = {**FAIR_SHARE, **fair_share}
+    settings = ACCOUNTING.format(address=controller["address"], **values)
+    return settings + (ENFORCE if has_accounts else "")
 
 
 def _gpu_share(nodes: Mapping[str, Node]) -> Iterator[str]:
@@ -178,6 +200,9 @@ CONTROLLER_DROP_IN = (
     f"{WRITTEN_BY}[Unit]\nStartLimitIntervalSec=300\nStartLimitBurst=10\n"
     "[Service]\nRestart=on-failure\nRestartSec=10\n"
 )
+# The number of the cluster comes from the database. A cluster that ran without it has another one,
+# with which slurmctld would not start. The name of the cluster is checked before.
+NEW_NUMBER = "ExecStartPre=+-/bin/rm -f /var/lib/slurm/slurmctld/clustername\n"
 
 
 def daemon_drop_in(controller: Node) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 UPGRADE_RECORD = "/var/lib/slipway/upgrade/record.json"
 METRICS_RECORD = "/var/lib/slipway/metrics.json"
 SLURM_RECORD = "/var/lib/slipway/slurm"
+SLURMDBD_RECORD, SLURMDBD_CONFIG = "/var/lib/slipway/slurmdbd", "/etc/slurm/slurmdbd.conf"
 DOOR_DROP_IN = "/etc/systemd/system/caddy.service.d/slipway.conf"
 CADDYFILE = "/etc/caddy/Caddyfile"
 CERTIFICATES = "/etc/docker/certs.d"
@@ -60,6 +61,13 @@ def read_front_door(drop_in: str = DOOR_DROP_IN, caddyfile: str = CADDYFILE) -> 
     lines = (reading.read_file(caddyfile) or b"").decode("utf-8", "replace").splitlines()
     settings = (line.strip() for line in lines if not line.lstrip().startswith("#"))
     return "" if all(line in PACKAGED_CADDYFILE for line in settings) else "foreign"
+
+
+def read_slurmdbd(record: str = SLURMDBD_RECORD, config: str = SLURMDBD_CONFIG) -> str:
+    """Return who configures slurmdbd: ``managed`` if Slipway does, ``foreign``, or empty."""
+    if os.path.isdir(record):
+        return "managed"
+    return "foreign" if os.path.lexists(config) else ""
 
 
 def read_registry_certificates(folder: str = CERTIFICATES) -> list[str]:
@@ -129,8 +137,9 @@ def ask_host() -> Json:
     :func:`apt_sources.ask_sources` returns, ``gpu`` what :func:`gpu_facts.ask_gpus` returns,
     ``rolled_back`` the packages that the last rollback changed, ``rollback_interrupted`` whether
     it did not finish, ``metrics_files`` the paths of the files of metrics that roles wrote,
-    ``slurm`` whether the role slurm manages the host, ``front_door`` what :func:`read_front_door`
-    returns, ``registry_certificates`` what :func:`read_registry_certificates` returns.
+    ``slurm`` whether the role slurm manages the host, ``slurmdbd`` and ``front_door`` what
+    :func:`read_slurmdbd` and :func:`read_front_door` return, ``registry_certificates`` what
+    :func:`read_registry_certificates` returns.
     """
     installed = packages.ask_packages(["docker-ce", "docker.io"])
     rolled_back, interrupted = _read_rollback()
@@ -156,6 +165,7 @@ def ask_host() -> Json:
         "rollback_interrupted": interrupted,
         "metrics_files": read_metrics_record(),
         "slurm": os.path.isdir(SLURM_RECORD),
+        "slurmdbd": read_slurmdbd(),
         "front_door": read_front_door(),
         "registry_certificates": read_registry_certificates(),
     }

@@ -28,6 +28,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
     rootless,
     service_files,
     slurm,
+    slurm_accounts,
+    slurm_database,
     space,
     started,
     trees,
@@ -38,7 +40,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 _ASKING = (
     *(accounts, containers, derived, disturbance, docker_folder, engine_access, files),
     *(kernel_modules, links, listeners, packages, packet_filter, rootless, service_files, slurm),
-    *(space, started, trees, units, gpu_containers, health_facts),
+    *(slurm_accounts, slurm_database, space, started, trees, units, gpu_containers, health_facts),
 )
 _OTHERS = (front_door, json_settings, keyrings, lines, projects)
 

@@ -1,0 +1,142 @@
+# Copyright: Slipway contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Check the options of the role slurm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+RESERVED = "default"
+_CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# Without a separator, YAML has read 12:00:00 as a number, and Slurm would read minutes.
+_TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}|UNLIMITED")
+# sacctmgr reads other characters as separators, and changes upper-case letters of accounts.
+_ACCOUNT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,59}\$?")
+# Slurm has 32 bits for shares and limits, and the highest numbers have meanings of their own.
+_MAX_NUMBER = 1_000_000
+_LIMITS = ("gpus", "gpus_per_member", "jobs_per_member")
+# Slurm's own account.
+_ROOT = "root"
+
+
+class SlurmError(ValueError):
+    """The declaration of a cluster cannot be applied."""
+
+
+def check_options(options: Mapping[str, Any], hosts: Sequence[str]) -> None:
+    """Raise SlurmError for options that cannot be applied."""
+    cluster = options["slurm_cluster_name"]
+    if not _CLUSTER.fullmatch(cluster):
+        raise SlurmError(
+            f"slurm_cluster_name: found {cluster!r}; expected 1 to 40 lower-case letters, digits, "
+            "'_' and '-'. Change the name"
+        )
+    if not hosts:
+        raise SlurmError(
+            "slurm_nodes: found no hosts; expected the hosts that run jobs. Add hosts to the group "
+            "slurm, or set slurm_nodes"
+        )
+    partitions = options["slurm_partitions"]
+    names = [partition["name"] for partition in partitions]
+    if len(set(names)) < len(names) or not names:
+        raise SlurmError(
+            f"slurm_partitions: found {', '.join(names) or 'none'}; expected at least one "
+            "partition, each name once. Change the list"
+        )
+    defaults = [partition["name"] for partition in partitions if partition.get("default")]
+    if len(defaults) > 1:
+        raise SlurmError(
+            f"slurm_partitions: found default: true for {', '.join(defaults)}; expected one "
+            "default partition. Change the list"
+        )
+    for partition in partitions:
+        _check_partition(partition, hosts)
+    _check_accounting(options)
+
+
+def _check_partition(partition: Mapping[str, Any], hosts: Sequence[str]) -> None:
+    name = partition["name"]
+    where = f"slurm_partitions: partition {name!r}"
+    if not NAME.fullmatch(name) or name.lower() == RESERVED:
+        raise SlurmError(
+            f"{where}: invalid name; expected letters, digits, '.', '_' and '-', other than "
+            "DEFAULT. Change the name"
+        )
+    for key in ("default_time", "max_time"):
+        if not _TIME.fullmatch(partition[key]):
+            raise SlurmError(
+                f"{where}: {key} is {partition[key]!r}; expected a time such as '1-12:00:00' or "
+                "'12:00:00' in quotes, or UNLIMITED. Change the time"
+            )
+    for key in ("nodes", "groups"):
+        if partition.get(key) == []:
+            raise SlurmError(
+                f"{where}: {key} is an empty list, which Slurm takes for all; expected names. Add "
+                f"names, or remove {key}"
+            )
+    for host in partition.get("nodes") or ():
+        if host not in hosts:
+            raise SlurmError(
+                f"{where}: node {host} is not in slurm_nodes; expected hosts of the cluster. "
+                "Correct the list"
+            )
+    for group in partition.get("groups") or ():
+        if re.search(r"[\s,=#]", group) or not group:
+            raise SlurmError(
+                f"{where}: group {group!r} has a character that slurm.conf cannot have; expected "
+                "the name of a group. Change the group"
+            )
+
+
+def _check_accounting(options: Mapping[str, Any]) -> None:
+    """Raise SlurmError for accounts and a fair share that cannot be applied."""
+    accounts, half_life = options["slurm_accounts"], options["slurm_fair_share"].get("half_life")
+    if half_life and (half_life == "UNLIMITED" or not _TIME.fullmatch(half_life)):
+        raise SlurmError(
+            f"slurm_fair_share: half_life is {half_life!r}; expected a time such as '7-00:00:00' "
+            "in quotes. Change the time"
+        )
+    for key in ("weight", "age_weight"):
+        _check_number("slurm_fair_share", key, options["slurm_fair_share"], least=0)
+    if accounts and not options["slurm_accounting"]:
+        raise SlurmError(
+            "slurm_accounts: found accounts without slurm_accounting; expected both, because "
+            "accounts are in the database. Set slurm_accounting: true"
+        )
+    names = [account["name"] for account in accounts]
+    if len(set(names)) < len(names):
+        raise SlurmError(
+            f"slurm_accounts: found {', '.join(names)}; expected each name once. Change the list"
+        )
+    for account in accounts:
+        _check_account(account)
+
+
+def _check_account(account: Mapping[str, Any]) -> None:
+    name, where = account["name"], f"slurm_accounts: account {account['name']!r}"
+    if not _ACCOUNT.fullmatch(name) or name == _ROOT:
+        raise SlurmError(
+            f"{where}: invalid name; expected lower-case letters, digits, '.', '_' and '-', other "
+            "than root. Change the name"
+        )
+    for member in account["members"]:
+        if not _USER.fullmatch(member):
+            raise SlurmError(
+                f"{where}: member {member!r} is no name of a user; expected letters, digits, '.', "
+                "'_', '@' and '-'. Correct the list"
+            )
+    _check_number(where, "share", account, least=1)
+    for key in _LIMITS:
+        _check_number(where, key, account, least=0)
+
+
+def _check_number(where: str, key: str, values: Mapping[str, Any], least: int) -> None:
+    if key in values and not least <= values[key] <= _MAX_NUMBER:
+        raise SlurmError(
+            f"{where}: {key} is {values[key]}; expected a number from {least} to {_MAX_NUMBER}. "
+            "Change the number"
+        )
