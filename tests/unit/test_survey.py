@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +17,12 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
 from ansible.template import Templar, trust_as_template
 from ansible_collections.slipway.host.plugins.action import survey
-from ansible_collections.slipway.host.plugins.module_utils.state import model, space
+from ansible_collections.slipway.host.plugins.module_utils.state import kinds, model, space
 from ansible_collections.slipway.host.plugins.plugin_utils import (
     ask_host,
     host_command,
     role_plans,
+    roles,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import declared
 from ansible_collections.slipway.host.plugins.plugin_utils.fleet import overview
@@ -654,3 +656,22 @@ def test_all_remaining_differences_are_named() -> None:
     assert package.endswith("docker_engine: packages docker-ce: missing, should be installed")
     assert user.startswith("user_access: users alice: missing, should be a user. Run again")
     survey.expect_no_drift(drift, ["docker_engine", "user_access"])
+
+
+def test_what_is_equal_for_all_hosts_is_read_before_their_processes_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    survey.preload()
+    modules = [
+        role_plans.load_module(name) for name in ("ml_aliases", "ml_services", "docker_engine")
+    ]
+    shared = [option for module in modules for option in module.SHARED_OPTIONS]
+
+    def refuse(path: Path, *_words: Any, **_options: Any) -> Any:
+        raise AssertionError(f"{path} is read again for each host")
+
+    for name in ("read_text", "glob", "open"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert ask_host.script({key: [] for key in kinds.MODULE_OF_KEY})
+    assert all(map(roles.owner, shared)) and shared
+    assert all(read() for read in modules[0].PRELOAD)

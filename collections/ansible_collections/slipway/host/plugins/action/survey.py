@@ -71,6 +71,7 @@ def preload() -> None:
 
     Ansible imports this file in its main process, so that the forked processes share the result.
     """
+    ask_host.preload()
     role_plans.preload()
     for folder in roles.ROLES_PATH:
         catalogue = Path(folder).resolve().parent / "images"

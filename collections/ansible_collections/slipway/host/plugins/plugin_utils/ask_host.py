@@ -9,7 +9,7 @@ file of a kind, only the part above MARKER is sent: the part that reads the stat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -56,22 +56,40 @@ def source_of(module: str) -> str:
     return file.read_text(encoding="utf-8").partition(MARKER)[0]
 
 
-def needs_of(module: str) -> Sequence[str]:
+@cache
+def needs_of(module: str) -> tuple[str, ...]:
     """Return the modules that are sent to hosts with a module: its NEEDS, and theirs."""
     needs: Sequence[str] = getattr(import_module(module), "NEEDS", ())
-    return [name for need in needs for name in (need, *needs_of(need))]
+    return tuple(name for need in needs for name in (need, *needs_of(need)))
+
+
+@cache
+def _literal(module: str) -> str:
+    """Return the source of a module as a literal of Python."""
+    return repr(source_of(module))
+
+
+def _sent_with(modules: Iterable[str]) -> list[str]:
+    """Return the modules that are sent to hosts with MODULES."""
+    needs = (name for module in modules for name in needs_of(module))
+    return list(dict.fromkeys([*(module.__name__ for module in ALWAYS), *modules, *needs]))
+
+
+def preload() -> None:
+    """Read all sources before Ansible forks a process for each host."""
+    source_of(loader.__name__)
+    for module in _sent_with(kinds.MODULE_OF_KEY.values()):
+        _literal(module)
 
 
 def script(question: Mapping[str, Sequence[Any]], reach: Sequence[str] = ()) -> str:
     """Return the Python script that prints the answer of the host it runs on as JSON."""
     modules = {key: kinds.MODULE_OF_KEY[key] for key in question}
-    needs = (name for module in modules.values() for name in needs_of(module))
-    names = dict.fromkeys([*(module.__name__ for module in ALWAYS), *modules.values(), *needs])
-    sources = {name: source_of(name) for name in names}
+    sources = ", ".join(f"{name!r}: {_literal(name)}" for name in _sent_with(modules.values()))
     data = json.dumps([modules, question, list(reach)])
     return (
         f"{source_of(loader.__name__)}\n"
-        f"SOURCES = {sources!r}\n"
+        f"SOURCES = {{{sources}}}\n"
         f"import json\nrun(SOURCES, *json.loads({data!r}))\n"
     )
 

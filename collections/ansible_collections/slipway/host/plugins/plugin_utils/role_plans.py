@@ -137,11 +137,18 @@ def _keep(value: Any) -> Any:
 
 
 def preload() -> None:
-    """Load every role and its plan before Ansible forks, so that its processes share them."""
+    """Load every role and its plan before Ansible forks, so that its processes share them.
+
+    PRELOAD of a module: functions that read files which are the same on all hosts.
+    """
     for name in roles.all_names():
         _plain_defaults(roles.load(name))
         with suppress(AnsibleActionFail):
-            load_module(name)
+            module = load_module(name)
+            for shared in getattr(module, "SHARED_OPTIONS", ()):
+                roles.owner(shared)
+            for read in getattr(module, "PRELOAD", ()):
+                read()
 
 
 def load_module(name: str) -> Any:
@@ -233,6 +240,8 @@ def _plain_defaults(role: roles.Role) -> Vars:
 
 
 def _convert(role: roles.Role, values: Vars) -> Vars:
+    if not values:
+        return {}
     spec = {name: role.options[name] for name in values}
     result = ArgumentSpecValidator(spec).validate(values)
     if result.error_messages:

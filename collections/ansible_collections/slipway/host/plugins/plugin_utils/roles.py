@@ -91,10 +91,11 @@ def load(name: str) -> Role:
     return Role(name, path, defaults, options, tuple(str(need["role"]) for need in needs))
 
 
-def all_names() -> list[str]:
-    """Return the names of all roles."""
+@cache
+def all_names() -> tuple[str, ...]:
+    """Return the names of all roles; each process looks for them once."""
     files = (file for root in ROLES_PATH for file in Path(root).glob("*/meta/main.yml"))
-    return sorted(file.parent.parent.name for file in files)
+    return tuple(sorted(file.parent.parent.name for file in files))
 
 
 @cache

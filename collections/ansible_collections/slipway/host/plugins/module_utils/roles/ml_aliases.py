@@ -336,6 +336,9 @@ def cuda_check_sources() -> tuple[tuple[str, str], ...]:
     return tuple((f.name, f.read_text(encoding="utf-8")) for f in files)
 
 
+PRELOAD = (program_sources, cuda_check_sources)
+
+
 def _program_files() -> Iterator[dict[str, Any]]:
     """Yield the files of the program: a package, the program that runs it, the CUDA check."""
     for name, content in program_sources():
