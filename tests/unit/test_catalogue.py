@@ -241,7 +241,7 @@ def test_a_missing_key_is_named(folder: Path, write: Write) -> None:
         pytest.param(
             "title: a\ndescription: tools: b\n", 2, "invalid YAML: mapping values", id="colon"
         ),
-        pytest.param("title: a\n\tx: b\n", 2, "invalid YAML: found character", id="tab"),
+        pytest.param("title: a\n\tx: b\n", 2, "invalid YAML: found a tab character", id="tab"),
         pytest.param("title: a\ntitle: b\n", 2, "invalid YAML: duplicate key 'title'.", id="twice"),
         pytest.param("title: a\n  version: b\n", 2, "invalid YAML", id="indentation"),
         pytest.param("title: [a\n", 2, "invalid YAML", id="open bracket"),

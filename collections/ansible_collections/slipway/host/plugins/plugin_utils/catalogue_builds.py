@@ -23,6 +23,9 @@ ARGUMENT_SPEC: dict[str, Any] = {
 # The arguments of the plugins that build images.
 BUILD_ARGUMENT_SPEC: dict[str, Any] = {**ARGUMENT_SPEC, "build": {"type": "dict", "default": {}}}
 
+# Ansible imports the plugins of tasks that will run in its main process.
+declaration.preload()
+
 
 class Builds:
     """The catalogue that a task names, for the variant and the base image of the host."""

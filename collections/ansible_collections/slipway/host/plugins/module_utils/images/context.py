@@ -18,8 +18,12 @@ import shlex
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
 
 # Files of tools, which are not copied into an image.
 _TOOL_FILES = frozenset({"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".DS_Store"})
@@ -59,13 +63,9 @@ def read_files(source: Path, path: str) -> Iterator[ContextFile]:
         yield ContextFile(path, bool(source.stat().st_mode & 0o100), source.read_bytes())
 
 
-def render(images: Path, template: str, variables: Mapping[str, Any]) -> str:
-    """Return the Dockerfile rendered from a template below the catalogue's folder.
-
-    Templates extend and import each other by their path in that folder. Raise ContextError with
-    the template's file and line for a mistake in the template.
-    """
-    # Imported late, because the survey reads digests from its cache.
+@cache
+def _environment(images: Path) -> jinja2.Environment:
+    """Return the environment of a catalogue's templates: each is compiled once a process."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -77,8 +77,20 @@ def render(images: Path, template: str, variables: Mapping[str, Any]) -> str:
         autoescape=False,  # a Dockerfile is not HTML
     )
     environment.filters.update(json=json.dumps, quoted=_quoted, shell=shlex.join)
+    return environment
+
+
+def render(images: Path, template: str, variables: Mapping[str, Any]) -> str:
+    """Return the Dockerfile rendered from a template below the catalogue's folder.
+
+    Templates extend and import each other by their path in that folder. Raise ContextError with
+    the template's file and line for a mistake in the template.
+    """
+    # Imported late, because the survey reads digests from its cache.
+    import jinja2
+
     try:
-        text = environment.get_template(template).render(variables)
+        text = _environment(images).get_template(template).render(variables)
     except jinja2.TemplateSyntaxError as error:
         raise ContextError(f"{error.filename}:{error.lineno}: {error.message}") from error
     except jinja2.TemplateError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -226,6 +227,12 @@ def _validator_class() -> type[Draft202012Validator]:
         Draft202012Validator, {"pattern": match_pattern}, type_checker=checker
     )
     return strict
+
+
+def preload() -> None:
+    """Import jsonschema, if it is installed, before Ansible forks a process for each host."""
+    with suppress(ImportError):
+        _validator_class()
 
 
 def _problems(error: ValidationError, schema: Schema) -> Iterator[Problem]:

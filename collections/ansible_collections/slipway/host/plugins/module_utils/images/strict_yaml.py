@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,7 +20,14 @@ class StrictYamlError(ValueError):
         self.place = place
 
 
-class StrictLoader(yaml.SafeLoader):
+if TYPE_CHECKING:
+    from yaml import SafeLoader
+else:
+    # libyaml, if PyYAML has it: a catalogue is read in half the time.
+    SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class StrictLoader(SafeLoader):
     """YAML without duplicate keys and without dates: `2023-04-30` is a text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -46,8 +53,9 @@ StrictLoader.yaml_implicit_resolvers = {
 def read(text: str) -> tuple[Any, yaml.Node | None]:
     """Return the document in a text, and its node for `line_of`; raise StrictYamlError."""
     try:
-        node = yaml.compose(text, Loader=StrictLoader)
-        return yaml.load(text, Loader=StrictLoader), node
+        loader = StrictLoader(text)
+        node = loader.get_single_node()
+        return node and loader.construct_document(node), node
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise StrictYamlError(str(error.problem), f":{line}") from error
