@@ -38,6 +38,12 @@ def test_options_have_the_types_of_the_argument_spec() -> None:
     assert found["docker_engine_repository"]["channel"] == "stable"
 
 
+def test_shared_options_have_the_types_of_their_own_role() -> None:
+    module = SimpleNamespace(SHARED_OPTIONS=("slurm_accounting", "slurm_controller"))
+    found = role_plans.read_shared_options(module, {"slurm_accounting": "false"}, template)
+    assert found == {"slurm_accounting": False, "slurm_controller": None}
+
+
 def test_a_nested_key_that_nobody_set_is_absent() -> None:
     found = read("user_access", user_access_users=[{"name": "alice", "uid": "1500"}])
     (user,) = found["user_access_users"]

@@ -188,7 +188,7 @@ def read_shared_options(module: Any, variables: Mapping[str, Any], template: Tem
     shared_options: Vars = {}
     for shared in getattr(module, "SHARED_OPTIONS", ()):
         owner = roles.load(roles.owner(shared))
-        values = accept_set_options(owner, [shared], variables, template)
+        values = _convert(owner, accept_set_options(owner, [shared], variables, template))
         shared_options[shared] = values.get(shared)
     return shared_options
 
