@@ -308,3 +308,9 @@ def test_verify_tries_all_ways_with_what_the_host_has(monkeypatch: pytest.Monkey
         ["check_outward", ["http://x/debian"], ["sha256:a", "sha256:b"]],
         ["check_published", ["running"]],
     ]
+    # A host in a closed network asks no name server.
+    tried.clear()
+    closed = list(verify._check_ways(facts, {**declared, "bundle": True}, True, True))
+    assert "check_outward" not in [row[0] for row in tried]
+    assert [check.what for check in closed] == checks
+    assert (closed[2].ok, closed[2].seen) == (True, verify.NO_SERVERS)
