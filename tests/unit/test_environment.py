@@ -127,7 +127,8 @@ def test_the_prompt_of_sudo_rs_is_explained(kind: type[AnsibleError]) -> None:
     with pytest.raises(kind) as raised:
         host_command.run(action, "true")
     assert str(raised.value).startswith("Timeout (12s) waiting for privilege escalation prompt. ")
-    assert "Set ansible_become_exe: sudo.ws" in str(raised.value)
+    assert "set ansible_become_exe: sudo.ws" in str(raised.value)
+    assert "timeout in ansible.cfg" in str(raised.value)
 
 
 def test_other_failures_of_a_connection_stay() -> None:

@@ -14,12 +14,11 @@ from ansible_collections.slipway.host.plugins.module_utils.host import environme
 # The start files of a shell, a banner or a PAM module may print before and after the output.
 BEGIN, END = "--- slipway: begin of output ---", "--- slipway: end of output ---"
 PROMPT = "waiting for privilege escalation prompt"
-# Reported with Ubuntu 25.10 and 26.04, whose sudo is sudo-rs: ansible#85837, ansible#86849,
-# semaphore#4077 (2026).
-SUDO_RS = (
-    "sudo of this host may be sudo-rs, whose question for the password Ansible does not know; "
-    "expected the other sudo, which Ubuntu has as sudo.ws. Set ansible_become_exe: sudo.ws in the "
-    "inventory of this host"
+# sudo-rs of Ubuntu 25.10 and 26.04: ansible#85837, ansible#86849, semaphore#4077 (2026).
+NO_PROMPT = (
+    "The host may be too busy to answer in time: set more seconds as timeout in ansible.cfg. Or its "
+    "sudo is sudo-rs, whose question for the password Ansible does not know: set "
+    "ansible_become_exe: sudo.ws in the inventory of this host"
 )
 _SETTINGS = " ".join(f"{name}={shlex.quote(text)}" for name, text in environment.FIXED.items())
 _PROLOGUE = f"umask {environment.UMASK:03o}; export {_SETTINGS}; echo {shlex.quote(BEGIN)}"
@@ -51,7 +50,7 @@ def run(action: ActionBase, command: str, data: bytes = b"\n") -> Reply:
     except AnsibleError as error:
         if PROMPT not in str(error):
             raise
-        raise type(error)(f"{str(error).rstrip(' .:')}. {SUDO_RS}") from None
+        raise type(error)(f"{str(error).rstrip(' .:')}. {NO_PROMPT}") from None
     _before, _begin, rest = reply["stdout"].partition(f"{BEGIN}\n")
     output, end, _after = rest.rpartition(f"\n{END}\n")
     if not end:
