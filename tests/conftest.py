@@ -25,7 +25,7 @@ LONGEST = (
     *("test_site.py", "test_upgrade.py", "test_services.py", "test_gpu_hosts.py"),
     *("test_users.py", "test_aliases.py", "test_data.py", "test_delivery.py", "test_slurm.py"),
     *("test_front_door.py", "test_collection.py", "test_gpu_faults.py", "test_remove.py"),
-    *("test_removal.py", "test_foreign_settings.py"),
+    "test_removal.py",
 )
 
 

@@ -1,6 +1,10 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The installed collection, in an empty folder with only ansible-core and the collection file."""
+"""The installed collection, in an empty folder with only ansible-core and the collection file.
+
+The accounts of its host have settings of their own, which change neither what a run does nor what
+the survey finds.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,56 @@ KINDS = (
     "a member that nobody listed",
     "a container stopped",
 )
-ROWS = {name: row for group in TAMPERED.values() for name, row in group.items() if name in KINDS}
+# The variable is one of the settings below.
+ROWS = {
+    name: (f"unset DOCKER_HOST; {script}", named)
+    for group in TAMPERED.values()
+    for name, (script, named) in group.items()
+    if name in KINDS
+}
 # A run with --long tries the others alone. In the ordinary run, the first site runs them all.
 SHORT = ("ml_images", "user_access")
 ROLES = [
     pytest.param(name, marks=() if name in SHORT else pytest.mark.long)
     for name in sorted(path.name for path in (ROOT / "roles").iterdir())
 ]
+
+# Each line is from a public report: a greeting in a shell's start file, a closed umask for all
+# sessions, variables of Python and of Docker.
+LOGIN = r"""
+sed -i '1i echo Welcome to {host}; printf no-line-end' ~operator/.bashrc
+for kind in common-session common-session-noninteractive; do
+    echo 'session required pam_umask.so umask=077' >>/etc/pam.d/$kind
+done
+cat >>/etc/environment <<END
+PYTHONPATH=/nowhere
+DOCKER_HOST=tcp://192.0.2.1:2375
+LC_ALL=de_DE.UTF-8
+END
+echo 'Defaults env_keep += "PYTHONPATH DOCKER_HOST LC_ALL"' >/etc/sudoers.d/zz-kept
+"""
+OTHER_ENGINE = """
+unset DOCKER_HOST
+mkdir -p /run/other
+# With --bridge none, this engine would remove the bridge of the other one.
+ip link add other0 type bridge
+ip address add 10.98.0.1/24 dev other0
+setsid dockerd --host unix:///run/other/docker.sock --data-root /run/other/data --bridge other0 \
+    --exec-root /run/other/exec --pidfile /run/other/pid --iptables=false >/run/other/log 2>&1 &
+until docker --host unix:///run/other/docker.sock info >/dev/null 2>&1; do sleep 0.2; done
+docker context create other --docker host=unix:///run/other/docker.sock >/dev/null
+docker context use other >/dev/null
+docker buildx create --name container --driver docker-container --use >/dev/null
+"""
+AWAY = """
+unset DOCKER_HOST
+kill "$(cat /run/other/pid)"
+ip link delete other0
+docker context use default >/dev/null 2>&1
+docker buildx rm container >/dev/null 2>&1 || true
+docker context rm other >/dev/null
+"""
+READERS = "/etc/slipway /usr/local/lib/slipway /etc/apt/keyrings /etc/docker"
 
 
 class Installed:
@@ -93,9 +140,10 @@ def changes(output: str) -> int:
 
 @pytest.fixture(scope="module")
 def host(group: Group, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A fresh host of this file's own."""
+    """A host of this file's own, whose accounts had settings before the first run."""
     site = Site(group.ensure(HostSpec("collection-1")), tmp_path_factory.mktemp("collection"))
     site.declare(**DECLARED)
+    site.on(LOGIN.format(host=site.host.name))
     yield site
     group.remove("collection-1")
 
@@ -128,6 +176,14 @@ def test_api_answers_from_the_image_of_the_collections_catalogue(
 def test_second_run_changes_nothing(installed: Installed) -> None:
     assert installed.plan() == set()
     assert changes(installed.play("slipway.host.site")) == 0
+
+
+def test_users_can_read_what_was_installed_under_a_closed_umask(
+    installed: Installed, host: Site
+) -> None:
+    closed = host.on(f"find {READERS} -maxdepth 0 ! -perm -0055 -printf 'closed: %p'")
+    assert "closed: " not in closed
+    assert "iris-api" in host.on("su - alice -c 'env -u DOCKER_HOST ml list'")
 
 
 @pytest.mark.long
@@ -168,3 +224,18 @@ def test_verify_fails_on_drift(installed: Installed, host: Site) -> None:
 def test_images_are_listed(installed: Installed) -> None:
     output = installed.play("slipway.host.images_list")
     assert re.search(r"^iris-api:cpu +", output, flags=re.M), output
+
+
+def test_images_are_built_on_the_engine_of_the_host(installed: Installed, host: Site) -> None:
+    host.on(OTHER_ENGINE)
+    try:
+        host.on("docker --host unix:///run/docker.sock image rm --force slipway/iris-api:cpu")
+        installed.play("slipway.host.site")
+        images = "image ls --format 'image {{.Repository}}'"
+        local = host.on(f"docker --host unix:///run/docker.sock {images}")
+        assert "image slipway/iris-api" in local
+        other = "docker --host unix:///run/other/docker.sock"
+        assert "image " not in host.on(f"{other} {images}")
+        assert installed.plan() == set()
+    finally:
+        host.on(AWAY)

@@ -261,7 +261,10 @@ def test_the_second_run_changes_nothing(fleet: Fleet, first: Run) -> None:
     again = fleet.run("site.yml")
     assert set(again.stats["failures"]) == {REFUSED}
     assert again.changed() == set()
-    # The roles are the other witness.
+
+
+@pytest.mark.long
+def test_the_roles_alone_change_nothing(fleet: Fleet, first: Run) -> None:
     alone = fleet.run("site.yml", "--limit", f"'!{REFUSED}'", slipway_survey=False)
     assert alone.changed() == set()
 

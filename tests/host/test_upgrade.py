@@ -350,6 +350,7 @@ def test_upgrade_to_another_branch_and_rollback(site: UpgradeSite, first: Packag
     assert site.plan() == (0, set())
 
 
+@pytest.mark.long
 def test_a_version_that_only_an_unreachable_archive_may_have(
     site: UpgradeSite, first: Packages
 ) -> None:
