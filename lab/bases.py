@@ -21,6 +21,8 @@ from lab.errors import LabError
 USER = "operator"
 REPOSITORY = "slipway-base"
 DEFAULT_BASE = "debian-13"
+# A server whose administrator installed Docker Engine: hosts of tests about other things begin here.
+ENGINE_BASE = "debian-13-engine"
 
 # The end of the names of bases with arm64 programs, which an x86 machine emulates.
 EMULATED = "-arm64"
@@ -210,10 +212,22 @@ def _arm64(base: Base, settings: str = "", parent: str = "") -> Base:
     return replace(base, name=base.name + EMULATED, script=base.script + settings, parent=parent)
 
 
+# The packages that the role docker_engine installs. The package index stays, as on any server.
+ENGINE_SCRIPT = """
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+apt-get update
+apt-get install --yes --no-install-recommends docker.io docker-cli docker-buildx docker-compose \\
+    iptables
+apt-get clean
+"""
+
+
 BASES: Mapping[str, Base] = {
     base.name: base
     for base in (
         _debian("13", "trixie"),
+        Base(ENGINE_BASE, ENGINE_SCRIPT, parent=DEFAULT_BASE),
         _debian("12", "bookworm"),
         _debian_unstable(),
         _ubuntu("22.04"),

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import pexpect
 import pytest
 
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec
 from lab.hosts import Group, Host
 from tests.host.conftest import ROOT, Site, Tamper
@@ -109,7 +110,11 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lab(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A host with the stand-in image, its aliases, and the programs for the tests."""
-    lab = Lab(hosts.ensure(HostSpec("lab-1")), tmp_path_factory.mktemp("lab-1"), catalogue)
+    lab = Lab(
+        hosts.ensure(HostSpec("lab-1", base=ENGINE_BASE)),
+        tmp_path_factory.mktemp("lab-1"),
+        catalogue,
+    )
     lab.people()
     checked = lab.run("site.yml", "--check", "--diff")
     assert checked.status == "successful", checked.output
@@ -604,7 +609,11 @@ CDI = {
 @pytest.fixture(scope="module")
 def other(hosts: Group, catalogue: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A host that has aliases but not their image, and an engine with CDI."""
-    other = Lab(hosts.ensure(HostSpec("lab-2")), tmp_path_factory.mktemp("lab-2"), catalogue)
+    other = Lab(
+        hosts.ensure(HostSpec("lab-2", base=ENGINE_BASE)),
+        tmp_path_factory.mktemp("lab-2"),
+        catalogue,
+    )
     other.people(
         ml_images_present=[],
         ml_aliases_images=["testlab"],

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import images, reading
 
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests.host.conftest import ROOT, Run, Site
@@ -167,7 +168,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -
     sites = []
     for name in ("build-1", "other-2"):
         (folder / name).mkdir()
-        sites.append(Site(group.ensure(HostSpec(name)), folder / name))
+        sites.append(Site(group.ensure(HostSpec(name, base=ENGINE_BASE)), folder / name))
     yield Fleet(sites, folder, control)
     group.remove()
     shutil.rmtree(control, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests.host.conftest import Run, Site
@@ -52,7 +53,10 @@ def told(run: Run) -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     group = Group("pytest-directory")
     group.remove()
-    site = Site(group.ensure(HostSpec("directory-1")), tmp_path_factory.mktemp("directory"))
+    site = Site(
+        group.ensure(HostSpec("directory-1", base=ENGINE_BASE)),
+        tmp_path_factory.mktemp("directory"),
+    )
     site.on(
         "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes "
         "libnss-extrausers >/dev/null\n"

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from lab.processes import wait_until
@@ -250,7 +251,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     group = Group("pytest-front-door")
     group.remove()
     folder = tmp_path_factory.mktemp("front-door")
-    door, *others = (Site(group.ensure(HostSpec(name)), folder) for name in HOSTS)
+    door, *others = (Site(group.ensure(HostSpec(name, base=ENGINE_BASE)), folder) for name in HOSTS)
     bare = Door(door.host, folder)
     bare.others = others
     bare.make_catalogue()

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lab import pci_tree
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec, Mount
 from lab.hosts import Group
 from tests.host.conftest import ROOT, Site, Tamper
@@ -110,7 +111,10 @@ class Services(Site):
 @pytest.fixture(scope="module")
 def lab(hosts: Group, tmp_path_factory: pytest.TempPathFactory) -> Services:
     """A host that keeps running what PROJECTS declares; tests bring it back to that."""
-    lab = Services(hosts.ensure(HostSpec("services-1")), tmp_path_factory.mktemp("services-1"))
+    lab = Services(
+        hosts.ensure(HostSpec("services-1", base=ENGINE_BASE)),
+        tmp_path_factory.mktemp("services-1"),
+    )
     lab.serve(*PROJECTS)
     lab.converge()
     return lab

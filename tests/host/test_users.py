@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests.host.conftest import Run, Site, Tamper
@@ -82,7 +83,9 @@ def hosts() -> Iterator[Group]:
 
 @pytest.fixture(scope="module")
 def site(hosts: Group, tmp_path_factory: pytest.TempPathFactory) -> People:
-    site = People(hosts.ensure(HostSpec("people-1")), tmp_path_factory.mktemp("people"))
+    site = People(
+        hosts.ensure(HostSpec("people-1", base=ENGINE_BASE)), tmp_path_factory.mktemp("people")
+    )
     site.on("mkdir --parents /dev/net; mknod --mode=0666 /dev/net/tun c 10 200")
     site.people()
     checked = site.run("site.yml", "--check", "--diff")
