@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,8 +49,13 @@ class ClosedHost:
             self.filter(program, "-A OUTPUT ! -o lo -p tcp --sport 22 -j ACCEPT")
             self.filter(program, "-A OUTPUT -o eth0 -j DROP")
 
+    @property
+    def inside(self) -> list[str]:
+        """The words that run a command in this network: it reaches the host, and nothing else."""
+        return ["nsenter", "--net", "--target", self.pid]
+
     def filter(self, program: str, words: str) -> str:
-        command = ["nsenter", "--net", "--target", self.pid, program, "-t", "raw", *words.split()]
+        command = [*self.inside, program, "-t", "raw", *words.split()]
         return subprocess.check_output(command, text=True)
 
     def dropped(self) -> list[str]:
@@ -116,13 +122,25 @@ def damage_package(made: Path, name: str) -> Path:
     return damaged
 
 
-def run(verb: str, site: Site, made: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(
+    verb: str, site: Site, made: Path, *words: str, network: ClosedHost
+) -> subprocess.CompletedProcess[str]:
+    """Run a command with a bundle; the controller is in the closed network too."""
     command = [str(ROOT / "slipway"), verb, "--bundle", str(made), *words, *options(site)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    # No connection that began outside.
+    with tempfile.TemporaryDirectory(prefix="cp", dir="/tmp") as control:
+        environment = {**os.environ, "ANSIBLE_SSH_CONTROL_PATH_DIR": control}
+        return subprocess.run(
+            [*network.inside, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
 
 
-def succeed(verb: str, site: Site, made: Path, *words: str) -> str:
-    done = run(verb, site, made, *words)
+def succeed(verb: str, site: Site, made: Path, *words: str, network: ClosedHost) -> str:
+    done = run(verb, site, made, *words, network=network)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -149,7 +167,7 @@ def test_a_host_without_a_network_is_provisioned_from_a_bundle(
     network = ClosedHost(container_name("closed-2", group.group, group.state.path))
     sources = site.on("cd /etc/apt && find . -type f -exec sha256sum {} +")
 
-    succeed("site", site, made)
+    succeed("site", site, made, network=network)
     assert network.dropped() == []
     assert site.on("docker info --format '{{.ServerVersion}}'")
     assert site.on("head -1 /srv/shared/data/words/LICENSE").startswith("GNU GENERAL")
@@ -173,7 +191,7 @@ def test_a_host_without_a_network_is_provisioned_from_a_bundle(
     # apt compares packages with the index. `site --bundle` refuses the file first.
     site.extra = {"slipway_roles": ROLES}
     damaged = damage_package(made, "docker-buildx")
-    command_line = run("site", site, damaged)
+    command_line = run("site", site, damaged, network=network)
     assert command_line.returncode == 1
     assert re.search(r"site: .*/docker-buildx_\S+ is damaged: .*Nothing was", command_line.stderr)
     failed = site.run("site.yml", ml_images_bundle=str(damaged))
@@ -218,10 +236,10 @@ def versions(site: Site) -> list[str]:
 class GpuLab:
     """A GPU host without a network, and a maker without a GPU that reads vendors' repositories."""
 
-    def __init__(self, group: Group, folder: Path) -> None:
-        self.repositories = gpu_host.prepare(folder / "maker-3", MODEL, BASE)
+    def __init__(self, group: Group, folder: Path, number: int) -> None:
+        self.repositories = gpu_host.prepare(folder / "maker", MODEL, BASE)
         shown, archive = (self.repositories.mounts[index] for index in (0, -1))
-        spec = HostSpec("maker-3", base=BASE, mounts=(shown, archive))
+        spec = HostSpec(f"maker-{number}", base=BASE, mounts=(shown, archive))
         self.maker = make_site(group, spec, folder, GPU_ROLES)
         self.old, self.new = (
             {
@@ -235,13 +253,14 @@ class GpuLab:
         self.repositories.toolkit.withdraw(NEW_TOOLKIT)
         self.make_bundle(self.bundle, self.old)
 
-        self.simulated = gpu_host.prepare(folder / "closed-4", MODEL, BASE)
-        for name in ("archive", "cuda", "toolkit", self.simulated.key.file.name):
-            path = self.simulated.folder / name
-            path.rename(path.with_name(f"{name}.away"))
-        spec = HostSpec("closed-4", base=BASE, mounts=self.simulated.mounts)
+        name = f"closed-{number + 1}"
+        self.simulated = gpu_host.prepare(folder / "closed", MODEL, BASE)
+        for away in ("archive", "cuda", "toolkit", self.simulated.key.file.name):
+            path = self.simulated.folder / away
+            path.rename(path.with_name(f"{away}.away"))
+        spec = HostSpec(name, base=BASE, mounts=self.simulated.mounts)
         self.site = make_site(group, spec, folder, GPU_ROLES)
-        self.network = ClosedHost(container_name("closed-4", group.group, group.state.path))
+        self.network = ClosedHost(container_name(name, group.group, group.state.path))
         self.sources = self.site.on(SOURCES)
         self.site.declare(**self.old)
 
@@ -253,50 +272,62 @@ class GpuLab:
         )
         make_bundle(self.maker, target)
 
+    def succeed(self, verb: str, made: Path, *words: str) -> str:
+        return succeed(verb, self.site, made, *words, network=self.network)
 
-@pytest.fixture(scope="module")
-def lab(group: Group, tmp_path_factory: pytest.TempPathFactory) -> GpuLab:
-    """The closed host has the old versions."""
-    lab = GpuLab(group, tmp_path_factory.mktemp("gpu"))
-    succeed("site", lab.site, lab.bundle)
-    return lab
+    def check(self, driver: str, toolkit: str) -> None:
+        """Check the versions, and that nothing left the network and nothing is left."""
+        assert versions(self.site) == [driver, f"{driver}-0ubuntu1", f"{toolkit}-1"]
+        assert (self.site.on(LEFT), self.site.on(LISTENING), self.network.dropped()) == ("", "", [])
 
 
-def test_a_gpu_host_without_a_network_gets_packages_of_vendors(lab: GpuLab) -> None:
+def test_a_gpu_host_without_a_network_gets_packages_of_vendors(
+    group: Group, tmp_path: Path
+) -> None:
+    lab = GpuLab(group, tmp_path, 3)
     site = lab.site
-    assert versions(site) == [OLD, f"{OLD}-0ubuntu1", f"{OLD_TOOLKIT}-1"]
+    lab.succeed("site", lab.bundle)
+    lab.check(OLD, OLD_TOOLKIT)
     assert site.on(SOURCES) == lab.sources
-    assert "no drift" in succeed("plan", site, lab.bundle)
+    assert "no drift" in lab.succeed("plan", lab.bundle)
     # Another branch, or a version that the bundle lacks: refused before any change.
     for variables, missing in (
         ({**lab.old, "nvidia_driver_branch": "595"}, "nvidia-driver-pinning-595"),
         (lab.new, f"nvidia-container-toolkit={NEW_TOOLKIT}-1"),
     ):
         site.declare(**variables)
-        refused = run("upgrade", site, lab.bundle)
+        refused = run("upgrade", site, lab.bundle, network=lab.network)
         assert refused.returncode != 0
         assert missing in refused.stdout and "No package was changed" in refused.stdout
-    site.declare(**lab.old)
-    assert (site.on(LEFT), site.on(LISTENING), lab.network.dropped()) == ("", "", [])
+    lab.check(OLD, OLD_TOOLKIT)
 
 
 @pytest.mark.long
 def test_a_gpu_host_without_a_network_is_upgraded_rolled_back_and_removed(
-    lab: GpuLab, tmp_path: Path
+    group: Group, tmp_path: Path
 ) -> None:
-    site, newer = lab.site, tmp_path / "new.tar"
+    lab, newer = GpuLab(group, tmp_path, 5), tmp_path / "new.tar"
+    site = lab.site
+    lab.succeed("site", lab.bundle)
+    lab.check(OLD, OLD_TOOLKIT)
     lab.repositories.cuda.publish(nvidia_packages.cuda_ubuntu())
     lab.repositories.toolkit.publish(nvidia_packages.toolkit())
     lab.make_bundle(newer, lab.new)
     site.declare(**lab.new)
-    succeed("upgrade", site, newer)
-    assert versions(site) == [NEW, f"{NEW}-0ubuntu1", f"{NEW_TOOLKIT}-1"]
-    succeed("rollback", site, newer)
-    assert versions(site) == [OLD, f"{OLD}-0ubuntu1", f"{OLD_TOOLKIT}-1"]
+    lab.succeed("upgrade", newer)
+    lab.check(NEW, NEW_TOOLKIT)
+    lab.succeed("rollback", newer)
+    lab.check(OLD, OLD_TOOLKIT)
     site.declare(**lab.old)
-    succeed("site", site, newer)
+    lab.succeed("site", newer)
+    lab.succeed("verify", newer)
+    lab.check(OLD, OLD_TOOLKIT)
 
-    succeed("remove", site, newer, "--yes")
+    lab.succeed("remove", newer, "--yes")
     assert site.on("dpkg-query -W -f '${Package} ' '*nvidia*' 2>/dev/null || true") == ""
     assert site.on(SOURCES) == lab.sources
     assert (site.on(LEFT), site.on(LISTENING), lab.network.dropped()) == ("", "", [])
+    # The filter works in the controller's network too.
+    look_up = [*lab.network.inside, "ssh", "-oBatchMode=yes", "-oConnectTimeout=1", "192.0.2.1"]
+    subprocess.run(look_up, check=False)
+    assert lab.network.dropped() != []
