@@ -21,7 +21,7 @@ from lab.errors import LabError
 USER = "operator"
 REPOSITORY = "slipway-base"
 DEFAULT_BASE = "debian-13"
-# A server whose administrator installed Docker Engine: hosts of tests about other things begin here.
+# A server whose administrator installed Docker Engine: for tests about other things.
 ENGINE_BASE = "debian-13-engine"
 
 # The end of the names of bases with arm64 programs, which an x86 machine emulates.

@@ -16,8 +16,8 @@ BEGIN, END = "--- slipway: begin of output ---", "--- slipway: end of output ---
 PROMPT = "waiting for privilege escalation prompt"
 # sudo-rs of Ubuntu 25.10 and 26.04: ansible#85837, ansible#86849, semaphore#4077 (2026).
 NO_PROMPT = (
-    "The host may be too busy to answer in time: set more seconds as timeout in ansible.cfg. Or its "
-    "sudo is sudo-rs, whose question for the password Ansible does not know: set "
+    "The host may be too busy to answer in time: set more seconds as timeout in ansible.cfg. Or "
+    "its sudo is sudo-rs, whose question for the password Ansible does not know: set "
     "ansible_become_exe: sudo.ws in the inventory of this host"
 )
 _SETTINGS = " ".join(f"{name}={shlex.quote(text)}" for name, text in environment.FIXED.items())
