@@ -496,6 +496,19 @@ def test_an_account_has_records_and_limits(commands: Cluster) -> None:
     theirs = commands.run("site.yml", "--check")
     assert "found the configuration of a slurmdbd that Slipway did not install" in theirs.output
     commands.on("rm /etc/slurm/slurmdbd.conf")
+    # Their user is found before the first change.
+    commands.on(
+        "DEBIAN_FRONTEND=noninteractive apt-get -qq install -y mariadb-server >/dev/null; "
+        "mariadb --execute 'CREATE USER slurm@localhost'"
+    )
+    theirs = commands.run("site.yml", slipway_survey=False)
+    assert theirs.status == "failed"
+    assert "found a user that Slipway did not make" in theirs.output
+    assert not {task for task in theirs.changed() if task.startswith("slurmdbd")}
+    commands.on(
+        "apt-get -qq purge -y --autoremove mariadb-server >/dev/null; "
+        "rm -rf /var/lib/mysql /etc/mysql"
+    )
     assert commands.run("site.yml", "--check").status == "successful"
     commands.converge()
     assert commands.plan() == (0, set())
