@@ -406,13 +406,13 @@ def test_a_stopped_service_loses_no_small_request(door: Door) -> None:
     assert wait_until(lambda: bool(door.ask()[1]["host"] == HOSTS[1]), 30)
 
 
-def test_clients_that_send_too_little_harm_nobody(door: Door) -> None:
+def test_a_client_that_sends_too_little_harms_nobody(door: Door) -> None:
     short = f"POST / HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: 9\r\n\r\nshort".encode()
-    for _host in HOSTS:
-        with door.connect() as connection:
-            connection.sendall(short)
-            connection.shutdown(socket.SHUT_WR)
-            connection.recv(100)
+    with door.connect() as connection:
+        connection.sendall(short)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(100)
+    # No host is left out because of that request.
     assert {door.ask()[1]["host"] for _number in range(12)} == set(HOSTS)
 
 
