@@ -126,8 +126,8 @@ def _check_account(account: Mapping[str, Any]) -> None:
     for member in account["members"]:
         if not _USER.fullmatch(member):
             raise SlurmError(
-                f"{where}: member {member!r} is no name of a user; expected letters, digits, '.', "
-                "'_', '@' and '-'. Correct the list"
+                f"{where}: member {member!r} is not a valid user name; expected letters, digits, "
+                "'.', '_', '@' and '-'. Correct the list"
             )
     _check_number(where, "share", account, least=1)
     for key in _LIMITS:
