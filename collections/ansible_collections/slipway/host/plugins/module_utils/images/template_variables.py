@@ -42,9 +42,11 @@ def template_variables(
     requirements = image.requirements_file(variant)
     build_requirements = image.build_requirements_file
     packages = _apt_packages(settings["packages"], variant)
+    on_python = False
     if requirements or build_requirements:
         python = _require_python(image, root)
-        if not (parent and parent.pins):
+        on_python = parent is None
+        if parent and not parent.pins:
             packages = [*python.packages, *packages]
     return {
         "name": image.name,
@@ -53,6 +55,7 @@ def template_variables(
         "root": root,
         "reference": parent.reference if parent else root.reference,
         "packages": packages,
+        "on_python": on_python,
         "lock": lock_file(requirements) if requirements else None,
         "build_lock": lock_file(build_requirements) if build_requirements else None,
         "args": {
