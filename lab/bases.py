@@ -212,13 +212,14 @@ def _arm64(base: Base, settings: str = "", parent: str = "") -> Base:
     return replace(base, name=base.name + EMULATED, script=base.script + settings, parent=parent)
 
 
-# The packages that the role docker_engine installs. The package index stays, as on any server.
+# The packages that the role docker_engine installs, and mmdebstrap, which a build without a
+# registry would otherwise install and remove. The package index stays, as on any server.
 ENGINE_SCRIPT = """
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 apt-get update
 apt-get install --yes --no-install-recommends docker.io docker-cli docker-buildx docker-compose \\
-    iptables
+    iptables mmdebstrap
 apt-get clean
 """
 
