@@ -49,8 +49,8 @@ REASONS: dict[str, tuple[str, str]] = {
         ".read_bytes",
     ),
     "module_utils/images/archive.py": (
-        "reads and writes files that state.paths opened, locks within an opened folder",
-        "open os.open",
+        "reads and writes files that state.paths opened",
+        "open",
     ),
     "module_utils/images/builder.py": (
         "works in /var/lib/slipway, which only root can write",
@@ -141,6 +141,11 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
     "module_utils/state/engine_access.py": ("reads the ACL of the engine's socket", "os.getxattr"),
     "module_utils/host/sessions.py": ("reads procfs", ".glob .read_text"),
+    "module_utils/images/record.py": ("locks a file within an opened folder", "os.open"),
+    "module_utils/images/surroundings.py": (
+        "reads procfs, and sizes and names in folders that only root can write",
+        ".iterdir",
+    ),
     "module_utils/images/smoke.py": (
         "reads the engine's folders of CDI files, which only root can write",
         ".glob .read_text",

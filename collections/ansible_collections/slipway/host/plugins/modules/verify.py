@@ -21,7 +21,8 @@ description:
   - On a host with NVIDIA GPUs, lists the GPUs with C(nvidia-smi) and computes on each GPU, on the
     host and in a container. Then systemd reloads its units, by which containers lose GPUs that the
     engine does not know of, and the same container must still list the GPUs.
-  - Does not change the host. Checks run in containers that are removed afterwards.
+  - Changes no setting of the host; the record of an image says on which system its smoke test
+    passed. Checks run in containers that are removed afterwards.
 options:
   level:
     description:
@@ -40,6 +41,13 @@ options:
     description: Run the smoke tests of images.
     type: bool
     default: true
+  repeat_smoke:
+    description:
+      - Run the smoke test of an image also if it passed with the same content on the same system,
+        by the record of the host. The system is the engine with its settings, the boot, the driver
+        and the GPUs.
+    type: bool
+    default: false
   containers:
     description:
       - Run the checks that start a container. C(false) is for hosts where no container can start,
@@ -175,6 +183,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "level": {"type": "str", "choices": list(verify.LEVELS), "default": verify.NORMAL},
     "burn_in": {"type": "int", "default": 0},
     "smoke": {"type": "bool", "default": True},
+    "repeat_smoke": {"type": "bool", "default": False},
     "containers": {"type": "bool", "default": True},
     "daemon_reload": {"type": "bool", "default": True},
     "data_digests": {"type": "bool", "default": False},
@@ -216,6 +225,8 @@ def main() -> None:
         other_hosts=given["other_hosts"],
         accepted_faults=given["accepted_faults"],
         containers=given["containers"],
+        repeat_smoke=given["repeat_smoke"],
+        note_tests=not module.check_mode,
     )
     check.on_start = lambda what: module.status.show(f"check: {what}", force=True)
     checks = verify.run_checks(options, given["declared"])

@@ -44,6 +44,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host.check import (
     Check,
     run_check,
 )
+from ansible_collections.slipway.host.plugins.module_utils.images import record, surroundings
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     container_description,
@@ -73,10 +74,11 @@ class Options:
 
     LEVEL is one of LEVELS: ``quick`` leaves out the smoke tests of images and the digests of data
     sets, ``full`` tests more memory of each GPU. SMOKE: run the smoke tests of the images.
-    DAEMON_RELOAD: run `systemctl daemon-reload` while a container uses the GPUs. BURN_IN: minutes
-    of load on all GPUs. CONTAINERS: run the checks that start a container. DATA_DIGESTS: read every
-    file of the data sets. OTHER_HOSTS: ask the services behind a front door. ACCEPTED_FAULTS: known
-    faults of GPUs, see :mod:`gpu.accepted_faults`.
+    REPEAT_SMOKE: also those that passed with the same image on the same system. NOTE_TESTS: record
+    which passed. DAEMON_RELOAD: run `systemctl daemon-reload` while a container uses the GPUs.
+    BURN_IN: minutes of load on all GPUs. CONTAINERS: run the checks that start a container.
+    DATA_DIGESTS: read every file of the data sets. OTHER_HOSTS: ask the services behind a front
+    door. ACCEPTED_FAULTS: known faults of GPUs, see :mod:`gpu.accepted_faults`.
     """
 
     level: str = NORMAL
@@ -87,6 +89,8 @@ class Options:
     other_hosts: bool = False
     accepted_faults: Sequence[Entry] = ()
     containers: bool = True
+    repeat_smoke: bool = False
+    note_tests: bool = True
 
 
 def _check_engine(facts: Mapping[str, Any], declared: Mapping[str, Any]) -> Check:
@@ -103,9 +107,14 @@ def _ask_version() -> str:
     return f"Docker Engine {version['Version']}, API {version['ApiVersion']}"
 
 
-def _check_image(identity: str, command: list[str]) -> str:
+def _check_image(reference: str, identity: str, command: list[str], options: Options) -> str:
+    system = surroundings.digest()
+    if not options.repeat_smoke and record.passed_with(reference, identity, system):
+        return "smoke test passed earlier; image, engine, kernel and driver are the same since"
     started = time.monotonic()
     images_smoke.test(identity, command, SMOKE_TIMEOUT)
+    if options.note_tests:
+        record.note_test(reference, identity, system)
     return f"smoke test passed in {time.monotonic() - started:.0f} s"
 
 
@@ -203,14 +212,16 @@ def _check_secret_required(url: str) -> None:
     raise ValueError(f"{url} accepted a request without the secret; expected 401 or 403")
 
 
-def _check_images(smoke: bool, declared: Collection[str]) -> Iterator[Check]:
+def _check_images(options: Options, declared: Collection[str]) -> Iterator[Check]:
     """Check the tags that refer to the content that the host's record names."""
+    smoke = options.smoke and options.containers and options.level != QUICK
     testable = set()
     for reference, image in _recorded_images():
         testable.add(reference)
         if smoke:
             command = json.loads(image["Labels"][labels.SMOKE])
-            yield run_check(f"image {reference}", partial(_check_image, image["Id"], command))
+            check = partial(_check_image, reference, image["Id"], command, options)
+            yield run_check(f"image {reference}", check)
     for reference in declared:
         if reference not in testable:
             yield Check(
@@ -371,8 +382,7 @@ def run_checks(options: Options, declared: Mapping[str, Any] | None = None) -> l
         results += _check_running_engine(expected)
         if usable:
             results += _check_container_gpus(facts, expected, options)
-        smoke = options.smoke and options.containers and options.level != QUICK
-        results += _check_images(smoke, expected.get("images", ()))
+        results += _check_images(options, expected.get("images", ()))
         results += _check_services(expected.get("services", {}))
         results.append(run_check(NETWORK, network_check.check))
         results += _check_ways(facts, expected, results[-1].ok, options.containers)

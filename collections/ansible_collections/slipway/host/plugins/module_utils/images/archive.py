@@ -9,16 +9,13 @@ record describes is loaded. An image gets its tag after its smoke test passed on
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, cast
 
-from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.images import record, smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import containers, paths
 
@@ -127,7 +124,7 @@ def load_images(path: str, timeout: float) -> tuple[list[str], dict[str, str]]:
     archive = read_archive_record(path)
     loaded: list[str] = []
     failed: dict[str, str] = {}
-    with _build_lock():
+    with record.build_lock():
         references = missing_images(archive)
         if not references:
             return [], {}
@@ -140,17 +137,6 @@ def load_images(path: str, timeout: float) -> tuple[list[str], dict[str, str]]:
             finally:
                 _docker("image", "rm", reference + smoke.CANDIDATE)
     return loaded, failed
-
-
-@contextmanager
-def _build_lock() -> Iterator[None]:
-    """Wait for builds on this host, and keep new ones from starting."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    with paths.opened_parent(labels.BUILD_LOCK, make=True) as (folder, name):
-        descriptor = os.open(name, flags, MODE, dir_fd=folder.descriptor)
-    with os.fdopen(descriptor, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _load_contents(

@@ -9,15 +9,18 @@ of the builder as well as of modules: Python 3.10, standard library only.
 from __future__ import annotations
 
 import calendar
+import fcntl
 import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
+from ansible_collections.slipway.host.plugins.module_utils.images import surroundings
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     containers,
@@ -27,6 +30,8 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 BUILT, LOADED, ACCEPTED, DELIVERED = "built", "loaded", "accepted", "delivered"
 MODE = 0o600
+# Key of the digest of the system on which the smoke test passed last, see :mod:`surroundings`.
+TESTED_WITH = "tested_with"
 # Former contents of a tag that are remembered: a container may still use them.
 MAX_REPLACED = 10
 
@@ -122,6 +127,7 @@ def write_record(
         "origin": origin,
         "time": int(time.time()),
         "replaced": replaced[:MAX_REPLACED],
+        TESTED_WITH: surroundings.digest(),
         **details,
     }
     _write(reference, record)
@@ -132,6 +138,37 @@ def _write(reference: str, record: Mapping[str, Any]) -> None:
     path = containers.image_record_path(reference)
     with paths.opened_parent(path, make=True) as (folder, name):
         folder.replace(name, json.dumps(record).encode(), MODE, os.geteuid(), os.getegid())
+
+
+def passed_with(reference: str, identity: str, system: str) -> bool:
+    """Whether the smoke test passed with this content ID on the SYSTEM of this digest."""
+    record = _read(reference)
+    return bool(system) and (record.get("id"), record.get(TESTED_WITH)) == (identity, system)
+
+
+def note_test(reference: str, identity: str, system: str) -> None:
+    """Record that the smoke test passed with this content ID on the SYSTEM of this digest.
+
+    Nothing is recorded if the tag has other content by now, or while images are built.
+    """
+    try:
+        with build_lock(wait=False):
+            record = _read(reference)
+            if record.get("id") == identity and record.get(TESTED_WITH) != system:
+                _write(reference, {**record, TESTED_WITH: system})
+    except BlockingIOError:
+        return
+
+
+@contextmanager
+def build_lock(wait: bool = True) -> Iterator[None]:
+    """Keep builds on this host from starting; wait for a running one, or raise BlockingIOError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with paths.opened_parent(labels.BUILD_LOCK, make=True) as (folder, name):
+        descriptor = os.open(name, flags, MODE, dir_fd=folder.descriptor)
+    with os.fdopen(descriptor, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def add_layers(reference: str, layers: Mapping[str, int]) -> None:
