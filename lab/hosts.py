@@ -154,6 +154,14 @@ class Group:
             removed = self._remove_owned(name)
             return (self.state.remove_host(name) if name else self.state.remove()) or removed
 
+    def images(self) -> list[str]:
+        """Return the base images of the group's hosts."""
+        containers, _volumes = self._owned(None)
+        if not containers:
+            return []
+        listed = self.engine.lines("inspect", "--format={{.Config.Image}}", *containers)
+        return sorted(set(listed))
+
     def _decide(self, spec: HostSpec) -> Action:
         return decide(
             self._inspect(spec),

@@ -41,13 +41,18 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import
     open_bundle,
 )
 
+from lab.errors import LabError  # noqa: E402
+from lab.hosts import Group  # noqa: E402
+from lab.saved_bases import save_bases  # noqa: E402
 from tools import bundle_contents, bundle_setup  # noqa: E402
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = "project.tar"
 # The kinds of files that may be in an older bundle only.
-OMITTED = ("wheel", "image", "package", "data")
+OMITTED = ("wheel", "image", "package", "data", "base")
+# Base images of hosts of the demo.
+BASES = "bases"
 # What Ansible evaluates in a variable.
 TEMPLATES = ("{{", "{%", "{#")
 
@@ -60,6 +65,7 @@ class Request:
     images: list[str]
     packages: bool
     data: list[Path]
+    demo: bool
     ansible: list[str]
 
 
@@ -93,6 +99,14 @@ def copy_packages(folder: Path, request: Request) -> dict[str, Path]:
     return dict(packages.pool_files(folder))
 
 
+def copy_bases(folder: Path) -> dict[str, Path]:
+    """Save the base images of the demo's hosts; return the files by path in the bundle."""
+    try:
+        return {f"{BASES}/{file.name}": file for file in save_bases(Group("demo"), folder)}
+    except LabError as error:
+        raise BundleError(str(error)) from None
+
+
 def play(
     playbook: str, variables: Mapping[str, object], request: Request, what: str, made: Path
 ) -> None:
@@ -123,6 +137,8 @@ def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[s
         files.update(copy_images(folder / "layout", request))
     if request.packages:
         files.update(copy_packages(folder / "pool", request))
+    if request.demo:
+        files.update(copy_bases(folder / BASES))
     for source in request.data:
         files[f"{data.FOLDER}/{_describe(data.FOLDER, source).sha256}"] = source
     entries = tuple(_describe(path, files[path]) for path in sorted(files))
@@ -132,6 +148,7 @@ def collect(folder: Path, request: Request, key: Path) -> tuple[Manifest, dict[s
             "images": request.images,
             "packages": request.packages,
             "data": len(request.data),
+            "demo": request.demo,
         },
         project={"commit": commit},
         controller={
@@ -150,6 +167,7 @@ def _describe(path: str, source: Path) -> Entry:
         images.FOLDER: "image",
         packages.FOLDER: "package",
         data.FOLDER: "data",
+        BASES: "base",
         "wheels": "wheel",
     }
     kind = by_path.get(path) or by_folder[path.partition("/")[0]]
@@ -285,6 +303,12 @@ def add_host_options(parser: argparse.ArgumentParser) -> None:
         "for other hosts of the same releases",
     )
     parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="also add the base images of the demo's hosts on this machine, for "
+        "./slipway demo --bundle OUT",
+    )
+    parser.add_argument(
         "--data",
         action="append",
         type=Path,
@@ -320,7 +344,7 @@ def run(options: argparse.Namespace) -> None:
     if names or options.packages:
         refuse_templates(options.out.parent.resolve(), *names)
     files = [path.expanduser() for path in options.data]
-    request = Request(pythons, names, options.packages, files, options.ansible)
+    request = Request(pythons, names, options.packages, files, options.demo, options.ansible)
     fingerprint = build(options.out, request, options.key or signature.make_own_key(), older)
     size = options.out.stat().st_size / 1e6
     print(f"{options.out}: {size:.0f} MB, for Python {', '.join(pythons)}")

@@ -14,6 +14,8 @@
 #   --architecture NAME
 #                amd64 or arm64. An x86 machine emulates arm64 hosts, on which no container runs.
 #                Default: the architecture of this machine
+#   --bundle FILE [--signer KEY.pub]
+#                use no network: docs/bundle.md
 set -eu
 
 create_only=
@@ -43,7 +45,7 @@ while [ $# -gt 0 ]; do
         esac
         shift
         ;;
-    -h | --help) sed -n 's/^# \{0,1\}//; 3,16p' "$0" && exit 0 ;;
+    -h | --help) sed -n 's/^# \{0,1\}//; 3,18p' "$0" && exit 0 ;;
     *) break ;;
     esac
     shift

@@ -3,7 +3,7 @@
 """Check a bundle, then run a command of Slipway with the images and packages in it.
 
 Usage: ./slipway site --bundle FILE [--signer KEY] [OTHER ARGUMENTS ...]
-       The same with plan, verify, upgrade, rollback and remove in the place of site.
+       The same with plan, verify, upgrade, rollback, remove and demo in the place of site.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,10 +25,24 @@ from ansible_collections.slipway.host.plugins.plugin_utils.bundle.manifest impor
     files_of,
 )
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle.reading import (  # noqa: E402
+    Bundle,
     open_bundle,
 )
 
+from lab.engine import Engine  # noqa: E402
+from lab.errors import LabError  # noqa: E402
+from lab.saved_bases import load_base  # noqa: E402
 from tools import bundle  # noqa: E402
+
+# Arguments with which the demo creates no host.
+WITHOUT_HOSTS = {"--destroy", "--check", "-C", "-h", "--help"}
+
+
+def load_bases(checked: Bundle, engine: Engine) -> None:
+    """Load the base images of a bundle that an engine lacks."""
+    for entry in checked.manifest.files:
+        if entry.kind == "base":
+            load_base(engine, Path(entry.path).name, partial(checked.extract, entry))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -44,6 +59,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         with files_of(options.bundle):
             checked = open_bundle(options.bundle, options.signer)
             print(bundle.describe(checked), file=sys.stderr)
+            if verb == "demo" and not WITHOUT_HOSTS & {*others}:
+                load_bases(checked, Engine())
+    except LabError as error:
+        sys.exit(f"demo: {error}")
     except BundleError as error:
         sys.exit(f"{verb}: {error} Nothing was changed.")
     variables = {

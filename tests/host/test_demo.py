@@ -4,19 +4,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lab.processes import wait_until
 from tests import page_commands
+from tests.contract.tree import ROOT
 from tests.page_commands import Checkout
 
 # Two first runs, which other tests have as well.
 pytestmark = [pytest.mark.host, pytest.mark.long]
 
+BUNDLE_PAGE = (ROOT / "docs/bundle.md").read_text(encoding="utf-8")
 ON_CONTROLLER = "ansible demo-1 -i inventory/demo -b -m shell -a '%s' | tail -n +2"
 # How a command ends, unless with 0.
 STATUS = {"./slipway verify -i inventory/demo": 2}
@@ -38,6 +45,80 @@ def test_each_command_with_a_demo_works(tmp_path: Path) -> None:
         checkout.run("./slipway demo --destroy")
     assert any('{"prediction":"virginica"}' in one for one in printed.values())
     assert "row" in printed["./slipway verify -i inventory/demo"]
+
+
+# A way out that leads nowhere, and an engine.
+NO_WAY_OUT = """
+sysctl -qw net.ipv4.ip_forward=1
+ip link set lo up
+ip link add out type veth peer name nowhere
+sysctl -qw net.ipv6.conf.out.disable_ipv6=1 net.ipv6.conf.nowhere.disable_ipv6=1
+ip address add 192.0.2.2/24 dev out
+ip link set nowhere up
+ip link set out up
+ip route add default via 192.0.2.1
+exec dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/pid" -H "$DOCKER_HOST"
+"""
+
+
+@contextlib.contextmanager
+def closed_machine() -> Iterator[tuple[str, dict[str, str]]]:
+    """Start an engine in a network without a way out.
+
+    Yields words before a command that run it there, and its environment.
+    """
+    # Short, because sockets have short paths.
+    with tempfile.TemporaryDirectory(prefix="closed-", dir="/var/tmp") as folder:
+        # Hosts of both engines have the same addresses, hence connections of its own.
+        environment = {
+            "DOCKER_HOST": f"unix://{folder}/docker.sock",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": f"{folder}/cp",
+        }
+        engine = subprocess.Popen(
+            ["unshare", "--net", "sh", "-ec", NO_WAY_OUT, "sh", folder],
+            env=os.environ | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            answers = ["docker", "--host", environment["DOCKER_HOST"], "version"]
+            assert wait_until(
+                lambda: not subprocess.run(answers, capture_output=True).returncode, 60
+            )
+            yield f"nsenter --net --target {engine.pid} ", environment
+        finally:
+            engine.terminate()
+            engine.wait(60)
+
+
+def sent(checkout: Checkout, inside: str) -> int:
+    """Return the number of packets that a closed machine sent out."""
+    fields = checkout.run(f"{inside} grep out: /proc/net/dev").stdout.split()
+    return int(fields[10])
+
+
+def test_a_demo_needs_no_network_with_a_bundle(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    commit = "git init -q && git add . && git -c user.name=a -c user.email=a@a commit -qm a"
+    assert checkout.run(commit).returncode == 0
+    section = BUNDLE_PAGE.partition("\n## The demo without a network\n")[2].partition("\n## ")[0]
+    make, copy, show = page_commands.commands(section)
+    show, destroy = show.replace(" --signer signer.pub", ""), "./slipway demo --destroy"
+    try:
+        for command in (make, copy, destroy):
+            done = checkout.run(command, XDG_STATE_HOME=str(tmp_path))
+            assert done.returncode == 0, done.stdout + done.stderr
+        with closed_machine() as (inside, environment):
+            environment["XDG_STATE_HOME"] = str(tmp_path)
+            shown = checkout.run(inside + show, **environment)
+            assert shown.returncode == 0, shown.stdout + shown.stderr
+            assert ":5000/predict" in shown.stdout and sent(checkout, inside) == 0
+            checkout.run(inside + "ssh -oConnectTimeout=1 198.51.100.1", **environment)
+            assert sent(checkout, inside) > 0
+            removed = checkout.run(inside + destroy, **environment)
+            assert removed.returncode == 0, removed.stdout
+    finally:
+        checkout.run(destroy)
 
 
 def controller(checkout: Checkout, script: str) -> str:

@@ -118,6 +118,18 @@ class FakeDocker(Commands):
             return Completed(1, "", "image is being used")
         return OK if self.images.pop(words[0], None) is not None else NO
 
+    def _image_save(self, words: list[str], stdin: bytes) -> Completed:
+        Path(words[1]).write_text(words[2])
+        return OK
+
+    def _image_load(self, words: list[str], stdin: bytes) -> Completed:
+        self.images[Path(words[1]).read_text()] = {}
+        return OK
+
+    def _inspect(self, words: list[str], stdin: bytes) -> Completed:
+        found = [box.image for box in self.containers.values() if box.identity in words]
+        return _lines(found)
+
     def _run(self, words: list[str], stdin: bytes) -> Completed:
         image = next((word for word in words if word in self.images), None)
         if image is None:
