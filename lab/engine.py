@@ -28,6 +28,8 @@ from lab.errors import LabError
 from lab.processes import locked, process_name, process_start, runtime_folder, wait_until
 
 PID_FILE = Path("/var/run/docker.pid")
+# Where an engine that the lab starts listens, whatever engine DOCKER_HOST and contexts name.
+OWN_SOCKET = "unix:///var/run/docker.sock"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
@@ -180,7 +182,9 @@ class Engine:
         """
         with locked(self.lock):
             process = self._read_process()
-            if process is None or not process.is_alive() or self.lines("ps", "--all", "--quiet"):
+            if process is None or not process.is_alive():
+                return False
+            if self.lines("--host", OWN_SOCKET, "ps", "--all", "--quiet"):
                 return False
             if not dry_run:
                 os.kill(process.pid, signal.SIGTERM)
