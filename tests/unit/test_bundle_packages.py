@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from ansible.errors import AnsibleActionFail
+from ansible_collections.slipway.host.plugins.action import verify
 from ansible_collections.slipway.host.plugins.module_utils.apt import bundle_source
 from ansible_collections.slipway.host.plugins.module_utils.apt.run import Apt, AptError
 from ansible_collections.slipway.host.plugins.modules import bundle_packages as maker
@@ -174,6 +175,17 @@ def test_the_variables_of_a_host_name_a_bundle_with_packages(bundle: Bundle) -> 
     for function in (declared.open_packages, declared.read_named):
         with pytest.raises(AnsibleActionFail, match="cannot open /none"):
             function({declared.BUNDLE: "/none"}, template)
+
+
+def test_acceptance_checks_know_of_a_bundle_without_a_survey(bundle: Bundle) -> None:
+    named = {declared.BUNDLE: str(bundle.path)}
+    closed = {"level": "full", "declared": {"bundle": True}}
+    assert verify.with_bundle({"level": "full"}, named, str) == closed
+    assert verify.with_bundle({**closed, "declared": {"engine": "x"}}, named, str) == {
+        **closed,
+        "declared": {"engine": "x", "bundle": True},
+    }
+    assert verify.with_bundle({"level": "full"}, {}, str) == {"level": "full"}
 
 
 INSTALLED = ["install", "installed", "1"]

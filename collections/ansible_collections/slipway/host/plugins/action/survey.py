@@ -141,7 +141,7 @@ class ActionModule(ActionBase):
             overview=seen,
             metrics=metrics,
             consequences=self._find_consequences(owned, drift, answer),
-            declared={**declare(owned, compared, waiting), "bundle": bool(self._packages)},
+            declared=declare(owned, compared, waiting),
             health=[finding.as_data() for finding in health],
             information=engine.information(list(owned.values()), answer, kinds.ALL),
             differences=as_data(drift),
