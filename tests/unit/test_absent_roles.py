@@ -70,5 +70,5 @@ def test_accounts_and_shared_folders_are_not_touched(exclusive: bool) -> None:
 def test_every_role_that_provisions_can_be_removed(role: str) -> None:
     removal = load(ROOT / "vars/removal.yml")
     assert removal[f"{role}_state"] == "absent"
-    assert f"'{role}'" in removal["slipway_roles"]
+    assert f"'{role}'" in removal["__slipway_reverse_order"]
     assert roles.load(role).options[f"{role}_state"]["choices"] == ["present", "absent"]

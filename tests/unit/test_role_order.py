@@ -10,7 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("one", "two", "three")
@@ -33,7 +36,7 @@ def test_a_role_is_removed_after_those_before_it_on_every_host(tmp_path: Path) -
         write(tmp_path / f"roles/{name}/tasks/main.yml", [task])
     hosts = {host: {"__slipway_survey": {"drift": drift}} for host, drift in DRIFT.items()}
     groups: dict[str, Any] = {
-        "slipway_drift": {"hosts": hosts, "vars": {"slipway_roles": list(ROLES)}}
+        "slipway_drift": {"hosts": hosts, "vars": {"__slipway_removed_roles": list(ROLES)}}
     }
     for host, drift in DRIFT.items():
         for role in drift:
@@ -55,3 +58,22 @@ def test_a_role_is_removed_after_those_before_it_on_every_host(tmp_path: Path) -
     assert sorted(said) == sorted((host, role) for host in DRIFT for role in DRIFT[host])
     order = [role for _host, role in said]
     assert order == sorted(order, key=ROLES.index)
+
+
+@pytest.mark.parametrize(
+    ("declared", "removed"),
+    [
+        ({"slipway_roles": ["nvidia_driver", "docker_engine"]}, ["docker_engine", "nvidia_driver"]),
+        ({"slipway_roles": ["ml_data", "ml_images"]}, ["ml_images"]),
+        ({"slipway_roles": ["ml_data"], "slipway_remove_data": True}, ["ml_data"]),
+        ({"slipway_roles": ["ml_images", "slurm"]}, ["slurm", "ml_images"]),
+        ({"slipway_roles": ["unknown"]}, ["unknown"]),
+    ],
+)
+def test_a_removal_of_some_roles_keeps_order_and_data_sets(
+    declared: dict[str, Any], removed: list[str]
+) -> None:
+    loader = DataLoader()
+    variables = loader.load_from_file(str(ROOT / "vars/removal.yml"), trusted_as_template=True)
+    templar = Templar(loader, {**variables, **declared})
+    assert templar.template(trust_as_template("{{ __slipway_removed_roles }}")) == removed
