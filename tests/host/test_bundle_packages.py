@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.slipway.host.plugins.plugin_utils.bundle import reading
 
 from lab import gpu_host, nvidia_packages
@@ -53,6 +54,11 @@ class ClosedHost:
     def inside(self) -> list[str]:
         """The words that run a command in this network: it reaches the host, and nothing else."""
         return ["nsenter", "--net", "--target", self.pid]
+
+    def open(self) -> None:
+        """Drop no packets any more."""
+        for program in ("iptables", "ip6tables"):
+            self.filter(program, "-F")
 
     def filter(self, program: str, words: str) -> str:
         command = [*self.inside, program, "-t", "raw", *words.split()]
@@ -207,6 +213,7 @@ def test_a_host_without_a_network_is_provisioned_from_a_bundle(
     assert network.dropped() != []
 
 
+ALL_ROLES = yaml.safe_load((ROOT / "vars/roles.yml").read_text())["slipway_roles"]
 GPU_ROLES = ["nvidia_driver", "docker_engine", "nvidia_container_toolkit"]
 MODEL, BASE = "8xb200", "ubuntu-like-24.04"
 OLD, NEW = nvidia_packages.BRANCHES[580]
@@ -236,11 +243,11 @@ def versions(site: Site) -> list[str]:
 class GpuLab:
     """A GPU host without a network, and a maker without a GPU that reads vendors' repositories."""
 
-    def __init__(self, group: Group, folder: Path, number: int) -> None:
+    def __init__(self, group: Group, folder: Path, number: int, roles: list[str]) -> None:
         self.repositories = gpu_host.prepare(folder / "maker", MODEL, BASE)
         shown, archive = (self.repositories.mounts[index] for index in (0, -1))
         spec = HostSpec(f"maker-{number}", base=BASE, mounts=(shown, archive))
-        self.maker = make_site(group, spec, folder, GPU_ROLES)
+        self.maker = make_site(group, spec, folder, roles)
         self.old, self.new = (
             {
                 **self.repositories.cuda_variables,
@@ -248,6 +255,11 @@ class GpuLab:
             }
             for version in (OLD_TOOLKIT, NEW_TOOLKIT)
         )
+        self.images = ["--images", "iris-api"] if "ml_images" in roles else []
+        if self.images:
+            self.maker.declare(**self.old)
+            built = self.maker.run("site.yml", slipway_roles=["docker_engine", "ml_images"])
+            assert built.status == "successful", built.output
         self.bundle = folder / "old.tar"
         self.repositories.cuda.withdraw(NEW)
         self.repositories.toolkit.withdraw(NEW_TOOLKIT)
@@ -255,14 +267,18 @@ class GpuLab:
 
         name = f"closed-{number + 1}"
         self.simulated = gpu_host.prepare(folder / "closed", MODEL, BASE)
-        for away in ("archive", "cuda", "toolkit", self.simulated.key.file.name):
-            path = self.simulated.folder / away
-            path.rename(path.with_name(f"{away}.away"))
+        for path in self.vendors():
+            path.rename(f"{path}.away")
         spec = HostSpec(name, base=BASE, mounts=self.simulated.mounts)
-        self.site = make_site(group, spec, folder, GPU_ROLES)
+        self.site = make_site(group, spec, folder, roles)
         self.network = ClosedHost(container_name(name, group.group, group.state.path))
         self.sources = self.site.on(SOURCES)
         self.site.declare(**self.old)
+
+    def vendors(self) -> list[Path]:
+        """Return the files and folders on the host that stand for servers of vendors."""
+        names = ("archive", "cuda", "toolkit", self.simulated.key.file.name)
+        return [self.simulated.folder / name for name in names]
 
     def make_bundle(self, target: Path, variables: dict[str, object]) -> None:
         self.maker.declare(
@@ -270,7 +286,7 @@ class GpuLab:
             slipway_bundle_gpus=list_functions(self.repositories.folder),
             slipway_bundle_kernel=nvidia_packages.UBUNTU_KERNEL,
         )
-        make_bundle(self.maker, target)
+        make_bundle(self.maker, target, *self.images)
 
     def succeed(self, verb: str, made: Path, *words: str) -> str:
         return succeed(verb, self.site, made, *words, network=self.network)
@@ -284,7 +300,7 @@ class GpuLab:
 def test_a_gpu_host_without_a_network_gets_packages_of_vendors(
     group: Group, tmp_path: Path
 ) -> None:
-    lab = GpuLab(group, tmp_path, 3)
+    lab = GpuLab(group, tmp_path, 3, GPU_ROLES)
     site = lab.site
     lab.succeed("site", lab.bundle)
     lab.check(OLD, OLD_TOOLKIT)
@@ -303,13 +319,16 @@ def test_a_gpu_host_without_a_network_gets_packages_of_vendors(
 
 
 @pytest.mark.long
-def test_a_gpu_host_without_a_network_is_upgraded_rolled_back_and_removed(
-    group: Group, tmp_path: Path
-) -> None:
-    lab, newer = GpuLab(group, tmp_path, 5), tmp_path / "new.tar"
+def test_everything_works_where_no_packet_leaves_the_network(group: Group, tmp_path: Path) -> None:
+    """Controller and host with all roles: provisioned, upgraded, rolled back, removed."""
+    lab, newer = GpuLab(group, tmp_path, 5, ALL_ROLES), tmp_path / "new.tar"
     site = lab.site
     lab.succeed("site", lab.bundle)
     lab.check(OLD, OLD_TOOLKIT)
+    origin = site.on("cat /var/lib/slipway/images/slipway-iris-api-cpu.json")
+    assert json.loads(origin)["origin"] == "delivered"
+    assert "no drift" in lab.succeed("plan", lab.bundle)
+
     lab.repositories.cuda.publish(nvidia_packages.cuda_ubuntu())
     lab.repositories.toolkit.publish(nvidia_packages.toolkit())
     lab.make_bundle(newer, lab.new)
@@ -324,10 +343,34 @@ def test_a_gpu_host_without_a_network_is_upgraded_rolled_back_and_removed(
     lab.check(OLD, OLD_TOOLKIT)
 
     lab.succeed("remove", newer, "--yes")
-    assert site.on("dpkg-query -W -f '${Package} ' '*nvidia*' 2>/dev/null || true") == ""
+    assert site.on("dpkg-query -W -f '${Package} ' '*nvidia*' 'docker*' 2>/dev/null || true") == ""
     assert site.on(SOURCES) == lab.sources
     assert (site.on(LEFT), site.on(LISTENING), lab.network.dropped()) == ("", "", [])
     # The filter works in the controller's network too.
     look_up = [*lab.network.inside, "ssh", "-oBatchMode=yes", "-oConnectTimeout=1", "192.0.2.1"]
     subprocess.run(look_up, check=False)
     assert lab.network.dropped() != []
+
+
+@pytest.mark.long
+def test_a_host_from_a_bundle_moves_to_the_sources_of_vendors(group: Group, tmp_path: Path) -> None:
+    lab = GpuLab(group, tmp_path, 7, GPU_ROLES)
+    site = lab.site
+    lab.succeed("site", lab.bundle)
+    lab.network.open()
+    for path in lab.vendors():
+        path.with_name(f"{path.name}.away").rename(path)
+    # The stand-ins on this host have a key of their own.
+    site.declare(**{**lab.old, **lab.simulated.cuda_variables})
+    installed = site.on("dpkg -l; apt-mark showhold")
+    planned = site.run("site.yml", "--check")
+    assert planned.status == "successful", planned.output
+    assert site.on(SOURCES) == lab.sources
+    online = site.run("site.yml")
+    assert online.status == "successful", online.output
+    # The newer versions of the vendors wait for an upgrade.
+    assert site.on("dpkg -l; apt-mark showhold") == installed
+    assert versions(site) == [OLD, f"{OLD}-0ubuntu1", f"{OLD_TOOLKIT}-1"]
+    assert "nvidia" in site.on("ls /etc/apt/sources.list.d")
+    assert site.run("site.yml").changed() == set()
+    assert site.run("site.yml", slipway_survey=False).changed() == set()
