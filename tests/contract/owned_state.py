@@ -63,6 +63,7 @@ INVENTORY: dict[str, Any] = {
                     "foreign": "",
                     "nodes": {},
                     "cluster": "",
+                    "jobs_folder": "",
                 }
             },
         }

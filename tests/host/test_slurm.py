@@ -250,7 +250,7 @@ def test_a_wrong_key_is_drift_and_repaired(cluster: Cluster) -> None:
     assert cluster.plan() == (2, named)
     output = cluster.slipway("site", "--limit", "node")
     assert "changed node: slurm: Write the munge key" in output
-    assert "changed node: slurm: Enable and start slurmd" in output
+    assert "changed node: slurm: Enable and start daemons of the node" in output
     assert "changed Head" not in output
     assert cluster.plan() == (0, set())
     cluster.on(WAIT % "sinfo --noheader --nodes=node --format=%T | grep -qx idle")

@@ -15,7 +15,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.slipway.host.plugins.action import slurm_node
 from ansible_collections.slipway.host.plugins.module_utils.roles import slurm
-from ansible_collections.slipway.host.plugins.module_utils.slurm import config
+from ansible_collections.slipway.host.plugins.module_utils.slurm import config, parts
 from ansible_collections.slipway.host.plugins.module_utils.slurm.declaration import SlurmError
 from ansible_collections.slipway.host.plugins.module_utils.state import slurm as state
 from ansible_collections.slipway.host.plugins.module_utils.state.model import ConflictError
@@ -24,6 +24,7 @@ from ansible_collections.slipway.host.plugins.modules import munge_key
 from tests.unit.conftest import RunModule
 from tests.unit.role_options import options as role_options
 
+OPTIONS = role_options("slurm")
 H100, A100 = "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-40GB"
 
 
@@ -45,6 +46,7 @@ def node(name: str, **changes: Any) -> dict[str, Any]:
         "foreign": "",
         "nodes": {},
         "cluster": "",
+        "jobs_folder": "",
         **changes,
     }
 
@@ -105,7 +107,7 @@ def test_jobs_get_a_share_of_the_cpus_and_an_epilog(
 ) -> None:
     """Slurm of older releases does not send the epilog to the nodes."""
     nodes = {"a": node("a", gpus=gpus, cpus=1)}
-    written = config.slurm_conf("lab", nodes["a"], nodes, [], release).splitlines()
+    written = config.slurm_conf(OPTIONS, [nodes["a"]], nodes, release).splitlines()
     found = [line for line in written if line.startswith(("DefCpuPerGPU", "Epilog"))]
     assert found == settings
 
@@ -129,7 +131,7 @@ def test_slurm_conf_names_controller_nodes_and_partitions() -> None:
             "groups": ["lab", "staff"],
         },
     ]
-    lines = content(plan(partitions=partitions), slurm.FILES["slurm"]).splitlines()
+    lines = content(plan(partitions=partitions), parts.FILES["slurm"]).splitlines()
     assert "SlurmctldHost=head(192.0.2.4)" in lines
     assert "ProctrackType=proctrack/cgroup" in lines
     assert "TaskPlugin=task/cgroup,task/affinity" in lines
@@ -157,7 +159,7 @@ def test_control_groups_are_used_where_all_nodes_have_them(
     nodes = {name: node(name, cgroup=one) for name, one in zip("ab", cgroups, strict=True)}
     written = config.cgroup_conf(nodes, release).removeprefix(config.WRITTEN_BY)
     assert setting in written if setting else written == ""
-    assert f"proctrack/{tracking}\n" in config.slurm_conf("lab", nodes["a"], nodes, [])
+    assert f"proctrack/{tracking}\n" in config.slurm_conf(OPTIONS, [nodes["a"]], nodes)
 
 
 @pytest.mark.parametrize(("release", "restarts"), [("trixie", False), ("bookworm", True)])
@@ -204,7 +206,7 @@ def test_only_what_the_role_installed_is_removed(name: str, changes: Mapping[str
 def test_a_node_out_of_reach_stays_as_recorded() -> None:
     recorded = json.loads(content(plan(), state.NODES))
     known = {"head": node("head", nodes=recorded)}
-    assert content(plan(known=known), slurm.FILES["slurm"]) == content(plan(), slurm.FILES["slurm"])
+    assert content(plan(known=known), parts.FILES["slurm"]) == content(plan(), parts.FILES["slurm"])
     with pytest.raises(SlurmError, match=r"gpu02 is unknown.*without --limit"):
         plan(known={"head": node("head")})
     with pytest.raises(SlurmError, match="hardware of host head is unknown"):
@@ -429,8 +431,8 @@ def test_memory_and_controllers_are_read(tmp_path: Path) -> None:
     assert state.has_controllers(f"{root}c")
     assert not state.has_controllers(f"{root}m")
     write(tmp_path, {"applied": "# a\nClusterName=lab\n"})
-    assert state.read_cluster(f"{root}applied") == "lab"
-    assert state.read_cluster(f"{root}none") == ""
+    assert state.read_setting(f"{root}applied", "ClusterName") == "lab"
+    assert state.read_setting(f"{root}none", "ClusterName") == ""
 
 
 def test_slurm_of_others_is_found(tmp_path: Path) -> None:

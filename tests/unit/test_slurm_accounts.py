@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.roles import slurm, slurmdbd
+from ansible_collections.slipway.host.plugins.module_utils.slurm import parts
 from ansible_collections.slipway.host.plugins.module_utils.slurm.declaration import SlurmError
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     facts,
@@ -304,7 +305,7 @@ def test_slurm_conf_names_the_database(
     changes: Mapping[str, Any], lines: list[str], missing: list[str]
 ) -> None:
     found = cluster_plan(**changes)
-    written = content(found, slurm.FILES["slurm"])
+    written = content(found, parts.FILES["slurm"])
     assert set(lines) <= set(written.splitlines())
     assert not [word for word in missing if word in written]
     drop_in = content(found, "/etc/systemd/system/slurmctld.service.d/slipway.conf")

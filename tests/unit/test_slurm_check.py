@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -88,17 +90,47 @@ def test_a_controller_that_does_not_answer_has_a_remedy(
 
 def test_a_controller_must_be_up(programs: Path) -> None:
     answer(programs, "scontrol", "Slurmctld(primary) at head is UP\n")
-    assert slurm_check.check_controller() == "Slurmctld(primary) at head is UP"
+    assert slurm_check.check_controller("head") == "Slurmctld(primary) at head is UP"
     answer(programs, "scontrol", "Slurmctld(primary) at head is DOWN\n****\n** RESTORE **\n****\n")
     with pytest.raises(ValueError, match=r"is DOWN; expected it to be UP\. Run \./slipway site"):
-        slurm_check.check_controller()
+        slurm_check.check_controller("head")
+    answer(programs, "scontrol", "slurm_load_ctl_conf error", 1)
+    with pytest.raises(ValueError, match="slurm_load_ctl_conf error; expected"):
+        slurm_check.check_controller("head")
     answer(programs, "scontrol", "", 1)
     with pytest.raises(ValueError, match="no answer; expected"):
-        slurm_check.check_controller()
+        slurm_check.check_controller("head")
+
+
+@pytest.mark.parametrize(
+    ("primary", "backup", "answering", "faults"),
+    [
+        ("UP", "UP", "head", []),
+        ("DOWN", "UP", "spare", ["head"]),
+        ("UP", "DOWN", "head", ["spare"]),
+        ("DOWN", "DOWN", "", ["head", "spare"]),
+    ],
+)
+def test_the_controller_that_answers_is_named(
+    programs: Path, primary: str, backup: str, answering: str, faults: list[str]
+) -> None:
+    lines = {
+        "head": f"Slurmctld(primary) at head is {primary}",
+        "spare": f"Slurmctld(backup) at spare is {backup}",
+    }
+    answer(programs, "scontrol", "\n".join(lines.values()))
+    for host, line in lines.items():
+        if host in faults:
+            with pytest.raises(ValueError, match=re.escape(f"{line}; expected it to be UP")):
+                slurm_check.check_controller(host)
+        else:
+            expected = ", ".join([f"{answering} answers", *lines.values()])
+            assert slurm_check.check_controller(host) == expected
 
 
 def test_only_declared_parts_are_checked(programs: Path) -> None:
-    answer(programs, "scontrol", "Slurmctld(primary) at head is UP\n")
+    name = os.uname().nodename.split(".")[0]
+    answer(programs, "scontrol", f"Slurmctld(primary) at {name} is UP\n")
     answer(programs, "sinfo", "idle|Unknown|none\n")
     assert list(slurm_check.check_cluster(())) == []
     answer(programs, "sacctmgr", "slipway|192.0.2.11\n")

@@ -50,9 +50,13 @@ class ActionModule(ActionBase):
         is_declared = options["slurm_controller"] and options["slurm_state"] != "absent"
         if not is_declared or holds.find_reason(variables, self._templar.template):
             return {**result, "changed": False}
-        answer = ask_host.ask(self, {"slurm_nodes": ["/"]})
+        folder = options["slurm_state_folder"]
+        folders = [folder] if folder else []
+        answer = ask_host.ask(self, {"slurm_nodes": ["/"], "slurm_folders": folders})
         release = answer["facts"].get("distribution_release", "")
         node = check_answer(answer["slurm_nodes"]["/"], release)
+        if folder:
+            node["folder"] = answer["slurm_folders"][folder]
         skew = node.pop("time") - time.time()
         if arguments["check_clock"]:
             refuse_skew(skew)

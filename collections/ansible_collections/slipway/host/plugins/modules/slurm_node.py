@@ -48,6 +48,8 @@ ansible_facts:
           gpus (number of the device file and model of each), reserved (GPUs of services), cgroup
           (whether control groups limit CPUs and memory), munge_key (SHA-256 digest or empty),
           managed (whether the role wrote files before), foreign (configuration of another Slurm),
-          nodes and cluster (the nodes and the name of the cluster that a controller recorded).
+          nodes, cluster and jobs_folder (the nodes, the name of the cluster and where it keeps its
+          jobs, which a controller recorded), folder (what hosts see alike of
+          C(slurm_state_folder), if it is set).
       type: dict
 """

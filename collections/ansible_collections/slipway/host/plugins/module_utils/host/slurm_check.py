@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Collection, Iterator
@@ -15,6 +16,8 @@ from ansible_collections.slipway.host.plugins.module_utils.host.check import Che
 CONTROLLER, NODE, ACCOUNTING = "Slurm controller", "Slurm node", "Slurm accounting"
 # By the unit that runs the part.
 UNITS = {CONTROLLER: "slurmctld.service", NODE: "slurmd.service", ACCOUNTING: "slurmdbd.service"}
+# A line of scontrol ping.
+_PING = re.compile(r"Slurmctld\(\S+\) at (?P<host>\S+) is (?P<state>\w+)")
 SLURM_USER = "slurm"
 TIMEOUT = 60
 # A node that has just started is not known to the controller for some seconds.
@@ -32,22 +35,31 @@ REMEDIES = {
 
 def check_cluster(units: Collection[str]) -> Iterator[Check]:
     """Yield the checks of the parts whose UNITS are declared on this host."""
+    # Slurm knows hosts by their names without the domain.
+    name = os.uname().nodename.split(".")[0]
     if UNITS[CONTROLLER] in units:
-        yield run_check(CONTROLLER, check_controller)
+        yield run_check(CONTROLLER, partial(check_controller, name))
     if UNITS[ACCOUNTING] in units:
         yield run_check(ACCOUNTING, check_accounting)
     if UNITS[NODE] in units:
-        # Slurm knows hosts by their names without the domain.
-        yield run_check(NODE, partial(check_node, os.uname().nodename.split(".")[0]))
+        yield run_check(NODE, partial(check_node, name))
 
 
-def check_controller() -> str:
-    """Return what the controller answers; raise ValueError if it is down."""
-    status, output, errors = _run("scontrol", "ping")
-    lines = (errors if status else output).strip().splitlines() or ["no answer"]
-    if status or " is UP" not in lines[0]:
-        raise ValueError(f"{lines[0]}; expected it to be UP. Run ./slipway site, which starts it")
-    return lines[0]
+def check_controller(name: str) -> str:
+    """Return what each controller answers; raise ValueError if that of host NAME is down.
+
+    The first controller that is up is in charge of the jobs.
+    """
+    _status, output, errors = _run("scontrol", "ping")
+    lines = (output or errors).strip().splitlines() or ["no answer"]
+    pings = [found for line in lines if (found := _PING.fullmatch(line.strip()))]
+    own = next((ping for ping in pings if ping["host"] == name), None)
+    if own is None or own["state"] != "UP":
+        line = own[0] if own else lines[0]
+        raise ValueError(f"{line}; expected it to be UP. Run ./slipway site, which starts it")
+    answering = next(ping["host"] for ping in pings if ping["state"] == "UP")
+    words = [f"{answering} answers"] if len(pings) > 1 else []
+    return ", ".join([*words, *(ping[0] for ping in pings)])
 
 
 def check_accounting() -> str:

@@ -1,46 +1,28 @@
 # Copyright: Slipway contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The plan of the role slurm: a controller, nodes, and the munge key that they share."""
+"""The plan of the role slurm: controllers, nodes, and the munge key that they share."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.slipway.host.plugins.module_utils.slurm import config
+from ansible_collections.slipway.host.plugins.module_utils.slurm import config, parts
 from ansible_collections.slipway.host.plugins.module_utils.slurm.declaration import (
     NAME,
     RESERVED,
     SlurmError,
+    check_folder,
+    check_names,
     check_options,
 )
 from ansible_collections.slipway.host.plugins.module_utils.state import slurm as state
-from ansible_collections.slipway.host.plugins.module_utils.state.containers import DOCKER_SOCKET
 
 # The fact of each host of the cluster, which the plan gets of all hosts: see role_plans.
 FACT_OF_HOSTS = "slipway_slurm_node"
-FILES = {
-    **{name: f"/etc/slurm/{name}.conf" for name in ("slurm", "gres", "cgroup")},
-    config.EPILOG: f"/etc/slurm/{config.EPILOG}",
-}
-MODES = {config.EPILOG: {"mode": "0755"}}
-CONTROLLER, NODE = "controller", "node"
-PACKAGES = {
-    CONTROLLER: ("munge", "slurmctld", "slurm-client"),
-    NODE: ("munge", "slurmd", "slurm-client"),
-}
-UNITS = {CONTROLLER: ("munge", "slurmctld"), NODE: ("munge", "slurmd")}
 # The group of the inventory whose hardware a run reads before the survey.
 GROUP = "slurm"
-# What the packages leave when they are purged.
-LEFT = (
-    *config.DROP_INS.values(),
-    *("/etc/slurm", "/etc/munge", "/var/lib/slurm"),
-    *("/var/log/slurm", "/var/lib/munge", "/var/log/munge", state.STATE_FOLDER),
-)
-_FOLDER = {"path": state.STATE_FOLDER, "state": "directory", "mode": "0700"}
 # Slurm takes the part behind the first colon for a port.
 _ADDRESS = re.compile(r"[A-Za-z0-9._-]+")
 _REMEDY = "Change it back, or remove the cluster first with slurm_state: absent"
@@ -53,27 +35,29 @@ _MAX_CPUS, _MAX_GPUS, _MAX_MEMORY = 65000, 256, 1 << 30
 def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ``owned`` state of the role, and its ``parts``: those of controller and node.
 
-    FACTS is ``ansible_facts['slipway']`` with ``inventory_name`` and ``fact_of_hosts``. ``leaves``
-    are the host names of nodes that leave the cluster or change their hardware, ``remove`` says
-    whether this host leaves it.
+    The backup controller has the part of a node, with files and units of a controller. FACTS is
+    ``ansible_facts['slipway']`` with ``inventory_name`` and ``fact_of_hosts``. ``leaves`` are the
+    host names of nodes that leave the cluster or change their hardware, ``remove`` says whether
+    this host leaves it, and ``ends_cluster`` whether the jobs of all nodes end then.
     Raise SlurmError for a declaration that cannot be applied.
     """
     controller, name = options["slurm_controller"], facts["inventory_name"]
     declared = options["slurm_nodes"] or facts.get("groups", {}).get(GROUP, ())
     hosts = list(dict.fromkeys(declared))
-    is_member = name == controller or name in hosts
-    if options["slurm_state"] == "absent" or (controller and not is_member):
-        return _plan(remove=True, owned=_removal(facts) if facts.get("slurm") else {})
+    controllers = [*filter(None, (controller, options["slurm_backup_controller"]))]
+    if options["slurm_state"] == "absent" or (controller and name not in (*controllers, *hosts)):
+        return _removal(facts, options)
     if not controller:
         return _plan()
     known: Mapping[str, Any] = facts["fact_of_hosts"]
     check_options(options, hosts)
-    nodes = {host: _find_node(host, known, controller) for host in (name, controller)}
+    nodes = {host: _find_node(host, known, controller) for host in (name, *controllers)}
     if nodes[name]["foreign"]:
         return _plan(owned={"obstacles": [_foreign(nodes[name]["foreign"])]})
     _check_cluster_name(nodes[controller], options)
     _check_move(name, hosts, nodes, controller, facts)
-    _check_hosts({controller: nodes[controller]})
+    _check_hosts({host: nodes[host] for host in controllers})
+    check_folder(options, {host: nodes[host] for host in controllers}, _REMEDY)
     if nodes[controller]["foreign"]:
         # The run of the controller reports the conflict.
         return _plan()
@@ -83,16 +67,19 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     key = _key(nodes[name], nodes[controller], controller, is_controller=name == controller)
     if key["foreign"]:
         return _plan(owned={"munge_keys": [key["entry"]]})
-    parts: dict[str, Any] = {}
-    if name == controller:
+    if name in controllers:
         nodes.update({host: _find_node(host, known, controller) for host in hosts})
-        parts[CONTROLLER] = _controller(facts, options, nodes, hosts)
-    if name in hosts:
-        parts[NODE] = _node(nodes[name], nodes[controller])
-    owned = _merge([{"munge_keys": [key["entry"]]}, *parts.values()])
+        _check_hosts({host: nodes[host] for host in (*hosts, *controllers)})
+    release = facts.get("distribution_release", "")
+    cluster = parts.Cluster(options, nodes, hosts, controllers, release)
+    roles = {}
+    if name == controller:
+        roles[parts.CONTROLLER] = parts.controller(cluster)
+    if name != controller or name in hosts:
+        roles[parts.NODE] = parts.node(cluster, name)
     return _plan(
-        owned=owned,
-        parts=parts,
+        owned=parts.merge([{"munge_keys": [key["entry"]]}, *roles.values()]),
+        parts=roles,
         leaves=_find_leaving(nodes[name]["nodes"], nodes, hosts),
     )
 
@@ -102,13 +89,35 @@ def _plan(
     parts: Mapping[str, Any] | None = None,
     leaves: Sequence[str] = (),
     remove: bool = False,
+    ends_cluster: bool = False,
 ) -> dict[str, Any]:
     return {
         "owned": {"refused": [], **(owned or {})},
         "parts": parts or {},
         "leaves": [*leaves],
         "remove": remove,
+        "ends_cluster": ends_cluster,
     }
+
+
+def _removal(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan of a host without Slurm.
+
+    The primary controller removes the jobs of its cluster from the shared folder. A backup that
+    leaves a cluster keeps them, and all jobs run on.
+    """
+    if not facts.get("slurm"):
+        return _plan(remove=True)
+    check_names(options)
+    name, is_absent = facts["inventory_name"], options["slurm_state"] == "absent"
+    own = {} if is_absent else facts["fact_of_hosts"].get(name) or {}
+    jobs = config.jobs_folder(options)
+    is_shared = is_absent and options["slurm_state_folder"] and name == options["slurm_controller"]
+    return _plan(
+        owned=parts.removal(facts, [jobs, f"{jobs}.part"] if is_shared else []),
+        remove=True,
+        ends_cluster=is_absent or bool(own.get("nodes")),
+    )
 
 
 def _find_node(host: str, known: Mapping[str, Any], controller: str) -> Mapping[str, Any]:
@@ -134,7 +143,8 @@ def _find_leaving(
     return [
         node["hostname"]
         for host, node in recorded.items()
-        if host not in hosts or any(node[key] != nodes[host][key] for key in _LAYOUT)
+        if node.get("runs_jobs", True)
+        and (host not in hosts or any(node[key] != nodes[host][key] for key in _LAYOUT))
     ]
 
 
@@ -200,107 +210,6 @@ def _foreign(path: str) -> dict[str, Any]:
         found, holds = "the configuration of a Slurm that Slipway did not install", r"\A"
     why = f"{path}: found {found}; expected none. {remedy}, then run again"
     return {"path": path, "holds": holds, "why": why}
-
-
-def _controller(
-    facts: Mapping[str, Any],
-    options: Mapping[str, Any],
-    nodes: Mapping[str, Any],
-    hosts: Sequence[str],
-) -> dict[str, Any]:
-    """Return what the controller owns."""
-    members = {host: nodes[host] for host in hosts}
-    controller = nodes[options["slurm_controller"]]
-    _check_hosts({**members, options["slurm_controller"]: controller})
-    release = facts.get("distribution_release", "")
-    accounting, accounts = options["slurm_accounting"], options["slurm_accounts"]
-    settings = config.accounting_settings(controller, options["slurm_fair_share"], bool(accounts))
-    contents = {
-        "slurm": config.slurm_conf(
-            options["slurm_cluster_name"],
-            controller,
-            members,
-            options["slurm_partitions"],
-            release,
-            settings if accounting else "",
-        ),
-        "gres": config.gres_conf(members),
-        "cgroup": config.cgroup_conf(members, release),
-        config.EPILOG: config.epilog_program(),
-    }
-    recorded = {host: {key: node[key] for key in state.RECORDED} for host, node in members.items()}
-    restart = "systemctl restart slurmctld && " if release in config.OLD_RELEASES else ""
-    files = " ".join(FILES.values())
-    return {
-        "files": [
-            _FOLDER,
-            {
-                "path": config.DROP_INS["slurmctld"],
-                "content": config.CONTROLLER_DROP_IN + (config.NEW_NUMBER if accounting else ""),
-            },
-            {"path": state.NODES, "content": json.dumps(recorded, indent=1, sort_keys=True) + "\n"},
-            *(
-                {"path": path, "content": contents[name], **MODES.get(name, {})}
-                for name, path in FILES.items()
-            ),
-        ],
-        "packages": [{"name": name} for name in PACKAGES[CONTROLLER]],
-        "units": _units(CONTROLLER),
-        "slurm_accounts": _accounts(options) if accounting else [],
-        "derived": [{"path": state.APPLIED, "since": list(FILES.values()), "required": True}],
-        "apply": ["sh", "-c", f"{restart}scontrol reconfigure && cat {files} >{state.APPLIED}"],
-    }
-
-
-def _accounts(options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"cluster": options["slurm_cluster_name"], "accounts": options["slurm_accounts"]}]
-
-
-def _node(node: Mapping[str, Any], controller: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a node owns, and whether it fetches the key of the controller."""
-    return {
-        "fetches_key": node["munge_key"] != controller["munge_key"] != "",
-        "files": [
-            _FOLDER,
-            {"path": config.DROP_INS["slurmd"], "content": config.daemon_drop_in(controller)},
-        ],
-        "packages": [{"name": name} for name in PACKAGES[NODE]],
-        "units": _units(NODE),
-        "gpu_containers": [{"socket": DOCKER_SOCKET}],
-    }
-
-
-def _units(part: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": f"{name}.service",
-            "enabled": True,
-            "active": True,
-            # A node that had a wrong key answers again when slurmd starts, else minutes later.
-            "reads": [state.MUNGE_KEY] if name in ("munge", "slurmd") else [],
-            **({"unit_files": [config.DROP_INS[name]]} if name in config.DROP_INS else {}),
-        }
-        for name in UNITS[part]
-    ]
-
-
-def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the owned state of several parts, each entry once."""
-    kinds = ("munge_keys", "files", "packages", "units", "slurm_accounts", "derived")
-    return {
-        kind: list({json.dumps(one): one for part in parts for one in part.get(kind, ())}.values())
-        for kind in (*kinds, "gpu_containers")
-    }
-
-
-def _removal(facts: Mapping[str, Any]) -> dict[str, Any]:
-    # slurmdbd cannot stay without munge.
-    daemon = ["slurmdbd"] if facts.get("slurmdbd") == "managed" else []
-    names = dict.fromkeys((*PACKAGES[CONTROLLER], *PACKAGES[NODE], *daemon))
-    return {
-        "packages": [{"name": name, "state": "absent"} for name in names],
-        "files": [{"path": path, "state": "absent"} for path in LEFT],
-    }
 
 
 def _check_hosts(nodes: Mapping[str, Mapping[str, Any]]) -> None:

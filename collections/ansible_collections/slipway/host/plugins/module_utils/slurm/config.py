@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ansible_collections.slipway.host.plugins.module_utils.state.slurm import LOCAL_STATE
+
 Node: TypeAlias = Mapping[str, Any]
 
 WRITTEN_BY = "# Written by Slipway's role slurm.\n"
@@ -29,7 +31,6 @@ OLD_RELEASES = ("jammy", "bookworm")
 COMMON = """SlurmUser=slurm
 AuthType=auth/munge
 SlurmctldParameters=enable_configless
-StateSaveLocation=/var/lib/slurm/slurmctld
 SlurmdSpoolDir=/var/lib/slurm/slurmd
 SlurmctldLogFile=/var/log/slurm/slurmctld.log
 SlurmdLogFile=/var/log/slurm/slurmd.log
@@ -112,41 +113,46 @@ def partition_line(partition: Mapping[str, Any], nodes: Mapping[str, Node]) -> s
 
 
 def slurm_conf(
-    cluster: str,
-    controller: Node,
+    options: Mapping[str, Any],
+    controllers: Sequence[Node],
     nodes: Mapping[str, Node],
-    partitions: Sequence[Node],
     release: str = "",
-    accounting: str = "",
 ) -> str:
-    """Return slurm.conf of a CLUSTER; NODES are by the names of their hosts.
+    """Return slurm.conf for the OPTIONS of the role; NODES are by the names of their hosts.
 
-    RELEASE is the codename of the controller's distribution, ACCOUNTING further settings.
+    The first of the CONTROLLERS is the primary one. RELEASE is the codename of their distribution.
     """
     cgroup = uses_cgroup(nodes)
     per_cpu = min(offered_memory(node) // node["cpus"] for node in nodes.values())
     lines = [
-        f"ClusterName={cluster}",
-        f"SlurmctldHost={controller['hostname']}({controller['address']})",
+        f"ClusterName={options['slurm_cluster_name']}",
+        *(f"SlurmctldHost={host['hostname']}({host['address']})" for host in controllers),
+        f"StateSaveLocation={jobs_folder(options)}",
         f"ProctrackType=proctrack/{'cgroup' if cgroup else 'linuxproc'}",
         f"TaskPlugin={'task/cgroup,' if cgroup else ''}task/affinity",
         f"DefMemPerCPU={max(per_cpu, 1)}",
         *_gpu_share(nodes),
         *([] if release in OLD_RELEASES else [f"Epilog={EPILOG}"]),
         *(node_line(node) for node in nodes.values()),
-        *(partition_line(partition, nodes) for partition in partitions),
+        *(partition_line(partition, nodes) for partition in options["slurm_partitions"]),
     ]
+    accounting = accounting_settings(options, controllers[0])
     return WRITTEN_BY + COMMON + accounting + "".join(f"{line}\n" for line in lines)
 
 
-def accounting_settings(controller: Node, fair_share: Mapping[str, Any], has_accounts: bool) -> str:
-    """Return the settings of slurm.conf for the database on the controller.
-
-    FAIR_SHARE has the declared settings of priorities. Accounts count if the cluster HAS_ACCOUNTS.
-    """
-    values = {**FAIR_SHARE, **fair_share}
+def accounting_settings(options: Mapping[str, Any], controller: Node) -> str:
+    """Return the settings of slurm.conf for the database on the controller, if it has one."""
+    if not options["slurm_accounting"]:
+        return ""
+    values = {**FAIR_SHARE, **options["slurm_fair_share"]}
     settings = ACCOUNTING.format(address=controller["address"], **values)
-    return settings + (ENFORCE if has_accounts else "")
+    return settings + (ENFORCE if options["slurm_accounts"] else "")
+
+
+def jobs_folder(options: Mapping[str, Any]) -> str:
+    """Return where slurmctld keeps its jobs: with a shared folder, one of the cluster in it."""
+    shared = options["slurm_state_folder"]
+    return f"{shared}/{options['slurm_cluster_name']}" if shared else LOCAL_STATE
 
 
 def _gpu_share(nodes: Mapping[str, Node]) -> Iterator[str]:
@@ -197,22 +203,43 @@ DROP_INS = {
 }
 # The package does not start slurmctld again after a crash. One that always crashes stays failed.
 CONTROLLER_DROP_IN = (
-    f"{WRITTEN_BY}[Unit]\nStartLimitIntervalSec=300\nStartLimitBurst=10\n"
+    f"{WRITTEN_BY}[Unit]\nStartLimitIntervalSec=300\nStartLimitBurst=10\n%s"
     "[Service]\nRestart=on-failure\nRestartSec=10\n"
 )
 # The number of the cluster comes from the database. A cluster that ran without it has another one,
 # with which slurmctld would not start. The name of the cluster is checked before.
-NEW_NUMBER = "ExecStartPre=+-/bin/rm -f /var/lib/slurm/slurmctld/clustername\n"
+NEW_NUMBER = "ExecStartPre=+-/bin/rm -f {jobs}/clustername\n"
+# The first start makes the folder, with the jobs of a cluster that ran without it. A copy that was
+# interrupted begins again. Where nothing is mounted, slurmctld must not start without its jobs.
+NEW_FOLDER = (
+    "ExecStartPre=+/bin/sh -euc '"
+    'test "$$(stat --format=%%d {shared})" != "$$(stat --format=%%d /)"; '
+    "if test ! -e {jobs}; then rm -rf {jobs}.part; cp -a {local} {jobs}.part; "
+    "mv -T {jobs}.part {jobs}; fi'\n"
+)
 
 
-def daemon_drop_in(controller: Node) -> str:
-    """Return the drop-in of slurmd.service: its configuration comes from the CONTROLLER.
+def controller_drop_in(options: Mapping[str, Any], is_primary: bool) -> str:
+    """Return the drop-in of slurmctld.service, on the primary or on the backup controller."""
+    shared = options["slurm_state_folder"]
+    paths = {"shared": shared, "jobs": jobs_folder(options), "local": LOCAL_STATE}
+    settings = CONTROLLER_DROP_IN % (f"RequiresMountsFor={shared}\n" if shared else "")
+    if is_primary and shared:
+        settings += NEW_FOLDER.format(**paths)
+    if is_primary and options["slurm_accounting"]:
+        settings += NEW_NUMBER.format(**paths)
+    return settings
+
+
+def daemon_drop_in(controllers: Sequence[Node]) -> str:
+    """Return the drop-in of slurmd.service: its configuration comes from the CONTROLLERS.
 
     The empty condition clears that of older packages, which wait for a local slurm.conf. Without a
     limit for starts, a node waits until its controller runs.
     """
+    servers = ",".join(f"{controller['address']}:{PORT}" for controller in controllers)
     return (
         f"{WRITTEN_BY}[Unit]\nConditionPathExists=\nStartLimitIntervalSec=0\n[Service]\n"
-        f'Environment="SLURMD_OPTIONS=--conf-server {controller["address"]}:{PORT}"\n'
+        f'Environment="SLURMD_OPTIONS=--conf-server {servers}"\n'
         "Restart=on-failure\nRestartSec=10\n"
     )

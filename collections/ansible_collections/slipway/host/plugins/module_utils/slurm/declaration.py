@@ -8,9 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.slipway.host.plugins.module_utils.slurm.config import jobs_folder
+from ansible_collections.slipway.host.plugins.module_utils.state.slurm import LOCAL_STATE
+
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 RESERVED = "default"
 _CLUSTER = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# A word of slurm.conf, and of a shell command of systemd.
+_FOLDER = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 # Without a separator, YAML has read 12:00:00 as a number, and Slurm would read minutes.
 _TIME = re.compile(r"\d+-\d+(:\d+){0,2}|\d+(:\d+){1,2}|UNLIMITED")
 # sacctmgr reads other characters as separators, and changes upper-case letters of accounts.
@@ -29,12 +34,7 @@ class SlurmError(ValueError):
 
 def check_options(options: Mapping[str, Any], hosts: Sequence[str]) -> None:
     """Raise SlurmError for options that cannot be applied."""
-    cluster = options["slurm_cluster_name"]
-    if not _CLUSTER.fullmatch(cluster):
-        raise SlurmError(
-            f"slurm_cluster_name: found {cluster!r}; expected 1 to 40 lower-case letters, digits, "
-            "'_' and '-'. Change the name"
-        )
+    check_names(options)
     if not hosts:
         raise SlurmError(
             "slurm_nodes: found no hosts; expected the hosts that run jobs. Add hosts to the group "
@@ -56,6 +56,71 @@ def check_options(options: Mapping[str, Any], hosts: Sequence[str]) -> None:
     for partition in partitions:
         _check_partition(partition, hosts)
     _check_accounting(options)
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Raise SlurmError for names of the cluster, its controllers and their folder."""
+    cluster, folder = options["slurm_cluster_name"], options["slurm_state_folder"]
+    if not _CLUSTER.fullmatch(cluster):
+        raise SlurmError(
+            f"slurm_cluster_name: found {cluster!r}; expected 1 to 40 lower-case letters, digits, "
+            "'_' and '-'. Change the name"
+        )
+    if folder and not _FOLDER.fullmatch(folder):
+        raise SlurmError(
+            f"slurm_state_folder: found {folder!r}; expected an absolute path of letters, digits, "
+            "'.', '_' and '-'. Change the path"
+        )
+    backup = options["slurm_backup_controller"]
+    if backup and backup == options["slurm_controller"]:
+        raise SlurmError(
+            f"slurm_backup_controller: found {backup}, the controller itself; expected another "
+            "host. Change one of both"
+        )
+    if backup and not folder:
+        raise SlurmError(
+            "slurm_backup_controller: found a backup without slurm_state_folder; expected both, "
+            "because the backup goes on with the jobs of the controller. Set slurm_state_folder to "
+            "a folder of a shared file system"
+        )
+
+
+def check_folder(
+    options: Mapping[str, Any], controllers: Mapping[str, Mapping[str, Any]], remedy: str
+) -> None:
+    """Raise SlurmError if not all CONTROLLERS, facts by host, have the same shared folder.
+
+    The facts of a host out of reach have no folder. Jobs move to a shared folder, but not from it.
+    """
+    folder, first = options["slurm_state_folder"], next(iter(controllers.values()))
+    current = first["jobs_folder"]
+    if current not in ("", LOCAL_STATE, jobs_folder(options)):
+        raise SlurmError(
+            f"slurm_state_folder: found {folder or 'none'}; expected the parent folder of "
+            f"{current!r}, where the cluster has its jobs. {remedy}"
+        )
+    if not folder:
+        return
+    seen = {host: node["folder"] for host, node in controllers.items() if "folder" in node}
+    for host, identity in seen.items():
+        if identity is None:
+            raise SlurmError(
+                f"slurm_state_folder: found no folder {folder} on a shared file system on host "
+                f"{host}; expected one that is mounted on all controllers. Make and mount it there"
+            )
+        if identity == []:
+            raise SlurmError(
+                f"slurm_state_folder: found {folder} on host {host}, where others than root can "
+                "change names; expected a folder of root. Change owner and mode of the folder and "
+                "of those above it"
+            )
+    first_seen = next(iter(seen.values()), None)
+    if any(identity != first_seen for identity in seen.values()):
+        raise SlurmError(
+            f"slurm_state_folder: found different folders {folder} on hosts {', '.join(seen)}; "
+            "expected the same folder of one shared file system. Mount it on all controllers. If "
+            "somebody has just changed the folder, run again"
+        )
 
 
 def _check_partition(partition: Mapping[str, Any], hosts: Sequence[str]) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # The role writes this folder first and removes it last.
 STATE_FOLDER = "/var/lib/slipway/slurm"
+# Where slurmctld keeps jobs without a shared folder: the folder of the package.
+LOCAL_STATE = "/var/lib/slurm/slurmctld"
 NODES = f"{STATE_FOLDER}/nodes.json"
 # Written after the controller and its nodes have read the configuration.
 APPLIED = f"{STATE_FOLDER}/applied.conf"
@@ -56,7 +58,8 @@ def ask_node(paths: list[str], _reply: Json) -> Json:
     of the munge key, empty without one. ``managed``: whether the role wrote files before.
     ``foreign``: configuration of Slurm that the role did not write. ``nodes``: nodes as the role
     recorded them on the controller. ``cluster``: name of the running cluster, on its controller.
-    ``time``: seconds since 1970.
+    ``jobs_folder``: where slurmctld keeps its jobs, or will at its next start. ``time``: seconds
+    since 1970.
     """
     import time
 
@@ -71,7 +74,8 @@ def ask_node(paths: list[str], _reply: Json) -> Json:
             "managed": os.path.isdir(root + STATE_FOLDER[1:]),
             "foreign": find_foreign(root),
             "nodes": read_nodes(root + NODES[1:]),
-            "cluster": read_cluster(root + APPLIED[1:]),
+            "cluster": read_setting(root + APPLIED[1:], "ClusterName"),
+            "jobs_folder": read_setting(root + CONFIGURATIONS[0][1:], "StateSaveLocation"),
             "time": time.time(),
         }
         for root in paths
@@ -165,15 +169,35 @@ def read_nodes(path: str) -> Json:
     }
 
 
-def read_cluster(path: str) -> str:
-    """Return the name of the cluster in the configuration that slurmctld has read."""
+def read_setting(path: str, name: str) -> str:
+    """Return a setting of a file with the syntax of slurm.conf, empty without one."""
     for line in reading.read_word(path).splitlines():
-        if line.startswith("ClusterName="):
-            return line[len("ClusterName=") :]
+        key, _equals, value = line.partition("=")
+        if key == name:
+            return value
     return ""
 
 
-ASKS = {"slurm_nodes": ask_node}
+def ask_folder(path: str) -> list[int] | None:
+    """Return what two hosts see alike of a folder on a shared file system, None without one.
+
+    The number and the change time of the folder, which nobody can set; an empty list if others
+    than root can change it. The file system of the host itself, as of a folder where nothing is
+    mounted, does not count.
+    """
+    try:
+        # A client of NFS asks the server again for the attributes of a folder that it opens.
+        if reading.list_names(path) is None:
+            return None
+        found, root = os.stat(path), os.stat("/")
+    except OSError:
+        return None
+    if found.st_dev == root.st_dev:
+        return None
+    return [found.st_ino, found.st_ctime_ns] if reading.is_trusted_folder(path) else []
+
+
+ASKS = {"slurm_nodes": ask_node, "slurm_folders": reading.each(ask_folder)}
 
 
 # --- Nothing below is sent to hosts with the survey. ---
