@@ -19,6 +19,8 @@
  *     load-error=GPU  each matrix product of this GPU but the first returns 719
  *     memory=GPU      one memory cell in a block of 8 MiB of this GPU keeps a bit at 0
  *     copy=GPU        copies from page-locked memory to this GPU change one byte
+ *     free=MIB        no more memory can be allocated on a GPU; without it, 96 MiB are reported
+ *                     as free, so that a check is quick
  *     peer=GPU        copies from this GPU to another one change one byte
  *     hang=CALL       the named call never returns
  *     crash=CALL      the named call ends the process by SIGSEGV
@@ -36,6 +38,8 @@
 
 #define API __attribute__((visibility("default")))
 #define MAX_GPUS 64
+#define FREE_MIB 96
+#define MAX_MIB 1024
 #define BAD_CELL 4100
 #define BAD_BLOCK_SIZE ((size_t)1 << 23)
 
@@ -228,7 +232,8 @@ API int cuDeviceCanAccessPeer(int *able, int device, int other) {
 }
 
 API int cuMemGetInfo_v2(size_t *available, size_t *total) {
-    *available = *total = (size_t)1 << 30;
+    *available = (size_t)fault_number("free", FREE_MIB) << 20;
+    *total = (size_t)1 << 30;
     return enter("cuMemGetInfo_v2");
 }
 
@@ -255,6 +260,16 @@ static int drop(Block **list, void *start) {
     return 0;
 }
 
+/* Return the bytes of a GPU that the process has allocated. */
+static size_t taken(int gpu) {
+    size_t bytes = 0;
+    pthread_mutex_lock(&lock);
+    for (Block *block = blocks; block != NULL; block = block->next)
+        if (block->gpu == gpu) bytes += block->size;
+    pthread_mutex_unlock(&lock);
+    return bytes;
+}
+
 /* Copy the block with a byte to FOUND; return whether there is one. */
 static int find(Block *const *list, const void *at, Block *found) {
     const unsigned char *byte = at;
@@ -270,6 +285,8 @@ static int find(Block *const *list, const void *at, Block *found) {
 
 API int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
     int code = enter("cuMemAlloc_v2");
+    size_t free_bytes = (size_t)fault_number("free", MAX_MIB) << 20;
+    if (code == 0 && taken(current) + size > free_bytes) return 2;
     void *start = malloc(size);
     *pointer = (uint64_t)(uintptr_t)start;
     return code != 0 ? code : keep(&blocks, start, size);

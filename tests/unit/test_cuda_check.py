@@ -116,6 +116,21 @@ def test_copies_between_gpus_form_a_ring_or_all_pairs(
     assert {source for source, _ in pairs} == {target for _, target in pairs}
 
 
+def test_a_gpu_whose_memory_others_use_is_checked_with_what_is_left(run_check: RunCheck) -> None:
+    report = run_check("free=24", "--memory-mib", "64")
+    assert report["ok"], failed(report)
+    sizes = {check["id"]: check["expected"] for check in report["checks"] if "copy" in check["id"]}
+    assert set(sizes.values()) == {f"{1 << 20} bytes unchanged"}
+    memory = next(check for check in report["checks"] if check["id"] == cuda_judge.MEMORY)
+    assert memory["found"].startswith("the same in 1 MiB")
+
+
+def test_more_memory_is_tested_where_it_is_free(run_check: RunCheck) -> None:
+    report = run_check("free=200", "--memory-mib", "64")
+    memory = next(check for check in report["checks"] if check["id"] == cuda_judge.MEMORY)
+    assert memory["found"].startswith("the same in 64 MiB")
+
+
 FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
 
 

@@ -172,6 +172,13 @@ def block(first: bytes, number: int) -> bytes:
     return changed.to_bytes(len(first), "little")
 
 
+@lru_cache(maxsize=1)
+def blocks(count: int) -> bytes:
+    """Return the first COUNT blocks of the address pattern."""
+    first = first_block()
+    return b"".join(block(first, number) for number in range(count))
+
+
 def fill(pattern: int, size: int) -> bytes:
     """Return SIZE bytes of a 32-bit PATTERN, little-endian."""
     return struct.pack("<I", pattern) * (size // WORD_BYTES)

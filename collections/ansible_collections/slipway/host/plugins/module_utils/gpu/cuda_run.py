@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 # Python 3.8 cannot index the built-in types of the alias Message.
 from typing import Any, Dict, Tuple
@@ -143,7 +142,7 @@ def _gpu(entry: Opened, options: Options, opened: list[Opened]) -> Iterator[Mess
         (cuda_judge.SUM, lambda: _vector_sum(entry)),
         (cuda_judge.PRODUCT, lambda: _matrix_product(entry)),
         (cuda_judge.MEMORY, lambda: _memory(entry, options.memory_bytes)),
-        (cuda_judge.COPY, lambda: _copy(entry, copy_bytes(options), copies)),
+        (cuda_judge.COPY, lambda: _copy(entry, copy_bytes(options, entry.device), copies)),
     )
     for name, act in checks:
         yield _step(name, entry.gpu.address)
@@ -214,10 +213,9 @@ def _compute(
 
 
 def _memory(entry: Opened, requested: int) -> Check:
-    """Write and read patterns over REQUESTED bytes, or half of the free memory if that is less."""
+    """Write and read patterns over REQUESTED bytes, or fewer if others use the memory."""
     device, address = entry.device, entry.gpu.address
-    free = max(device.free_bytes() - RESERVED_BYTES, 2 * BLOCK_BYTES)
-    blocks = max(1, min(requested, free // 2) // BLOCK_BYTES)
+    blocks = max(1, min(requested, _room(device)) // BLOCK_BYTES)
     size = blocks * BLOCK_BYTES
     words = size // cuda_kernels.WORD_BYTES
     pointer = device.allocate(size)
@@ -240,6 +238,13 @@ def _memory(entry: Opened, requested: int) -> Check:
     return Check(cuda_judge.MEMORY, True, "memory that holds what was written", found, gpu=address)
 
 
+def _room(device: Device) -> int:
+    """Return how many bytes a check may take: half of the free memory, in whole blocks."""
+    device.use()
+    free = device.free_bytes() - RESERVED_BYTES
+    return max(free // 2 // BLOCK_BYTES, 1) * BLOCK_BYTES
+
+
 def _compare_blocks(
     entry: Opened, pointer: int, blocks: Sequence[bytes] | Iterator[bytes]
 ) -> Check | None:
@@ -258,7 +263,7 @@ def _compare_blocks(
 
 def _copy(entry: Opened, size: int, copies: list[dict[str, Any]]) -> Check:
     """Copy SIZE bytes to the GPU and back by page-locked memory; add both speeds to COPIES."""
-    device, data = entry.device, _pattern(size)
+    device, data = entry.device, cuda_kernels.blocks(size // BLOCK_BYTES)
     pointer = device.allocate(size)
     source, target = device.allocate_host(size), device.allocate_host(size)
     try:
@@ -293,7 +298,8 @@ def _pairs(opened: Sequence[Opened], options: Options) -> Iterator[Message]:
         yield _step(cuda_judge.PEER_COPY, here)
         started = time.monotonic()
         try:
-            check, copy = _peer_copy(source, target, copy_bytes(options))
+            size = copy_bytes(options, source.device, target.device)
+            check, copy = _peer_copy(source, target, size)
         except CudaCallError as error:
             yield _check(_failure(cuda_judge.PEER_COPY, error, options, here), started)
             return
@@ -317,7 +323,7 @@ def _load(opened: Sequence[Opened], options: Options) -> Iterator[Message]:
 
 
 def _peer_copy(source: Opened, target: Opened, size: int) -> tuple[Check, dict[str, Any]]:
-    data = _pattern(size)
+    data = cuda_kernels.blocks(size // BLOCK_BYTES)
     here, there = source.gpu.address, target.gpu.address
     target.device.use()
     sink = target.device.allocate(size)
@@ -355,15 +361,9 @@ def _speed(size: int, act: Callable[[], None]) -> float:
     return round(size / max(best, 1e-9) / 1e9, 2)
 
 
-def copy_bytes(options: Options) -> int:
-    """Return the size of each copy in bytes: never more than the memory to test."""
-    return min(COPY_BYTES, options.memory_bytes)
-
-
-@lru_cache(maxsize=1)
-def _pattern(size: int) -> bytes:
-    first = cuda_kernels.first_block()
-    return b"".join(cuda_kernels.block(first, number) for number in range(size // BLOCK_BYTES))
+def copy_bytes(options: Options, *devices: Device) -> int:
+    """Return the size of a copy in bytes: never more than to test, or than each GPU has free."""
+    return min(COPY_BYTES, options.memory_bytes, *map(_room, devices))
 
 
 def _free(device: Device, pointers: Sequence[int]) -> None:
