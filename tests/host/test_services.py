@@ -399,21 +399,6 @@ def test_plan_names_and_site_repairs_exactly_the_tampered_things(
     assert lab.on(f"stat -c %u:%g {NOTES}/after.ipynb") == "4242:4343"
 
 
-def test_an_unhealthy_service_is_recreated(lab: Services) -> None:
-    before = lab.container("iris-api")["Id"]
-    # All of its processes but the first, which only waits for the others, stand still.
-    lab.on(
-        "init=$(docker inspect --format '{{.State.Pid}}' iris-api-iris-api-1);"
-        " server=$(pgrep --parent $init); kill -STOP $server $(pgrep --parent $server);"
-        " unwell='docker ps --quiet --filter name=iris-api --filter health=unhealthy';"
-        " for i in $(seq 240); do $unwell | grep -q . && exit; sleep 1; done; exit 1"
-    )
-    assert lab.plan() == (2, {project_of("iris-api")})
-    lab.converge()
-    assert lab.container("iris-api")["Id"] != before
-    assert lab.plan() == (0, set())
-
-
 IRIS = "slipway/iris-api:cpu"
 IMAGE_RECORD = "/var/lib/slipway/images/slipway-iris-api-cpu.json"
 # What somebody does who can reach the engine: the label says what is declared, the content is not.
@@ -776,8 +761,15 @@ CDI = {
 }
 
 
+ON_GPUS: list[dict[str, Any]] = [
+    {"name": "first", "image": "testlab", "gpus": [1, 3]},
+    {"name": "second", "image": "testlab", "gpus": 2, "ports": {"notebook": 8889}},
+    {"name": "third", "image": "testlab", "ports": {"notebook": 8890}},
+]
+
+
 @pytest.fixture(
-    scope="module", params=["debian-13", pytest.param("debian-sid", marks=pytest.mark.long)]
+    scope="module", params=[ENGINE_BASE, pytest.param("debian-sid", marks=pytest.mark.long)]
 )
 def gpu_lab(
     request: pytest.FixtureRequest, hosts: Group, tmp_path_factory: pytest.TempPathFactory
@@ -790,22 +782,16 @@ def gpu_lab(
     lab = Services(hosts.ensure(spec), folder)
     lab.extra = {"slipway_roles": ["docker_engine", "ml_images", "ml_services"]}
     lab.on(f"mkdir -p /etc/cdi; cat >/etc/cdi/nvidia.yaml <<'END'\n{json.dumps(CDI)}\nEND")
+    lab.declare(
+        ml_catalogue_folder=str(ROOT / "tests/fixtures/catalogue"),
+        ml_images_present=["testlab"],
+        ml_services_instances=ON_GPUS,
+    )
+    lab.converge()
     return lab
 
 
 def test_a_project_gets_its_reserved_gpus(gpu_lab: Services) -> None:
-    page = {"image": "testlab"}
-    projects: list[dict[str, Any]] = [
-        {"name": "first", "gpus": [1, 3], **page},
-        {"name": "second", "gpus": 2, "ports": {"notebook": 8889}, **page},
-        {"name": "third", "ports": {"notebook": 8890}, **page},
-    ]
-    declared = {
-        "ml_catalogue_folder": str(ROOT / "tests/fixtures/catalogue"),
-        "ml_images_present": ["testlab"],
-    }
-    gpu_lab.declare(**declared, ml_services_instances=projects)
-    gpu_lab.converge()
     for name, numbers in (("first", "1 3"), ("second", "0 2"), ("third", "")):
         seen = gpu_lab.on(
             f"docker exec {name}-{name}-1 sh -c 'cd /dev; ls -d stand-in* 2>/dev/null || true'"
@@ -816,7 +802,22 @@ def test_a_project_gets_its_reserved_gpus(gpu_lab: Services) -> None:
     gpu_lab.on("systemctl daemon-reload")
     gpu_lab.on("docker exec first-first-1 sh -c 'echo x >/dev/stand-in1'")
     assert gpu_lab.converge(slipway_survey=False).changed() == set()
-    both = [{**projects[0], "gpus": "all"}, projects[1]]
+    both = [{**ON_GPUS[0], "gpus": "all"}, ON_GPUS[1]]
     run = gpu_lab.run("site.yml", ml_services_instances=both)
     assert run.status == "failed"
     assert "service second: gpus: 2 requested, 0 of this host's 8 GPUs are free" in run.output
+
+
+def test_an_unhealthy_service_is_recreated(gpu_lab: Services) -> None:
+    before = gpu_lab.container("third")["Id"]
+    # All of its processes but the first, which only waits for the others, stand still.
+    gpu_lab.on(
+        "init=$(docker inspect --format '{{.State.Pid}}' third-third-1);"
+        " server=$(pgrep --parent $init); kill -STOP $server;"
+        " unwell='docker ps --quiet --filter name=third --filter health=unhealthy';"
+        " for i in $(seq 240); do $unwell | grep -q . && exit; sleep 1; done; exit 1"
+    )
+    assert gpu_lab.plan() == (2, {project_of("third")})
+    gpu_lab.converge()
+    assert gpu_lab.container("third")["Id"] != before
+    assert gpu_lab.plan() == (0, set())

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.bases import ENGINE_BASE
 from lab.host_spec import HostSpec
 from lab.hosts import Group
 from tests import page_commands
@@ -121,8 +122,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     group = Group("pytest-slurm")
     group.remove()
     folder = tmp_path_factory.mktemp("slurm")
-    cluster = Cluster(group.ensure(HostSpec("head")), folder)
-    cluster.node = Site(group.ensure(HostSpec("node")), folder)
+    cluster = Cluster(group.ensure(HostSpec("head", base=ENGINE_BASE)), folder)
+    cluster.node = Site(group.ensure(HostSpec("node", base=ENGINE_BASE)), folder)
     for site in (cluster, cluster.node):
         site.on(
             f"{PREPARE}echo {shlex.quote(NVIDIA_SMI)} >/usr/bin/nvidia-smi;"
