@@ -193,6 +193,7 @@ def test_site_without_the_survey_changes_nothing(installed: Installed) -> None:
     assert changes(output) == 0
 
 
+@pytest.mark.long
 def test_plan_names_and_site_repairs_tampered_things(installed: Installed, host: Site) -> None:
     assert len(ROWS) == len(KINDS)
     named = host.apply_tampers(ROWS)

@@ -135,14 +135,12 @@ TAMPERED: dict[str, dict[str, Tamper]] = {
             {("ml_images", "images", IMAGE)},
         ),
     },
-    "a masked unit": {
+    "a masked unit, and paths open to others": {
         "an owner changed": (f"chown bob {COMPOSE}", {("ml_services", "files", COMPOSE)}),
         "a unit masked until the next boot": (
             "systemctl mask --runtime docker.service",
             {("docker_engine", "units", "docker.service")},
         ),
-    },
-    "paths open to others": {
         "paths of several roles open to others": (
             "chmod 0777 /etc/docker /etc/docker/daemon.json /etc/slipway /usr/local/lib/slipway;"
             "chmod 0777 /home/alice/.ssh; chown bob /var/lib/slipway/daemon_json.json;"
