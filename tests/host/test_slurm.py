@@ -565,10 +565,10 @@ def test_a_job_delays_the_removal_which_then_leaves_nothing(
     cluster.wait_for(job, "RUNNING")
     # A node that slurmctld does not know leaves as well.
     cluster.on(GHOST)
-    cluster.declare_cluster(slurm_nodes=["Head.example_1"])
+    cluster.declare_cluster({**PARTITION, "name": "new"}, slurm_nodes=["Head.example_1"])
     leaving = cluster.run("site.yml")
     assert leaving.status == "failed"
-    assert f"slurm_nodes: found running jobs {job} on ghost, node" in leaving.output
+    assert f"slurm: found jobs {job} on ghost, node, main" in leaving.output
     assert cluster.state(job) == "RUNNING"
     stopped = remove(cluster, "--yes", "--limit", "node")
     assert "slurm: found running jobs on node" in stopped.stdout

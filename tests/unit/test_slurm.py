@@ -246,6 +246,18 @@ def test_the_records_of_jobs_are_not_lost(changes: Mapping[str, Any], message: s
                 plan(name, **moved)
 
 
+def test_partitions_that_are_removed_are_named(tmp_path: Path) -> None:
+    root = write(
+        tmp_path, {"applied": "# a\n\nPartitionName=main Nodes=a\nPartitionName=old X=1\n"}
+    )
+    running = state.read_partitions(f"{root}applied")
+    assert running == ["main", "old"]
+    assert state.read_partitions(f"{root}none") == []
+    known = {"head": node("head", partitions=[*running, 5, "\x1b[2J"]), "gpu02": node("gpu02")}
+    assert plan(known=known)["partitions"] == ["old"]
+    assert plan("gpu02", known=known)["partitions"] == []
+
+
 def test_nodes_that_leave_are_named() -> None:
     known = {"head": node("head", nodes={"gpu02": node("two")})}
     assert plan(known=known, nodes=["head"])["leaves"] == ["two"]

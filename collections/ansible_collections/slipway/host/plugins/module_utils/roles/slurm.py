@@ -37,9 +37,9 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
 
     The backup controller has the part of a node, with files and units of a controller. FACTS is
     ``ansible_facts['slipway']`` with ``inventory_name`` and ``fact_of_hosts``. ``leaves`` are the
-    host names of nodes that leave the cluster or change their hardware, ``remove`` says whether
-    this host leaves it, and ``ends_cluster`` whether the jobs of all nodes end then.
-    Raise SlurmError for a declaration that cannot be applied.
+    host names of nodes that leave the cluster or change their hardware, ``partitions`` the removed
+    ones, ``remove`` says whether this host leaves the cluster, and ``ends_cluster`` whether all
+    jobs end then. Raise SlurmError for a declaration that cannot be applied.
     """
     controller, name = options["slurm_controller"], facts["inventory_name"]
     declared = options["slurm_nodes"] or facts.get("groups", {}).get(GROUP, ())
@@ -70,9 +70,8 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
     if name in controllers:
         nodes.update({host: _find_node(host, known, controller) for host in hosts})
         _check_hosts({host: nodes[host] for host in (*hosts, *controllers)})
-    release = facts.get("distribution_release", "")
+    release, roles = facts.get("distribution_release", ""), {}
     cluster = parts.Cluster(options, nodes, hosts, controllers, release)
-    roles = {}
     if name == controller:
         roles[parts.CONTROLLER] = parts.controller(cluster)
     if name != controller or name in hosts:
@@ -81,6 +80,7 @@ def plan(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]
         owned=parts.merge([{"munge_keys": [key["entry"]]}, *roles.values()]),
         parts=roles,
         leaves=_find_leaving(nodes[name]["nodes"], nodes, hosts),
+        partitions=_find_removed(nodes[name].get("partitions", ()), options),
     )
 
 
@@ -88,6 +88,7 @@ def _plan(
     owned: Mapping[str, Any] | None = None,
     parts: Mapping[str, Any] | None = None,
     leaves: Sequence[str] = (),
+    partitions: Sequence[str] = (),
     remove: bool = False,
     ends_cluster: bool = False,
 ) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def _plan(
         "owned": {"refused": [], **(owned or {})},
         "parts": parts or {},
         "leaves": [*leaves],
+        "partitions": [*partitions],
         "remove": remove,
         "ends_cluster": ends_cluster,
     }
@@ -146,6 +148,13 @@ def _find_leaving(
         if node.get("runs_jobs", True)
         and (host not in hosts or any(node[key] != nodes[host][key] for key in _LAYOUT))
     ]
+
+
+def _find_removed(running: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+    """Return the RUNNING partitions that are not declared any more: Slurm ends their jobs."""
+    declared = {partition["name"] for partition in options["slurm_partitions"]}
+    names = [name for name in running if isinstance(name, str) and NAME.fullmatch(name)]
+    return [name for name in names if name not in declared]
 
 
 def _check_move(

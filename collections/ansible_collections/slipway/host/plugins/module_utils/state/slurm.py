@@ -41,6 +41,7 @@ DAEMON_OPTIONS = "/etc/default/slurmd"
 # Controllers without which Slurm cannot limit jobs by control groups.
 CONTROLLERS = {"cpuset", "memory"}
 MAX_KEY_BYTES = 4096
+PARTITION = "PartitionName="
 # What the controller records of each node, for runs that do not reach the node.
 RECORDED = {
     *("hostname", "address", "cpus", "sockets", "cores", "threads", "memory", "gpus"),
@@ -57,7 +58,8 @@ def ask_node(paths: list[str], _reply: Json) -> Json:
     PCI addresses. ``cgroup``: whether control groups limit CPUs and memory. ``munge_key``: digest
     of the munge key, empty without one. ``managed``: whether the role wrote files before.
     ``foreign``: configuration of Slurm that the role did not write. ``nodes``: nodes as the role
-    recorded them on the controller. ``cluster``: name of the running cluster, on its controller.
+    recorded them on the controller. ``cluster`` and ``partitions``: names of the running cluster
+    and of its partitions, on its controller.
     ``jobs_folder``: where slurmctld keeps its jobs, or will at its next start. ``time``: seconds
     since 1970.
     """
@@ -75,6 +77,7 @@ def ask_node(paths: list[str], _reply: Json) -> Json:
             "foreign": find_foreign(root),
             "nodes": read_nodes(root + NODES[1:]),
             "cluster": read_setting(root + APPLIED[1:], "ClusterName"),
+            "partitions": read_partitions(root + APPLIED[1:]),
             "jobs_folder": read_setting(root + CONFIGURATIONS[0][1:], "StateSaveLocation"),
             "time": time.time(),
         }
@@ -176,6 +179,12 @@ def read_setting(path: str, name: str) -> str:
         if key == name:
             return value
     return ""
+
+
+def read_partitions(path: str) -> list[str]:
+    """Return the partitions in the configuration that slurmctld has read."""
+    words = [line.split() for line in reading.read_word(path).splitlines()]
+    return [line[0][len(PARTITION) :] for line in words if line and line[0].startswith(PARTITION)]
 
 
 def ask_folder(path: str) -> list[int] | None:
