@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slipway.host.plugins.plugin_utils import detached_job
+from ansible_collections.slipway.host.plugins.plugin_utils import detached_job, host_progress
+from ansible_collections.slipway.host.plugins.plugin_utils.live import progress_channel
 
 DONE = """
 import json, pathlib, sys
@@ -76,6 +77,30 @@ def test_the_result_and_the_progress_come_back(
     # A host cannot clear the screen.
     assert "gpu01: \\x1b[2Jall" in shown
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_status_is_read_only_if_a_callback_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    run, reads = detached_job._run_command, []
+
+    def count(action: Any, script: str, data: bytes = b"\n") -> str:
+        reads.extend(["read"] * ("is_new" in script))
+        return run(action, script, data)
+
+    monkeypatch.setattr(detached_job, "_run_command", count)
+    monkeypatch.setattr(progress_channel, "is_open", lambda: shown)
+    monkeypatch.setattr(host_progress, "LOOKS", 1000)
+    program = (
+        "import os, pathlib, sys, time\n"
+        "for number in range(3):\n"
+        "    text = f'{os.getpid()} step {number}\\n'\n"
+        "    pathlib.Path(sys.argv[1], 'status').write_text(text)\n"
+        "    time.sleep(0.5)\n"
+    )
+    assert run_job(tmp_path, program + DONE)["built"]
+    assert (len(reads) > 2) is shown
 
 
 def test_killed_work_fails_and_leaves_no_file(tmp_path: Path) -> None:

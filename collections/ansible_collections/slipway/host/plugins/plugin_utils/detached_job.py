@@ -95,12 +95,14 @@ def _read_script(folder: str, displayed_bytes: int, status: str) -> str:
     """Return the script that waits for news of a job and prints its result, status and progress.
 
     A program that ended without a result was killed. Without the folder, its result was removed.
+    The status is no news if no callback shows it: each read costs the controller CPU.
     """
+    news = "status" if progress_channel.is_open() else "/dev/null"
     return (
         f"cd {folder} 2>/dev/null || {{ echo '{{\"removed\": true}}'; exit; }}; "
         f"is_new() {{ [ -e result.json ] || ! kill -0 $(cat pid) 2>/dev/null || "
         f"[ $(wc -c <progress) -gt {displayed_bytes} ]; }}; "
-        f"{host_progress.wait_script('status', status, 'is_new')}; "
+        f"{host_progress.wait_script(news, status, 'is_new')}; "
         "kill -0 $(cat pid) 2>/dev/null && alive=1; "
         'cat result.json 2>/dev/null || [ "$alive" ] || echo \'{"killed": true}\'; '
         f'echo; echo ----; printf "%s\\n" "$line"; tail -c +{displayed_bytes + 1} progress'
