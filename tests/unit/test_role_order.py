@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -77,3 +79,36 @@ def test_a_removal_of_some_roles_keeps_order_and_data_sets(
     variables = loader.load_from_file(str(ROOT / "vars/removal.yml"), trusted_as_template=True)
     templar = Templar(loader, {**variables, **declared})
     assert templar.template(trust_as_template("{{ __slipway_removed_roles }}")) == removed
+
+
+@pytest.mark.parametrize(
+    ("declared", "all_of_it"),
+    [
+        ({}, True),
+        ({"slipway_remove_data": True}, True),
+        # With -e NAME_state=present, a part stays, with its records.
+        ({"docker_engine_state": "present"}, False),
+        ({"host_metrics_state": "present"}, False),
+        ({"slipway_roles": ["docker_engine"]}, False),
+        ({"slipway_remove_data": True, "ml_data_state": "present"}, False),
+    ],
+)
+def test_records_are_deleted_when_every_role_is_removed(
+    declared: dict[str, Any], all_of_it: bool
+) -> None:
+    done = subprocess.run(
+        [
+            *("ansible", "localhost", "-m", "ansible.builtin.debug"),
+            *("-a", "var=__slipway_removes_all", "-e", "@vars/removal.yml"),
+            *("-e", json.dumps(declared)),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.minimal",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"__slipway_removes_all: {json.dumps(all_of_it)}" in done.stdout, done.stderr
