@@ -107,7 +107,7 @@ def removed(site: Site, provisioned: Run) -> str:
     site.on("docker rm --force theirs")
     done = remove(site, *act.split()[2:], answer="remove\n")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "OK: 1 host without Slipway." in done.stdout
+    assert "OK: 1 host with nothing left to remove." in done.stdout
     return done.stdout
 
 

@@ -296,7 +296,7 @@ def test_the_task_that_surveys_for_metrics_has_the_name_that_the_table_expects()
     [
         ("site", "OK: 1 host as declared."),
         ("verify", "OK: 1 host as declared."),
-        ("remove", "OK: 1 host without Slipway."),
+        ("remove", "OK: 1 host with nothing left to remove."),
         *[(name, "OK: 1 host finished.") for name in ("images_build", "rollback", "upgrade")],
     ],
 )

@@ -90,7 +90,7 @@ IMAGE_BUILD = "images_build"
 SSH_FORWARD = "ansible_collections.slipway.host.plugins.plugin_utils.ssh_forward"
 # What the last line says of hosts that need nothing more: these commands do not compare all roles.
 RESULTS = {
-    REMOVAL: "without Slipway",
+    REMOVAL: "with nothing left to remove",
     IMAGE_BUILD: "finished",
     "rollback": "finished",
     "upgrade": "finished",
