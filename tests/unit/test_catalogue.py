@@ -660,8 +660,12 @@ def test_packages_and_locks_depend_on_the_variant(folder: Path, write: Write) ->
     )
     cpu, gpu = build(folder, variant="cpu"), build(folder, variant="gpu")
     assert "install-apt curl\n" in cpu.dockerfile
-    assert "install-apt python3 curl nvtop\n" in gpu.dockerfile
+    assert "FROM ${BASE} AS system" in cpu.dockerfile
     assert "AS installer" not in cpu.dockerfile
+    # Python has a layer of its own, which all images on the base share.
+    assert "FROM python AS system" in gpu.dockerfile
+    assert "install-apt python3\n" in gpu.dockerfile
+    assert "install-apt curl nvtop\n" in gpu.dockerfile
     assert "install-python /opt/venv /run/gpu.lock" in gpu.dockerfile
     assert "NVIDIA_VISIBLE_DEVICES" not in cpu.dockerfile
     assert 'ENV NVIDIA_VISIBLE_DEVICES="all"' in gpu.dockerfile
