@@ -672,6 +672,19 @@ def test_packages_and_locks_depend_on_the_variant(folder: Path, write: Write) ->
     assert "image/gpu.lock" not in {file.path for file in cpu.files}
 
 
+def test_an_image_gets_python_if_the_image_below_it_has_none(folder: Path, write: Write) -> None:
+    write("ground", packages=["curl"])
+    flask = {"requirements": "a.in", "contents": {"a.in": "flask\n", "a.lock": LOCK}}
+    write("above", base="ground", **flask)
+    write("top", base="above", packages=["less"], **flask)
+    above, top = build(folder, "above").dockerfile, build(folder, "top").dockerfile
+    assert "FROM ${BASE} AS system\nUSER root" in above
+    # For the installer, and for the image.
+    assert above.count("install-apt python3\n") == 2
+    assert "FROM ${BASE} AS system\nUSER root" in top
+    assert top.count("install-apt python3\n") == 1 and "install-apt less\n" in top
+
+
 @pytest.mark.parametrize(
     ("value", "quoted"),
     [
