@@ -142,10 +142,6 @@ REASONS: dict[str, tuple[str, str]] = {
     "module_utils/state/engine_access.py": ("reads the ACL of the engine's socket", "os.getxattr"),
     "module_utils/host/sessions.py": ("reads procfs", ".glob .read_text"),
     "module_utils/images/record.py": ("locks a file within an opened folder", "os.open"),
-    "module_utils/images/surroundings.py": (
-        "reads procfs, and sizes and names in folders that only root can write",
-        ".iterdir",
-    ),
     "module_utils/images/smoke.py": (
         "reads the engine's folders of CDI files, which only root can write",
         ".glob .read_text",

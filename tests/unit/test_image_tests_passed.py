@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
 from ansible_collections.slipway.host.plugins.module_utils.host import verify
-from ansible_collections.slipway.host.plugins.module_utils.images import record, surroundings
+from ansible_collections.slipway.host.plugins.module_utils.images import record, tested_system
 from ansible_collections.slipway.host.plugins.module_utils.state import containers
 
 IMAGE, IDENTITY = "slipway/a:cpu", "sha256:a"
+NAMES = ("daemon.json", "program", "none")
 CONTENT = record.Content(IDENTITY, {}, None)
 
 
@@ -51,10 +52,9 @@ def system(
     program(
         "docker", f"echo $* >>{tmp_path}/log; exit $(cat {tmp_path}/status 2>/dev/null || echo 0)"
     )
-    monkeypatch.setattr(surroundings, "FILES", (str(tmp_path / "daemon.json"),))
-    monkeypatch.setattr(surroundings, "FOLDERS", (str(tmp_path / "cdi"), str(tmp_path / "none")))
-    monkeypatch.setattr(surroundings, "GPUS", str(tmp_path / "gpus"))
-    monkeypatch.setattr(surroundings, "PROGRAMS", (str(tmp_path / "program"), "/none"))
+    monkeypatch.setattr(tested_system, "FILES", tuple(str(tmp_path / name) for name in NAMES))
+    monkeypatch.setattr(tested_system, "FOLDERS", (str(tmp_path / "cdi"), str(tmp_path / "none")))
+    monkeypatch.setattr(tested_system, "GPUS", str(tmp_path / "gpus"))
     monkeypatch.setattr(containers, "ask_engine", made.ask_engine)
     monkeypatch.setattr(containers, "IMAGE_RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(labels, "BUILD_LOCK", str(tmp_path / "build.lock"))
@@ -81,7 +81,7 @@ CHANGES: dict[str, Callable[[System], Any]] = {
     ),
     "one more CDI specification": lambda system: (system.folder / "cdi" / "b.yaml").write_text(""),
     "another GPU": lambda system: (system.folder / "gpus" / "0000:01:00.0").mkdir(),
-    "another version of a program": lambda system: (system.folder / "program").write_text("10"),
+    "another version of a program": lambda system: (system.folder / "program").write_text("2"),
 }
 
 
@@ -125,7 +125,7 @@ def test_a_failed_smoke_test_is_not_noted(system: System) -> None:
 def test_an_engine_that_is_silent_proves_nothing(system: System) -> None:
     system.version = ConnectionRefusedError()
     record.write_record(IMAGE, CONTENT, "digest", record.BUILT)
-    assert surroundings.digest() == ""
+    assert tested_system.digest() == ""
     assert "passed in" in check()
     assert "passed in" in check()
 

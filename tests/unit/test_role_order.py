@@ -112,3 +112,6 @@ def test_records_are_deleted_when_every_role_is_removed(
         check=False,
     )
     assert f"__slipway_removes_all: {json.dumps(all_of_it)}" in done.stdout, done.stderr
+    plays = yaml.safe_load((ROOT / "playbooks/remove.yml").read_text(encoding="utf-8"))
+    tasks = {task["name"]: task for play in plays for task in play["tasks"]}
+    assert "__slipway_removes_all" in tasks["Delete the folders of records"]["when"]

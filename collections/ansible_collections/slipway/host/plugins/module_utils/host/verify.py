@@ -44,7 +44,7 @@ from ansible_collections.slipway.host.plugins.module_utils.host.check import (
     Check,
     run_check,
 )
-from ansible_collections.slipway.host.plugins.module_utils.images import record, surroundings
+from ansible_collections.slipway.host.plugins.module_utils.images import record, tested_system
 from ansible_collections.slipway.host.plugins.module_utils.images import smoke as images_smoke
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     container_description,
@@ -108,9 +108,9 @@ def _ask_version() -> str:
 
 
 def _check_image(reference: str, identity: str, command: list[str], options: Options) -> str:
-    system = surroundings.digest()
+    system = tested_system.digest()
     if not options.repeat_smoke and record.passed_with(reference, identity, system):
-        return "smoke test passed earlier; image, engine, kernel and driver are the same since"
+        return "smoke test passed earlier; image and system are the same"
     started = time.monotonic()
     images_smoke.test(identity, command, SMOKE_TIMEOUT)
     if options.note_tests:

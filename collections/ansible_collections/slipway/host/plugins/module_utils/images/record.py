@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.slipway.host.plugins.module_utils.docker import labels
-from ansible_collections.slipway.host.plugins.module_utils.images import surroundings
+from ansible_collections.slipway.host.plugins.module_utils.images import tested_system
 from ansible_collections.slipway.host.plugins.module_utils.state import (
     apply_files,
     containers,
@@ -30,7 +30,7 @@ from ansible_collections.slipway.host.plugins.module_utils.state import (
 
 BUILT, LOADED, ACCEPTED, DELIVERED = "built", "loaded", "accepted", "delivered"
 MODE = 0o600
-# Key of the digest of the system on which the smoke test passed last, see :mod:`surroundings`.
+# Key of the digest of the system on which the smoke test passed last, see :mod:`tested_system`.
 TESTED_WITH = "tested_with"
 # Former contents of a tag that are remembered: a container may still use them.
 MAX_REPLACED = 10
@@ -127,7 +127,7 @@ def write_record(
         "origin": origin,
         "time": int(time.time()),
         "replaced": replaced[:MAX_REPLACED],
-        TESTED_WITH: surroundings.digest(),
+        TESTED_WITH: tested_system.digest(),
         **details,
     }
     _write(reference, record)
